@@ -1,0 +1,878 @@
+//! Frames in pooled buffers, moved by handle.
+//!
+//! # Theory of operation
+//!
+//! A [`Frame`] owns one buffer of a [`FramePool`] and is one pointer wide: moving it through a
+//! ring moves eight octets, whatever the frame's length. What belongs to the frame (where its
+//! octets lie, offload state, what the parser learnt) stands in the first cache line of the
+//! buffer; the octets follow after some headroom.
+//!
+//! ```text
+//! 0        64            128   138      152           172
+//! ├ Header ┼ headroom ───┼ vnet ┼ Ethernet ┼ IPv4 ──────┼ TCP, UDP ... ──────────┤
+//! ```
+//!
+//! With this start, a virtio-net header and the usual Ethernet, IPv4 and TCP headers share one
+//! cache line, and IP is 4-octet aligned. The distance between buffers is an odd number of cache
+//! lines, so that equal fields of many frames do not compete for the same cache set.
+//!
+//! A pool is one allocation that never grows. [`FramePool`] is a thread's handle to it: it keeps a
+//! stack of free buffers (last in, first out: the next frame is likely still in cache) and
+//! exchanges lists of [`BATCH`] buffers with the other handles through a lock-free queue. So a
+//! thread that only receives and one that only sends cost two atomic operations a batch, and a
+//! thread that does both costs none.
+//!
+//! Every buffer that is out of the shared queue counts as one reference to the allocation, and so
+//! does every handle. References are added and removed a batch at a time. A frame may therefore
+//! outlive its pool, and dropping a frame anywhere is safe: it goes to the shared queue.
+
+use core::fmt;
+use core::num::NonZeroU16;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+
+use crossbeam_queue::ArrayQueue;
+use thiserror::Error;
+
+use crate::drop::DropReason;
+use crate::ident::{Interface, VrfId};
+use crate::packet::Parsed;
+
+/// Frames that move as one: the size of a [`Burst`], and of the lists that handles of one pool
+/// exchange.
+pub const BATCH: usize = 64;
+
+/// Octets of an Ethernet header without tags.
+pub const ETHERNET_HEADER: usize = 14;
+
+/// Octets of the virtio-net header that devices read and write in front of a frame
+/// (`struct virtio_net_hdr`, without the number of merged buffers).
+pub const VNET_HEADER: usize = 10;
+
+/// Octets before a received frame that are free for headers.
+pub const HEADROOM: usize = 64 + VNET_HEADER;
+
+/// The longest frame: an Ethernet header and the longest IP packet.
+pub const MAX_FRAME: usize = ETHERNET_HEADER + 65_535;
+
+const LINE: usize = 64;
+
+/// A free list of this many buffers gives a batch back.
+const CACHE_LIMIT: usize = 4 * BATCH;
+
+/// Up to [`BATCH`] frames that travel together.
+pub type Burst = arrayvec::ArrayVec<Frame, BATCH>;
+
+/// Which checksum work remains on a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checksum {
+    /// The transport checksum is in the frame; nobody has verified it.
+    #[default]
+    Complete,
+    /// The transport checksum is right, or was never on a wire (`VIRTIO_NET_HDR_F_DATA_VALID`).
+    Verified,
+    /// The checksum field holds only the pseudo-header's sum; sum the octets from `start`, and put
+    /// the result at `start + offset` (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+    Partial {
+        /// Octets from the start of the frame to the transport header.
+        start: u16,
+        /// Octets from `start` to the checksum field.
+        offset: u16,
+    },
+}
+
+/// How a super-frame is cut into segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GsoKind {
+    /// TCP over IPv4.
+    TcpV4,
+    /// TCP over IPv6.
+    TcpV6,
+    /// UDP over either, one datagram a segment (USO).
+    Udp,
+}
+
+/// A super-frame's segmentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segmentation {
+    /// What is cut.
+    pub kind: GsoKind,
+    /// The TCP flag CWR stays on the first segment only (`VIRTIO_NET_HDR_GSO_ECN`).
+    pub ecn: bool,
+    /// Octets of transport payload in each segment but the last.
+    pub size: NonZeroU16,
+}
+
+/// What the virtio-net header says of a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// Checksum work that remains.
+    pub checksum: Checksum,
+    /// Set on a super-frame.
+    pub segmentation: Option<Segmentation>,
+}
+
+const F_NEEDS_CSUM: u8 = 1;
+const F_DATA_VALID: u8 = 2;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+const GSO_ECN: u8 = 0x80;
+
+impl Offload {
+    /// Nothing remains to be done, and nothing was verified.
+    pub const NONE: Self = Self { checksum: Checksum::Complete, segmentation: None };
+
+    /// Reads a virtio-net header in host byte order, as the kernel's TAP and packet sockets write
+    /// it.
+    ///
+    /// The header-length field is not kept: senders fill it loosely, so whoever needs it looks at
+    /// the frame.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::OffloadHeader`] for a segmentation type that is unknown or obsolete (UFO), and
+    /// for segments of no size.
+    pub fn from_virtio(header: &[u8; VNET_HEADER]) -> Result<Self, DropReason> {
+        let [flags, gso, _, _, size @ .., s0, s1, o0, o1] = *header;
+        let checksum = if flags & F_NEEDS_CSUM != 0 {
+            Checksum::Partial {
+                start: u16::from_ne_bytes([s0, s1]),
+                offset: u16::from_ne_bytes([o0, o1]),
+            }
+        } else if flags & F_DATA_VALID != 0 {
+            Checksum::Verified
+        } else {
+            Checksum::Complete
+        };
+        let kind = match gso & !GSO_ECN {
+            GSO_NONE => return Ok(Self { checksum, segmentation: None }),
+            GSO_TCPV4 => GsoKind::TcpV4,
+            GSO_TCPV6 => GsoKind::TcpV6,
+            GSO_UDP_L4 => GsoKind::Udp,
+            _ => return Err(DropReason::OffloadHeader),
+        };
+        let size = NonZeroU16::new(u16::from_ne_bytes(size)).ok_or(DropReason::OffloadHeader)?;
+        let segmentation = Some(Segmentation { kind, ecn: gso & GSO_ECN != 0, size });
+        Ok(Self { checksum, segmentation })
+    }
+
+    /// Writes the virtio-net header. `header_len` is the length of all headers of a super-frame,
+    /// in octets from its start; it is not used for other frames.
+    #[must_use]
+    pub fn to_virtio(self, header_len: u16) -> [u8; VNET_HEADER] {
+        let (flags, start, offset) = match self.checksum {
+            Checksum::Complete => (0, 0, 0),
+            Checksum::Verified => (F_DATA_VALID, 0, 0),
+            Checksum::Partial { start, offset } => (F_NEEDS_CSUM, start, offset),
+        };
+        let (gso, header_len, size) = match self.segmentation {
+            None => (GSO_NONE, 0, 0),
+            Some(Segmentation { kind, ecn, size }) => {
+                let kind = match kind {
+                    GsoKind::TcpV4 => GSO_TCPV4,
+                    GsoKind::TcpV6 => GSO_TCPV6,
+                    GsoKind::Udp => GSO_UDP_L4,
+                };
+                (kind | if ecn { GSO_ECN } else { 0 }, header_len, size.get())
+            }
+        };
+        let [h0, h1] = header_len.to_ne_bytes();
+        let [z0, z1] = size.to_ne_bytes();
+        let [s0, s1] = start.to_ne_bytes();
+        let [o0, o1] = offset.to_ne_bytes();
+        [flags, gso, h0, h1, z0, z1, s0, s1, o0, o1]
+    }
+}
+
+/// A frame would not fit its buffer.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("{wanted} octets do not fit a buffer with room for {room}")]
+pub struct FrameFull {
+    /// Octets asked for.
+    pub wanted: usize,
+    /// Octets that would fit.
+    pub room: usize,
+}
+
+/// The first cache line of every buffer.
+#[repr(C, align(64))]
+struct Header {
+    home: NonNull<Home>,
+    /// The next buffer of a list, while the buffer is in the shared queue.
+    next: Option<NonNull<Header>>,
+    /// Octets from the start of the buffer to the start of the frame.
+    head: u32,
+    /// Octets of the frame.
+    len: u32,
+    interface: Option<Interface>,
+    parsed: Parsed,
+    offload: Offload,
+    vrf: VrfId,
+}
+
+const _: () = assert!(size_of::<Header>() == LINE, "a buffer's header is one cache line");
+
+/// The allocation behind all handles of a pool.
+struct Home {
+    base: NonNull<u8>,
+    layout: Layout,
+    stride: usize,
+    count: usize,
+    references: AtomicUsize,
+    /// Lists of free buffers, linked by [`Header::next`].
+    free: ArrayQueue<FreeList>,
+}
+
+struct FreeList(NonNull<Header>);
+
+// SAFETY: a list in the queue owns its buffers; nobody else has a pointer to them.
+unsafe impl Send for FreeList {}
+
+impl Home {
+    fn allocate(count: usize, room: usize) -> NonNull<Self> {
+        let lines = (LINE + HEADROOM + room).div_ceil(LINE);
+        let stride = LINE * (lines | 1);
+        let size = stride.checked_mul(count).filter(|&size| size > 0);
+        let layout = size.and_then(|size| Layout::from_size_align(size, LINE).ok());
+        let Some(layout) = layout else { handle_alloc_error(Layout::new::<Header>()) };
+        // SAFETY: the layout's size is not zero.
+        let base = unsafe { alloc_zeroed(layout) };
+        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
+        let home = Self {
+            base,
+            layout,
+            stride,
+            count,
+            references: AtomicUsize::new(1),
+            free: ArrayQueue::new(count),
+        };
+        let home = NonNull::from(Box::leak(Box::new(home)));
+        // SAFETY: just made, and only this function knows it.
+        unsafe { Self::link_all(home) };
+        home
+    }
+
+    /// Writes every buffer's header and puts all buffers into the queue.
+    ///
+    /// # Safety
+    ///
+    /// `home` is valid, and none of its buffers is in use.
+    unsafe fn link_all(home: NonNull<Self>) {
+        // SAFETY: valid, as the caller says.
+        let this = unsafe { home.as_ref() };
+        for first in (0..this.count).step_by(BATCH) {
+            let mut next = None;
+            for n in (first..this.count.min(first + BATCH)).rev() {
+                // SAFETY: n < count, so the buffer lies inside the allocation.
+                let buffer = unsafe { this.base.add(n * this.stride) }.cast::<Header>();
+                let header = Header {
+                    home,
+                    next,
+                    head: 0,
+                    len: 0,
+                    interface: None,
+                    parsed: Parsed::default(),
+                    offload: Offload::NONE,
+                    vrf: VrfId::DEFAULT,
+                };
+                // SAFETY: aligned (stride is a multiple of a line) and not in use.
+                unsafe { buffer.write(header) };
+                next = Some(buffer);
+            }
+            this.give(next);
+        }
+    }
+
+    /// Puts a list into the queue. There can be no more lists than buffers, so it always fits.
+    fn give(&self, list: Option<NonNull<Header>>) {
+        if let Some(first) = list {
+            let pushed = self.free.push(FreeList(first));
+            debug_assert!(pushed.is_ok(), "more lists than buffers");
+        }
+    }
+
+    /// Removes `count` references, and frees everything with the last one.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns that many references, and does not use `home` afterwards.
+    unsafe fn release(home: NonNull<Self>, count: usize) {
+        // SAFETY: the caller's references keep it valid until the subtraction.
+        let references = unsafe { &home.as_ref().references };
+        if references.fetch_sub(count, Ordering::Release) != count {
+            return;
+        }
+        fence(Ordering::Acquire);
+        // SAFETY: made by Box::leak, and this was the last reference.
+        let home = unsafe { Box::from_raw(home.as_ptr()) };
+        // SAFETY: allocated with this layout; no buffer is out of the queue.
+        unsafe { dealloc(home.base.as_ptr(), home.layout) };
+    }
+}
+
+/// A thread's handle to a pool of buffers.
+///
+/// Clones share the buffers; give one to each thread.
+pub struct FramePool {
+    home: NonNull<Home>,
+    cache: Vec<NonNull<Header>>,
+}
+
+// SAFETY: the cached buffers belong to the handle, and Home is used through atomics only.
+unsafe impl Send for FramePool {}
+
+impl FramePool {
+    /// A pool of `count` buffers, each with room for frames of `room` octets besides
+    /// [`HEADROOM`].
+    ///
+    /// The memory is reserved at once but becomes resident only where frames touch it.
+    #[must_use]
+    pub fn new(count: usize, room: usize) -> Self {
+        let home = Home::allocate(count.max(1), room.clamp(ETHERNET_HEADER, MAX_FRAME));
+        Self { home, cache: Vec::with_capacity(CACHE_LIMIT) }
+    }
+
+    fn home(&self) -> &Home {
+        // SAFETY: the handle's own reference keeps it valid.
+        unsafe { self.home.as_ref() }
+    }
+
+    /// How many buffers the pool has, in use or not.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.home().count
+    }
+
+    /// Octets that a frame fresh from this pool can hold.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.home().stride - LINE - HEADROOM
+    }
+
+    /// An empty frame, or `None` when all buffers are in use.
+    pub fn alloc(&mut self) -> Option<Frame> {
+        if self.cache.is_empty() {
+            self.refill();
+        }
+        let mut buffer = self.cache.pop()?;
+        // SAFETY: a cached buffer belongs to this handle alone.
+        let header = unsafe { buffer.as_mut() };
+        header.head = (LINE + HEADROOM) as u32;
+        header.len = 0;
+        header.interface = None;
+        header.offload = Offload::NONE;
+        Some(Frame { buffer })
+    }
+
+    /// A frame that holds a copy of `octets`.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::NoBuffer`] when all buffers are in use, [`DropReason::FrameLength`] when
+    /// `octets` do not fit one.
+    pub fn copy_from(&mut self, octets: &[u8]) -> Result<Frame, DropReason> {
+        let mut frame = self.alloc().ok_or(DropReason::NoBuffer)?;
+        match frame.set_len(octets.len()) {
+            Ok(()) => {
+                frame.bytes_mut().copy_from_slice(octets);
+                Ok(frame)
+            }
+            Err(FrameFull { .. }) => {
+                self.free(frame);
+                Err(DropReason::FrameLength)
+            }
+        }
+    }
+
+    /// Takes a frame back. The same as dropping it, but without atomic operations.
+    pub fn free(&mut self, frame: Frame) {
+        // SAFETY: a frame's buffer has a valid header.
+        if unsafe { frame.buffer.as_ref() }.home != self.home {
+            return;
+        }
+        if self.cache.len() >= CACHE_LIMIT {
+            self.spill(BATCH);
+        }
+        self.cache.push(frame.buffer);
+        core::mem::forget(frame);
+    }
+
+    /// Takes all frames of a burst back.
+    pub fn free_all(&mut self, burst: &mut Burst) {
+        for frame in burst.drain(..) {
+            self.free(frame);
+        }
+    }
+
+    /// Fills the empty cache with one list from the queue.
+    #[cold]
+    fn refill(&mut self) {
+        let Some(FreeList(first)) = self.home().free.pop() else { return };
+        let mut next = Some(first);
+        while let Some(buffer) = next {
+            self.cache.push(buffer);
+            // SAFETY: the list came from the queue, so its buffers are ours now.
+            next = unsafe { buffer.as_ref() }.next;
+        }
+        let taken = self.cache.len();
+        self.home().references.fetch_add(taken, Ordering::Relaxed);
+    }
+
+    /// Gives up to `count` of the buffers that were freed longest ago to the queue.
+    #[cold]
+    fn spill(&mut self, count: usize) {
+        let count = count.min(self.cache.len());
+        let mut list = None;
+        for mut buffer in self.cache.drain(..count) {
+            // SAFETY: a cached buffer belongs to this handle alone.
+            unsafe { buffer.as_mut() }.next = list;
+            list = Some(buffer);
+        }
+        self.home().give(list);
+        if count > 0 {
+            // SAFETY: each of those buffers was a reference; the handle's own remains.
+            unsafe { Home::release(self.home, count) };
+        }
+    }
+}
+
+impl Clone for FramePool {
+    fn clone(&self) -> Self {
+        self.home().references.fetch_add(1, Ordering::Relaxed);
+        Self { home: self.home, cache: Vec::with_capacity(CACHE_LIMIT) }
+    }
+}
+
+impl Drop for FramePool {
+    fn drop(&mut self) {
+        while !self.cache.is_empty() {
+            self.spill(BATCH);
+        }
+        // SAFETY: the handle's own reference, not used any more.
+        unsafe { Home::release(self.home, 1) };
+    }
+}
+
+impl fmt::Debug for FramePool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FramePool")
+            .field("capacity", &self.capacity())
+            .field("room", &self.room())
+            .field("cached", &self.cache.len())
+            .finish()
+    }
+}
+
+/// One Ethernet frame in a pooled buffer.
+pub struct Frame {
+    buffer: NonNull<Header>,
+}
+
+// SAFETY: a frame is the only owner of its buffer.
+unsafe impl Send for Frame {}
+// SAFETY: a shared frame only reads its buffer.
+unsafe impl Sync for Frame {}
+
+impl Frame {
+    fn header(&self) -> &Header {
+        // SAFETY: the frame owns its buffer, whose header is always valid.
+        unsafe { self.buffer.as_ref() }
+    }
+
+    fn header_mut(&mut self) -> &mut Header {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe { self.buffer.as_mut() }
+    }
+
+    /// Octets of the whole buffer, its header included.
+    fn stride(&self) -> usize {
+        // SAFETY: the buffer is a reference to its home.
+        unsafe { self.header().home.as_ref() }.stride
+    }
+
+    /// The octets of the buffer from `from` to `to`.
+    ///
+    /// # Safety
+    ///
+    /// `LINE <= from <= to <= stride`.
+    unsafe fn window(&self, from: usize, to: usize) -> &[u8] {
+        debug_assert!(LINE <= from && from <= to && to <= self.stride());
+        // SAFETY: inside the buffer by the caller's word, and initialised: it was zeroed once.
+        unsafe {
+            let start = self.buffer.cast::<u8>().add(from);
+            core::slice::from_raw_parts(start.as_ptr(), to - from)
+        }
+    }
+
+    /// The octets of the buffer from `from` to `to`.
+    ///
+    /// # Safety
+    ///
+    /// `LINE <= from <= to <= stride`.
+    unsafe fn window_mut(&mut self, from: usize, to: usize) -> &mut [u8] {
+        debug_assert!(LINE <= from && from <= to && to <= self.stride());
+        // SAFETY: inside the buffer by the caller's word, and initialised: it was zeroed once.
+        unsafe {
+            let start = self.buffer.cast::<u8>().add(from);
+            core::slice::from_raw_parts_mut(start.as_ptr(), to - from)
+        }
+    }
+
+    /// Octets of the frame, Ethernet header included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.header().len as usize
+    }
+
+    /// Whether the frame has no octets.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The frame, from its Ethernet header on.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        let (head, len) = (self.header().head as usize, self.len());
+        // SAFETY: every method keeps LINE <= head and head + len <= stride.
+        unsafe { self.window(head, head + len) }
+    }
+
+    /// The frame, from its Ethernet header on.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let (head, len) = (self.header().head as usize, self.len());
+        // SAFETY: every method keeps LINE <= head and head + len <= stride.
+        unsafe { self.window_mut(head, head + len) }
+    }
+
+    /// Octets from the frame's start to the end of the buffer: the longest that it can become.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.stride() - self.header().head as usize
+    }
+
+    /// Octets free in front of the frame.
+    #[must_use]
+    pub fn headroom(&self) -> usize {
+        self.header().head as usize - LINE
+    }
+
+    /// Makes the frame `len` octets long, by cutting its end or by adding octets of no certain
+    /// value.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameFull`] when the buffer is too small; the frame is left as it was.
+    pub fn set_len(&mut self, len: usize) -> Result<(), FrameFull> {
+        let room = self.room();
+        match u32::try_from(len) {
+            Ok(octets) if len <= room => {
+                self.header_mut().len = octets;
+                Ok(())
+            }
+            _ => Err(FrameFull { wanted: len, room }),
+        }
+    }
+
+    /// Cuts the frame to at most `len` octets.
+    pub fn truncate(&mut self, len: usize) {
+        if let Ok(len) = u32::try_from(len) {
+            let header = self.header_mut();
+            header.len = header.len.min(len);
+        }
+    }
+
+    /// Adds `octets` octets of no certain value in front. Anything that counts from the frame's
+    /// start (offload, parse results) must be set anew.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameFull`] when there is less headroom.
+    pub fn push_front(&mut self, octets: usize) -> Result<(), FrameFull> {
+        let room = self.headroom();
+        match u32::try_from(octets) {
+            Ok(more) if octets <= room => {
+                let header = self.header_mut();
+                header.head -= more;
+                header.len += more;
+                Ok(())
+            }
+            _ => Err(FrameFull { wanted: octets, room }),
+        }
+    }
+
+    /// Takes up to `octets` octets away in front. Anything that counts from the frame's start
+    /// (offload, parse results) must be set anew.
+    pub fn trim_front(&mut self, octets: usize) {
+        let header = self.header_mut();
+        let less = u32::try_from(octets).unwrap_or(u32::MAX).min(header.len);
+        header.head += less;
+        header.len -= less;
+    }
+
+    /// The frame with the `before` octets of headroom in front of it, for a device that writes a
+    /// header of its own there and sends both at once.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameFull`] when there is less headroom.
+    pub fn with_headroom(&mut self, before: usize) -> Result<&mut [u8], FrameFull> {
+        let room = self.headroom();
+        if before > room {
+            return Err(FrameFull { wanted: before, room });
+        }
+        let (head, len) = (self.header().head as usize, self.len());
+        // SAFETY: head - before >= LINE, as just checked.
+        Ok(unsafe { self.window_mut(head - before, head + len) })
+    }
+
+    /// The whole rest of the buffer with `before` octets of headroom in front, for a device to
+    /// read into; [`Self::set_len`] afterwards says how much of it is frame.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameFull`] when there is less headroom.
+    pub fn receive_area(&mut self, before: usize) -> Result<&mut [u8], FrameFull> {
+        let room = self.headroom();
+        if before > room {
+            return Err(FrameFull { wanted: before, room });
+        }
+        let (head, stride) = (self.header().head as usize, self.stride());
+        // SAFETY: head - before >= LINE, as just checked.
+        Ok(unsafe { self.window_mut(head - before, stride) })
+    }
+
+    /// Offload state. Offsets in it count from the frame's start.
+    #[must_use]
+    pub fn offload(&self) -> Offload {
+        self.header().offload
+    }
+
+    /// Sets the offload state.
+    pub fn set_offload(&mut self, offload: Offload) {
+        self.header_mut().offload = offload;
+    }
+
+    /// Where the frame came in, or where it leaves.
+    #[must_use]
+    pub fn interface(&self) -> Option<Interface> {
+        self.header().interface
+    }
+
+    /// Sets where the frame came in, or where it leaves.
+    pub fn set_interface(&mut self, interface: Interface) {
+        self.header_mut().interface = Some(interface);
+    }
+
+    /// The VRF in which the frame is looked up.
+    #[must_use]
+    pub fn vrf(&self) -> VrfId {
+        self.header().vrf
+    }
+
+    /// Sets the VRF in which the frame is looked up.
+    pub fn set_vrf(&mut self, vrf: VrfId) {
+        self.header_mut().vrf = vrf;
+    }
+
+    /// What the parser learnt; meaningful only inside a [`crate::packet::Packet`].
+    pub(crate) fn parsed(&self) -> &Parsed {
+        &self.header().parsed
+    }
+
+    pub(crate) fn set_parsed(&mut self, parsed: Parsed) {
+        self.header_mut().parsed = parsed;
+    }
+
+    /// Hints the processor to load the frame's metadata and its headers.
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let start = self.buffer.as_ptr().cast::<i8>();
+            // SAFETY: both lines lie inside the buffer, and a prefetch has no effect on memory.
+            unsafe {
+                _mm_prefetch(start, _MM_HINT_T0);
+                _mm_prefetch(start.add(2 * LINE), _MM_HINT_T0);
+            }
+        }
+    }
+
+    /// Gives the buffer up as a raw pointer, to be carried by code that knows nothing of frames.
+    /// [`Self::from_raw`] makes it a frame again.
+    #[must_use]
+    pub fn into_raw(self) -> NonNull<core::ffi::c_void> {
+        let raw = self.buffer.cast();
+        core::mem::forget(self);
+        raw
+    }
+
+    /// Takes back what [`Self::into_raw`] gave up.
+    ///
+    /// # Safety
+    ///
+    /// `raw` comes from [`Self::into_raw`], and is taken back once only.
+    #[must_use]
+    pub unsafe fn from_raw(raw: NonNull<core::ffi::c_void>) -> Self {
+        Self { buffer: raw.cast() }
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        let home = self.header().home;
+        self.header_mut().next = None;
+        // SAFETY: the buffer itself is a reference to its home.
+        unsafe { home.as_ref() }.give(Some(self.buffer));
+        // SAFETY: that reference ends now that the buffer is in the queue.
+        unsafe { Home::release(home, 1) };
+    }
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("len", &self.len())
+            .field("interface", &self.interface())
+            .field("offload", &self.offload())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_pool_hands_out_each_buffer_once() {
+        let mut pool = FramePool::new(200, 2000);
+        let frames: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
+        assert_eq!(frames.len(), 200);
+        let places: std::collections::BTreeSet<_> =
+            frames.iter().map(|frame| frame.bytes().as_ptr()).collect();
+        assert_eq!(places.len(), 200);
+        for frame in frames {
+            pool.free(frame);
+        }
+        assert_eq!(std::iter::from_fn(|| pool.alloc()).count(), 200);
+    }
+
+    #[test]
+    fn the_last_freed_buffer_is_used_first() {
+        let mut pool = FramePool::new(4, 100);
+        let frame = pool.alloc().unwrap();
+        let place = frame.bytes().as_ptr();
+        pool.free(frame);
+        assert_eq!(pool.alloc().unwrap().bytes().as_ptr(), place);
+    }
+
+    #[test]
+    fn a_frame_outlives_its_pool() {
+        let mut pool = FramePool::new(2, 100);
+        let frame = pool.copy_from(b"still here").unwrap();
+        drop(pool);
+        assert_eq!(frame.bytes(), b"still here");
+    }
+
+    #[test]
+    fn a_foreign_frame_goes_home() {
+        let (mut a, mut b) = (FramePool::new(1, 100), FramePool::new(1, 100));
+        let frame = a.alloc().unwrap();
+        assert!(a.alloc().is_none());
+        b.free(frame);
+        assert!(a.alloc().is_some());
+    }
+
+    #[test]
+    fn frames_cross_threads_and_come_back() {
+        let mut pool = FramePool::new(256, 100);
+        let mut other = pool.clone();
+        let (tx, rx) = crossbeam_channel::bounded::<Frame>(64);
+        let sink = std::thread::spawn(move || {
+            let mut sum = 0_u64;
+            for frame in rx {
+                sum += u64::from(frame.bytes()[0]);
+                other.free(frame);
+            }
+            sum
+        });
+        let mut sent = 0;
+        let mut n = 0_u32;
+        while n < 5_000 {
+            let Some(mut frame) = pool.alloc() else {
+                std::thread::yield_now();
+                continue;
+            };
+            frame.set_len(1).unwrap();
+            frame.bytes_mut()[0] = (n % 251) as u8;
+            sent += u64::from(n % 251);
+            tx.send(frame).unwrap();
+            n += 1;
+        }
+        drop(tx);
+        assert_eq!(sink.join().unwrap(), sent);
+        assert_eq!(std::iter::from_fn(|| pool.alloc()).count(), 256);
+    }
+
+    #[test]
+    fn lengths_are_bounded_by_the_buffer() {
+        let mut pool = FramePool::new(1, 100);
+        let mut frame = pool.alloc().unwrap();
+        let room = frame.room();
+        assert!(room >= 100);
+        assert_eq!(frame.set_len(room + 1), Err(FrameFull { wanted: room + 1, room }));
+        frame.set_len(room).unwrap();
+        frame.push_front(HEADROOM).unwrap();
+        assert_eq!(frame.push_front(1), Err(FrameFull { wanted: 1, room: 0 }));
+        frame.trim_front(usize::MAX);
+        assert!(frame.is_empty());
+        assert_eq!(frame.room(), 0);
+    }
+
+    #[test]
+    fn headroom_is_in_front_of_the_frame() {
+        let mut pool = FramePool::new(1, 100);
+        let mut frame = pool.alloc().unwrap();
+        frame.receive_area(VNET_HEADER).unwrap()[..12].copy_from_slice(b"0123456789ab");
+        frame.set_len(2).unwrap();
+        assert_eq!(frame.bytes(), b"ab");
+        assert_eq!(frame.with_headroom(VNET_HEADER).unwrap(), b"0123456789ab");
+        assert!(frame.with_headroom(HEADROOM + 1).is_err());
+    }
+
+    #[test]
+    fn raw_handles_round_trip() {
+        let mut pool = FramePool::new(1, 100);
+        let raw = pool.copy_from(b"x").unwrap().into_raw();
+        // SAFETY: just given up, and taken back once.
+        let frame = unsafe { Frame::from_raw(raw) };
+        assert_eq!(frame.bytes(), b"x");
+    }
+
+    proptest! {
+        #[test]
+        fn virtio_headers_round_trip(
+            partial in proptest::option::of((0_u16.., 0_u16..)),
+            gso in proptest::option::of((0..3_u8, any::<bool>(), 1_u16..)),
+        ) {
+            let offload = Offload {
+                checksum: partial.map_or(Checksum::Verified, |(start, offset)| Checksum::Partial { start, offset }),
+                segmentation: gso.map(|(kind, ecn, size)| Segmentation {
+                    kind: [GsoKind::TcpV4, GsoKind::TcpV6, GsoKind::Udp][usize::from(kind)],
+                    ecn,
+                    size: NonZeroU16::new(size).unwrap(),
+                }),
+            };
+            prop_assert_eq!(Offload::from_virtio(&offload.to_virtio(54)), Ok(offload));
+        }
+
+        #[test]
+        fn any_virtio_header_is_read_or_refused(header: [u8; VNET_HEADER]) {
+            let _ = Offload::from_virtio(&header);
+        }
+    }
+}

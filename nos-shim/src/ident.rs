@@ -1,0 +1,178 @@
+//! Names of things: attachments, uplinks, VRFs, MAC addresses.
+//!
+//! Each is a type of its own, so that one cannot be passed where another is meant.
+
+use core::fmt;
+use core::str::FromStr;
+
+use thiserror::Error;
+
+/// Identifies one container interface joined to the relay, for the life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttachmentId(pub u32);
+
+/// Identifies one interface of the NOS towards the network, for the life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UplinkId(pub u32);
+
+/// Identifies a routing and forwarding instance. Every table is keyed by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VrfId(pub u16);
+
+impl VrfId {
+    /// The VRF of everything that names none.
+    pub const DEFAULT: Self = Self(0);
+}
+
+impl fmt::Display for AttachmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "attachment {}", self.0)
+    }
+}
+
+impl fmt::Display for UplinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uplink {}", self.0)
+    }
+}
+
+/// An interface of the data path, on either side of the NOS.
+///
+/// A frame carries the interface on which it came in, and later the one on which it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Interface {
+    /// Towards a container.
+    Attachment(AttachmentId),
+    /// Towards the network.
+    Uplink(UplinkId),
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attachment(id) => id.fmt(f),
+            Self::Uplink(id) => id.fmt(f),
+        }
+    }
+}
+
+/// An IEEE 802 MAC address, of any kind.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MacAddr(pub [u8; 6]);
+
+/// Text that is not six hexadecimal octets separated by colons.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("'{0}' is not a MAC address; write six octets as in 02:00:5e:10:00:01")]
+pub struct MacAddrError(String);
+
+impl MacAddr {
+    /// `ff:ff:ff:ff:ff:ff`
+    pub const BROADCAST: Self = Self([0xff; 6]);
+    /// `00:00:00:00:00:00`, which no interface may use.
+    pub const ZERO: Self = Self([0; 6]);
+
+    /// A locally administered unicast address that depends on `name` alone.
+    ///
+    /// The same name yields the same address in every run and on every machine, so a restart
+    /// leaves neighbor caches valid.
+    #[must_use]
+    pub fn stable(name: &str) -> Self {
+        // FNV-1a, fixed by this function: a library hasher may change between versions.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
+            (hash ^ u64::from(octet)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let [a, b, c, d, e, f, g, h] = hash.to_be_bytes();
+        Self([0x02, a ^ f, b ^ g, c ^ h, d, e])
+    }
+
+    /// Whether frames to this address reach one station only, and it is not all zero.
+    #[must_use]
+    pub fn is_unicast(self) -> bool {
+        self.0[0] & 1 == 0 && self != Self::ZERO
+    }
+
+    /// Whether the group bit is set; true of broadcast as well.
+    #[must_use]
+    pub fn is_multicast(self) -> bool {
+        self.0[0] & 1 == 1
+    }
+
+    /// The modified EUI-64 link-local address of this MAC (RFC 4291 appendix A).
+    #[must_use]
+    pub fn link_local(self) -> core::net::Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        core::net::Ipv6Addr::from([
+            0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f,
+        ])
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(out, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = MacAddrError;
+
+    fn from_str(text: &str) -> Result<Self, MacAddrError> {
+        let wrong = || MacAddrError(text.to_owned());
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            // from_str_radix alone would take a sign.
+            let hex = |part: &&str| {
+                (1..=2).contains(&part.len()) && part.bytes().all(|digit| digit.is_ascii_hexdigit())
+            };
+            let part = parts.next().filter(hex).ok_or_else(wrong)?;
+            *octet = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+        }
+        if parts.next().is_some() {
+            return Err(wrong());
+        }
+        Ok(Self(octets))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_text_round_trips() {
+        let mac = MacAddr([2, 0, 0x5e, 0x10, 0, 0xff]);
+        assert_eq!(mac.to_string(), "02:00:5e:10:00:ff");
+        assert_eq!(mac.to_string().parse(), Ok(mac));
+    }
+
+    #[test]
+    fn bad_mac_text_is_named() {
+        for text in ["", "02:00:5e:10:00", "02:00:5e:10:00:01:02", "0x:0:0:0:0:0", "+1:0:0:0:0:0", "002:0:0:0:0:0"] {
+            let Err(error) = text.parse::<MacAddr>() else { panic!("{text} was taken") };
+            assert!(error.to_string().contains(&format!("'{text}'")));
+        }
+    }
+
+    #[test]
+    fn stable_addresses_are_unicast_local_and_distinct() {
+        let macs: Vec<_> = (0..1000).map(|i| MacAddr::stable(&format!("c{i}"))).collect();
+        assert!(macs.iter().all(|mac| mac.is_unicast() && mac.0[0] == 2));
+        let distinct: std::collections::BTreeSet<_> = macs.iter().collect();
+        assert_eq!(distinct.len(), 1000);
+        assert_eq!(MacAddr::stable("web").to_string(), MacAddr::stable("web").to_string());
+    }
+
+    #[test]
+    fn link_local_follows_eui64() {
+        let mac = MacAddr([0x02, 0x11, 0x22, 0x33, 0x44, 0x55]);
+        assert_eq!(mac.link_local().to_string(), "fe80::11:22ff:fe33:4455");
+    }
+}
