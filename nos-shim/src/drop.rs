@@ -172,7 +172,10 @@ impl DropCounters {
 
     /// The reasons that occurred, with their counts.
     pub fn nonzero(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL.iter().map(|&reason| (reason, self.of(reason))).filter(|&(_, n)| n > 0)
+        DropReason::ALL
+            .iter()
+            .map(|&reason| (reason, self.of(reason)))
+            .filter(|&(_, n)| n > 0)
     }
 
     /// Adds all of `other`'s counts to these.
@@ -235,8 +238,10 @@ mod tests {
 
     #[test]
     fn labels_are_unique_and_hyphenated() {
-        let labels: std::collections::BTreeSet<_> =
-            DropReason::ALL.iter().map(|reason| reason.label()).collect();
+        let labels: std::collections::BTreeSet<_> = DropReason::ALL
+            .iter()
+            .map(|reason| reason.label())
+            .collect();
         assert_eq!(labels.len(), DropReason::COUNT);
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         assert!(labels.iter().all(|label| label.chars().all(plain)));
@@ -255,7 +260,13 @@ mod tests {
 
     #[test]
     fn the_ledger_finds_what_is_missing() {
-        let mut ledger = Ledger { received: 5, originated: 1, sent: 3, consumed: 1, ..Ledger::default() };
+        let mut ledger = Ledger {
+            received: 5,
+            originated: 1,
+            sent: 3,
+            consumed: 1,
+            ..Ledger::default()
+        };
         ledger.drop(DropReason::NoRoute);
         assert_eq!(ledger.unaccounted(), 1);
         ledger.sent += 2;

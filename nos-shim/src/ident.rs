@@ -102,7 +102,22 @@ impl MacAddr {
     pub fn link_local(self) -> core::net::Ipv6Addr {
         let [a, b, c, d, e, f] = self.0;
         core::net::Ipv6Addr::from([
-            0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f,
+            0xfe,
+            0x80,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            a ^ 2,
+            b,
+            c,
+            0xff,
+            0xfe,
+            d,
+            e,
+            f,
         ])
     }
 }
@@ -155,19 +170,33 @@ mod tests {
 
     #[test]
     fn bad_mac_text_is_named() {
-        for text in ["", "02:00:5e:10:00", "02:00:5e:10:00:01:02", "0x:0:0:0:0:0", "+1:0:0:0:0:0", "002:0:0:0:0:0"] {
-            let Err(error) = text.parse::<MacAddr>() else { panic!("{text} was taken") };
+        for text in [
+            "",
+            "02:00:5e:10:00",
+            "02:00:5e:10:00:01:02",
+            "0x:0:0:0:0:0",
+            "+1:0:0:0:0:0",
+            "002:0:0:0:0:0",
+        ] {
+            let Err(error) = text.parse::<MacAddr>() else {
+                panic!("{text} was taken")
+            };
             assert!(error.to_string().contains(&format!("'{text}'")));
         }
     }
 
     #[test]
     fn stable_addresses_are_unicast_local_and_distinct() {
-        let macs: Vec<_> = (0..1000).map(|i| MacAddr::stable(&format!("c{i}"))).collect();
+        let macs: Vec<_> = (0..1000)
+            .map(|i| MacAddr::stable(&format!("c{i}")))
+            .collect();
         assert!(macs.iter().all(|mac| mac.is_unicast() && mac.0[0] == 2));
         let distinct: std::collections::BTreeSet<_> = macs.iter().collect();
         assert_eq!(distinct.len(), 1000);
-        assert_eq!(MacAddr::stable("web").to_string(), MacAddr::stable("web").to_string());
+        assert_eq!(
+            MacAddr::stable("web").to_string(),
+            MacAddr::stable("web").to_string()
+        );
     }
 
     #[test]

@@ -54,7 +54,10 @@ mod tests {
     #[test]
     fn arithmetic_saturates() {
         let now = Instant::from_millis(5);
-        assert_eq!((now + Duration::from_millis(7)).since(now), Duration::from_millis(7));
+        assert_eq!(
+            (now + Duration::from_millis(7)).since(now),
+            Duration::from_millis(7)
+        );
         assert_eq!(now.since(now + Duration::from_secs(1)), Duration::ZERO);
         assert_eq!((now + Duration::MAX).as_nanos(), u64::MAX);
     }
