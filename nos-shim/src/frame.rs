@@ -58,6 +58,11 @@ pub const MAX_FRAME: usize = ETHERNET_HEADER + 65_535;
 
 const LINE: usize = 64;
 
+/// Octets from the start of a buffer to a frame fresh from the pool.
+const FIRST_HEAD: u32 = 138;
+
+const _: () = assert!(FIRST_HEAD as usize == LINE + HEADROOM);
+
 /// A free list of this many buffers gives a batch back.
 const CACHE_LIMIT: usize = 4 * BATCH;
 
@@ -123,7 +128,10 @@ const GSO_ECN: u8 = 0x80;
 
 impl Offload {
     /// Nothing remains to be done, and nothing was verified.
-    pub const NONE: Self = Self { checksum: Checksum::Complete, segmentation: None };
+    pub const NONE: Self = Self {
+        checksum: Checksum::Complete,
+        segmentation: None,
+    };
 
     /// Reads a virtio-net header in host byte order, as the kernel's TAP and packet sockets write
     /// it.
@@ -148,15 +156,27 @@ impl Offload {
             Checksum::Complete
         };
         let kind = match gso & !GSO_ECN {
-            GSO_NONE => return Ok(Self { checksum, segmentation: None }),
+            GSO_NONE => {
+                return Ok(Self {
+                    checksum,
+                    segmentation: None,
+                });
+            }
             GSO_TCPV4 => GsoKind::TcpV4,
             GSO_TCPV6 => GsoKind::TcpV6,
             GSO_UDP_L4 => GsoKind::Udp,
             _ => return Err(DropReason::OffloadHeader),
         };
         let size = NonZeroU16::new(u16::from_ne_bytes(size)).ok_or(DropReason::OffloadHeader)?;
-        let segmentation = Some(Segmentation { kind, ecn: gso & GSO_ECN != 0, size });
-        Ok(Self { checksum, segmentation })
+        let segmentation = Some(Segmentation {
+            kind,
+            ecn: gso & GSO_ECN != 0,
+            size,
+        });
+        Ok(Self {
+            checksum,
+            segmentation,
+        })
     }
 
     /// Writes the virtio-net header. `header_len` is the length of all headers of a super-frame,
@@ -213,7 +233,10 @@ struct Header {
     vrf: VrfId,
 }
 
-const _: () = assert!(size_of::<Header>() == LINE, "a buffer's header is one cache line");
+const _: () = assert!(
+    size_of::<Header>() == LINE,
+    "a buffer's header is one cache line"
+);
 
 /// The allocation behind all handles of a pool.
 struct Home {
@@ -237,10 +260,14 @@ impl Home {
         let stride = LINE * (lines | 1);
         let size = stride.checked_mul(count).filter(|&size| size > 0);
         let layout = size.and_then(|size| Layout::from_size_align(size, LINE).ok());
-        let Some(layout) = layout else { handle_alloc_error(Layout::new::<Header>()) };
+        let Some(layout) = layout else {
+            handle_alloc_error(Layout::new::<Header>())
+        };
         // SAFETY: the layout's size is not zero.
         let base = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
+        let Some(base) = NonNull::new(base) else {
+            handle_alloc_error(layout)
+        };
         let home = Self {
             base,
             layout,
@@ -332,7 +359,10 @@ impl FramePool {
     #[must_use]
     pub fn new(count: usize, room: usize) -> Self {
         let home = Home::allocate(count.max(1), room.clamp(ETHERNET_HEADER, MAX_FRAME));
-        Self { home, cache: Vec::with_capacity(CACHE_LIMIT) }
+        Self {
+            home,
+            cache: Vec::with_capacity(CACHE_LIMIT),
+        }
     }
 
     fn home(&self) -> &Home {
@@ -360,7 +390,7 @@ impl FramePool {
         let mut buffer = self.cache.pop()?;
         // SAFETY: a cached buffer belongs to this handle alone.
         let header = unsafe { buffer.as_mut() };
-        header.head = (LINE + HEADROOM) as u32;
+        header.head = FIRST_HEAD;
         header.len = 0;
         header.interface = None;
         header.offload = Offload::NONE;
@@ -410,7 +440,9 @@ impl FramePool {
     /// Fills the empty cache with one list from the queue.
     #[cold]
     fn refill(&mut self) {
-        let Some(FreeList(first)) = self.home().free.pop() else { return };
+        let Some(FreeList(first)) = self.home().free.pop() else {
+            return;
+        };
         let mut next = Some(first);
         while let Some(buffer) = next {
             self.cache.push(buffer);
@@ -442,7 +474,10 @@ impl FramePool {
 impl Clone for FramePool {
     fn clone(&self) -> Self {
         self.home().references.fetch_add(1, Ordering::Relaxed);
-        Self { home: self.home, cache: Vec::with_capacity(CACHE_LIMIT) }
+        Self {
+            home: self.home,
+            cache: Vec::with_capacity(CACHE_LIMIT),
+        }
     }
 }
 
@@ -600,7 +635,10 @@ impl Frame {
                 header.len += more;
                 Ok(())
             }
-            _ => Err(FrameFull { wanted: octets, room }),
+            _ => Err(FrameFull {
+                wanted: octets,
+                room,
+            }),
         }
     }
 
@@ -622,7 +660,10 @@ impl Frame {
     pub fn with_headroom(&mut self, before: usize) -> Result<&mut [u8], FrameFull> {
         let room = self.headroom();
         if before > room {
-            return Err(FrameFull { wanted: before, room });
+            return Err(FrameFull {
+                wanted: before,
+                room,
+            });
         }
         let (head, len) = (self.header().head as usize, self.len());
         // SAFETY: head - before >= LINE, as just checked.
@@ -638,7 +679,10 @@ impl Frame {
     pub fn receive_area(&mut self, before: usize) -> Result<&mut [u8], FrameFull> {
         let room = self.headroom();
         if before > room {
-            return Err(FrameFull { wanted: before, room });
+            return Err(FrameFull {
+                wanted: before,
+                room,
+            });
         }
         let (head, stride) = (self.header().head as usize, self.stride());
         // SAFETY: head - before >= LINE, as just checked.
@@ -758,7 +802,12 @@ mod tests {
         for frame in frames {
             pool.free(frame);
         }
-        assert_eq!(std::iter::from_fn(|| pool.alloc()).count(), 200);
+        assert_eq!(
+            std::iter::from_fn(|| pool.alloc())
+                .collect::<Vec<_>>()
+                .len(),
+            200
+        );
     }
 
     #[test]
@@ -815,7 +864,12 @@ mod tests {
         }
         drop(tx);
         assert_eq!(sink.join().unwrap(), sent);
-        assert_eq!(std::iter::from_fn(|| pool.alloc()).count(), 256);
+        assert_eq!(
+            std::iter::from_fn(|| pool.alloc())
+                .collect::<Vec<_>>()
+                .len(),
+            256
+        );
     }
 
     #[test]
@@ -824,7 +878,13 @@ mod tests {
         let mut frame = pool.alloc().unwrap();
         let room = frame.room();
         assert!(room >= 100);
-        assert_eq!(frame.set_len(room + 1), Err(FrameFull { wanted: room + 1, room }));
+        assert_eq!(
+            frame.set_len(room + 1),
+            Err(FrameFull {
+                wanted: room + 1,
+                room
+            })
+        );
         frame.set_len(room).unwrap();
         frame.push_front(HEADROOM).unwrap();
         assert_eq!(frame.push_front(1), Err(FrameFull { wanted: 1, room: 0 }));

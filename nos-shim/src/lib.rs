@@ -1,6 +1,19 @@
 //! A model of a user-mode network operating system, and the contract by which nos-relay joins
 //! containers to it.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        reason = "test data is made by counting"
+    )
+)]
+
+pub mod channel;
+pub mod checksum;
 pub mod drop;
+pub mod frame;
 pub mod ident;
+pub mod packet;
+pub mod ports;
 pub mod time;

@@ -1,0 +1,381 @@
+//! The contract between relay and NOS: two rings of bursts, control messages, and a doorbell.
+//!
+//! # Theory of operation
+//!
+//! [`pair`] makes the two ends. Each end sends bursts of up to 64 packets with
+//! [`End::send_burst`] and takes them with [`End::recv_burst`]; a burst is one message, so the
+//! ring's atomic operations are paid once for all its packets. Nothing ever blocks: a full ring
+//! leaves the burst with the sender, who drops it with
+//! [`DropReason::RingFull`](crate::drop::DropReason::RingFull) and a counter.
+//!
+//! A packet from the relay carries the attachment on which it came in as its
+//! [interface](crate::frame::Frame::interface); one from the NOS, the attachment on which it
+//! leaves. Offload state crosses the ring untouched: super-frames and partial checksums are normal.
+//!
+//! Control messages are few and have a ring of their own each way. The relay sends a
+//! [`Registration`] before any packet of an attachment, and activates the attachment when the NOS
+//! has [accepted](ToRelay::Accepted) it; it sends [`ToNos::Withdraw`] after the attachment's last
+//! packet. An end handles control messages before packets.
+//!
+//! # The doorbell
+//!
+//! Whoever polls its end all the time needs no doorbell. A side that wants to block says so:
+//!
+//! ```text
+//! sleeper: announce ── look into the rings again ── empty? block until woken : take it back
+//! sender:  push     ── ring(): announced? take the announcement away and wake
+//! ```
+//!
+//! Both sides put a sequentially consistent fence between their two steps, so that at least one of
+//! them sees the other's: either the sleeper finds the message, or the sender finds the sleeper.
+
+use core::fmt;
+use core::net::IpAddr;
+use core::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use crate::ident::{AttachmentId, VrfId};
+use crate::packet::PacketBurst;
+use crate::ports::{Claim, ClaimRefused};
+
+/// Control messages that a ring holds. They are rare; a full control ring is reported to whoever
+/// wanted to send.
+const CONTROL_CAPACITY: usize = 1024;
+
+/// What an attachment needs of the NOS: addresses to use as its own, and ports on them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Who asks.
+    pub attachment: AttachmentId,
+    /// What operators call it; conflicts name it.
+    pub name: Arc<str>,
+    /// Where its packets are looked up.
+    pub vrf: VrfId,
+    /// NOS addresses that it shares.
+    pub addresses: Vec<IpAddr>,
+    /// Ports that it owns on them. All are granted, or none.
+    pub claims: Vec<Claim>,
+}
+
+/// Control messages from the relay to the NOS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToNos {
+    /// Grant an attachment its addresses and ports, in place of what it had before. Answered by
+    /// [`ToRelay::Accepted`] or [`ToRelay::Refused`].
+    Register(Registration),
+    /// The attachment has gone: forget its ports and flows.
+    Withdraw(AttachmentId),
+}
+
+/// Control messages from the NOS to the relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToRelay {
+    /// The registration holds from the next packet on.
+    Accepted(AttachmentId),
+    /// Nothing of the registration was granted; what the attachment had before still holds.
+    Refused(AttachmentId, ClaimRefused),
+}
+
+/// Wakes a thread that blocks, for example in `epoll_wait`. May be called from any thread, and at
+/// any time; waking a thread that does not block makes its next block return at once.
+pub trait Wake: Send + Sync {
+    /// Wakes it.
+    fn wake(&self);
+}
+
+/// The bell of one side.
+#[derive(Default)]
+struct Doorbell {
+    asleep: AtomicBool,
+    waker: OnceLock<Box<dyn Wake>>,
+}
+
+impl Doorbell {
+    fn ring(&self) {
+        fence(Ordering::SeqCst);
+        let asleep = self.asleep.load(Ordering::Relaxed);
+        if asleep
+            && self.asleep.swap(false, Ordering::AcqRel)
+            && let Some(waker) = self.waker.get()
+        {
+            waker.wake();
+        }
+    }
+
+    fn announce_sleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The other end of the channel has been dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the other end of the channel has gone, or does not read its control messages")]
+pub struct Disconnected;
+
+/// One end of a channel. `Out` and `In` are the control messages that it sends and takes.
+pub struct End<Out, In> {
+    bursts_out: Sender<PacketBurst>,
+    bursts_in: Receiver<PacketBurst>,
+    control_out: Sender<Out>,
+    control_in: Receiver<In>,
+    mine: Arc<Doorbell>,
+    theirs: Arc<Doorbell>,
+    /// Something was sent since the other side's bell was last rung.
+    unrung: bool,
+}
+
+/// The relay's end.
+pub type RelayEnd = End<ToNos, ToRelay>;
+/// The NOS's end.
+pub type NosEnd = End<ToRelay, ToNos>;
+
+/// Makes a channel whose rings hold `bursts` bursts each way (at least one).
+#[must_use]
+pub fn pair(bursts: usize) -> (RelayEnd, NosEnd) {
+    let (to_nos, from_relay) = bounded(bursts.max(1));
+    let (to_relay, from_nos) = bounded(bursts.max(1));
+    let (control_to_nos, control_from_relay) = bounded(CONTROL_CAPACITY);
+    let (control_to_relay, control_from_nos) = bounded(CONTROL_CAPACITY);
+    let (relay_bell, nos_bell) = (Arc::<Doorbell>::default(), Arc::<Doorbell>::default());
+    let relay = End {
+        bursts_out: to_nos,
+        bursts_in: from_nos,
+        control_out: control_to_nos,
+        control_in: control_from_nos,
+        mine: Arc::clone(&relay_bell),
+        theirs: Arc::clone(&nos_bell),
+        unrung: false,
+    };
+    let nos = End {
+        bursts_out: to_relay,
+        bursts_in: from_relay,
+        control_out: control_to_relay,
+        control_in: control_from_relay,
+        mine: nos_bell,
+        theirs: relay_bell,
+        unrung: false,
+    };
+    (relay, nos)
+}
+
+impl<Out, In> End<Out, In> {
+    /// Sends all packets of `burst` and leaves it empty, or, when the ring is full or the other
+    /// end has gone, returns `false` and leaves it as it was. An empty burst is not sent.
+    pub fn send_burst(&mut self, burst: &mut PacketBurst) -> bool {
+        if burst.is_empty() {
+            return true;
+        }
+        match self.bursts_out.try_send(core::mem::take(burst)) {
+            Ok(()) => {
+                self.unrung = true;
+                true
+            }
+            Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => {
+                *burst = back;
+                false
+            }
+        }
+    }
+
+    /// The oldest burst that the other end has sent.
+    pub fn recv_burst(&mut self) -> Option<PacketBurst> {
+        self.bursts_in.try_recv().ok()
+    }
+
+    /// Sends a control message and rings.
+    ///
+    /// # Errors
+    ///
+    /// [`Disconnected`] when nobody will read it.
+    pub fn send_control(&mut self, message: Out) -> Result<(), Disconnected> {
+        self.control_out
+            .try_send(message)
+            .map_err(|_| Disconnected)?;
+        self.unrung = true;
+        self.ring();
+        Ok(())
+    }
+
+    /// The oldest control message that the other end has sent.
+    pub fn recv_control(&mut self) -> Option<In> {
+        self.control_in.try_recv().ok()
+    }
+
+    /// Wakes the other side if it sleeps and something was sent since the last call. Call it once
+    /// after a round of sending.
+    pub fn ring(&mut self) {
+        if core::mem::take(&mut self.unrung) {
+            self.theirs.ring();
+        }
+    }
+
+    /// Sets how this side is woken. The first call counts.
+    pub fn set_waker(&mut self, waker: Box<dyn Wake>) {
+        // A second waker would leave the first one's thread asleep for ever.
+        let _ = self.mine.waker.set(waker);
+    }
+
+    /// Announces that this side is about to block. Returns `false` if it must not, because
+    /// something waits in a ring.
+    pub fn try_sleep(&mut self) -> bool {
+        self.mine.announce_sleep();
+        let idle = self.bursts_in.is_empty() && self.control_in.is_empty();
+        if !idle {
+            self.mine.awake();
+        }
+        idle
+    }
+
+    /// Ends what [`Self::try_sleep`] announced, so that nobody rings in vain.
+    pub fn awake(&mut self) {
+        self.mine.awake();
+    }
+
+    /// Bursts that wait to be taken by this end.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.bursts_in.len()
+    }
+
+    /// Bursts that each ring holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.bursts_in.capacity().unwrap_or(usize::MAX)
+    }
+}
+
+impl<Out, In> fmt::Debug for End<Out, In> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("End")
+            .field("depth", &self.depth())
+            .field("capacity", &self.capacity())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{FramePool, MAX_FRAME};
+    use crate::packet::Packet;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    /// An IPv4 packet of protocol 253 (RFC 3692) whose payload is `n`.
+    fn packet(pool: &mut FramePool, n: u32) -> Packet {
+        let mut octets = vec![0; 12];
+        octets.extend([
+            8, 0, 0x45, 0, 0, 24, 0, 0, 0, 0, 64, 253, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ]);
+        let sum = crate::checksum::Sum::ZERO.plus(&octets[14..]).checksum();
+        octets[24..26].copy_from_slice(&sum.to_be_bytes());
+        octets.extend(n.to_be_bytes());
+        Packet::parse(pool.copy_from(&octets).unwrap()).unwrap()
+    }
+
+    fn number(packet: &Packet) -> u32 {
+        u32::from_be_bytes(packet.transport().try_into().unwrap())
+    }
+
+    #[test]
+    fn a_full_ring_gives_the_burst_back() {
+        let mut pool = FramePool::new(8, MAX_FRAME);
+        let (mut relay, mut nos) = pair(1);
+        let mut burst = PacketBurst::new();
+        assert!(relay.send_burst(&mut burst), "an empty burst needs no room");
+        burst.push(packet(&mut pool, 1));
+        assert!(relay.send_burst(&mut burst));
+        burst.push(packet(&mut pool, 2));
+        assert!(!relay.send_burst(&mut burst));
+        assert_eq!(number(&burst[0]), 2);
+        assert_eq!(nos.recv_burst().map(|burst| number(&burst[0])), Some(1));
+        assert!(relay.send_burst(&mut burst) && burst.is_empty());
+    }
+
+    #[test]
+    fn a_side_with_work_does_not_sleep() {
+        let mut pool = FramePool::new(8, MAX_FRAME);
+        let (mut relay, mut nos) = pair(4);
+        assert!(nos.try_sleep());
+        nos.awake();
+        let mut burst = PacketBurst::new();
+        burst.push(packet(&mut pool, 0));
+        relay.send_burst(&mut burst);
+        assert!(!nos.try_sleep());
+        assert!(nos.recv_burst().is_some());
+        relay
+            .send_control(ToNos::Withdraw(AttachmentId(1)))
+            .unwrap();
+        assert!(!nos.try_sleep());
+        assert_eq!(nos.recv_control(), Some(ToNos::Withdraw(AttachmentId(1))));
+        assert!(nos.try_sleep());
+    }
+
+    struct Bell(mpsc::SyncSender<()>);
+
+    impl Wake for Bell {
+        fn wake(&self) {
+            let _ = self.0.try_send(());
+        }
+    }
+
+    /// A sleeper that misses one wake-up waits for ever: the timeout turns that into a failure.
+    #[test]
+    fn no_wake_up_is_lost_between_threads() {
+        const PACKETS: u32 = 20_000;
+        let (mut relay, mut nos) = pair(4);
+        let (bell, woken) = mpsc::sync_channel(1);
+        nos.set_waker(Box::new(Bell(bell)));
+        let receiver = std::thread::spawn(move || {
+            let mut expected = 0;
+            while expected < PACKETS {
+                while let Some(burst) = nos.recv_burst() {
+                    for packet in &burst {
+                        assert_eq!(number(packet), expected);
+                        expected += 1;
+                    }
+                }
+                if expected < PACKETS && nos.try_sleep() {
+                    woken
+                        .recv_timeout(Duration::from_secs(20))
+                        .expect("woken for the next burst");
+                    nos.awake();
+                }
+            }
+        });
+        let mut pool = FramePool::new(1024, 64);
+        let mut sent = 0;
+        let mut burst = PacketBurst::new();
+        while sent < PACKETS {
+            while burst.len() < 1 + sent as usize % 5 && sent + (burst.len() as u32) < PACKETS {
+                let n = sent + burst.len() as u32;
+                burst.push(packet(&mut pool, n));
+            }
+            let count = burst.len() as u32;
+            if relay.send_burst(&mut burst) {
+                sent += count;
+                relay.ring();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        receiver.join().unwrap();
+    }
+
+    #[test]
+    fn control_to_a_side_that_has_gone_is_an_error() {
+        let (mut relay, nos) = pair(4);
+        drop(nos);
+        assert_eq!(
+            relay.send_control(ToNos::Withdraw(AttachmentId(1))),
+            Err(Disconnected)
+        );
+    }
+}

@@ -1,0 +1,858 @@
+//! IP packets, validated once.
+//!
+//! A [`Packet`] is a [`Frame`] whose Ethernet, IP and transport headers have been checked; holding
+//! one is the proof. What the parser learnt travels with the frame, so that nobody parses again.
+//!
+//! The parser accepts what a host would hand to its transport layer, and names the reason for
+//! everything else. It checks structure only: lengths, versions, the IPv4 header checksum.
+//! Whether an address may appear is policy ([`crate::martian`]), and transport checksums are the
+//! receiver's affair.
+
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bitflags::bitflags;
+
+use crate::checksum::{Sum, updated};
+use crate::drop::DropReason;
+use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload};
+use crate::ident::MacAddr;
+
+/// EtherType of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of ARP.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// Octets of an IPv4 header without options.
+pub const IPV4_HEADER: usize = 20;
+/// Octets of an IPv6 header.
+pub const IPV6_HEADER: usize = 40;
+
+/// IP protocol numbers.
+pub mod protocol {
+    /// IPv6 hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// IPv6 routing header.
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header.
+    pub const FRAGMENT: u8 = 44;
+    /// Authentication header.
+    pub const AUTHENTICATION: u8 = 51;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// IPv6 destination options.
+    pub const DESTINATION_OPTIONS: u8 = 60;
+}
+
+/// IPv6 extension headers that are followed before a packet is refused. Linux knows no bound, but
+/// no sender needs more (RFC 8883 §3.2 suggests one).
+const MAX_EXTENSION_HEADERS: usize = 8;
+
+bitflags! {
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub(crate) struct Flags: u8 {
+        const IPV6 = 1;
+        /// Offset zero, and more follow.
+        const FIRST_FRAGMENT = 1 << 1;
+        /// Any other fragment: there is no transport header.
+        const LATER_FRAGMENT = 1 << 2;
+        const DONT_FRAGMENT = 1 << 3;
+        /// IPv4 options, or IPv6 hop-by-hop options.
+        const OPTIONS = 1 << 4;
+        /// TCP or UDP, with its header in this packet.
+        const PORTS = 1 << 5;
+        /// A routing header that still names stations.
+        const ROUTED = 1 << 6;
+    }
+}
+
+/// What the parser learnt of a frame. Offsets count octets from the frame's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// Start of the transport header, or of the payload of a later fragment.
+    pub(crate) l4: u16,
+    /// End of the transport header, where the payload starts; equals `l4` where that is not known.
+    pub(crate) payload: u16,
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+    /// Start of the fragment header of an IPv6 fragment.
+    pub(crate) fragment_header: u16,
+    pub(crate) protocol: u8,
+    pub(crate) flags: Flags,
+}
+
+/// Source and destination of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Addresses {
+    /// Of IPv4.
+    V4 {
+        /// Where it comes from.
+        source: Ipv4Addr,
+        /// Where it goes.
+        destination: Ipv4Addr,
+    },
+    /// Of IPv6.
+    V6 {
+        /// Where it comes from.
+        source: Ipv6Addr,
+        /// Where it goes.
+        destination: Ipv6Addr,
+    },
+}
+
+impl Addresses {
+    /// Where it comes from.
+    #[must_use]
+    pub fn source(self) -> IpAddr {
+        match self {
+            Self::V4 { source, .. } => source.into(),
+            Self::V6 { source, .. } => source.into(),
+        }
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn destination(self) -> IpAddr {
+        match self {
+            Self::V4 { destination, .. } => destination.into(),
+            Self::V6 { destination, .. } => destination.into(),
+        }
+    }
+}
+
+/// TCP or UDP ports, as on the wire: zero is possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ports {
+    /// The sender's.
+    pub source: u16,
+    /// The receiver's.
+    pub destination: u16,
+}
+
+/// Whether a packet is part of a larger datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment {
+    /// It is the whole datagram.
+    Whole,
+    /// The part with the transport header; more follow.
+    First,
+    /// A part without a transport header.
+    Later,
+}
+
+/// Identifies the datagram that a fragment belongs to, together with its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentId {
+    /// The identification field; 16 bits in IPv4.
+    pub identification: u32,
+    /// The protocol field of IPv4 (RFC 791); 0 in IPv6, where it does not count (RFC 8200 §4.5).
+    pub protocol: u8,
+}
+
+/// Where a fragment lies in its datagram's payload, in octets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentSpan {
+    /// The first octet.
+    pub start: u32,
+    /// One past the last octet.
+    pub end: u32,
+    /// No fragment lies behind this one.
+    pub last: bool,
+}
+
+/// A frame whose headers have been validated.
+pub struct Packet(Frame);
+
+/// Up to [`BATCH`] packets that travel together.
+pub type PacketBurst = arrayvec::ArrayVec<Packet, BATCH>;
+
+/// A frame that is no valid packet, and why.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The frame, unchanged.
+    pub frame: Frame,
+    /// What is wrong with it.
+    pub reason: DropReason,
+}
+
+impl Packet {
+    /// Validates `frame`, whose offload state must be set, and cuts off what follows the IP packet
+    /// (Ethernet padding).
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] with the frame and the reason. Frames that are neither IPv4 nor IPv6 are
+    /// rejected with [`DropReason::EtherType`].
+    #[inline]
+    pub fn parse(mut frame: Frame) -> Result<Self, Rejected> {
+        match parse(frame.bytes(), frame.offload()) {
+            Ok((parsed, len)) => {
+                frame.truncate(len);
+                frame.set_parsed(parsed);
+                Ok(Self(frame))
+            }
+            Err(reason) => Err(Rejected { frame, reason }),
+        }
+    }
+
+    fn parsed(&self) -> &Parsed {
+        self.0.parsed()
+    }
+
+    /// The frame that holds the packet.
+    #[must_use]
+    pub fn frame(&self) -> &Frame {
+        &self.0
+    }
+
+    /// Gives up the proof.
+    #[must_use]
+    pub fn into_frame(self) -> Frame {
+        self.0
+    }
+
+    /// Sets where the packet leaves, or came in.
+    pub fn set_interface(&mut self, interface: crate::ident::Interface) {
+        self.0.set_interface(interface);
+    }
+
+    /// Sets the VRF in which the packet is looked up.
+    pub fn set_vrf(&mut self, vrf: crate::ident::VrfId) {
+        self.0.set_vrf(vrf);
+    }
+
+    /// Whether this is IPv6.
+    #[must_use]
+    #[inline]
+    pub fn is_ipv6(&self) -> bool {
+        self.parsed().flags.contains(Flags::IPV6)
+    }
+
+    /// Source and destination addresses.
+    #[must_use]
+    #[inline]
+    pub fn addresses(&self) -> Addresses {
+        let bytes = self.0.bytes();
+        if self.is_ipv6() {
+            Addresses::V6 {
+                source: Ipv6Addr::from(chunk::<16>(bytes, ETHERNET_HEADER + 8)),
+                destination: Ipv6Addr::from(chunk::<16>(bytes, ETHERNET_HEADER + 24)),
+            }
+        } else {
+            Addresses::V4 {
+                source: Ipv4Addr::from(chunk::<4>(bytes, ETHERNET_HEADER + 12)),
+                destination: Ipv4Addr::from(chunk::<4>(bytes, ETHERNET_HEADER + 16)),
+            }
+        }
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub fn source(&self) -> IpAddr {
+        self.addresses().source()
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn destination(&self) -> IpAddr {
+        self.addresses().destination()
+    }
+
+    /// The Ethernet source address.
+    #[must_use]
+    pub fn source_mac(&self) -> MacAddr {
+        MacAddr(chunk::<6>(self.0.bytes(), 6))
+    }
+
+    /// The Ethernet destination address.
+    #[must_use]
+    pub fn destination_mac(&self) -> MacAddr {
+        MacAddr(chunk::<6>(self.0.bytes(), 0))
+    }
+
+    /// The protocol of the transport header, after all IPv6 extension headers that were followed.
+    #[must_use]
+    #[inline]
+    pub fn protocol(&self) -> u8 {
+        self.parsed().protocol
+    }
+
+    /// The ports of TCP or UDP; `None` for other protocols and for later fragments.
+    #[must_use]
+    #[inline]
+    pub fn ports(&self) -> Option<Ports> {
+        let parsed = self.parsed();
+        parsed.flags.contains(Flags::PORTS).then_some(Ports {
+            source: parsed.source_port,
+            destination: parsed.destination_port,
+        })
+    }
+
+    /// Whether the packet is part of a larger datagram. An IPv6 atomic fragment (RFC 6946) is
+    /// whole.
+    #[must_use]
+    #[inline]
+    pub fn fragment(&self) -> Fragment {
+        let flags = self.parsed().flags;
+        if flags.contains(Flags::LATER_FRAGMENT) {
+            Fragment::Later
+        } else if flags.contains(Flags::FIRST_FRAGMENT) {
+            Fragment::First
+        } else {
+            Fragment::Whole
+        }
+    }
+
+    /// Which datagram a fragment belongs to, and where in it the fragment lies; `None` for a whole
+    /// datagram.
+    #[must_use]
+    pub fn fragment_place(&self) -> Option<(FragmentId, FragmentSpan)> {
+        if self.fragment() == Fragment::Whole {
+            return None;
+        }
+        let bytes = self.0.bytes();
+        let parsed = self.parsed();
+        let (id, field, more, payload) = if self.is_ipv6() {
+            let header = usize::from(parsed.fragment_header);
+            let field = u16::from_be_bytes(chunk(bytes, header + 2));
+            let identification = u32::from_be_bytes(chunk(bytes, header + 4));
+            let id = FragmentId {
+                identification,
+                protocol: 0,
+            };
+            (id, field & !7, field & 1 != 0, header + 8)
+        } else {
+            let ip = self.ip();
+            let field = u16::from_be_bytes(chunk(ip, 6));
+            let identification = u32::from(u16::from_be_bytes(chunk(ip, 4)));
+            let id = FragmentId {
+                identification,
+                protocol: ip[9],
+            };
+            let payload = ETHERNET_HEADER + usize::from(ip[0] & 0xf) * 4;
+            (id, (field & 0x1fff) << 3, field & 0x2000 != 0, payload)
+        };
+        let start = u32::from(field);
+        let end = start + u32::try_from(bytes.len() - payload).unwrap_or(u32::MAX);
+        Some((
+            id,
+            FragmentSpan {
+                start,
+                end,
+                last: !more,
+            },
+        ))
+    }
+
+    /// Whether routers must not fragment it: IPv4 with DF, and every IPv6 packet.
+    #[must_use]
+    pub fn dont_fragment(&self) -> bool {
+        self.parsed()
+            .flags
+            .intersects(Flags::DONT_FRAGMENT | Flags::IPV6)
+    }
+
+    /// Whether there are IPv4 options, or IPv6 hop-by-hop options.
+    #[must_use]
+    #[inline]
+    pub fn has_options(&self) -> bool {
+        self.parsed().flags.contains(Flags::OPTIONS)
+    }
+
+    /// Whether an IPv6 routing header still names stations (segments left is not zero).
+    #[must_use]
+    pub fn has_segments_left(&self) -> bool {
+        self.parsed().flags.contains(Flags::ROUTED)
+    }
+
+    /// The IP packet: header, extension headers and payload.
+    #[must_use]
+    pub fn ip(&self) -> &[u8] {
+        self.0.bytes().get(ETHERNET_HEADER..).unwrap_or_default()
+    }
+
+    /// The transport header and its payload; of a later fragment, the fragment's payload.
+    #[must_use]
+    pub fn transport(&self) -> &[u8] {
+        self.0
+            .bytes()
+            .get(self.transport_offset()..)
+            .unwrap_or_default()
+    }
+
+    /// Octets from the frame's start to the transport header.
+    #[must_use]
+    pub fn transport_offset(&self) -> usize {
+        usize::from(self.parsed().l4)
+    }
+
+    /// Octets from the frame's start to the payload of TCP or UDP; for other protocols, the same
+    /// as [`Self::transport_offset`].
+    #[must_use]
+    pub fn payload_offset(&self) -> usize {
+        usize::from(self.parsed().payload)
+    }
+
+    /// ICMP or ICMPv6 type and code, of a packet that has that header.
+    #[must_use]
+    pub fn icmp(&self) -> Option<(u8, u8)> {
+        let icmp = if self.is_ipv6() {
+            protocol::ICMPV6
+        } else {
+            protocol::ICMP
+        };
+        let ours = self.protocol() == icmp && self.fragment() != Fragment::Later;
+        match self.transport() {
+            [kind, code, ..] if ours => Some((*kind, *code)),
+            _ => None,
+        }
+    }
+
+    /// The TCP flags octet, of a packet that has a TCP header.
+    #[must_use]
+    pub fn tcp_flags(&self) -> Option<u8> {
+        let tcp = self.protocol() == protocol::TCP && self.ports().is_some();
+        tcp.then(|| self.transport().get(13).copied()).flatten()
+    }
+
+    /// TTL or hop limit.
+    #[must_use]
+    pub fn ttl(&self) -> u8 {
+        self.ip()[if self.is_ipv6() { 7 } else { 8 }]
+    }
+
+    /// Octets of the longest IP packet that this becomes on the wire: of one segment, if it is a
+    /// super-frame.
+    #[must_use]
+    #[inline]
+    pub fn wire_len(&self) -> usize {
+        let len = self.0.len() - ETHERNET_HEADER;
+        match self.0.offload().segmentation {
+            None => len,
+            Some(segmentation) => {
+                let headers = self.payload_offset() - ETHERNET_HEADER;
+                len.min(headers + usize::from(segmentation.size.get()))
+            }
+        }
+    }
+
+    /// Writes the Ethernet addresses.
+    #[inline]
+    pub fn set_link(&mut self, destination: MacAddr, source: MacAddr) {
+        if let Some(link) = self.0.bytes_mut().first_chunk_mut::<12>() {
+            link[..6].copy_from_slice(&destination.0);
+            link[6..].copy_from_slice(&source.0);
+        }
+    }
+
+    /// Decrements TTL or hop limit, with the IPv4 header checksum (RFC 1812 §5.3.1).
+    ///
+    /// Returns whether the packet may still be forwarded; if not, it is left as it was.
+    #[must_use]
+    pub fn decrement_ttl(&mut self) -> bool {
+        if self.ttl() <= 1 {
+            return false;
+        }
+        let ipv6 = self.is_ipv6();
+        let ip = &mut self.0.bytes_mut()[ETHERNET_HEADER..];
+        if ipv6 {
+            ip[7] -= 1;
+            return true;
+        }
+        let old = u16::from_be_bytes(chunk(ip, 8));
+        ip[8] -= 1;
+        let new = u16::from_be_bytes(chunk(ip, 8));
+        let checksum = updated(u16::from_be_bytes(chunk(ip, 10)), old, new);
+        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+        true
+    }
+
+    /// Writes the identifier of an ICMP echo message and mends its checksum (RFC 5508 §3.1).
+    /// Other packets are left alone.
+    pub fn set_echo_id(&mut self, id: u16) {
+        let echo = if self.is_ipv6() { [128, 129] } else { [8, 0] };
+        if !self.icmp().is_some_and(|(kind, _)| echo.contains(&kind)) {
+            return;
+        }
+        let at = self.transport_offset();
+        let partial = matches!(self.0.offload().checksum, Checksum::Partial { .. });
+        let Some(icmp) = self.0.bytes_mut().get_mut(at..at + 8) else {
+            return;
+        };
+        let old = u16::from_be_bytes(chunk(icmp, 4));
+        icmp[4..6].copy_from_slice(&id.to_be_bytes());
+        if !partial {
+            let checksum = updated(u16::from_be_bytes(chunk(icmp, 2)), old, id);
+            icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+        }
+    }
+
+    /// The identifier of an ICMP echo request or reply.
+    #[must_use]
+    pub fn echo_id(&self) -> Option<u16> {
+        let (request, reply) = if self.is_ipv6() { (128, 129) } else { (8, 0) };
+        let (kind, _) = self.icmp()?;
+        (kind == request || kind == reply).then(|| u16::from_be_bytes(chunk(self.transport(), 4)))
+    }
+
+    /// Whether the transport checksum of TCP, UDP, ICMP or ICMPv6 is right, or need not be looked
+    /// at because it was never on a wire. True for other protocols, and for fragments, which only
+    /// their reassembler can judge.
+    #[must_use]
+    pub fn transport_checksum_ok(&self) -> bool {
+        if self.0.offload().checksum != Checksum::Complete || self.fragment() != Fragment::Whole {
+            return true;
+        }
+        let transport = self.transport();
+        match self.protocol() {
+            protocol::ICMP if !self.is_ipv6() => Sum::ZERO.plus(transport).is_valid(),
+            protocol::UDP => {
+                let len = usize::from(u16::from_be_bytes(chunk(transport, 4)));
+                let none = chunk::<2>(transport, 6) == [0, 0];
+                let datagram = transport.get(..len).unwrap_or_default();
+                if none {
+                    !self.is_ipv6()
+                } else {
+                    self.pseudo_sum(len).plus(datagram).is_valid()
+                }
+            }
+            protocol::TCP | protocol::ICMPV6 => {
+                self.pseudo_sum(transport.len()).plus(transport).is_valid()
+            }
+            _ => true,
+        }
+    }
+
+    /// The pseudo-header's sum for a transport header and payload of `len` octets.
+    #[must_use]
+    pub fn pseudo_sum(&self, len: usize) -> Sum {
+        let protocol = self.protocol();
+        match self.addresses() {
+            Addresses::V4 {
+                source,
+                destination,
+            } => {
+                let len = u16::try_from(len).unwrap_or(u16::MAX);
+                Sum::ZERO.pseudo_v4(source, destination, protocol, len)
+            }
+            Addresses::V6 {
+                source,
+                destination,
+            } => {
+                let len = u32::try_from(len).unwrap_or(u32::MAX);
+                Sum::ZERO.pseudo_v6(source, destination, protocol, len)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Packet")
+            .field("addresses", &self.addresses())
+            .field("protocol", &self.protocol())
+            .field("ports", &self.ports())
+            .field("fragment", &self.fragment())
+            .field("frame", &self.0)
+            .finish()
+    }
+}
+
+/// `N` octets at `at`; zeros where the slice ends before, which a validated packet rules out.
+#[inline]
+fn chunk<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk::<N>())
+        .copied()
+        .unwrap_or([0; N])
+}
+
+/// The EtherType of a frame, or `None` if it is shorter than an Ethernet header.
+#[must_use]
+#[inline]
+pub fn ether_type(frame: &[u8]) -> Option<u16> {
+    let header = frame.first_chunk::<ETHERNET_HEADER>()?;
+    Some(u16::from_be_bytes([header[12], header[13]]))
+}
+
+/// Validates the octets of a frame. Returns what was learnt, and how long the frame is without
+/// what follows the IP packet.
+///
+/// # Errors
+///
+/// The reason to drop it.
+#[inline]
+pub fn parse(frame: &[u8], offload: Offload) -> Result<(Parsed, usize), DropReason> {
+    let (parsed, len) = match ether_type(frame) {
+        Some(ETHERTYPE_IPV4) => parse_ipv4(frame)?,
+        Some(ETHERTYPE_IPV6) => parse_ipv6(frame)?,
+        Some(_) => return Err(DropReason::EtherType),
+        None => return Err(DropReason::FrameLength),
+    };
+    if offload != Offload::NONE {
+        check_offload(&parsed, len, offload)?;
+    }
+    Ok((parsed, len))
+}
+
+/// RFC 1812 §5.2.2, RFC 1122 §3.2.1.
+#[inline]
+fn parse_ipv4(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
+    let ip = frame.get(ETHERNET_HEADER..).unwrap_or_default();
+    let fixed = ip
+        .first_chunk::<IPV4_HEADER>()
+        .ok_or(DropReason::IpLength)?;
+    let header_len = usize::from(fixed[0] & 0xf) * 4;
+    if fixed[0] >> 4 != 4 || header_len < IPV4_HEADER {
+        return Err(DropReason::Ipv4Header);
+    }
+    let total = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
+    if total > ip.len() || total < header_len {
+        return Err(DropReason::IpLength);
+    }
+    if !ip
+        .get(..header_len)
+        .is_some_and(|header| Sum::ZERO.plus(header).is_valid())
+    {
+        return Err(DropReason::Ipv4Checksum);
+    }
+    let field = u16::from_be_bytes([fixed[6], fixed[7]]);
+    let mut flags = Flags::empty();
+    flags.set(Flags::DONT_FRAGMENT, field & 0x4000 != 0);
+    flags.set(Flags::OPTIONS, header_len > IPV4_HEADER);
+    flags |= fragment_flags(field & 0x1fff != 0, field & 0x2000 != 0);
+    let len = ETHERNET_HEADER + total;
+    let l4 = ETHERNET_HEADER + header_len;
+    if flags.contains(Flags::LATER_FRAGMENT)
+        && len - l4 + (usize::from(field & 0x1fff) << 3) > 65_535
+    {
+        return Err(DropReason::IpLength);
+    }
+    let mut parsed = Parsed {
+        l4: offset(l4),
+        payload: offset(l4),
+        protocol: fixed[9],
+        flags,
+        ..Parsed::default()
+    };
+    parse_transport(frame.get(l4..len).unwrap_or_default(), &mut parsed)?;
+    Ok((parsed, len))
+}
+
+/// RFC 8200 §3 and §4.
+#[inline]
+fn parse_ipv6(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
+    let ip = frame.get(ETHERNET_HEADER..).unwrap_or_default();
+    let fixed = ip
+        .first_chunk::<IPV6_HEADER>()
+        .ok_or(DropReason::IpLength)?;
+    if fixed[0] >> 4 != 6 {
+        return Err(DropReason::Ipv6Header);
+    }
+    let len = ETHERNET_HEADER + IPV6_HEADER + usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
+    let packet = frame.get(..len).ok_or(DropReason::IpLength)?;
+    let mut walk = Walk {
+        packet,
+        at: ETHERNET_HEADER + IPV6_HEADER,
+        next: fixed[6],
+        parsed: Parsed::default(),
+    };
+    if !matches!(walk.next, protocol::TCP | protocol::UDP | protocol::ICMPV6) {
+        walk.extension_headers()?;
+    }
+    let Walk {
+        at,
+        next,
+        mut parsed,
+        ..
+    } = walk;
+    parsed.flags |= Flags::IPV6;
+    parsed.l4 = offset(at);
+    parsed.payload = offset(at);
+    parsed.protocol = next;
+    parse_transport(packet.get(at..).unwrap_or_default(), &mut parsed)?;
+    Ok((parsed, len))
+}
+
+/// A walk along the chain of IPv6 extension headers.
+struct Walk<'a> {
+    packet: &'a [u8],
+    at: usize,
+    next: u8,
+    parsed: Parsed,
+}
+
+impl Walk<'_> {
+    #[cold]
+    fn extension_headers(&mut self) -> Result<(), DropReason> {
+        let first = self.at;
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            let known = match self.next {
+                // Anywhere but in front it is an unrecognised next header (RFC 8200 §4.1).
+                protocol::HOP_BY_HOP => self.at == first,
+                protocol::ROUTING
+                | protocol::FRAGMENT
+                | protocol::AUTHENTICATION
+                | protocol::DESTINATION_OPTIONS => true,
+                _ => false,
+            };
+            if !known || self.parsed.flags.contains(Flags::LATER_FRAGMENT) {
+                return Ok(());
+            }
+            self.step()?;
+        }
+        Err(DropReason::Ipv6Header)
+    }
+
+    fn step(&mut self) -> Result<(), DropReason> {
+        let rest = self.packet.get(self.at..).unwrap_or_default();
+        let header = rest.first_chunk::<8>().ok_or(DropReason::Ipv6Header)?;
+        let len = match self.next {
+            protocol::FRAGMENT => {
+                self.fragment(header, rest.len())?;
+                8
+            }
+            // RFC 4302 §2.2: counted in 32-bit words, minus two.
+            protocol::AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
+            _ => (usize::from(header[1]) + 1) * 8,
+        };
+        self.parsed.flags.set(
+            Flags::OPTIONS,
+            self.parsed.flags.contains(Flags::OPTIONS) || self.next == protocol::HOP_BY_HOP,
+        );
+        if self.next == protocol::ROUTING && header[3] != 0 {
+            self.parsed.flags |= Flags::ROUTED;
+        }
+        if rest.len() < len {
+            return Err(DropReason::Ipv6Header);
+        }
+        self.next = header[0];
+        self.at += len;
+        Ok(())
+    }
+
+    /// RFC 8200 §4.5.
+    fn fragment(&mut self, header: &[u8; 8], rest: usize) -> Result<(), DropReason> {
+        if self.parsed.flags.contains(Flags::FIRST_FRAGMENT) {
+            return Err(DropReason::Ipv6Header);
+        }
+        let field = u16::from_be_bytes([header[2], header[3]]);
+        let payload = rest - 8;
+        let more = field & 1 != 0;
+        if more && !payload.is_multiple_of(8) || usize::from(field & !7) + payload > 65_535 {
+            return Err(DropReason::IpLength);
+        }
+        self.parsed.fragment_header = offset(self.at);
+        self.parsed.flags |= fragment_flags(field & !7 != 0, more);
+        Ok(())
+    }
+}
+
+fn fragment_flags(later: bool, more: bool) -> Flags {
+    match (later, more) {
+        (true, _) => Flags::LATER_FRAGMENT,
+        (false, true) => Flags::FIRST_FRAGMENT,
+        (false, false) => Flags::empty(),
+    }
+}
+
+/// An offset in a frame, which is never longer than [`crate::frame::MAX_FRAME`]: what lies beyond
+/// 65,535 octets is payload.
+#[inline]
+fn offset(at: usize) -> u16 {
+    u16::try_from(at).unwrap_or(u16::MAX)
+}
+
+/// Reads the transport header that `octets` starts with.
+#[inline]
+fn parse_transport(octets: &[u8], parsed: &mut Parsed) -> Result<(), DropReason> {
+    if parsed.flags.contains(Flags::LATER_FRAGMENT) {
+        return Ok(());
+    }
+    let first = parsed.flags.contains(Flags::FIRST_FRAGMENT);
+    let short = if first {
+        DropReason::TinyFragment
+    } else {
+        DropReason::TransportHeader
+    };
+    let header_len = match parsed.protocol {
+        protocol::TCP => {
+            let header = octets.first_chunk::<20>().ok_or(short)?;
+            let len = usize::from(header[12] >> 4) * 4;
+            if len < 20 {
+                return Err(DropReason::TransportHeader);
+            }
+            len
+        }
+        protocol::UDP => {
+            let header = octets.first_chunk::<8>().ok_or(short)?;
+            let len = usize::from(u16::from_be_bytes([header[4], header[5]]));
+            if len < 8 || !first && len > octets.len() {
+                return Err(DropReason::TransportHeader);
+            }
+            8
+        }
+        protocol::ICMP if !parsed.flags.contains(Flags::IPV6) => return at_least(octets, 8, short),
+        protocol::ICMPV6 if parsed.flags.contains(Flags::IPV6) => {
+            return at_least(octets, 8, short);
+        }
+        _ => return Ok(()),
+    };
+    at_least(octets, header_len, short)?;
+    parsed.source_port = u16::from_be_bytes(chunk(octets, 0));
+    parsed.destination_port = u16::from_be_bytes(chunk(octets, 2));
+    parsed.payload = parsed.l4.saturating_add(offset(header_len));
+    parsed.flags |= Flags::PORTS;
+    Ok(())
+}
+
+fn at_least(octets: &[u8], len: usize, short: DropReason) -> Result<(), DropReason> {
+    if octets.len() < len {
+        Err(short)
+    } else {
+        Ok(())
+    }
+}
+
+/// What the virtio-net header says must be true of the packet, or a device further on would write
+/// where it should not.
+fn check_offload(parsed: &Parsed, len: usize, offload: Offload) -> Result<(), DropReason> {
+    let whole = !parsed
+        .flags
+        .intersects(Flags::FIRST_FRAGMENT | Flags::LATER_FRAGMENT);
+    if let Checksum::Partial { start, offset } = offload.checksum {
+        let field = usize::from(start) + usize::from(offset);
+        let expected = match parsed.protocol {
+            protocol::TCP => Some(16),
+            protocol::UDP => Some(6),
+            protocol::ICMPV6 => Some(2),
+            _ => None,
+        };
+        let placed = start == parsed.l4 && expected.is_none_or(|expected| expected == offset);
+        if !whole || !placed || field + 2 > len {
+            return Err(DropReason::OffloadHeader);
+        }
+    }
+    if let Some(segmentation) = offload.segmentation {
+        let ipv6 = parsed.flags.contains(Flags::IPV6);
+        let right = match segmentation.kind {
+            GsoKind::TcpV4 => !ipv6 && parsed.protocol == protocol::TCP,
+            GsoKind::TcpV6 => ipv6 && parsed.protocol == protocol::TCP,
+            GsoKind::Udp => parsed.protocol == protocol::UDP,
+        };
+        let partial = matches!(offload.checksum, Checksum::Partial { .. });
+        if !whole || !right || !partial || len <= usize::from(parsed.payload) {
+            return Err(DropReason::OffloadHeader);
+        }
+    }
+    Ok(())
+}

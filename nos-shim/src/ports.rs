@@ -1,0 +1,226 @@
+//! Port ranges, and who owns them.
+
+use core::fmt;
+use core::num::NonZeroU16;
+use core::str::FromStr;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// An inclusive interval of TCP or UDP ports, 1 to 65,535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortRange {
+    first: NonZeroU16,
+    last: NonZeroU16,
+}
+
+/// Why text or numbers are no port range.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum PortRangeError {
+    /// Port 0 cannot be used on the wire.
+    #[error("port 0 is reserved; ports are 1 to 65535")]
+    Zero,
+    /// The bounds are in the wrong order.
+    #[error("{first}-{last} ends before it begins; write {last}-{first}")]
+    Reversed {
+        /// The bound given first.
+        first: u16,
+        /// The bound given last.
+        last: u16,
+    },
+    /// Not a port, nor two joined by a hyphen.
+    #[error("'{0}' is not a port or a range of ports; write 179 or 20000-20999, within 1 to 65535")]
+    Syntax(String),
+}
+
+impl PortRange {
+    /// The ports from `first` to `last`, both included.
+    ///
+    /// # Errors
+    ///
+    /// [`PortRangeError::Zero`] or [`PortRangeError::Reversed`].
+    pub fn new(first: u16, last: u16) -> Result<Self, PortRangeError> {
+        if first > last {
+            return Err(PortRangeError::Reversed { first, last });
+        }
+        match (NonZeroU16::new(first), NonZeroU16::new(last)) {
+            (Some(first), Some(last)) => Ok(Self { first, last }),
+            _ => Err(PortRangeError::Zero),
+        }
+    }
+
+    /// The lowest port.
+    #[must_use]
+    pub fn first(self) -> u16 {
+        self.first.get()
+    }
+
+    /// The highest port.
+    #[must_use]
+    pub fn last(self) -> u16 {
+        self.last.get()
+    }
+
+    /// How many ports there are, at least one.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
+    pub fn len(self) -> u32 {
+        u32::from(self.last()) - u32::from(self.first()) + 1
+    }
+
+    /// Whether `port` is one of them.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first()..=self.last()).contains(&port)
+    }
+
+    /// Whether any port is in both.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = PortRangeError;
+
+    fn from_str(text: &str) -> Result<Self, PortRangeError> {
+        let port = |part: &str| {
+            let digits = part.bytes().all(|digit| digit.is_ascii_digit());
+            let parsed = part.parse().ok().filter(|_| digits);
+            parsed.ok_or_else(|| PortRangeError::Syntax(text.to_owned()))
+        };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        Self::new(port(first.trim())?, port(last.trim())?)
+    }
+}
+
+/// A transport protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+impl Transport {
+    /// The transport with this IP protocol number, if it has ports that can be owned.
+    #[must_use]
+    pub fn from_protocol(protocol: u8) -> Option<Self> {
+        match protocol {
+            crate::packet::protocol::TCP => Some(Self::Tcp),
+            crate::packet::protocol::UDP => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// What an owner may do with its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClaimKind {
+    /// Outsiders may open flows to these ports.
+    Listen,
+    /// The owner opens its own flows from these ports; outsiders may only answer.
+    Ephemeral,
+}
+
+/// A wish to own a range of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// Of which protocol.
+    pub transport: Transport,
+    /// Which ports.
+    pub range: PortRange,
+    /// What for.
+    pub kind: ClaimKind,
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.transport, self.range)
+    }
+}
+
+/// A claim that clashes with another owner's.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub struct ClaimRefused {
+    /// What was asked for.
+    pub claim: Claim,
+    /// The ports that are taken.
+    pub taken: PortRange,
+    /// Whose they are.
+    pub owner: Arc<str>,
+    /// A range of the same length that is free, if there is one.
+    pub suggestion: Option<PortRange>,
+}
+
+impl fmt::Display for ClaimRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            claim,
+            taken,
+            owner,
+            suggestion,
+        } = self;
+        write!(f, "{claim} is refused: {taken} belongs to '{owner}'")?;
+        match suggestion {
+            Some(range) => write!(f, "; {range} is free"),
+            None => write!(f, "; no range of {} ports is free", claim.range.len()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn range_text_round_trips() {
+        for text in ["1", "179", "20000-20999", "1-65535"] {
+            assert_eq!(text.parse::<PortRange>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn bad_range_text_is_explained() {
+        let message = |text: &str| text.parse::<PortRange>().unwrap_err().to_string();
+        assert_eq!(message("0"), "port 0 is reserved; ports are 1 to 65535");
+        assert_eq!(message("9-5"), "9-5 ends before it begins; write 5-9");
+        for text in ["", "-", "1-", "+1", "1-2-3", "65536", "http", "1 2"] {
+            assert!(
+                message(text).starts_with(&format!("'{text}' is not a port")),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn overlap_is_symmetric_and_inclusive() {
+        let range = |text: &str| text.parse::<PortRange>().unwrap();
+        assert!(range("10-20").overlaps(range("20-30")));
+        assert!(range("20-30").overlaps(range("10-20")));
+        assert!(!range("10-19").overlaps(range("20-30")));
+        assert_eq!(range("10-19").len(), 10);
+        assert!(range("10-19").contains(19) && !range("10-19").contains(20));
+    }
+}
