@@ -63,7 +63,7 @@ const FIRST_HEAD: u32 = 138;
 
 const _: () = assert!(FIRST_HEAD as usize == LINE + HEADROOM);
 
-/// A free list of this many buffers gives a batch back.
+/// A handle that keeps this many free buffers gives a batch back.
 const CACHE_LIMIT: usize = 4 * BATCH;
 
 /// Up to [`BATCH`] frames that travel together.
@@ -423,7 +423,8 @@ impl FramePool {
         if unsafe { frame.buffer.as_ref() }.home != self.home {
             return;
         }
-        if self.cache.len() >= CACHE_LIMIT {
+        // In a small pool no handle may sit on so many that the others starve.
+        if self.cache.len() >= CACHE_LIMIT.min(self.home().count / 4) {
             self.spill(BATCH);
         }
         self.cache.push(frame.buffer);
