@@ -1,4 +1,19 @@
 //! What a device can be left to do, and doing it in software where it cannot.
+//!
+//! Containers send super-frames and leave checksums to the device, as any Linux host does. Most of
+//! that passes through to another kernel untouched. What the egress does not take is done here,
+//! with the same result, octet for octet, as Linux would have put on the wire:
+//!
+//! - [`complete_checksum`] finishes a partial transport checksum;
+//! - [`segment`] cuts a TCP or UDP super-frame into packets of its segment size;
+//! - [`fragment_ipv4`] cuts a packet that is longer than the next hop's MTU into fragments.
+//!
+//! A payload is copied once. The last piece keeps the original buffer, so cutting into `n` takes
+//! `n - 1` buffers, and a pool that runs dry costs pieces in the middle, which TCP repairs soonest.
+
+mod cut;
+mod fragment;
+mod segment;
 
 use bitflags::bitflags;
 
@@ -6,6 +21,9 @@ use crate::checksum::Sum;
 use crate::drop::{DropReason, Ledger};
 use crate::frame::{Checksum, FramePool, GsoKind, Offload};
 use crate::packet::{Packet, protocol};
+
+pub use fragment::fragment_ipv4;
+pub use segment::segment;
 
 bitflags! {
     /// What a device takes on egress, and finishes itself.
@@ -85,6 +103,18 @@ impl Adapted {
             dropped: Some(Dropped { reason, packets: 1 }),
         }
     }
+
+    /// Adds what became of one of the packets that were made.
+    fn merge(&mut self, other: Self) {
+        self.originated += other.originated;
+        self.dropped = match (self.dropped, other.dropped) {
+            (Some(mine), Some(theirs)) => Some(Dropped {
+                packets: mine.packets + theirs.packets,
+                ..mine
+            }),
+            (mine, theirs) => mine.or(theirs),
+        };
+    }
 }
 
 /// Makes of `packet` what a device with `capabilities` can send, and hands it to `out`: the packet
@@ -107,15 +137,15 @@ pub fn adapt(
 }
 
 #[cold]
+#[inline(never)]
 fn adapt_in_software(
     mut packet: Packet,
-    _capabilities: Capabilities,
+    capabilities: Capabilities,
     pool: &mut FramePool,
     out: &mut impl FnMut(Packet),
 ) -> Adapted {
     if packet.frame().offload().segmentation.is_some() {
-        pool.free(packet.into_frame());
-        return Adapted::dropped(DropReason::DeviceError);
+        return segment(packet, capabilities, pool, out);
     }
     complete_checksum(&mut packet);
     out(packet);
@@ -136,10 +166,11 @@ pub fn complete_checksum(packet: &mut Packet) {
         return;
     };
     // The field holds the pseudo-header's sum, so it takes part.
-    let checksum = match Sum::ZERO.plus(transport).checksum() {
-        // RFC 768: zero would say that there is none.
-        0 if udp => 0xffff,
-        checksum => checksum,
+    let sum = Sum::ZERO.plus(transport);
+    let checksum = if udp {
+        never_zero(sum.checksum())
+    } else {
+        sum.checksum()
     };
     if let Some(field) = transport
         .get_mut(usize::from(offset)..)
@@ -149,4 +180,9 @@ pub fn complete_checksum(packet: &mut Packet) {
     }
     offload.checksum = Checksum::Verified;
     frame.set_offload(offload);
+}
+
+/// The checksum of UDP, where zero would say that there is none (RFC 768).
+fn never_zero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
 }
