@@ -941,7 +941,8 @@ fn segmentation_is_right(parsed: &Parsed, octets: &[u8], kind: GsoKind) -> bool 
 
 #[cfg(test)]
 pub(crate) mod craft;
-#[cfg(all(test, feature = "stack"))]
+#[cfg(test)]
+#[cfg(feature = "stack")]
 mod oracles;
 #[cfg(test)]
 mod tests;
