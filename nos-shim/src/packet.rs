@@ -16,7 +16,7 @@ use bitflags::bitflags;
 
 use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
-use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload};
+use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload, Segmentation};
 use crate::ident::MacAddr;
 
 /// EtherType of IPv4.
@@ -52,6 +52,9 @@ pub mod protocol {
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
+
+/// Datagrams in a UDP super-frame. Linux makes no more, and refuses frames with more.
+const MAX_DATAGRAMS: usize = 128;
 
 /// IPv6 extension headers that are followed before a packet is refused. Linux knows no bound, but
 /// no sender needs more (RFC 8883 §3.2 suggests one).
@@ -898,7 +901,7 @@ fn check_offload(parsed: &Parsed, octets: &[u8], offload: Offload) -> Result<(),
     };
     let segmentation = offload.segmentation.is_none_or(|segmentation| {
         let own = matches!(offload.checksum, Checksum::Partial { start, .. } if start == parsed.l4);
-        own && segmentation_is_right(parsed, octets, segmentation.kind)
+        own && segmentation_is_right(parsed, octets, segmentation)
     });
     if checksum && segmentation {
         Ok(())
@@ -924,19 +927,23 @@ fn partial_is_right(parsed: &Parsed, len: usize, start: u16, offset: u16) -> boo
     placed && usize::from(start) + usize::from(offset) + 2 <= len
 }
 
-fn segmentation_is_right(parsed: &Parsed, octets: &[u8], kind: GsoKind) -> bool {
+fn segmentation_is_right(parsed: &Parsed, octets: &[u8], segmentation: Segmentation) -> bool {
     let ipv6 = parsed.flags.contains(Flags::IPV6);
-    let transport = usize::from(parsed.l4);
-    let right = match kind {
+    let transport = octets.get(usize::from(parsed.l4)..).unwrap_or_default();
+    let payload = octets.len().saturating_sub(usize::from(parsed.payload));
+    let right = match segmentation.kind {
         GsoKind::TcpV4 => !ipv6 && parsed.protocol == protocol::TCP,
         GsoKind::TcpV6 => ipv6 && parsed.protocol == protocol::TCP,
         // The checksum of each datagram is derived from the length of all.
         GsoKind::Udp => {
-            let len = u16::from_be_bytes(chunk(octets, transport + 4));
-            parsed.protocol == protocol::UDP && usize::from(len) == octets.len() - transport
+            let len = u16::from_be_bytes(chunk(transport, 4));
+            let datagrams = payload.div_ceil(usize::from(segmentation.size.get()));
+            parsed.protocol == protocol::UDP
+                && usize::from(len) == transport.len()
+                && datagrams <= MAX_DATAGRAMS
         }
     };
-    right && octets.len() > usize::from(parsed.payload)
+    right && payload > 0
 }
 
 #[cfg(test)]

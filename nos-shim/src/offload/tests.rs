@@ -98,6 +98,7 @@ proptest! {
     #[test]
     fn segments_are_what_their_sender_would_have_made(craft in super_crafts(), size in 1..4_000_u16, ecn: bool) {
         let mut pool = FramePool::new(4_100, 5_000);
+        let size = craft.segment_size(size);
         let (octets, offload) = craft.super_frame(size, ecn);
         let whole = marked(packet(&mut pool, &octets, offload));
         let (made, adapted) = collect(|out| adapt(whole, Capabilities::empty(), &mut pool, &mut |it| out.push(it)));
@@ -123,6 +124,7 @@ proptest! {
     #[test]
     fn segments_leave_checksums_to_a_device_that_can(craft in super_crafts(), size in 1..4_000_u16) {
         let mut pool = FramePool::new(4_100, 5_000);
+        let size = craft.segment_size(size);
         let (octets, offload) = craft.super_frame(size, false);
         let whole = marked(packet(&mut pool, &octets, offload));
         let (made, _) = collect(|out| adapt(whole, Capabilities::CHECKSUM, &mut pool, &mut |it| out.push(it)));
@@ -140,6 +142,7 @@ proptest! {
     #[test]
     fn a_capable_device_gets_the_frame_untouched(craft in super_crafts(), size in 1..4_000_u16, ecn: bool) {
         let mut pool = FramePool::new(1, 5_000);
+        let size = craft.segment_size(size);
         let (octets, offload) = craft.super_frame(size, ecn);
         let whole = marked(packet(&mut pool, &octets, offload));
         let offload = whole.frame().offload();
@@ -154,6 +157,7 @@ proptest! {
     #[test]
     fn a_dry_pool_costs_the_middle_and_is_counted(craft in super_crafts(), size in 1..200_u16, buffers in 1..20_usize) {
         let mut pool = FramePool::new(buffers, 5_000);
+        let size = craft.segment_size(size);
         let (octets, offload) = craft.super_frame(size, false);
         let whole = marked(packet(&mut pool, &octets, offload));
         let (made, adapted) = collect(|out| segment(whole, Capabilities::empty(), &mut pool, &mut |it| out.push(it)));
@@ -208,6 +212,7 @@ proptest! {
     fn super_frames_are_segmented_then_fragmented(craft in super_crafts(), size in 1..2_000_u16, mtu in 120..2_100_usize) {
         let Craft { ip: Ip::V4(v4), .. } = &craft else { return Ok(()) };
         let mut pool = FramePool::new(5_000, 5_000);
+        let size = craft.segment_size(size);
         let (octets, offload) = craft.super_frame(size, false);
         let whole = marked(packet(&mut pool, &octets, offload));
         let fits = whole.wire_len() <= mtu;
@@ -451,6 +456,7 @@ fn the_longest_super_frames_are_segmented() {
     let payload: Vec<_> = (0..65_495_u32).map(|n| (n % 251) as u8).collect();
     for (transport, size) in [(tcp(), 1448), (Craft::udp(), 1472)] {
         let craft = Craft::v4(transport, &payload);
+        let size = craft.segment_size(size);
         let (octets, offload) = craft.super_frame(size, false);
         let whole = packet(&mut pool, &octets, offload);
         let (made, adapted) = collect(|out| {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::craft::{Craft, Extension, Ip, Tcp, Transport, V4, V6, crafts, packet, super_crafts};
 use super::*;
-use crate::frame::{FramePool, Segmentation};
+use crate::frame::FramePool;
 
 /// A frame, and what must become of it: start, protocol and payload of the transport layer.
 struct Case {
@@ -703,6 +703,12 @@ fn offload_state_must_fit_the_packet() {
         &with(udp, 38, &[0, 60]),
         super_frame(GsoKind::Udp, sum(34, 6))
     ));
+    // More datagrams than Linux takes.
+    for (size, taken) in [(2, true), (1, false)] {
+        let craft = Craft::v4(Craft::udp(), &[0; 129]);
+        let (octets, offload) = craft.super_frame(size, false);
+        assert_eq!(parses(&octets, offload), taken);
+    }
     let empty = Craft::v4(Transport::Tcp(Tcp::default()), b"").frame();
     assert!(!parses(&empty, super_frame(GsoKind::TcpV4, sum(34, 16))));
 }
@@ -712,6 +718,7 @@ fn a_super_frame_of_one_segment_is_none() {
     let mut pool = FramePool::new(1, 4_000);
     let craft = Craft::v4(tcp(), &[0; 100]);
     for (size, segments) in [(99, true), (100, false), (65_535, false)] {
+        let size = craft.segment_size(size);
         let (octets, offload) = craft.super_frame(size, false);
         let packet = packet(&mut pool, &octets, offload);
         assert_eq!(packet.frame().offload().segmentation.is_some(), segments);
@@ -920,6 +927,7 @@ proptest! {
     #[test]
     fn super_frames_are_measured_by_their_segments(craft in super_crafts(), size in 1..4_000_u16) {
         let mut pool = FramePool::new(1, 6_000);
+        let size = craft.segment_size(size);
         let (octets, offload) = craft.super_frame(size, false);
         let packet = packet(&mut pool, &octets, offload);
         touch(&packet)?;
