@@ -17,3 +17,4 @@ pub mod ident;
 pub mod packet;
 pub mod ports;
 pub mod time;
+pub mod transmit;
