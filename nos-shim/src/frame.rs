@@ -732,6 +732,15 @@ impl Frame {
         self.header_mut().parsed = parsed;
     }
 
+    /// Takes over where `origin` came in or leaves, its VRF, and what the parser learnt of it.
+    pub(crate) fn inherit(&mut self, origin: &Self) {
+        let origin = origin.header();
+        let header = self.header_mut();
+        header.interface = origin.interface;
+        header.vrf = origin.vrf;
+        header.parsed = origin.parsed;
+    }
+
     /// Hints the processor to load the frame's metadata and its headers.
     pub fn prefetch(&self) {
         #[cfg(target_arch = "x86_64")]

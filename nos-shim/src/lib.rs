@@ -14,6 +14,7 @@ pub mod checksum;
 pub mod drop;
 pub mod frame;
 pub mod ident;
+pub mod offload;
 pub mod packet;
 pub mod ports;
 pub mod time;

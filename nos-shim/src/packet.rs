@@ -213,6 +213,16 @@ impl Packet {
         &self.0
     }
 
+    /// A frame whose parse results were set by someone who knows that they are true.
+    pub(crate) fn assume(frame: Frame) -> Self {
+        Self(frame)
+    }
+
+    /// The frame, for changes that leave the proof true.
+    pub(crate) fn frame_mut(&mut self) -> &mut Frame {
+        &mut self.0
+    }
+
     /// Gives up the proof.
     #[must_use]
     pub fn into_frame(self) -> Frame {
