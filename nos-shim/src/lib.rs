@@ -12,6 +12,7 @@
 pub mod channel;
 pub mod checksum;
 pub mod drop;
+pub mod fib;
 pub mod frame;
 pub mod ident;
 pub mod offload;
