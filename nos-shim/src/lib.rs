@@ -9,11 +9,13 @@
     )
 )]
 
+pub mod arp;
 pub mod channel;
 pub mod checksum;
 pub mod drop;
 pub mod frame;
 pub mod ident;
+pub mod martian;
 pub mod packet;
 pub mod ports;
 pub mod time;
