@@ -16,6 +16,7 @@ pub mod drop;
 pub mod frame;
 pub mod ident;
 pub mod martian;
+pub mod ndp;
 pub mod packet;
 pub mod ports;
 pub mod time;
