@@ -213,6 +213,11 @@ impl Packet {
         &self.0
     }
 
+    /// The frame, for changes that leave the proof true.
+    pub(crate) fn frame_mut(&mut self) -> &mut Frame {
+        &mut self.0
+    }
+
     /// Gives up the proof.
     #[must_use]
     pub fn into_frame(self) -> Frame {
