@@ -3,4 +3,5 @@
 
 pub mod drop;
 pub mod ident;
+pub mod ports;
 pub mod time;
