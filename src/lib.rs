@@ -1,1 +1,3 @@
 //! x
+pub mod attach;
+pub mod lab;
