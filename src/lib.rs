@@ -1,3 +1,4 @@
 //! x
 pub mod attach;
 pub mod lab;
+pub mod takeover;

@@ -7,10 +7,7 @@ use super::namespace::{Namespace, NamespaceError};
 /// Reads `/proc/sys/<key>` as a thread in `namespace` sees it, without the final newline.
 ///
 /// `/proc/sys/net` shows each thread its own namespace, whoever mounted `/proc`.
-pub(crate) fn read(
-    namespace: &Namespace,
-    key: &str,
-) -> Result<io::Result<String>, NamespaceError> {
+pub(crate) fn read(namespace: &Namespace, key: &str) -> Result<io::Result<String>, NamespaceError> {
     namespace.run(|| {
         let text = std::fs::read_to_string(format!("/proc/sys/{key}"))?;
         Ok(text.trim_end().to_owned())

@@ -56,10 +56,7 @@ impl Topology {
         let (device, external) = (&topology.device, &topology.external);
         // The kernel shall not speak on the uplink: it is the relay's. Later interfaces keep IPv6.
         device.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
-        veth(
-            (device, Self::UPLINK),
-            (external, Self::EXTERNAL_INTERFACE),
-        )?;
+        veth((device, Self::UPLINK), (external, Self::EXTERNAL_INTERFACE))?;
         device.sysctl("net/ipv6/conf/default/disable_ipv6", "0")?;
         external.set_mac(Self::EXTERNAL_INTERFACE, Self::external_mac())?;
         for address in Self::external_addresses() {

@@ -22,7 +22,7 @@ macro_rules! lab_test {
 pub(crate) use lab_test;
 
 /// Runs `body` where namespaces can be made; `path` is the full path of the calling test.
-pub fn in_lab(path: &str, body: impl FnOnce()) {
+pub(crate) fn in_lab(path: &str, body: impl FnOnce()) {
     // The harness knows its tests by the path without the name of the crate.
     let test = path.split_once("::").map_or(path, |(_, test)| test);
     match privileges() {
