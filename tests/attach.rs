@@ -1,5 +1,12 @@
 //! The container's side is put in place, kept up to date, and taken away without a trace.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::collections::BTreeSet;

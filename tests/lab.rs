@@ -1,13 +1,23 @@
 //! The lab builds what it promises, and leaves nothing behind.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nos_relay::attach::Namespace;
-use nos_relay::lab::{LabError, LabNamespace, Topology, veth};
+use nos_relay::lab::ping::{Echo, Ping, ping};
+use nos_relay::lab::{LabError, LabNamespace, Topology, tcp, udp, veth};
 use nos_shim::ident::MacAddr;
 use support::lab_test;
 
@@ -123,5 +133,142 @@ lab_test! {
         }
         let mixed = external.add_route("198.51.100.0/24".parse().unwrap(), Topology::DEVICE_V6.into());
         assert!(mixed.unwrap_err().to_string().contains("one is IPv4, the other IPv6"));
+    }
+}
+
+/// Device and external host as neighbors, with the device's addresses on the uplink.
+fn neighbors() -> Topology {
+    let topology = Topology::new(&[]).unwrap();
+    let device = &topology.device;
+    device.sysctl("net/ipv6/conf/hx/disable_ipv6", "0").unwrap();
+    device
+        .add_address("hx", "203.0.113.1/24".parse().unwrap())
+        .unwrap();
+    device
+        .add_address("hx", "2001:db8:1::1/64".parse().unwrap())
+        .unwrap();
+    topology
+}
+
+fn external() -> [IpAddr; 2] {
+    [Topology::EXTERNAL_V4.into(), Topology::EXTERNAL_V6.into()]
+}
+
+lab_test! {
+    fn ping_is_answered() {
+        let topology = neighbors();
+        for address in external() {
+            let echoes = ping(&topology.device, address, 3, LIMIT).unwrap();
+            assert_eq!(echoes.len(), 3);
+            for echo in echoes {
+                assert!(matches!(echo, Echo::Reply { from, ttl: 64, .. } if from == address), "{echo:?}");
+            }
+        }
+    }
+}
+
+lab_test! {
+    fn ping_tells_silence_errors_and_large_packets_apart() {
+        let topology = neighbors();
+        let (device, external) = (&topology.device, &topology.external);
+        let large = Ping { size: 3000, ..Ping::default() };
+        let whole = Ping { dont_fragment: true, ..large };
+        for address in self::external() {
+            assert!(large.run(device, address).unwrap()[0].is_reply());
+            assert_eq!(whole.run(device, address).unwrap(), [Echo::Unsent(libc::EMSGSIZE)]);
+        }
+        // Behind X is nothing, and X says so.
+        external.sysctl("net/ipv4/ip_forward", "1").unwrap();
+        external.sysctl("net/ipv6/conf/all/forwarding", "1").unwrap();
+        for (net, far, gateway, unreachable) in [
+            ("198.51.100.0/24", "198.51.100.1", self::external()[0], (3, 0)),
+            ("2001:db8:2::/48", "2001:db8:2::1", self::external()[1], (1, 0)),
+        ] {
+            let far = far.parse().unwrap();
+            device.add_route(net.parse().unwrap(), gateway).unwrap();
+            let echo = ping(device, far, 1, LIMIT).unwrap()[0];
+            let Echo::Error { from, kind, code } = echo else { panic!("{echo:?}") };
+            assert_eq!((from, (kind, code)), (gateway, unreachable));
+            // With a route, though a useless one, X would forward, had the packet not come so far.
+            let back = if far.is_ipv4() { Topology::DEVICE_V4.into() } else { Topology::DEVICE_V6.into() };
+            external.add_route(net.parse().unwrap(), back).unwrap();
+            let short = Ping { ttl: 1, ..Ping::default() }.run(device, far).unwrap()[0];
+            let exceeded = if far.is_ipv4() { 11 } else { 3 };
+            assert!(matches!(short, Echo::Error { kind, .. } if kind == exceeded), "{short:?}");
+        }
+        external.sysctl("net/ipv4/icmp_echo_ignore_all", "1").unwrap();
+        let silent = ping(device, Topology::EXTERNAL_V4.into(), 1, Duration::from_millis(50));
+        assert_eq!(silent.unwrap(), [Echo::Timeout]);
+    }
+}
+
+lab_test! {
+    fn tcp_echo_sees_its_peer() {
+        let topology = neighbors();
+        for address in external() {
+            let server = tcp::EchoServer::start(&topology.external, (address, 0).into()).unwrap();
+            let payload = [7; 5000];
+            let local = tcp::exchange(&topology.device, None, server.address(), &payload, LIMIT).unwrap();
+            assert_eq!(server.peers(), [local]);
+            let chosen = SocketAddr::new(local.ip(), 20179);
+            let local = tcp::exchange(&topology.device, Some(chosen), server.address(), b"x", LIMIT).unwrap();
+            assert_eq!(local, chosen);
+            let gone = server.address();
+            drop(server);
+            let error = tcp::connect(&topology.device, None, gone, LIMIT).unwrap_err();
+            assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{error}");
+        }
+    }
+}
+
+lab_test! {
+    fn udp_echo_sees_its_peer() {
+        let topology = neighbors();
+        for address in external() {
+            let server = udp::EchoServer::start(&topology.external, (address, 0).into()).unwrap();
+            let local = udp::exchange(&topology.device, None, server.address(), &[7; 3000], LIMIT).unwrap();
+            assert_eq!(server.peers(), [local]);
+            let gone = server.address();
+            drop(server);
+            let error = udp::exchange(&topology.device, None, gone, b"x", LIMIT).unwrap_err();
+            assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{error}");
+        }
+    }
+}
+
+lab_test! {
+    fn transfers_are_complete_in_both_directions() {
+        let topology = neighbors();
+        for address in external() {
+            for direction in [tcp::Direction::Upload, tcp::Direction::Download] {
+                let progress = AtomicU64::new(0);
+                let transfer = tcp::Transfer {
+                    client: &topology.device,
+                    server: &topology.external,
+                    listen: (address, 0).into(),
+                    connect: (address, 0).into(),
+                    source: None,
+                    direction,
+                    octets: 5_000_003,
+                    limit: Duration::from_secs(20),
+                };
+                assert_eq!(transfer.run(&progress).unwrap().octets, 5_000_003);
+                assert_eq!(progress.load(Ordering::Relaxed), 5_000_003);
+            }
+        }
+    }
+}
+
+lab_test! {
+    fn transfers_end_in_time_when_nobody_answers() {
+        let topology = neighbors();
+        // A neighbor that does not exist, so that packets vanish without an error.
+        let nobody: IpAddr = "203.0.113.99".parse().unwrap();
+        topology.device.add_neighbor("hx", nobody, MacAddr::stable("nobody")).unwrap();
+        let limit = Duration::from_millis(50);
+        let error = tcp::connect(&topology.device, None, (nobody, 9).into(), limit).unwrap_err();
+        assert_eq!(error.kind(), Some(ErrorKind::TimedOut), "{error}");
+        let error = udp::exchange(&topology.device, None, (nobody, 9).into(), b"x", limit).unwrap_err();
+        assert_eq!(error.kind(), Some(ErrorKind::TimedOut), "{error}");
     }
 }

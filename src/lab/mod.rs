@@ -16,8 +16,11 @@
 
 mod link;
 mod namespace;
+pub mod ping;
 mod privileges;
+pub mod tcp;
 mod topology;
+pub mod udp;
 
 use std::io;
 use std::time::Duration;
@@ -69,6 +72,15 @@ pub enum LabError {
 }
 
 impl LabError {
+    /// What kind of I/O error it is, where it is one: `ConnectionRefused`, `TimedOut`...
+    #[must_use]
+    pub fn kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Io { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+
     fn io(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Io {
             action: action.into(),
