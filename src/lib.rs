@@ -1,3 +1,6 @@
 //! x
 
 pub mod config;
+pub mod attach;
+pub mod lab;
+pub mod takeover;

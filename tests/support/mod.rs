@@ -1,0 +1,49 @@
+//! What integration tests share: a place where they may make namespaces.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::process::Command;
+
+use nos_relay::lab::{Privileges, privileges, user_namespace_on_spawn};
+
+/// Defines a test that needs network namespaces.
+///
+/// As root the body runs as it stands. Otherwise the test runs itself once more in a user
+/// namespace, where it is root; and where the kernel refuses that, it says so and is skipped.
+macro_rules! lab_test {
+    ($(#[$attribute:meta])* fn $name:ident() $body:block) => {
+        $(#[$attribute])*
+        #[test]
+        fn $name() {
+            $crate::support::in_lab(concat!(module_path!(), "::", stringify!($name)), || $body);
+        }
+    };
+}
+pub(crate) use lab_test;
+
+/// Runs `body` where namespaces can be made; `path` is the full path of the calling test.
+pub(crate) fn in_lab(path: &str, body: impl FnOnce()) {
+    // The harness knows its tests by the path without the name of the crate.
+    let test = path.split_once("::").map_or(path, |(_, test)| test);
+    match privileges() {
+        Privileges::Root => body(),
+        Privileges::UserNamespace => again_in_user_namespace(test),
+        Privileges::Nothing(reason) => println!("skipped: {test}: {reason}"),
+    }
+}
+
+fn again_in_user_namespace(test: &str) {
+    let mut command = Command::new(std::env::current_exe().expect("the path of this test binary"));
+    command.args(["--exact", test, "--nocapture", "--include-ignored"]);
+    let output = user_namespace_on_spawn(&mut command)
+        .output()
+        .expect("the test binary starts again");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // Through print!, so that the harness shows it with this test only.
+    print!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{test} failed in a user namespace");
+    assert!(
+        text.contains("1 passed"),
+        "{test} was not found by that name"
+    );
+}
