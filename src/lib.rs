@@ -1,6 +1,6 @@
 //! x
 
-pub mod config;
 pub mod attach;
+pub mod config;
 pub mod lab;
 pub mod takeover;

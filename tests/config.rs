@@ -1,6 +1,10 @@
 //! The configuration: what is read, and every way in which it can be wrong.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use nos_relay::config::{
     Config, ConfigErrors, ContainerAspects, ContainerDevice, MAX_TEXT, Mtu, NeedsRestart, NetnsRef,
@@ -807,7 +811,7 @@ proptest! {
             "tcp = \"{first}\"\n[[container]]\nname = \"db\"\npid = 1\ndevice = \"tap\"\ntcp = \"{second}\"\n"
         ));
         let result = Config::parse("f", &text(second));
-        prop_assert_eq!(result.is_err(), first.overlaps(&second));
+        prop_assert_eq!(result.is_err(), first.overlaps(second));
         if let Err(errors) = result {
             let errors = errors.to_string();
             let free = errors.split("; ").nth(1).and_then(|tail| tail.strip_suffix(" is free")).unwrap();

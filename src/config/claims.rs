@@ -149,14 +149,14 @@ impl<'a> Table<'a> {
             self.held
                 .entry(key)
                 .or_default()
-                .insert(claim.range.first().get(), *claim);
+                .insert(claim.range.first(), *claim);
         }
     }
 
     fn holder(&self, key: (Protocol, Scope), range: PortRange) -> Option<&Claim<'a>> {
         let held = self.held.get(&key)?;
-        let (_, below) = held.range(..=range.last().get()).next_back()?;
-        below.range.overlaps(&range).then_some(below)
+        let (_, below) = held.range(..=range.last()).next_back()?;
+        below.range.overlaps(range).then_some(below)
     }
 
     fn clash(&self, claim: &Claim<'_>, protocol: Protocol, holder: &Claim<'_>) -> String {
@@ -191,7 +191,7 @@ impl<'a> Table<'a> {
             self.all.iter().filter(other).map(|taken| taken.range)
         };
         let length = u32::from(claim.range.len());
-        first_gap(others(), claim.range.first().get().into(), length)
+        first_gap(others(), claim.range.first().into(), length)
             .or_else(|| first_gap(others(), FIRST_UNPRIVILEGED, length))
     }
 }
@@ -203,10 +203,10 @@ fn first_gap(
     length: u32,
 ) -> Option<PortRange> {
     for range in taken {
-        if u32::from(range.first().get()) >= start + length {
+        if u32::from(range.first()) >= start + length {
             break;
         }
-        start = start.max(u32::from(range.last().get()) + 1);
+        start = start.max(u32::from(range.last()) + 1);
     }
     let first = u16::try_from(start).ok()?;
     let last = u16::try_from(start + length - 1).ok()?;
@@ -251,13 +251,13 @@ mod tests {
             length in 1..100_u16,
         ) {
             taken.sort();
-            let free = |port: u32| !taken.iter().any(|range| u32::from(range.last().get()) >= port
-                && u32::from(range.first().get()) <= port);
+            let free = |port: u32| !taken.iter().any(|range| u32::from(range.last()) >= port
+                && u32::from(range.first()) <= port);
             let (start, length) = (u32::from(start), u32::from(length));
             let naive = (start..=65_536 - length)
                 .find(|&first| (first..first + length).all(free));
             let found = first_gap(taken.iter().copied(), start, length);
-            prop_assert_eq!(found.map(|range| u32::from(range.first().get())), naive);
+            prop_assert_eq!(found.map(|range| u32::from(range.first())), naive);
             prop_assert!(found.is_none_or(|range| u32::from(range.len()) == length));
         }
     }

@@ -248,11 +248,13 @@ pub(super) fn service(value: &DeValue<'_>) -> Result<Service, String> {
 
 fn http(written: &str, port: &str) -> Result<Service, String> {
     match port.parse::<PortRange>() {
-        Ok(range) if range.len() == 1 => Ok(Service::Http(range.first())),
-        Ok(_) => Err(format!(
-            "{}: a service has one port, not a range",
-            quoted(written)
-        )),
+        Ok(range) => match NonZeroU16::new(range.first()) {
+            Some(port) if range.len() == 1 => Ok(Service::Http(port)),
+            _ => Err(format!(
+                "{}: a service has one port, not a range",
+                quoted(written)
+            )),
+        },
         Err(PortRangeError::Syntax(_)) => Err(format!(
             "{} lacks its port; for example \"http:8080\"",
             quoted(written)
@@ -263,7 +265,7 @@ fn http(written: &str, port: &str) -> Result<Service, String> {
 
 fn single_port(port: NonZeroU32) -> Result<PortRange, String> {
     NonZeroU16::try_from(port)
-        .map(PortRange::single)
+        .map(PortRange::from)
         .map_err(|_| format!("{port} is no port"))
 }
 

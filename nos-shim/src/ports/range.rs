@@ -80,6 +80,16 @@ impl PortRange {
     }
 }
 
+impl From<NonZeroU16> for PortRange {
+    /// The range of one port.
+    fn from(port: NonZeroU16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+}
+
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last {
