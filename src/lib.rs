@@ -2,5 +2,6 @@
 
 pub mod attach;
 pub mod config;
+pub mod device;
 pub mod lab;
 pub mod takeover;
