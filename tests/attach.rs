@@ -20,7 +20,7 @@ use nos_relay::attach::{
 };
 use nos_relay::lab::{LabNamespace, tun_access, veth};
 use nos_shim::ident::MacAddr;
-use support::lab_test;
+use support::{lab_test, skip};
 use tun_tap::{Iface, Mode};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -124,7 +124,7 @@ fn eth0() -> InterfaceName {
 /// Opens a TAP as the device module does: on a thread inside. `None` where there is no way.
 fn tap(lab: &Lab) -> Option<Iface> {
     if let Err(error) = tun_access() {
-        println!("skipped: /dev/net/tun cannot be opened: {error}");
+        skip(&format!("TAP: /dev/net/tun cannot be opened: {error}"));
         return None;
     }
     let open = || Iface::without_packet_info("eth0", Mode::Tap).unwrap();
