@@ -11,6 +11,7 @@ mod support;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -68,6 +69,23 @@ lab_test! {
         let text = String::from_utf8(output.stdout).unwrap();
         // Two lines of heading, and lo.
         assert_eq!(text.lines().count(), 3, "{text}");
+    }
+}
+
+lab_test! {
+    fn children_can_be_found_and_can_open_the_path() {
+        let lab = LabNamespace::new("parent").unwrap();
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped());
+        let mut child = lab.spawn(command).unwrap();
+        assert_eq!(&Namespace::of_process(child.id()).unwrap(), lab.namespace());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+
+        let path = lab.path();
+        let output = Command::new("stat").args(["-L", "-c", "%i"]).arg(&path).output().unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), inode.to_string());
     }
 }
 

@@ -11,7 +11,7 @@ use netlink_packet_route::route::{
 };
 use nos_shim::ident::MacAddr;
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::netlink::{AddressFacts, Netlink, NetlinkError, family_of, route_mark};
 use super::veth::{is_marked, mark};
@@ -437,7 +437,6 @@ fn remove_routes(netlink: &Netlink) -> Result<(), AttachError> {
 }
 
 fn remove_route(netlink: &Netlink, route: &RouteMessage) -> Result<(), AttachError> {
-    info!("removing {}", describe(route));
     tolerate_gone(netlink.delete_route(&describe(route), route.clone()))
 }
 
