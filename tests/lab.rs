@@ -120,6 +120,20 @@ lab_test! {
 }
 
 lab_test! {
+    fn addresses_are_local_at_once_also_while_the_link_is_down() {
+        let lab = LabNamespace::new("a").unwrap();
+        lab.add_bridge("br0").unwrap();
+        lab.set_down("br0").unwrap();
+        for number in 1..=20 {
+            let address = format!("2001:db8::{number}");
+            lab.add_address("br0", format!("{address}/64").parse().unwrap()).unwrap();
+            let echo = ping(&lab, address.parse().unwrap(), 1, LIMIT).unwrap()[0];
+            assert!(echo.is_reply(), "{echo:?}");
+        }
+    }
+}
+
+lab_test! {
     fn bridge_joins_ports() {
         let [a, b] = ["a", "b"].map(|label| LabNamespace::new(label).unwrap());
         a.add_bridge("br0").unwrap();

@@ -25,6 +25,7 @@
 //! Limits: one attachment to a namespace. Calls block for some milliseconds, and each drives a
 //! small runtime of its own: for the control thread only, never from async code.
 
+pub(crate) mod changes;
 mod container;
 mod namespace;
 pub(crate) mod netlink;
