@@ -11,13 +11,19 @@ mod support;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
 use nos_relay::attach::Namespace;
 use nos_relay::lab::ping::{Echo, Ping, ping};
-use nos_relay::lab::{LabError, LabNamespace, Topology, tcp, udp, veth};
+use nos_relay::lab::{
+    LabError, LabNamespace, Privileges, Topology, UserNamespaceError, enter_user_namespace,
+    privileges, tcp, udp, veth,
+};
 use nos_shim::ident::MacAddr;
 use support::lab_test;
 
@@ -67,6 +73,23 @@ lab_test! {
 }
 
 lab_test! {
+    fn children_can_be_found_and_can_open_the_path() {
+        let lab = LabNamespace::new("parent").unwrap();
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped());
+        let mut child = lab.spawn(command).unwrap();
+        assert_eq!(&Namespace::of_process(child.id()).unwrap(), lab.namespace());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+
+        let path = lab.path();
+        let output = Command::new("stat").args(["-L", "-c", "%i"]).arg(&path).output().unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), inode.to_string());
+    }
+}
+
+lab_test! {
     fn veth_is_operational_when_both_ends_are_up() {
         let [a, b] = ["a", "b"].map(|label| LabNamespace::new(label).unwrap());
         veth((&a, "left"), (&b, "right")).unwrap();
@@ -93,6 +116,20 @@ lab_test! {
         let error = lab.wait_operational("eth9", Duration::from_millis(20)).unwrap_err();
         assert!(matches!(error, LabError::Timeout { .. }));
         assert!(error.to_string().contains("eth9 in namespace 'a' was not operational"), "{error}");
+    }
+}
+
+lab_test! {
+    fn addresses_are_local_at_once_also_while_the_link_is_down() {
+        let lab = LabNamespace::new("a").unwrap();
+        lab.add_bridge("br0").unwrap();
+        lab.set_down("br0").unwrap();
+        for number in 1..=20 {
+            let address = format!("2001:db8::{number}");
+            lab.add_address("br0", format!("{address}/64").parse().unwrap()).unwrap();
+            let echo = ping(&lab, address.parse().unwrap(), 1, LIMIT).unwrap()[0];
+            assert!(echo.is_reply(), "{echo:?}");
+        }
     }
 }
 
@@ -270,5 +307,50 @@ lab_test! {
         assert_eq!(error.kind(), Some(ErrorKind::TimedOut), "{error}");
         let error = udp::exchange(&topology.device, None, (nobody, 9).into(), b"x", limit).unwrap_err();
         assert_eq!(error.kind(), Some(ErrorKind::TimedOut), "{error}");
+    }
+}
+
+/// In a process of its own, because entering a user namespace is for good.
+#[test]
+fn main_can_enter_a_user_namespace() {
+    if let Privileges::Nothing(reason) = privileges() {
+        return support::skip(&format!("main_can_enter_a_user_namespace: {reason}"));
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "entering", "--ignored", "--nocapture"])
+        .env("LAB_ENTERS", "yes")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("entered"), "{text}{errors}");
+}
+
+/// The other process of `main_can_enter_a_user_namespace`; no test by itself.
+#[test]
+#[ignore = "a part of another test"]
+fn entering() {
+    if std::env::var_os("LAB_ENTERS").is_none() {
+        return;
+    }
+    // The harness has threads, as a main that calls too late would.
+    let error = enter_user_namespace().unwrap_err();
+    assert!(matches!(error, UserNamespaceError::Threads(_)), "{error}");
+    // SAFETY: the other thread only waits for this one, so it holds no lock that the child, which
+    // has one thread, could wait for.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let result = std::panic::catch_unwind(|| {
+                enter_user_namespace().unwrap();
+                assert_eq!(privileges(), Privileges::Root);
+                let echo = ping(&neighbors().device, external()[0], 1, LIMIT).unwrap()[0];
+                assert!(echo.is_reply(), "{echo:?}");
+            });
+            std::process::exit(i32::from(result.is_err()));
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+            println!("entered");
+        }
     }
 }

@@ -11,7 +11,7 @@ use netlink_packet_route::route::{
 };
 use nos_shim::ident::MacAddr;
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::netlink::{AddressFacts, Netlink, NetlinkError, family_of, route_mark};
 use super::veth::{is_marked, mark};
@@ -176,6 +176,9 @@ impl ContainerSide {
             }
             self.added.insert(address);
         }
+        for &address in &self.spec.addresses {
+            netlink.wait_local(&self.namespace, lo, address)?;
+        }
         Ok(())
     }
 
@@ -260,6 +263,7 @@ impl ContainerSide {
         if !link.up {
             self.add_link_local(netlink, link.index)?;
             netlink.set_up(&link)?;
+            self.wait_link_local(netlink, link.index)?;
         }
         Ok(link)
     }
@@ -268,13 +272,25 @@ impl ContainerSide {
     /// without duplicate address detection: only the relay is at the other end, and until
     /// detection ends (1 s) the kernel would not resolve IPv6 neighbors.
     fn add_link_local(&self, netlink: &Netlink, index: u32) -> Result<(), AttachError> {
-        if !self.spec.addresses.iter().any(IpAddr::is_ipv6) {
+        let Some(address) = self.link_local() else {
             return Ok(());
-        }
-        match netlink.add_address(index, self.spec.mac.link_local().into(), 64, false) {
+        };
+        match netlink.add_address(index, address, 64, false) {
             Err(error) if error.is(&[libc::EEXIST]) => Ok(()),
             result => Ok(result?),
         }
+    }
+
+    fn wait_link_local(&self, netlink: &Netlink, index: u32) -> Result<(), AttachError> {
+        let Some(address) = self.link_local() else {
+            return Ok(());
+        };
+        Ok(netlink.wait_local(&self.namespace, index, address)?)
+    }
+
+    fn link_local(&self) -> Option<IpAddr> {
+        let ipv6 = self.spec.addresses.iter().any(IpAddr::is_ipv6);
+        ipv6.then(|| self.spec.mac.link_local().into())
     }
 
     // Routes
@@ -437,7 +453,6 @@ fn remove_routes(netlink: &Netlink) -> Result<(), AttachError> {
 }
 
 fn remove_route(netlink: &Netlink, route: &RouteMessage) -> Result<(), AttachError> {
-    info!("removing {}", describe(route));
     tolerate_gone(netlink.delete_route(&describe(route), route.clone()))
 }
 

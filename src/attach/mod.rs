@@ -22,8 +22,10 @@
 //! adopted; a thing without one is never removed, and in our way it is an error that names it. A
 //! TAP dies with its process, so one with our alias has a living owner.
 //!
-//! Limits: one attachment to a namespace. Calls block for some milliseconds: control thread only.
+//! Limits: one attachment to a namespace. Calls block for some milliseconds, and each drives a
+//! small runtime of its own: for the control thread only, never from async code.
 
+pub(crate) mod changes;
 mod container;
 mod namespace;
 pub(crate) mod netlink;

@@ -5,25 +5,28 @@ use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
 };
-use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State, Stats64,
-};
-use netlink_packet_route::route::{RouteMessage, RouteProtocol};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State, Stats64};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use nos_shim::ident::MacAddr;
 use rtnetlink::{Handle, LinkUnspec};
 use thiserror::Error;
 
+use super::changes::{Changes, Topic};
 use super::namespace::{Namespace, NamespaceError};
 
 /// Marks addresses (IFA_PROTO, Linux 5.18) and routes (rtm_protocol) as ours. Any value that no
 /// routing daemon in `/etc/iproute2/rt_protos` uses would do.
 pub(crate) const PROTOCOL: u8 = 206;
+
+/// How long the kernel may take to make an address local; milliseconds are usual.
+const LOCAL_LIMIT: Duration = Duration::from_secs(5);
 
 /// A request that the kernel did not carry out.
 #[derive(Debug, Error)]
@@ -250,6 +253,51 @@ impl Netlink {
         )
     }
 
+    /// Waits until packets to an address of link `index` are delivered here.
+    ///
+    /// The kernel makes an IPv6 address local a moment after it has confirmed it, on a thread of
+    /// its own. Until then it would route packets for it elsewhere.
+    pub(crate) fn wait_local(
+        &self,
+        namespace: &Namespace,
+        index: u32,
+        address: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        if address.is_ipv4() || self.is_local(index, address)? {
+            return Ok(());
+        }
+        let action = || format!("wait until {address} is in use");
+        let failed = |source| self.error(action(), source, None);
+        let changes = Changes::watch(namespace, Topic::Ipv6Routes)
+            .map_err(|error| failed(io::Error::other(error)))?
+            .map_err(failed)?;
+        let reached = || self.is_local(index, address).map_err(io::Error::other);
+        match changes.wait(LOCAL_LIMIT, reached) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(io::ErrorKind::TimedOut.into())),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn is_local(&self, index: u32, address: IpAddr) -> Result<bool, NetlinkError> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family_of(address);
+        question.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        // A link-local address is one on a link only.
+        question.attributes = vec![
+            RouteAttribute::Destination(address.into()),
+            RouteAttribute::Oif(index),
+        ];
+        let request = self.handle.route().get(question);
+        match self.collect(format!("look up the route to {address}"), request.execute()) {
+            Ok(routes) => Ok(routes
+                .iter()
+                .any(|route| route.header.kind == RouteType::Local)),
+            Err(error) if error.is(&[libc::ENETUNREACH, libc::EHOSTUNREACH]) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) fn delete_address(
         &self,
         index: u32,
@@ -424,17 +472,13 @@ impl LinkFacts {
             }
             LinkAttribute::LinkInfo(infos) => {
                 self.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind_name(kind)),
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
                 });
             }
             _ => {}
         }
     }
-}
-
-fn kind_name(kind: &InfoKind) -> String {
-    kind.to_string()
 }
 
 impl LinkStatistics {

@@ -2,22 +2,18 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_route::link::{InfoData, InfoVeth};
 use netlink_packet_route::route::RouteMessage;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt,
-    socket, sockopt,
-};
-use nix::sys::time::TimeVal;
 use nos_shim::ident::MacAddr;
 use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{LabError, LabNamespace};
 use crate::attach::LinkFacts;
+use crate::attach::changes::{Changes, Topic};
 use crate::attach::netlink::Netlink;
 
 /// Joins two namespaces by a veth pair whose ends are up and able to pass frames.
@@ -121,7 +117,8 @@ impl LabNamespace {
     pub fn add_address(&self, interface: &str, address: IpNet) -> Result<(), LabError> {
         let netlink = self.netlink()?;
         let index = netlink.existing_link(interface)?.index;
-        Ok(netlink.add_address(index, address.addr(), address.prefix_len(), false)?)
+        netlink.add_address(index, address.addr(), address.prefix_len(), false)?;
+        Ok(netlink.wait_local(self.namespace(), index, address.addr())?)
     }
 
     /// The addresses of an interface, with their prefix lengths.
@@ -187,22 +184,22 @@ impl LabNamespace {
         limit: Duration,
         reached: impl Fn(Option<&LinkFacts>) -> bool,
     ) -> Result<(), LabError> {
-        let deadline = Instant::now() + limit;
         // Subscribed before the first look, so that no change falls between.
-        let changes = self.try_run("watch links", link_changes)?;
+        let changes = Changes::watch(self.namespace(), Topic::Links)?
+            .map_err(|error| LabError::io("watch links", error))?;
         let netlink = self.netlink()?;
-        while !reached(netlink.link(interface)?.as_ref()) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !next_change(&changes, left)? {
-                return Err(LabError::Timeout {
-                    interface: interface.to_owned(),
-                    namespace: self.namespace().to_string(),
-                    state,
-                    limit,
-                });
-            }
+        let reached = changes.wait(limit, || {
+            Ok::<_, LabError>(reached(netlink.link(interface)?.as_ref()))
+        })?;
+        if reached {
+            return Ok(());
         }
-        Ok(())
+        Err(LabError::Timeout {
+            interface: interface.to_owned(),
+            namespace: self.namespace().to_string(),
+            state,
+            limit,
+        })
     }
 
     fn netlink(&self) -> Result<Netlink, LabError> {
@@ -246,35 +243,4 @@ fn mixed_families() -> io::Error {
         io::ErrorKind::InvalidInput,
         "one is IPv4, the other IPv6".to_owned(),
     )
-}
-
-/// A netlink socket that receives a message whenever a link of this thread's namespace changes.
-fn link_changes() -> io::Result<OwnedFd> {
-    const RTMGRP_LINK: u32 = 1;
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, RTMGRP_LINK))?;
-    Ok(fd)
-}
-
-/// Waits for a change; false when none came within `limit`.
-fn next_change(changes: &OwnedFd, limit: Duration) -> Result<bool, LabError> {
-    let failed = |error: nix::Error| LabError::io("watch links", error);
-    // A zero timeout would mean for ever.
-    let limit = limit.max(Duration::from_millis(1));
-    let limit = TimeVal::new(
-        i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-        i64::from(limit.subsec_micros()),
-    );
-    setsockopt(changes, sockopt::ReceiveTimeout, &limit).map_err(failed)?;
-    match recv(changes.as_raw_fd(), &mut [0; 4096], MsgFlags::empty()) {
-        // ENOBUFS: more changes than the socket could hold; look again all the same.
-        Ok(_) | Err(nix::Error::ENOBUFS | nix::Error::EINTR) => Ok(true),
-        Err(nix::Error::EAGAIN) => Ok(false),
-        Err(error) => Err(failed(error)),
-    }
 }

@@ -71,6 +71,12 @@ pub enum LabError {
     },
 }
 
+impl From<io::Error> for LabError {
+    fn from(source: io::Error) -> Self {
+        Self::io("watch for changes", source)
+    }
+}
+
 impl LabError {
     /// What kind of I/O error it is, where it is one: `ConnectionRefused`, `TimedOut`...
     #[must_use]

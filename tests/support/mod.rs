@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+use std::io::Write;
 use std::process::Command;
 
 use nos_relay::lab::{Privileges, privileges, user_namespace_on_spawn};
@@ -28,8 +29,16 @@ pub(crate) fn in_lab(path: &str, body: impl FnOnce()) {
     match privileges() {
         Privileges::Root => body(),
         Privileges::UserNamespace => again_in_user_namespace(test),
-        Privileges::Nothing(reason) => println!("skipped: {test}: {reason}"),
+        Privileges::Nothing(reason) => skip(&format!("{test}: {reason}")),
     }
+}
+
+/// Says that a test, or the rest of it, was not done, and why.
+///
+/// Past the harness, which hides what passing tests print.
+pub(crate) fn skip(reason: &str) {
+    let line = format!("skipped: {reason}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 fn again_in_user_namespace(test: &str) {
@@ -38,9 +47,15 @@ fn again_in_user_namespace(test: &str) {
     let output = user_namespace_on_spawn(&mut command)
         .output()
         .expect("the test binary starts again");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // Through print!, so that the harness shows it with this test only.
-    print!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    let [text, errors] = [&output.stdout, &output.stderr].map(|out| String::from_utf8_lossy(out));
+    for line in errors.lines() {
+        match line.strip_prefix("skipped: ") {
+            Some(reason) => skip(reason),
+            // Through print!, so that the harness shows it with this test only.
+            None => println!("{line}"),
+        }
+    }
+    print!("{text}");
     assert!(output.status.success(), "{test} failed in a user namespace");
     assert!(
         text.contains("1 passed"),
