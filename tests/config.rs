@@ -1,6 +1,10 @@
 //! The configuration: what is read, and every way in which it can be wrong.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use nos_relay::config::{
     Config, ConfigErrors, ContainerAspects, ContainerDevice, MAX_TEXT, Mtu, NeedsRestart, NetnsRef,
