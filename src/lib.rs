@@ -1,3 +1,6 @@
 //! x
 
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod show;
