@@ -28,6 +28,7 @@
 //! [`FrameDevice::kernel_drops`].
 
 mod character;
+mod memory;
 mod packet;
 mod plain_tap;
 mod tap;
@@ -43,6 +44,7 @@ use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::offload::Capabilities;
 use thiserror::Error;
 
+pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
 pub use packet::{PacketOptions, PacketSocket};
 pub use plain_tap::PlainTap;
 pub use tap::Tap;
