@@ -12,8 +12,11 @@
 pub mod channel;
 pub mod checksum;
 pub mod drop;
+pub mod flows;
 pub mod frame;
 pub mod ident;
+mod index;
+mod links;
 pub mod packet;
 pub mod ports;
 pub mod time;
