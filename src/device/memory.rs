@@ -87,9 +87,11 @@ impl MemoryDevice {
         self
     }
 
-    /// Hands one frame to the other end, or gives the reason why not.
-    fn offer(&self, frame: Frame) -> Result<(), (Frame, DropReason)> {
-        if self.outgoing.is_closed() {
+    /// Hands one frame to the other end, or gives the reason why not. Once `full`, always full.
+    fn offer(&self, frame: Frame, full: bool) -> Result<(), (Frame, DropReason)> {
+        if full {
+            Err((frame, DropReason::DeviceFull))
+        } else if self.outgoing.is_closed() {
             Err((frame, DropReason::DeviceGone))
         } else if self.capabilities.take(frame.offload()) {
             let full = |frame| (frame, DropReason::DeviceFull);
@@ -138,9 +140,11 @@ impl FrameDevice for MemoryDevice {
             dropped: 0,
             egress: Egress::Ready,
         };
+        // As with a socket, what is behind a frame that found no room is not tried.
+        let mut full = false;
         for frame in burst.drain(..) {
             let octets = frame.len();
-            match self.offer(frame) {
+            match self.offer(frame, full) {
                 Ok(()) => {
                     self.counters.sent.count(octets);
                     sent.frames += 1;
@@ -148,6 +152,7 @@ impl FrameDevice for MemoryDevice {
                 }
                 Err((frame, reason)) => {
                     pool.free(frame);
+                    full |= reason == DropReason::DeviceFull;
                     self.counters.sent.drops.add(reason, 1);
                     sent.dropped += 1;
                 }
