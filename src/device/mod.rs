@@ -27,6 +27,7 @@
 //! `sent.drops`. What a full kernel queue lost before we saw it is in
 //! [`FrameDevice::kernel_drops`].
 
+mod capture;
 mod character;
 mod memory;
 mod packet;
@@ -44,6 +45,7 @@ use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::offload::Capabilities;
 use thiserror::Error;
 
+pub use capture::{Capture, CaptureError, CaptureOptions, CaptureStatus};
 pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
 pub use packet::{PacketOptions, PacketSocket};
 pub use plain_tap::PlainTap;
