@@ -8,3 +8,11 @@ pub mod device;
 pub mod lab;
 pub mod show;
 pub mod takeover;
+//! x
+
+pub mod guard;
+pub mod link;
+mod outbox;
+pub mod port_set;
+pub mod relay;
+pub mod responder;

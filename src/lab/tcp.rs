@@ -84,8 +84,10 @@ impl Drop for EchoServer {
 fn accept_all(listener: &TcpListener, served: &Mutex<Vec<Served>>) {
     while let Ok((stream, peer)) = listener.accept() {
         let Ok(copy) = stream.try_clone() else { return };
+        // Locked first: who has its echo finds itself among the peers.
+        let mut served = served.lock();
         let thread = std::thread::spawn(move || echo(copy));
-        served.lock().push(Served {
+        served.push(Served {
             peer,
             stream,
             thread,

@@ -1,0 +1,8 @@
+//! State of flows, where ports alone cannot tell whose a packet is.
+
+mod echo;
+mod table;
+mod wheel;
+
+pub use echo::{Echo, EchoFlows, EchoKey};
+pub use table::{Flow, FlowId, FlowTable, Limits, NotInserted};
