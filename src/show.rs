@@ -157,9 +157,16 @@ fn ports(rows: &[Port]) -> String {
             row.range.to_string(),
             kind.to_owned(),
             row.owner.clone(),
+            row.addresses
+                .as_deref()
+                .map_or_else(|| "all".to_owned(), lines),
         ]
     });
-    plain(&["VRF", "PROTOCOL", "PORTS", "KIND", "OWNER"], &[0], cells)
+    plain(
+        &["VRF", "PROTOCOL", "PORTS", "KIND", "OWNER", "ADDRESSES"],
+        &[0],
+        cells,
+    )
 }
 
 fn routes(rows: &[Route]) -> String {
@@ -318,6 +325,15 @@ fn state(state: LinkState) -> String {
         LinkState::Gone => "gone",
     }
     .to_owned()
+}
+
+/// Each value on a line of its own.
+fn lines<T: Display>(values: &[T]) -> String {
+    values
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A table whose rows take several lines: with an empty line between them.

@@ -16,8 +16,10 @@ use nos_relay::control::snapshot::{
 };
 use nos_relay::control::{Response, Table};
 use nos_relay::show;
+use nos_shim::channel::Registration;
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
+use nos_shim::ports::{Claim, ClaimKind, PortTable, Service, Transport};
 
 fn parse(line: &str) -> Cli {
     Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"))
@@ -227,8 +229,10 @@ fn attachments() -> Response {
 }
 
 fn ports() -> Response {
+    let all = ["203.0.113.1", "2001:db8:1::1"].map(|address| address.parse().unwrap());
     let port = |protocol, range: &str, kind, owner: &str| Port {
         vrf: VrfId::DEFAULT,
+        addresses: (kind != PortKind::Service).then(|| all.to_vec()),
         protocol,
         range: range.parse().unwrap(),
         kind,
@@ -454,10 +458,12 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
 ";
 
 const PORTS: &str = r"
-VRF  PROTOCOL  PORTS        KIND                OWNER
-  0  tcp       7            service of the NOS  echo
-  0  tcp       40000-44999  ephemeral           web
-  0  udp       20000-20999  listen              web
+VRF  PROTOCOL  PORTS        KIND                OWNER  ADDRESSES
+  0  tcp       7            service of the NOS  echo   all
+  0  tcp       40000-44999  ephemeral           web    203.0.113.1
+                                                       2001:db8:1::1
+  0  udp       20000-20999  listen              web    203.0.113.1
+                                                       2001:db8:1::1
 ";
 
 const ROUTES: &str = r"
@@ -496,3 +502,40 @@ up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                mtu 1500, vrf 0             dropped 9 in the device's queue
                offload checksum tso4 tso6
 ";
+
+#[test]
+fn the_port_tables_holdings_are_shown() {
+    let mut table = PortTable::new();
+    let address = "203.0.113.1".parse().unwrap();
+    table.add_address(VrfId::DEFAULT, address);
+    let claim = |transport, range: &str, kind| Claim {
+        transport,
+        range: range.parse().unwrap(),
+        kind,
+    };
+    let service = Service {
+        name: "echo".into(),
+        vrf: VrfId::DEFAULT,
+        claims: vec![claim(Transport::Udp, "7", ClaimKind::Listen)],
+    };
+    table.register_service(&service).unwrap();
+    let web = Registration {
+        attachment: AttachmentId(0),
+        name: "web".into(),
+        vrf: VrfId::DEFAULT,
+        addresses: vec![address],
+        claims: vec![
+            claim(Transport::Tcp, "80", ClaimKind::Listen),
+            claim(Transport::Tcp, "40000-44999", ClaimKind::Ephemeral),
+        ],
+    };
+    table.register(&web).unwrap();
+    let rows = table.claims().map(|holding| Port::from(&holding)).collect();
+    let expected = "
+VRF  PROTOCOL  PORTS        KIND                OWNER  ADDRESSES
+  0  tcp       80           listen              web    203.0.113.1
+  0  tcp       40000-44999  ephemeral           web    203.0.113.1
+  0  udp       7            service of the NOS  echo   all
+";
+    assert_eq!(self::table(Response::Ports(rows)), expected.trim());
+}

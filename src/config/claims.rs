@@ -7,7 +7,7 @@ use core::fmt;
 use core::net::IpAddr;
 use std::collections::{BTreeMap, HashMap};
 
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{PortRange, Transport};
 
 use super::document::{At, Place};
 use super::entries::{ContainerEntry, Entries};
@@ -17,12 +17,6 @@ use super::{Name, Service};
 /// Suggested ranges start here when nothing is free behind the one asked for: lower ports are
 /// privileged in containers.
 const FIRST_UNPRIVILEGED: u32 = 1024;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Protocol {
-    Tcp,
-    Udp,
-}
 
 /// Where a claim counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +40,7 @@ struct Claim<'a> {
     range: PortRange,
     place: Place,
     owner: Owner<'a>,
-    protocols: &'static [Protocol],
+    transports: &'static [Transport],
 }
 
 /// Reports every claim that overlaps an earlier one.
@@ -78,34 +72,34 @@ fn scopes(container: &ContainerEntry, all_uplinks: bool, nos: &[IpAddr]) -> Vec<
 }
 
 fn service_claim(at: &At<Service>) -> Claim<'_> {
-    let protocols: &[_] = match at.value.uses_udp() {
-        true => &[Protocol::Tcp, Protocol::Udp],
-        false => &[Protocol::Tcp],
+    let transports: &[_] = match at.value.uses_udp() {
+        true => &[Transport::Tcp, Transport::Udp],
+        false => &[Transport::Tcp],
     };
     Claim {
         range: at.value.port().into(),
         place: at.place,
         owner: Owner::Service(at.value),
-        protocols,
+        transports,
     }
 }
 
 fn container_claims(container: &ContainerEntry) -> impl Iterator<Item = Claim<'_>> {
-    let claim = |at: &At<PortRange>, protocols| Claim {
+    let claim = |at: &At<PortRange>, transports| Claim {
         range: at.value,
         place: at.place,
         owner: Owner::Container(&container.name.value),
-        protocols,
+        transports,
     };
     let tcp = container
         .tcp
         .iter()
-        .map(move |at| claim(at, &[Protocol::Tcp][..]));
+        .map(move |at| claim(at, &[Transport::Tcp][..]));
     let udp = container
         .udp
         .iter()
-        .map(move |at| claim(at, &[Protocol::Udp]));
-    let both = &[Protocol::Tcp, Protocol::Udp];
+        .map(move |at| claim(at, &[Transport::Udp]));
+    let both = &[Transport::Tcp, Transport::Udp];
     let ephemeral = container.ephemeral.iter().map(move |at| claim(at, both));
     tcp.chain(udp).chain(ephemeral)
 }
@@ -121,7 +115,7 @@ fn all_claims(entries: &Entries) -> Vec<Claim<'_>> {
 
 struct Table<'a> {
     report: &'a Report<'a>,
-    held: HashMap<(Protocol, Scope), BTreeMap<u16, Claim<'a>>>,
+    held: HashMap<(Transport, Scope), BTreeMap<u16, Claim<'a>>>,
     all: Vec<Claim<'a>>,
 }
 
@@ -129,20 +123,20 @@ impl<'a> Table<'a> {
     /// Enters the claim, or reports the first that it overlaps.
     fn enter(&mut self, claim: &Claim<'a>, scopes: &[Scope]) {
         let keys = || {
-            let pairs = |&protocol| scopes.iter().map(move |&scope| (protocol, scope));
-            claim.protocols.iter().flat_map(pairs)
+            let pairs = |&transport| scopes.iter().map(move |&scope| (transport, scope));
+            claim.transports.iter().flat_map(pairs)
         };
         let services = claim
-            .protocols
+            .transports
             .iter()
-            .map(|&protocol| (protocol, Scope::Nos));
+            .map(|&transport| (transport, Scope::Nos));
         let mut clashes = services.chain(keys()).filter_map(|key| {
             let holder = self.holder(key, claim.range)?;
             Some((key.0, *holder))
         });
-        if let Some((protocol, holder)) = clashes.next() {
+        if let Some((transport, holder)) = clashes.next() {
             self.report
-                .error(claim.place, self.clash(claim, protocol, &holder));
+                .error(claim.place, self.clash(claim, transport, &holder));
             return;
         }
         for key in keys() {
@@ -153,18 +147,18 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn holder(&self, key: (Protocol, Scope), range: PortRange) -> Option<&Claim<'a>> {
+    fn holder(&self, key: (Transport, Scope), range: PortRange) -> Option<&Claim<'a>> {
         let held = self.held.get(&key)?;
         let (_, below) = held.range(..=range.last()).next_back()?;
         below.range.overlaps(range).then_some(below)
     }
 
-    fn clash(&self, claim: &Claim<'_>, protocol: Protocol, holder: &Claim<'_>) -> String {
+    fn clash(&self, claim: &Claim<'_>, transport: Transport, holder: &Claim<'_>) -> String {
         let line = self.report.line(holder.place);
         if let Owner::Service(service) = claim.owner {
             let port = claim.range;
             return format!(
-                "\"{service}\" listens on {protocol} {port}, as does {} (line {line})",
+                "\"{service}\" listens on {transport} {port}, as does {} (line {line})",
                 holder.owner
             );
         }
@@ -173,7 +167,7 @@ impl<'a> Table<'a> {
             .map(|range| format!("; {range} is free"))
             .unwrap_or_default();
         format!(
-            "{protocol} {} overlaps {} of {} (line {line}){free}",
+            "{transport} {} overlaps {} of {} (line {line}){free}",
             claim.range, holder.range, holder.owner
         )
     }
@@ -184,9 +178,9 @@ impl<'a> Table<'a> {
             let other = |taken: &&Claim<'_>| {
                 taken.place != claim.place
                     && taken
-                        .protocols
+                        .transports
                         .iter()
-                        .any(|protocol| claim.protocols.contains(protocol))
+                        .any(|transport| claim.transports.contains(transport))
             };
             self.all.iter().filter(other).map(|taken| taken.range)
         };
@@ -211,15 +205,6 @@ fn first_gap(
     let first = u16::try_from(start).ok()?;
     let last = u16::try_from(start + length - 1).ok()?;
     PortRange::new(first, last).ok()
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
 }
 
 impl fmt::Display for Owner<'_> {

@@ -20,7 +20,7 @@ use super::{
 const MAX_QUOTED: usize = 60;
 
 /// What ports look like.
-const PORTS: &str = "a port or a range, as in 179 or \"20000-20999\"";
+const PORTS: &str = "a port or a range within 1 to 65535, as in 179 or \"20000-20999\"";
 
 /// The highest process id that Linux can be set to give (`PID_MAX_LIMIT`).
 const MAX_PID: u32 = 1 << 22;
@@ -256,7 +256,7 @@ fn http(written: &str, port: &str) -> Result<Service, String> {
             )),
         },
         Err(PortRangeError::Syntax(_)) => Err(format!(
-            "{} lacks its port; for example \"http:8080\"",
+            "{} lacks a port from 1 to 65535, as in \"http:8080\"",
             quoted(written)
         )),
         Err(why) => Err(format!("{}: {why}", quoted(written))),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use nos_shim::drop::{DropCounters, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{ClaimKind, Holding, Owner, PortRange, Transport};
 use serde::{Deserialize, Serialize};
 
 /// Dropped packets by [`DropReason::label`](nos_shim::drop::DropReason::label); only reasons that
@@ -104,6 +104,8 @@ pub struct Port {
     /// The VRF in which it counts.
     #[serde(with = "VrfNumber")]
     pub vrf: VrfId,
+    /// The addresses of the NOS on which it counts; `None` is every address of the VRF.
+    pub addresses: Option<Vec<IpAddr>>,
     /// The protocol.
     pub protocol: Protocol,
     /// The ports.
@@ -115,6 +117,24 @@ pub struct Port {
     pub owner: String,
 }
 
+impl From<&Holding<'_>> for Port {
+    fn from(holding: &Holding<'_>) -> Self {
+        let kind = match (holding.owner, holding.claim.kind) {
+            (Owner::Nos, _) => PortKind::Service,
+            (Owner::Attachment(_), ClaimKind::Listen) => PortKind::Listen,
+            (Owner::Attachment(_), ClaimKind::Ephemeral) => PortKind::Ephemeral,
+        };
+        Self {
+            vrf: holding.vrf,
+            addresses: holding.addresses.map(<[_]>::to_vec),
+            protocol: holding.claim.transport.into(),
+            range: holding.claim.range,
+            kind,
+            owner: holding.name.to_string(),
+        }
+    }
+}
+
 /// A protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -123,6 +143,15 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+}
+
+impl From<Transport> for Protocol {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Udp => Self::Udp,
+        }
+    }
 }
 
 /// What the owner of ports does with them.
