@@ -21,9 +21,11 @@
 //! are multicast ones.
 
 mod adjacency;
+mod arena;
 mod ecmp;
 mod rib;
 mod route;
+mod table;
 
 use core::hash::Hash;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -39,10 +41,11 @@ pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protoco
 
 use crate::ident::{UplinkId, VrfId};
 use adjacency::Adjacencies;
-use rib::{Change, Offer, Rib};
+use rib::{Best, Change, Offer, Rib};
+use table::{Key, Table};
 
 /// The most prefixes of one family that a VRF holds.
-pub const MAX_PREFIXES: usize = 1 << 24;
+pub const MAX_PREFIXES: usize = 1 << 22;
 
 /// Why a route was not inserted.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -111,24 +114,40 @@ pub struct Memory {
 #[derive(Clone)]
 struct Family<P: Prefix> {
     rib: Rib<P>,
+    table: Table<P::R>,
 }
 
-impl<P: Prefix + Copy + Eq + Hash> Family<P> {
+impl<P: Prefix<R: Key> + Copy + Eq + Hash> Family<P> {
     fn new() -> Self {
-        Self { rib: Rib::new() }
+        Self {
+            rib: Rib::new(),
+            table: Table::new(),
+        }
     }
 
     fn offer(&mut self, prefix: P, offer: Offer) -> Change {
-        self.rib.offer(prefix, offer)
+        let change = self.rib.offer(prefix, offer);
+        self.forward(prefix, change.best);
+        change
     }
 
     fn withdraw(&mut self, prefix: P, source: Source) -> Option<Change> {
-        self.rib.withdraw(prefix, source)
+        let change = self.rib.withdraw(prefix, source)?;
+        self.forward(prefix, change.best);
+        Some(change)
     }
 
-    fn lookup(&self, host: P) -> AdjacencyId {
-        let found = self.rib.covering(host);
-        found.map_or(AdjacencyId::NO_ROUTE, |(_, adjacency)| adjacency)
+    fn forward(&mut self, prefix: P, best: Best) {
+        let (key, len) = (prefix.repr(), u32::from(prefix.prefix_len()));
+        match best {
+            Best::Same => {}
+            Best::Now(adjacency) => self.table.insert(key, len, adjacency),
+            Best::Gone => {
+                let cover = self.rib.covering(prefix);
+                let cover = cover.map(|(cover, id)| (u32::from(cover.prefix_len()), id));
+                self.table.remove(key, len, cover);
+            }
+        }
     }
 }
 
@@ -193,7 +212,7 @@ impl Fib {
     pub fn lookup_v4(&self, vrf: VrfId, destination: Ipv4Addr) -> AdjacencyId {
         let vrf = self.vrf(vrf);
         vrf.map_or(AdjacencyId::NO_ROUTE, |vrf| {
-            vrf.v4.lookup(Ipv4Net::from(destination))
+            vrf.v4.table.lookup(u32::from(destination))
         })
     }
 
@@ -203,7 +222,7 @@ impl Fib {
     pub fn lookup_v6(&self, vrf: VrfId, destination: Ipv6Addr) -> AdjacencyId {
         let vrf = self.vrf(vrf);
         vrf.map_or(AdjacencyId::NO_ROUTE, |vrf| {
-            vrf.v6.lookup(Ipv6Net::from(destination))
+            vrf.v6.table.lookup(u128::from(destination))
         })
     }
 
@@ -380,6 +399,7 @@ impl Fib {
         };
         for vrf in self.vrfs.iter().flatten() {
             memory.rib += vrf.v4.rib.mem_size() + vrf.v6.rib.mem_size();
+            memory.table += vrf.v4.table.mem_size() + vrf.v6.table.mem_size();
         }
         memory
     }

@@ -336,6 +336,7 @@ fn agrees_with_the_oracle(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
         }
     }
+    check_table(&fib);
     let mut listed: Vec<_> = fib
         .routes(VRF)
         .map(|route| (route.prefix, route.source))
@@ -348,7 +349,15 @@ fn agrees_with_the_oracle(steps: Vec<Step>) -> Result<(), TestCaseError> {
         prop_assert!(fib.remove(VRF, &prefix, source));
     }
     prop_assert_eq!(fib.routes(VRF).count(), 0);
+    check_table(&fib);
     Ok(())
+}
+
+fn check_table(fib: &Fib) {
+    if let Some(vrf) = fib.vrf(VRF) {
+        vrf.v4.table.check();
+        vrf.v6.table.check();
+    }
 }
 
 fn before(address: IpAddr) -> IpAddr {
@@ -366,6 +375,9 @@ fn after(address: IpAddr) -> IpAddr {
 }
 
 proptest! {
+    // Each case walks whole tables.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn ipv4_agrees_with_a_linear_scan(steps in proptest::collection::vec(step(false), 0..200)) {
         agrees_with_the_oracle(steps)?;
