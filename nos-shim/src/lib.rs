@@ -13,6 +13,7 @@ pub mod channel;
 pub mod checksum;
 pub mod drop;
 pub mod flows;
+pub mod fragments;
 pub mod frame;
 pub mod ident;
 mod index;
