@@ -5,4 +5,5 @@ mod table;
 mod wheel;
 
 pub use echo::{Echo, EchoFlows, EchoKey};
+pub(crate) use table::OwnerSlot;
 pub use table::{Flow, FlowId, FlowTable, Limits, NotInserted};

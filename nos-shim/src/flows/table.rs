@@ -45,7 +45,7 @@ pub struct FlowId(pub(crate) u32);
 
 /// An owner in a table, as long as it has flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct OwnerSlot(u32);
+pub(crate) struct OwnerSlot(u32);
 
 /// What a table knows of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,13 @@ pub struct Flow<O, K, V> {
     pub key: K,
     /// What is found.
     pub value: V,
+}
+
+impl FlowId {
+    /// Its index in tables beside the flow table. Below the number of flows that it can hold.
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
 }
 
 /// Why a flow was not inserted.
@@ -283,6 +290,11 @@ impl<O: Copy + Eq + Hash, K: Copy + Eq + Hash, V> FlowTable<O, K, V> {
         self.wheel.poll_at()
     }
 
+    /// The number of a flow's owner.
+    pub(crate) fn owner_of(&self, id: FlowId) -> Option<OwnerSlot> {
+        self.slots.get(id.0).map(|slot| slot.owner)
+    }
+
     /// Removes a flow that the wheel does not have any more.
     fn forget(&mut self, id: FlowId) -> Option<Flow<O, K, V>> {
         let Slot {
@@ -333,6 +345,13 @@ impl<O: Copy + Eq + Hash, K: Copy + Eq + Hash, V> FlowTable<O, K, V> {
         let hash = self.hasher.hash_one(owner);
         self.owner_index.insert(hash, number);
         OwnerSlot(number)
+    }
+}
+
+impl OwnerSlot {
+    /// Its index in tables beside the flow table. Below the number of flows that it can hold.
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
     }
 }
 
