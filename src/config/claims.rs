@@ -184,7 +184,7 @@ impl<'a> Table<'a> {
             };
             self.all.iter().filter(other).map(|taken| taken.range)
         };
-        let length = u32::from(claim.range.len());
+        let length = claim.range.len();
         first_gap(others(), claim.range.first().into(), length)
             .or_else(|| first_gap(others(), FIRST_UNPRIVILEGED, length))
     }
@@ -243,7 +243,7 @@ mod tests {
                 .find(|&first| (first..first + length).all(free));
             let found = first_gap(taken.iter().copied(), start, length);
             prop_assert_eq!(found.map(|range| u32::from(range.first())), naive);
-            prop_assert!(found.is_none_or(|range| u32::from(range.len()) == length));
+            prop_assert!(found.is_none_or(|range| range.len() == length));
         }
     }
 }
