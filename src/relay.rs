@@ -427,6 +427,18 @@ impl Relay {
         self.outbox.held() + in_hand
     }
 
+    /// Bursts of the NOS that wait in the ring.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.channel.depth()
+    }
+
+    /// Bursts that each ring holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.channel.capacity()
+    }
+
     /// A copy of all that can be shown.
     #[must_use]
     pub fn snapshot(&self) -> RelaySnapshot {

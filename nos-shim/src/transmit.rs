@@ -46,8 +46,9 @@ impl TransmitQueues {
         Ok(())
     }
 
-    /// The next burst to send, and the index of its interface; interfaces take turns. Frames left
-    /// in the burst when this is called again are dropped.
+    /// The next burst to send, and the index of its interface; interfaces take turns. Frames that
+    /// are left in it must be [restored](Self::restore) before this is called again, or they are
+    /// dropped.
     pub fn pop_burst(&mut self) -> Option<(usize, &mut Burst)> {
         self.burst.clear();
         let index = self.active.pop_front()?;
@@ -59,6 +60,35 @@ impl TransmitQueues {
             self.active.push_back(index);
         }
         Some((index, &mut self.burst))
+    }
+
+    /// What is left of the burst that [`Self::pop_burst`] returned last.
+    pub fn unsent(&mut self) -> &mut Burst {
+        &mut self.burst
+    }
+
+    /// Puts what is left of that burst back in front of the queue of interface `index`.
+    pub fn restore(&mut self, index: usize) {
+        let Some(queue) = self.queues.get_mut(index).filter(|_| !self.burst.is_empty()) else {
+            return;
+        };
+        if queue.is_empty() {
+            self.active.push_front(index);
+        }
+        self.held += self.burst.len();
+        for frame in self.burst.drain(..).rev() {
+            queue.push_front(frame);
+        }
+    }
+
+    /// Takes all frames of interface `index`, in order.
+    pub fn take(&mut self, index: usize) -> VecDeque<Frame> {
+        let Some(queue) = self.queues.get_mut(index) else {
+            return VecDeque::new();
+        };
+        self.active.retain(|&active| active != index);
+        self.held -= queue.len();
+        core::mem::take(queue)
     }
 
     /// Takes away all frames of interface `index`, for the caller to count.
