@@ -13,8 +13,15 @@ pub mod channel;
 pub mod checksum;
 pub mod drop;
 pub mod frame;
+pub mod icmp;
 pub mod ident;
+pub mod ipv4_options;
 pub mod offload;
+pub mod originate;
 pub mod packet;
 pub mod ports;
+pub mod rate_limit;
+pub mod reset;
+#[cfg(test)]
+mod test_packets;
 pub mod time;
