@@ -9,12 +9,28 @@
     )
 )]
 
+pub mod arp;
 pub mod channel;
 pub mod checksum;
 pub mod drop;
+pub mod fib;
+pub mod flows;
+pub mod fragments;
 pub mod frame;
+pub mod icmp;
 pub mod ident;
+pub mod martian;
+pub mod ndp;
 pub mod offload;
+mod index;
+mod links;
+pub mod ipv4_options;
+pub mod originate;
 pub mod packet;
 pub mod ports;
+pub mod rate_limit;
+pub mod reset;
+#[cfg(test)]
+mod test_packets;
 pub mod time;
+pub mod transmit;

@@ -239,6 +239,18 @@ impl Packet {
         Self(frame)
     }
 
+    /// Learns anew what the frame says, after its headers were replaced by right ones. Offload must
+    /// be [`Offload::NONE`].
+    pub(crate) fn reparse(&mut self) {
+        match parse(self.0.bytes(), self.0.offload()) {
+            Ok((parsed, len)) => {
+                self.0.truncate(len);
+                self.0.set_parsed(parsed);
+            }
+            Err(reason) => debug_assert!(false, "a replaced header is {reason}"),
+        }
+    }
+
     /// The frame, for changes that leave the proof true.
     pub(crate) fn frame_mut(&mut self) -> &mut Frame {
         &mut self.0
