@@ -3,7 +3,7 @@
 //!
 //! A packet socket with `PACKET_VNET_HDR` hands the super-frame to a TAP that takes none, so the
 //! kernel cuts it on the way, and the TAP's file descriptor reads the result. For fragmentation
-//! the kernel routes between two TAPs. Needs root; says so and passes otherwise.
+//! the kernel routes between two TAPs.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,8 @@
     clippy::cast_sign_loss,
     reason = "a test of known data"
 )]
+
+mod support;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -26,26 +28,22 @@ use nos_shim::frame::{
 use nos_shim::offload::{Capabilities, adapt, complete_checksum, fragment_ipv4};
 use nos_shim::packet::Packet;
 
-/// A network namespace of the calling thread's own, without IPv6 chatter; `None` without root.
-fn enter_namespace() -> Option<()> {
-    // SAFETY: no pointers.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        eprintln!("skipped: a network namespace needs root");
-        return None;
-    }
-    if !std::path::Path::new("/dev/net/tun").exists() {
-        eprintln!("skipped: no /dev/net/tun");
-        return None;
-    }
-    // Without IPv6 there is nothing to turn off.
-    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    Some(())
-}
+use support::lab_test;
 
-/// Runs `test` in a thread with a namespace of its own.
+/// Runs `test` in a thread with a network namespace of its own, without IPv6 chatter.
 fn in_namespace(test: impl FnOnce() + Send) {
+    if let Err(error) = nos_relay::lab::tun_access() {
+        support::skip(&format!("/dev/net/tun: {error}"));
+        return;
+    }
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| enter_namespace().map(|()| test()));
+        let thread = scope.spawn(|| {
+            // SAFETY: no pointers.
+            checked(unsafe { libc::unshare(libc::CLONE_NEWNET) }, "unshare");
+            // Without IPv6 there is nothing to turn off.
+            let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+            test();
+        });
         thread.join().expect("the thread's own message tells");
     });
 }
@@ -357,7 +355,7 @@ fn shapes(random: &mut fastrand::Rng) -> Vec<Shape> {
     shapes
 }
 
-#[test]
+lab_test! {
 fn segments_are_the_kernels() {
     in_namespace(|| {
         let tap = Tap::new("t0");
@@ -376,7 +374,7 @@ fn segments_are_the_kernels() {
             match (&socket).write(&[&header[..], &octets].concat()) {
                 // Linux before 6.2 knows no USO.
                 Err(error) if shape.udp && error.kind() == ErrorKind::InvalidInput => {
-                    eprintln!("skipped: {shape:?}: {error}");
+                    support::skip(&format!("{shape:?}: {error}"));
                     continue;
                 }
                 sent => assert!(sent.is_ok(), "{shape:?}: {sent:?}"),
@@ -389,8 +387,9 @@ fn segments_are_the_kernels() {
         }
     });
 }
+}
 
-#[test]
+lab_test! {
 fn completed_checksums_are_the_kernels() {
     in_namespace(|| {
         let tap = Tap::new("t0");
@@ -425,6 +424,7 @@ fn completed_checksums_are_the_kernels() {
         }
     });
 }
+}
 
 /// Changes the last two octets so that the computed checksum is zero.
 fn make_the_checksum_zero(octets: &mut [u8], offload: Offload) {
@@ -439,7 +439,7 @@ fn make_the_checksum_zero(octets: &mut [u8], offload: Offload) {
     assert_eq!(Sum::ZERO.plus(transport).checksum(), 0);
 }
 
-#[test]
+lab_test! {
 fn fragments_are_the_kernels() {
     in_namespace(|| {
         let (inner, outer) = (Tap::new("t0"), Tap::new("t1"));
@@ -483,4 +483,5 @@ fn fragments_are_the_kernels() {
             }
         }
     });
+}
 }
