@@ -682,11 +682,7 @@ fn parse_ipv4(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
     flags |= fragment_flags(field & 0x1fff != 0, field & 0x2000 != 0);
     let len = ETHERNET_HEADER + total;
     let l4 = ETHERNET_HEADER + header_len;
-    check_span(
-        (field & 0x1fff) << 3,
-        total - header_len,
-        field & 0x2000 != 0,
-    )?;
+    check_span((field & 0x1fff) << 3, total - header_len)?;
     let mut parsed = Parsed {
         l4: offset(l4),
         payload: offset(l4),
@@ -811,21 +807,18 @@ impl Walk<'_> {
         if more && !payload.is_multiple_of(8) {
             return Err(DropReason::IpLength);
         }
-        check_span(field & !7, payload, more)?;
+        check_span(field & !7, payload)?;
         self.parsed.fragment_header = offset(self.at);
         self.parsed.flags |= fragment_flags(field & !7 != 0, more);
         Ok(())
     }
 }
 
-/// A fragment carries something (its reassembler would loop for ever on nothing), and its datagram
-/// ends within 65,535 octets. `start` and `len`: octets of the datagram's payload.
+/// A datagram ends within 65,535 octets. `start` and `len`: octets of its payload. That a fragment
+/// carries something is its reassembler's to check, which then gives up the whole datagram.
 #[inline]
-fn check_span(start: u16, len: usize, more: bool) -> Result<(), DropReason> {
-    // Reassemblers take whole units of eight only, but for the last fragment.
-    let useful = if more { len & !7 } else { len };
-    let fragment = start > 0 || more;
-    if fragment && (useful == 0 || usize::from(start) + len > 65_535) {
+fn check_span(start: u16, len: usize) -> Result<(), DropReason> {
+    if start > 0 && usize::from(start) + len > 65_535 {
         return Err(DropReason::IpLength);
     }
     Ok(())
