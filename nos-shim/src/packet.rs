@@ -957,4 +957,6 @@ pub(crate) mod craft;
 #[cfg(feature = "stack")]
 mod oracles;
 #[cfg(test)]
+mod seeds;
+#[cfg(test)]
 mod tests;
