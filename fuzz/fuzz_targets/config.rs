@@ -21,7 +21,11 @@ fuzz_target!(|text: &str| {
             for error in errors.errors() {
                 assert!(!error.reason.is_empty());
                 // An error at the end of the text lies on the line that would follow.
-                assert!(error.line.is_none_or(|line| (1..=lines + 1).contains(&line)));
+                assert!(
+                    error
+                        .line
+                        .is_none_or(|line| (1..=lines + 1).contains(&line))
+                );
             }
         }
     }
