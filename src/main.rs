@@ -5,13 +5,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nos_relay::cli::{Cli, Command, Outcome};
-use nos_relay::daemon;
+use nos_relay::{daemon, demo};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_new(&cli.log).unwrap_or_default();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
     match command(&cli.command) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
@@ -30,7 +33,7 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
         }
         Command::Check(check) => Ok(check.run(&mut out, &mut err)?),
         Command::Show(show) => Ok(show.run(&mut out, &mut err)?),
-        Command::Demo => Err("not here yet".into()),
+        Command::Demo(args) => Ok(demo::run(args)?),
         Command::Bench(_) => Err("not here yet".into()),
     }
 }
