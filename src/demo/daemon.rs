@@ -139,6 +139,8 @@ fn command(config: &Path, control: &Path, errors: File) -> Command {
         .arg(control)
         // Readiness is for us, not for who started us.
         .env_remove("NOTIFY_SOCKET")
+        // Its log goes to a file.
+        .env("NO_COLOR", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(errors)

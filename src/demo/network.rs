@@ -158,15 +158,9 @@ ephemeral = "{ephemeral}"
     }
 
     fn caption(&self) -> String {
-        let device = match self.device {
-            ContainerDevice::Tap => "TAP",
-            ContainerDevice::Veth => "veth",
-        };
+        let name = format!("{} ({})", self.name, self.device);
         let [listen, ephemeral] = [&self.listen, &self.ephemeral].map(ports);
-        format!(
-            "{:<3} ({device:<4})  ports {listen}, own flows {ephemeral}",
-            self.name
-        )
+        format!("{name:<11} ports {listen}, own flows {ephemeral}")
     }
 }
 
@@ -184,10 +178,10 @@ impl fmt::Display for Network {
             f,
             "Two containers use the NOS's addresses as their own; X is somebody else's host."
         )?;
-        writeln!(f)?;
-        writeln!(f, "  {web} ─┐")?;
-        writeln!(f, "  {:54} ├─ NOS {nos4} ─── X {x4}", "")?;
-        writeln!(f, "  {db} ─┘      {nos6}     {x6}")?;
+        let margin = web.chars().count();
+        writeln!(f, "\n  {web} ─┐")?;
+        writeln!(f, "  {:margin$}  ├─ NOS {nos4:<14} ─── X {x4}", "")?;
+        writeln!(f, "  {db} ─┘      {nos6:<14}       {x6}")?;
         for note in &self.notes {
             writeln!(f, "\n{note}")?;
         }

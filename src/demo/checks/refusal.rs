@@ -51,13 +51,13 @@ pub(super) fn checks<'a>(demo: &'a Demo<'a>) -> impl Iterator<Item = Check<'a>> 
         [
             Check::new(
                 "REFUSED",
-                format!("web sends from db's TCP port {port}"),
+                format!("web uses db's TCP port {port}"),
                 family,
                 move || stopped(demo, || tcp_from_foreign_port(demo, family)),
             ),
             Check::new(
                 "REFUSED",
-                format!("web sends from db's UDP port {port}"),
+                format!("web uses db's UDP port {port}"),
                 family,
                 move || stopped(demo, || udp_from_foreign_port(demo, family)),
             ),
@@ -101,7 +101,7 @@ fn stopped(demo: &Demo<'_>, attempt: impl FnOnce() -> Measured) -> Measured {
         )
     })?;
     let reason = DropReason::SourcePort;
-    Ok(format!("{silence}; {reason} drops: {before} → {after}"))
+    Ok(format!("{silence}; {reason} drops {before} → {after}"))
 }
 
 fn tcp_from_foreign_port(demo: &Demo<'_>, family: Family) -> Measured {
@@ -111,7 +111,7 @@ fn tcp_from_foreign_port(demo: &Demo<'_>, family: Family) -> Measured {
     ensure(server.peers().is_empty(), || {
         format!("X was reached from {local}")
     })?;
-    Ok("no answer, X heard nothing".to_owned())
+    Ok("no answer".to_owned())
 }
 
 fn udp_from_foreign_port(demo: &Demo<'_>, family: Family) -> Measured {
@@ -120,9 +120,7 @@ fn udp_from_foreign_port(demo: &Demo<'_>, family: Family) -> Measured {
     let talk = Talk::prepare((web(demo), Some(local)), external)?;
     match talk.hold(b"?", SILENCE) {
         Ok(told) => Err(format!("X was reached from {}", told.seen).into()),
-        Err(error) if error.kind() == ErrorKind::TimedOut => {
-            Ok("no answer, X heard nothing".to_owned())
-        }
+        Err(error) if error.kind() == ErrorKind::TimedOut => Ok("no answer".to_owned()),
         Err(error) => Err(error.into()),
     }
 }

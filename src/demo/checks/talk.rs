@@ -1,5 +1,6 @@
 //! TCP and UDP both ways, and who sees whom.
 
+use std::error::Error;
 use std::net::SocketAddr;
 
 use super::datagram::Talk;
@@ -10,7 +11,7 @@ use crate::lab::{LabNamespace, tcp};
 
 /// Where X listens.
 const EXTERNAL_PORT: u16 = 7000;
-/// More than a dozen segments.
+/// More than a dozen segments; the text of the facts says 20 kB.
 const TCP_OCTETS: usize = 20_000;
 /// As much as fits into one packet of 1500 octets, and less than IPv6 always carries.
 const UDP_OCTETS: usize = 1200;
@@ -48,17 +49,14 @@ fn tcp_inbound(external: &LabNamespace, container: &Container, family: Family) -
     let listen = SocketAddr::new(family.nos(), container.port());
     let (own, seen) = tcp_echo(external, &container.namespace, listen)?;
     as_external(container, family, own, seen)?;
-    Ok(format!(
-        "{} sees {seen}; {TCP_OCTETS} octets and back",
-        container.name
-    ))
+    Ok(format!("{} sees {seen}, 20 kB echoed", container.name))
 }
 
 fn tcp_outbound(external: &LabNamespace, container: &Container, family: Family) -> Measured {
     let listen = SocketAddr::new(family.external(), EXTERNAL_PORT);
     let (own, seen) = tcp_echo(&container.namespace, external, listen)?;
     as_nos(container, family, own, seen)?;
-    Ok(format!("X sees {seen}; {TCP_OCTETS} octets and back"))
+    Ok(format!("X sees {seen}, 20 kB echoed"))
 }
 
 /// The client as it sees itself, and as the server sees it.
@@ -66,7 +64,7 @@ fn tcp_echo(
     client: &LabNamespace,
     server: &LabNamespace,
     listen: SocketAddr,
-) -> Result<(SocketAddr, SocketAddr), Box<dyn std::error::Error>> {
+) -> Result<(SocketAddr, SocketAddr), Box<dyn Error>> {
     let server = tcp::EchoServer::start(server, listen)?;
     let own = tcp::exchange(client, None, listen, &payload(TCP_OCTETS), LIMIT)?;
     match server.peers()[..] {
@@ -81,10 +79,7 @@ fn udp_inbound(external: &LabNamespace, container: &Container, family: Family) -
     let told = talk.hold(&payload(UDP_OCTETS), LIMIT)?;
     as_external(container, family, told.client, told.seen)?;
     let (name, seen) = (container.name, told.seen);
-    Ok(format!(
-        "{name} sees {seen}; {} round trip",
-        millis(told.round_trip)
-    ))
+    Ok(format!("{name} sees {seen}, {}", millis(told.round_trip)))
 }
 
 fn udp_outbound(external: &LabNamespace, container: &Container, family: Family) -> Measured {
@@ -94,11 +89,8 @@ fn udp_outbound(external: &LabNamespace, container: &Container, family: Family) 
     as_nos(container, family, told.client, told.seen)?;
     let ttl = told.ttl;
     ensure(ttl == TTL, || format!("X sees TTL {ttl} instead of {TTL}"))?;
-    Ok(format!(
-        "X sees {}, TTL {ttl}; {} round trip",
-        told.seen,
-        millis(told.round_trip)
-    ))
+    let round_trip = millis(told.round_trip);
+    Ok(format!("X sees {}, TTL {ttl}, {round_trip}", told.seen))
 }
 
 /// The container must see X as X sees itself.
@@ -107,7 +99,7 @@ fn as_external(
     family: Family,
     own: SocketAddr,
     seen: SocketAddr,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<(), Box<dyn Error>> {
     let name = container.name;
     ensure(own == seen, || {
         format!("{name} sees {seen}, but X sent from {own}")
@@ -125,7 +117,7 @@ fn as_nos(
     family: Family,
     own: SocketAddr,
     seen: SocketAddr,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<(), Box<dyn Error>> {
     let name = container.name;
     ensure(own == seen, || {
         format!("X sees {seen}, but {name} sent from {own}")
