@@ -1,1 +1,5 @@
 //! x
+
+pub mod guard;
+pub mod link;
+pub mod port_set;
