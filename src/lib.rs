@@ -3,3 +3,4 @@
 pub mod guard;
 pub mod link;
 pub mod port_set;
+pub mod responder;
