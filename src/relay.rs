@@ -49,7 +49,7 @@ use nos_shim::frame::{BATCH, Burst, Frame, FramePool};
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
-use nos_shim::ports::ClaimRefused;
+use nos_shim::ports::RegistrationRefused;
 use nos_shim::time::Instant;
 use thiserror::Error;
 
@@ -93,7 +93,7 @@ pub enum RelayEvent {
     Accepted(AttachmentId),
     /// Nothing was granted. What the attachment had before still holds; one that had nothing stays
     /// registered until it is detached.
-    Refused(AttachmentId, ClaimRefused),
+    Refused(AttachmentId, RegistrationRefused),
 }
 
 /// The relay at one moment.
@@ -338,6 +338,18 @@ impl Relay {
     pub fn held(&self) -> usize {
         let in_hand = self.in_hand.as_ref().map_or(0, |in_hand| in_hand.frames);
         self.outbox.held() + in_hand
+    }
+
+    /// Bursts of the NOS that wait in the ring.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.channel.depth()
+    }
+
+    /// Bursts that each ring holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.channel.capacity()
     }
 
     /// A copy of all that can be shown.

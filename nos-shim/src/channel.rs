@@ -38,7 +38,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::ident::{AttachmentId, VrfId};
 use crate::packet::PacketBurst;
-use crate::ports::{Claim, ClaimRefused};
+use crate::ports::{Claim, RegistrationRefused};
 
 /// Control messages that a ring holds. They are rare; a full control ring is reported to whoever
 /// wanted to send.
@@ -75,7 +75,7 @@ pub enum ToRelay {
     /// The registration holds from the next packet on.
     Accepted(AttachmentId),
     /// Nothing of the registration was granted; what the attachment had before still holds.
-    Refused(AttachmentId, ClaimRefused),
+    Refused(AttachmentId, RegistrationRefused),
 }
 
 /// Wakes a thread that blocks, for example in `epoll_wait`. May be called from any thread, and at

@@ -27,6 +27,12 @@ impl Sum {
         Self(self.0 + fold_to_32(sum) + u64::from(u32::from_ne_bytes(tail)))
     }
 
+    /// Adds what `other` sums.
+    #[must_use]
+    pub fn plus_sum(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// Adds one 16-bit number.
     #[must_use]
     pub fn add_u16(self, value: u16) -> Self {

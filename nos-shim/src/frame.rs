@@ -394,6 +394,7 @@ impl FramePool {
         header.len = 0;
         header.interface = None;
         header.offload = Offload::NONE;
+        header.vrf = VrfId::DEFAULT;
         Some(Frame { buffer })
     }
 
@@ -730,6 +731,15 @@ impl Frame {
 
     pub(crate) fn set_parsed(&mut self, parsed: Parsed) {
         self.header_mut().parsed = parsed;
+    }
+
+    /// Takes over where `origin` came in or leaves, its VRF, and what the parser learnt of it.
+    pub(crate) fn inherit(&mut self, origin: &Self) {
+        let origin = origin.header();
+        let header = self.header_mut();
+        header.interface = origin.interface;
+        header.vrf = origin.vrf;
+        header.parsed = origin.parsed;
     }
 
     /// Hints the processor to load the frame's metadata and its headers.

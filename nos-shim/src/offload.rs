@@ -1,11 +1,29 @@
 //! What a device can be left to do, and doing it in software where it cannot.
+//!
+//! Containers send super-frames and leave checksums to the device, as any Linux host does. Most of
+//! that passes through to another kernel untouched. What the egress does not take is done here,
+//! with the same result, octet for octet, as Linux would have put on the wire:
+//!
+//! - [`complete_checksum`] finishes a partial transport checksum;
+//! - [`segment`] cuts a TCP or UDP super-frame into packets of its segment size;
+//! - [`fragment_ipv4`] cuts a packet that is longer than the next hop's MTU into fragments.
+//!
+//! A payload is copied once. The last piece keeps the original buffer, so cutting into `n` takes
+//! `n - 1` buffers, and a pool that runs dry costs pieces in the middle, which TCP repairs soonest.
+
+mod cut;
+mod fragment;
+mod segment;
 
 use bitflags::bitflags;
 
 use crate::checksum::Sum;
 use crate::drop::{DropReason, Ledger};
 use crate::frame::{Checksum, FramePool, GsoKind, Offload};
-use crate::packet::{Packet, protocol};
+use crate::packet::Packet;
+
+pub use fragment::fragment_ipv4;
+pub use segment::segment;
 
 bitflags! {
     /// What a device takes on egress, and finishes itself.
@@ -45,8 +63,15 @@ impl Capabilities {
     #[must_use]
     #[inline]
     pub fn take(self, offload: Offload) -> bool {
-        offload == Offload::NONE || self.contains(Self::required(offload))
+        offload == Offload::NONE
+            || self.contains(Self::required(offload)) && !is_completed_super_frame(offload)
     }
+}
+
+/// No device finds its way from the checksum of the whole to those of the segments.
+fn is_completed_super_frame(offload: Offload) -> bool {
+    let partial = matches!(offload.checksum, Checksum::Partial { .. });
+    offload.segmentation.is_some() && !partial
 }
 
 /// What became of a packet, for the [`Ledger`]. One packet came in, so
@@ -85,6 +110,18 @@ impl Adapted {
             dropped: Some(Dropped { reason, packets: 1 }),
         }
     }
+
+    /// Adds what became of one of the packets that were made.
+    fn merge(&mut self, other: Self) {
+        self.originated += other.originated;
+        self.dropped = match (self.dropped, other.dropped) {
+            (Some(mine), Some(theirs)) => Some(Dropped {
+                packets: mine.packets + theirs.packets,
+                ..mine
+            }),
+            (mine, theirs) => mine.or(theirs),
+        };
+    }
 }
 
 /// Makes of `packet` what a device with `capabilities` can send, and hands it to `out`: the packet
@@ -107,15 +144,15 @@ pub fn adapt(
 }
 
 #[cold]
+#[inline(never)]
 fn adapt_in_software(
     mut packet: Packet,
-    _capabilities: Capabilities,
+    capabilities: Capabilities,
     pool: &mut FramePool,
     out: &mut impl FnMut(Packet),
 ) -> Adapted {
     if packet.frame().offload().segmentation.is_some() {
-        pool.free(packet.into_frame());
-        return Adapted::dropped(DropReason::DeviceError);
+        return segment(packet, capabilities, pool, out);
     }
     complete_checksum(&mut packet);
     out(packet);
@@ -125,8 +162,10 @@ fn adapt_in_software(
 /// Puts the transport checksum into a frame that has a partial one. The frame then counts as
 /// [`Checksum::Verified`]: nobody need check what was computed in this host, and devices may say so
 /// to their receivers. Other frames are left alone.
+///
+/// A super-frame gets the checksum that it would have as one packet, which is right for a capture.
+/// It can still be segmented in software, but not by a device.
 pub fn complete_checksum(packet: &mut Packet) {
-    let udp = packet.protocol() == protocol::UDP;
     let frame = packet.frame_mut();
     let mut offload = frame.offload();
     let Checksum::Partial { start, offset } = offload.checksum else {
@@ -136,11 +175,8 @@ pub fn complete_checksum(packet: &mut Packet) {
         return;
     };
     // The field holds the pseudo-header's sum, so it takes part.
-    let checksum = match Sum::ZERO.plus(transport).checksum() {
-        // RFC 768: zero would say that there is none.
-        0 if udp => 0xffff,
-        checksum => checksum,
-    };
+    // Linux, too, avoids zero in every protocol here.
+    let checksum = never_zero(Sum::ZERO.plus(transport).checksum());
     if let Some(field) = transport
         .get_mut(usize::from(offset)..)
         .and_then(|rest| rest.first_chunk_mut())
@@ -149,4 +185,9 @@ pub fn complete_checksum(packet: &mut Packet) {
     }
     offload.checksum = Checksum::Verified;
     frame.set_offload(offload);
+}
+
+/// The checksum of UDP, where zero would say that there is none (RFC 768).
+fn never_zero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
 }

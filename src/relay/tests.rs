@@ -4,12 +4,13 @@ use super::*;
 use etherparse::{IpNumber, PacketBuilder, TcpOptionElement};
 use nos_shim::arp::Arp;
 use nos_shim::channel::{NosEnd, pair};
-use nos_shim::frame::{Checksum, Offload};
+use nos_shim::frame::{Checksum, GsoKind, Offload, Segmentation};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
+use nos_shim::ports::{Claim, ClaimKind, ClaimRefused, PortRange, Transport};
 use proptest::prelude::*;
 use std::net::Ipv6Addr;
+use std::num::NonZeroU16;
 
 const NOW: Instant = Instant::ZERO;
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x0c]);
@@ -184,12 +185,12 @@ fn solicitation(target: [u8; 16]) -> Vec<u8> {
 }
 
 fn refused(id: AttachmentId) -> (ToRelay, RelayEvent) {
-    let refused = ClaimRefused {
+    let refused = RegistrationRefused::Claim(ClaimRefused {
         claim: claim(1, 2),
         taken: PortRange::new(1, 1).unwrap(),
         owner: "other".into(),
         suggestion: None,
-    };
+    });
     (
         ToRelay::Refused(id, refused.clone()),
         RelayEvent::Refused(id, refused),
@@ -493,6 +494,58 @@ fn partial(setup: &mut Setup, id: AttachmentId) -> Packet {
     Packet::parse(frame).unwrap()
 }
 
+/// A TCP super-frame for `id` with the octets 0, 1, 2 ... in segments of 100.
+fn super_frame(setup: &mut Setup, id: AttachmentId, len: u8) -> Packet {
+    let mut octets = Vec::new();
+    PacketBuilder::ethernet2([9; 6], [8; 6])
+        .ipv4(FAR, OWN, 60)
+        .tcp(80, 40000, 1, 1000)
+        .write(&mut octets, &(0..len).collect::<Vec<_>>())
+        .unwrap();
+    let packet = Packet::parse(setup.frame(&octets)).unwrap();
+    let sum = packet.pseudo_sum(octets.len() - 34).folded();
+    let mut frame = packet.into_frame();
+    frame.bytes_mut()[50..52].copy_from_slice(&sum.to_be_bytes());
+    frame.set_offload(Offload {
+        checksum: Checksum::Partial {
+            start: 34,
+            offset: 16,
+        },
+        segmentation: Some(Segmentation {
+            kind: GsoKind::TcpV4,
+            ecn: false,
+            size: NonZeroU16::new(100).unwrap(),
+        }),
+    });
+    frame.set_interface(Interface::Attachment(id));
+    Packet::parse(frame).unwrap()
+}
+
+#[test]
+fn super_frames_are_cut_for_a_device_that_takes_none() {
+    let mut setup = Setup::new(8, &[A, B]);
+    setup
+        .relay
+        .set_capabilities(B, Capabilities::CHECKSUM)
+        .unwrap();
+    let mut burst: PacketBurst = [A, B]
+        .map(|id| super_frame(&mut setup, id, 250))
+        .into_iter()
+        .collect();
+    setup.nos.send_burst(&mut burst);
+    setup.relay.poll_channel(NOW, 1);
+    setup.assert_balanced();
+    let written = setup.written();
+    let lens = |id| {
+        let to = written.iter().filter(move |(to, _)| *to == id);
+        to.map(|(_, octets)| octets.len() - 54).collect::<Vec<_>>()
+    };
+    assert_eq!((lens(A), lens(B)), (vec![250], vec![100, 100, 50]));
+    let ledger = setup.relay.ledger();
+    assert_eq!((ledger.received, ledger.originated, ledger.sent), (2, 2, 4));
+    setup.assert_balanced();
+}
+
 #[test]
 fn frames_are_made_fit_for_the_device() {
     let mut setup = Setup::new(8, &[A, B]);
@@ -578,6 +631,14 @@ fn odd_packets_do_no_harm() {
     setup.assert_balanced();
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Whole,
+    /// With a checksum to be completed.
+    Partial,
+    Super,
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Attach(AttachmentId),
@@ -586,8 +647,8 @@ enum Step {
     Answer(bool),
     /// Frames from a container.
     Handle(AttachmentId, Vec<Vec<u8>>),
-    /// Packets from the NOS, with or without a checksum to be completed.
-    Deliver(Vec<(AttachmentId, bool)>),
+    /// Packets from the NOS.
+    Deliver(Vec<(AttachmentId, Kind)>),
     Receive,
     Poll(usize),
     /// The device takes so many frames; the rest is discarded or left.
@@ -597,6 +658,10 @@ enum Step {
 
 fn id() -> impl Strategy<Value = AttachmentId> {
     prop_oneof![Just(A), Just(B), Just(AttachmentId(5))]
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![Just(Kind::Whole), Just(Kind::Partial), Just(Kind::Super)]
 }
 
 fn frame() -> impl Strategy<Value = Vec<u8>> {
@@ -631,7 +696,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => id().prop_map(Step::Detach),
         3 => any::<bool>().prop_map(Step::Answer),
         6 => (id(), vec(frame(), 0..BATCH)).prop_map(|(id, frames)| Step::Handle(id, frames)),
-        6 => vec((id(), any::<bool>()), 0..BATCH).prop_map(Step::Deliver),
+        6 => vec((id(), kind()), 0..BATCH).prop_map(Step::Deliver),
         2 => Just(Step::Receive),
         4 => (0..4_usize).prop_map(Step::Poll),
         6 => (0..BATCH, any::<bool>()).prop_map(|(take, discard)| Step::Transmit(take, discard)),
@@ -671,7 +736,11 @@ proptest! {
                 Step::Deliver(to) => {
                     let mut burst: PacketBurst = to
                         .iter()
-                        .map(|&(id, whole)| if whole { setup.packet(id, &inbound(b"abc")) } else { partial(&mut setup, id) })
+                        .map(|&(id, kind)| match kind {
+                            Kind::Whole => setup.packet(id, &inbound(b"abc")),
+                            Kind::Partial => partial(&mut setup, id),
+                            Kind::Super => super_frame(&mut setup, id, 201),
+                        })
                         .collect();
                     setup.nos.send_burst(&mut burst);
                 }
