@@ -9,12 +9,14 @@
     )
 )]
 
+pub mod arp;
 pub mod channel;
 pub mod checksum;
 pub mod drop;
 pub mod fib;
 pub mod frame;
 pub mod ident;
+pub mod martian;
 pub mod packet;
 pub mod ports;
 pub mod time;
