@@ -17,6 +17,7 @@ pub mod fib;
 pub mod frame;
 pub mod ident;
 pub mod martian;
+pub mod ndp;
 pub mod packet;
 pub mod ports;
 pub mod time;
