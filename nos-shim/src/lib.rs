@@ -18,6 +18,7 @@ pub mod frame;
 pub mod ident;
 pub mod martian;
 pub mod ndp;
+pub mod neighbor;
 pub mod offload;
 pub mod flows;
 mod index;
