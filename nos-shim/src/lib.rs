@@ -16,6 +16,7 @@ pub mod frame;
 pub mod icmp;
 pub mod ident;
 pub mod ipv4_options;
+pub mod ipv6_extensions;
 pub mod offload;
 pub mod originate;
 pub mod packet;
