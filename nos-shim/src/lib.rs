@@ -17,6 +17,8 @@ pub mod icmp;
 pub mod ident;
 pub mod ipv4_options;
 pub mod ipv6_extensions;
+#[cfg(feature = "stack")]
+pub mod local;
 pub mod offload;
 pub mod originate;
 pub mod packet;
