@@ -28,6 +28,8 @@ pub mod local;
 pub mod martian;
 pub mod ndp;
 pub mod neighbor;
+pub mod ipv6_extensions;
+#[cfg(feature = "stack")]
 pub mod offload;
 pub mod originate;
 pub mod packet;

@@ -236,8 +236,7 @@ impl Packet {
         Self(frame)
     }
 
-    /// Learns anew what the frame says, after its headers were replaced by right ones. Offload must
-    /// be [`Offload::NONE`].
+    /// Learns anew what the frame says, after its headers were replaced by right ones.
     pub(crate) fn reparse(&mut self) {
         match parse(self.0.bytes(), self.0.offload()) {
             Ok((parsed, len)) => {
@@ -516,6 +515,18 @@ impl Packet {
         let checksum = updated(u16::from_be_bytes(chunk(ip, 10)), old, new);
         ip[10..12].copy_from_slice(&checksum.to_be_bytes());
         true
+    }
+
+    /// Writes the flow label of IPv6 (RFC 6437), of which the lower 20 bits count.
+    #[cfg(feature = "stack")]
+    pub(crate) fn set_flow_label(&mut self, label: u32) {
+        if self.is_ipv6() {
+            let [_, high, middle, low] = label.to_be_bytes();
+            let ip = &mut self.0.bytes_mut()[ETHERNET_HEADER..];
+            ip[1] = ip[1] & 0xf0 | high & 0x0f;
+            ip[2] = middle;
+            ip[3] = low;
+        }
     }
 
     /// Writes the identifier of an ICMP echo message and mends its checksum (RFC 5508 §3.1).
