@@ -127,7 +127,10 @@ impl Guard {
     fn was_sent_error(&self, packet: &Packet, addresses: Addresses) -> bool {
         Quote::parse(packet).is_some_and(|quote| {
             quote.addresses.source() == addresses.destination()
-                && self.link.addresses().contains(quote.addresses.destination())
+                && self
+                    .link
+                    .addresses()
+                    .contains(quote.addresses.destination())
                 && self.was_addressed(&quote)
         })
     }

@@ -22,14 +22,13 @@ pub mod icmp;
 pub mod ident;
 mod index;
 pub mod ipv4_options;
+pub mod ipv6_extensions;
 mod links;
 #[cfg(feature = "stack")]
 pub mod local;
 pub mod martian;
 pub mod ndp;
 pub mod neighbor;
-pub mod ipv6_extensions;
-#[cfg(feature = "stack")]
 pub mod offload;
 pub mod originate;
 pub mod packet;

@@ -210,6 +210,7 @@ fn an_attachment_forwards_once_the_nos_has_accepted_it() {
         vrf: VrfId(7),
         addresses: vec![OWN.into(), OWN6.into()],
         claims: vec![claim(40000, 40999)],
+        router: config(A).relay_mac.link_local(),
     };
     assert_eq!(registration, expected);
     let frames = [datagram(40000, b"x"), arp_request(FAR)];
