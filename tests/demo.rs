@@ -202,7 +202,7 @@ lab_test! {
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             let place = Place::new();
             let begun = || !place.files().is_empty();
-            let starting = || place.processes().len() > 1;
+            let starting = || begun() && place.processes().len() > 1;
             let running = || place.socket().is_some();
             let moments: [(&str, &dyn Fn() -> bool); 3] =
                 [("begun", &begun), ("starting", &starting), ("running", &running)];

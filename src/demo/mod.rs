@@ -91,30 +91,42 @@ pub fn run(args: &DemoArgs) -> Result<Outcome, DemoError> {
     let begin = Instant::now();
     let user_namespace = obtain_namespaces()?;
     let progress = Progress::new();
-    let belongings = Belongings::new(progress)?;
+    let belongings = Belongings::new(progress.clone())?;
+    let bulk = if args.quick { QUICK_BULK } else { BULK };
+    let performed = perform(&belongings, &progress, user_namespace, bulk);
+    belongings.leave();
+    progress.clear();
+    let (network, mut report) = performed?;
+    report.took = begin.elapsed();
+    write(&network, &report).map_err(DemoError::io("write the report"))?;
+    Ok(report.outcome())
+}
+
+fn perform(
+    belongings: &Belongings,
+    progress: &Progress,
+    user_namespace: bool,
+    bulk: Duration,
+) -> Result<(Network, Report), DemoError> {
     progress.show("building networks");
     let network = Network::build(user_namespace)?;
     progress.show("starting the relay");
-    let daemon = Daemon::start(&belongings, &network)?;
+    let daemon = Daemon::start(belongings, &network)?;
     let demo = Demo {
         network: &network,
         daemon: &daemon,
         progress,
-        bulk: if args.quick { QUICK_BULK } else { BULK },
+        bulk,
     };
-    let mut report = demo.perform();
-    belongings.leave();
-    progress.clear();
-    report.took = begin.elapsed();
-    write(&report, &network).map_err(DemoError::io("write the report"))?;
-    Ok(report.outcome())
+    let report = demo.perform();
+    Ok((network, report))
 }
 
 /// What the checks work with.
 struct Demo<'a> {
     network: &'a Network,
     daemon: &'a Daemon<'a>,
-    progress: Progress,
+    progress: &'a Progress,
     /// How long each bulk transfer shall take.
     bulk: Duration,
 }
@@ -127,7 +139,8 @@ impl Demo<'_> {
         let total = checks.len() + 1;
         for (number, check) in checks.iter().enumerate() {
             let step = format!("[{}/{total}] {}", number + 1, check.name());
-            let row = Row::new(check, self.progress.during(&step, || check.run()));
+            self.progress.show(&step);
+            let row = Row::new(check, check.run());
             let failed = row.measured.is_err();
             report.rows.push(row);
             if failed && let Some(how) = self.daemon.death() {
@@ -138,8 +151,9 @@ impl Demo<'_> {
             }
         }
         report.counters = self.daemon.counters().ok();
-        self.progress.show(&format!("[{total}/{total}] ending"));
         let ending = checks::ending(self);
+        self.progress
+            .show(&format!("[{total}/{total}] {}", ending.name()));
         report.rows.push(Row::new(&ending, ending.run()));
         if report.failed() > 0 {
             report.log = self.daemon.log();
@@ -159,7 +173,7 @@ fn obtain_namespaces() -> Result<bool, DemoError> {
     }
 }
 
-fn write(report: &Report, network: &Network) -> io::Result<()> {
+fn write(network: &Network, report: &Report) -> io::Result<()> {
     let mut out = io::stdout().lock();
     write!(out, "{network}\n{report}")?;
     out.flush()?;

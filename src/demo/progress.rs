@@ -1,58 +1,55 @@
 //! One line on the terminal that says what goes on.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// How often the line is written anew while something takes long.
 const TICK: Duration = Duration::from_millis(100);
 /// Columns that every terminal has.
 const WIDTH: usize = 79;
 
-/// The line; nothing where stderr is no terminal.
-#[derive(Clone, Copy, Debug)]
+/// The line; nothing where stderr is no terminal. Clones write the same line.
+#[derive(Clone, Debug)]
 pub(super) struct Progress {
     terminal: bool,
+    /// What is being done.
+    step: Arc<Mutex<String>>,
 }
 
 impl Progress {
     pub(super) fn new() -> Self {
         Self {
             terminal: io::stderr().is_terminal(),
+            step: Arc::default(),
         }
     }
 
-    /// Replaces the line.
-    pub(super) fn show(self, text: &str) {
-        if self.terminal {
-            let text: String = text.chars().take(WIDTH).collect();
-            Self::write(&text);
-        }
+    /// Says what is done now.
+    pub(super) fn show(&self, step: &str) {
+        step.clone_into(&mut self.step.lock());
+        self.write(step);
     }
 
     /// Removes the line.
-    pub(super) fn clear(self) {
-        if self.terminal {
-            Self::write("");
-        }
+    pub(super) fn clear(&self) {
+        self.write("");
     }
 
-    /// Shows `text` and does `work`.
-    pub(super) fn during<R>(self, text: &str, work: impl FnOnce() -> R) -> R {
-        self.show(text);
-        work()
-    }
-
-    /// Does `work`, and shows `text` with the octets that it has `moved` so far and their rate.
-    pub(super) fn watch<R>(self, text: &str, moved: &AtomicU64, work: impl FnOnce() -> R) -> R {
+    /// Does `work`, and adds to the line the octets that it has `moved` so far and their rate.
+    pub(super) fn watch<R>(&self, moved: &AtomicU64, work: impl FnOnce() -> R) -> R {
         let begin = Instant::now();
         let (done, waiting) = channel::<()>();
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 while waiting.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                     let octets = moved.load(Ordering::Relaxed);
-                    self.show(&format!("{text}: {}", amount(octets, begin.elapsed())));
+                    let step = self.step.lock().clone();
+                    self.write(&format!("{step}: {}", amount(octets, begin.elapsed())));
                 }
             });
             let result = work();
@@ -61,7 +58,11 @@ impl Progress {
         })
     }
 
-    fn write(text: &str) {
+    fn write(&self, text: &str) {
+        if !self.terminal {
+            return;
+        }
+        let text: String = text.chars().take(WIDTH).collect();
         let line = format!("\r\x1b[2K{text}");
         let mut terminal = io::stderr().lock();
         // A terminal that is gone needs no progress.
@@ -95,8 +96,7 @@ mod tests {
     #[test]
     fn watched_work_is_done_once() {
         let moved = AtomicU64::new(0);
-        let quiet = Progress { terminal: false };
-        let result = quiet.watch("work", &moved, || moved.fetch_add(7, Ordering::Relaxed));
+        let result = Progress::new().watch(&moved, || moved.fetch_add(7, Ordering::Relaxed));
         assert_eq!((result, moved.into_inner()), (0, 7));
     }
 }

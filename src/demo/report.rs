@@ -112,7 +112,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", self.table().trim_fmt())?;
+        writeln!(f, "{}\n", text(self.table()))?;
         if let Some(counters) = &self.counters {
             writeln!(f, "{}\n", dropped(&counters.stages))?;
         }
@@ -131,8 +131,16 @@ fn dropped(stages: &[Stage]) -> String {
     }
     match table.row_count() {
         0 => "No packet was dropped.".to_owned(),
-        _ => table.trim_fmt(),
+        _ => text(table),
     }
+}
+
+/// The columns side by side, two spaces apart.
+fn text(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
 }
 
 fn empty_table() -> Table {

@@ -27,13 +27,13 @@ pub(super) fn checks<'a>(demo: &'a Demo<'a>) -> impl Iterator<Item = Check<'a>> 
                 "BULK",
                 format!("X → {name} ({device})"),
                 family,
-                move || measure(demo, container, &inbound(demo, container, family)),
+                move || measure(demo, &inbound(demo, container, family)),
             ),
             Check::new(
                 "BULK",
                 format!("{name} ({device}) → X"),
                 family,
-                move || measure(demo, container, &outbound(demo, container, family)),
+                move || measure(demo, &outbound(demo, container, family)),
             ),
         ]
     })
@@ -68,11 +68,10 @@ fn upload<'a>(demo: &Demo<'a>, container: &'a Container, server: SocketAddr) -> 
     }
 }
 
-fn measure(demo: &Demo<'_>, container: &Container, transfer: &Transfer<'_>) -> Measured {
-    let text = format!("bulk, {}", container.name);
+fn measure(demo: &Demo<'_>, transfer: &Transfer<'_>) -> Measured {
     let run = |transfer: &Transfer<'_>| -> Result<Transferred, LabError> {
         let moved = AtomicU64::new(0);
-        demo.progress.watch(&text, &moved, || transfer.run(&moved))
+        demo.progress.watch(&moved, || transfer.run(&moved))
     };
     let trial = run(transfer)?;
     let octets = octets_in(demo.bulk, &trial);

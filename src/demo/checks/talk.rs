@@ -11,7 +11,7 @@ use crate::lab::{LabNamespace, tcp};
 
 /// Where X listens.
 const EXTERNAL_PORT: u16 = 7000;
-/// More than a dozen segments; the text of the facts says 20 kB.
+/// More than a dozen segments.
 const TCP_OCTETS: usize = 20_000;
 /// As much as fits into one packet of 1500 octets, and less than IPv6 always carries.
 const UDP_OCTETS: usize = 1200;
@@ -49,14 +49,14 @@ fn tcp_inbound(external: &LabNamespace, container: &Container, family: Family) -
     let listen = SocketAddr::new(family.nos(), container.port());
     let (own, seen) = tcp_echo(external, &container.namespace, listen)?;
     as_external(container, family, own, seen)?;
-    Ok(format!("{} sees {seen}, 20 kB echoed", container.name))
+    Ok(format!("{} sees {seen}, {}", container.name, echoed()))
 }
 
 fn tcp_outbound(external: &LabNamespace, container: &Container, family: Family) -> Measured {
     let listen = SocketAddr::new(family.external(), EXTERNAL_PORT);
     let (own, seen) = tcp_echo(&container.namespace, external, listen)?;
     as_nos(container, family, own, seen)?;
-    Ok(format!("X sees {seen}, 20 kB echoed"))
+    Ok(format!("X sees {seen}, {}", echoed()))
 }
 
 /// The client as it sees itself, and as the server sees it.
@@ -71,6 +71,10 @@ fn tcp_echo(
         [seen] => Ok((own, seen)),
         ref peers => Err(format!("{} connections instead of one", peers.len()).into()),
     }
+}
+
+fn echoed() -> String {
+    format!("{} kB echoed", TCP_OCTETS / 1000)
 }
 
 fn udp_inbound(external: &LabNamespace, container: &Container, family: Family) -> Measured {
