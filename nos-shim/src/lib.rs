@@ -12,6 +12,7 @@
 pub mod channel;
 pub mod checksum;
 pub mod drop;
+pub mod fragment_ipv6;
 pub mod frame;
 pub mod icmp;
 pub mod ident;
@@ -24,6 +25,7 @@ pub mod originate;
 pub mod packet;
 pub mod ports;
 pub mod rate_limit;
+pub mod reassembly;
 pub mod reset;
 #[cfg(test)]
 mod test_packets;
