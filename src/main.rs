@@ -1,1 +1,39 @@
-fn main() {}
+//! The `nos-relay` command.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use nos_relay::cli::{Cli, Command, Outcome};
+use nos_relay::daemon;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_new(&cli.log).unwrap_or_default();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+    match command(&cli.command) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            eprintln!("nos-relay: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    match command {
+        Command::Run(run) => {
+            daemon::run(&run.config, &run.control.path)?;
+            Ok(Outcome::Success)
+        }
+        Command::Check(check) => Ok(check.run(&mut out, &mut err)?),
+        Command::Show(show) => Ok(show.run(&mut out, &mut err)?),
+        Command::Demo => Err("not here yet".into()),
+        Command::Bench(_) => Err("not here yet".into()),
+    }
+}

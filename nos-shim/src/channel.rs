@@ -30,7 +30,7 @@
 //! them sees the other's: either the sleeper finds the message, or the sender finds the sleeper.
 
 use core::fmt;
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv6Addr};
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
@@ -38,7 +38,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::ident::{AttachmentId, VrfId};
 use crate::packet::PacketBurst;
-use crate::ports::{Claim, ClaimRefused};
+use crate::ports::{Claim, RegistrationRefused};
 
 /// Control messages that a ring holds. They are rare; a full control ring is reported to whoever
 /// wanted to send.
@@ -57,6 +57,9 @@ pub struct Registration {
     pub addresses: Vec<IpAddr>,
     /// Ports that it owns on them. All are granted, or none.
     pub claims: Vec<Claim>,
+    /// The link-local address by which it knows its router: the relay's on its link. ICMPv6 errors
+    /// of the NOS come from it, as the container holds the NOS's own addresses itself.
+    pub router: Ipv6Addr,
 }
 
 /// Control messages from the relay to the NOS.
@@ -75,7 +78,7 @@ pub enum ToRelay {
     /// The registration holds from the next packet on.
     Accepted(AttachmentId),
     /// Nothing of the registration was granted; what the attachment had before still holds.
-    Refused(AttachmentId, ClaimRefused),
+    Refused(AttachmentId, RegistrationRefused),
 }
 
 /// Wakes a thread that blocks, for example in `epoll_wait`. May be called from any thread, and at

@@ -109,6 +109,8 @@ reasons! {
     FlowTableFull = "flow-table-full",
     /// Fragments of a datagram overlap (RFC 5722).
     FragmentOverlap = "fragment-overlap",
+    /// The same fragment came before.
+    FragmentDuplicate = "fragment-duplicate",
     /// The first fragment did not arrive in time.
     FragmentTimeout = "fragment-timeout",
     /// More fragments wait for their first than may be held.

@@ -394,6 +394,7 @@ impl FramePool {
         header.len = 0;
         header.interface = None;
         header.offload = Offload::NONE;
+        header.vrf = VrfId::DEFAULT;
         Some(Frame { buffer })
     }
 

@@ -19,6 +19,10 @@ pub struct UplinkId(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VrfId(pub u16);
 
+/// One address of the NOS, in one VRF: index into tables keyed by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocalAddressId(pub u32);
+
 impl VrfId {
     /// The VRF of everything that names none.
     pub const DEFAULT: Self = Self(0);

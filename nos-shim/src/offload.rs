@@ -20,7 +20,7 @@ use bitflags::bitflags;
 use crate::checksum::Sum;
 use crate::drop::{DropReason, Ledger};
 use crate::frame::{Checksum, FramePool, GsoKind, Offload};
-use crate::packet::{Packet, protocol};
+use crate::packet::Packet;
 
 pub use fragment::fragment_ipv4;
 pub use segment::segment;
@@ -63,8 +63,15 @@ impl Capabilities {
     #[must_use]
     #[inline]
     pub fn take(self, offload: Offload) -> bool {
-        offload == Offload::NONE || self.contains(Self::required(offload))
+        offload == Offload::NONE
+            || self.contains(Self::required(offload)) && !is_completed_super_frame(offload)
     }
+}
+
+/// No device finds its way from the checksum of the whole to those of the segments.
+fn is_completed_super_frame(offload: Offload) -> bool {
+    let partial = matches!(offload.checksum, Checksum::Partial { .. });
+    offload.segmentation.is_some() && !partial
 }
 
 /// What became of a packet, for the [`Ledger`]. One packet came in, so
@@ -155,8 +162,10 @@ fn adapt_in_software(
 /// Puts the transport checksum into a frame that has a partial one. The frame then counts as
 /// [`Checksum::Verified`]: nobody need check what was computed in this host, and devices may say so
 /// to their receivers. Other frames are left alone.
+///
+/// A super-frame gets the checksum that it would have as one packet, which is right for a capture.
+/// It can still be segmented in software, but not by a device.
 pub fn complete_checksum(packet: &mut Packet) {
-    let udp = packet.protocol() == protocol::UDP;
     let frame = packet.frame_mut();
     let mut offload = frame.offload();
     let Checksum::Partial { start, offset } = offload.checksum else {
@@ -166,12 +175,8 @@ pub fn complete_checksum(packet: &mut Packet) {
         return;
     };
     // The field holds the pseudo-header's sum, so it takes part.
-    let sum = Sum::ZERO.plus(transport);
-    let checksum = if udp {
-        never_zero(sum.checksum())
-    } else {
-        sum.checksum()
-    };
+    // Linux, too, avoids zero in every protocol here.
+    let checksum = never_zero(Sum::ZERO.plus(transport).checksum());
     if let Some(field) = transport
         .get_mut(usize::from(offset)..)
         .and_then(|rest| rest.first_chunk_mut())
@@ -186,3 +191,6 @@ pub fn complete_checksum(packet: &mut Packet) {
 fn never_zero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@
 //! Whether an address may appear is policy ([`crate::martian`]), and transport checksums are the
 //! receiver's affair.
 
+use core::cmp::Ordering;
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,7 +16,7 @@ use bitflags::bitflags;
 
 use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
-use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload};
+use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload, Segmentation};
 use crate::ident::MacAddr;
 
 /// EtherType of IPv4.
@@ -51,6 +52,9 @@ pub mod protocol {
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
+
+/// Datagrams in a UDP super-frame. Linux makes no more, and refuses frames with more.
+const MAX_DATAGRAMS: usize = 128;
 
 /// IPv6 extension headers that are followed before a packet is refused. Linux knows no bound, but
 /// no sender needs more (RFC 8883 §3.2 suggests one).
@@ -197,9 +201,26 @@ impl Packet {
             Ok((parsed, len)) => {
                 frame.truncate(len);
                 frame.set_parsed(parsed);
-                Ok(Self(frame))
+                let mut packet = Self(frame);
+                packet.drop_idle_segmentation();
+                Ok(packet)
             }
             Err(reason) => Err(Rejected { frame, reason }),
+        }
+    }
+
+    /// A super-frame of one segment is an ordinary packet. Kernels see that too, but some refuse
+    /// the largest segment sizes.
+    #[inline]
+    fn drop_idle_segmentation(&mut self) {
+        let offload = self.0.offload();
+        if let Some(segmentation) = offload.segmentation
+            && self.0.len() - self.payload_offset() <= usize::from(segmentation.size.get())
+        {
+            self.0.set_offload(Offload {
+                segmentation: None,
+                ..offload
+            });
         }
     }
 
@@ -361,8 +382,11 @@ impl Packet {
             let payload = ETHERNET_HEADER + usize::from(ip[0] & 0xf) * 4;
             (id, (field & 0x1fff) << 3, field & 0x2000 != 0, payload)
         };
+        let len = bytes.len() - payload;
+        // As Linux does with IPv4 fragments of other lengths (IPv6 ones are refused).
+        let len = if more { len & !7 } else { len };
         let start = u32::from(field);
-        let end = start + u32::try_from(bytes.len() - payload).unwrap_or(u32::MAX);
+        let end = start + u32::try_from(len).unwrap_or(u32::MAX);
         Some((
             id,
             FragmentSpan {
@@ -526,7 +550,11 @@ impl Packet {
             return;
         }
         let at = self.transport_offset();
-        let partial = matches!(self.0.offload().checksum, Checksum::Partial { .. });
+        // The sum in such a field is that of the pseudo-header.
+        let partial = matches!(
+            self.0.offload().checksum,
+            Checksum::Partial { start, .. } if usize::from(start) == at
+        );
         let Some(icmp) = self.0.bytes_mut().get_mut(at..at + 8) else {
             return;
         };
@@ -547,27 +575,27 @@ impl Packet {
     }
 
     /// Whether the transport checksum of TCP, UDP, ICMP or ICMPv6 is right, or need not be looked
-    /// at because it was never on a wire. True for other protocols, and for fragments, which only
-    /// their reassembler can judge.
+    /// at because it was never on a wire. True for other protocols, for fragments, which only
+    /// their reassembler can judge, and for packets with segments left, whose final destination is
+    /// not yet in the IPv6 header (RFC 8200 §8.1).
     #[must_use]
     pub fn transport_checksum_ok(&self) -> bool {
-        if self.0.offload().checksum != Checksum::Complete || self.fragment() != Fragment::Whole {
+        let known = self.0.offload().checksum != Checksum::Complete;
+        if known || self.fragment() != Fragment::Whole || self.has_segments_left() {
             return true;
         }
         let transport = self.transport();
         match self.protocol() {
             protocol::ICMP if !self.is_ipv6() => Sum::ZERO.plus(transport).is_valid(),
+            protocol::UDP if chunk::<2>(transport, 6) == [0, 0] => !self.is_ipv6(),
             protocol::UDP => {
                 let len = usize::from(u16::from_be_bytes(chunk(transport, 4)));
-                let none = chunk::<2>(transport, 6) == [0, 0];
+                let len = if len == 0 { transport.len() } else { len };
                 let datagram = transport.get(..len).unwrap_or_default();
-                if none {
-                    !self.is_ipv6()
-                } else {
-                    self.pseudo_sum(len).plus(datagram).is_valid()
-                }
+                self.pseudo_sum(len).plus(datagram).is_valid()
             }
-            protocol::TCP | protocol::ICMPV6 => {
+            protocol::TCP => self.pseudo_sum(transport.len()).plus(transport).is_valid(),
+            protocol::ICMPV6 if self.is_ipv6() => {
                 self.pseudo_sum(transport.len()).plus(transport).is_valid()
             }
             _ => true,
@@ -642,7 +670,7 @@ pub fn parse(frame: &[u8], offload: Offload) -> Result<(Parsed, usize), DropReas
         None => return Err(DropReason::FrameLength),
     };
     if offload != Offload::NONE {
-        check_offload(&parsed, len, offload)?;
+        check_offload(&parsed, frame.get(..len).unwrap_or_default(), offload)?;
     }
     Ok((parsed, len))
 }
@@ -675,11 +703,7 @@ fn parse_ipv4(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
     flags |= fragment_flags(field & 0x1fff != 0, field & 0x2000 != 0);
     let len = ETHERNET_HEADER + total;
     let l4 = ETHERNET_HEADER + header_len;
-    if flags.contains(Flags::LATER_FRAGMENT)
-        && len - l4 + (usize::from(field & 0x1fff) << 3) > 65_535
-    {
-        return Err(DropReason::IpLength);
-    }
+    check_span((field & 0x1fff) << 3, total - header_len)?;
     let mut parsed = Parsed {
         l4: offset(l4),
         payload: offset(l4),
@@ -738,7 +762,7 @@ impl Walk<'_> {
     #[cold]
     fn extension_headers(&mut self) -> Result<(), DropReason> {
         let first = self.at;
-        for _ in 0..MAX_EXTENSION_HEADERS {
+        for count in 0.. {
             let known = match self.next {
                 // Anywhere but in front it is an unrecognised next header (RFC 8200 §4.1).
                 protocol::HOP_BY_HOP => self.at == first,
@@ -749,16 +773,25 @@ impl Walk<'_> {
                 _ => false,
             };
             if !known || self.parsed.flags.contains(Flags::LATER_FRAGMENT) {
-                return Ok(());
+                break;
+            }
+            if count == MAX_EXTENSION_HEADERS {
+                return Err(DropReason::Ipv6Header);
             }
             self.step()?;
         }
-        Err(DropReason::Ipv6Header)
+        Ok(())
     }
 
     fn step(&mut self) -> Result<(), DropReason> {
         let rest = self.packet.get(self.at..).unwrap_or_default();
-        let header = rest.first_chunk::<8>().ok_or(DropReason::Ipv6Header)?;
+        // RFC 7112 §5: the first fragment has all headers.
+        let short = if self.parsed.flags.contains(Flags::FIRST_FRAGMENT) {
+            DropReason::TinyFragment
+        } else {
+            DropReason::Ipv6Header
+        };
+        let header = rest.first_chunk::<8>().ok_or(short)?;
         let len = match self.next {
             protocol::FRAGMENT => {
                 self.fragment(header, rest.len())?;
@@ -776,7 +809,7 @@ impl Walk<'_> {
             self.parsed.flags |= Flags::ROUTED;
         }
         if rest.len() < len {
-            return Err(DropReason::Ipv6Header);
+            return Err(short);
         }
         self.next = header[0];
         self.at += len;
@@ -785,19 +818,31 @@ impl Walk<'_> {
 
     /// RFC 8200 §4.5.
     fn fragment(&mut self, header: &[u8; 8], rest: usize) -> Result<(), DropReason> {
-        if self.parsed.flags.contains(Flags::FIRST_FRAGMENT) {
+        // Also behind that of an atomic fragment, as in Linux.
+        if self.parsed.fragment_header != 0 {
             return Err(DropReason::Ipv6Header);
         }
         let field = u16::from_be_bytes([header[2], header[3]]);
         let payload = rest - 8;
         let more = field & 1 != 0;
-        if more && !payload.is_multiple_of(8) || usize::from(field & !7) + payload > 65_535 {
+        if more && !payload.is_multiple_of(8) {
             return Err(DropReason::IpLength);
         }
+        check_span(field & !7, payload)?;
         self.parsed.fragment_header = offset(self.at);
         self.parsed.flags |= fragment_flags(field & !7 != 0, more);
         Ok(())
     }
+}
+
+/// A datagram ends within 65,535 octets. `start` and `len`: octets of its payload. That a fragment
+/// carries something is its reassembler's to check, which then gives up the whole datagram.
+#[inline]
+fn check_span(start: u16, len: usize) -> Result<(), DropReason> {
+    if start > 0 && usize::from(start) + len > 65_535 {
+        return Err(DropReason::IpLength);
+    }
+    Ok(())
 }
 
 fn fragment_flags(later: bool, more: bool) -> Flags {
@@ -839,7 +884,9 @@ fn parse_transport(octets: &[u8], parsed: &mut Parsed) -> Result<(), DropReason>
         protocol::UDP => {
             let header = octets.first_chunk::<8>().ok_or(short)?;
             let len = usize::from(u16::from_be_bytes([header[4], header[5]]));
-            if len < 8 || !first && len > octets.len() {
+            // RFC 2675 §4: zero means up to the packet's end. Linux takes that of any IPv6 packet.
+            let open = len == 0 && parsed.flags.contains(Flags::IPV6);
+            if len < 8 && !open || !first && len > octets.len() {
                 return Err(DropReason::TransportHeader);
             }
             8
@@ -868,34 +915,69 @@ fn at_least(octets: &[u8], len: usize, short: DropReason) -> Result<(), DropReas
 
 /// What the virtio-net header says must be true of the packet, or a device further on would write
 /// where it should not.
-fn check_offload(parsed: &Parsed, len: usize, offload: Offload) -> Result<(), DropReason> {
+fn check_offload(parsed: &Parsed, octets: &[u8], offload: Offload) -> Result<(), DropReason> {
     let whole = !parsed
         .flags
         .intersects(Flags::FIRST_FRAGMENT | Flags::LATER_FRAGMENT);
-    if let Checksum::Partial { start, offset } = offload.checksum {
-        let field = usize::from(start) + usize::from(offset);
-        let expected = match parsed.protocol {
-            protocol::TCP => Some(16),
-            protocol::UDP => Some(6),
-            protocol::ICMPV6 => Some(2),
-            _ => None,
-        };
-        let placed = start == parsed.l4 && expected.is_none_or(|expected| expected == offset);
-        if !whole || !placed || field + 2 > len {
-            return Err(DropReason::OffloadHeader);
+    let checksum = match offload.checksum {
+        Checksum::Complete | Checksum::Verified => true,
+        Checksum::Partial { start, offset } => {
+            whole && partial_is_right(parsed, octets.len(), start, offset)
         }
+    };
+    let segmentation = offload.segmentation.is_none_or(|segmentation| {
+        let own = matches!(offload.checksum, Checksum::Partial { start, .. } if start == parsed.l4);
+        own && segmentation_is_right(parsed, octets, segmentation)
+    });
+    if checksum && segmentation {
+        Ok(())
+    } else {
+        Err(DropReason::OffloadHeader)
     }
-    if let Some(segmentation) = offload.segmentation {
-        let ipv6 = parsed.flags.contains(Flags::IPV6);
-        let right = match segmentation.kind {
-            GsoKind::TcpV4 => !ipv6 && parsed.protocol == protocol::TCP,
-            GsoKind::TcpV6 => ipv6 && parsed.protocol == protocol::TCP,
-            GsoKind::Udp => parsed.protocol == protocol::UDP,
-        };
-        let partial = matches!(offload.checksum, Checksum::Partial { .. });
-        if !whole || !right || !partial || len <= usize::from(parsed.payload) {
-            return Err(DropReason::OffloadHeader);
-        }
-    }
-    Ok(())
 }
+
+/// Whether a partial checksum lies where the transport header has one, or behind: tunnels leave
+/// the inner packet's to the device.
+fn partial_is_right(parsed: &Parsed, len: usize, start: u16, offset: u16) -> bool {
+    let expected = match parsed.protocol {
+        protocol::TCP => Some(16),
+        protocol::UDP => Some(6),
+        protocol::ICMPV6 => Some(2),
+        _ => None,
+    };
+    let placed = match start.cmp(&parsed.l4) {
+        Ordering::Less => false,
+        Ordering::Equal => expected.is_none_or(|expected| expected == offset),
+        Ordering::Greater => start >= parsed.payload,
+    };
+    placed && usize::from(start) + usize::from(offset) + 2 <= len
+}
+
+fn segmentation_is_right(parsed: &Parsed, octets: &[u8], segmentation: Segmentation) -> bool {
+    let ipv6 = parsed.flags.contains(Flags::IPV6);
+    let transport = octets.get(usize::from(parsed.l4)..).unwrap_or_default();
+    let payload = octets.len().saturating_sub(usize::from(parsed.payload));
+    let right = match segmentation.kind {
+        GsoKind::TcpV4 => !ipv6 && parsed.protocol == protocol::TCP,
+        GsoKind::TcpV6 => ipv6 && parsed.protocol == protocol::TCP,
+        // The checksum of each datagram is derived from the length of all.
+        GsoKind::Udp => {
+            let len = u16::from_be_bytes(chunk(transport, 4));
+            let datagrams = payload.div_ceil(usize::from(segmentation.size.get()));
+            parsed.protocol == protocol::UDP
+                && usize::from(len) == transport.len()
+                && datagrams <= MAX_DATAGRAMS
+        }
+    };
+    right && payload > 0
+}
+
+#[cfg(test)]
+pub(crate) mod craft;
+#[cfg(test)]
+#[cfg(feature = "stack")]
+mod oracles;
+#[cfg(test)]
+mod seeds;
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 //!   nothing new is dropped alone;
 //! - congestion marks are merged, and contradicting ones make an end of the datagram (RFC 3168
 //!   §5.3);
+//! - a fragment that carries nothing makes an end of the datagram;
 //! - an IPv4 datagram has DF if the longest of its fragments had.
 //!
 //! Who sends many fragments and never all of them can hold no more than the [limits](Limits) allow.
@@ -112,7 +113,7 @@ impl Reassembler {
             Added::Nothing(fragment) => {
                 self.held -= 1;
                 pool.free(fragment.into_frame());
-                ledger.drop(DropReason::Ignored);
+                ledger.drop(DropReason::FragmentDuplicate);
                 None
             }
             Added::Contradiction(reason) => {
@@ -218,6 +219,7 @@ impl Reassembler {
             self.held -= datagram.pieces.len();
             datagram.drop_all(reason, pool, ledger);
         }
+        self.forget_done();
     }
 
     fn complete(&mut self, key: &Key, pool: &mut FramePool, ledger: &mut Ledger) -> Option<Packet> {
@@ -289,6 +291,10 @@ impl Datagram {
 
     fn add(&mut self, packet: Packet, span: FragmentSpan) -> Added {
         let (start, end) = (octets(span.start), octets(span.end));
+        if start == end {
+            self.pieces.push(Piece { start, end, packet });
+            return Added::Contradiction(DropReason::IpLength);
+        }
         let at = self.pieces.partition_point(|piece| piece.start < start);
         let repeats = |piece: &Piece| piece.start <= start && end <= piece.end;
         let before = at.checked_sub(1).and_then(|at| self.pieces.get(at));
@@ -650,6 +656,23 @@ mod tests {
                 assert!(lab.give(packet).is_none());
             }
             assert_eq!(lab.reassembler.held(), 0, "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn empty_fragments_make_an_end() {
+        for draft in [Draft::v4(), Draft::v6()] {
+            let mut lab = Lab::new(Limits::default());
+            let octets = draft.udp((1, 2), &[1; 56]);
+            let first = fragment(&mut lab, &draft, &octets, 0, 32);
+            lab.give(first);
+            let empty = fragment(&mut lab, &draft, &octets, 32, 32);
+            assert!(lab.give(empty).is_none());
+            assert_eq!(lab.dropped(DropReason::IpLength), 2);
+            assert_eq!(
+                (lab.reassembler.held(), lab.reassembler.poll_at()),
+                (0, None)
+            );
         }
     }
 

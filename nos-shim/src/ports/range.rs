@@ -1,9 +1,8 @@
-//! Port ranges, and who owns them.
+//! Port ranges.
 
 use core::fmt;
 use core::num::NonZeroU16;
 use core::str::FromStr;
-use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -81,6 +80,16 @@ impl PortRange {
     }
 }
 
+impl From<NonZeroU16> for PortRange {
+    /// The range of one port.
+    fn from(port: NonZeroU16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+}
+
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last {
@@ -102,91 +111,6 @@ impl FromStr for PortRange {
         };
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         Self::new(port(first.trim())?, port(last.trim())?)
-    }
-}
-
-/// A transport protocol with ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Transport {
-    /// RFC 9293.
-    Tcp,
-    /// RFC 768.
-    Udp,
-}
-
-impl Transport {
-    /// The transport with this IP protocol number, if it has ports that can be owned.
-    #[must_use]
-    pub fn from_protocol(protocol: u8) -> Option<Self> {
-        match protocol {
-            crate::packet::protocol::TCP => Some(Self::Tcp),
-            crate::packet::protocol::UDP => Some(Self::Udp),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-/// What an owner may do with its ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ClaimKind {
-    /// Outsiders may open flows to these ports.
-    Listen,
-    /// The owner opens its own flows from these ports; outsiders may only answer.
-    Ephemeral,
-}
-
-/// A wish to own a range of ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Claim {
-    /// Of which protocol.
-    pub transport: Transport,
-    /// Which ports.
-    pub range: PortRange,
-    /// What for.
-    pub kind: ClaimKind,
-}
-
-impl fmt::Display for Claim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.transport, self.range)
-    }
-}
-
-/// A claim that clashes with another owner's.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub struct ClaimRefused {
-    /// What was asked for.
-    pub claim: Claim,
-    /// The ports that are taken.
-    pub taken: PortRange,
-    /// Whose they are.
-    pub owner: Arc<str>,
-    /// A range of the same length that is free, if there is one.
-    pub suggestion: Option<PortRange>,
-}
-
-impl fmt::Display for ClaimRefused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            claim,
-            taken,
-            owner,
-            suggestion,
-        } = self;
-        write!(f, "{claim} is refused: {taken} belongs to '{owner}'")?;
-        match suggestion {
-            Some(range) => write!(f, "; {range} is free"),
-            None => write!(f, "; no range of {} ports is free", claim.range.len()),
-        }
     }
 }
 

@@ -1,0 +1,305 @@
+//! The FIB with a table of Internet size: 1 M IPv4 and 200 k IPv6 routes.
+//!
+//! Prefix lengths are distributed about as in the public tables of 2024. IPv4 destinations are
+//! random unicast addresses; IPv6 ones are random addresses within random routes, because nearly
+//! all others would be answered by the first memory access.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nos_shim::fib::{Action, AdjacencyId, Fib, NextHop, Source};
+use nos_shim::ident::{UplinkId, VrfId};
+
+const VRF: VrfId = VrfId::DEFAULT;
+const STATIC: Source = Source::Static { metric: 0 };
+const V4_ROUTES: usize = 1_000_000;
+const V6_ROUTES: usize = 200_000;
+const DESTINATIONS: usize = 1 << 16;
+/// As many next hops as a well connected router has neighbors.
+const NEXT_HOPS: u8 = 64;
+
+/// Prefix lengths, and routes of that length among 10,000.
+const V4_LENGTHS: &[(u8, u32)] = &[
+    (24, 6080),
+    (23, 1000),
+    (22, 1120),
+    (21, 540),
+    (20, 470),
+    (19, 260),
+    (18, 145),
+    (17, 85),
+    (16, 140),
+    (15, 22),
+    (14, 13),
+    (13, 7),
+    (12, 4),
+    (11, 2),
+    (10, 1),
+    (9, 1),
+    (25, 30),
+    (28, 40),
+    (30, 20),
+    (32, 20),
+];
+const V6_LENGTHS: &[(u8, u32)] = &[
+    (48, 4700),
+    (32, 1200),
+    (44, 950),
+    (40, 900),
+    (36, 420),
+    (47, 330),
+    (46, 300),
+    (29, 230),
+    (33, 200),
+    (34, 150),
+    (45, 150),
+    (42, 150),
+    (38, 100),
+    (35, 80),
+    (28, 20),
+    (24, 10),
+    (20, 4),
+    (56, 40),
+    (64, 50),
+    (128, 16),
+];
+/// What the registries hand out from.
+const V6_BLOCKS: &[(u128, u8)] = &[
+    (0x2001 << 112, 16),
+    (0x2400 << 112, 12),
+    (0x2600 << 112, 12),
+    (0x2800 << 112, 12),
+    (0x2a00 << 112, 12),
+    (0x2c00 << 112, 12),
+];
+
+struct Routes {
+    rng: fastrand::Rng,
+    fib: Fib,
+    v4: Vec<Ipv4Net>,
+    v6: Vec<Ipv6Net>,
+    actions: Vec<Action>,
+}
+
+fn mib(octets: usize) -> f64 {
+    octets as f64 / f64::from(1 << 20)
+}
+
+/// Octets of resident memory, as the kernel counts it: reserved memory that was never touched is not
+/// in it.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+fn length(rng: &mut fastrand::Rng, lengths: &[(u8, u32)]) -> u8 {
+    let total = lengths.iter().map(|(_, weight)| weight).sum();
+    let mut at = rng.u32(0..total);
+    for &(length, weight) in lengths {
+        if at < weight {
+            return length;
+        }
+        at -= weight;
+    }
+    lengths[0].0
+}
+
+fn unicast_v4(rng: &mut fastrand::Rng) -> Ipv4Addr {
+    Ipv4Addr::from(rng.u32(0x0100_0000..0xe000_0000))
+}
+
+fn within(rng: &mut fastrand::Rng, net: Ipv6Net) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(net.network()) | rng.u128(..) & u128::from(net.hostmask()))
+}
+
+impl Routes {
+    fn new() -> Self {
+        let via = |n| {
+            Action::Via(
+                NextHop {
+                    gateway: IpAddr::from([192, 0, 2, n]),
+                    uplink: UplinkId(0),
+                }
+                .into(),
+            )
+        };
+        let mut routes = Self {
+            rng: fastrand::Rng::with_seed(5),
+            fib: Fib::new(),
+            v4: Vec::with_capacity(V4_ROUTES),
+            v6: Vec::with_capacity(V6_ROUTES),
+            actions: (1..=NEXT_HOPS).map(via).collect(),
+        };
+        routes.choose_v4();
+        routes.choose_v6();
+        routes.fill();
+        routes
+    }
+
+    /// Inserts all routes, and says what that costs.
+    fn fill(&mut self) {
+        let resident_before = resident();
+        let begin = Instant::now();
+        self.announce(IpNet::V4(Ipv4Net::default()));
+        self.announce(IpNet::V6(Ipv6Net::default()));
+        for n in 0..V4_ROUTES {
+            self.announce(IpNet::V4(self.v4[n]));
+        }
+        for n in 0..V6_ROUTES {
+            self.announce(IpNet::V6(self.v6[n]));
+        }
+        println!(
+            "{V4_ROUTES} IPv4 and {V6_ROUTES} IPv6 routes inserted in {:?}; resident memory grew by {:.1} MiB",
+            begin.elapsed(),
+            mib(resident().saturating_sub(resident_before)),
+        );
+        self.print_memory();
+    }
+
+    fn print_memory(&self) {
+        let memory = self.fib.memory();
+        println!(
+            "reserved: RIB {:.1} MiB, table {:.1} MiB, actions {:.1} MiB",
+            mib(memory.rib),
+            mib(memory.table),
+            mib(memory.adjacencies),
+        );
+    }
+
+    fn announce(&mut self, prefix: IpNet) {
+        let action = &self.actions[self.rng.usize(0..self.actions.len())];
+        self.fib.insert(VRF, prefix, STATIC, action).unwrap();
+    }
+
+    fn choose_v4(&mut self) {
+        let mut seen = std::collections::HashSet::new();
+        while self.v4.len() < V4_ROUTES {
+            let len = length(&mut self.rng, V4_LENGTHS);
+            let net = Ipv4Net::new(unicast_v4(&mut self.rng), len)
+                .unwrap()
+                .trunc();
+            if seen.insert(net) {
+                self.v4.push(net);
+            }
+        }
+    }
+
+    /// Long prefixes lie within shorter ones, as providers cut up what they were given.
+    fn choose_v6(&mut self) {
+        let mut seen = std::collections::HashSet::new();
+        let mut allocations = Vec::new();
+        while self.v6.len() < V6_ROUTES {
+            let len = length(&mut self.rng, V6_LENGTHS);
+            let allocated = len <= 32 || allocations.len() < 1000;
+            let parent = if allocated {
+                let (block, len) = V6_BLOCKS[self.rng.usize(0..V6_BLOCKS.len())];
+                Ipv6Net::new(Ipv6Addr::from(block), len).unwrap()
+            } else {
+                allocations[self.rng.usize(0..allocations.len())]
+            };
+            let len = if allocated { len.min(32) } else { len };
+            let net = Ipv6Net::new(within(&mut self.rng, parent), len)
+                .unwrap()
+                .trunc();
+            if seen.insert(net) {
+                self.v6.push(net);
+                if allocated {
+                    allocations.push(net);
+                }
+            }
+        }
+    }
+
+    fn destinations_v4(&mut self) -> Vec<Ipv4Addr> {
+        (0..DESTINATIONS)
+            .map(|_| unicast_v4(&mut self.rng))
+            .collect()
+    }
+
+    fn destinations_v6(&mut self) -> Vec<Ipv6Addr> {
+        let routes = &self.v6;
+        let rng = &mut self.rng;
+        (0..DESTINATIONS)
+            .map(|_| {
+                let net = routes[rng.usize(0..routes.len())];
+                within(rng, net)
+            })
+            .collect()
+    }
+}
+
+fn lookups(c: &mut Criterion, routes: &mut Routes) {
+    let v4 = routes.destinations_v4();
+    let v6 = routes.destinations_v6();
+    let fib = &routes.fib;
+    let mut group = c.benchmark_group("fib/lookup");
+    group.throughput(Throughput::Elements(DESTINATIONS as u64));
+    group.bench_function("ipv4", |b| {
+        b.iter(|| {
+            let found = v4.iter().map(|&to| fib.lookup_v4(VRF, to).0);
+            black_box(found.fold(0, |all, id| all ^ id))
+        });
+    });
+    group.bench_function("ipv6", |b| {
+        b.iter(|| {
+            let found = v6.iter().map(|&to| fib.lookup_v6(VRF, to).0);
+            black_box(found.fold(0, |all, id| all ^ id))
+        });
+    });
+    // Five IPv4 packets to one of IPv6, as in the table.
+    group.bench_function("mixed", |b| {
+        b.iter(|| {
+            let mut all = AdjacencyId::NO_ROUTE.0;
+            for (n, (&v4, &v6)) in v4.iter().zip(&v6).enumerate() {
+                all ^= if n % 6 == 5 {
+                    fib.lookup_v6(VRF, v6).0
+                } else {
+                    fib.lookup_v4(VRF, v4).0
+                };
+            }
+            black_box(all)
+        });
+    });
+    group.finish();
+}
+
+/// An update gives a route another next hop, or takes it away, or brings it back.
+fn updates(c: &mut Criterion, routes: &mut Routes) {
+    let mut group = c.benchmark_group("fib/update");
+    group.throughput(Throughput::Elements(1));
+    let fib = &mut routes.fib;
+    let rng = &mut routes.rng;
+    let actions = &routes.actions;
+    let v4: Vec<_> = routes.v4.iter().map(|&net| IpNet::V4(net)).collect();
+    let v6: Vec<_> = routes.v6.iter().map(|&net| IpNet::V6(net)).collect();
+    for (name, nets) in [("ipv4", &v4), ("ipv6", &v6)] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let net = nets[rng.usize(0..nets.len())];
+                if rng.u8(..) < 64 {
+                    black_box(fib.remove(VRF, &net, STATIC));
+                } else {
+                    let action = &actions[rng.usize(0..actions.len())];
+                    fib.insert(VRF, net, STATIC, action).unwrap();
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+fn fib(c: &mut Criterion) {
+    let mut routes = Routes::new();
+    lookups(c, &mut routes);
+    updates(c, &mut routes);
+    println!("after the updates:");
+    routes.print_memory();
+}
+
+criterion_group!(benches, fib);
+criterion_main!(benches);

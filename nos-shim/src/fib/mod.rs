@@ -1,0 +1,438 @@
+//! Where packets go: routes of every VRF, IPv4 and IPv6.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//! offers ──► RIB: prefix → offers, best first ──best──► forwarding table: address → AdjacencyId
+//!                                                                                   │
+//!                          adjacencies: each different action once, by number  ◄────┘
+//! ```
+//!
+//! Sources offer routes ([`Fib::insert`]); of several for one prefix the best [`Source`] wins, and
+//! the next takes over when it goes. A lookup finds the longest matching prefix and returns a
+//! number, the [`AdjacencyId`], which stands for an [`Action`]. Whoever forwards packets keeps what
+//! it needs for an action (rewritten headers, MTU, neighbor) in a table of its own, indexed by that
+//! number and valid for as long as [`Adjacency::stamp`] stays the same.
+//!
+//! A packet with several next hops to choose from takes the one that its flow's hash picks: see
+//! [`FlowHasher`] and [`Adjacency::next_hop`].
+//!
+//! Link-local destinations mean something on their own link only, and are not looked up here; nor
+//! are multicast ones.
+
+mod adjacency;
+mod arena;
+mod ecmp;
+mod rib;
+mod route;
+mod table;
+
+use core::hash::Hash;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hashbrown::HashMap;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::Prefix;
+use thiserror::Error;
+
+pub use adjacency::{Adjacency, AdjacencyId};
+pub use ecmp::{BUCKETS, FlowHasher};
+pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protocol, Route, Source};
+
+use crate::ident::{UplinkId, VrfId};
+use adjacency::Adjacencies;
+use rib::{Best, Change, Rib};
+use table::{Key, Table};
+
+/// The most prefixes of one family that a VRF holds.
+pub const MAX_PREFIXES: usize = 1 << 22;
+
+/// Why a route was not inserted.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum FibFull {
+    /// The VRF has [`MAX_PREFIXES`] of this family.
+    #[error("the VRF already holds {MAX_PREFIXES} prefixes of this family")]
+    Prefixes,
+    /// There are too many different actions.
+    #[error("the routes already have as many different actions as there can be")]
+    Actions,
+}
+
+/// Why a gateway cannot be used.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum GatewayError {
+    /// A next hop must be a station on the link of an uplink.
+    #[error("gateway {0} is in no uplink's prefix")]
+    NotConnected(IpAddr),
+    /// An address of the NOS itself is no next hop.
+    #[error("gateway {0} is an address of the NOS itself")]
+    Own(IpAddr),
+    /// A network or broadcast address is no station's.
+    #[error("gateway {0} is the network or broadcast address of its prefix")]
+    Broadcast(IpAddr),
+    /// Only the uplink's name says on which link a link-local address is meant.
+    #[error("gateway {0} is link-local: name the uplink")]
+    LinkLocal(IpAddr),
+}
+
+/// What a replacement of routes did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// Routes that were not there before.
+    pub added: usize,
+    /// Routes that now have another action.
+    pub changed: usize,
+    /// Routes that are no more.
+    pub removed: usize,
+}
+
+/// One route, as `show routes` lists it.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteEntry<'a> {
+    /// For which destinations.
+    pub prefix: IpNet,
+    /// Who offers it.
+    pub source: Source,
+    /// What happens to packets for them.
+    pub action: &'a Action,
+    /// Whether it is the best of its prefix, and so in use.
+    pub active: bool,
+}
+
+/// Octets of heap memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// What was offered.
+    pub rib: usize,
+    /// What lookups read.
+    pub table: usize,
+    /// Actions.
+    pub adjacencies: usize,
+}
+
+/// Routes of one VRF and family.
+#[derive(Clone)]
+struct Family<P: Prefix> {
+    rib: Rib<P>,
+    table: Table<P::R>,
+}
+
+impl<P: Prefix<R: Key> + Copy + Eq + Hash> Family<P> {
+    fn new() -> Self {
+        Self {
+            rib: Rib::new(),
+            table: Table::new(),
+        }
+    }
+
+    fn offer(&mut self, prefix: P, offer: AdjacencyId, all: &Adjacencies) -> Change {
+        let change = self.rib.offer(prefix, offer, all);
+        self.forward(prefix, change.best);
+        change
+    }
+
+    fn withdraw(&mut self, prefix: P, source: Source, all: &Adjacencies) -> Option<Change> {
+        let change = self.rib.withdraw(prefix, source, all)?;
+        self.forward(prefix, change.best);
+        Some(change)
+    }
+
+    fn forward(&mut self, prefix: P, best: Best) {
+        let (key, len) = (prefix.repr(), u32::from(prefix.prefix_len()));
+        match best {
+            Best::Same => {}
+            Best::Now(adjacency) => self.table.insert(key, len, adjacency),
+            Best::Gone => {
+                let cover = self.rib.covering(prefix);
+                let cover = cover.map(|(cover, id)| (u32::from(cover.prefix_len()), id));
+                self.table.remove(key, len, cover);
+            }
+        }
+    }
+}
+
+/// Routes of one VRF.
+#[derive(Clone)]
+struct Vrf {
+    v4: Family<Ipv4Net>,
+    v6: Family<Ipv6Net>,
+}
+
+impl Vrf {
+    fn new() -> Self {
+        Self {
+            v4: Family::new(),
+            v6: Family::new(),
+        }
+    }
+
+    fn is_full_for(&self, prefix: IpNet) -> bool {
+        let prefixes = match prefix {
+            IpNet::V4(_) => self.v4.rib.len(),
+            IpNet::V6(_) => self.v6.rib.len(),
+        };
+        prefixes >= MAX_PREFIXES
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (IpNet, AdjacencyId, bool)> + '_ {
+        let v4 = self.v4.rib.iter();
+        let v6 = self.v6.rib.iter();
+        v4.map(|(prefix, offer, active)| (IpNet::V4(prefix), offer, active))
+            .chain(v6.map(|(prefix, offer, active)| (IpNet::V6(prefix), offer, active)))
+    }
+}
+
+/// The forwarding information of all VRFs.
+#[derive(Clone)]
+pub struct Fib {
+    /// Indexed by [`VrfId`].
+    vrfs: Vec<Option<Box<Vrf>>>,
+    adjacencies: Adjacencies,
+}
+
+impl Default for Fib {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Fib {
+    /// No routes at all.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            vrfs: Vec::new(),
+            adjacencies: Adjacencies::new(),
+        }
+    }
+
+    /// What happens to packets for `destination`.
+    #[must_use]
+    #[inline]
+    pub fn lookup_v4(&self, vrf: VrfId, destination: Ipv4Addr) -> AdjacencyId {
+        let vrf = self.vrf(vrf);
+        vrf.map_or(AdjacencyId::NO_ROUTE, |vrf| {
+            vrf.v4.table.lookup(u32::from(destination))
+        })
+    }
+
+    /// What happens to packets for `destination`.
+    #[must_use]
+    #[inline]
+    pub fn lookup_v6(&self, vrf: VrfId, destination: Ipv6Addr) -> AdjacencyId {
+        let vrf = self.vrf(vrf);
+        vrf.map_or(AdjacencyId::NO_ROUTE, |vrf| {
+            vrf.v6.table.lookup(u128::from(destination))
+        })
+    }
+
+    /// What happens to packets for `destination`, of either family.
+    #[must_use]
+    #[inline]
+    pub fn lookup(&self, vrf: VrfId, destination: IpAddr) -> AdjacencyId {
+        match destination {
+            IpAddr::V4(destination) => self.lookup_v4(vrf, destination),
+            IpAddr::V6(destination) => self.lookup_v6(vrf, destination),
+        }
+    }
+
+    /// What a lookup's result stands for.
+    #[must_use]
+    #[inline]
+    pub fn adjacency(&self, id: AdjacencyId) -> &Adjacency {
+        self.adjacencies.entry(id)
+    }
+
+    /// All adjacency ids so far are less than this.
+    #[must_use]
+    pub fn adjacency_count(&self) -> usize {
+        self.adjacencies.len()
+    }
+
+    /// Offers a route, in place of the same source's earlier one for the prefix. Host bits of
+    /// `prefix` do not count. A VRF exists as soon as it has a route.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; then nothing has changed.
+    pub fn insert(
+        &mut self,
+        vrf: VrfId,
+        prefix: IpNet,
+        source: Source,
+        action: &Action,
+    ) -> Result<(), FibFull> {
+        let entry = slot(&mut self.vrfs, vrf).get_or_insert_with(|| Box::new(Vrf::new()));
+        if entry.is_full_for(prefix) {
+            return Err(FibFull::Prefixes);
+        }
+        let offer = self.adjacencies.acquire(source, action);
+        let offer = offer.ok_or(FibFull::Actions)?;
+        let all = &self.adjacencies;
+        let change = match prefix {
+            IpNet::V4(prefix) => entry.v4.offer(prefix.trunc(), offer, all),
+            IpNet::V6(prefix) => entry.v6.offer(prefix.trunc(), offer, all),
+        };
+        self.release(change);
+        Ok(())
+    }
+
+    /// Takes back the route that `source` offered for `prefix`. Returns whether there was one.
+    pub fn remove(&mut self, vrf: VrfId, prefix: &IpNet, source: Source) -> bool {
+        let Some(entry) = slot(&mut self.vrfs, vrf) else {
+            return false;
+        };
+        let all = &self.adjacencies;
+        let change = match prefix {
+            IpNet::V4(prefix) => entry.v4.withdraw(prefix.trunc(), source, all),
+            IpNet::V6(prefix) => entry.v6.withdraw(prefix.trunc(), source, all),
+        };
+        change.map(|change| self.release(change)).is_some()
+    }
+
+    fn release(&mut self, change: Change) {
+        if let Some(adjacency) = change.released {
+            self.adjacencies.release(adjacency);
+        }
+    }
+
+    /// Removes all routes of a VRF.
+    pub fn remove_vrf(&mut self, vrf: VrfId) {
+        let gone = slot(&mut self.vrfs, vrf).take();
+        for (_, offer, _) in gone.iter().flat_map(|vrf| vrf.iter()) {
+            self.adjacencies.release(offer);
+        }
+    }
+
+    /// Makes `routes` all that sources of this kind offer, in all VRFs, touching only what differs:
+    /// a route that stays never disappears in between. Routes of other kinds among `routes` are
+    /// left out; of several with the same VRF, prefix and source the last counts.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; then no route was removed, and some were inserted.
+    pub fn replace(
+        &mut self,
+        protocol: Protocol,
+        routes: impl IntoIterator<Item = Route>,
+    ) -> Result<Replaced, FibFull> {
+        let mut wanted = HashMap::with_hasher(foldhash::fast::RandomState::default());
+        for mut route in routes {
+            route.prefix = route.prefix.trunc();
+            if route.source.protocol() == protocol {
+                let key = (route.vrf, route.prefix, route.source);
+                wanted.insert(key, route.action);
+            }
+        }
+        let mut done = Replaced::default();
+        let mut unwanted = Vec::new();
+        for (key, action) in self.offers_of(protocol) {
+            match wanted.get(&key) {
+                None => unwanted.push(key),
+                Some(same) if same == action => drop(wanted.remove(&key)),
+                Some(_) => done.changed += 1,
+            }
+        }
+        done.added = wanted.len() - done.changed;
+        done.removed = unwanted.len();
+        for ((vrf, prefix, source), action) in wanted {
+            self.insert(vrf, prefix, source, &action)?;
+        }
+        for (vrf, prefix, source) in unwanted {
+            self.remove(vrf, &prefix, source);
+        }
+        Ok(done)
+    }
+
+    fn offers_of(
+        &self,
+        protocol: Protocol,
+    ) -> impl Iterator<Item = ((VrfId, IpNet, Source), &Action)> {
+        self.vrfs().flat_map(move |vrf| {
+            let ours = self
+                .routes(vrf)
+                .filter(move |route| route.source.protocol() == protocol);
+            ours.map(move |route| ((vrf, route.prefix, route.source), route.action))
+        })
+    }
+
+    /// The VRFs that have or had a route, in ascending order.
+    pub fn vrfs(&self) -> impl Iterator<Item = VrfId> + '_ {
+        let ids = (0..).map(VrfId).zip(&self.vrfs);
+        ids.filter_map(|(id, vrf)| vrf.as_ref().map(|_| id))
+    }
+
+    /// All routes of a VRF, IPv4 before IPv6, in the order of prefixes; of several for one prefix
+    /// the best first.
+    pub fn routes(&self, vrf: VrfId) -> impl Iterator<Item = RouteEntry<'_>> {
+        let offers = self.vrf(vrf).into_iter().flat_map(Vrf::iter);
+        offers.map(|(prefix, offer, active)| {
+            let adjacency = self.adjacency(offer);
+            RouteEntry {
+                prefix,
+                source: adjacency.source(),
+                action: adjacency.action(),
+                active,
+            }
+        })
+    }
+
+    /// The uplink on whose link `gateway` is a station: next hops are not resolved through further
+    /// gateways.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayError`] when it is not one that packets can be handed to.
+    pub fn gateway_uplink(&self, vrf: VrfId, gateway: IpAddr) -> Result<UplinkId, GatewayError> {
+        if matches!(gateway, IpAddr::V6(address) if address.is_unicast_link_local()) {
+            return Err(GatewayError::LinkLocal(gateway));
+        }
+        match self.adjacency(self.lookup(vrf, gateway)).action() {
+            Action::Connected(uplink) => Ok(*uplink),
+            Action::Local(_) => Err(GatewayError::Own(gateway)),
+            Action::Broadcast(_) => Err(GatewayError::Broadcast(gateway)),
+            _ => Err(GatewayError::NotConnected(gateway)),
+        }
+    }
+
+    /// Octets of heap memory in use.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let mut memory = Memory {
+            adjacencies: self.adjacencies.mem_size(),
+            ..Memory::default()
+        };
+        for vrf in self.vrfs.iter().flatten() {
+            memory.rib += vrf.v4.rib.mem_size() + vrf.v6.rib.mem_size();
+            memory.table += vrf.v4.table.mem_size() + vrf.v6.table.mem_size();
+        }
+        memory
+    }
+
+    #[inline]
+    fn vrf(&self, vrf: VrfId) -> Option<&Vrf> {
+        self.vrfs.get(usize::from(vrf.0))?.as_deref()
+    }
+}
+
+fn slot(vrfs: &mut Vec<Option<Box<Vrf>>>, vrf: VrfId) -> &mut Option<Box<Vrf>> {
+    let index = usize::from(vrf.0);
+    if vrfs.len() <= index {
+        vrfs.resize_with(index + 1, || None);
+    }
+    &mut vrfs[index]
+}
+
+impl core::fmt::Debug for Fib {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let prefixes = |vrf: VrfId| {
+            self.vrf(vrf)
+                .map(|vrf| (vrf.v4.rib.len(), vrf.v6.rib.len()))
+        };
+        let vrfs = self.vrfs().map(|vrf| (vrf, prefixes(vrf)));
+        f.debug_map().entries(vrfs).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! The way of a packet through the NOS.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//! uplink frame ─ ingress: ARP? NDP? for us? martian? ─┐
+//! burst from a container ─ outbound: echo flow ───────┤
+//! packet of the NOS's own ────────────────────────────┴─ route: FIB
+//!      ├ one of our addresses ─ deliver: fragments, demux ─ ring | local stack | answer
+//!      └ elsewhere ─ egress: TTL (transit only), MTU, neighbor, offload ─ uplink
+//! ```
+//!
+//! Every function takes the packet, and ends with it sent on, held, answered, or dropped for a
+//! named reason; none returns it half done. Errors and resets go back to where the packet came
+//! from ([`respond`]).
+//!
+//! The TTL is decremented between uplinks only: seen from outside, a container is the NOS's own
+//! host, and eBGP (TTL 1) and GTSM (TTL 255, RFC 5082) must work from it.
+
+mod deliver;
+mod demux;
+mod egress;
+mod ingress;
+mod local;
+mod respond;
+
+pub(crate) use deliver::Holder;
+pub use demux::Verdict;
+
+use crate::drop::DropReason;
+use crate::fib::Action;
+use crate::frame::{Burst, Frame};
+use crate::icmp::IcmpError;
+use crate::ident::{AttachmentId, Interface, UplinkId};
+use crate::packet::{Addresses, Packet};
+use crate::shim::Shim;
+use crate::time::Instant;
+
+/// Where a packet comes from: answers and errors go back there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The network.
+    Uplink(UplinkId),
+    /// A container.
+    Attachment(AttachmentId),
+    /// The NOS itself. Nobody is told of its errors.
+    Nos,
+}
+
+impl Shim {
+    /// Takes frames that an uplink's device received.
+    pub fn handle_burst(&mut self, uplink: UplinkId, burst: &mut Burst, now: Instant) {
+        self.ledger.received += burst.len() as u64;
+        for frame in burst.drain(..) {
+            self.ingress(uplink, frame, now);
+        }
+        self.poll_local(now);
+        self.flush_to_relay();
+    }
+
+    /// Takes packets of containers, and what the relay has to say, from the channel: at most
+    /// `budget` bursts. Returns whether there were any.
+    pub fn poll_channel(&mut self, now: Instant, budget: usize) -> bool {
+        let mut any = self.poll_control();
+        for _ in 0..budget {
+            let Some(mut burst) = self.channel.recv_burst() else {
+                break;
+            };
+            any = true;
+            self.ledger.received += burst.len() as u64;
+            for packet in burst.drain(..) {
+                self.outbound(packet, now);
+            }
+        }
+        if any {
+            self.poll_local(now);
+            self.flush_to_relay();
+        }
+        any
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_at().is_none_or(|at| at > now) {
+            return;
+        }
+        for index in 0..self.uplinks.len() {
+            let Some(uplink) = self.uplinks[index].as_mut() else {
+                continue;
+            };
+            if uplink.neighbors.poll_at().is_some_and(|at| at <= now) {
+                let id = uplink.config.id;
+                uplink.neighbors.handle_timeout(now);
+                self.poll_neighbors(id, now);
+            }
+        }
+        self.echo.expire(now);
+        self.fragments.expire(now);
+        self.poll_fragments(now);
+        self.poll_local(now);
+        self.flush_to_relay();
+    }
+
+    /// A packet from a container.
+    fn outbound(&mut self, mut packet: Packet, now: Instant) {
+        let Some(Interface::Attachment(id)) = packet.frame().interface() else {
+            return self.discard(packet, DropReason::UnknownAttachment);
+        };
+        if let Err(reason) = self.note_echo(&mut packet, id, now) {
+            return self.discard(packet, reason);
+        }
+        self.route(packet, Origin::Attachment(id), now);
+    }
+
+    /// Sends a packet where its destination says.
+    pub(crate) fn route(&mut self, packet: Packet, origin: Origin, now: Instant) {
+        let vrf = packet.frame().vrf();
+        let adjacency = match packet.addresses() {
+            Addresses::V4 { destination, .. } => self.fib.lookup_v4(vrf, destination),
+            Addresses::V6 { destination, .. } => self.fib.lookup_v6(vrf, destination),
+        };
+        let transit = matches!(origin, Origin::Uplink(_));
+        match *self.fib.adjacency(adjacency).action() {
+            Action::Local(address) => self.deliver(packet, address, origin, now),
+            Action::Blackhole => self.discard(packet, DropReason::Blackhole),
+            Action::Broadcast(_) => self.discard(packet, DropReason::Multicast),
+            Action::NoRoute => {
+                self.refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute, now)
+            }
+            Action::Unreachable => {
+                let error = IcmpError::UnreachableRoute;
+                self.refuse(packet, origin, error, DropReason::UnreachableRoute, now);
+            }
+            Action::Connected(_) | Action::Via(_) if transit => {
+                self.transit(packet, adjacency, origin, now);
+            }
+            Action::Connected(_) | Action::Via(_) => self.egress(packet, adjacency, origin, now),
+        }
+    }
+
+    /// Drops a packet and counts it.
+    pub(crate) fn discard(&mut self, packet: Packet, reason: DropReason) {
+        self.discard_frame(packet.into_frame(), reason);
+    }
+
+    /// Drops a frame and counts it.
+    pub(crate) fn discard_frame(&mut self, frame: Frame, reason: DropReason) {
+        self.pool.free(frame);
+        self.ledger.drop(reason);
+    }
+
+    /// Hands a packet to a container.
+    pub(crate) fn to_attachment(&mut self, mut packet: Packet, id: AttachmentId) {
+        packet.set_interface(Interface::Attachment(id));
+        if self.to_relay.is_full() {
+            self.flush_to_relay();
+        }
+        self.to_relay.push(packet);
+    }
+
+    /// Sends what waits for the relay. A full ring drops it.
+    pub(crate) fn flush_to_relay(&mut self) {
+        let count = self.to_relay.len() as u64;
+        if self.channel.send_burst(&mut self.to_relay) {
+            self.ledger.sent += count;
+            return;
+        }
+        self.ledger.drops.add(DropReason::RingFull, count);
+        for packet in self.to_relay.drain(..) {
+            self.pool.free(packet.into_frame());
+        }
+    }
+}

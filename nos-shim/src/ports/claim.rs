@@ -1,0 +1,144 @@
+//! Wishes to own ports, and why they are refused.
+
+use core::fmt;
+use core::net::IpAddr;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::PortRange;
+use super::slots::LAST_OWNER;
+use crate::ident::{AttachmentId, VrfId};
+
+/// A transport protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+impl Transport {
+    /// The transport with this IP protocol number, if it has ports that can be owned.
+    #[must_use]
+    pub fn from_protocol(protocol: u8) -> Option<Self> {
+        match protocol {
+            crate::packet::protocol::TCP => Some(Self::Tcp),
+            crate::packet::protocol::UDP => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// What an owner may do with its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClaimKind {
+    /// Outsiders may open flows to these ports.
+    Listen,
+    /// The owner opens its own flows from these ports; outsiders may only answer.
+    Ephemeral,
+}
+
+/// A wish to own a range of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// Of which protocol.
+    pub transport: Transport,
+    /// Which ports.
+    pub range: PortRange,
+    /// What for.
+    pub kind: ClaimKind,
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.transport, self.range)
+    }
+}
+
+/// A claim that clashes with another owner's.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub struct ClaimRefused {
+    /// What was asked for.
+    pub claim: Claim,
+    /// The ports that are taken.
+    pub taken: PortRange,
+    /// Whose they are.
+    pub owner: Arc<str>,
+    /// A range of the same length that is free, if there is one.
+    pub suggestion: Option<PortRange>,
+}
+
+impl fmt::Display for ClaimRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            claim,
+            taken,
+            owner,
+            suggestion,
+        } = self;
+        write!(f, "{claim} is refused: {taken} belongs to '{owner}'")?;
+        match suggestion {
+            Some(range) => write!(f, "; {range} is free"),
+            None => write!(f, "; no range of {} ports is free", claim.range.len()),
+        }
+    }
+}
+
+/// Why nothing of a registration was granted.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RegistrationRefused {
+    /// A claim clashes with another owner's, or with another claim of the same registration.
+    #[error(transparent)]
+    Claim(#[from] ClaimRefused),
+    /// The NOS has no such address in this VRF.
+    #[error("{address} is not an address of the NOS in VRF {}", vrf.0)]
+    UnknownAddress {
+        /// The address asked for.
+        address: IpAddr,
+        /// The VRF of the registration.
+        vrf: VrfId,
+    },
+    /// The table has no room for attachments with numbers as high as this.
+    #[error("{0} is beyond the last that can own ports, {LAST_OWNER}")]
+    AttachmentId(AttachmentId),
+}
+
+/// Who uses an address that several share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// The NOS itself.
+    Nos,
+    /// A container.
+    Attachment(AttachmentId),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nos => f.write_str("NOS"),
+            Self::Attachment(id) => id.fmt(f),
+        }
+    }
+}
+
+/// What the NOS itself listens on, on each of its addresses in a VRF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// What operators call it; conflicts name it.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub vrf: VrfId,
+    /// Its ports. All are granted, or none.
+    pub claims: Vec<Claim>,
+}

@@ -1,0 +1,196 @@
+//! A number of 32 bits for every port of every address, found in two loads.
+//!
+//! The 65,536 ports of an address and transport are 256 blocks of 256. A block whose ports are all
+//! in the same hands is one word in the address's directory; any other has a page of its own. So an
+//! address costs 2 KiB, a large range little more, and never more than 512 KiB; and a lookup costs
+//! the same however many ranges there are.
+
+use core::hint::select_unpredictable;
+
+use super::{ClaimKind, PortRange, Transport};
+use crate::ident::{AttachmentId, LocalAddressId};
+
+/// Ports of a block, and blocks of an address and transport.
+const BLOCK: usize = 256;
+
+/// Marks the word of a block that has a page: the rest is the page's number.
+const PAGED: u32 = 1 << 31;
+
+/// Attachments with higher numbers do not fit a slot.
+pub(super) const LAST_OWNER: u32 = (1 << 29) - 1;
+
+/// Who has a port: two bits that say what kind of owner, above them the attachment's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot(u32);
+
+impl Slot {
+    pub(super) const NOBODY: Self = Self(0);
+    pub(super) const NOS: Self = Self(1);
+    const LISTEN: u32 = 2;
+    const EPHEMERAL: u32 = 3;
+
+    /// `id` must be [`LAST_OWNER`] at most.
+    pub(super) fn of(id: AttachmentId, kind: ClaimKind) -> Self {
+        debug_assert!(id.0 <= LAST_OWNER);
+        let kind = match kind {
+            ClaimKind::Listen => Self::LISTEN,
+            ClaimKind::Ephemeral => Self::EPHEMERAL,
+        };
+        Self(id.0 << 2 & !PAGED | kind)
+    }
+
+    /// The attachment, of a slot that is neither nobody's nor the NOS's.
+    #[inline]
+    pub(super) fn attachment(self) -> Option<(AttachmentId, ClaimKind)> {
+        let kind = match self.0 & 3 {
+            Self::LISTEN => ClaimKind::Listen,
+            Self::EPHEMERAL => ClaimKind::Ephemeral,
+            _ => return None,
+        };
+        Some((AttachmentId(self.0 >> 2), kind))
+    }
+}
+
+/// The slots of all addresses.
+#[derive(Debug)]
+pub(super) struct Slots {
+    /// By address, transport and block: a slot, or the number of a page.
+    directories: Vec<[[u32; BLOCK]; 2]>,
+    /// Page 0 is never in use: lookups of blocks without a page read it and forget what they read.
+    pages: Vec<[u32; BLOCK]>,
+    free_pages: Vec<u32>,
+}
+
+impl Slots {
+    pub(super) fn new() -> Self {
+        Self {
+            directories: Vec::new(),
+            pages: vec![[0; BLOCK]],
+            free_pages: Vec::new(),
+        }
+    }
+
+    /// Makes room for `address`, whose ports are nobody's.
+    pub(super) fn add(&mut self, address: LocalAddressId) {
+        let needed = address.0 as usize + 1;
+        if self.directories.len() < needed {
+            self.directories.resize(needed, [[0; BLOCK]; 2]);
+        }
+    }
+
+    /// Makes all ports of `address` nobody's.
+    pub(super) fn clear(&mut self, address: LocalAddressId) {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            for block in 0..BLOCK {
+                self.put(address, transport, block, 0);
+            }
+        }
+    }
+
+    /// Who has `port`; nobody, if the address is unknown.
+    #[inline]
+    pub(super) fn at(&self, address: LocalAddressId, transport: Transport, port: u16) -> Slot {
+        let Some(directory) = self.directories.get(address.0 as usize) else {
+            return Slot::NOBODY;
+        };
+        let word = directory[transport as usize][usize::from(port >> 8)];
+        let paged = word & PAGED != 0;
+        // Whether a block has a page is random to the branch predictor: read one either way.
+        let page = select_unpredictable(paged, word & !PAGED, 0) as usize;
+        let slot = self
+            .pages
+            .get(page)
+            .map_or(0, |page| page[usize::from(port & 0xff)]);
+        Slot(select_unpredictable(paged, slot, word))
+    }
+
+    /// Gives all ports of `range` to the owner in `slot`.
+    pub(super) fn fill(
+        &mut self,
+        address: LocalAddressId,
+        transport: Transport,
+        range: PortRange,
+        Slot(slot): Slot,
+    ) {
+        for (block, first, last) in blocks(range) {
+            if last - first + 1 == BLOCK {
+                self.put(address, transport, block, slot);
+            } else {
+                self.fill_part(address, transport, block, slot, first..=last);
+            }
+        }
+    }
+
+    /// The lowest port of `range` whose slot is wanted.
+    pub(super) fn find(
+        &self,
+        address: LocalAddressId,
+        transport: Transport,
+        range: PortRange,
+        wanted: impl Fn(Slot) -> bool,
+    ) -> Option<u16> {
+        (range.first()..=range.last()).find(|&port| wanted(self.at(address, transport, port)))
+    }
+
+    fn fill_part(
+        &mut self,
+        address: LocalAddressId,
+        transport: Transport,
+        block: usize,
+        slot: u32,
+        ports: core::ops::RangeInclusive<usize>,
+    ) {
+        let Some(directory) = self.directories.get_mut(address.0 as usize) else {
+            return;
+        };
+        let word = &mut directory[transport as usize][block];
+        if *word & PAGED == 0 {
+            *word = PAGED | take_page(&mut self.pages, &mut self.free_pages, *word);
+        }
+        let Some(page) = self.pages.get_mut((*word & !PAGED) as usize) else {
+            return;
+        };
+        page[ports].fill(slot);
+        if page.iter().all(|&other| other == slot) {
+            self.put(address, transport, block, slot);
+        }
+    }
+
+    /// Makes a block uniform, and gives its page back.
+    fn put(&mut self, address: LocalAddressId, transport: Transport, block: usize, slot: u32) {
+        if let Some(directory) = self.directories.get_mut(address.0 as usize) {
+            let word = core::mem::replace(&mut directory[transport as usize][block], slot);
+            if word & PAGED != 0 {
+                self.free_pages.push(word & !PAGED);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pages_in_use(&self) -> usize {
+        self.pages.len() - 1 - self.free_pages.len()
+    }
+}
+
+/// A page filled with `slot`. There are at most 512 for each address, so numbers never run out
+/// before memory does.
+fn take_page(pages: &mut Vec<[u32; BLOCK]>, free: &mut Vec<u32>, slot: u32) -> u32 {
+    let number = free.pop().unwrap_or_else(|| {
+        pages.push([0; BLOCK]);
+        u32::try_from(pages.len() - 1).unwrap_or(0)
+    });
+    if let Some(page) = pages.get_mut(number as usize) {
+        page.fill(slot);
+    }
+    number
+}
+
+/// The blocks that `range` touches, with the first and last port of each, counted in the block.
+fn blocks(range: PortRange) -> impl Iterator<Item = (usize, usize, usize)> {
+    let (first, last) = (usize::from(range.first()), usize::from(range.last()));
+    (first / BLOCK..=last / BLOCK).map(move |block| {
+        let start = block * BLOCK;
+        let end = start + BLOCK - 1;
+        (block, first.max(start) - start, last.min(end) - start)
+    })
+}

@@ -1,0 +1,509 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const VRF: VrfId = VrfId(0);
+
+fn ip(n: u8) -> IpAddr {
+    IpAddr::from([203, 0, 113, n])
+}
+
+fn range(text: &str) -> PortRange {
+    text.parse().unwrap()
+}
+
+fn tcp(text: &str) -> Claim {
+    Claim {
+        transport: Transport::Tcp,
+        range: range(text),
+        kind: ClaimKind::Listen,
+    }
+}
+
+fn registration(id: u32, addresses: &[u8], claims: &[Claim]) -> Registration {
+    Registration {
+        attachment: AttachmentId(id),
+        name: format!("c{id}").into(),
+        vrf: VRF,
+        addresses: addresses.iter().map(|&n| ip(n)).collect(),
+        claims: claims.to_vec(),
+        router: core::net::Ipv6Addr::LOCALHOST,
+    }
+}
+
+fn service(name: &str, claims: &[Claim]) -> Service {
+    Service {
+        name: name.into(),
+        vrf: VRF,
+        claims: claims.to_vec(),
+    }
+}
+
+fn listener(id: u32) -> PortOwner {
+    PortOwner::Attachment {
+        id: AttachmentId(id),
+        kind: ClaimKind::Listen,
+    }
+}
+
+fn refused(result: Result<(), RegistrationRefused>) -> ClaimRefused {
+    match result {
+        Err(RegistrationRefused::Claim(refused)) => refused,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_range_belongs_to_its_owner_from_end_to_end() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    let ephemeral = Claim {
+        kind: ClaimKind::Ephemeral,
+        ..tcp("40000-44999")
+    };
+    let claims = [tcp("20000-20999"), tcp("179"), ephemeral];
+    table.register(&registration(7, &[1], &claims)).unwrap();
+    for (port, owner) in [
+        (0, PortOwner::Nobody),
+        (178, PortOwner::Nobody),
+        (179, listener(7)),
+        (180, PortOwner::Nobody),
+        (19_999, PortOwner::Nobody),
+        (20_000, listener(7)),
+        (20_480, listener(7)),
+        (20_999, listener(7)),
+        (21_000, PortOwner::Nobody),
+    ] {
+        assert_eq!(table.owner(a, Transport::Tcp, port), owner, "{port}");
+        assert_eq!(table.owner(a, Transport::Udp, port), PortOwner::Nobody);
+    }
+    let owner = table.owner(a, Transport::Tcp, 44_999);
+    let kind = ClaimKind::Ephemeral;
+    let id = AttachmentId(7);
+    assert_eq!(owner, PortOwner::Attachment { id, kind });
+}
+
+#[test]
+fn a_clash_names_the_owner_and_changes_nothing() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    let first = registration(1, &[1], &[tcp("20000-20999")]);
+    let second = registration(2, &[1], &[tcp("5000"), tcp("20500-20509")]);
+    table.register(&first).unwrap();
+    let refused = refused(table.register(&second));
+    assert_eq!(
+        refused.to_string(),
+        "tcp 20500-20509 is refused: 20000-20999 belongs to 'c1'; 21000-21009 is free"
+    );
+    assert_eq!(table.owner(a, Transport::Tcp, 5000), PortOwner::Nobody);
+    assert_eq!(table.owner(a, Transport::Tcp, 20_500), listener(1));
+    assert_eq!(table.claims().count(), 1);
+}
+
+#[test]
+fn a_refused_change_leaves_what_was_there() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    table
+        .register(&registration(1, &[1], &[tcp("80")]))
+        .unwrap();
+    table
+        .register(&registration(2, &[1], &[tcp("81")]))
+        .unwrap();
+    refused(table.register(&registration(2, &[1], &[tcp("82"), tcp("80")])));
+    assert_eq!(table.owner(a, Transport::Tcp, 81), listener(2));
+    assert_eq!(table.owner(a, Transport::Tcp, 82), PortOwner::Nobody);
+}
+
+#[test]
+fn registering_again_replaces() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    let wanted = registration(1, &[1, 1], &[tcp("1000-1999")]);
+    table.register(&wanted).unwrap();
+    table.register(&wanted).unwrap();
+    table
+        .register(&registration(1, &[1], &[tcp("1500-2500")]))
+        .unwrap();
+    assert_eq!(table.owner(a, Transport::Tcp, 1499), PortOwner::Nobody);
+    assert_eq!(table.owner(a, Transport::Tcp, 2500), listener(1));
+    assert!(table.withdraw(AttachmentId(1)) && !table.withdraw(AttachmentId(1)));
+    assert_eq!(table.owner(a, Transport::Tcp, 2500), PortOwner::Nobody);
+    assert_eq!(table.slots.pages_in_use(), 0);
+}
+
+#[test]
+fn a_registration_must_not_clash_with_itself() {
+    let mut table = PortTable::new();
+    table.add_address(VRF, ip(1));
+    let claims = [tcp("80-90"), tcp("500"), tcp("85-89")];
+    let refused = refused(table.register(&registration(1, &[1], &claims)));
+    assert_eq!(
+        refused.to_string(),
+        "tcp 85-89 is refused: 80-90 belongs to 'c1'; 1024-1028 is free"
+    );
+    let udp = Claim {
+        transport: Transport::Udp,
+        ..tcp("80")
+    };
+    table
+        .register(&registration(1, &[1], &[tcp("80"), udp]))
+        .unwrap();
+}
+
+#[test]
+fn one_port_on_two_addresses_may_have_two_owners() {
+    let mut table = PortTable::new();
+    let (a, b) = (table.add_address(VRF, ip(1)), table.add_address(VRF, ip(2)));
+    let other = table.add_address(VrfId(1), ip(1));
+    table
+        .register(&registration(1, &[1], &[tcp("80")]))
+        .unwrap();
+    table
+        .register(&registration(2, &[2], &[tcp("80")]))
+        .unwrap();
+    assert_eq!(table.owner(a, Transport::Tcp, 80), listener(1));
+    assert_eq!(table.owner(b, Transport::Tcp, 80), listener(2));
+    assert_eq!(table.owner(other, Transport::Tcp, 80), PortOwner::Nobody);
+    refused(table.register(&registration(3, &[2], &[tcp("80")])));
+    let elsewhere = Registration {
+        vrf: VrfId(1),
+        ..registration(3, &[1], &[tcp("80")])
+    };
+    table.register(&elsewhere).unwrap();
+    assert_eq!(table.owner(other, Transport::Tcp, 80), listener(3));
+}
+
+#[test]
+fn an_address_must_be_the_nos_s() {
+    let mut table = PortTable::new();
+    table.add_address(VRF, ip(1));
+    let error = table.register(&registration(1, &[1, 9], &[])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "203.0.113.9 is not an address of the NOS in VRF 0"
+    );
+    let error = table
+        .register(&registration(LAST_OWNER + 1, &[1], &[]))
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "attachment 536870912 is beyond the last that can own ports, 536870911"
+    );
+    table
+        .register(&registration(LAST_OWNER, &[1], &[tcp("80")]))
+        .unwrap();
+    let a = table.address(VRF, ip(1)).unwrap();
+    assert_eq!(table.owner(a, Transport::Tcp, 80), listener(LAST_OWNER));
+}
+
+#[test]
+fn claims_follow_addresses() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    table
+        .register(&registration(1, &[1], &[tcp("80")]))
+        .unwrap();
+    table
+        .register_service(&service("http", &[tcp("8080")]))
+        .unwrap();
+    assert!(table.remove_address(VRF, ip(1)) && !table.remove_address(VRF, ip(1)));
+    assert_eq!(table.owner(a, Transport::Tcp, 80), PortOwner::Nobody);
+    assert_eq!(table.address(VRF, ip(1)), None);
+    let b = table.add_address(VRF, ip(2));
+    assert_eq!(table.owner(b, Transport::Tcp, 80), PortOwner::Nobody);
+    assert_eq!(table.owner(b, Transport::Tcp, 8080), PortOwner::Nos);
+    let clash = table
+        .register_service(&service("web", &[tcp("80")]))
+        .unwrap_err();
+    assert_eq!(
+        &*clash.owner, "c1",
+        "a claim holds while its address is away"
+    );
+    let a = table.add_address(VRF, ip(1));
+    assert_ne!(a, b);
+    assert_eq!(table.owner(a, Transport::Tcp, 80), listener(1));
+}
+
+#[test]
+fn the_nos_s_services_own_ports_on_every_address() {
+    let mut table = PortTable::new();
+    let (a, b) = (table.add_address(VRF, ip(1)), table.add_address(VRF, ip(2)));
+    table
+        .register_service(&service("echo", &[tcp("7")]))
+        .unwrap();
+    table
+        .register_service(&service("echo", &[tcp("7"), tcp("1007")]))
+        .unwrap();
+    for id in [a, b] {
+        assert_eq!(table.owner(id, Transport::Tcp, 1007), PortOwner::Nos);
+    }
+    let refused = refused(table.register(&registration(1, &[2], &[tcp("1-1023")])));
+    assert_eq!((&*refused.owner, refused.taken), ("echo", range("7")));
+    assert_eq!(refused.suggestion, Some(range("1024-2046")));
+    let clash = table
+        .register_service(&service("chargen", &[tcp("7")]))
+        .unwrap_err();
+    assert_eq!(&*clash.owner, "echo");
+    assert!(table.withdraw_service(VRF, &"echo".into()));
+    assert_eq!(table.owner(a, Transport::Tcp, 7), PortOwner::Nobody);
+}
+
+#[test]
+fn a_full_address_has_nothing_to_suggest() {
+    let mut table = PortTable::new();
+    table.add_address(VRF, ip(1));
+    table
+        .register(&registration(1, &[1], &[tcp("1-65535")]))
+        .unwrap();
+    let refused = refused(table.register(&registration(2, &[1], &[tcp("1-2")])));
+    assert_eq!(
+        refused.to_string(),
+        "tcp 1-2 is refused: 1-65535 belongs to 'c1'; no range of 2 ports is free"
+    );
+}
+
+#[test]
+fn memory_is_bounded_by_addresses() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    table
+        .register(&registration(0, &[1], &[tcp("1024-65535")]))
+        .unwrap();
+    assert_eq!(table.slots.pages_in_use(), 0, "whole blocks need no page");
+    table.withdraw(AttachmentId(0));
+    for id in 0..10_000_u32 {
+        let first = 1024 + 6 * id as u16;
+        let claim = tcp(&format!("{first}-{}", first + 5));
+        table.register(&registration(id, &[1], &[claim])).unwrap();
+    }
+    assert!(table.slots.pages_in_use() <= 256);
+    assert_eq!(
+        table.owner(a, Transport::Tcp, 1024 + 6 * 9999),
+        listener(9999)
+    );
+    for id in 0..10_000 {
+        table.withdraw(AttachmentId(id));
+    }
+    assert_eq!(table.slots.pages_in_use(), 0);
+}
+
+/// Ports near the edges of blocks, where mistakes would be.
+fn port() -> impl Strategy<Value = u16> {
+    prop_oneof![
+        1..20_u16,
+        250..262_u16,
+        508..516_u16,
+        65_270..=65_535_u16,
+        1..=65_535_u16,
+    ]
+}
+
+fn claim() -> impl Strategy<Value = Claim> {
+    let kinds = prop_oneof![Just(ClaimKind::Listen), Just(ClaimKind::Ephemeral)];
+    let transports = prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)];
+    (port(), port(), 0..4_u8, kinds, transports).prop_map(|(a, b, long, kind, transport)| {
+        let last = if long == 0 {
+            b
+        } else {
+            a.saturating_add(b % 300)
+        };
+        Claim {
+            transport,
+            range: PortRange::new(a.min(last), a.max(last)).unwrap(),
+            kind,
+        }
+    })
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Register(u32, BTreeSet<(u16, u8)>, Vec<Claim>),
+    Withdraw(u32),
+    Serve(u8, u16, Vec<Claim>),
+    Unserve(u8, u16),
+    Add(u16, u8),
+    Remove(u16, u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let claims = || proptest::collection::vec(claim(), 0..4);
+    let place = || (0..2_u16, 0..3_u8);
+    prop_oneof![
+        4 => (0..4_u32, proptest::collection::btree_set(place(), 0..3), claims())
+            .prop_map(|(id, places, claims)| Step::Register(id, places, claims)),
+        1 => (0..4_u32).prop_map(Step::Withdraw),
+        1 => (0..2_u8, 0..2_u16, claims()).prop_map(|(n, vrf, claims)| Step::Serve(n, vrf, claims)),
+        1 => (0..2_u8, 0..2_u16).prop_map(|(n, vrf)| Step::Unserve(n, vrf)),
+        4 => place().prop_map(|(vrf, n)| Step::Add(vrf, n)),
+        1 => place().prop_map(|(vrf, n)| Step::Remove(vrf, n)),
+    ]
+}
+
+/// Lists of what was granted, searched from end to end.
+#[derive(Default)]
+struct Oracle {
+    here: BTreeSet<(VrfId, IpAddr)>,
+    /// Owner's name, VRF, address (none: all), claim.
+    granted: Vec<(String, VrfId, Option<IpAddr>, Claim)>,
+}
+
+impl Oracle {
+    fn forget(&mut self, name: &str, vrf: Option<VrfId>) {
+        self.granted
+            .retain(|(other, at, ..)| other != name || vrf.is_some_and(|vrf| vrf != *at));
+    }
+
+    fn grant(
+        &mut self,
+        name: &str,
+        vrf: VrfId,
+        addresses: &[Option<IpAddr>],
+        claims: &[Claim],
+        service: bool,
+    ) -> bool {
+        let mut new = Vec::new();
+        for &claim in claims {
+            if new.iter().any(|&(_, other)| overlap(claim, other)) {
+                return false;
+            }
+            let rival = |(other, at, place, theirs): &&(String, VrfId, Option<IpAddr>, Claim)| {
+                let meets = addresses
+                    .iter()
+                    .any(|mine| mine.is_none() || place.is_none() || mine == place);
+                other != name && *at == vrf && meets && overlap(claim, *theirs)
+            };
+            if self.granted.iter().any(|grant| rival(&grant)) {
+                return false;
+            }
+            new.push((vrf, claim));
+        }
+        self.forget(name, service.then_some(vrf));
+        for (vrf, claim) in new {
+            let grants = addresses
+                .iter()
+                .map(|&ip| (name.to_owned(), vrf, ip, claim));
+            self.granted.extend(grants);
+        }
+        true
+    }
+
+    fn owner(&self, vrf: VrfId, address: IpAddr, transport: Transport, port: u16) -> PortOwner {
+        let found = self.granted.iter().find(|(_, at, place, claim)| {
+            *at == vrf
+                && place.is_none_or(|place| place == address)
+                && claim.transport == transport
+                && claim.range.contains(port)
+        });
+        match found {
+            None => PortOwner::Nobody,
+            Some((_, _, None, _)) => PortOwner::Nos,
+            Some((name, _, _, claim)) => PortOwner::Attachment {
+                id: AttachmentId(name[1..].parse().unwrap()),
+                kind: claim.kind,
+            },
+        }
+    }
+}
+
+fn apply(table: &mut PortTable, oracle: &mut Oracle, step: Step) -> Result<(), TestCaseError> {
+    match step {
+        Step::Register(id, places, claims) => {
+            let vrf = VrfId(places.first().map_or(0, |place| place.0));
+            let addresses: Vec<_> = places.iter().map(|&(_, n)| n).collect();
+            let wanted = Registration {
+                vrf,
+                ..registration(id, &addresses, &claims)
+            };
+            let known = |ip: &IpAddr| oracle.here.contains(&(vrf, *ip));
+            let granted = wanted.addresses.iter().all(known) && {
+                let addresses: Vec<_> = wanted.addresses.iter().map(|&ip| Some(ip)).collect();
+                oracle.grant(&wanted.name, vrf, &addresses, &claims, false)
+            };
+            let result = table.register(&wanted);
+            prop_assert_eq!(result.is_ok(), granted, "{:?}", result);
+            if let Err(RegistrationRefused::Claim(refused)) = result {
+                check_refusal(table, &refused, &wanted)?;
+            }
+        }
+        Step::Withdraw(id) => {
+            oracle.forget(&format!("c{id}"), None);
+            table.withdraw(AttachmentId(id));
+        }
+        Step::Serve(n, vrf, claims) => {
+            let wanted = Service {
+                vrf: VrfId(vrf),
+                ..service(&format!("s{n}"), &claims)
+            };
+            let granted = oracle.grant(&wanted.name, wanted.vrf, &[None], &claims, true);
+            prop_assert_eq!(table.register_service(&wanted).is_ok(), granted);
+        }
+        Step::Unserve(n, vrf) => {
+            oracle.forget(&format!("s{n}"), Some(VrfId(vrf)));
+            table.withdraw_service(VrfId(vrf), &format!("s{n}").into());
+        }
+        Step::Add(vrf, n) => {
+            oracle.here.insert((VrfId(vrf), ip(n)));
+            table.add_address(VrfId(vrf), ip(n));
+        }
+        Step::Remove(vrf, n) => {
+            let removed = oracle.here.remove(&(VrfId(vrf), ip(n)));
+            prop_assert_eq!(table.remove_address(VrfId(vrf), ip(n)), removed);
+        }
+    }
+    Ok(())
+}
+
+/// What is suggested must be granted, if asked for alone.
+fn check_refusal(
+    table: &PortTable,
+    refused: &ClaimRefused,
+    wanted: &Registration,
+) -> Result<(), TestCaseError> {
+    prop_assert!(refused.taken.overlaps(refused.claim.range));
+    let Some(range) = refused.suggestion else {
+        return Ok(());
+    };
+    prop_assert_eq!(range.len(), refused.claim.range.len());
+    let claim = Claim {
+        range,
+        ..refused.claim
+    };
+    let retry = Registration {
+        claims: vec![claim],
+        ..wanted.clone()
+    };
+    prop_assert_eq!(table.check(&retry), Ok(()));
+    Ok(())
+}
+
+fn check_owners(table: &PortTable, oracle: &Oracle) -> Result<(), TestCaseError> {
+    for &(vrf, address) in &oracle.here {
+        let id = table.address(vrf, address).unwrap();
+        let edges = oracle.granted.iter().flat_map(|(.., claim)| {
+            let (first, last) = (claim.range.first(), claim.range.last());
+            [first - 1, first, last, last.saturating_add(1)]
+        });
+        let samples = edges.chain((0..=u16::MAX).step_by(251));
+        for port in samples {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let owner = table.owner(id, transport, port);
+                prop_assert_eq!(owner, oracle.owner(vrf, address, transport, port));
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn the_table_agrees_with_lists(steps in proptest::collection::vec(step(), 1..80)) {
+        let (mut table, mut oracle) = (PortTable::new(), Oracle::default());
+        for step in steps {
+            apply(&mut table, &mut oracle, step)?;
+            check_owners(&table, &oracle)?;
+        }
+    }
+}

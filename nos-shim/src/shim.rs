@@ -1,0 +1,265 @@
+//! The NOS, without devices and without a clock.
+//!
+//! # Theory of operation
+//!
+//! A [`Shim`] is driven from outside, and returns everything that it wants done:
+//!
+//! ```text
+//! handle_burst(uplink, frames, now) ─┐                 ┌─ poll_transmit() → uplink, frames
+//! poll_channel(now) ← ring ──────────┼─ FIB, demux ────┤
+//! handle_timeout(now) at poll_at() ──┘   neighbors     └─ ring → relay
+//! ```
+//!
+//! What happens to a packet is in [`crate::forward`]. This module holds the state: uplinks,
+//! addresses, routes, ports, attachments; and changes it as the operator or the relay asks.
+//!
+//! Configuration changes touch only what differs, so that traffic of the rest does not notice.
+
+mod registration;
+mod transmit;
+mod uplinks;
+
+use core::fmt;
+use core::net::IpAddr;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::channel::{NosEnd, Registration};
+use crate::drop::Ledger;
+use crate::fib::{Fib, FibFull, FlowHasher, Protocol, Route};
+use crate::flows::EchoFlows;
+use crate::forward::Holder;
+use crate::fragments::{FragmentLimits, FragmentTable};
+use crate::frame::FramePool;
+use crate::ident::{MacAddr, UplinkId, VrfId};
+use crate::neighbor::NeighborStatus;
+use crate::originate::Originator;
+use crate::packet::{Packet, PacketBurst};
+use crate::ports::{ClaimRefused, PortTable, Service};
+use crate::rate_limit::{IcmpLimiter, IcmpLimits};
+use crate::time::Instant;
+use crate::transmit::TransmitQueues;
+
+use transmit::Lent;
+pub(crate) use uplinks::Uplink;
+
+/// Frames that wait for an uplink's device at most; more are dropped with
+/// [`DropReason::DeviceFull`].
+const TRANSMIT_QUEUE: usize = 4096;
+
+/// An interface of the NOS towards the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkConfig {
+    /// Names it in tables; small numbers, as they index arrays.
+    pub id: UplinkId,
+    /// What operators call it.
+    pub name: Arc<str>,
+    /// Where packets that come in are looked up.
+    pub vrf: VrfId,
+    /// The NOS's MAC address on this link.
+    pub mac: MacAddr,
+    /// Addresses of the NOS, each with its network's prefix length.
+    pub addresses: Vec<IpNet>,
+    /// Octets of the longest IP packet.
+    pub mtu: usize,
+}
+
+/// Counters of one uplink. Octets include Ethernet headers, and count super-frames as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UplinkCounters {
+    /// Frames received.
+    pub rx_packets: u64,
+    /// Octets received.
+    pub rx_octets: u64,
+    /// Frames handed to the device.
+    pub tx_packets: u64,
+    /// Octets handed to the device.
+    pub tx_octets: u64,
+}
+
+/// The model of a user-mode NOS.
+pub struct Shim {
+    pub(crate) channel: NosEnd,
+    pub(crate) pool: FramePool,
+    pub(crate) fib: Fib,
+    pub(crate) flow_hasher: FlowHasher,
+    pub(crate) ports: PortTable,
+    pub(crate) echo: EchoFlows,
+    pub(crate) fragments: FragmentTable<Holder>,
+    pub(crate) uplinks: Vec<Option<Uplink>>,
+    pub(crate) attachments: Vec<Option<Registration>>,
+    pub(crate) limiter: IcmpLimiter,
+    pub(crate) originator: Originator,
+    pub(crate) transmit: TransmitQueues,
+    pub(crate) to_relay: PacketBurst,
+    /// Segments and fragments on their way; empty between calls.
+    pub(crate) pieces: VecDeque<Packet>,
+    /// All addresses of the NOS.
+    addresses: Vec<(VrfId, IpAddr)>,
+    lent: Option<Lent>,
+    pub(crate) ledger: Ledger,
+    pub(crate) ping: bool,
+    #[cfg(feature = "stack")]
+    pub(crate) local: crate::local::LocalStack,
+    seed: u64,
+}
+
+impl fmt::Debug for Shim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shim")
+            .field("ledger", &self.ledger)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a shim is started with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShimConfig {
+    /// Makes hashes, identifiers and timers that outsiders cannot guess; any number will do that
+    /// they do not know.
+    pub seed: u64,
+}
+
+/// What the NOS itself offers on its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// Whether echo requests are answered.
+    pub ping: bool,
+    /// What listens, each at most once.
+    #[cfg(feature = "stack")]
+    pub services: Vec<crate::local::Service>,
+}
+
+/// One uplink.
+#[derive(Clone, Debug)]
+pub struct UplinkSnapshot {
+    /// What it is configured to be.
+    pub config: UplinkConfig,
+    /// What went through it.
+    pub counters: UplinkCounters,
+    /// What is known of its neighbors.
+    pub neighbors: Vec<NeighborStatus>,
+}
+
+impl Shim {
+    /// A NOS without uplinks, which meets the relay at the other end of `channel`.
+    #[must_use]
+    pub fn new(channel: NosEnd, pool: FramePool, config: ShimConfig) -> Self {
+        let ShimConfig { seed } = config;
+        Self {
+            channel,
+            pool,
+            fib: Fib::new(),
+            flow_hasher: FlowHasher::new(seed),
+            ports: PortTable::new(),
+            echo: EchoFlows::default(),
+            fragments: FragmentTable::new(FragmentLimits::default()),
+            uplinks: Vec::new(),
+            attachments: Vec::new(),
+            limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
+            originator: Originator::new(seed),
+            transmit: TransmitQueues::new(TRANSMIT_QUEUE),
+            to_relay: PacketBurst::new(),
+            pieces: VecDeque::new(),
+            addresses: Vec::new(),
+            lent: None,
+            ledger: Ledger::default(),
+            ping: true,
+            #[cfg(feature = "stack")]
+            local: crate::local::LocalStack::new(seed),
+            seed,
+        }
+    }
+
+    /// The NOS's end of the channel, for its doorbell.
+    pub fn channel(&mut self) -> &mut NosEnd {
+        &mut self.channel
+    }
+
+    /// Makes `routes` all static routes.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; then no route was removed, and some were inserted.
+    pub fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), FibFull> {
+        self.fib.replace(Protocol::Static, routes).map(|_| ())
+    }
+
+    /// Makes `config` all that the NOS itself offers, in the default VRF.
+    ///
+    /// # Errors
+    ///
+    /// [`ClaimRefused`] when a container owns one of the ports; nothing has changed then.
+    #[cfg(feature = "stack")]
+    pub fn set_services(&mut self, config: ServiceConfig) -> Result<(), ClaimRefused> {
+        let claims = config.services.iter().flat_map(|service| service.claims());
+        let service = Service {
+            name: "NOS".into(),
+            vrf: VrfId::DEFAULT,
+            claims: claims.collect(),
+        };
+        self.ports.register_service(&service)?;
+        self.local.set_services(&config.services);
+        self.ping = config.ping;
+        Ok(())
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next.
+    #[must_use]
+    pub fn poll_at(&self) -> Option<Instant> {
+        let neighbors = self
+            .uplinks
+            .iter()
+            .flatten()
+            .filter_map(|uplink| uplink.neighbors.poll_at());
+        let tables = [
+            self.echo.poll_at(),
+            self.fragments.poll_at(),
+            self.local_poll_at(),
+        ];
+        neighbors.chain(tables.into_iter().flatten()).min()
+    }
+
+    /// What became of all packets. Frames that [`Self::poll_transmit`] lent out are still held.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Packets kept for later.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let lent = self
+            .lent
+            .as_ref()
+            .map_or(0, |lent| usize::try_from(lent.frames).unwrap_or(usize::MAX));
+        let neighbors: usize = self
+            .uplinks
+            .iter()
+            .flatten()
+            .map(|uplink| uplink.neighbors.held())
+            .sum();
+        neighbors + self.fragments.held() + self.transmit.held() + self.to_relay.len() + lent
+    }
+
+    /// Who owns which ports.
+    #[must_use]
+    pub fn ports(&self) -> &PortTable {
+        &self.ports
+    }
+
+    /// All routes.
+    #[must_use]
+    pub fn fib(&self) -> &Fib {
+        &self.fib
+    }
+
+    /// All uplinks at this moment.
+    #[must_use]
+    pub fn uplinks(&self, now: Instant) -> Vec<UplinkSnapshot> {
+        let uplinks = self.uplinks.iter().flatten();
+        uplinks.map(|uplink| uplink.snapshot(now)).collect()
+    }
+}

@@ -1,0 +1,207 @@
+//! Uplinks and their addresses.
+
+use core::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use super::{Shim, UplinkConfig, UplinkCounters, UplinkSnapshot};
+use crate::drop::{DropReason, Ledger};
+use crate::fib::{Action, FibFull, Protocol, Route, Source};
+use crate::forward::Origin;
+use crate::frame::FramePool;
+use crate::ident::{UplinkId, VrfId};
+use crate::neighbor::NeighborCache;
+use crate::offload::{Capabilities, adapt};
+use crate::packet::{Packet, Rejected};
+use crate::time::Instant;
+
+pub(crate) struct Uplink {
+    pub(crate) config: UplinkConfig,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) neighbors: NeighborCache<Origin>,
+    pub(crate) counters: UplinkCounters,
+}
+
+impl Uplink {
+    /// The address that speaks for the NOS on this link: the first of the family.
+    pub(crate) fn address(&self, ipv6: bool) -> Option<IpAddr> {
+        let mut addresses = self.config.addresses.iter().map(IpNet::addr);
+        addresses.find(|address| address.is_ipv6() == ipv6)
+    }
+
+    /// The NOS's IPv6 link-local address on this link.
+    pub(crate) fn link_local(&self) -> Ipv6Addr {
+        self.config.mac.link_local()
+    }
+
+    pub(super) fn snapshot(&self, now: Instant) -> UplinkSnapshot {
+        UplinkSnapshot {
+            config: self.config.clone(),
+            counters: self.counters,
+            neighbors: self.neighbors.entries(now).collect(),
+        }
+    }
+}
+
+impl Shim {
+    pub(crate) fn uplink(&self, id: UplinkId) -> Option<&Uplink> {
+        self.uplinks.get(id.0 as usize)?.as_ref()
+    }
+
+    /// Adds an uplink, or changes one. Its addresses become the NOS's, with the routes that follow
+    /// from them, and are announced to the link; addresses that it has no more are given up.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`].
+    pub fn set_uplink(&mut self, config: UplinkConfig) -> Result<(), FibFull> {
+        let index = config.id.0 as usize;
+        if self.uplinks.len() <= index {
+            self.uplinks.resize_with(index + 1, || None);
+        }
+        match &mut self.uplinks[index] {
+            Some(uplink) if uplink.config.mac == config.mac => {
+                uplink.neighbors.set_addresses(&config.addresses);
+                uplink.neighbors.announce();
+                uplink.config = config;
+            }
+            slot => {
+                let seed = self.seed ^ index as u64;
+                let mut neighbors = NeighborCache::new(config.mac, &config.addresses, seed);
+                neighbors.set_router(true);
+                neighbors.announce();
+                let capabilities = Capabilities::empty();
+                let counters = UplinkCounters::default();
+                let fresh = Uplink {
+                    config,
+                    capabilities,
+                    neighbors,
+                    counters,
+                };
+                if let Some(mut old) = slot.replace(fresh) {
+                    Self::drop_waiting(&mut old, &mut self.pool, &mut self.ledger);
+                }
+            }
+        }
+        self.follow_addresses()
+    }
+
+    /// Removes an uplink with its addresses and what waits for it.
+    pub fn remove_uplink(&mut self, id: UplinkId) {
+        let Some(mut uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::take) else {
+            return;
+        };
+        Self::drop_waiting(&mut uplink, &mut self.pool, &mut self.ledger);
+        let waiting = self.transmit.clear(id.0 as usize) as u64;
+        self.ledger.drops.add(DropReason::DeviceGone, waiting);
+        // Taking routes away cannot fill the FIB.
+        let _ = self.follow_addresses();
+    }
+
+    fn drop_waiting(uplink: &mut Uplink, pool: &mut FramePool, ledger: &mut Ledger) {
+        for (packet, _) in uplink.neighbors.clear() {
+            pool.free(packet.into_frame());
+            ledger.drop(DropReason::DeviceGone);
+        }
+    }
+
+    /// Brings port table, FIB and local stack in line with the uplinks' addresses.
+    fn follow_addresses(&mut self) -> Result<(), FibFull> {
+        let uplinks = || self.uplinks.iter().flatten();
+        let ours: Vec<(VrfId, IpAddr)> = uplinks()
+            .flat_map(|uplink| {
+                uplink
+                    .config
+                    .addresses
+                    .iter()
+                    .map(|net| (uplink.config.vrf, net.addr()))
+            })
+            .collect();
+        let connected: Vec<Route> = uplinks()
+            .flat_map(|uplink| {
+                let (vrf, id) = (uplink.config.vrf, uplink.config.id);
+                uplink
+                    .config
+                    .addresses
+                    .iter()
+                    .flat_map(move |net| Route::connected(vrf, *net, id))
+            })
+            .collect();
+        let mut local = Vec::with_capacity(ours.len());
+        for &(vrf, address) in &ours {
+            let action = Action::Local(self.ports.add_address(vrf, address));
+            local.push(Route {
+                vrf,
+                prefix: address.into(),
+                source: Source::Local,
+                action,
+            });
+        }
+        self.fib.replace(Protocol::Local, local)?;
+        self.fib.replace(Protocol::Connected, connected)?;
+        for gone in self.addresses.iter().filter(|known| !ours.contains(known)) {
+            self.ports.remove_address(gone.0, gone.1);
+        }
+        #[cfg(feature = "stack")]
+        {
+            let least = self
+                .uplinks
+                .iter()
+                .flatten()
+                .map(|uplink| uplink.config.mtu)
+                .min();
+            self.local.set_mtu(least.unwrap_or(usize::MAX));
+            self.local
+                .set_addresses(ours.iter().map(|&(_, address)| address));
+        }
+        self.addresses = ours;
+        Ok(())
+    }
+
+    /// Sets what an uplink's device takes.
+    pub fn set_capabilities(&mut self, id: UplinkId, capabilities: Capabilities) {
+        self.settle();
+        let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let shrunk = !capabilities.contains(uplink.capabilities);
+        uplink.capabilities = capabilities;
+        if shrunk {
+            self.adapt_waiting(id, capabilities);
+        }
+    }
+
+    /// Adapts what waits for a device that turned out to take less.
+    fn adapt_waiting(&mut self, id: UplinkId, capabilities: Capabilities) {
+        let waiting = self.transmit.take(id.0 as usize);
+        let Self {
+            pool,
+            pieces,
+            ledger,
+            ..
+        } = self;
+        for frame in waiting {
+            match Packet::parse(frame) {
+                Ok(packet) => adapt(packet, capabilities, pool, &mut |piece| {
+                    pieces.push_back(piece)
+                })
+                .record(ledger),
+                // ARP needs no adapting, and nothing else is here that was not parsed before.
+                Err(Rejected { frame, .. }) => {
+                    if self.transmit.push(id.0 as usize, frame).is_err() {
+                        ledger.drop(DropReason::DeviceFull);
+                    }
+                }
+            }
+        }
+        while let Some(piece) = self.pieces.pop_front() {
+            if self
+                .transmit
+                .push(id.0 as usize, piece.into_frame())
+                .is_err()
+            {
+                self.ledger.drop(DropReason::DeviceFull);
+            }
+        }
+    }
+}

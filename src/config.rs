@@ -1,0 +1,504 @@
+//! Configuration: TOML text in, validated typed config out.
+//!
+//! # Theory of operation
+//!
+//! [`Config::parse`] is pure: it reads neither files nor interfaces. It works in three steps, so
+//! that one run reports as many mistakes as can be told apart:
+//!
+//! 1. `document`: TOML into a tree whose keys and values know where they stand. Broken syntax ends
+//!    here.
+//! 2. `entries`: each table into an entry of typed values. A bad value is reported and spoils its
+//!    own entry only.
+//! 3. `check`: what concerns several entries, over those that are sound. A check that needs all
+//!    uplinks is left out when one of them is spoilt, lest a mistake be reported twice.
+//!
+//! Every error names file, line, key and reason. What a [`Config`] holds has passed all checks:
+//! next hops are resolved to uplinks, containers have their addresses and MTU.
+//!
+//! Every key is described in `docs/configuration.md`.
+
+use core::fmt;
+use core::net::IpAddr;
+use core::num::{NonZeroU16, NonZeroU32};
+use core::str::FromStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use nos_shim::ident::{MacAddr, VrfId};
+use nos_shim::ports::PortRange;
+use thiserror::Error;
+
+mod check;
+mod claims;
+mod diff;
+mod document;
+mod entries;
+mod report;
+mod routing;
+mod values;
+
+pub use diff::{
+    Changed, Changes, ContainerAspects, NeedsRestart, ServiceChanges, SetChanges, UplinkAspects,
+};
+pub use report::{ConfigError, ConfigErrors};
+
+/// Octets of the longest configuration that is read: room for some 20,000 containers.
+pub const MAX_TEXT: usize = 4 << 20;
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The process itself.
+    pub relay: RelayConfig,
+    /// Interfaces of the NOS towards the network, in the order of the file; at least one.
+    pub uplinks: Vec<Uplink>,
+    /// Static routes, in the order of the file.
+    pub routes: Vec<Route>,
+    /// Containers to attach, in the order of the file.
+    pub containers: Vec<Container>,
+    /// What the NOS itself offers.
+    pub nos: Nos,
+}
+
+/// Settings of the process. They take effect at start only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// Who polls which end of the channel.
+    pub threads: Threads,
+    /// Frame buffers in the pool.
+    pub buffers: NonZeroU32,
+    /// Bursts that each ring of the channel holds.
+    pub ring: NonZeroU32,
+}
+
+impl RelayConfig {
+    /// Frame buffers unless the configuration says otherwise.
+    pub const DEFAULT_BUFFERS: NonZeroU32 = NonZeroU32::new(2048).unwrap();
+    /// Bursts a ring unless the configuration says otherwise.
+    pub const DEFAULT_RING: NonZeroU32 = NonZeroU32::new(256).unwrap();
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            threads: Threads::default(),
+            buffers: Self::DEFAULT_BUFFERS,
+            ring: Self::DEFAULT_RING,
+        }
+    }
+}
+
+/// How the data path is spread over threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Threads {
+    /// One event loop drives relay and NOS.
+    #[default]
+    Single,
+    /// Relay and NOS run in a thread each.
+    Split,
+}
+
+impl fmt::Display for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Single => "single",
+            Self::Split => "split",
+        })
+    }
+}
+
+/// An interface of the NOS towards the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Unique among uplinks.
+    pub name: Name,
+    /// The device behind it; unique among uplinks.
+    pub device: UplinkDevice,
+    /// Addresses of the NOS with their network's prefix length; at least one. No two uplinks share
+    /// one.
+    pub addresses: Vec<IpNet>,
+    /// Longest IP packet.
+    pub mtu: Mtu,
+    /// MAC address, unicast; the device's own, or one made from the name, when not given.
+    pub mac: Option<MacAddr>,
+    /// Whether checksum and segmentation offload may be used.
+    pub offload: bool,
+    /// Always the default VRF for now.
+    pub vrf: VrfId,
+    /// File for a pcapng capture of all its frames.
+    pub capture: Option<PathBuf>,
+}
+
+/// The device behind an uplink.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum UplinkDevice {
+    /// A packet socket on an interface that exists.
+    Packet(IfName),
+    /// A TAP that is made under this name.
+    Tap(IfName),
+}
+
+impl UplinkDevice {
+    /// The interface that is used or made.
+    #[must_use]
+    pub fn interface(&self) -> &IfName {
+        match self {
+            Self::Packet(name) | Self::Tap(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for UplinkDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Packet(name) => write!(f, "packet:{name}"),
+            Self::Tap(name) => write!(f, "tap:{name}"),
+        }
+    }
+}
+
+/// A static route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// Destinations; host bits are zero.
+    pub prefix: IpNet,
+    /// What to do with packets to them.
+    pub action: RouteAction,
+    /// Preference among routes to the same prefix: the lowest wins.
+    pub metric: u16,
+    /// Always the default VRF for now.
+    pub vrf: VrfId,
+}
+
+/// What a static route does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum RouteAction {
+    /// Forward to one of these, at least one, chosen by flow.
+    Via(Vec<NextHop>),
+    /// Discard silently.
+    Blackhole,
+    /// Refuse with an ICMP error.
+    Unreachable,
+}
+
+/// A router on an uplink's network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NextHop {
+    /// Its address: on a network of the uplink, or IPv6 link-local.
+    pub address: IpAddr,
+    /// The uplink to reach it by, whether the configuration says so or only one fits.
+    pub uplink: Name,
+}
+
+/// A container to attach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Unique among containers.
+    pub name: Name,
+    /// Its network namespace.
+    pub netns: NetnsRef,
+    /// The kind of device that joins it.
+    pub device: ContainerDevice,
+    /// The interface's name inside.
+    pub interface: IfName,
+    /// NOS addresses that it uses as its own; the first of each family is the preferred source.
+    pub addresses: Vec<IpAddr>,
+    /// MTU of its interface: the least of the uplinks that hold its addresses.
+    pub mtu: Mtu,
+    /// TCP ports on which outsiders may open connections; no overlaps.
+    pub tcp: Vec<PortRange>,
+    /// UDP ports that it receives on; no overlaps.
+    pub udp: Vec<PortRange>,
+    /// TCP and UDP ports from which it opens flows of its own.
+    pub ephemeral: Option<PortRange>,
+    /// MAC address of its interface, unicast; one made from the name when not given.
+    pub mac: Option<MacAddr>,
+    /// Whether checksum and segmentation offload may be used.
+    pub offload: bool,
+    /// Always the default VRF for now.
+    pub vrf: VrfId,
+    /// File for a pcapng capture of all its frames.
+    pub capture: Option<PathBuf>,
+}
+
+/// The kind of device that joins a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerDevice {
+    /// A TAP inside the container's namespace.
+    Tap,
+    /// A veth pair, with a packet socket on the host end.
+    Veth,
+}
+
+impl fmt::Display for ContainerDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tap => "tap",
+            Self::Veth => "veth",
+        })
+    }
+}
+
+/// What names a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum NetnsRef {
+    /// A file that stands for it, as under `/run/netns`; absolute.
+    Path(PathBuf),
+    /// The namespace of this process.
+    Pid(NonZeroU32),
+}
+
+impl NetnsRef {
+    /// The file that stands for the namespace.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Pid(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
+        }
+    }
+}
+
+impl fmt::Display for NetnsRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Pid(pid) => write!(f, "pid {pid}"),
+        }
+    }
+}
+
+/// What the NOS itself offers on its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nos {
+    /// Services, each at most once.
+    pub services: Vec<Service>,
+    /// Whether it answers echo requests.
+    pub ping: bool,
+}
+
+impl Default for Nos {
+    fn default() -> Self {
+        Self {
+            services: Vec::new(),
+            ping: true,
+        }
+    }
+}
+
+/// A service of the NOS's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Service {
+    /// Sends back what it receives, TCP and UDP (RFC 862).
+    Echo,
+    /// Throws away what it receives, TCP and UDP (RFC 863).
+    Discard,
+    /// A status page over HTTP on this TCP port.
+    Http(NonZeroU16),
+}
+
+impl Service {
+    /// The port that it listens on.
+    #[must_use]
+    pub const fn port(self) -> NonZeroU16 {
+        const ECHO: NonZeroU16 = NonZeroU16::new(7).unwrap();
+        const DISCARD: NonZeroU16 = NonZeroU16::new(9).unwrap();
+        match self {
+            Self::Echo => ECHO,
+            Self::Discard => DISCARD,
+            Self::Http(port) => port,
+        }
+    }
+
+    /// Whether it listens on UDP as well as on TCP.
+    #[must_use]
+    pub const fn uses_udp(self) -> bool {
+        !matches!(self, Self::Http(_))
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Echo => f.write_str("echo"),
+            Self::Discard => f.write_str("discard"),
+            Self::Http(port) => write!(f, "http:{port}"),
+        }
+    }
+}
+
+/// The name of an uplink or a container: 1 to 64 of `A-Z a-z 0-9 . _ -`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(String);
+
+/// Text that cannot be a [`Name`].
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum NameError {
+    /// No character, or more than 64.
+    #[error("has {0} characters; a name has 1 to 64")]
+    Length(usize),
+    /// A character outside the set.
+    #[error("contains {0:?}; a name is made of letters, digits, '.', '_' and '-'")]
+    Character(char),
+}
+
+/// A network interface's name, as the kernel takes it: 1 to 15 visible ASCII characters without
+/// `/`, `:` and `%`, and neither `.` nor `..`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IfName(String);
+
+/// Text that cannot be an [`IfName`].
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum IfNameError {
+    /// No octet, or more than 15.
+    #[error("has {0} octets; an interface name has 1 to 15")]
+    Length(usize),
+    /// A character that the kernel refuses or reads as a pattern.
+    #[error("contains {0:?}, which no interface name may")]
+    Character(char),
+    /// `.` or `..`.
+    #[error("is a directory's name, which no interface may have")]
+    Dots,
+}
+
+macro_rules! text_newtype {
+    ($name:ident, $error:ident, $check:ident) => {
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = $error;
+
+            fn from_str(text: &str) -> Result<Self, $error> {
+                $check(text).map(|()| Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+text_newtype!(Name, NameError, check_name);
+text_newtype!(IfName, IfNameError, check_ifname);
+
+fn check_name(text: &str) -> Result<(), NameError> {
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
+    match text.chars().find(|c| !allowed(c)) {
+        Some(other) => Err(NameError::Character(other)),
+        None if (1..=64).contains(&text.len()) => Ok(()),
+        None => Err(NameError::Length(text.len())),
+    }
+}
+
+fn check_ifname(text: &str) -> Result<(), IfNameError> {
+    let allowed = |c: &char| c.is_ascii_graphic() && !"/:%".contains(*c);
+    match text.chars().find(|c| !allowed(c)) {
+        Some(other) => Err(IfNameError::Character(other)),
+        None if !(1..=15).contains(&text.len()) => Err(IfNameError::Length(text.len())),
+        None if text == "." || text == ".." => Err(IfNameError::Dots),
+        None => Ok(()),
+    }
+}
+
+/// Octets of the longest IP packet on a link: 576 to 65535, and at least 1280 where IPv6 is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mtu(u16);
+
+impl Mtu {
+    /// Of Ethernet.
+    pub const DEFAULT: Self = Self(1500);
+    /// The least that IPv4 hosts can count on (RFC 791 §3.1).
+    pub const MIN_IPV4: Self = Self(576);
+    /// The least of a link that carries IPv6 (RFC 8200 §5).
+    pub const MIN_IPV6: Self = Self(1280);
+    /// The longest IP packet.
+    pub const MAX: Self = Self(65_535);
+
+    /// An MTU of `octets`, or `None` when they are less than [`Self::MIN_IPV4`].
+    #[must_use]
+    pub const fn new(octets: u16) -> Option<Self> {
+        if octets < Self::MIN_IPV4.0 {
+            return None;
+        }
+        Some(Self(octets))
+    }
+
+    /// The number of octets.
+    #[must_use]
+    pub const fn octets(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for Mtu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Config {
+    /// Reads a configuration from `text`; `file_name` is what errors call it.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it, in the order of the lines, see [`ConfigErrors`].
+    pub fn parse(file_name: &str, text: &str) -> Result<Self, ConfigErrors> {
+        let report = report::Report::new(file_name, text);
+        let config = document::parse(&report, text)
+            .map(|document| check::config(&report, entries::read(&report, &document)));
+        report.finish(config)
+    }
+
+    /// Reads the file at `path` and parses it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::parse`], and when the file cannot be read, is longer than [`MAX_TEXT`], or is not
+    /// UTF-8.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let name = path.display().to_string();
+        let octets = read_bounded(path).map_err(|error| ConfigErrors::unreadable(&name, &error))?;
+        let text = String::from_utf8(octets)
+            .map_err(|error| ConfigErrors::not_text(&name, error.as_bytes(), error.utf8_error()))?;
+        Self::parse(&name, &text)
+    }
+
+    /// The uplink of this name.
+    #[must_use]
+    pub fn uplink(&self, name: &Name) -> Option<&Uplink> {
+        self.uplinks.iter().find(|uplink| uplink.name == *name)
+    }
+
+    /// The container of this name.
+    #[must_use]
+    pub fn container(&self, name: &Name) -> Option<&Container> {
+        self.containers
+            .iter()
+            .find(|container| container.name == *name)
+    }
+}
+
+/// Reads at most one octet more than is allowed, which `Config::parse` then refuses.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut octets = Vec::new();
+    let limit = MAX_TEXT as u64 + 1;
+    File::open(path)?.take(limit).read_to_end(&mut octets)?;
+    Ok(octets)
+}

@@ -1,0 +1,192 @@
+//! What concerns several entries at once, and the finished configuration.
+
+use core::hash::Hash;
+use core::net::IpAddr;
+use std::collections::HashMap;
+
+use nos_shim::ident::VrfId;
+
+use super::document::{At, Place};
+use super::entries::{ContainerEntry, Entries, UplinkEntry};
+use super::report::Report;
+use super::{Config, Container, Mtu, Nos, Uplink, claims, routing};
+
+/// Checks the entries against one another, and makes a configuration of them. It counts only if
+/// nothing was reported.
+pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
+    uplinks(report, &entries);
+    containers(report, &entries);
+    captures(report, &entries);
+    claims::check(report, &entries);
+    let routes = routing::resolve(report, &entries);
+    let nos_addresses = entries.nos_addresses();
+    let finish = |entry| container(entry, &nos_addresses, &entries.uplinks);
+    Config {
+        relay: entries.relay,
+        routes,
+        containers: entries.containers.into_iter().map(finish).collect(),
+        uplinks: entries.uplinks.into_iter().map(uplink).collect(),
+        nos: Nos {
+            services: entries.services.into_iter().map(|at| at.value).collect(),
+            ping: entries.ping,
+        },
+    }
+}
+
+fn uplinks(report: &Report<'_>, entries: &Entries) {
+    let uplinks = &entries.uplinks;
+    if uplinks.is_empty() && entries.all_uplinks {
+        let reason =
+            "there is none; the NOS needs an [[uplink]] with a name, a device and addresses";
+        report.error(Place::top("uplink"), reason);
+    }
+    let names = uplinks.iter().map(|uplink| uplink.name.as_ref());
+    unique(report, "name", names);
+    let devices = uplinks.iter().map(|uplink| uplink.device.as_ref());
+    let interfaces = devices.map(|at| at.map(|device| device.interface()));
+    unique(report, "interface", interfaces);
+    let networks = uplinks.iter().flat_map(|uplink| &uplink.addresses);
+    unique(
+        report,
+        "address",
+        networks.map(|at| at.map(|network| network.addr())),
+    );
+    mtus(report, uplinks);
+}
+
+/// All uplinks carry IPv6 if one does: packets to a container may come from any of them.
+fn mtus(report: &Report<'_>, uplinks: &[UplinkEntry]) {
+    let mut addresses = uplinks.iter().flat_map(|uplink| &uplink.addresses);
+    let Some(ipv6) = addresses.find(|at| at.value.addr().is_ipv6()) else {
+        return;
+    };
+    for At { value: mtu, place } in uplinks.iter().map(|uplink| uplink.mtu) {
+        if mtu < Mtu::MIN_IPV6 {
+            let (least, line) = (Mtu::MIN_IPV6, report.line(ipv6.place));
+            let reason = format!("{mtu} is below {least}, which IPv6 on line {line} needs");
+            report.error(place, reason);
+        }
+    }
+}
+
+fn containers(report: &Report<'_>, entries: &Entries) {
+    let containers = &entries.containers;
+    let names = containers.iter().map(|container| container.name.as_ref());
+    unique(report, "name", names);
+    interfaces(report, containers);
+    let nos = entries.nos_addresses();
+    for container in containers {
+        let addresses = || container.addresses.iter().flatten();
+        unique(report, "address", addresses().map(At::as_ref));
+        if entries.all_uplinks && !nos.is_empty() {
+            addresses().for_each(|address| of_the_nos(report, *address, &nos));
+        }
+    }
+}
+
+fn interfaces(report: &Report<'_>, containers: &[ContainerEntry]) {
+    let mut seen = HashMap::new();
+    for container in containers {
+        let interface = (container.netns.value.path(), &container.interface);
+        let Some(earlier) = seen.insert(interface, container) else {
+            continue;
+        };
+        let reason = format!(
+            "{} in {} is the interface of container \"{}\" (line {})",
+            container.interface,
+            container.netns.value,
+            earlier.name.value,
+            report.line(earlier.netns.place)
+        );
+        report.error(container.netns.place, reason);
+    }
+}
+
+fn of_the_nos(report: &Report<'_>, address: At<IpAddr>, nos: &[IpAddr]) {
+    if nos.contains(&address.value) {
+        return;
+    }
+    let nos: Vec<_> = nos.iter().map(IpAddr::to_string).collect();
+    let reason = format!(
+        "{} is no address of the NOS; it has {}",
+        address.value,
+        nos.join(", ")
+    );
+    report.error(address.place, reason);
+}
+
+fn captures(report: &Report<'_>, entries: &Entries) {
+    let uplinks = entries.uplinks.iter().map(|uplink| &uplink.capture);
+    let containers = entries
+        .containers
+        .iter()
+        .map(|container| &container.capture);
+    let files = uplinks.chain(containers).flatten();
+    unique(
+        report,
+        "file",
+        files.map(|at| at.as_ref().map(|path| path.display().to_string())),
+    );
+}
+
+/// Reports each value that an earlier one equals.
+fn unique<T: Eq + Hash + ToString>(
+    report: &Report<'_>,
+    what: &str,
+    values: impl Iterator<Item = At<T>>,
+) {
+    let mut seen = HashMap::new();
+    for At { value, place } in values {
+        let text = value.to_string();
+        let first = *seen.entry(value).or_insert(place);
+        if first != place {
+            let line = report.line(first);
+            report.error(
+                place,
+                format!("{what} \"{text}\" is already on line {line}"),
+            );
+        }
+    }
+}
+
+fn uplink(entry: UplinkEntry) -> Uplink {
+    Uplink {
+        name: entry.name.value,
+        device: entry.device.value,
+        addresses: entry.addresses.into_iter().map(|at| at.value).collect(),
+        mtu: entry.mtu.value,
+        mac: entry.mac,
+        offload: entry.offload,
+        vrf: VrfId::DEFAULT,
+        capture: entry.capture.map(|at| at.value),
+    }
+}
+
+fn container(entry: ContainerEntry, nos: &[IpAddr], uplinks: &[UplinkEntry]) -> Container {
+    let addresses = entry.addresses_among(nos);
+    let values = |ranges: Vec<At<_>>| ranges.into_iter().map(|at| at.value).collect();
+    Container {
+        mtu: least_mtu(&addresses, uplinks),
+        name: entry.name.value,
+        netns: entry.netns.value,
+        device: entry.device,
+        interface: entry.interface,
+        addresses,
+        tcp: values(entry.tcp),
+        udp: values(entry.udp),
+        ephemeral: entry.ephemeral.map(|at| at.value),
+        mac: entry.mac,
+        offload: entry.offload,
+        vrf: VrfId::DEFAULT,
+        capture: entry.capture.map(|at| at.value),
+    }
+}
+
+fn least_mtu(addresses: &[IpAddr], uplinks: &[UplinkEntry]) -> Mtu {
+    let holds = |uplink: &&UplinkEntry| {
+        let mut own = uplink.addresses.iter().map(|at| at.value.addr());
+        own.any(|address| addresses.contains(&address))
+    };
+    let mtus = uplinks.iter().filter(holds).map(|uplink| uplink.mtu.value);
+    mtus.min().unwrap_or(Mtu::DEFAULT)
+}

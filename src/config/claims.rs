@@ -1,0 +1,249 @@
+//! Who may have which port: ranges of containers and services of the NOS.
+//!
+//! Each claim is entered for each address that it covers. Ranges entered for one address and
+//! protocol are disjoint, so that a new one is compared with a single neighbor.
+
+use core::fmt;
+use core::net::IpAddr;
+use std::collections::{BTreeMap, HashMap};
+
+use nos_shim::ports::{PortRange, Transport};
+
+use super::document::{At, Place};
+use super::entries::{ContainerEntry, Entries};
+use super::report::Report;
+use super::{Name, Service};
+
+/// Suggested ranges start here when nothing is free behind the one asked for: lower ports are
+/// privileged in containers.
+const FIRST_UNPRIVILEGED: u32 = 1024;
+
+/// Where a claim counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Scope {
+    Address(IpAddr),
+    /// A container of which it is not known what addresses it shares.
+    Container(Place),
+    /// The NOS's services, which count for all.
+    Nos,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Owner<'a> {
+    Service(Service),
+    Container(&'a Name),
+}
+
+/// What somebody wants.
+#[derive(Clone, Copy, Debug)]
+struct Claim<'a> {
+    range: PortRange,
+    place: Place,
+    owner: Owner<'a>,
+    transports: &'static [Transport],
+}
+
+/// Reports every claim that overlaps an earlier one.
+pub(super) fn check(report: &Report<'_>, entries: &Entries) {
+    let mut table = Table {
+        report,
+        held: HashMap::new(),
+        all: all_claims(entries),
+    };
+    let services: Vec<_> = entries.services.iter().map(service_claim).collect();
+    for claim in &services {
+        table.enter(claim, &[Scope::Nos]);
+    }
+    let nos = entries.nos_addresses();
+    for container in &entries.containers {
+        let scopes = scopes(container, entries.all_uplinks, &nos);
+        for claim in container_claims(container) {
+            table.enter(&claim, &scopes);
+        }
+    }
+}
+
+fn scopes(container: &ContainerEntry, all_uplinks: bool, nos: &[IpAddr]) -> Vec<Scope> {
+    let addresses = container.addresses_among(nos);
+    if !all_uplinks || addresses.is_empty() {
+        return vec![Scope::Container(container.name.place)];
+    }
+    addresses.into_iter().map(Scope::Address).collect()
+}
+
+fn service_claim(at: &At<Service>) -> Claim<'_> {
+    let transports: &[_] = match at.value.uses_udp() {
+        true => &[Transport::Tcp, Transport::Udp],
+        false => &[Transport::Tcp],
+    };
+    Claim {
+        range: at.value.port().into(),
+        place: at.place,
+        owner: Owner::Service(at.value),
+        transports,
+    }
+}
+
+fn container_claims(container: &ContainerEntry) -> impl Iterator<Item = Claim<'_>> {
+    let claim = |at: &At<PortRange>, transports| Claim {
+        range: at.value,
+        place: at.place,
+        owner: Owner::Container(&container.name.value),
+        transports,
+    };
+    let tcp = container
+        .tcp
+        .iter()
+        .map(move |at| claim(at, &[Transport::Tcp][..]));
+    let udp = container
+        .udp
+        .iter()
+        .map(move |at| claim(at, &[Transport::Udp]));
+    let both = &[Transport::Tcp, Transport::Udp];
+    let ephemeral = container.ephemeral.iter().map(move |at| claim(at, both));
+    tcp.chain(udp).chain(ephemeral)
+}
+
+/// All claims of all owners in the order of their ranges, for suggestions.
+fn all_claims(entries: &Entries) -> Vec<Claim<'_>> {
+    let services = entries.services.iter().map(service_claim);
+    let containers = entries.containers.iter().flat_map(container_claims);
+    let mut all: Vec<_> = services.chain(containers).collect();
+    all.sort_by_key(|claim| claim.range);
+    all
+}
+
+struct Table<'a> {
+    report: &'a Report<'a>,
+    held: HashMap<(Transport, Scope), BTreeMap<u16, Claim<'a>>>,
+    all: Vec<Claim<'a>>,
+}
+
+impl<'a> Table<'a> {
+    /// Enters the claim, or reports the first that it overlaps.
+    fn enter(&mut self, claim: &Claim<'a>, scopes: &[Scope]) {
+        let keys = || {
+            let pairs = |&transport| scopes.iter().map(move |&scope| (transport, scope));
+            claim.transports.iter().flat_map(pairs)
+        };
+        let services = claim
+            .transports
+            .iter()
+            .map(|&transport| (transport, Scope::Nos));
+        let mut clashes = services.chain(keys()).filter_map(|key| {
+            let holder = self.holder(key, claim.range)?;
+            Some((key.0, *holder))
+        });
+        if let Some((transport, holder)) = clashes.next() {
+            self.report
+                .error(claim.place, self.clash(claim, transport, &holder));
+            return;
+        }
+        for key in keys() {
+            self.held
+                .entry(key)
+                .or_default()
+                .insert(claim.range.first(), *claim);
+        }
+    }
+
+    fn holder(&self, key: (Transport, Scope), range: PortRange) -> Option<&Claim<'a>> {
+        let held = self.held.get(&key)?;
+        let (_, below) = held.range(..=range.last()).next_back()?;
+        below.range.overlaps(range).then_some(below)
+    }
+
+    fn clash(&self, claim: &Claim<'_>, transport: Transport, holder: &Claim<'_>) -> String {
+        let line = self.report.line(holder.place);
+        if let Owner::Service(service) = claim.owner {
+            let port = claim.range;
+            return format!(
+                "\"{service}\" listens on {transport} {port}, as does {} (line {line})",
+                holder.owner
+            );
+        }
+        let free = self.free_range(claim);
+        let free = free
+            .map(|range| format!("; {range} is free"))
+            .unwrap_or_default();
+        format!(
+            "{transport} {} overlaps {} of {} (line {line}){free}",
+            claim.range, holder.range, holder.owner
+        )
+    }
+
+    /// The first range as long as the claim's that nobody claims, from the claim's on.
+    fn free_range(&self, claim: &Claim<'_>) -> Option<PortRange> {
+        let others = || {
+            let other = |taken: &&Claim<'_>| {
+                taken.place != claim.place
+                    && taken
+                        .transports
+                        .iter()
+                        .any(|transport| claim.transports.contains(transport))
+            };
+            self.all.iter().filter(other).map(|taken| taken.range)
+        };
+        let length = claim.range.len();
+        first_gap(others(), claim.range.first().into(), length)
+            .or_else(|| first_gap(others(), FIRST_UNPRIVILEGED, length))
+    }
+}
+
+/// The first `length` ports from `start` on that none of `taken` has, which come in order.
+fn first_gap(
+    taken: impl Iterator<Item = PortRange>,
+    mut start: u32,
+    length: u32,
+) -> Option<PortRange> {
+    for range in taken {
+        if u32::from(range.first()) >= start + length {
+            break;
+        }
+        start = start.max(u32::from(range.last()) + 1);
+    }
+    let first = u16::try_from(start).ok()?;
+    let last = u16::try_from(start + length - 1).ok()?;
+    PortRange::new(first, last).ok()
+}
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(service) => write!(f, "the NOS's service \"{service}\""),
+            Self::Container(name) => write!(f, "container \"{name}\""),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ranges() -> impl Strategy<Value = PortRange> {
+        // Few ports, so that full tables and narrow gaps are common.
+        (65_000..=65_535_u16, 0..60_u16)
+            .prop_map(|(first, more)| PortRange::new(first, first.saturating_add(more)).unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn a_gap_is_the_first_that_is_free(
+            mut taken in prop::collection::vec(ranges(), 0..20),
+            start in 64_900..65_535_u16,
+            length in 1..100_u16,
+        ) {
+            taken.sort();
+            let free = |port: u32| !taken.iter().any(|range| u32::from(range.last()) >= port
+                && u32::from(range.first()) <= port);
+            let (start, length) = (u32::from(start), u32::from(length));
+            let naive = (start..=65_536 - length)
+                .find(|&first| (first..first + length).all(free));
+            let found = first_gap(taken.iter().copied(), start, length);
+            prop_assert_eq!(found.map(|range| u32::from(range.first())), naive);
+            prop_assert!(found.is_none_or(|range| range.len() == length));
+        }
+    }
+}

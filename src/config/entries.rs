@@ -1,0 +1,276 @@
+//! Tables as entries: typed values, not yet compared with one another.
+
+use core::net::IpAddr;
+use core::num::NonZeroU32;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use nos_shim::ident::MacAddr;
+use nos_shim::ports::PortRange;
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::document::{At, Section};
+use super::report::Report;
+use super::values::{self, HopText};
+use super::{
+    ContainerDevice, IfName, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads,
+    UplinkDevice,
+};
+
+/// The entries that are sound.
+pub(super) struct Entries {
+    pub(super) relay: RelayConfig,
+    pub(super) uplinks: Vec<UplinkEntry>,
+    /// Whether `uplinks` are all there are: no entry was spoilt.
+    pub(super) all_uplinks: bool,
+    pub(super) routes: Vec<RouteEntry>,
+    pub(super) containers: Vec<ContainerEntry>,
+    pub(super) services: Vec<At<Service>>,
+    pub(super) ping: bool,
+}
+
+pub(super) struct UplinkEntry {
+    pub(super) name: At<Name>,
+    pub(super) device: At<UplinkDevice>,
+    pub(super) addresses: Vec<At<IpNet>>,
+    pub(super) mtu: At<Mtu>,
+    pub(super) mac: Option<MacAddr>,
+    pub(super) offload: bool,
+    pub(super) capture: Option<At<PathBuf>>,
+}
+
+pub(super) struct RouteEntry {
+    pub(super) prefix: At<IpNet>,
+    pub(super) action: ActionEntry,
+    pub(super) metric: u16,
+}
+
+pub(super) enum ActionEntry {
+    Via {
+        hops: Vec<At<HopText>>,
+        /// For the hops that name no uplink themselves.
+        dev: Option<At<Name>>,
+    },
+    Other(RouteAction),
+}
+
+pub(super) struct ContainerEntry {
+    pub(super) name: At<Name>,
+    pub(super) netns: At<NetnsRef>,
+    pub(super) device: ContainerDevice,
+    pub(super) interface: IfName,
+    /// Every NOS address when `None`.
+    pub(super) addresses: Option<Vec<At<IpAddr>>>,
+    pub(super) tcp: Vec<At<PortRange>>,
+    pub(super) udp: Vec<At<PortRange>>,
+    pub(super) ephemeral: Option<At<PortRange>>,
+    pub(super) mac: Option<MacAddr>,
+    pub(super) offload: bool,
+    pub(super) capture: Option<At<PathBuf>>,
+}
+
+impl Entries {
+    /// Every address of the NOS, in the order of the text.
+    pub(super) fn nos_addresses(&self) -> Vec<IpAddr> {
+        let networks = self.uplinks.iter().flat_map(|uplink| &uplink.addresses);
+        networks.map(|at| at.value.addr()).collect()
+    }
+}
+
+impl ContainerEntry {
+    /// Its addresses, when the NOS has the addresses `nos`.
+    pub(super) fn addresses_among(&self, nos: &[IpAddr]) -> Vec<IpAddr> {
+        match &self.addresses {
+            Some(addresses) => addresses.iter().map(|at| at.value).collect(),
+            None => nos.to_vec(),
+        }
+    }
+}
+
+/// Reads all entries; what is wrong with them is reported.
+pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>>) -> Entries {
+    let mut root = Section::root(report, document);
+    let relay = root.table("relay").map(relay).unwrap_or_default();
+    let (uplinks, all_uplinks) = all(&mut root, "uplink", uplink);
+    let (routes, _) = all(&mut root, "route", route);
+    let (containers, _) = all(&mut root, "container", container);
+    let (services, ping) = root.table("nos").map_or((Vec::new(), true), nos);
+    // A misspelt [[uplink]] is an uplink that cannot be seen.
+    let all_uplinks = root.finish() && all_uplinks;
+    Entries {
+        relay,
+        uplinks,
+        all_uplinks,
+        routes,
+        containers,
+        services,
+        ping,
+    }
+}
+
+/// The sound entries of `[[key]]`, and whether they are all.
+fn all<'a, T>(
+    root: &mut Section<'a>,
+    key: &'static str,
+    read: fn(Section<'a>) -> Option<T>,
+) -> (Vec<T>, bool) {
+    let (sections, whole) = root.tables(key);
+    let expected = sections.len();
+    let entries: Vec<_> = sections.into_iter().filter_map(read).collect();
+    let whole = whole && entries.len() == expected;
+    (entries, whole)
+}
+
+fn relay(mut section: Section<'_>) -> RelayConfig {
+    let defaults = RelayConfig::default();
+    let value = |at: Option<At<NonZeroU32>>, or| at.map_or(or, |at| at.value);
+    let threads = section.optional("threads", values::threads);
+    let buffers = section.optional("buffers", values::buffers);
+    let ring = section.optional("ring", values::ring);
+    section.finish();
+    RelayConfig {
+        threads: threads.map_or(Threads::default(), |at| at.value),
+        buffers: value(buffers, defaults.buffers),
+        ring: value(ring, defaults.ring),
+    }
+}
+
+fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
+    let name = section.required("name", "\"up0\"", values::name);
+    let device = section.required("device", "\"packet:eth0\"", values::uplink_device);
+    section.require("addresses", "[\"203.0.113.1/24\"]");
+    let advice = "an uplink needs one at least";
+    let addresses = section.nonempty("addresses", advice, values::host_network);
+    let mtu = section.optional("mtu", values::mtu);
+    let mac = section.optional("mac", values::mac);
+    let offload = section.optional("offload", values::boolean);
+    let capture = section.optional("capture", values::file);
+    let header = section.header("mtu");
+    if !section.finish() {
+        return None;
+    }
+    Some(UplinkEntry {
+        name: name?,
+        device: device?,
+        addresses: addresses?,
+        mtu: mtu.unwrap_or(At {
+            value: Mtu::DEFAULT,
+            place: header,
+        }),
+        mac: mac.map(|at| at.value),
+        offload: offload.is_none_or(|at| at.value),
+        capture,
+    })
+}
+
+fn route(mut section: Section<'_>) -> Option<RouteEntry> {
+    let prefix = section.required("prefix", "\"0.0.0.0/0\"", values::prefix);
+    let advice = "for no next hop write type = \"blackhole\" or \"unreachable\"";
+    let hops = section.nonempty("via", advice, values::next_hop);
+    let dev = section.optional("dev", values::name);
+    let other = section.optional("type", values::route_type);
+    let metric = section.optional("metric", values::metric);
+    let action = action(&mut section, hops, dev, other);
+    if !section.finish() {
+        return None;
+    }
+    Some(RouteEntry {
+        prefix: prefix?,
+        action: action?,
+        metric: metric.map_or(0, |at| at.value),
+    })
+}
+
+fn action(
+    section: &mut Section<'_>,
+    hops: Option<Vec<At<HopText>>>,
+    dev: Option<At<Name>>,
+    other: Option<At<RouteAction>>,
+) -> Option<ActionEntry> {
+    match (hops, other) {
+        (Some(_), Some(At { place, .. })) => {
+            section.error(place, "cannot stand beside via; give one of the two");
+            None
+        }
+        (None, Some(At { value, .. })) => {
+            if let Some(At { place, .. }) = dev {
+                section.error(place, "means nothing without via");
+            }
+            Some(ActionEntry::Other(value))
+        }
+        (Some(hops), None) => Some(ActionEntry::Via { hops, dev }),
+        (None, None) => {
+            if !section.has("type") {
+                section.require("via", "\"203.0.113.2\", or type = \"blackhole\"");
+            }
+            None
+        }
+    }
+}
+
+fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
+    let name = section.required("name", "\"web\"", values::name);
+    let path = section.optional("netns", values::netns);
+    let pid = section.optional("pid", values::pid);
+    let device = section.required("device", "\"tap\"", values::container_device);
+    let interface = section.optional("interface", values::interface);
+    let advice = "leave it out for every address of the NOS";
+    let addresses = section.nonempty("addresses", advice, values::address);
+    let tcp = section.list("tcp", values::port_range);
+    let udp = section.list("udp", values::port_range);
+    let ephemeral = section.optional("ephemeral", values::port_range);
+    let mac = section.optional("mac", values::mac);
+    let offload = section.optional("offload", values::boolean);
+    let capture = section.optional("capture", values::file);
+    let netns = namespace(&mut section, path, pid);
+    if !section.finish() {
+        return None;
+    }
+    Some(ContainerEntry {
+        name: name?,
+        netns: netns?,
+        device: device?.value,
+        interface: interface.map_or_else(default_interface, |at| at.value),
+        addresses,
+        tcp: tcp.unwrap_or_default(),
+        udp: udp.unwrap_or_default(),
+        ephemeral,
+        mac: mac.map(|at| at.value),
+        offload: offload.is_none_or(|at| at.value),
+        capture,
+    })
+}
+
+fn default_interface() -> IfName {
+    IfName("eth0".to_owned())
+}
+
+fn namespace(
+    section: &mut Section<'_>,
+    path: Option<At<NetnsRef>>,
+    pid: Option<At<NetnsRef>>,
+) -> Option<At<NetnsRef>> {
+    match (path, pid) {
+        (Some(_), Some(At { place, .. })) => {
+            section.error(place, "cannot stand beside netns; give one of the two");
+            None
+        }
+        (None, None) if !section.has("netns") && !section.has("pid") => {
+            let place = section.header("netns");
+            section.error(
+                place,
+                "is missing; for example netns = \"/run/netns/web\" or pid = 1234",
+            );
+            None
+        }
+        (path, pid) => path.or(pid),
+    }
+}
+
+fn nos(mut section: Section<'_>) -> (Vec<At<Service>>, bool) {
+    let services = section.list("services", values::service);
+    let ping = section.optional("ping", values::boolean);
+    section.finish();
+    (services.unwrap_or_default(), ping.is_none_or(|at| at.value))
+}

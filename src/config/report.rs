@@ -1,0 +1,185 @@
+//! What is wrong with a configuration, and where.
+
+use core::cell::RefCell;
+use core::fmt;
+use core::str::Utf8Error;
+use std::io;
+
+use super::document::Place;
+
+/// Errors that are kept; of a file with more, only the number of the others is told.
+const MAX_ERRORS: usize = 100;
+
+/// One thing that is wrong. Displays as `FILE:LINE: KEY: reason`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, as the caller named it.
+    pub file: String,
+    /// The line, from 1; none when the file could not be read at all.
+    pub line: Option<usize>,
+    /// The key as in `uplink.mtu`, or `syntax`; none when the file could not be read at all.
+    pub key: Option<String>,
+    /// What is wrong, with the offending value and, where it is known, what would be right.
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, ": {key}")?;
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
+
+/// All that is wrong with a configuration, at least one thing, in the order of the lines.
+/// Displays as one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors {
+    errors: Vec<ConfigError>,
+    omitted: usize,
+}
+
+impl ConfigErrors {
+    /// The errors: the first 100 when there are more.
+    #[must_use]
+    pub fn errors(&self) -> &[ConfigError] {
+        &self.errors
+    }
+
+    /// How many errors are not among [`Self::errors`].
+    #[must_use]
+    pub fn omitted(&self) -> usize {
+        self.omitted
+    }
+
+    pub(super) fn unreadable(file: &str, error: &io::Error) -> Self {
+        Self::whole_file(file, None, format!("cannot be read: {error}"))
+    }
+
+    pub(super) fn not_text(file: &str, octets: &[u8], error: Utf8Error) -> Self {
+        let (good, bad) = octets.split_at(error.valid_up_to());
+        let line = 1 + good.iter().filter(|&&octet| octet == b'\n').count();
+        let reason = match octets {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is UTF-16; save it as UTF-8".to_owned(),
+            _ => format!(
+                "is not UTF-8 text: octet 0x{:02x} at offset {}",
+                bad.first().copied().unwrap_or_default(),
+                good.len()
+            ),
+        };
+        Self::whole_file(file, Some(line), reason)
+    }
+
+    fn whole_file(file: &str, line: Option<usize>, reason: String) -> Self {
+        let error = ConfigError {
+            file: file.to_owned(),
+            line,
+            key: None,
+            reason,
+        };
+        Self {
+            errors: vec![error],
+            omitted: 0,
+        }
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, error) in self.errors.iter().enumerate() {
+            let separator = if n == 0 { "" } else { "\n" };
+            write!(f, "{separator}{error}")?;
+        }
+        match self.omitted {
+            0 => Ok(()),
+            1 => write!(f, "\nand 1 more error"),
+            more => write!(f, "\nand {more} more errors"),
+        }
+    }
+}
+
+impl core::error::Error for ConfigErrors {}
+
+/// Collects errors while a text is read.
+#[derive(Debug)]
+pub(super) struct Report<'a> {
+    file: &'a str,
+    /// Offset of the first octet of each line but the first.
+    line_starts: Vec<usize>,
+    found: RefCell<Vec<Found>>,
+}
+
+#[derive(Debug)]
+struct Found {
+    offset: usize,
+    key: String,
+    reason: String,
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(file: &'a str, text: &str) -> Self {
+        let newlines = text
+            .bytes()
+            .enumerate()
+            .filter(|&(_, octet)| octet == b'\n');
+        Self {
+            file,
+            line_starts: newlines.map(|(offset, _)| offset + 1).collect(),
+            found: RefCell::default(),
+        }
+    }
+
+    /// Notes that something is wrong at `place`.
+    pub(super) fn error(&self, place: Place, reason: impl Into<String>) {
+        self.error_at(place.offset, place.key(), reason.into());
+    }
+
+    /// Notes that something is wrong with a key that is none of ours.
+    pub(super) fn error_at(&self, offset: usize, key: String, reason: String) {
+        self.found.borrow_mut().push(Found {
+            offset,
+            key,
+            reason,
+        });
+    }
+
+    /// The line that `place` is on, from 1.
+    pub(super) fn line(&self, place: Place) -> usize {
+        self.line_at(place.offset)
+    }
+
+    /// The line that has the octet at `offset`, from 1.
+    pub(super) fn line_at(&self, offset: usize) -> usize {
+        1 + self.line_starts.partition_point(|&start| start <= offset)
+    }
+
+    /// The errors if there are any, else `value`, which there must be then.
+    pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, ConfigErrors> {
+        match value {
+            Some(value) if self.found.borrow().is_empty() => Ok(value),
+            _ => Err(self.into_errors()),
+        }
+    }
+
+    fn into_errors(self) -> ConfigErrors {
+        let mut found = self.found.take();
+        found.sort_by_key(|error| error.offset);
+        let omitted = found.len().saturating_sub(MAX_ERRORS);
+        found.truncate(MAX_ERRORS);
+        let errors = found.into_iter().map(|error| ConfigError {
+            file: self.file.to_owned(),
+            line: Some(self.line_at(error.offset)),
+            key: Some(error.key),
+            reason: error.reason,
+        });
+        ConfigErrors {
+            errors: errors.collect(),
+            omitted,
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Routes, and the uplinks that their next hops are on.
+
+use core::net::IpAddr;
+use std::collections::HashMap;
+
+use ipnet::IpNet;
+use nos_shim::ident::VrfId;
+
+use super::document::{At, Place};
+use super::entries::{ActionEntry, Entries, RouteEntry, UplinkEntry};
+use super::report::Report;
+use super::values::{HopText, did_you_mean, is_link_local, not_a_host};
+use super::{Name, NextHop, Route, RouteAction};
+
+/// The routes with their next hops resolved. What does not resolve is reported, unless an uplink
+/// that could not be read may be the reason.
+pub(super) fn resolve(report: &Report<'_>, entries: &Entries) -> Vec<Route> {
+    let resolver = Resolver {
+        report,
+        uplinks: &entries.uplinks,
+    };
+    resolver.distinct(&entries.routes);
+    if !entries.all_uplinks {
+        return Vec::new();
+    }
+    entries
+        .routes
+        .iter()
+        .map(|entry| resolver.route(entry))
+        .collect()
+}
+
+struct Resolver<'a> {
+    report: &'a Report<'a>,
+    uplinks: &'a [UplinkEntry],
+}
+
+impl Resolver<'_> {
+    fn distinct(&self, routes: &[RouteEntry]) {
+        let mut seen: HashMap<_, Place> = HashMap::new();
+        for RouteEntry { prefix, metric, .. } in routes {
+            let Some(&earlier) = seen.get(&(prefix.value, *metric)) else {
+                seen.insert((prefix.value, *metric), prefix.place);
+                continue;
+            };
+            let reason = format!(
+                "{} with metric {metric} is already on line {}; for ECMP list all next hops in \
+                 one via",
+                prefix.value,
+                self.report.line(earlier)
+            );
+            self.report.error(prefix.place, reason);
+        }
+    }
+
+    fn route(&self, entry: &RouteEntry) -> Route {
+        self.not_connected(entry.prefix);
+        let action = match &entry.action {
+            ActionEntry::Via { hops, dev } => self.via(entry.prefix.value, hops, dev.as_ref()),
+            ActionEntry::Other(action) => action.clone(),
+        };
+        Route {
+            prefix: entry.prefix.value,
+            action,
+            metric: entry.metric,
+            vrf: VrfId::DEFAULT,
+        }
+    }
+
+    fn not_connected(&self, prefix: At<IpNet>) {
+        let connected = |uplink: &&UplinkEntry| {
+            let mut networks = uplink.addresses.iter().map(|at| at.value.trunc());
+            networks.any(|network| network == prefix.value)
+        };
+        if let Some(uplink) = self.uplinks.iter().find(connected) {
+            let (network, name) = (prefix.value, &uplink.name.value);
+            let reason =
+                format!("{network} is the network of uplink \"{name}\" and needs no route");
+            self.report.error(prefix.place, reason);
+        }
+    }
+
+    fn via(&self, prefix: IpNet, hops: &[At<HopText>], dev: Option<&At<Name>>) -> RouteAction {
+        // An unknown device is one mistake, not one for each hop.
+        if let Some(dev) = dev
+            && let Err(reason) = self.named(&dev.value)
+        {
+            self.report.error(dev.place, reason);
+            return RouteAction::Via(Vec::new());
+        }
+        let mut next_hops = Vec::with_capacity(hops.len());
+        for At { value: hop, place } in hops {
+            match self.next_hop(prefix, hop, dev.map(|dev| &dev.value)) {
+                Ok(hop) if next_hops.contains(&hop) => {
+                    let reason = format!("{} is listed twice", hop.address);
+                    self.report.error(*place, reason);
+                }
+                Ok(hop) => next_hops.push(hop),
+                Err(reason) => self.report.error(*place, reason),
+            }
+        }
+        RouteAction::Via(next_hops)
+    }
+
+    fn next_hop(
+        &self,
+        prefix: IpNet,
+        hop: &HopText,
+        dev: Option<&Name>,
+    ) -> Result<NextHop, String> {
+        let address = hop.address;
+        if address.is_ipv4() != prefix.addr().is_ipv4() {
+            return Err(format!("{address} and {prefix} are of different families"));
+        }
+        self.not_own(address)?;
+        let named = hop
+            .uplink
+            .as_ref()
+            .or(dev)
+            .map(|name| self.named(name))
+            .transpose()?;
+        let uplink = match named {
+            Some(uplink) if is_link_local(address) => uplink,
+            Some(uplink) => self.only_on_link(address, core::slice::from_ref(uplink))?,
+            None if is_link_local(address) => return Err(self.needs_uplink(address)),
+            None => self.only_on_link(address, self.uplinks)?,
+        };
+        Ok(NextHop {
+            address,
+            uplink: uplink.name.value.clone(),
+        })
+    }
+
+    fn named(&self, name: &Name) -> Result<&UplinkEntry, String> {
+        let named = self
+            .uplinks
+            .iter()
+            .find(|uplink| uplink.name.value == *name);
+        named.ok_or_else(|| {
+            let known: Vec<_> = self.names();
+            let hint = did_you_mean(name.as_str(), &known)
+                .unwrap_or_else(|| format!("; uplinks are {}", known.join(", ")));
+            format!("\"{name}\" is not an uplink{hint}")
+        })
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.uplinks
+            .iter()
+            .map(|uplink| uplink.name.value.as_str())
+            .collect()
+    }
+
+    fn not_own(&self, address: IpAddr) -> Result<(), String> {
+        let own =
+            |uplink: &&UplinkEntry| uplink.addresses.iter().any(|at| at.value.addr() == address);
+        match self.uplinks.iter().find(own) {
+            None => Ok(()),
+            Some(uplink) => Err(format!(
+                "{address} is the NOS's own address on uplink \"{}\"",
+                uplink.name.value
+            )),
+        }
+    }
+
+    fn needs_uplink(&self, address: IpAddr) -> String {
+        let example = self.names().first().copied().unwrap_or("up0");
+        format!("{address} is link-local: name its uplink, as in dev = \"{example}\"")
+    }
+
+    /// The one of `uplinks` on whose network `address` is.
+    fn only_on_link<'b>(
+        &self,
+        address: IpAddr,
+        uplinks: &'b [UplinkEntry],
+    ) -> Result<&'b UplinkEntry, String> {
+        let mut found = uplinks.iter().filter_map(|uplink| {
+            let network = networks(uplink).find(|network| network.contains(&address))?;
+            Some((uplink, network))
+        });
+        let Some((uplink, network)) = found.next() else {
+            return Err(format!(
+                "{address} is on no network of {}",
+                described(uplinks)
+            ));
+        };
+        if let Some(what) = not_a_host(network, address) {
+            return Err(format!("{address} is the {what} address of {network}"));
+        }
+        match found.next() {
+            None => Ok(uplink),
+            Some((other, _)) => Err(format!(
+                "{address} is on networks of uplinks \"{0}\" and \"{1}\": name one, as in \
+                 dev = \"{0}\"",
+                uplink.name.value, other.name.value
+            )),
+        }
+    }
+}
+
+fn networks(uplink: &UplinkEntry) -> impl Iterator<Item = IpNet> + '_ {
+    uplink.addresses.iter().map(|at| at.value.trunc())
+}
+
+/// `uplink "up0" (203.0.113.0/24), "up1" (...)`
+fn described(uplinks: &[UplinkEntry]) -> String {
+    let one = |uplink: &UplinkEntry| {
+        let networks: Vec<_> = networks(uplink)
+            .map(|network| network.to_string())
+            .collect();
+        format!("\"{}\" ({})", uplink.name.value, networks.join(", "))
+    };
+    let all: Vec<_> = uplinks.iter().map(one).collect();
+    format!("uplink {}", all.join(", "))
+}

@@ -1,0 +1,34 @@
+//! The control socket: how `nos-relay show` talks to the daemon.
+//!
+//! # Theory of operation
+//!
+//! A Unix stream socket, for its owner alone (mode 0600). A client connects, sends one [`Request`],
+//! gets one [`Response`] and is done. Each message is one line of JSON with the protocol's version:
+//!
+//! ```text
+//! {"version":1,"request":{"type":"show","table":"ports"}}
+//! {"version":1,"response":{"type":"ports","data":[...]}}
+//! ```
+//!
+//! [`Server`] lives in the daemon's control thread, which also waits for signals and netlink. It
+//! never blocks and holds bounded memory, whatever clients do: few connections, short requests, a
+//! deadline for each. [`query`] is the client: it blocks, but not for ever.
+//!
+//! What `show` shows is in [`snapshot`]: plain data that the data threads fill in. Their JSON is
+//! documented in `docs/control.md`.
+
+mod client;
+mod protocol;
+mod server;
+pub mod snapshot;
+mod socket;
+
+pub use client::{ControlError, QUERY_TIMEOUT, query};
+pub use protocol::{
+    MAX_REQUEST, MAX_RESPONSE, Refusal, RefusalCode, Request, Response, Table, VERSION,
+};
+pub use server::{ConnectionId, MAX_CONNECTIONS, REQUEST_TIMEOUT, RESPONSE_TIMEOUT, Server};
+pub use socket::BindError;
+
+/// Where the socket is unless the command line says otherwise.
+pub const DEFAULT_PATH: &str = "/run/nos-relay.sock";

@@ -1,0 +1,401 @@
+//! The state that `show` shows, as plain data.
+//!
+//! Field names are those of the JSON and part of the interface: they may be added to, not changed.
+//! Directions are seen from the NOS's side: what a container sends is received.
+
+use core::net::IpAddr;
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use nos_shim::drop::{DropCounters, Ledger};
+use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
+use nos_shim::ports::{ClaimKind, Holding, Owner, PortRange, Transport};
+use serde::{Deserialize, Serialize};
+
+/// Dropped packets by [`DropReason::label`](nos_shim::drop::DropReason::label); only reasons that
+/// occurred.
+pub type Drops = BTreeMap<String, u64>;
+
+/// A container interface that is joined to the relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Unique for the life of the daemon.
+    #[serde(with = "AttachmentNumber")]
+    pub id: AttachmentId,
+    /// The container's name.
+    pub name: String,
+    /// Its network namespace, as configured.
+    pub netns: String,
+    /// MAC address of the container's interface.
+    #[serde(with = "text")]
+    pub container_mac: MacAddr,
+    /// NOS addresses that it uses as its own.
+    pub addresses: Vec<IpAddr>,
+    /// Its device.
+    #[serde(flatten)]
+    pub link: Link,
+}
+
+/// An interface of the NOS towards the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// The uplink's name.
+    pub name: String,
+    /// Addresses of the NOS on it.
+    pub addresses: Vec<IpNet>,
+    /// Its device.
+    #[serde(flatten)]
+    pub link: Link,
+}
+
+/// What attachments and uplinks have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The kind of device: `tap`, `veth`, `packet`, `memory`.
+    pub device: String,
+    /// The interface's name: inside the container, or on the host for an uplink.
+    pub interface: String,
+    /// Whether it works.
+    pub state: LinkState,
+    /// MAC address of the NOS on it.
+    #[serde(with = "text")]
+    pub mac: MacAddr,
+    /// Its VRF.
+    #[serde(with = "VrfNumber")]
+    pub vrf: VrfId,
+    /// Octets of the longest IP packet.
+    pub mtu: u16,
+    /// Offloads in use: `checksum`, `tso4`, `tso6`, `uso`; none is empty.
+    pub offload: Vec<String>,
+    /// Received from it.
+    pub rx: Traffic,
+    /// Sent to it.
+    pub tx: Traffic,
+    /// Dropped of what came from it or was for it.
+    pub drops: Drops,
+    /// Packets that the kernel dropped because the device's queue was full, where it says.
+    pub device_tx_dropped: Option<u64>,
+}
+
+/// Whether a device works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    /// It carries packets.
+    Up,
+    /// It exists, but is down.
+    Down,
+    /// It has vanished.
+    Gone,
+}
+
+/// Packets and their octets, link-layer headers included. A super-frame counts as one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Octets.
+    pub octets: u64,
+}
+
+/// A range of ports and its owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// The VRF in which it counts.
+    #[serde(with = "VrfNumber")]
+    pub vrf: VrfId,
+    /// The addresses of the NOS on which it counts; `None` is every address of the VRF.
+    pub addresses: Option<Vec<IpAddr>>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The ports.
+    #[serde(with = "text")]
+    pub range: PortRange,
+    /// What the owner does with them.
+    pub kind: PortKind,
+    /// The container's name, or the service's for [`PortKind::Service`].
+    pub owner: String,
+}
+
+impl From<&Holding<'_>> for Port {
+    fn from(holding: &Holding<'_>) -> Self {
+        let kind = match (holding.owner, holding.claim.kind) {
+            (Owner::Nos, _) => PortKind::Service,
+            (Owner::Attachment(_), ClaimKind::Listen) => PortKind::Listen,
+            (Owner::Attachment(_), ClaimKind::Ephemeral) => PortKind::Ephemeral,
+        };
+        Self {
+            vrf: holding.vrf,
+            addresses: holding.addresses.map(<[_]>::to_vec),
+            protocol: holding.claim.transport.into(),
+            range: holding.claim.range,
+            kind,
+            owner: holding.name.to_string(),
+        }
+    }
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl From<Transport> for Protocol {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Udp => Self::Udp,
+        }
+    }
+}
+
+/// What the owner of ports does with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortKind {
+    /// A container is reached on them.
+    Listen,
+    /// A container opens flows of its own from them.
+    Ephemeral,
+    /// A service of the NOS's own.
+    Service,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The VRF that it is in.
+    #[serde(with = "VrfNumber")]
+    pub vrf: VrfId,
+    /// Destinations.
+    pub prefix: IpNet,
+    /// Where it comes from.
+    pub source: RouteSource,
+    /// Preference among routes to the same prefix: the lowest wins.
+    pub metric: u32,
+    /// What happens to packets.
+    pub action: RouteAction,
+    /// Where they go, for [`RouteAction::Via`] and [`RouteAction::Connected`].
+    pub next_hops: Vec<NextHop>,
+}
+
+/// Where a route comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteSource {
+    /// An uplink's address.
+    Connected,
+    /// The configuration.
+    Static,
+}
+
+/// What a route does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteAction {
+    /// Forward to a router.
+    Via,
+    /// Deliver on the link.
+    Connected,
+    /// Deliver to the NOS itself and its containers.
+    Local,
+    /// Discard silently.
+    Blackhole,
+    /// Refuse with an ICMP error.
+    Unreachable,
+}
+
+/// Where packets of a route go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHop {
+    /// The router; none on a connected network.
+    pub address: Option<IpAddr>,
+    /// The uplink's name.
+    pub uplink: String,
+}
+
+/// A host or router on an uplink's network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbor {
+    /// The uplink's name.
+    pub uplink: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC address, once known.
+    #[serde(with = "optional_text")]
+    pub mac: Option<MacAddr>,
+    /// How well it is known.
+    pub state: NeighborState,
+    /// Milliseconds since it was last heard of, or first asked for.
+    pub age_ms: u64,
+    /// Packets that wait for its MAC address.
+    pub queued: u64,
+}
+
+/// The states of RFC 4861 §7.3.2, for ARP as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NeighborState {
+    /// Asked, no answer yet.
+    Incomplete,
+    /// Confirmed of late.
+    Reachable,
+    /// Not confirmed of late, and not needed since.
+    Stale,
+    /// Needed; waiting for a confirmation from above.
+    Delay,
+    /// Being asked again.
+    Probe,
+    /// Did not answer.
+    Failed,
+}
+
+/// All counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// What became of the packets in each stage: `relay`, `nos`.
+    pub stages: Vec<Stage>,
+    /// The rings of the channel.
+    pub rings: Vec<Ring>,
+    /// The interfaces towards the network.
+    pub uplinks: Vec<Uplink>,
+}
+
+/// What became of the packets that one stage has seen, see [`Ledger`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// `relay` or `nos`.
+    pub name: String,
+    /// Packets taken in.
+    pub received: u64,
+    /// Packets made here.
+    pub originated: u64,
+    /// Packets handed on.
+    pub sent: u64,
+    /// Packets whose way ends here by design.
+    pub consumed: u64,
+    /// Packets kept for later.
+    pub held: u64,
+    /// Packets dropped.
+    pub drops: Drops,
+}
+
+/// A ring of the channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ring {
+    /// `relay-to-nos` or `nos-to-relay`.
+    pub name: String,
+    /// Bursts that it holds at most.
+    pub capacity: u64,
+    /// Bursts that it holds now.
+    pub depth: u64,
+    /// Packets dropped because it was full.
+    pub full_drops: u64,
+}
+
+impl Stage {
+    /// A stage's ledger, and the packets that it holds.
+    #[must_use]
+    pub fn new(name: &str, ledger: &Ledger, held: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            received: ledger.received,
+            originated: ledger.originated,
+            sent: ledger.sent,
+            consumed: ledger.consumed,
+            held,
+            drops: drops(&ledger.drops),
+        }
+    }
+
+    /// Packets that went in but are nowhere; negative if some were counted twice. Not zero means a
+    /// bug.
+    #[must_use]
+    pub fn unaccounted(&self) -> i128 {
+        let dropped: u128 = self
+            .drops
+            .values()
+            .map(|&packets| u128::from(packets))
+            .sum();
+        let sum = |numbers: &[u64]| {
+            numbers
+                .iter()
+                .map(|&number| i128::from(number))
+                .sum::<i128>()
+        };
+        sum(&[self.received, self.originated])
+            - sum(&[self.sent, self.consumed, self.held])
+            - i128::try_from(dropped).unwrap_or(i128::MAX)
+    }
+}
+
+/// The reasons that occurred, by label.
+#[must_use]
+pub fn drops(counters: &DropCounters) -> Drops {
+    let label = |(reason, packets): (nos_shim::drop::DropReason, _)| (reason.to_string(), packets);
+    counters.nonzero().map(label).collect()
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "AttachmentId")]
+struct AttachmentNumber(u32);
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "VrfId")]
+struct VrfNumber(u16);
+
+/// Values that are text in JSON, in the form of their `Display` and `FromStr`.
+mod text {
+    use core::fmt::Display;
+    use core::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        value: &T,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// The same for values that may be absent.
+mod optional_text {
+    use core::fmt::Display;
+    use core::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        value: &Option<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => to.collect_str(value),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| text.parse().map_err(D::Error::custom))
+            .transpose()
+    }
+}

@@ -1,0 +1,192 @@
+//! The socket's file: private from its first moment, one daemon at a time, removed at the end.
+//!
+//! A lock file beside the socket says who is at it. The kernel drops the lock with the daemon,
+//! however that ends, so that the socket of a killed daemon is known to be stale; and between two
+//! that start at once, one wins.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Socket, Type};
+use thiserror::Error;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 16;
+
+/// Octets of the longest path that fits a socket address (unix(7)).
+const MAX_PATH: usize = 107;
+
+/// Why the control socket cannot be had.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// Another process listens there.
+    #[error(
+        "{}: a nos-relay is already running there; stop it, or choose another path with --control",
+        .0.display()
+    )]
+    Running(PathBuf),
+    /// There is something that is not a socket.
+    #[error("{}: exists and is not a socket, so it is left alone", .0.display())]
+    NotASocket(PathBuf),
+    /// The path is empty or too long.
+    #[error("{}: has {} octets; the path of a socket has 1 to {MAX_PATH}", .0.display(), .0.as_os_str().len())]
+    Path(PathBuf),
+    /// The system refuses.
+    #[error("{}: cannot be used as control socket: {error}", path.display())]
+    Io {
+        /// The path of the socket or of its lock.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// A listening socket and its files, which go when it is dropped.
+#[derive(Debug)]
+pub(super) struct ControlSocket {
+    path: PathBuf,
+    identity: (u64, u64),
+    lock: Lock,
+}
+
+impl ControlSocket {
+    /// Listens at `path`. The listener does not block.
+    pub(super) fn bind(path: &Path) -> Result<(Self, OwnedFd), BindError> {
+        if !(1..=MAX_PATH).contains(&path.as_os_str().len()) {
+            return Err(BindError::Path(path.to_owned()));
+        }
+        let lock = Lock::acquire(path)?;
+        remove_stale(path)?;
+        let io = |error| io_error(path, error);
+        let socket = private_socket(path).map_err(io)?;
+        let identity = identity(&fs::symlink_metadata(path).map_err(io)?);
+        let path = path.to_owned();
+        let files = Self {
+            path,
+            identity,
+            lock,
+        };
+        socket
+            .listen(BACKLOG)
+            .map_err(|error| io_error(&files.path, error))?;
+        Ok((files, socket.into()))
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // Somebody may have put something else there.
+        let ours = fs::symlink_metadata(&self.path).is_ok_and(|it| identity(&it) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("{}: cannot be removed: {error}", self.path.display());
+        }
+        self.lock.remove();
+    }
+}
+
+/// A bound socket whose file has mode 0600 from the start.
+fn private_socket(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // Linux gives the file the mode of the unbound socket (less the umask): unlike a chmod
+    // afterwards, that leaves no moment in which others could open it.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}
+
+/// Removes a socket at which nobody listens.
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    let io = |error| io_error(path, error);
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(BindError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match probe(path) {
+        // A full backlog is somebody's, too.
+        Ok(()) => Err(BindError::Running(path.to_owned())),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            Err(BindError::Running(path.to_owned()))
+        }
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(io)
+        }
+        Err(error) => Err(io(error)),
+    }
+}
+
+/// Connects and hangs up, without blocking.
+fn probe(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)
+}
+
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Locks the file beside `socket`.
+    fn acquire(socket: &Path) -> Result<Self, BindError> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        loop {
+            let file = open_private(&path).map_err(|error| io_error(&path, error))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(BindError::Running(socket.to_owned()));
+                }
+                Err(TryLockError::Error(error)) => return Err(io_error(&path, error)),
+            }
+            // The last holder may have removed the file between our open and our lock.
+            if is_at(&file, &path) {
+                return Ok(Self { path, _file: file });
+            }
+        }
+    }
+
+    /// Removes the file while it is still locked.
+    fn remove(&self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("{}: cannot be removed: {error}", self.path.display());
+        }
+    }
+}
+
+fn open_private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+/// Whether `file` is what is found at `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    let found = fs::symlink_metadata(path);
+    match (file.metadata(), found) {
+        (Ok(file), Ok(found)) => identity(&file) == identity(&found),
+        _ => false,
+    }
+}
+
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+fn io_error(path: &Path, error: io::Error) -> BindError {
+    let path = path.to_owned();
+    BindError::Io { path, error }
+}

@@ -1,0 +1,454 @@
+//! Devices: where frames enter and leave.
+//!
+//! A [`FrameDevice`] moves bursts of frames between a kernel (or a peer in memory) and pooled
+//! buffers. It knows nothing of what is in the frames except their offload state.
+//!
+//! | device | kernel side | takes super-frames |
+//! |---|---|---|
+//! | [`Tap`] | a container's interface, with virtio-net headers | yes |
+//! | [`PlainTap`] | the same without, where the kernel can give no more or on request | no |
+//! | [`PacketSocket`] | any Ethernet interface: host end of a veth, bridge, physical NIC | yes |
+//! | [`MemoryDevice`] | another device in this process | as configured |
+//! | [`Capture`] | wraps any of them and writes a pcapng file | as the one inside |
+//!
+//! # Events
+//!
+//! Descriptors are meant for edge-triggered polling. At every event of [`FrameDevice::fd`],
+//! whichever its kind (readable, error, hang-up), and once after opening, call
+//! [`FrameDevice::recv_burst`], and again until it does not return [`Next::More`]. Other devices
+//! may have their turn between two calls. A device never waits, and never answers a call without
+//! progress for ever: frames that it cannot hand up it drops with a named reason, and an interface
+//! that has gone is reported as such in every later call.
+//!
+//! # Counts
+//!
+//! [`FrameDevice::counters`] accounts for every frame. A frame that the kernel had for us is either
+//! handed up or in `received.drops`; one handed down is either taken by the kernel or in
+//! `sent.drops`. What a full kernel queue lost before we saw it is in
+//! [`FrameDevice::kernel_drops`].
+
+mod capture;
+mod character;
+mod memory;
+mod packet;
+mod plain_tap;
+mod tap;
+mod vnet;
+mod window;
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use nix::errno::Errno;
+use nos_shim::drop::{DropCounters, DropReason};
+use nos_shim::frame::{Burst, Frame, FramePool};
+use nos_shim::offload::Capabilities;
+use thiserror::Error;
+
+pub use capture::{Capture, CaptureError, CaptureOptions, CaptureStatus};
+pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
+pub use packet::{PacketOptions, PacketSocket};
+pub use plain_tap::PlainTap;
+pub use tap::Tap;
+
+/// A burst ends with the frame that makes it this long, in octets: what was read must still be in
+/// the second-level cache when it is written.
+pub const BURST_OCTETS: usize = 64 * 1024;
+
+/// Where frames enter and leave.
+pub trait FrameDevice: Send {
+    /// Receives frames and appends them to `burst`: at most `limit`, as many as fit, and not many
+    /// more than [`BURST_OCTETS`]. Offload state is set; interface and VRF are the caller's.
+    fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received;
+
+    /// Sends frames from the front of `burst` and returns their buffers to `pool`. The burst is
+    /// empty afterwards: what the device does not take is dropped and counted. The one exception
+    /// is [`Egress::Adapt`].
+    ///
+    /// Frames need offload state that the capabilities cover, and
+    /// [`nos_shim::frame::VNET_HEADER`] octets of headroom.
+    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent;
+
+    /// What [`Self::send_burst`] takes. It can shrink while the device is in use: see
+    /// [`Egress::Adapt`].
+    fn capabilities(&self) -> Capabilities;
+
+    /// The descriptor to poll, edge-triggered. `None` for a device that must be asked by itself.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether the interface is there, asked of the kernel: for slow checks, as in
+    /// [`Next::Down`].
+    fn link(&mut self) -> Link;
+
+    /// The name of the interface when the device was opened.
+    fn name(&self) -> &str;
+
+    /// What kind of device this is.
+    fn kind(&self) -> DeviceKind;
+
+    /// What became of all frames so far.
+    fn counters(&self) -> &DeviceCounters;
+
+    /// Frames that the kernel had for us and lost because its queue was full, so far. Of a TAP
+    /// only the interface's own statistics tell (`tx_dropped`).
+    fn kernel_drops(&mut self) -> u64 {
+        0
+    }
+}
+
+impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
+    fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
+        (**self).recv_burst(pool, burst, limit)
+    }
+
+    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        (**self).send_burst(burst, pool)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        (**self).fd()
+    }
+
+    fn link(&mut self) -> Link {
+        (**self).link()
+    }
+
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn kind(&self) -> DeviceKind {
+        (**self).kind()
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        (**self).counters()
+    }
+
+    fn kernel_drops(&mut self) -> u64 {
+        (**self).kernel_drops()
+    }
+}
+
+/// What a call of [`FrameDevice::recv_burst`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "says whether an event will follow"]
+pub struct Received {
+    /// Frames appended to the burst.
+    pub frames: usize,
+    /// Octets of those frames.
+    pub octets: usize,
+    /// What to do next.
+    pub next: Next,
+}
+
+/// What to do after a call of [`FrameDevice::recv_burst`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Call again, without waiting for an event: there may be more.
+    More,
+    /// Wait for an event: nothing is left.
+    Drained,
+    /// Call again once buffers have come back to the pool; no event says so. Frames wait in the
+    /// device meanwhile.
+    NoBuffer,
+    /// As [`Self::Drained`], but the interface was down when last heard of. Frames raise an event
+    /// when it is up again. The kernel does not tell when it is deleted while down: ask
+    /// [`FrameDevice::link`] about once a second, until it is up.
+    Down,
+    /// Stop polling and close the device: the interface has gone, or answers with nothing but
+    /// this error.
+    Gone(Errno),
+}
+
+/// What a call of [`FrameDevice::send_burst`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "says whether frames are left in the burst"]
+pub struct Sent {
+    /// Frames that the device took.
+    pub frames: usize,
+    /// Octets of those frames.
+    pub octets: usize,
+    /// Frames dropped; [`FrameDevice::counters`] has the reasons.
+    pub dropped: usize,
+    /// How the device is now.
+    pub egress: Egress,
+}
+
+/// How a device is after a call of [`FrameDevice::send_burst`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Egress {
+    /// As before; the burst is empty.
+    Ready,
+    /// The capabilities have shrunk: the kernel turned out not to take a kind of super-frame. The
+    /// frames not yet sent are still in the burst, the refused one first; adapt them and call
+    /// again. This happens at most once for each kind.
+    Adapt,
+    /// The interface is down; frames are dropped until it is up again.
+    Down,
+    /// Close the device: the interface has gone.
+    Gone(Errno),
+}
+
+/// Whether the interface behind a device is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// It is there. Of a TAP this does not say that it is up.
+    Up,
+    /// It is down.
+    Down,
+    /// It has gone.
+    Gone,
+}
+
+/// The kinds of devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// [`Tap`].
+    Tap,
+    /// [`PlainTap`].
+    PlainTap,
+    /// [`PacketSocket`].
+    Packet,
+    /// [`MemoryDevice`].
+    Memory,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tap => "TAP",
+            Self::PlainTap => "plain TAP",
+            Self::Packet => "packet socket",
+            Self::Memory => "memory device",
+        })
+    }
+}
+
+/// Frames that went one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Frames, without those dropped. A super-frame counts as one.
+    pub frames: u64,
+    /// Octets of those frames, Ethernet headers included.
+    pub octets: u64,
+    /// Frames dropped by the device, by reason.
+    pub drops: DropCounters,
+}
+
+/// What became of all frames of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceCounters {
+    /// From the device to us.
+    pub received: Traffic,
+    /// From us to the device.
+    pub sent: Traffic,
+}
+
+/// Why a device cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// No interface can have this name.
+    #[error("'{0}' is no interface name: 1 to 15 octets, no '/', no white space")]
+    Name(String),
+    /// The kernel refused a step.
+    #[error("{kind} {name}: cannot {action}: {}", source.desc())]
+    Refused {
+        /// The kind of device wanted.
+        kind: DeviceKind,
+        /// The interface wanted.
+        name: String,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's reason.
+        source: Errno,
+    },
+    /// The kernel's TAP has no virtio-net headers; a [`PlainTap`] is possible.
+    #[error("TAP {0}: this kernel knows no IFF_VNET_HDR")]
+    NoVnetHeader(String),
+    /// The interface carries no Ethernet frames.
+    #[error("packet socket {name}: hardware type {hardware} is not Ethernet")]
+    NotEthernet {
+        /// The interface wanted.
+        name: String,
+        /// Its ARP hardware type (RFC 826).
+        hardware: u16,
+    },
+}
+
+/// Opens or creates the TAP `name` in the namespace of the calling thread, with offload where it
+/// is wanted and the kernel can.
+///
+/// # Errors
+///
+/// As for [`Tap::open`] and [`PlainTap::open`].
+pub fn open_tap(name: &str, offload: Capabilities) -> Result<Box<dyn FrameDevice>, OpenError> {
+    if offload.is_empty() {
+        return Ok(Box::new(PlainTap::open(name)?));
+    }
+    match Tap::open(name, offload) {
+        Ok(tap) => Ok(Box::new(tap)),
+        Err(error @ OpenError::NoVnetHeader(_)) => {
+            tracing::warn!("{error}; going on without offload");
+            Ok(Box::new(PlainTap::open(name)?))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// An interface name that the kernel can accept (`dev_valid_name`). `%` is refused as well: it
+/// would make the kernel choose a number.
+fn valid_name(name: &str) -> Result<&str, OpenError> {
+    let bad = |c: u8| c == b'/' || c == b':' || c == b'%' || c == 0 || c.is_ascii_whitespace();
+    let length = (1..libc::IFNAMSIZ).contains(&name.len());
+    if !length || name == "." || name == ".." || name.bytes().any(bad) {
+        return Err(OpenError::Name(name.to_owned()));
+    }
+    Ok(name)
+}
+
+impl Traffic {
+    fn count(&mut self, octets: usize) {
+        self.frames += 1;
+        self.octets += octets as u64;
+    }
+}
+
+/// The frames of a burst on their way out, and what became of them.
+struct Sending<'a> {
+    burst: &'a mut Burst,
+    pool: &'a mut FramePool,
+    traffic: &'a mut Traffic,
+    /// Frames at the front of the burst that are done with.
+    done: usize,
+    sent: Sent,
+}
+
+impl<'a> Sending<'a> {
+    fn new(burst: &'a mut Burst, pool: &'a mut FramePool, traffic: &'a mut Traffic) -> Self {
+        let sent = Sent {
+            frames: 0,
+            octets: 0,
+            dropped: 0,
+            egress: Egress::Ready,
+        };
+        Self {
+            burst,
+            pool,
+            traffic,
+            done: 0,
+            sent,
+        }
+    }
+
+    /// The first frame that is not done with.
+    fn front(&mut self) -> Option<&mut Frame> {
+        self.burst.get_mut(self.done)
+    }
+
+    /// All frames that are not done with.
+    fn waiting(&mut self) -> &mut [Frame] {
+        self.burst.get_mut(self.done..).unwrap_or_default()
+    }
+
+    /// The front frame was taken.
+    fn taken(&mut self) {
+        if let Some(frame) = self.burst.get(self.done) {
+            self.traffic.count(frame.len());
+            self.sent.frames += 1;
+            self.sent.octets += frame.len();
+            self.done += 1;
+        }
+    }
+
+    /// The front frame is dropped.
+    fn dropped(&mut self, reason: DropReason) {
+        self.traffic.drops.add(reason, 1);
+        self.sent.dropped += 1;
+        self.done += 1;
+    }
+
+    /// All frames that are not done with are dropped.
+    fn drop_rest(&mut self, reason: DropReason) {
+        let rest = self.burst.len() - self.done;
+        self.traffic.drops.add(reason, rest as u64);
+        self.sent.dropped += rest;
+        self.done += rest;
+    }
+
+    /// The interface is down or has gone: says so, and drops the rest.
+    fn lost(&mut self, egress: Egress) {
+        self.sent.egress = egress;
+        self.drop_rest(DropReason::DeviceGone);
+    }
+
+    /// The front frame needs other treatment first: it and all behind it stay in the burst.
+    fn adapt(&mut self) {
+        self.sent.egress = Egress::Adapt;
+    }
+
+    /// Returns the buffers of all frames that are done with.
+    fn finish(self) -> Sent {
+        for frame in self.burst.drain(..self.done) {
+            self.pool.free(frame);
+        }
+        self.sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_cannot_take_are_refused() {
+        for name in [
+            "",
+            "a/b",
+            "a b",
+            "a:b",
+            "tap%d",
+            ".",
+            "..",
+            "a\0b",
+            "sixteen-octets-x",
+        ] {
+            assert!(
+                matches!(valid_name(name), Err(OpenError::Name(_))),
+                "{name}"
+            );
+        }
+        for name in ["eth0", "a", "fifteen-octets-", "br-1.2"] {
+            assert_eq!(valid_name(name).unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn sending_accounts_for_every_frame() {
+        let mut pool = FramePool::new(256, 64);
+        let mut burst = Burst::new();
+        for len in 1..=5 {
+            burst.push(pool.copy_from(&[0; 64][..len]).unwrap());
+        }
+        let mut traffic = Traffic::default();
+        let mut sending = Sending::new(&mut burst, &mut pool, &mut traffic);
+        sending.taken();
+        sending.dropped(DropReason::DeviceError);
+        sending.taken();
+        let sent = sending.finish();
+        assert_eq!((sent.frames, sent.octets, sent.dropped), (2, 1 + 3, 1));
+        assert_eq!(burst.iter().map(Frame::len).collect::<Vec<_>>(), [4, 5]);
+
+        let mut sending = Sending::new(&mut burst, &mut pool, &mut traffic);
+        sending.lost(Egress::Down);
+        let sent = sending.finish();
+        assert_eq!((sent.dropped, sent.egress), (2, Egress::Down));
+        assert!(burst.is_empty());
+        assert_eq!((traffic.frames, traffic.octets), (2, 4));
+        assert_eq!(traffic.drops.total(), 3);
+    }
+}

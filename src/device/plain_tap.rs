@@ -1,0 +1,118 @@
+//! TAP without virtio-net headers, which every kernel can give: no offload in either direction.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nos_shim::frame::{Burst, FramePool, Offload};
+use nos_shim::offload::Capabilities;
+use tun_tap::{Iface, Mode};
+
+use super::tap::{self, IntoErrno};
+use super::{
+    DeviceCounters, DeviceKind, FrameDevice, Link, OpenError, Received, Sending, Sent, character,
+    valid_name,
+};
+
+/// A TAP interface without virtio-net headers.
+///
+/// The kernel completes checksums and cuts super-frames before we see them.
+#[derive(Debug)]
+pub struct PlainTap {
+    interface: Iface,
+    counters: DeviceCounters,
+}
+
+impl PlainTap {
+    /// Creates the TAP `name` in the namespace of the calling thread, or takes over a persistent
+    /// one that nobody has open.
+    ///
+    /// # Errors
+    ///
+    /// The name is impossible or taken, `/dev/net/tun` cannot be opened, or the kernel refuses for
+    /// want of rights.
+    pub fn open(name: &str) -> Result<Self, OpenError> {
+        let name = valid_name(name)?;
+        let refused = |action| {
+            move |error: io::Error| OpenError::Refused {
+                kind: DeviceKind::PlainTap,
+                name: name.to_owned(),
+                action,
+                source: error.into_errno(),
+            }
+        };
+        let interface =
+            Iface::without_packet_info(name, Mode::Tap).map_err(refused("create it"))?;
+        interface
+            .set_non_blocking()
+            .map_err(refused("make it non-blocking"))?;
+        Ok(Self {
+            interface,
+            counters: DeviceCounters::default(),
+        })
+    }
+
+    fn borrowed(&self) -> BorrowedFd<'_> {
+        // SAFETY: the interface keeps its descriptor open for as long as it is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.interface.as_raw_fd()) }
+    }
+}
+
+impl FrameDevice for PlainTap {
+    fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
+        let interface = &self.interface;
+        let traffic = &mut self.counters.received;
+        character::recv_burst(pool, burst, limit, traffic, |frame| {
+            character::read_frame(frame, 0, |area| {
+                interface.recv(area).map_err(IntoErrno::into_errno)
+            })
+        })
+    }
+
+    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
+        while let Some(frame) = sending.front() {
+            let result = if is_finished(frame.offload()) {
+                character::write_frame(frame.bytes(), |area| {
+                    self.interface.send(area).map_err(IntoErrno::into_errno)
+                })
+            } else {
+                Err(Errno::EINVAL)
+            };
+            match result {
+                Ok(()) => sending.taken(),
+                Err(errno) => character::handle_refusal(&mut sending, errno),
+            }
+        }
+        sending.finish()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::empty()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.borrowed())
+    }
+
+    fn link(&mut self) -> Link {
+        tap::link(self.borrowed())
+    }
+
+    fn name(&self) -> &str {
+        self.interface.name()
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::PlainTap
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        &self.counters
+    }
+}
+
+/// Whether the octets of a frame are all that a receiver needs to know.
+pub(super) fn is_finished(offload: Offload) -> bool {
+    Capabilities::empty().take(offload)
+}

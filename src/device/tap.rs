@@ -1,0 +1,308 @@
+//! TAP with virtio-net headers: super-frames and partial checksums pass both ways.
+
+use std::ffi::CStr;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{read, write};
+use nos_shim::frame::{Burst, FramePool, VNET_HEADER};
+use nos_shim::offload::Capabilities;
+
+use super::character::{self, ReadFailure};
+use super::vnet::{self, Offloads};
+use super::{
+    DeviceCounters, DeviceKind, FrameDevice, Link, OpenError, Received, Sending, Sent, valid_name,
+};
+
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// A TAP interface with virtio-net headers.
+///
+/// The interface is in the namespace in which it was opened, and vanishes when this value is
+/// dropped (unless it was made persistent by somebody else). The descriptor works in any
+/// namespace.
+///
+/// `TUNSETSNDBUF` is never used: with the default the kernel takes small frames on a fast path, and
+/// a write never has to wait.
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+    name: String,
+    offloads: Offloads,
+    counters: DeviceCounters,
+}
+
+#[allow(unreachable_pub, reason = "the macros make public functions")]
+mod ioctl {
+    use nix::{ioctl_read_bad, ioctl_write_int_bad, ioctl_write_ptr_bad};
+
+    ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
+    ioctl_read_bad!(interface, libc::TUNGETIFF, libc::ifreq);
+    ioctl_read_bad!(features, libc::TUNGETFEATURES, libc::c_uint);
+    ioctl_write_ptr_bad!(set_header_size, libc::TUNSETVNETHDRSZ, libc::c_int);
+    ioctl_write_int_bad!(set_offload, libc::TUNSETOFFLOAD);
+}
+
+impl Tap {
+    /// Creates the TAP `name` in the namespace of the calling thread, or takes over a persistent
+    /// one that nobody has open. `wanted` limits which offloads are asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::NoVnetHeader`] if only a [`super::PlainTap`] is possible; otherwise the name is
+    /// impossible or taken, `/dev/net/tun` cannot be opened, or the kernel refuses for want of
+    /// rights.
+    pub fn open(name: &str, wanted: Capabilities) -> Result<Self, OpenError> {
+        let name = valid_name(name)?;
+        let fd = open_tun().map_err(refused(name, "open /dev/net/tun"))?;
+        let known = features(&fd).map_err(refused(name, "ask for TAP features"))?;
+        if known & FLAGS != FLAGS {
+            return Err(OpenError::NoVnetHeader(name.to_owned()));
+        }
+        set_interface(&fd, name).map_err(refused(name, "create it"))?;
+        Self::prepare(fd, wanted)
+    }
+
+    /// Adopts a descriptor that is attached to a TAP already, as one received from another process.
+    ///
+    /// # Errors
+    ///
+    /// It is no TAP, or one without virtio-net headers or with packet information.
+    pub fn from_fd(fd: OwnedFd, wanted: Capabilities) -> Result<Self, OpenError> {
+        Self::prepare(fd, wanted)
+    }
+
+    fn prepare(fd: OwnedFd, wanted: Capabilities) -> Result<Self, OpenError> {
+        let (name, flags) = interface(&fd).map_err(refused("fd", "ask which TAP it is"))?;
+        if flags & FLAGS != FLAGS {
+            return Err(OpenError::NoVnetHeader(name));
+        }
+        set_nonblocking(&fd).map_err(refused(&name, "make it non-blocking"))?;
+        set_header_size(&fd).map_err(refused(&name, "set the size of virtio-net headers"))?;
+        let capabilities =
+            probe_offloads(&fd, wanted).map_err(refused(&name, "turn offloads on"))?;
+        Ok(Self {
+            fd,
+            name,
+            offloads: Offloads::new(capabilities),
+            counters: DeviceCounters::default(),
+        })
+    }
+}
+
+impl FrameDevice for Tap {
+    fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
+        let fd = &self.fd;
+        let traffic = &mut self.counters.received;
+        character::recv_burst(pool, burst, limit, traffic, |frame| {
+            character::read_frame(frame, VNET_HEADER, |area| read(fd, area))?;
+            vnet::take_header(frame).map_err(ReadFailure::Dropped)
+        })
+    }
+
+    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
+        while let Some(frame) = sending.front() {
+            let offload = frame.offload();
+            let result = match vnet::put_header(frame) {
+                Ok(area) => character::write_frame(area, |area| write(&self.fd, area)),
+                Err(_) => Err(Errno::EMSGSIZE),
+            };
+            match result {
+                Ok(()) => {
+                    self.offloads.taken(offload);
+                    sending.taken();
+                }
+                Err(Errno::EINVAL) => {
+                    if let Some(kind) = self.offloads.refused(offload) {
+                        vnet::log_fallback(DeviceKind::Tap, &self.name, kind);
+                        sending.adapt();
+                        break;
+                    }
+                    character::handle_refusal(&mut sending, Errno::EINVAL);
+                }
+                Err(errno) => character::handle_refusal(&mut sending, errno),
+            }
+        }
+        sending.finish()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.offloads.capabilities()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn link(&mut self) -> Link {
+        link(&self.fd)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Tap
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        &self.counters
+    }
+}
+
+/// Whether the descriptor of a TAP still has its interface.
+pub(super) fn link(fd: impl AsFd) -> Link {
+    match interface(fd) {
+        Ok(_) => Link::Up,
+        Err(_) => Link::Gone,
+    }
+}
+
+fn refused<E: IntoErrno>(name: &str, action: &'static str) -> impl FnOnce(E) -> OpenError {
+    move |error| OpenError::Refused {
+        kind: DeviceKind::Tap,
+        name: name.to_owned(),
+        action,
+        source: error.into_errno(),
+    }
+}
+
+/// The kernel's number of an error, however it was reported.
+pub(super) trait IntoErrno {
+    fn into_errno(self) -> Errno;
+}
+
+impl IntoErrno for Errno {
+    fn into_errno(self) -> Errno {
+        self
+    }
+}
+
+impl IntoErrno for io::Error {
+    fn into_errno(self) -> Errno {
+        Errno::from_raw(self.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+fn open_tun() -> io::Result<OwnedFd> {
+    // The standard library sets O_CLOEXEC.
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK);
+    Ok(options.open("/dev/net/tun")?.into())
+}
+
+/// Flags that the kernel accepts in `TUNSETIFF`.
+fn features(fd: &OwnedFd) -> Result<libc::c_int, Errno> {
+    let mut features = 0;
+    // SAFETY: TUNGETFEATURES writes one unsigned int to the address.
+    unsafe { ioctl::features(fd.as_raw_fd(), &raw mut features) }?;
+    Ok(features.cast_signed())
+}
+
+/// A request about the interface `name`; the empty name leaves it open.
+fn request(name: &str, flags: libc::c_int) -> Result<libc::ifreq, Errno> {
+    // SAFETY: ifreq is made of numbers, for which zero octets are a value.
+    let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        // c_char is signed on some machines, unsigned on others.
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = flags.try_into().map_err(|_| Errno::EINVAL)?;
+    Ok(request)
+}
+
+fn set_interface(fd: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let request = request(name, FLAGS)?;
+    // SAFETY: TUNSETIFF reads one ifreq from the address.
+    unsafe { ioctl::set_interface(fd.as_raw_fd(), &raw const request) }.map(drop)
+}
+
+/// Name and flags of the interface that the descriptor is attached to.
+fn interface(fd: impl AsFd) -> Result<(String, libc::c_int), Errno> {
+    let mut request = request("", 0)?;
+    // SAFETY: TUNGETIFF writes one ifreq to the address.
+    unsafe { ioctl::interface(fd.as_fd().as_raw_fd(), &raw mut request) }?;
+    let octets = request.ifr_name.map(|octet| octet.to_ne_bytes()[0]);
+    let name = CStr::from_bytes_until_nul(&octets).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: TUNGETIFF has set the flags, and all members of the union are numbers.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok((
+        name.to_string_lossy().into_owned(),
+        libc::c_int::from(flags),
+    ))
+}
+
+pub(super) fn set_nonblocking(fd: impl AsFd) -> Result<(), Errno> {
+    let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+}
+
+fn set_header_size(fd: &OwnedFd) -> Result<(), Errno> {
+    const SIZE: libc::c_int = 10;
+    const _: () = assert!(SIZE as usize == VNET_HEADER);
+    // SAFETY: TUNSETVNETHDRSZ reads one int from the address.
+    unsafe { ioctl::set_header_size(fd.as_raw_fd(), &SIZE) }.map(drop)
+}
+
+/// Offloads that the kernel accepts, the most useful set first. Before Linux 6.2 there is no USO.
+fn probe_offloads(fd: &OwnedFd, wanted: Capabilities) -> Result<Capabilities, Errno> {
+    let without_uso = wanted - Capabilities::USO;
+    let checksum = wanted & Capabilities::CHECKSUM;
+    let mut last = Errno::EINVAL;
+    for set in [wanted, without_uso, checksum, Capabilities::empty()] {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        match unsafe { ioctl::set_offload(fd.as_raw_fd(), offload_flags(set)) } {
+            Ok(_) => return Ok(set),
+            Err(Errno::EINVAL) => last = Errno::EINVAL,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(last)
+}
+
+/// What the kernel may hand us, in the language of `TUNSETOFFLOAD`.
+fn offload_flags(set: Capabilities) -> libc::c_int {
+    if !set.contains(Capabilities::CHECKSUM) {
+        return 0;
+    }
+    let table = [
+        (Capabilities::CHECKSUM, libc::TUN_F_CSUM),
+        (Capabilities::TSO4, libc::TUN_F_TSO4),
+        (Capabilities::TSO6, libc::TUN_F_TSO6),
+        (Capabilities::TSO4, libc::TUN_F_TSO_ECN),
+        (Capabilities::USO, libc::TUN_F_USO4 | libc::TUN_F_USO6),
+    ];
+    let flags = table
+        .iter()
+        .filter(|&&(capability, _)| set.contains(capability));
+    flags.fold(0, |all, &(_, flag)| all | flag.cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offload_flags_are_those_of_if_tun() {
+        assert_eq!(offload_flags(Capabilities::all()), 0x6f);
+        assert_eq!(offload_flags(Capabilities::all() - Capabilities::USO), 0x0f);
+        assert_eq!(offload_flags(Capabilities::CHECKSUM), 1);
+        assert_eq!(offload_flags(Capabilities::TSO4), 0);
+    }
+
+    #[test]
+    fn a_file_is_no_tap() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let error = Tap::from_fd(file.into(), Capabilities::all()).unwrap_err();
+        assert!(error.to_string().contains("ask which TAP it is"), "{error}");
+    }
+}

@@ -1,0 +1,183 @@
+//! What a data thread drives: the container side, the NOS side, or both back to back.
+//!
+//! With one data thread, both ends of the channel are here, and a burst crosses the ring and comes
+//! out on the other side within one call. With two, each thread has one side, and the doorbell
+//! joins them. The sides do not know which it is.
+
+use nos_shim::channel::Wake;
+use nos_shim::drop::DropReason;
+use nos_shim::frame::Burst;
+use nos_shim::ident::Interface;
+use nos_shim::offload::Capabilities;
+use nos_shim::shim::Shim;
+use nos_shim::time::Instant;
+
+use crate::relay::{Relay, RelayEvent};
+
+/// Passes over the channel within one round. A packet between two containers crosses it twice,
+/// and the answer that it provokes twice more.
+const PASSES: usize = 4;
+
+/// Bursts taken from the channel in one pass: enough to empty a ring of the default size.
+const CHANNEL_BUDGET: usize = 64;
+
+/// News for the control thread.
+pub type EngineEvent = RelayEvent;
+
+/// One side of the data path, or both.
+#[derive(Debug)]
+pub struct Engine {
+    relay: Option<Relay>,
+    nos: Option<Shim>,
+}
+
+impl Engine {
+    /// Both sides, for one thread.
+    #[must_use]
+    pub fn single(relay: Relay, nos: Shim) -> Self {
+        Self {
+            relay: Some(relay),
+            nos: Some(nos),
+        }
+    }
+
+    /// The container side alone.
+    #[must_use]
+    pub fn relay_side(relay: Relay) -> Self {
+        Self {
+            relay: Some(relay),
+            nos: None,
+        }
+    }
+
+    /// The NOS side alone.
+    #[must_use]
+    pub fn nos_side(nos: Shim) -> Self {
+        Self {
+            relay: None,
+            nos: Some(nos),
+        }
+    }
+
+    /// The container side, if it is here.
+    pub fn relay(&mut self) -> Option<&mut Relay> {
+        self.relay.as_mut()
+    }
+
+    /// The NOS side, if it is here.
+    pub fn nos(&mut self) -> Option<&mut Shim> {
+        self.nos.as_mut()
+    }
+
+    /// Takes frames that came in on an interface.
+    pub fn handle_burst(&mut self, from: Interface, burst: &mut Burst, now: Instant) {
+        match (from, &mut self.relay, &mut self.nos) {
+            (Interface::Attachment(id), Some(relay), _) => relay.handle_burst(id, burst, now),
+            (Interface::Uplink(id), _, Some(nos)) => nos.handle_burst(id, burst, now),
+            _ => burst.clear(),
+        }
+    }
+
+    /// Moves what waits in the channel, and does what is due.
+    pub fn advance(&mut self, now: Instant) {
+        for _ in 0..PASSES {
+            let nos = self
+                .nos
+                .as_mut()
+                .is_some_and(|nos| nos.poll_channel(now, CHANNEL_BUDGET));
+            let relay = &mut self.relay;
+            let relay = relay
+                .as_mut()
+                .is_some_and(|relay| relay.poll_channel(now, CHANNEL_BUDGET));
+            if !nos && !relay {
+                break;
+            }
+        }
+        if let Some(nos) = &mut self.nos {
+            nos.handle_timeout(now);
+        }
+    }
+
+    /// The next burst to send, and where.
+    pub fn poll_transmit(&mut self) -> Option<(Interface, &mut Burst)> {
+        if let Some(nos) = &mut self.nos
+            && let Some((id, burst)) = nos.poll_transmit()
+        {
+            return Some((Interface::Uplink(id), burst));
+        }
+        let (id, burst) = self.relay.as_mut()?.poll_transmit()?;
+        Some((Interface::Attachment(id), burst))
+    }
+
+    /// Drops and counts what is left of the burst that [`Self::poll_transmit`] returned last.
+    pub fn discard_unsent(&mut self, to: Interface, reason: DropReason) {
+        match (to, &mut self.relay, &mut self.nos) {
+            (Interface::Attachment(_), Some(relay), _) => relay.discard(reason),
+            (Interface::Uplink(_), _, Some(nos)) => nos.discard_unsent(reason),
+            _ => {}
+        }
+    }
+
+    /// Says what the device of an interface takes. What waits for the device is adapted.
+    pub fn set_capabilities(&mut self, of: Interface, capabilities: Capabilities) {
+        match (of, &mut self.relay, &mut self.nos) {
+            (Interface::Attachment(id), Some(relay), _) => {
+                // An attachment that has just gone takes nothing.
+                let _ = relay.set_capabilities(id, capabilities);
+            }
+            (Interface::Uplink(id), _, Some(nos)) => nos.set_capabilities(id, capabilities),
+            _ => {}
+        }
+    }
+
+    /// Says how this thread is woken when the other side has sent something.
+    pub fn set_waker(&mut self, waker: impl Fn() -> Box<dyn Wake>) {
+        if let Some(relay) = &mut self.relay {
+            relay.set_waker(waker());
+        }
+        if let Some(nos) = &mut self.nos {
+            nos.channel().set_waker(waker());
+        }
+    }
+
+    /// News for the control thread.
+    pub fn poll_event(&mut self) -> Option<EngineEvent> {
+        self.relay.as_mut()?.poll_event()
+    }
+
+    /// When [`Self::advance`] has something to do next.
+    #[must_use]
+    pub fn poll_at(&self) -> Option<Instant> {
+        self.nos.as_ref()?.poll_at()
+    }
+
+    /// Rings for the other side if it sleeps and there is something for it.
+    pub fn ring(&mut self) {
+        if let Some(relay) = &mut self.relay {
+            relay.ring();
+        }
+        if let Some(nos) = &mut self.nos {
+            nos.channel().ring();
+        }
+    }
+
+    /// Announces sleep. Returns `false` when there is something to do instead.
+    pub fn try_sleep(&mut self) -> bool {
+        let relay = self.relay.as_mut().is_none_or(|relay| relay.try_sleep());
+        let nos = self.nos.as_mut().is_none_or(|nos| nos.try_sleep());
+        if !(relay && nos) {
+            self.awake();
+        }
+        relay && nos
+    }
+
+    /// Takes the announcement back.
+    pub fn awake(&mut self) {
+        if let Some(relay) = &mut self.relay {
+            relay.awake();
+        }
+        if let Some(nos) = &mut self.nos {
+            nos.channel().awake();
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The link between a container and the relay: who is at its two ends.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use nos_shim::drop::DropReason;
+use nos_shim::frame::Frame;
+use nos_shim::ident::MacAddr;
+
+/// Up to this many addresses are compared one by one, which is faster than a binary search.
+const FEW: usize = 8;
+
+/// The addresses that a container may use as its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnAddresses {
+    /// Sorted.
+    v4: Box<[Ipv4Addr]>,
+    /// Sorted.
+    v6: Box<[Ipv6Addr]>,
+}
+
+impl OwnAddresses {
+    /// These addresses; repetitions do no harm.
+    #[must_use]
+    pub fn new(addresses: &[IpAddr]) -> Self {
+        let mut v4: Vec<_> = addresses.iter().filter_map(as_v4).collect();
+        let mut v6: Vec<_> = addresses.iter().filter_map(as_v6).collect();
+        v4.sort_unstable();
+        v6.sort_unstable();
+        Self {
+            v4: v4.into(),
+            v6: v6.into(),
+        }
+    }
+
+    /// Whether `address` is one of them.
+    #[must_use]
+    #[inline]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.contains_v4(address),
+            IpAddr::V6(address) => self.contains_v6(address),
+        }
+    }
+
+    /// Whether `address` is one of them.
+    #[must_use]
+    #[inline]
+    pub fn contains_v4(&self, address: Ipv4Addr) -> bool {
+        is_in(&self.v4, address)
+    }
+
+    /// Whether `address` is one of them.
+    #[must_use]
+    #[inline]
+    pub fn contains_v6(&self, address: Ipv6Addr) -> bool {
+        is_in(&self.v6, address)
+    }
+}
+
+fn as_v4(address: &IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn as_v6(address: &IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(*address),
+    }
+}
+
+#[inline]
+fn is_in<T: Ord + Copy>(sorted: &[T], address: T) -> bool {
+    if sorted.len() <= FEW {
+        sorted.contains(&address)
+    } else {
+        sorted.binary_search(&address).is_ok()
+    }
+}
+
+/// A link with the container at one end and the relay at the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The Ethernet addresses of a frame from the container to the relay.
+    outbound: [u8; 12],
+    relay_link_local: Ipv6Addr,
+    addresses: OwnAddresses,
+    mtu: u16,
+}
+
+impl Link {
+    /// A link on which the container has `mac` and `addresses`, and the relay `relay_mac`. Its MTU
+    /// is `mtu` octets of IP packet.
+    #[must_use]
+    pub fn new(mac: MacAddr, relay_mac: MacAddr, addresses: &[IpAddr], mtu: u16) -> Self {
+        let mut outbound = [0; 12];
+        outbound[..6].copy_from_slice(&relay_mac.0);
+        outbound[6..].copy_from_slice(&mac.0);
+        Self {
+            outbound,
+            relay_link_local: relay_mac.link_local(),
+            addresses: OwnAddresses::new(addresses),
+            mtu,
+        }
+    }
+
+    /// The container's MAC address.
+    #[must_use]
+    #[inline]
+    pub fn mac(&self) -> MacAddr {
+        let [_, _, _, _, _, _, mac @ ..] = self.outbound;
+        MacAddr(mac)
+    }
+
+    /// The relay's MAC address, which stands for everything beyond the link.
+    #[must_use]
+    #[inline]
+    pub fn relay_mac(&self) -> MacAddr {
+        let [mac @ .., _, _, _, _, _, _] = self.outbound;
+        MacAddr(mac)
+    }
+
+    /// The relay's only address of its own on this link.
+    #[must_use]
+    pub fn relay_link_local(&self) -> Ipv6Addr {
+        self.relay_link_local
+    }
+
+    /// What the container may use as its own.
+    #[must_use]
+    #[inline]
+    pub fn addresses(&self) -> &OwnAddresses {
+        &self.addresses
+    }
+
+    /// Octets of the longest IP packet on the link.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// Checks that `frame` comes from the container and is for the relay alone.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::SourceMac`], [`DropReason::Multicast`] or [`DropReason::OtherHost`].
+    #[inline]
+    pub fn check_unicast(&self, frame: &Frame) -> Result<(), DropReason> {
+        if frame.bytes().first_chunk::<12>() == Some(&self.outbound) {
+            Ok(())
+        } else {
+            self.check_any(frame).and(Err(DropReason::Multicast))
+        }
+    }
+
+    /// Checks that `frame` comes from the container, and is for the relay or for a group.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::SourceMac`] or [`DropReason::OtherHost`].
+    pub fn check_any(&self, frame: &Frame) -> Result<(), DropReason> {
+        let Some([destination @ .., a, b, c, d, e, f]) = frame.bytes().first_chunk::<12>() else {
+            return Err(DropReason::FrameLength);
+        };
+        let destination = MacAddr(*destination);
+        if MacAddr([*a, *b, *c, *d, *e, *f]) != self.mac() {
+            Err(DropReason::SourceMac)
+        } else if destination == self.relay_mac() || destination.is_multicast() {
+            Ok(())
+        } else {
+            Err(DropReason::OtherHost)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nos_shim::frame::FramePool;
+
+    #[test]
+    fn many_addresses_are_found_as_few_are() {
+        let address = |n: u32| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + 7 * n));
+        for count in [0, 1, 7, 8, 9, 100] {
+            let addresses: Vec<_> = (0..count).rev().map(address).collect();
+            let own = OwnAddresses::new(&addresses);
+            for n in 0..110 {
+                assert_eq!(own.contains(address(n)), n < count, "{n} of {count}");
+            }
+            assert!(!own.contains("::1".parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn both_ends_of_a_frame_are_checked() {
+        const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+        const RELAY: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+        const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 3]);
+        let link = Link::new(MAC, RELAY, &[], 1500);
+        assert_eq!((link.mac(), link.relay_mac()), (MAC, RELAY));
+        let mut pool = FramePool::new(4, 100);
+        let mut checked = |destination: MacAddr, source: MacAddr| {
+            let mut octets = [destination.0, source.0].concat();
+            octets.extend([8, 0]);
+            let frame = pool.copy_from(&octets).unwrap();
+            (link.check_unicast(&frame), link.check_any(&frame))
+        };
+        let both = |reason| (Err(reason), Err(reason));
+        assert_eq!(checked(RELAY, MAC), (Ok(()), Ok(())));
+        assert_eq!(checked(RELAY, OTHER), both(DropReason::SourceMac));
+        assert_eq!(checked(OTHER, MAC), both(DropReason::OtherHost));
+        assert_eq!(
+            checked(MacAddr::BROADCAST, MAC),
+            (Err(DropReason::Multicast), Ok(()))
+        );
+        let empty = pool.alloc().unwrap();
+        assert_eq!(link.check_unicast(&empty), Err(DropReason::FrameLength));
+    }
+}

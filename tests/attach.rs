@@ -1,0 +1,512 @@
+//! The container's side is put in place, kept up to date, and taken away without a trace.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use nos_relay::attach::{
+    AttachError, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, InterfaceName, VethPair,
+    host_end_name, link, link_statistics, make_room,
+};
+use nos_relay::lab::{LabNamespace, tun_access, veth};
+use nos_shim::ident::MacAddr;
+use support::{lab_test, skip};
+use tun_tap::{Iface, Mode};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+struct Lab {
+    host: LabNamespace,
+    container: LabNamespace,
+}
+
+impl Lab {
+    fn new() -> Self {
+        Self {
+            host: LabNamespace::new("host").unwrap(),
+            container: LabNamespace::new("container").unwrap(),
+        }
+    }
+
+    fn veth(&self, spec: &ContainerSpec) -> Result<VethPair, AttachError> {
+        VethPair::create(
+            self.host.namespace(),
+            self.container.namespace(),
+            spec,
+            MacAddr::stable("relay"),
+        )
+    }
+
+    fn configure(&self, spec: ContainerSpec) -> Result<ContainerSide, AttachError> {
+        ContainerSide::configure(self.container.namespace(), spec)
+    }
+
+    /// What somebody in the container can see of the parts that attaching touches.
+    fn snapshot(&self) -> Vec<String> {
+        let container = &self.container;
+        let mut lines = vec![
+            container
+                .read_sysctl("net/ipv4/ip_local_port_range")
+                .unwrap(),
+        ];
+        let addresses: BTreeSet<_> = container.addresses("lo").unwrap().into_iter().collect();
+        lines.extend(addresses.iter().map(ToString::to_string));
+        for file in ["route", "ipv6_route"] {
+            let path = format!("/proc/thread-self/net/{file}");
+            let text = container
+                .run(|| std::fs::read_to_string(path).unwrap())
+                .unwrap();
+            // Link-local and multicast routes come and go with the carrier, at the kernel's pace.
+            let lasting = text
+                .lines()
+                .filter(|line| !line.starts_with("fe80") && !line.starts_with("ff00"));
+            // Columns of counters change by themselves.
+            let stable = lasting.map(|line| match file {
+                "ipv6_route" => [&line[..118], &line[136..]].concat(),
+                _ => line.to_owned(),
+            });
+            lines.extend(stable);
+        }
+        let link = container.link("eth0").unwrap();
+        lines.extend(
+            link.map(|link| format!("{:?} {} {} {}", link.mac, link.mtu, link.up, link.index)),
+        );
+        lines
+    }
+
+    /// The address and port from which the container would send to `remote`.
+    fn source(&self, remote: &str) -> std::io::Result<SocketAddr> {
+        let remote: SocketAddr = remote.parse().unwrap();
+        let connect = || {
+            let any: IpAddr = if remote.is_ipv4() {
+                [0; 4].into()
+            } else {
+                [0; 16].into()
+            };
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(remote)?;
+            socket.local_addr()
+        };
+        self.container.run(connect).unwrap()
+    }
+}
+
+fn addresses(list: &[&str]) -> Vec<IpAddr> {
+    list.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn spec() -> ContainerSpec {
+    ContainerSpec {
+        name: "web".to_owned(),
+        interface: eth0(),
+        mac: MacAddr::stable("web"),
+        mtu: 1400,
+        tx_queue_len: DEFAULT_TX_QUEUE_LEN,
+        addresses: addresses(&["203.0.113.1", "2001:db8:1::1"]),
+        ephemeral: Some(40000..=44999),
+    }
+}
+
+fn eth0() -> InterfaceName {
+    "eth0".parse().unwrap()
+}
+
+/// Opens a TAP as the device module does: on a thread inside. `None` where there is no way.
+fn tap(lab: &Lab) -> Option<Iface> {
+    if let Err(error) = tun_access() {
+        skip(&format!("TAP: /dev/net/tun cannot be opened: {error}"));
+        return None;
+    }
+    let open = || Iface::without_packet_info("eth0", Mode::Tap).unwrap();
+    Some(lab.container.run(open).unwrap())
+}
+
+fn assert_configured(lab: &Lab) {
+    let lo = lab.container.addresses("lo").unwrap();
+    assert!(lo.contains(&"203.0.113.1/32".parse().unwrap()), "{lo:?}");
+    assert!(lo.contains(&"2001:db8:1::1/128".parse().unwrap()), "{lo:?}");
+    assert!(lab.container.link("lo").unwrap().unwrap().up);
+
+    let eth0 = lab.container.link("eth0").unwrap().unwrap();
+    assert_eq!(eth0.mac, Some(MacAddr::stable("web")));
+    assert_eq!((eth0.mtu, eth0.tx_queue_len, eth0.up), (1400, 4096, true));
+    assert_eq!(eth0.alias.as_deref(), Some("nos-relay:web"));
+
+    for (remote, expected) in [
+        ("198.51.100.9:53", "203.0.113.1"),
+        ("[2001:db8:ffff::9]:53", "2001:db8:1::1"),
+    ] {
+        let source = lab.source(remote).unwrap();
+        assert_eq!(source.ip(), expected.parse::<IpAddr>().unwrap());
+        assert!((40000..=44999).contains(&source.port()), "{source}");
+    }
+}
+
+lab_test! {
+    fn tap_is_configured_and_undone() {
+        let lab = Lab::new();
+        let before = lab.snapshot();
+        make_room(lab.host.namespace(), lab.container.namespace(), &eth0()).unwrap();
+        let Some(device) = tap(&lab) else { return };
+        let side = lab.configure(spec()).unwrap();
+        assert_configured(&lab);
+        side.detach().unwrap();
+        drop(device);
+        assert_eq!(lab.snapshot(), before);
+    }
+}
+
+lab_test! {
+    fn veth_is_configured_and_undone() {
+        let lab = Lab::new();
+        let before = lab.snapshot();
+        let pair = lab.veth(&spec()).unwrap();
+        let side = lab.configure(spec()).unwrap();
+        assert_configured(&lab);
+
+        assert_eq!(pair.host_interface(), host_end_name("web"));
+        let host_end = link(lab.host.namespace(), pair.host_interface()).unwrap().unwrap();
+        assert_eq!(host_end.mac, Some(MacAddr::stable("relay")));
+        assert_eq!((host_end.mtu, host_end.tx_queue_len, host_end.up), (1400, 4096, true));
+        assert_eq!(host_end.index, pair.host_index());
+        lab.host.wait_operational(pair.host_interface(), LIMIT).unwrap();
+        lab.container.wait_operational("eth0", LIMIT).unwrap();
+
+        side.detach().unwrap();
+        pair.detach().unwrap();
+        assert_eq!(lab.snapshot(), before);
+        assert!(lab.host.link(&host_end_name("web")).unwrap().is_none());
+    }
+}
+
+lab_test! {
+    fn kernel_does_not_speak_on_the_host_end() {
+        let lab = Lab::new();
+        // As on a machine with addresses of its own, which forwards.
+        lab.host.add_address("lo", "192.0.2.7/32".parse().unwrap()).unwrap();
+        lab.host.sysctl("net/ipv4/ip_forward", "1").unwrap();
+        let pair = lab.veth(&spec()).unwrap();
+        let side = lab.configure(spec()).unwrap();
+        lab.host.wait_operational(pair.host_interface(), LIMIT).unwrap();
+        assert_eq!(lab.host.addresses(pair.host_interface()).unwrap(), []);
+        // ARP for any address of its own the kernel would answer at once, on any interface.
+        let ask = || {
+            let socket = UdpSocket::bind("203.0.113.1:0").unwrap();
+            socket.send_to(b"x", "192.0.2.7:9").unwrap();
+        };
+        lab.container.run(ask).unwrap();
+        let statistics = link_statistics(lab.host.namespace(), pair.host_interface()).unwrap();
+        assert!(statistics.rx_packets > 0, "{statistics:?}");
+        assert_eq!(statistics.tx_packets, 0, "{statistics:?}");
+        drop((side, pair));
+    }
+}
+
+lab_test! {
+    fn link_local_address_needs_no_detection() {
+        let lab = Lab::new();
+        let _pair = lab.veth(&spec()).unwrap();
+        let _side = lab.configure(spec()).unwrap();
+        let address = MacAddr::stable("web").link_local();
+        let index = lab.container.link("eth0").unwrap().unwrap().index;
+        // Binding to a tentative address fails.
+        let bind = || UdpSocket::bind(std::net::SocketAddrV6::new(address, 0, 0, index));
+        lab.container.run(bind).unwrap().unwrap();
+    }
+}
+
+lab_test! {
+    fn doing_it_again_changes_nothing() {
+        let lab = Lab::new();
+        let _pair = lab.veth(&spec()).unwrap();
+        let mut side = lab.configure(spec()).unwrap();
+        let before = lab.snapshot();
+        side.update(spec()).unwrap();
+        assert_eq!(lab.snapshot(), before);
+        let again = lab.configure(spec()).unwrap();
+        assert_eq!(lab.snapshot(), before);
+        again.abandon();
+    }
+}
+
+lab_test! {
+    fn damage_from_inside_is_repaired() {
+        let lab = Lab::new();
+        let _pair = lab.veth(&spec()).unwrap();
+        let mut side = lab.configure(spec()).unwrap();
+        // Down takes the routes away.
+        lab.container.set_down("eth0").unwrap();
+        lab.container.set_mtu("eth0", 1300).unwrap();
+        lab.container.sysctl("net/ipv4/ip_local_port_range", "1024 65535").unwrap();
+        side.update(spec()).unwrap();
+        assert_configured(&lab);
+    }
+}
+
+lab_test! {
+    fn update_changes_only_what_differs() {
+        let lab = Lab::new();
+        let before = lab.snapshot();
+        let pair = lab.veth(&spec()).unwrap();
+        let mut side = lab.configure(spec()).unwrap();
+        let (mut near, mut far) = lab.container.run(|| {
+            let listener = TcpListener::bind("203.0.113.1:20080").unwrap();
+            let near = TcpStream::connect("203.0.113.1:20080").unwrap();
+            (near, listener.accept().unwrap().0)
+        }).unwrap();
+
+        let changed = ContainerSpec {
+            addresses: addresses(&["198.51.100.7", "203.0.113.1", "2001:db8:1::7"]),
+            mtu: 1350,
+            ephemeral: Some(50000..=50999),
+            ..spec()
+        };
+        side.update(changed).unwrap();
+        let lo = lab.container.addresses("lo").unwrap();
+        assert!(lo.contains(&"198.51.100.7/32".parse().unwrap()), "{lo:?}");
+        assert!(lo.contains(&"2001:db8:1::7/128".parse().unwrap()), "{lo:?}");
+        assert!(!lo.contains(&"2001:db8:1::1/128".parse().unwrap()), "{lo:?}");
+        assert_eq!(lab.container.link("eth0").unwrap().unwrap().mtu, 1350);
+        let v4 = lab.source("192.0.2.1:53").unwrap();
+        assert_eq!(v4.ip(), "198.51.100.7".parse::<IpAddr>().unwrap());
+        assert!((50000..=50999).contains(&v4.port()));
+        let v6 = lab.source("[2001:db8:ffff::9]:53").unwrap();
+        assert_eq!(v6.ip(), "2001:db8:1::7".parse::<IpAddr>().unwrap());
+
+        far.set_read_timeout(Some(LIMIT)).unwrap();
+        near.write_all(b"alive").unwrap();
+        let mut octets = [0; 5];
+        far.read_exact(&mut octets).unwrap();
+        assert_eq!(&octets, b"alive");
+        drop((near, far));
+
+        // A family that has no addresses any more has no way out either.
+        side.update(ContainerSpec { addresses: addresses(&["203.0.113.1"]), ..spec() }).unwrap();
+        assert!(lab.source("[2001:db8:ffff::9]:53").is_err());
+        assert_eq!(lab.source("192.0.2.1:53").unwrap().ip(), addresses(&["203.0.113.1"])[0]);
+
+        side.detach().unwrap();
+        pair.detach().unwrap();
+        assert_eq!(lab.snapshot(), before);
+    }
+}
+
+lab_test! {
+    fn update_keeps_name_and_interface() {
+        let lab = Lab::new();
+        let _pair = lab.veth(&spec()).unwrap();
+        let mut side = lab.configure(spec()).unwrap();
+        let other = ContainerSpec { name: "db".to_owned(), ..spec() };
+        assert!(matches!(side.update(other), Err(AttachError::Identity(_))));
+        assert_configured(&lab);
+    }
+}
+
+lab_test! {
+    fn leftover_of_a_killed_run_is_replaced() {
+        let lab = Lab::new();
+        let before = lab.snapshot();
+        let old = ContainerSpec {
+            addresses: addresses(&["203.0.113.1", "198.51.100.200", "2001:db8:1::200"]),
+            ephemeral: Some(50000..=50999),
+            ..spec()
+        };
+        lab.veth(&old).unwrap().abandon();
+        lab.configure(old).unwrap().abandon();
+
+        let pair = lab.veth(&spec()).unwrap();
+        let side = lab.configure(spec()).unwrap();
+        assert_configured(&lab);
+        let lo = lab.container.addresses("lo").unwrap();
+        assert!(!lo.contains(&"198.51.100.200/32".parse().unwrap()), "{lo:?}");
+        assert!(!lo.contains(&"2001:db8:1::200/128".parse().unwrap()), "{lo:?}");
+        side.detach().unwrap();
+        pair.detach().unwrap();
+        assert_eq!(lab.snapshot(), before);
+    }
+}
+
+lab_test! {
+    fn leftover_under_another_name_or_container_is_replaced() {
+        let lab = Lab::new();
+        let elsewhere = Lab { host: lab.host.clone(), container: LabNamespace::new("old").unwrap() };
+        // The same attachment in another namespace: its host end has the name we need.
+        elsewhere.veth(&spec()).unwrap().abandon();
+        // Another attachment in our namespace: its interface has the name we need.
+        let renamed = ContainerSpec { name: "www".to_owned(), ..spec() };
+        lab.veth(&renamed).unwrap().abandon();
+
+        let _pair = lab.veth(&spec()).unwrap();
+        let _side = lab.configure(spec()).unwrap();
+        assert_configured(&lab);
+        assert!(elsewhere.container.link("eth0").unwrap().is_none());
+        assert!(lab.host.link(&host_end_name("www")).unwrap().is_none());
+    }
+}
+
+lab_test! {
+    fn living_owner_is_not_robbed() {
+        let lab = Lab::new();
+        let pair = lab.veth(&spec()).unwrap();
+        let error = lab.veth(&spec()).unwrap_err();
+        assert!(matches!(&error, AttachError::Held { owner, .. } if owner == "web"), "{error}");
+        let renamed = ContainerSpec { name: "www".to_owned(), ..spec() };
+        let error = lab.veth(&renamed).unwrap_err();
+        assert!(matches!(&error, AttachError::Held { owner, .. } if owner == "web"), "{error}");
+        assert!(lab.host.link(pair.host_interface()).unwrap().unwrap().up);
+        assert!(lab.container.link("eth0").unwrap().is_some());
+    }
+}
+
+lab_test! {
+    fn living_tap_is_not_robbed() {
+        let lab = Lab::new();
+        let Some(_device) = tap(&lab) else { return };
+        let _side = lab.configure(spec()).unwrap();
+        let error = make_room(lab.host.namespace(), lab.container.namespace(), &eth0()).unwrap_err();
+        assert!(matches!(&error, AttachError::Held { owner, .. } if owner == "web"), "{error}");
+    }
+}
+
+lab_test! {
+    fn interface_of_others_is_an_error_that_names_it() {
+        let lab = Lab::new();
+        let other = LabNamespace::new("other").unwrap();
+        veth((&lab.container, "eth0"), (&other, "far")).unwrap();
+        let before = lab.snapshot();
+        let error = lab.veth(&spec()).unwrap_err();
+        assert!(matches!(error, AttachError::ForeignInterface { .. }));
+        assert!(error.to_string().contains("interface eth0 (a veth)"), "{error}");
+        assert_eq!(lab.snapshot(), before);
+        assert!(lab.host.link(&host_end_name("web")).unwrap().is_none());
+    }
+}
+
+lab_test! {
+    fn addresses_of_others_stay() {
+        let lab = Lab::new();
+        lab.container.add_address("lo", "203.0.113.1/32".parse().unwrap()).unwrap();
+        lab.container.add_address("lo", "192.0.2.55/32".parse().unwrap()).unwrap();
+        let before = lab.snapshot();
+        let pair = lab.veth(&spec()).unwrap();
+        let side = lab.configure(spec()).unwrap();
+        assert_configured(&lab);
+        side.detach().unwrap();
+        pair.detach().unwrap();
+        assert_eq!(lab.snapshot(), before);
+    }
+}
+
+lab_test! {
+    fn default_route_of_others_is_an_error_and_all_is_undone() {
+        let lab = Lab::new();
+        let other = LabNamespace::new("other").unwrap();
+        veth((&lab.container, "eth7"), (&other, "far")).unwrap();
+        lab.container.add_address("eth7", "192.0.2.1/24".parse().unwrap()).unwrap();
+        lab.container.add_route("0.0.0.0/0".parse().unwrap(), "192.0.2.2".parse().unwrap()).unwrap();
+        let before = lab.snapshot();
+        let pair = lab.veth(&spec()).unwrap();
+        let error = lab.configure(spec()).unwrap_err();
+        assert!(matches!(error, AttachError::ForeignRoute { .. }));
+        assert!(error.to_string().contains("an IPv4 default route via 192.0.2.2"), "{error}");
+        pair.detach().unwrap();
+        assert_eq!(lab.snapshot(), before);
+    }
+}
+
+lab_test! {
+    fn disabled_ipv6_matters_only_where_ipv6_is_asked_for() {
+        let lab = Lab::new();
+        lab.container.sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+        let pair = lab.veth(&spec()).unwrap();
+        let error = lab.configure(spec()).unwrap_err();
+        assert!(matches!(error, AttachError::NoIpv6 { .. }));
+        assert!(error.to_string().contains("2001:db8:1::1") && error.to_string().contains("disabled on lo"), "{error}");
+        let v4 = ContainerSpec { addresses: addresses(&["203.0.113.1"]), ..spec() };
+        let _side = lab.configure(v4).unwrap();
+        assert_eq!(lab.source("192.0.2.1:53").unwrap().ip(), addresses(&["203.0.113.1"])[0]);
+        drop(pair);
+    }
+}
+
+lab_test! {
+    fn bad_specs_are_refused() {
+        let lab = Lab::new();
+        let _pair = lab.veth(&spec()).unwrap();
+        let small = lab.configure(ContainerSpec { mtu: 1279, ..spec() });
+        assert!(matches!(small, Err(AttachError::MtuTooSmall { mtu: 1279, .. })));
+        let odd = lab.configure(ContainerSpec { addresses: addresses(&["224.0.0.1"]), ..spec() });
+        assert!(matches!(odd, Err(AttachError::NotUnicast(_))));
+        // Below ip_unprivileged_port_start the kernel refuses.
+        let low = lab.configure(ContainerSpec { ephemeral: Some(100..=200), ..spec() });
+        let text = low.unwrap_err().to_string();
+        assert!(text.contains("ip_local_port_range to '100 200'"), "{text}");
+    }
+}
+
+lab_test! {
+    fn missing_interface_is_named() {
+        let lab = Lab::new();
+        let before = lab.snapshot();
+        let error = lab.configure(spec()).unwrap_err().to_string();
+        assert!(error.contains("interface eth0 in namespace 'container'"), "{error}");
+        assert_eq!(lab.snapshot(), before);
+    }
+}
+
+lab_test! {
+    fn detach_from_a_container_in_ruins() {
+        let lab = Lab::new();
+        let pair = lab.veth(&spec()).unwrap();
+        let side = lab.configure(spec()).unwrap();
+        lab.container.delete_link("eth0").unwrap();
+        lab.container.set_down("lo").unwrap();
+        side.detach().unwrap();
+        pair.detach().unwrap();
+        let lo = lab.container.addresses("lo").unwrap();
+        assert!(!lo.contains(&"203.0.113.1/32".parse().unwrap()), "{lo:?}");
+    }
+}
+
+lab_test! {
+    fn detach_from_a_container_that_is_gone() {
+        let Lab { host, container } = Lab::new();
+        let lab = Lab { host: host.clone(), container };
+        let pair = lab.veth(&spec()).unwrap();
+        let name = pair.host_interface().to_owned();
+        lab.configure(spec()).unwrap().abandon();
+        // The last reference to the namespace: the kernel deletes it, and the pair with it.
+        drop(lab);
+        host.wait_link(&name, "gone", LIMIT, |link| link.is_none()).unwrap();
+        pair.detach().unwrap();
+    }
+}
+
+lab_test! {
+    fn statistics_show_what_a_full_tap_queue_dropped() {
+        let lab = Lab::new();
+        let Some(_device) = tap(&lab) else { return };
+        let _side = lab.configure(ContainerSpec { tx_queue_len: 16, ..spec() }).unwrap();
+        let remote = "198.51.100.9".parse().unwrap();
+        lab.container.add_neighbor("eth0", remote, MacAddr::stable("relay")).unwrap();
+        let flood = || {
+            let socket = UdpSocket::bind("203.0.113.1:0").unwrap();
+            for _ in 0..200 {
+                socket.send_to(b"x", (remote, 9)).unwrap();
+            }
+        };
+        lab.container.run(flood).unwrap();
+        let statistics = link_statistics(lab.container.namespace(), "eth0").unwrap();
+        assert!(statistics.tx_dropped > 100, "{statistics:?}");
+    }
+}

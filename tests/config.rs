@@ -1,0 +1,823 @@
+//! The configuration: what is read, and every way in which it can be wrong.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use nos_relay::config::{
+    Config, ConfigErrors, ContainerAspects, ContainerDevice, MAX_TEXT, Mtu, NeedsRestart, NetnsRef,
+    RouteAction, Service, ServiceChanges, Threads, UplinkAspects, UplinkDevice,
+};
+use nos_shim::ident::VrfId;
+use nos_shim::ports::PortRange;
+use proptest::prelude::*;
+
+/// Every key, none at its default.
+const FULL: &str = r#"
+[relay]
+threads = "split"
+buffers = 4096
+ring = 64
+
+[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+mtu = 9000
+mac = "02:00:5e:10:00:01"
+offload = false
+capture = "/tmp/up0.pcapng"
+
+[[uplink]]
+name = "up1"
+device = "tap:nos1"
+addresses = "198.51.100.1/31"
+
+[[route]]
+prefix = "0.0.0.0/0"
+via = ["203.0.113.2", "198.51.100.0"]
+
+[[route]]
+prefix = "::/0"
+via = ["fe80::1", "2001:db8:1::2", "fe80::1%up1"]
+dev = "up0"
+metric = 7
+
+[[route]]
+prefix = "192.0.2.0/24"
+type = "blackhole"
+
+[[route]]
+prefix = "192.0.2.128/25"
+type = "unreachable"
+
+[[container]]
+name = "web"
+netns = "/run/netns/C"
+device = "tap"
+interface = "net0"
+addresses = ["203.0.113.1", "2001:db8:1::1"]
+tcp = ["20000-20999", "179", 80]
+udp = ["20000-20999"]
+ephemeral = "40000-44999"
+mac = "02:00:5e:10:00:02"
+offload = false
+capture = "web.pcapng"
+
+[[container]]
+name = "db"
+pid = 1234
+device = "veth"
+
+[nos]
+services = ["echo", "discard", "http:8080"]
+ping = false
+"#;
+
+/// Four lines, to which cases add.
+const UPLINK: &str = r#"[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+"#;
+
+const CONTAINER: &str = r#"[[container]]
+name = "web"
+netns = "/run/netns/C"
+device = "tap"
+"#;
+
+fn config(text: &str) -> Config {
+    Config::parse("nos.toml", text).unwrap_or_else(|errors| panic!("{errors}\nin:\n{text}"))
+}
+
+fn errors(text: &str) -> ConfigErrors {
+    match Config::parse("nos.toml", text) {
+        Ok(config) => panic!("{config:?} was made of:\n{text}"),
+        Err(errors) => errors,
+    }
+}
+
+fn range(text: &str) -> PortRange {
+    text.parse().unwrap()
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = config(FULL);
+    assert_eq!(config.relay.threads, Threads::Split);
+    assert_eq!(
+        (config.relay.buffers.get(), config.relay.ring.get()),
+        (4096, 64)
+    );
+
+    let [up0, up1] = &config.uplinks[..] else {
+        panic!("{:?}", config.uplinks)
+    };
+    assert_eq!(up0.name.as_str(), "up0");
+    assert_eq!(up0.device, UplinkDevice::Packet("hx".parse().unwrap()));
+    let addresses: Vec<_> = up0.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["203.0.113.1/24", "2001:db8:1::1/64"]);
+    assert_eq!(up0.mtu.octets(), 9000);
+    assert_eq!(up0.mac.unwrap().to_string(), "02:00:5e:10:00:01");
+    assert!(!up0.offload);
+    assert_eq!(up0.vrf, VrfId::DEFAULT);
+    assert_eq!(up0.capture.as_deref(), Some("/tmp/up0.pcapng".as_ref()));
+    assert_eq!(up1.device, UplinkDevice::Tap("nos1".parse().unwrap()));
+    assert_eq!((up1.mtu, up1.mac, up1.offload), (Mtu::DEFAULT, None, true));
+
+    let [web, db] = &config.containers[..] else {
+        panic!("{:?}", config.containers)
+    };
+    assert_eq!(web.netns, NetnsRef::Path("/run/netns/C".into()));
+    assert_eq!(web.device, ContainerDevice::Tap);
+    assert_eq!(web.interface.as_str(), "net0");
+    assert_eq!(web.tcp, [range("20000-20999"), range("179"), range("80")]);
+    assert_eq!(web.udp, [range("20000-20999")]);
+    assert_eq!(web.ephemeral, Some(range("40000-44999")));
+    assert_eq!(web.mac.unwrap().to_string(), "02:00:5e:10:00:02");
+    assert!(!web.offload);
+    assert_eq!(web.capture.as_deref(), Some("web.pcapng".as_ref()));
+    assert_eq!(db.netns.path().to_str(), Some("/proc/1234/ns/net"));
+    assert_eq!(db.device, ContainerDevice::Veth);
+
+    let services = [
+        Service::Echo,
+        Service::Discard,
+        Service::Http(8080.try_into().unwrap()),
+    ];
+    assert_eq!(config.nos.services, services);
+    assert!(!config.nos.ping);
+}
+
+#[test]
+fn next_hops_are_resolved_to_uplinks() {
+    let config = config(FULL);
+    let hops = |route: usize| {
+        let RouteAction::Via(hops) = &config.routes[route].action else {
+            panic!("{:?}", config.routes[route])
+        };
+        let text = |hop: &nos_relay::config::NextHop| format!("{} {}", hop.address, hop.uplink);
+        hops.iter().map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(hops(0), ["203.0.113.2 up0", "198.51.100.0 up1"]);
+    assert_eq!(hops(1), ["fe80::1 up0", "2001:db8:1::2 up0", "fe80::1 up1"]);
+    assert_eq!((config.routes[0].metric, config.routes[1].metric), (0, 7));
+    assert_eq!(config.routes[2].action, RouteAction::Blackhole);
+    assert_eq!(config.routes[3].action, RouteAction::Unreachable);
+}
+
+#[test]
+fn a_container_takes_addresses_and_mtu_from_the_uplinks() {
+    let config = config(FULL);
+    let [web, db] = &config.containers[..] else {
+        panic!("{:?}", config.containers)
+    };
+    assert_eq!(web.mtu.octets(), 9000);
+    assert_eq!(db.mtu, Mtu::DEFAULT);
+    let addresses: Vec<_> = db.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["203.0.113.1", "2001:db8:1::1", "198.51.100.1"]);
+}
+
+#[test]
+fn the_example_of_the_documentation_is_good() {
+    let text = include_str!("../docs/configuration.md");
+    let example = text
+        .split("```toml\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let config = config(example);
+    assert_eq!(config.uplinks.len(), 1);
+    assert_eq!(config.containers.len(), 1);
+}
+
+#[test]
+fn the_documentation_has_every_key_and_no_other() {
+    let text = include_str!("../docs/configuration.md");
+    let documented = |key: &str| text.contains(&format!("| `{key}` |"));
+    for (section, probe) in [
+        ("relay", "[relay]\nqqqqqqqqqqqqq = 1"),
+        ("uplink", "[[uplink]]\nqqqqqqqqqqqqq = 1"),
+        ("route", "[[route]]\nqqqqqqqqqqqqq = 1"),
+        ("container", "[[container]]\nqqqqqqqqqqqqq = 1"),
+        ("nos", "[nos]\nqqqqqqqqqqqqq = 1"),
+    ] {
+        let errors = errors(probe).to_string();
+        let known = errors.split("unknown key; known are ").nth(1).unwrap();
+        for key in known.lines().next().unwrap().split(", ") {
+            assert!(documented(&format!("{section}.{key}")), "{section}.{key}");
+        }
+        let rows = text.matches(&format!("| `{section}.")).count();
+        assert_eq!(
+            rows,
+            known.lines().next().unwrap().split(", ").count(),
+            "{section}"
+        );
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_smallest_configuration() {
+    let config = config(UPLINK);
+    assert_eq!(config.relay, Default::default());
+    assert_eq!(config.relay.threads, Threads::Single);
+    assert_eq!(config.nos, Default::default());
+    assert!(config.nos.ping && config.nos.services.is_empty());
+    assert!(config.routes.is_empty() && config.containers.is_empty());
+}
+
+#[test]
+fn line_ends_and_byte_order_mark_do_not_matter() {
+    let expected = config(FULL);
+    assert_eq!(config(&FULL.replace('\n', "\r\n")), expected);
+    assert_eq!(config(&format!("\u{feff}{FULL}")), expected);
+    let crlf = format!("\u{feff}{UPLINK}mtu = 5\n").replace('\n', "\r\n");
+    let expected = "nos.toml:5: uplink.mtu: 5 is not in the range 576 to 65535";
+    assert_eq!(errors(&crlf).to_string(), expected);
+}
+
+/// `UPLINK` with lines added, the first of which is line 5.
+fn plus(lines: &str) -> String {
+    format!("{UPLINK}{lines}\n")
+}
+
+/// `UPLINK` with a container of four lines, then `lines`, the first of which is line 9.
+fn container(lines: &str) -> String {
+    plus(&format!("{CONTAINER}{lines}"))
+}
+
+/// A configuration, and the errors that it must cause.
+struct Case {
+    title: String,
+    text: String,
+    errors: Vec<String>,
+}
+
+/// Reads what the top of `config/errors.txt` describes.
+fn cases() -> Vec<Case> {
+    let all = include_str!("config/errors.txt").replace("@uplink\n", UPLINK);
+    let all = all.replace("@container\n", CONTAINER);
+    all.split("\n### ").skip(1).map(case).collect()
+}
+
+fn case(written: &str) -> Case {
+    let (title, body) = written.split_once('\n').unwrap();
+    let mut case = Case {
+        title: title.to_owned(),
+        text: String::new(),
+        errors: Vec::new(),
+    };
+    let mut line = 0;
+    for written in body.lines() {
+        if let Some(error) = written.strip_prefix("#! ") {
+            case.errors.push(format!("nos.toml:{line}: {error}"));
+        } else {
+            line += 1;
+            case.text += &format!("{written}\n");
+        }
+    }
+    case
+}
+
+#[test]
+fn each_mistake_is_located_and_explained() {
+    let cases = cases();
+    assert!(cases.len() > 80, "only {} cases were found", cases.len());
+    for Case {
+        title,
+        text,
+        errors: expected,
+    } in cases
+    {
+        let errors = errors(&text).to_string();
+        let lines: Vec<_> = errors.lines().collect();
+        assert_eq!(lines, expected, "{title}, in:\n{text}");
+    }
+}
+
+#[test]
+fn unprintable_and_endless_texts_are_explained_on_one_line() {
+    let invalid = "invalid unquoted key, expected letters, numbers, `-`, `_`";
+    let visible = "invalid basic string, expected non-double-quote visible characters, `\\`";
+    for (text, reason) in [
+        (
+            "\0\u{1}\u{1b}[31m\n".to_owned(),
+            format!("{invalid}, in: \u{fffd}\u{fffd}\u{fffd}[31m"),
+        ),
+        (
+            "a = \"x\ry\"".to_owned(),
+            format!("{visible}, in: a = \"x\u{fffd}y\""),
+        ),
+        (
+            format!("a = {}", "[".repeat(100_000)),
+            format!(
+                "cannot recurse further; max recursion depth met, in: a = {}…",
+                "[".repeat(56)
+            ),
+        ),
+        (
+            "#".repeat(MAX_TEXT + 1),
+            "is longer than 4194304 octets, the most that is read".to_owned(),
+        ),
+    ] {
+        assert_eq!(
+            errors(&text).to_string(),
+            format!("nos.toml:1: syntax: {reason}")
+        );
+    }
+}
+
+#[test]
+fn what_is_only_close_to_a_mistake_is_accepted() {
+    let second = |name: &str, netns: &str, lines: &str| {
+        CONTAINER
+            .replace("web", name)
+            .replace("/run/netns/C", netns)
+            + lines
+    };
+    let ports =
+        |one: &str, two: &str| container(&format!("{one}\n{}", second("db", "/run/netns/D", two)));
+    let twin = UPLINK
+        .replace("up0", "up1")
+        .replace("hx", "hy")
+        .replace(".1/24", ".5/24")
+        .replace("::1/64", "::5/64");
+    for text in [
+        // Without IPv6, less is enough.
+        plus("mtu = 576").replace(", \"2001:db8:1::1/64\"", ""),
+        // A next hop on the networks of two uplinks, one of them named.
+        plus(&format!(
+            "{twin}[[route]]\nprefix = \"198.51.100.0/24\"\nvia = \"203.0.113.2\"\ndev = \"up1\""
+        )),
+        // Ranges with neither protocol nor address in common, or only adjacent.
+        ports(
+            "tcp = \"20000-20999\"",
+            "udp = \"20000-20999\"\ntcp = [19999, 21000]",
+        ),
+        ports(
+            "addresses = \"203.0.113.1\"\ntcp = 80",
+            "addresses = \"2001:db8:1::1\"\ntcp = 80",
+        ),
+        container("udp = 80\n[nos]\nservices = [\"http:80\"]"),
+        // Two interfaces of one namespace.
+        container(&second("db", "/run/netns/C", "interface = \"eth1\"")),
+        // Lists may be empty where nothing is a good answer.
+        container("tcp = []\nudp = []\n[nos]\nservices = []"),
+    ] {
+        config(&text);
+    }
+}
+
+#[test]
+fn uplink_addresses_are_checked() {
+    for (address, reason) in [
+        (
+            "x/24",
+            "is not an address with a prefix length, as in \"203.0.113.1/24\"",
+        ),
+        (
+            "203.0.113.1/33",
+            "is not an address with a prefix length, as in \"203.0.113.1/24\"",
+        ),
+        (
+            "203.0.113.1",
+            "lacks a prefix length, as in \"203.0.113.1/24\"",
+        ),
+        (
+            "2001:db8::1",
+            "lacks a prefix length, as in \"2001:db8::1/64\"",
+        ),
+        ("0.0.0.0/24", "is the unspecified address"),
+        ("::/64", "is the unspecified address"),
+        (
+            "0.1.2.3/24",
+            "is in 0.0.0.0/8, which means \"this network\"",
+        ),
+        ("127.0.0.1/8", "is a loopback address"),
+        ("::1/128", "is a loopback address"),
+        ("224.0.0.5/24", "is a multicast address"),
+        ("ff02::1/64", "is a multicast address"),
+        ("240.0.0.1/24", "is in 240.0.0.0/4, which is reserved"),
+        ("255.255.255.255/32", "is the broadcast address"),
+        ("203.0.113.0/24", "is the network address of 203.0.113.0/24"),
+        (
+            "203.0.113.255/24",
+            "is the broadcast address of 203.0.113.0/24",
+        ),
+        (
+            "2001:db8::/64",
+            "is the subnet-router anycast address of 2001:db8::/64",
+        ),
+        (
+            "::ffff:203.0.113.1/96",
+            "is an IPv4-mapped address; write 203.0.113.1",
+        ),
+        (
+            "fe80::1/64",
+            "is link-local; an uplink makes its own from its MAC address",
+        ),
+        ("10.0.0.1/7", "has a prefix length below 8"),
+        ("2001:db8::1/15", "has a prefix length below 16"),
+    ] {
+        let text = UPLINK.replace("\"203.0.113.1/24\"", &format!("\"{address}\""));
+        let expected = format!("nos.toml:4: uplink.addresses: \"{address}\" {reason}");
+        assert_eq!(errors(&text).to_string(), expected);
+    }
+    for address in [
+        "203.0.113.0/31",
+        "203.0.113.255/31",
+        "203.0.113.0/32",
+        "2001:db8::/127",
+        "10.0.0.1/8",
+        "169.254.1.1/16",
+    ] {
+        config(&UPLINK.replace("\"203.0.113.1/24\"", &format!("\"{address}\"")));
+    }
+}
+
+#[test]
+fn more_errors_than_anyone_reads_are_counted() {
+    let errors = errors(&plus(&format!(
+        "mac = 1\n[nos]\nservices = [{}]",
+        "7, ".repeat(200)
+    )));
+    assert_eq!(errors.errors().len(), 100);
+    assert_eq!(errors.omitted(), 101);
+    assert!(errors.to_string().ends_with("\nand 101 more errors"));
+    assert_eq!(errors.errors()[0].line, Some(5));
+    assert_eq!(errors.errors()[0].key.as_deref(), Some("uplink.mac"));
+}
+
+#[test]
+fn ten_thousand_containers_are_no_burden() {
+    let one = |n: u32| {
+        let first = 1 + n * 6;
+        format!(
+            "[[container]]\nname = \"c{n}\"\npid = {}\ndevice = \"tap\"\ntcp = \"{first}-{}\"\n",
+            n + 1,
+            first + 5
+        )
+    };
+    let all: String = (0..10_000).map(one).collect();
+    let config = config(&plus(&all));
+    assert_eq!(config.containers.len(), 10_000);
+}
+
+#[test]
+fn files_are_loaded_or_say_why_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nos.toml");
+    let name = path.display();
+    let load = |octets: &[u8]| {
+        std::fs::write(&path, octets).unwrap();
+        Config::load(&path).map_err(|errors| errors.to_string())
+    };
+    assert_eq!(load(FULL.as_bytes()), Ok(config(FULL)));
+    assert_eq!(
+        load(b"a = 1\n\xff\n"),
+        Err(format!(
+            "{name}:2: is not UTF-8 text: octet 0xff at offset 6"
+        ))
+    );
+    assert_eq!(
+        load(b"\xff\xfea\0"),
+        Err(format!("{name}:1: is UTF-16; save it as UTF-8"))
+    );
+    let long = vec![b'#'; MAX_TEXT + 1];
+    assert_eq!(
+        load(&long),
+        Err(format!(
+            "{name}:1: syntax: is longer than 4194304 octets, the most that is read"
+        ))
+    );
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(
+        Config::load(&path).unwrap_err().to_string(),
+        format!("{name}: cannot be read: No such file or directory (os error 2)")
+    );
+    let name = directory.path().display();
+    assert_eq!(
+        Config::load(directory.path()).unwrap_err().to_string(),
+        format!("{name}: cannot be read: Is a directory (os error 21)")
+    );
+}
+
+#[test]
+fn equal_configurations_do_not_differ() {
+    let (old, new) = (config(FULL), config(FULL));
+    assert!(Config::diff(&old, &new).is_empty());
+    // Neither comments nor the order of containers are a change.
+    let (web, db) = (
+        FULL.find("[[container]]").unwrap(),
+        FULL.find("[[container]]\nname = \"db\"").unwrap(),
+    );
+    let nos = FULL.find("[nos]").unwrap();
+    let moved = format!(
+        "# moved\n{}{}{}{}",
+        &FULL[..web],
+        &FULL[db..nos],
+        &FULL[web..db],
+        &FULL[nos..]
+    );
+    assert!(Config::diff(&old, &config(&moved)).is_empty());
+}
+
+#[test]
+fn each_difference_of_a_container_is_told_apart() {
+    let old = config(FULL);
+    for (from, to, aspects) in [
+        (
+            "netns = \"/run/netns/C\"",
+            "netns = \"/run/netns/D\"",
+            ContainerAspects::DEVICE,
+        ),
+        (
+            "device = \"tap\"\ninterface",
+            "device = \"veth\"\ninterface",
+            ContainerAspects::DEVICE,
+        ),
+        (
+            "interface = \"net0\"",
+            "interface = \"net1\"",
+            ContainerAspects::DEVICE,
+        ),
+        (
+            "mac = \"02:00:5e:10:00:02\"\noffload = false",
+            "mac = \"02:00:5e:10:00:03\"\noffload = false",
+            ContainerAspects::DEVICE,
+        ),
+        (
+            "offload = false\ncapture = \"web",
+            "offload = true\ncapture = \"web",
+            ContainerAspects::DEVICE,
+        ),
+        (
+            "[\"203.0.113.1\", \"2001:db8:1::1\"]",
+            "[\"203.0.113.1\"]",
+            ContainerAspects::ADDRESSES,
+        ),
+        (
+            "[\"203.0.113.1\", \"2001:db8:1::1\"]",
+            "[\"2001:db8:1::1\", \"203.0.113.1\"]",
+            ContainerAspects::ADDRESSES,
+        ),
+        ("\"179\", 80]", "\"179\"]", ContainerAspects::PORTS),
+        ("udp = [\"20000-20999\"]", "", ContainerAspects::PORTS),
+        ("40000-44999", "40000-45000", ContainerAspects::EPHEMERAL),
+        ("capture = \"web.pcapng\"", "", ContainerAspects::CAPTURE),
+        (
+            "[\"203.0.113.1\", \"2001:db8:1::1\"]",
+            "\"198.51.100.1\"",
+            ContainerAspects::ADDRESSES | ContainerAspects::MTU,
+        ),
+    ] {
+        assert!(FULL.contains(from), "{from}");
+        let new = config(&FULL.replacen(from, to, 1));
+        let changes = Config::diff(&old, &new);
+        let [changed] = &changes.containers.changed[..] else {
+            panic!("{from} to {to}: {changes:?}")
+        };
+        assert_eq!(changed.aspects, aspects, "{from} to {to}");
+        assert_eq!(
+            (changed.old, changed.new),
+            (&old.containers[0], &new.containers[0])
+        );
+        let mut rest = changes.clone();
+        rest.containers.changed.clear();
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+#[test]
+fn each_difference_of_an_uplink_is_told_apart() {
+    let old = config(FULL);
+    for (from, to, aspects) in [
+        ("packet:hx", "packet:hy", UplinkAspects::DEVICE),
+        ("packet:hx", "tap:hx", UplinkAspects::DEVICE),
+        (
+            "02:00:5e:10:00:01",
+            "02:00:5e:10:00:09",
+            UplinkAspects::DEVICE,
+        ),
+        (
+            "offload = false\ncapture = \"/tmp",
+            "capture = \"/tmp",
+            UplinkAspects::DEVICE,
+        ),
+        (
+            "\"2001:db8:1::1/64\"]",
+            "\"2001:db8:1::1/64\", \"10.0.0.1/8\"]",
+            UplinkAspects::ADDRESSES,
+        ),
+        ("mtu = 9000", "mtu = 8000", UplinkAspects::MTU),
+        ("/tmp/up0.pcapng", "/tmp/up1.pcapng", UplinkAspects::CAPTURE),
+    ] {
+        assert!(FULL.contains(from), "{from}");
+        let new = config(&FULL.replacen(from, to, 1));
+        let changes = Config::diff(&old, &new);
+        let [changed] = &changes.uplinks.changed[..] else {
+            panic!("{from} to {to}: {changes:?}")
+        };
+        assert_eq!(changed.aspects, aspects, "{from} to {to}");
+    }
+}
+
+#[test]
+fn containers_follow_the_addresses_of_the_nos() {
+    let old = config(FULL);
+    let new = config(&FULL.replace(
+        "\"2001:db8:1::1/64\"]",
+        "\"2001:db8:1::1/64\", \"10.0.0.1/8\"]",
+    ));
+    let changes = Config::diff(&old, &new);
+    let [db] = &changes.containers.changed[..] else {
+        panic!("{changes:?}")
+    };
+    assert_eq!(
+        (db.new.name.as_str(), db.aspects),
+        ("db", ContainerAspects::ADDRESSES)
+    );
+    assert_eq!(db.new.addresses.len(), db.old.addresses.len() + 1);
+}
+
+#[test]
+fn what_comes_and_goes_is_listed() {
+    let (old, new) = (config(UPLINK), config(FULL));
+    let names = |containers: &[&nos_relay::config::Container]| {
+        let names = containers
+            .iter()
+            .map(|container| container.name.to_string());
+        names.collect::<Vec<_>>()
+    };
+    let changes = Config::diff(&old, &new);
+    assert_eq!(names(&changes.containers.added), ["web", "db"]);
+    assert_eq!(changes.uplinks.added, [&new.uplinks[1]]);
+    assert_eq!(changes.routes_added.len(), 4);
+    assert!(changes.routes_removed.is_empty() && changes.containers.removed.is_empty());
+    assert_eq!(
+        changes.services,
+        ServiceChanges {
+            removed: vec![],
+            added: new.nos.services.clone(),
+            ping: Some(false)
+        }
+    );
+    let restart = |key, old: &str, new: &str| NeedsRestart {
+        key,
+        old: old.to_owned(),
+        new: new.to_owned(),
+    };
+    let expected = [
+        restart("relay.threads", "single", "split"),
+        restart("relay.buffers", "2048", "4096"),
+        restart("relay.ring", "256", "64"),
+    ];
+    assert_eq!(changes.restart, expected);
+
+    let changes = Config::diff(&new, &old);
+    assert_eq!(names(&changes.containers.removed), ["web", "db"]);
+    assert_eq!(changes.uplinks.removed, [&new.uplinks[1]]);
+    assert_eq!(changes.routes_removed.len(), 4);
+    assert_eq!(changes.services.ping, Some(true));
+}
+
+#[test]
+fn a_renamed_container_is_removed_and_added() {
+    let (old, new) = (config(FULL), config(&FULL.replace("\"web\"", "\"www\"")));
+    let changes = Config::diff(&old, &new);
+    assert_eq!(changes.containers.removed, [&old.containers[0]]);
+    assert_eq!(changes.containers.added, [&new.containers[0]]);
+    assert!(changes.containers.changed.is_empty());
+}
+
+/// Either a configuration, or errors that each name a line of the text.
+fn reads_or_explains(text: &str) {
+    if let Err(errors) = Config::parse("f", text) {
+        let lines = text.matches('\n').count() + 1;
+        assert!(!errors.errors().is_empty());
+        for error in errors.errors() {
+            assert!((1..=lines).contains(&error.line.unwrap()), "{error}");
+            assert!(!error.reason.contains('\n') && !error.key.as_deref().unwrap().is_empty());
+        }
+    }
+}
+
+#[test]
+fn hostile_texts_are_explained() {
+    for text in [
+        "a.".repeat(100_000) + "a = 1",
+        "[".repeat(100_000),
+        "{".repeat(100_000),
+        "a = {b = ".repeat(50_000),
+        "[[container]]\n".repeat(20_000),
+        "[[a.b]]\n".repeat(20_000),
+        "\"\"\"".to_owned(),
+        "a = \"\\u{110000}\"".to_owned(),
+        "= \n".repeat(10_000),
+        "\u{feff}\u{feff}".to_owned(),
+        "[[uplink]]\nname.x.y = 1\ndevice = { a = [ { b = 1 } ] }".to_owned(),
+    ] {
+        reads_or_explains(&text);
+    }
+}
+
+/// A fragment of a configuration, or noise.
+fn scraps() -> impl Strategy<Value = String> {
+    const WORDS: &[&str] = &[
+        "[[uplink]]\n",
+        "[[route]]\n",
+        "[[container]]\n",
+        "[nos]\n",
+        "[relay]\n",
+        "name = ",
+        "device = ",
+        "addresses = ",
+        "via = ",
+        "prefix = ",
+        "tcp = ",
+        "ephemeral = ",
+        "services = ",
+        "mtu = ",
+        "netns = ",
+        "\"up0\"\n",
+        "\"packet:hx\"\n",
+        "\"203.0.113.1/24\"\n",
+        "\"fe80::1%up0\"\n",
+        "[\"echo\", \"http:7\"]\n",
+        "\"20000-20999\"\n",
+        "1500\n",
+        "\"/run/netns/C\"\n",
+        "\"::/0\"\n",
+        "[",
+        "]",
+        "\"",
+        "\n",
+        "=",
+        "0x",
+        "-",
+        "é",
+    ];
+    prop_oneof![
+        4 => prop::sample::select(WORDS).prop_map(str::to_owned),
+        1 => ".{0,8}",
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_explained(text in any::<String>()) {
+        reads_or_explains(&text);
+    }
+
+    #[test]
+    fn any_scraps_are_read_or_explained(scraps in prop::collection::vec(scraps(), 0..40)) {
+        reads_or_explains(&scraps.concat());
+    }
+
+    #[test]
+    fn a_damaged_configuration_is_read_or_explained(
+        at in 0..FULL.len(),
+        length in 0..40_usize,
+        insert in scraps(),
+    ) {
+        let end = (at + length).min(FULL.len());
+        reads_or_explains(&format!("{}{insert}{}", &FULL[..at], &FULL[end..]));
+    }
+
+    /// What the text says of ports is what the configuration holds.
+    #[test]
+    fn disjoint_ranges_round_trip(cuts in prop::collection::btree_set(1..=65_535_u16, 2..40)) {
+        let cuts: Vec<_> = cuts.into_iter().collect();
+        let pairs = cuts.chunks_exact(2);
+        let ranges: Vec<_> = pairs.map(|pair| PortRange::new(pair[0], pair[1]).unwrap()).collect();
+        let list: Vec<_> = ranges.iter().map(|range| format!("\"{range}\"")).collect();
+        let config = config(&container(&format!("tcp = [{}]", list.join(", "))));
+        prop_assert_eq!(&config.containers[0].tcp, &ranges);
+    }
+
+    /// Two ranges of two containers are refused exactly if they have a port in common, and the
+    /// range that is suggested instead is accepted.
+    #[test]
+    fn clashes_are_found_and_suggestions_hold(
+        a in 1..2000_u16, b in 1..2000_u16, more_a in 0..500_u16, more_b in 0..500_u16,
+    ) {
+        let (first, second) = (PortRange::new(a, a + more_a).unwrap(), PortRange::new(b, b + more_b).unwrap());
+        let text = |second| container(&format!(
+            "tcp = \"{first}\"\n[[container]]\nname = \"db\"\npid = 1\ndevice = \"tap\"\ntcp = \"{second}\"\n"
+        ));
+        let result = Config::parse("f", &text(second));
+        prop_assert_eq!(result.is_err(), first.overlaps(second));
+        if let Err(errors) = result {
+            let errors = errors.to_string();
+            let free = errors.split("; ").nth(1).and_then(|tail| tail.strip_suffix(" is free")).unwrap();
+            let free: PortRange = free.parse().unwrap();
+            prop_assert_eq!(free.len(), second.len());
+            config(&text(free));
+        }
+    }
+}

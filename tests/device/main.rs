@@ -1,0 +1,18 @@
+//! Devices against real kernels.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bulk;
+mod capture;
+mod harness;
+mod refusal;
+mod state;
+mod talk;
