@@ -193,7 +193,7 @@ impl Shim {
     ///
     /// [`ClaimRefused`] when a container owns one of the ports; nothing has changed then.
     #[cfg(feature = "stack")]
-    pub fn set_services(&mut self, config: ServiceConfig) -> Result<(), ClaimRefused> {
+    pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), ClaimRefused> {
         let claims = config.services.iter().flat_map(|service| service.claims());
         let service = Service {
             name: "NOS".into(),

@@ -43,10 +43,10 @@ impl Shim {
 
     fn carry_out(&mut self, verdict: Verdict, mut packet: Packet, origin: Origin, now: Instant) {
         match verdict {
-            Verdict::Attachment(id) => self.to_attachment(packet, id),
+            Verdict::Attachment(id) => self.deliver_to(packet, id),
             Verdict::EchoReply(id, echo_id) => {
                 packet.set_echo_id(echo_id);
-                self.to_attachment(packet, id);
+                self.deliver_to(packet, id);
             }
             Verdict::Drop(reason) => self.discard(packet, reason),
             // A container's own kernel looks at options; for the rest the NOS does.
@@ -64,7 +64,7 @@ impl Shim {
     /// A packet that no container gets.
     fn handle_own(&mut self, verdict: Verdict, packet: Packet, origin: Origin, now: Instant) {
         match verdict {
-            Verdict::Local => self.to_local(packet, now),
+            Verdict::Local => self.deliver_local(packet, now),
             Verdict::Query => self.answer(packet, None, origin, now),
             Verdict::NoListener => self.refuse_port(packet, origin, now),
             Verdict::NoProtocol => {
@@ -72,7 +72,7 @@ impl Shim {
                 self.refuse(packet, origin, error, DropReason::NoProtocol, now);
             }
             Verdict::Drop(reason) => self.discard(packet, reason),
-            Verdict::Attachment(id) | Verdict::EchoReply(id, _) => self.to_attachment(packet, id),
+            Verdict::Attachment(id) | Verdict::EchoReply(id, _) => self.deliver_to(packet, id),
         }
     }
 
@@ -114,8 +114,8 @@ impl Shim {
 
     fn meet(&mut self, fate: Fate<Holder>, now: Instant) {
         match fate {
-            Fate::Deliver(packet, Holder::Attachment(id)) => self.to_attachment(packet, id),
-            Fate::Deliver(packet, Holder::Local) => self.to_local(packet, now),
+            Fate::Deliver(packet, Holder::Attachment(id)) => self.deliver_to(packet, id),
+            Fate::Deliver(packet, Holder::Local) => self.deliver_local(packet, now),
             Fate::Deliver(packet, Holder::Nobody(reason)) | Fate::Drop(packet, reason) => {
                 self.discard(packet, reason);
             }

@@ -51,7 +51,7 @@ impl Shim {
                 now,
             );
         }
-        self.to_next_hop(packet, adjacency, origin, Hop::Transit, now);
+        self.choose_next_hop(packet, adjacency, origin, Hop::Transit, now);
     }
 
     /// A packet from a container or from the NOS itself.
@@ -62,10 +62,10 @@ impl Shim {
         origin: Origin,
         now: Instant,
     ) {
-        self.to_next_hop(packet, adjacency, origin, Hop::First, now);
+        self.choose_next_hop(packet, adjacency, origin, Hop::First, now);
     }
 
-    fn to_next_hop(
+    fn choose_next_hop(
         &mut self,
         packet: Packet,
         adjacency: AdjacencyId,
@@ -127,11 +127,11 @@ impl Shim {
             return self.discard(packet, DropReason::TtlExceeded);
         }
         if fits {
-            return self.to_neighbor(packet, id, next_hop, origin, now);
+            return self.hand_to_neighbor(packet, id, next_hop, origin, now);
         }
         self.fragment(packet, mtu);
         while let Some(fragment) = self.pieces.pop_front() {
-            self.to_neighbor(fragment, id, next_hop, origin, now);
+            self.hand_to_neighbor(fragment, id, next_hop, origin, now);
         }
     }
 
@@ -145,7 +145,7 @@ impl Shim {
         fragment_ipv4(packet, mtu, pool, &mut |piece| pieces.push_back(piece)).record(ledger);
     }
 
-    fn to_neighbor(
+    fn hand_to_neighbor(
         &mut self,
         packet: Packet,
         id: UplinkId,
@@ -170,7 +170,7 @@ impl Shim {
     }
 
     /// Carries out what the neighbor cache wants.
-    pub(super) fn poll_neighbors(&mut self, id: UplinkId, now: Instant) {
+    pub(crate) fn poll_neighbors(&mut self, id: UplinkId, now: Instant) {
         loop {
             let uplink = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut);
             let Some(output) = uplink.and_then(|uplink| uplink.neighbors.poll_output()) else {
@@ -221,7 +221,7 @@ impl Shim {
             ..
         } = self;
         adapt(packet, capabilities, pool, &mut |piece| {
-            pieces.push_back(piece)
+            pieces.push_back(piece);
         })
         .record(ledger);
         while let Some(piece) = self.pieces.pop_front() {

@@ -125,7 +125,7 @@ impl Shim {
             Action::Blackhole => self.discard(packet, DropReason::Blackhole),
             Action::Broadcast(_) => self.discard(packet, DropReason::Multicast),
             Action::NoRoute => {
-                self.refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute, now)
+                self.refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute, now);
             }
             Action::Unreachable => {
                 let error = IcmpError::UnreachableRoute;
@@ -150,7 +150,7 @@ impl Shim {
     }
 
     /// Hands a packet to a container.
-    pub(crate) fn to_attachment(&mut self, mut packet: Packet, id: AttachmentId) {
+    pub(crate) fn deliver_to(&mut self, mut packet: Packet, id: AttachmentId) {
         packet.set_interface(Interface::Attachment(id));
         if self.to_relay.is_full() {
             self.flush_to_relay();
