@@ -20,7 +20,7 @@ pub(super) use accounts::{drops, ending};
 pub(super) type Measured = Result<String, Box<dyn Error>>;
 
 /// Time for one answer.
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(3);
 
 /// One line of the table.
 pub(super) struct Check<'a> {
