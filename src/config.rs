@@ -167,7 +167,7 @@ pub struct Route {
     /// What to do with packets to them.
     pub action: RouteAction,
     /// Preference among routes to the same prefix: the lowest wins.
-    pub metric: u32,
+    pub metric: u16,
     /// Always the default VRF for now.
     pub vrf: VrfId,
 }

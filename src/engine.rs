@@ -35,16 +35,28 @@ impl Engine {
     /// Both sides, for one thread.
     #[must_use]
     pub fn single(relay: Relay, nos: Shim) -> Self {
+        Self {
+            relay: Some(relay),
+            nos: Some(nos),
+        }
     }
 
     /// The container side alone.
     #[must_use]
     pub fn relay_side(relay: Relay) -> Self {
+        Self {
+            relay: Some(relay),
+            nos: None,
+        }
     }
 
     /// The NOS side alone.
     #[must_use]
     pub fn nos_side(nos: Shim) -> Self {
+        Self {
+            relay: None,
+            nos: Some(nos),
+        }
     }
 
     /// The container side, if it is here.
@@ -69,9 +81,14 @@ impl Engine {
     /// Moves what waits in the channel, and does what is due.
     pub fn advance(&mut self, now: Instant) {
         for _ in 0..PASSES {
-            let nos = self.nos.as_mut().is_some_and(|nos| nos.poll_channel(now, CHANNEL_BUDGET));
+            let nos = self
+                .nos
+                .as_mut()
+                .is_some_and(|nos| nos.poll_channel(now, CHANNEL_BUDGET));
             let relay = &mut self.relay;
-            let relay = relay.as_mut().is_some_and(|relay| relay.poll_channel(now, CHANNEL_BUDGET));
+            let relay = relay
+                .as_mut()
+                .is_some_and(|relay| relay.poll_channel(now, CHANNEL_BUDGET));
             if !nos && !relay {
                 break;
             }

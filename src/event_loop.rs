@@ -160,7 +160,8 @@ impl LoopHandle {
     pub fn add_device(&self, interface: Interface, device: Box<dyn FrameDevice>) -> io::Result<()> {
         let (reply, answer) = bounded(1);
         let sent = self.send(Command::AddDevice(interface, device, reply));
-        sent.and_then(|()| Self::answer(&answer)).map_err(io::Error::other)?
+        sent.and_then(|()| Self::answer(&answer))
+            .map_err(io::Error::other)?
     }
 
     /// Takes a device away and closes it. Nothing happens if there is none.
@@ -190,7 +191,6 @@ impl LoopHandle {
         // A thread that has ended already needs no telling.
         let _ = self.send(Command::Stop);
     }
-
 }
 
 /// What the other data thread rings.
@@ -239,7 +239,9 @@ pub struct EventLoop {
 
 impl std::fmt::Debug for EventLoop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EventLoop").field("ready", &self.ready).finish_non_exhaustive()
+        f.debug_struct("EventLoop")
+            .field("ready", &self.ready)
+            .finish_non_exhaustive()
     }
 }
 
@@ -308,7 +310,13 @@ impl EventLoop {
             rounds: 0,
             starved: false,
         };
-        Ok((this, LoopHandle { commands: sender, waker }))
+        Ok((
+            this,
+            LoopHandle {
+                commands: sender,
+                waker,
+            },
+        ))
     }
 
     /// Serves devices until told to stop.
@@ -359,10 +367,16 @@ impl EventLoop {
         let slots = |slots: &mut [Option<Slot>], name: fn(u32) -> Interface| {
             let numbered = (0..).zip(slots.iter_mut());
             let present = numbered.filter_map(|(id, slot)| Some((name(id), slot.as_mut()?)));
-            present.map(|(interface, slot)| DeviceReport::of(interface, slot)).collect::<Vec<_>>()
+            present
+                .map(|(interface, slot)| DeviceReport::of(interface, slot))
+                .collect::<Vec<_>>()
         };
-        let mut reports = slots(&mut self.attachments, |id| Interface::Attachment(AttachmentId(id)));
-        reports.extend(slots(&mut self.uplinks, |id| Interface::Uplink(UplinkId(id))));
+        let mut reports = slots(&mut self.attachments, |id| {
+            Interface::Attachment(AttachmentId(id))
+        });
+        reports.extend(slots(&mut self.uplinks, |id| {
+            Interface::Uplink(UplinkId(id))
+        }));
         reports
     }
 
@@ -370,7 +384,9 @@ impl EventLoop {
         self.remove_device(interface);
         if let Some(fd) = device.fd() {
             let mut source = SourceFd(&fd.as_raw_fd());
-            self.poll.registry().register(&mut source, token(interface), Interest::READABLE)?;
+            self.poll
+                .registry()
+                .register(&mut source, token(interface), Interest::READABLE)?;
         }
         let (slots, id) = match interface {
             Interface::Attachment(id) => (&mut self.attachments, id.0 as usize),
@@ -379,9 +395,15 @@ impl EventLoop {
         if slots.len() <= id {
             slots.resize_with(id + 1, || None);
         }
-        self.engine.set_capabilities(interface, device.capabilities());
+        self.engine
+            .set_capabilities(interface, device.capabilities());
         // What came in before epoll watched gives no edge.
-        slots[id] = Some(Slot { device, turn: 1, ready: true, down: false });
+        slots[id] = Some(Slot {
+            device,
+            turn: 1,
+            ready: true,
+            down: false,
+        });
         self.ready.push_back(interface);
         Ok(())
     }
@@ -391,25 +413,34 @@ impl EventLoop {
             Interface::Attachment(id) => self.attachments.get_mut(id.0 as usize),
             Interface::Uplink(id) => self.uplinks.get_mut(id.0 as usize),
         };
-        let Some(slot) = slot.and_then(Option::take) else { return };
+        let Some(slot) = slot.and_then(Option::take) else {
+            return;
+        };
         self.ready.retain(|&ready| ready != interface);
         self.down.retain(|&down| down != interface);
         let Some(fd) = slot.device.fd() else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd())) {
+        if let Err(error) = self
+            .poll
+            .registry()
+            .deregister(&mut SourceFd(&fd.as_raw_fd()))
+        {
             debug!(%interface, %error, "epoll had forgotten the device");
         }
     }
 
     fn gone(&mut self, interface: Interface, reason: &str) {
         self.remove_device(interface);
-        self.listener.notify(Event::DeviceGone(interface, reason.to_owned()));
+        self.listener
+            .notify(Event::DeviceGone(interface, reason.to_owned()));
     }
 
     /// Gives each device that is ready now one turn.
     fn serve_ready(&mut self, now: Instant) {
         self.starved = false;
         for _ in 0..self.ready.len() {
-            let Some(interface) = self.ready.pop_front() else { return };
+            let Some(interface) = self.ready.pop_front() else {
+                return;
+            };
             self.serve(interface, now);
             self.advance(now);
         }
@@ -418,7 +449,9 @@ impl EventLoop {
     fn serve(&mut self, interface: Interface, now: Instant) {
         let slot = slot_of(&mut self.attachments, &mut self.uplinks, interface);
         let Some(slot) = slot else { return };
-        let received = slot.device.recv_burst(&mut self.pool, &mut self.burst, slot.turn);
+        let received = slot
+            .device
+            .recv_burst(&mut self.pool, &mut self.burst, slot.turn);
         match received.next {
             Next::More => {
                 slot.turn = (slot.turn * 2).min(BATCH);
@@ -471,14 +504,16 @@ impl EventLoop {
         while let Some((interface, burst)) = self.engine.poll_transmit() {
             let slot = slot_of(&mut self.attachments, &mut self.uplinks, interface);
             let Some(slot) = slot else {
-                self.engine.discard_unsent(interface, DropReason::DeviceGone);
+                self.engine
+                    .discard_unsent(interface, DropReason::DeviceGone);
                 continue;
             };
             match slot.device.send_burst(burst, &mut self.pool).egress {
                 Egress::Ready | Egress::Down => {}
                 Egress::Adapt => {
                     // The rest comes again with the next burst.
-                    self.engine.set_capabilities(interface, slot.device.capabilities());
+                    self.engine
+                        .set_capabilities(interface, slot.device.capabilities());
                 }
                 Egress::Gone(error) => gone = Some((interface, error)),
             }
@@ -512,7 +547,9 @@ impl EventLoop {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        let Some(timeout) = self.patience() else { return Ok(()) };
+        let Some(timeout) = self.patience() else {
+            return Ok(());
+        };
         let polled = self.poll.poll(&mut self.events, timeout);
         self.engine.awake();
         match polled {
@@ -527,7 +564,9 @@ impl EventLoop {
 
     fn note_ready(&mut self) {
         for event in &self.events {
-            let Some(interface) = interface(event.token()) else { continue };
+            let Some(interface) = interface(event.token()) else {
+                continue;
+            };
             let slot = slot_of(&mut self.attachments, &mut self.uplinks, interface);
             if let Some(slot) = slot.filter(|slot| !slot.ready) {
                 slot.ready = true;

@@ -48,7 +48,7 @@ use nos_shim::frame::{BATCH, Burst, Frame, FramePool};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
 use nos_shim::offload::{Capabilities, adapt};
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type};
-use nos_shim::ports::{Claim, ClaimRefused};
+use nos_shim::ports::{Claim, RegistrationRefused};
 use nos_shim::time::Instant;
 use thiserror::Error;
 
@@ -114,7 +114,7 @@ pub enum RelayEvent {
     Accepted(AttachmentId),
     /// Nothing was granted. What the attachment had before still holds; one that had nothing stays
     /// registered until it is detached.
-    Refused(AttachmentId, ClaimRefused),
+    Refused(AttachmentId, RegistrationRefused),
 }
 
 /// What went through an attachment.
@@ -655,6 +655,7 @@ fn register(config: AttachmentConfig) -> ToNos {
         vrf: config.vrf,
         addresses: config.addresses,
         claims: config.claims,
+        router: config.relay_mac.link_local(),
     })
 }
 

@@ -528,6 +528,7 @@ fn the_port_tables_holdings_are_shown() {
             claim(Transport::Tcp, "80", ClaimKind::Listen),
             claim(Transport::Tcp, "40000-44999", ClaimKind::Ephemeral),
         ],
+        router: "fe80::1".parse().unwrap(),
     };
     table.register(&web).unwrap();
     let rows = table.claims().map(|holding| Port::from(&holding)).collect();

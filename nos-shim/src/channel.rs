@@ -30,7 +30,7 @@
 //! them sees the other's: either the sleeper finds the message, or the sender finds the sleeper.
 
 use core::fmt;
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv6Addr};
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
@@ -57,6 +57,9 @@ pub struct Registration {
     pub addresses: Vec<IpAddr>,
     /// Ports that it owns on them. All are granted, or none.
     pub claims: Vec<Claim>,
+    /// The link-local address by which it knows its router: the relay's on its link. ICMPv6 errors
+    /// of the NOS come from it, as the container holds the NOS's own addresses itself.
+    pub router: Ipv6Addr,
 }
 
 /// Control messages from the relay to the NOS.

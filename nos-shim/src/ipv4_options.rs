@@ -52,6 +52,17 @@ impl OptionsRefused {
     }
 }
 
+/// Whether an IPv4 packet carries a source route, which no router should follow (RFC 7126 §4.3).
+#[must_use]
+pub fn is_source_routed(packet: &Packet) -> bool {
+    if packet.is_ipv6() || !packet.has_options() {
+        return false;
+    }
+    let mut options: Echoed = options_of(packet).iter().copied().collect();
+    let seen = walk(&mut options, Ipv4Addr::UNSPECIFIED, Instant::ZERO);
+    seen.is_ok_and(|seen| seen.source_route)
+}
+
 /// Does what a host does with the options of a packet that is addressed to it, before anything
 /// else looks at the packet. Packets without options, and IPv6 packets, are left alone. A packet
 /// that was received so must not be forwarded: its header checksum no longer fits.

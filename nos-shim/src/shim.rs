@@ -31,7 +31,7 @@ use crate::drop::Ledger;
 use crate::fib::{Fib, FibFull, FlowHasher, Protocol, Route};
 use crate::flows::EchoFlows;
 use crate::forward::Holder;
-use crate::fragments::FragmentTable;
+use crate::fragments::{FragmentLimits, FragmentTable};
 use crate::frame::FramePool;
 use crate::ident::{MacAddr, UplinkId, VrfId};
 use crate::neighbor::NeighborStatus;
@@ -108,7 +108,9 @@ pub struct Shim {
 
 impl fmt::Debug for Shim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shim").field("ledger", &self.ledger).finish_non_exhaustive()
+        f.debug_struct("Shim")
+            .field("ledger", &self.ledger)
+            .finish_non_exhaustive()
     }
 }
 
@@ -153,7 +155,7 @@ impl Shim {
             flow_hasher: FlowHasher::new(seed),
             ports: PortTable::new(),
             echo: EchoFlows::default(),
-            fragments: FragmentTable::default(),
+            fragments: FragmentTable::new(FragmentLimits::default()),
             uplinks: Vec::new(),
             attachments: Vec::new(),
             limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
@@ -193,7 +195,11 @@ impl Shim {
     #[cfg(feature = "stack")]
     pub fn set_services(&mut self, config: ServiceConfig) -> Result<(), ClaimRefused> {
         let claims = config.services.iter().flat_map(|service| service.claims());
-        let service = Service { name: "NOS".into(), vrf: VrfId::DEFAULT, claims: claims.collect() };
+        let service = Service {
+            name: "NOS".into(),
+            vrf: VrfId::DEFAULT,
+            claims: claims.collect(),
+        };
         self.ports.register_service(&service)?;
         self.local.set_services(&config.services);
         self.ping = config.ping;
@@ -203,8 +209,16 @@ impl Shim {
     /// When [`Self::handle_timeout`] has something to do next.
     #[must_use]
     pub fn poll_at(&self) -> Option<Instant> {
-        let neighbors = self.uplinks.iter().flatten().filter_map(|uplink| uplink.neighbors.poll_at());
-        let tables = [self.echo.poll_at(), self.fragments.poll_at(), self.local_poll_at()];
+        let neighbors = self
+            .uplinks
+            .iter()
+            .flatten()
+            .filter_map(|uplink| uplink.neighbors.poll_at());
+        let tables = [
+            self.echo.poll_at(),
+            self.fragments.poll_at(),
+            self.local_poll_at(),
+        ];
         neighbors.chain(tables.into_iter().flatten()).min()
     }
 
@@ -217,8 +231,16 @@ impl Shim {
     /// Packets kept for later.
     #[must_use]
     pub fn held(&self) -> usize {
-        let lent = self.lent.as_ref().map_or(0, |lent| usize::try_from(lent.frames).unwrap_or(usize::MAX));
-        let neighbors: usize = self.uplinks.iter().flatten().map(|uplink| uplink.neighbors.held()).sum();
+        let lent = self
+            .lent
+            .as_ref()
+            .map_or(0, |lent| usize::try_from(lent.frames).unwrap_or(usize::MAX));
+        let neighbors: usize = self
+            .uplinks
+            .iter()
+            .flatten()
+            .map(|uplink| uplink.neighbors.held())
+            .sum();
         neighbors + self.fragments.held() + self.transmit.held() + self.to_relay.len() + lent
     }
 

@@ -69,7 +69,11 @@ impl TransmitQueues {
 
     /// Puts what is left of that burst back in front of the queue of interface `index`.
     pub fn restore(&mut self, index: usize) {
-        let Some(queue) = self.queues.get_mut(index).filter(|_| !self.burst.is_empty()) else {
+        let Some(queue) = self
+            .queues
+            .get_mut(index)
+            .filter(|_| !self.burst.is_empty())
+        else {
             return;
         };
         if queue.is_empty() {

@@ -35,6 +35,7 @@ mod veth;
 use std::io;
 use std::net::IpAddr;
 
+use rtnetlink::LinkUnspec;
 use thiserror::Error;
 
 use crate::takeover::TakeoverError;
@@ -138,6 +139,22 @@ pub enum AttachError {
 /// The namespace cannot be entered or asked.
 pub fn link(namespace: &Namespace, interface: &str) -> Result<Option<LinkFacts>, AttachError> {
     Ok(Netlink::open(namespace)?.link(interface)?)
+}
+
+/// Sets an interface's MTU (octets of the longest IP packet) and its transmit queue, and sets it
+/// up.
+///
+/// # Errors
+/// There is no such interface, or the kernel refuses.
+pub fn bring_up(namespace: &Namespace, interface: &str, mtu: u32) -> Result<(), AttachError> {
+    let netlink = Netlink::open(namespace)?;
+    let link = netlink.existing_link(interface)?;
+    let change = LinkUnspec::new_with_index(link.index)
+        .mtu(mtu)
+        .txqueuelen(DEFAULT_TX_QUEUE_LEN)
+        .up()
+        .build();
+    Ok(netlink.change_link(interface, change)?)
 }
 
 /// The kernel's counters of an interface.

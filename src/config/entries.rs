@@ -43,7 +43,7 @@ pub(super) struct UplinkEntry {
 pub(super) struct RouteEntry {
     pub(super) prefix: At<IpNet>,
     pub(super) action: ActionEntry,
-    pub(super) metric: u32,
+    pub(super) metric: u16,
 }
 
 pub(super) enum ActionEntry {

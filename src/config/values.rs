@@ -76,8 +76,9 @@ pub(super) fn ring(value: &DeValue<'_>) -> Result<NonZeroU32, String> {
     count(value, 8..=4096)
 }
 
-pub(super) fn metric(value: &DeValue<'_>) -> Result<u32, String> {
-    integer(value, 0..=u32::MAX)
+pub(super) fn metric(value: &DeValue<'_>) -> Result<u16, String> {
+    let metric = integer(value, 0..=u32::from(u16::MAX))?;
+    u16::try_from(metric).map_err(|_| format!("{metric} is no metric"))
 }
 
 pub(super) fn mtu(value: &DeValue<'_>) -> Result<Mtu, String> {

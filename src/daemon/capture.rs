@@ -15,6 +15,9 @@ pub(super) fn wrap(
     let Some(file) = file else { return Ok(device) };
     match Capture::create(device, file, CaptureOptions::default()) {
         Ok(capture) => Ok(Box::new(capture)),
-        Err(error) => Err(DaemonError::Capture { name: name.to_owned(), source: error.into() }),
+        Err(error) => Err(DaemonError::Capture {
+            name: name.to_owned(),
+            source: error,
+        }),
     }
 }

@@ -1,8 +1,5 @@
 //! Attaching a container: registration, device, and the container's own side.
 
-use std::path::Path;
-
-use ipnet::IpNet;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr};
 use nos_shim::offload::Capabilities;
 use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
@@ -33,7 +30,9 @@ pub(super) struct AttachedContainer {
 
 /// The MAC address of a container's interface.
 pub(super) fn container_mac(config: &Container) -> MacAddr {
-    config.mac.unwrap_or_else(|| MacAddr::stable(&format!("container {}", config.name)))
+    config
+        .mac
+        .unwrap_or_else(|| MacAddr::stable(&format!("container {}", config.name)))
 }
 
 /// The MAC address of the relay on a container's link.
@@ -59,13 +58,23 @@ pub(super) fn attachment(id: AttachmentId, config: &Container) -> AttachmentConf
 
 fn claims(config: &Container) -> Vec<Claim> {
     let listen = |transport, ranges: &[PortRange]| {
-        let claim = move |&range| Claim { transport, range, kind: ClaimKind::Listen };
+        let claim = move |&range| Claim {
+            transport,
+            range,
+            kind: ClaimKind::Listen,
+        };
         ranges.iter().map(claim).collect::<Vec<_>>()
     };
-    let ephemeral = [Transport::Tcp, Transport::Udp].into_iter().filter_map(|transport| {
-        let range = config.ephemeral?;
-        Some(Claim { transport, range, kind: ClaimKind::Ephemeral })
-    });
+    let ephemeral = [Transport::Tcp, Transport::Udp]
+        .into_iter()
+        .filter_map(|transport| {
+            let range = config.ephemeral?;
+            Some(Claim {
+                transport,
+                range,
+                kind: ClaimKind::Ephemeral,
+            })
+        });
     let mut claims = listen(Transport::Tcp, &config.tcp);
     claims.extend(listen(Transport::Udp, &config.udp));
     claims.extend(ephemeral);
@@ -97,7 +106,9 @@ impl AttachedContainer {
         id: AttachmentId,
         config: Container,
     ) -> Result<Self, DaemonError> {
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| DaemonError::container(&config, error);
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            DaemonError::container(&config, error)
+        };
         let namespace = open(&config.netns).map_err(|error| failed(error.into()))?;
         let spec = spec(&config)?;
         make_room(host, &namespace, &spec.interface).map_err(|error| failed(error.into()))?;
@@ -110,11 +121,19 @@ impl AttachedContainer {
             }
         };
         let device = capture::wrap(device, config.capture.as_deref(), config.name.as_str())?;
-        let side = ContainerSide::configure(&namespace, spec).map_err(|error| failed(error.into()))?;
+        let side =
+            ContainerSide::configure(&namespace, spec).map_err(|error| failed(error.into()))?;
         let device = plane.add_device(Interface::Attachment(id), device);
         device.map_err(|error| failed(error.into()))?;
         info!(container = %config.name, device = %config.device, netns = %config.netns, "attached");
-        Ok(Self { id, config, gone: false, namespace, side: Some(side), veth })
+        Ok(Self {
+            id,
+            config,
+            gone: false,
+            namespace,
+            side: Some(side),
+            veth,
+        })
     }
 
     /// Follows a change of addresses, ephemeral range or MTU.
@@ -125,7 +144,8 @@ impl AttachedContainer {
             changed.map_err(|error| DaemonError::container(&config, error))?;
         }
         if let Some(side) = &mut self.side {
-            side.update(spec).map_err(|error| DaemonError::container(&config, error))?;
+            side.update(spec)
+                .map_err(|error| DaemonError::container(&config, error))?;
         }
         self.config = config;
         Ok(())
@@ -164,7 +184,10 @@ fn open(netns: &NetnsRef) -> Result<Namespace, crate::attach::NamespaceError> {
     }
 }
 
-fn open_tap(namespace: &Namespace, config: &Container) -> Result<Box<dyn FrameDevice>, DaemonError> {
+fn open_tap(
+    namespace: &Namespace,
+    config: &Container,
+) -> Result<Box<dyn FrameDevice>, DaemonError> {
     let opened = namespace.run(|| tap(config.interface.as_str(), config.offload));
     match opened {
         Ok(Ok(device)) => Ok(device),
@@ -175,23 +198,40 @@ fn open_tap(namespace: &Namespace, config: &Container) -> Result<Box<dyn FrameDe
 
 /// Opens a TAP in the current namespace: with virtio-net headers if `offload` is wished and the
 /// kernel can, plain otherwise.
-pub(super) fn tap(name: &str, offload: bool) -> Result<Box<dyn FrameDevice>, crate::device::OpenError> {
+pub(super) fn tap(
+    name: &str,
+    offload: bool,
+) -> Result<Box<dyn FrameDevice>, crate::device::OpenError> {
     if !offload {
         return Ok(Box::new(PlainTap::open(name)?));
     }
     match Tap::open(name, Capabilities::all()) {
         Ok(tap) => Ok(Box::new(tap)),
         Err(crate::device::OpenError::NoVnetHeader { .. }) => {
-            warn!(interface = name, "the kernel gives no virtio-net header; going on without offload");
+            warn!(
+                interface = name,
+                "the kernel gives no virtio-net header; going on without offload"
+            );
             Ok(Box::new(PlainTap::open(name)?))
         }
         Err(error) => Err(error),
     }
 }
 
-fn open_veth(host: &Namespace, pair: &VethPair, config: &Container) -> Result<Box<dyn FrameDevice>, DaemonError> {
-    let offload = if config.offload { Capabilities::all() } else { Capabilities::empty() };
-    let options = PacketOptions { offload, ..PacketOptions::default() };
+fn open_veth(
+    host: &Namespace,
+    pair: &VethPair,
+    config: &Container,
+) -> Result<Box<dyn FrameDevice>, DaemonError> {
+    let offload = if config.offload {
+        Capabilities::all()
+    } else {
+        Capabilities::empty()
+    };
+    let options = PacketOptions {
+        offload,
+        ..PacketOptions::default()
+    };
     match host.run(|| PacketSocket::open(pair.host_interface(), options)) {
         Ok(Ok(socket)) => Ok(Box::new(socket)),
         Ok(Err(error)) => Err(DaemonError::container(config, error)),

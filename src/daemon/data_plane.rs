@@ -53,7 +53,10 @@ impl DataPlane {
         let pool = FramePool::new(buffers, MAX_FRAME);
         let (relay_end, nos_end) = channel::pair(ring);
         let (sender, events) = unbounded();
-        let listener = Queue { events: sender, waker: Arc::new(waker) };
+        let listener = Queue {
+            events: sender,
+            waker: Arc::new(waker),
+        };
         let epoch = std::time::Instant::now();
         let spawn = |name: &str, event_loop: EventLoop| {
             let listener = listener.clone();
@@ -64,15 +67,25 @@ impl DataPlane {
             };
             thread::Builder::new().name(name.to_owned()).spawn(run)
         };
-        let new_loop = |engine, pool| EventLoop::new(engine, pool, epoch, Box::new(listener.clone()));
+        let new_loop =
+            |engine, pool| EventLoop::new(engine, pool, epoch, Box::new(listener.clone()));
         let seed = seed();
         let shim = |end, pool| Shim::new(end, pool, ShimConfig { seed });
         match settings.threads {
             Threads::Single => {
-                let engine = Engine::single(Relay::new(relay_end, pool.clone()), shim(nos_end, pool.clone()));
+                let engine = Engine::single(
+                    Relay::new(relay_end, pool.clone()),
+                    shim(nos_end, pool.clone()),
+                );
                 let (event_loop, handle) = new_loop(engine, pool)?;
                 let threads = vec![spawn("data", event_loop)?];
-                Ok(Self { relay: handle.clone(), nos: handle, threads, events, epoch })
+                Ok(Self {
+                    relay: handle.clone(),
+                    nos: handle,
+                    threads,
+                    events,
+                    epoch,
+                })
             }
             Threads::Split => {
                 let engine = Engine::relay_side(Relay::new(relay_end, pool.clone()));
@@ -80,7 +93,13 @@ impl DataPlane {
                 let engine = Engine::nos_side(shim(nos_end, pool.clone()));
                 let (nos_loop, nos) = new_loop(engine, pool)?;
                 let threads = vec![spawn("relay", relay_loop)?, spawn("nos", nos_loop)?];
-                Ok(Self { relay, nos, threads, events, epoch })
+                Ok(Self {
+                    relay,
+                    nos,
+                    threads,
+                    events,
+                    epoch,
+                })
             }
         }
     }
@@ -90,7 +109,9 @@ impl DataPlane {
         &self,
         work: impl FnOnce(&mut Relay) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
-        self.relay.call(|engine| engine.relay().map(work))?.ok_or(Stopped)
+        self.relay
+            .call(|engine| engine.relay().map(work))?
+            .ok_or(Stopped)
     }
 
     /// Runs `work` on the NOS side.
@@ -98,7 +119,9 @@ impl DataPlane {
         &self,
         work: impl FnOnce(&mut Shim) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
-        self.nos.call(|engine| engine.nos().map(work))?.ok_or(Stopped)
+        self.nos
+            .call(|engine| engine.nos().map(work))?
+            .ok_or(Stopped)
     }
 
     fn side(&self, interface: Interface) -> &LoopHandle {
@@ -109,7 +132,11 @@ impl DataPlane {
     }
 
     /// Serves `device` as `interface` from now on.
-    pub(super) fn add_device(&self, interface: Interface, device: Box<dyn FrameDevice>) -> io::Result<()> {
+    pub(super) fn add_device(
+        &self,
+        interface: Interface,
+        device: Box<dyn FrameDevice>,
+    ) -> io::Result<()> {
         self.side(interface).add_device(interface, device)
     }
 

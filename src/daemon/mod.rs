@@ -41,6 +41,7 @@ use tracing::{debug, error, info, warn};
 use crate::attach::{Namespace, NamespaceError};
 use crate::config::{Config, ConfigErrors, Container, Uplink};
 use crate::control::{self, Request, Server};
+use crate::device::CaptureError;
 use crate::event_loop::{Event, Stopped};
 use crate::relay::RelayEvent;
 
@@ -94,6 +95,14 @@ pub enum DaemonError {
         /// Why not.
         reason: String,
     },
+    /// A capture file cannot be written.
+    #[error("'{name}': {source}")]
+    Capture {
+        /// The container or uplink.
+        name: String,
+        /// Why not.
+        source: CaptureError,
+    },
     /// The routes cannot be installed.
     #[error("routes: {0}")]
     Routes(String),
@@ -104,11 +113,17 @@ pub enum DaemonError {
 
 impl DaemonError {
     fn container(config: &Container, reason: impl Display) -> Self {
-        Self::Container { name: config.name.to_string(), reason: reason.to_string() }
+        Self::Container {
+            name: config.name.to_string(),
+            reason: reason.to_string(),
+        }
     }
 
     fn uplink(config: &Uplink, reason: impl Display) -> Self {
-        Self::Uplink { name: config.name.to_string(), reason: reason.to_string() }
+        Self::Uplink {
+            name: config.name.to_string(),
+            reason: reason.to_string(),
+        }
     }
 
     fn start(what: &'static str) -> impl FnOnce(io::Error) -> Self {
@@ -125,21 +140,26 @@ pub fn run(config_path: &Path, control_path: &Path) -> Result<(), DaemonError> {
     let config = Config::load(config_path)?;
     let poll = Poll::new().map_err(DaemonError::start("create an epoll instance"))?;
     // Signals first: one that arrives while containers are being attached must not kill us.
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-        .map_err(DaemonError::start("catch signals"))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(DaemonError::start("catch signals"))?;
     poll.registry()
         .register(&mut signals, SIGNALS, Interest::READABLE)
         .map_err(DaemonError::start("watch signals"))?;
     let server = Server::bind(control_path, poll.registry(), CONTROL)?;
-    let waker = Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
-    let plane = DataPlane::start(&config.relay, waker).map_err(DaemonError::start("start data threads"))?;
+    let waker =
+        Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
+    let plane =
+        DataPlane::start(&config.relay, waker).map_err(DaemonError::start("start data threads"))?;
     let mut daemon = Daemon {
         host: Namespace::current()?,
         plane,
         config_path: config_path.to_owned(),
         settings: config.relay.clone(),
         routes: Vec::new(),
-        nos: crate::config::Nos { services: Vec::new(), ping: true },
+        nos: crate::config::Nos {
+            services: Vec::new(),
+            ping: true,
+        },
         uplinks: Vec::new(),
         containers: Vec::new(),
         next_uplink: 0,
@@ -165,15 +185,20 @@ fn announce_ready() {
 }
 
 /// The control thread's loop. Returns when a signal says so.
-fn serve(daemon: &mut Daemon, mut poll: Poll, mut signals: Signals, mut server: Server) -> Result<(), DaemonError> {
+fn serve(
+    daemon: &mut Daemon,
+    mut poll: Poll,
+    mut signals: Signals,
+    mut server: Server,
+) -> Result<(), DaemonError> {
     let mut events = Events::with_capacity(64);
     loop {
-        let timeout = server.poll_at().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = server.poll_at().map(|at| at.since(daemon.plane.now()));
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(DaemonError::start("wait for events"))?,
         }
-        let now = Instant::now();
+        let now = daemon.plane.now();
         server.handle_timeout(now);
         for event in &events {
             server.handle_ready(event.token(), now);
@@ -181,7 +206,7 @@ fn serve(daemon: &mut Daemon, mut poll: Poll, mut signals: Signals, mut server: 
         while let Some((connection, request)) = server.poll_request() {
             let Request::Show { table } = request;
             let response = daemon.show(table);
-            server.respond(connection, &response, Instant::now());
+            server.respond(connection, &response, daemon.plane.now());
         }
         daemon.handle_events()?;
         for signal in signals.pending() {
@@ -250,9 +275,9 @@ impl Daemon {
             self.next_attachment += 1;
             AttachmentId(self.next_attachment - 1)
         });
-        let attached = self.register(id, &config).and_then(|()| {
-            AttachedContainer::attach(&self.host, &self.plane, id, config)
-        });
+        let attached = self
+            .register(id, &config)
+            .and_then(|()| AttachedContainer::attach(&self.host, &self.plane, id, config));
         match attached {
             Ok(container) => {
                 self.containers.push(container);
@@ -286,11 +311,18 @@ impl Daemon {
         self.await_registration(id, config)
     }
 
-    fn await_registration(&mut self, id: AttachmentId, config: &Container) -> Result<(), DaemonError> {
+    fn await_registration(
+        &mut self,
+        id: AttachmentId,
+        config: &Container,
+    ) -> Result<(), DaemonError> {
         let deadline = Instant::now() + REGISTRATION_TIMEOUT;
         loop {
             let Ok(event) = self.plane.events().recv_deadline(deadline) else {
-                return Err(DaemonError::container(config, "the NOS does not answer the registration"));
+                return Err(DaemonError::container(
+                    config,
+                    "the NOS does not answer the registration",
+                ));
             };
             match event {
                 Event::Engine(RelayEvent::Accepted(of)) if of == id => return Ok(()),
@@ -304,7 +336,11 @@ impl Daemon {
 
     /// Deals with what happened on the data threads.
     fn handle_events(&mut self) -> Result<(), DaemonError> {
-        while let Some(event) = self.backlog.pop_front().or_else(|| self.plane.events().try_recv().ok()) {
+        while let Some(event) = self
+            .backlog
+            .pop_front()
+            .or_else(|| self.plane.events().try_recv().ok())
+        {
             match event {
                 Event::DeviceGone(Interface::Attachment(id), why) => self.container_gone(id, &why),
                 Event::DeviceGone(Interface::Uplink(id), why) => self.uplink_gone(id, &why),
@@ -320,7 +356,13 @@ impl Daemon {
 
     /// A container whose namespace was deleted takes its device along. Its ports are free at once.
     fn container_gone(&mut self, id: AttachmentId, why: &str) {
-        let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else { return };
+        let Some(container) = self
+            .containers
+            .iter_mut()
+            .find(|container| container.id == id)
+        else {
+            return;
+        };
         container.gone = true;
         warn!(container = %container.config.name, why, "the container's device is gone; reload to attach it again");
         if self.plane.on_relay(move |relay| relay.detach(id)).is_err() {
@@ -329,7 +371,9 @@ impl Daemon {
     }
 
     fn uplink_gone(&mut self, id: UplinkId, why: &str) {
-        let Some(uplink) = self.uplinks.iter_mut().find(|uplink| uplink.id == id) else { return };
+        let Some(uplink) = self.uplinks.iter_mut().find(|uplink| uplink.id == id) else {
+            return;
+        };
         uplink.gone = true;
         warn!(uplink = %uplink.config.name, why, "the uplink's device is gone; reload to open it again");
     }

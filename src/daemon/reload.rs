@@ -33,7 +33,12 @@ impl Daemon {
         let old = self.running();
         let changes = Config::diff(&old, new);
         for setting in &changes.restart {
-            warn!(key = setting.key, old = setting.old, new = setting.new, "takes effect at the next start");
+            warn!(
+                key = setting.key,
+                old = setting.old,
+                new = setting.new,
+                "takes effect at the next start"
+            );
         }
         self.remove(&changes);
         self.change(&changes);
@@ -49,7 +54,9 @@ impl Daemon {
             relay: self.settings.clone(),
             uplinks: uplinks.map(|uplink| uplink.config.clone()).collect(),
             routes: self.routes.clone(),
-            containers: containers.map(|container| container.config.clone()).collect(),
+            containers: containers
+                .map(|container| container.config.clone())
+                .collect(),
             nos: self.nos.clone(),
         }
     }
@@ -59,34 +66,61 @@ impl Daemon {
             aspects.intersects(ContainerAspects::DEVICE | ContainerAspects::CAPTURE)
         };
         let containers = &changes.containers;
-        let replaced = containers.changed.iter().filter(|changed| anew(changed.aspects));
+        let replaced = containers
+            .changed
+            .iter()
+            .filter(|changed| anew(changed.aspects));
         let old = replaced.map(|changed| changed.old);
         for config in containers.removed.iter().copied().chain(old) {
             self.detach_named(config);
         }
         self.detach_gone();
-        let anew = |aspects: UplinkAspects| aspects.intersects(UplinkAspects::DEVICE | UplinkAspects::CAPTURE);
+        let anew = |aspects: UplinkAspects| {
+            aspects.intersects(UplinkAspects::DEVICE | UplinkAspects::CAPTURE)
+        };
         let uplinks = &changes.uplinks;
-        let replaced = uplinks.changed.iter().filter(|changed| anew(changed.aspects));
+        let replaced = uplinks
+            .changed
+            .iter()
+            .filter(|changed| anew(changed.aspects));
         let old = replaced.map(|changed| changed.old);
         for config in uplinks.removed.iter().copied().chain(old) {
             self.close_named(config);
         }
-        for at in (0..self.uplinks.len()).rev().filter(|&at| self.uplinks[at].gone).collect::<Vec<_>>() {
+        for at in (0..self.uplinks.len())
+            .rev()
+            .filter(|&at| self.uplinks[at].gone)
+            .collect::<Vec<_>>()
+        {
             self.uplinks.remove(at).close(&self.plane);
         }
     }
 
     fn change(&mut self, changes: &Changes<'_>) {
         let kept = UplinkAspects::ADDRESSES | UplinkAspects::MTU;
-        for changed in changes.uplinks.changed.iter().filter(|changed| kept.contains(changed.aspects)) {
+        for changed in changes
+            .uplinks
+            .changed
+            .iter()
+            .filter(|changed| kept.contains(changed.aspects))
+        {
             let result = self.change_uplink(changed.new);
             report(result);
         }
         let kept = !(ContainerAspects::DEVICE | ContainerAspects::CAPTURE);
-        let changed = || changes.containers.changed.iter().filter(|changed| kept.contains(changed.aspects));
+        let changed = || {
+            changes
+                .containers
+                .changed
+                .iter()
+                .filter(|changed| kept.contains(changed.aspects))
+        };
         // Ports may move between two containers that stay: all let go before any claims.
-        for changed in changed().filter(|changed| changed.aspects.intersects(ContainerAspects::PORTS | ContainerAspects::EPHEMERAL)) {
+        for changed in changed().filter(|changed| {
+            changed
+                .aspects
+                .intersects(ContainerAspects::PORTS | ContainerAspects::EPHEMERAL)
+        }) {
             let result = self.release_ports(changed.old, changed.new);
             report(result);
         }
@@ -99,7 +133,11 @@ impl Daemon {
     fn add(&mut self, changes: &Changes<'_>, new: &Config) {
         let reopened = changes.uplinks.changed.iter().map(|changed| changed.new);
         for config in changes.uplinks.added.iter().copied().chain(reopened) {
-            if !self.uplinks.iter().any(|uplink| uplink.config.name == config.name) {
+            if !self
+                .uplinks
+                .iter()
+                .any(|uplink| uplink.config.name == config.name)
+            {
                 let result = self.open_uplink(config.clone());
                 report(result);
             }
@@ -110,7 +148,11 @@ impl Daemon {
         report(result);
         let again = changes.containers.changed.iter().map(|changed| changed.new);
         for config in changes.containers.added.iter().copied().chain(again) {
-            if !self.containers.iter().any(|container| container.config.name == config.name) {
+            if !self
+                .containers
+                .iter()
+                .any(|container| container.config.name == config.name)
+            {
                 let result = self.attach(config.clone());
                 report(result);
             }
@@ -118,7 +160,10 @@ impl Daemon {
     }
 
     fn detach_named(&mut self, config: &Container) {
-        let at = self.containers.iter().position(|container| container.config.name == config.name);
+        let at = self
+            .containers
+            .iter()
+            .position(|container| container.config.name == config.name);
         if let Some(at) = at {
             let container = self.containers.remove(at);
             self.detach(container);
@@ -126,7 +171,9 @@ impl Daemon {
     }
 
     fn detach_gone(&mut self) {
-        let (gone, stay) = std::mem::take(&mut self.containers).into_iter().partition(|container| container.gone);
+        let (gone, stay) = std::mem::take(&mut self.containers)
+            .into_iter()
+            .partition(|container| container.gone);
         self.containers = stay;
         let gone: Vec<AttachedContainer> = gone;
         for container in gone {
@@ -135,14 +182,20 @@ impl Daemon {
     }
 
     fn close_named(&mut self, config: &Uplink) {
-        let at = self.uplinks.iter().position(|uplink| uplink.config.name == config.name);
+        let at = self
+            .uplinks
+            .iter()
+            .position(|uplink| uplink.config.name == config.name);
         if let Some(at) = at {
             self.uplinks.remove(at).close(&self.plane);
         }
     }
 
     fn change_uplink(&mut self, new: &Uplink) -> Result<(), DaemonError> {
-        let uplink = self.uplinks.iter_mut().find(|uplink| uplink.config.name == new.name);
+        let uplink = self
+            .uplinks
+            .iter_mut()
+            .find(|uplink| uplink.config.name == new.name);
         let Some(uplink) = uplink else { return Ok(()) };
         uplink.config = new.clone();
         uplink.publish(&self.plane)?;
@@ -151,8 +204,13 @@ impl Daemon {
     }
 
     fn release_ports(&mut self, old: &Container, new: &Container) -> Result<(), DaemonError> {
-        let named = self.containers.iter().find(|container| container.config.name == old.name);
-        let Some(id) = named.map(|container| container.id) else { return Ok(()) };
+        let named = self
+            .containers
+            .iter()
+            .find(|container| container.config.name == old.name);
+        let Some(id) = named.map(|container| container.id) else {
+            return Ok(());
+        };
         // What it has before and after, it keeps all the time: its flows live on.
         let mut keep = super::container::attachment(id, old);
         let wanted = super::container::attachment(id, new);
@@ -161,7 +219,10 @@ impl Daemon {
     }
 
     fn change_container(&mut self, new: &Container) -> Result<(), DaemonError> {
-        let at = self.containers.iter().position(|container| container.config.name == new.name);
+        let at = self
+            .containers
+            .iter()
+            .position(|container| container.config.name == new.name);
         let Some(at) = at else { return Ok(()) };
         let id = self.containers[at].id;
         self.update_registration(super::container::attachment(id, new), new)?;
@@ -171,7 +232,11 @@ impl Daemon {
     }
 
     /// Changes what a container has registered, and waits for the NOS's answer.
-    fn update_registration(&mut self, config: AttachmentConfig, of: &Container) -> Result<(), DaemonError> {
+    fn update_registration(
+        &mut self,
+        config: AttachmentConfig,
+        of: &Container,
+    ) -> Result<(), DaemonError> {
         let id = config.id;
         let sent = self.plane.on_relay(move |relay| relay.update(config))?;
         sent.map_err(|error| DaemonError::container(of, error))?;
@@ -180,7 +245,10 @@ impl Daemon {
 
     pub(super) fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), DaemonError> {
         let uplinks = &self.uplinks;
-        let converted: Result<Vec<_>, _> = routes.iter().map(|route| fib_route(route, uplinks)).collect();
+        let converted: Result<Vec<_>, _> = routes
+            .iter()
+            .map(|route| fib_route(route, uplinks))
+            .collect();
         let converted = converted?;
         let set = self.plane.on_nos(move |nos| nos.set_routes(converted))?;
         set.map_err(|error| DaemonError::Routes(error.to_string()))?;
@@ -191,7 +259,11 @@ impl Daemon {
     pub(super) fn set_services(&mut self, nos: Nos) -> Result<(), DaemonError> {
         let wanted = ServiceConfig {
             ping: nos.ping,
-            services: nos.services.iter().map(|service| local_service(*service)).collect(),
+            services: nos
+                .services
+                .iter()
+                .map(|service| local_service(*service))
+                .collect(),
         };
         let set = self.plane.on_nos(move |nos| nos.set_services(wanted))?;
         set.map_err(|error| DaemonError::Services(error.to_string()))?;
@@ -207,19 +279,36 @@ fn fib_route(route: &Route, uplinks: &[OpenUplink]) -> Result<FibRoute, DaemonEr
         RouteAction::Via(hops) => {
             let hops: Result<Vec<_>, _> = hops.iter().map(|hop| next_hop(hop, uplinks)).collect();
             let hops = NextHops::new(hops?);
-            Action::Via(hops.map_err(|error| DaemonError::Routes(format!("{}: {error}", route.prefix)))?)
+            Action::Via(
+                hops.map_err(|error| DaemonError::Routes(format!("{}: {error}", route.prefix)))?,
+            )
         }
     };
-    let source = Source::Static { metric: route.metric };
-    Ok(FibRoute { vrf: route.vrf, prefix: route.prefix, source, action })
+    let source = Source::Static {
+        metric: route.metric,
+    };
+    Ok(FibRoute {
+        vrf: route.vrf,
+        prefix: route.prefix,
+        source,
+        action,
+    })
 }
 
 fn next_hop(hop: &crate::config::NextHop, uplinks: &[OpenUplink]) -> Result<NextHop, DaemonError> {
-    let uplink = uplinks.iter().find(|uplink| uplink.config.name == hop.uplink);
+    let uplink = uplinks
+        .iter()
+        .find(|uplink| uplink.config.name == hop.uplink);
     let uplink = uplink.ok_or_else(|| {
-        DaemonError::Routes(format!("next hop {}: uplink '{}' is not open", hop.address, hop.uplink))
+        DaemonError::Routes(format!(
+            "next hop {}: uplink '{}' is not open",
+            hop.address, hop.uplink
+        ))
     })?;
-    Ok(NextHop { gateway: hop.address, uplink: uplink.id })
+    Ok(NextHop {
+        gateway: hop.address,
+        uplink: uplink.id,
+    })
 }
 
 fn local_service(service: Service) -> LocalService {

@@ -42,12 +42,20 @@ impl Daemon {
     fn attachments(&self) -> Result<Vec<Attachment>, Stopped> {
         let relay = self.plane.on_relay(|relay| relay.snapshot())?;
         let devices = self.plane.devices()?;
-        let shown = self.containers.iter().map(|container| attachment(container, &relay, &devices));
+        let shown = self
+            .containers
+            .iter()
+            .map(|container| attachment(container, &relay, &devices));
         Ok(shown.collect())
     }
 
     fn ports(&self) -> Result<Vec<Port>, Stopped> {
-        self.plane.on_nos(|nos| nos.ports().claims().map(|holding| Port::from(&holding)).collect())
+        self.plane.on_nos(|nos| {
+            nos.ports()
+                .claims()
+                .map(|holding| Port::from(&holding))
+                .collect()
+        })
     }
 
     fn routes(&self) -> Result<Vec<Route>, Stopped> {
@@ -55,8 +63,12 @@ impl Daemon {
         let routes = move |nos: &mut nos_shim::shim::Shim| {
             let fib = nos.fib();
             let of_vrf = |vrf| fib.routes(vrf).map(move |entry| (vrf, entry));
-            let all = fib.vrfs().flat_map(of_vrf).filter(|(_, entry)| entry.best);
-            all.filter_map(|(vrf, entry)| route(vrf, &entry, &names)).collect()
+            let all = fib
+                .vrfs()
+                .flat_map(of_vrf)
+                .filter(|(_, entry)| entry.active);
+            all.filter_map(|(vrf, entry)| route(vrf, &entry, &names))
+                .collect()
         };
         self.plane.on_nos(routes)
     }
@@ -65,21 +77,38 @@ impl Daemon {
         let uplinks = self.uplink_snapshots()?;
         let of_uplink = |uplink: &UplinkSnapshot| {
             let name = uplink.config.name.to_string();
-            let shown = uplink.neighbors.iter().map(move |status| neighbor(&name, status));
+            let shown = uplink
+                .neighbors
+                .iter()
+                .map(move |status| neighbor(&name, status));
             shown.collect::<Vec<_>>()
         };
         Ok(uplinks.iter().flat_map(of_uplink).collect())
     }
 
     fn counters(&self) -> Result<Counters, Stopped> {
-        let relay = self.plane.on_relay(|relay| (*relay.ledger(), relay.held(), relay.depth(), relay.capacity()))?;
+        let relay = self.plane.on_relay(|relay| {
+            (
+                *relay.ledger(),
+                relay.held(),
+                relay.depth(),
+                relay.capacity(),
+            )
+        })?;
         let nos = self.plane.on_nos(|nos| {
-            (*nos.ledger(), nos.held(), nos.channel().depth(), nos.channel().capacity())
+            (
+                *nos.ledger(),
+                nos.held(),
+                nos.channel().depth(),
+                nos.channel().capacity(),
+            )
         })?;
         let devices = self.plane.devices()?;
         let snapshots = self.uplink_snapshots()?;
         let uplinks = self.uplinks.iter().filter_map(|uplink| {
-            let snapshot = snapshots.iter().find(|snapshot| snapshot.config.id == uplink.id)?;
+            let snapshot = snapshots
+                .iter()
+                .find(|snapshot| snapshot.config.id == uplink.id)?;
             Some(shown_uplink(uplink, snapshot, &devices))
         });
         let ring = |name: &str, depth: usize, capacity: usize, full_drops| Ring {
@@ -94,8 +123,18 @@ impl Daemon {
                 Stage::new("nos", &nos.0, nos.1 as u64),
             ],
             rings: vec![
-                ring("relay-to-nos", nos.2, nos.3, relay.0.drops.of(DropReason::RingFull)),
-                ring("nos-to-relay", relay.2, relay.3, nos.0.drops.of(DropReason::RingFull)),
+                ring(
+                    "relay-to-nos",
+                    nos.2,
+                    nos.3,
+                    relay.0.drops.of(DropReason::RingFull),
+                ),
+                ring(
+                    "nos-to-relay",
+                    relay.2,
+                    relay.3,
+                    nos.0.drops.of(DropReason::RingFull),
+                ),
             ],
             uplinks: uplinks.collect(),
         })
@@ -112,9 +151,16 @@ impl Daemon {
     }
 }
 
-fn attachment(container: &AttachedContainer, relay: &RelaySnapshot, devices: &[DeviceReport]) -> Attachment {
+fn attachment(
+    container: &AttachedContainer,
+    relay: &RelaySnapshot,
+    devices: &[DeviceReport],
+) -> Attachment {
     let config = &container.config;
-    let status = relay.attachments.iter().find(|status| status.id == container.id);
+    let status = relay
+        .attachments
+        .iter()
+        .find(|status| status.id == container.id);
     let counters = status.map_or_else(AttachmentCounters::default, |status| status.counters);
     let device = device_of(devices, Interface::Attachment(container.id));
     let mut drops = counters.drops;
@@ -136,8 +182,14 @@ fn attachment(container: &AttachedContainer, relay: &RelaySnapshot, devices: &[D
             vrf: config.vrf,
             mtu: config.mtu.octets(),
             offload: device.map(offload).unwrap_or_default(),
-            rx: Traffic { packets: counters.rx_packets, octets: counters.rx_octets },
-            tx: Traffic { packets: counters.tx_packets, octets: counters.tx_octets },
+            rx: Traffic {
+                packets: counters.rx_packets,
+                octets: counters.rx_octets,
+            },
+            tx: Traffic {
+                packets: counters.tx_packets,
+                octets: counters.tx_octets,
+            },
             drops: snapshot::drops(&drops),
             device_tx_dropped: kernel_drops(container, device),
         },
@@ -157,7 +209,11 @@ fn kernel_drops(container: &AttachedContainer, device: Option<&DeviceReport>) ->
     }
 }
 
-fn shown_uplink(uplink: &OpenUplink, snapshot: &UplinkSnapshot, devices: &[DeviceReport]) -> Uplink {
+fn shown_uplink(
+    uplink: &OpenUplink,
+    snapshot: &UplinkSnapshot,
+    devices: &[DeviceReport],
+) -> Uplink {
     let config = &uplink.config;
     let device = device_of(devices, Interface::Uplink(uplink.id));
     let mut drops = nos_shim::drop::DropCounters::default();
@@ -180,8 +236,14 @@ fn shown_uplink(uplink: &OpenUplink, snapshot: &UplinkSnapshot, devices: &[Devic
             vrf: config.vrf,
             mtu: config.mtu.octets(),
             offload: device.map(offload).unwrap_or_default(),
-            rx: Traffic { packets: counters.rx_packets, octets: counters.rx_octets },
-            tx: Traffic { packets: counters.tx_packets, octets: counters.tx_octets },
+            rx: Traffic {
+                packets: counters.rx_packets,
+                octets: counters.rx_octets,
+            },
+            tx: Traffic {
+                packets: counters.tx_packets,
+                octets: counters.tx_octets,
+            },
             drops: snapshot::drops(&drops),
             device_tx_dropped: device.map(|device| device.kernel_drops),
         },
@@ -208,7 +270,9 @@ fn offload(device: &DeviceReport) -> Vec<String> {
         (Capabilities::TSO6, "tso6"),
         (Capabilities::USO, "uso"),
     ];
-    let used = names.iter().filter(|(one, _)| device.capabilities.contains(*one));
+    let used = names
+        .iter()
+        .filter(|(one, _)| device.capabilities.contains(*one));
     used.map(|(_, name)| (*name).to_owned()).collect()
 }
 
@@ -217,7 +281,10 @@ fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Op
         let named = names.iter().find(|(known, _)| *known == id);
         named.map_or_else(|| id.to_string(), |(_, name)| name.clone())
     };
-    let hop = |address: Option<IpAddr>, id| NextHop { address, uplink: name(id) };
+    let hop = |address: Option<IpAddr>, id| NextHop {
+        address,
+        uplink: name(id),
+    };
     let (action, next_hops) = match entry.action {
         // Broadcast addresses follow from the connected prefix.
         Action::NoRoute | Action::Broadcast(_) => return None,
@@ -226,7 +293,10 @@ fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Op
         Action::Blackhole => (RouteAction::Blackhole, Vec::new()),
         Action::Unreachable => (RouteAction::Unreachable, Vec::new()),
         Action::Via(hops) => {
-            let hops = hops.as_slice().iter().map(|next| hop(Some(next.gateway), next.uplink));
+            let hops = hops
+                .as_slice()
+                .iter()
+                .map(|next| hop(Some(next.gateway), next.uplink));
             (RouteAction::Via, hops.collect())
         }
     };
@@ -235,7 +305,14 @@ fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Op
         Source::Static { .. } => RouteSource::Static,
     };
     let metric = u32::from(entry.source.metric());
-    Some(Route { vrf, prefix: entry.prefix, source, metric, action, next_hops })
+    Some(Route {
+        vrf,
+        prefix: entry.prefix,
+        source,
+        metric,
+        action,
+        next_hops,
+    })
 }
 
 fn neighbor(uplink: &str, status: &NeighborStatus) -> Neighbor {

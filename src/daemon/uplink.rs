@@ -24,8 +24,8 @@ pub(super) struct OpenUplink {
     /// Set when its device went away by itself.
     pub(super) gone: bool,
     pub(super) mac: MacAddr,
-    /// Keeps the kernel from answering what is ours.
-    takeover: Option<Takeover>,
+    /// Keeps the kernel from answering what is ours, as long as it lives.
+    _takeover: Option<Takeover>,
 }
 
 impl OpenUplink {
@@ -41,7 +41,13 @@ impl OpenUplink {
             UplinkDevice::Tap(_) => open_tap(host, &config)?,
         };
         let device = capture::wrap(device, config.capture.as_deref(), config.name.as_str())?;
-        let uplink = Self { id, config, gone: false, mac, takeover };
+        let uplink = Self {
+            id,
+            config,
+            gone: false,
+            mac,
+            _takeover: takeover,
+        };
         uplink.publish(plane)?;
         let added = plane.add_device(Interface::Uplink(id), device);
         added.map_err(|error| DaemonError::uplink(&uplink.config, error))?;
@@ -63,16 +69,14 @@ impl OpenUplink {
         set.map_err(|error| DaemonError::uplink(&self.config, error))
     }
 
-    /// Whether the kernel is kept from the interface.
-    pub(super) fn is_taken_over(&self) -> bool {
-        self.takeover.is_some()
-    }
-
     /// Closes the device and gives the interface back to the kernel.
     pub(super) fn close(self, plane: &DataPlane) {
         let id = self.id;
         let removed = plane.remove_device(Interface::Uplink(id));
-        if removed.and_then(|()| plane.on_nos(move |nos| nos.remove_uplink(id))).is_err() {
+        if removed
+            .and_then(|()| plane.on_nos(move |nos| nos.remove_uplink(id)))
+            .is_err()
+        {
             warn!(uplink = %self.config.name, "the data thread has stopped");
         }
         info!(uplink = %self.config.name, "uplink closed");
@@ -82,12 +86,15 @@ impl OpenUplink {
 type Opened = (Box<dyn FrameDevice>, MacAddr, Option<Takeover>);
 
 fn open_packet(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| DaemonError::uplink(config, error);
+    let failed =
+        |error: Box<dyn std::error::Error + Send + Sync>| DaemonError::uplink(config, error);
     let name = config.device.interface().as_str();
     let link = attach::link(host, name).map_err(|error| failed(error.into()))?;
     let link = link.ok_or_else(|| failed(format!("there is no interface {name}").into()))?;
     if link.mtu < u32::from(config.mtu.octets()) {
-        return Err(failed(format!("mtu {} is more than the {} of {name}", config.mtu, link.mtu).into()));
+        return Err(failed(
+            format!("mtu {} is more than the {} of {name}", config.mtu, link.mtu).into(),
+        ));
     }
     let mac = config.mac.or(link.mac).filter(|mac| mac.is_unicast());
     let mac = mac.ok_or_else(|| failed(format!("{name} has no MAC address; set `mac`").into()))?;
@@ -95,9 +102,17 @@ fn open_packet(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError>
         warn!(uplink = %config.name, interface = name, "the interface is down");
     }
     let takeover = Takeover::of(host, name).map_err(|error| failed(error.into()))?;
-    let offload = if config.offload { Capabilities::all() } else { Capabilities::empty() };
+    let offload = if config.offload {
+        Capabilities::all()
+    } else {
+        Capabilities::empty()
+    };
     let promiscuous = link.mac != Some(mac);
-    let options = PacketOptions { offload, promiscuous, ..PacketOptions::default() };
+    let options = PacketOptions {
+        offload,
+        promiscuous,
+        ..PacketOptions::default()
+    };
     let socket = host.run(|| PacketSocket::open(name, options));
     let socket = socket.map_err(|error| failed(error.into()))?;
     let socket = socket.map_err(|error| failed(error.into()))?;
@@ -105,12 +120,17 @@ fn open_packet(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError>
 }
 
 fn open_tap(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| DaemonError::uplink(config, error);
+    let failed =
+        |error: Box<dyn std::error::Error + Send + Sync>| DaemonError::uplink(config, error);
     let name = config.device.interface().as_str();
-    let device = host.run(|| tap(name, config.offload)).map_err(|error| failed(error.into()))?;
+    let device = host
+        .run(|| tap(name, config.offload))
+        .map_err(|error| failed(error.into()))?;
     let device = device.map_err(|error| failed(error.into()))?;
     let up = attach::bring_up(host, name, u32::from(config.mtu.octets()));
     up.map_err(|error| failed(error.into()))?;
-    let mac = config.mac.unwrap_or_else(|| MacAddr::stable(&format!("uplink {}", config.name)));
+    let mac = config
+        .mac
+        .unwrap_or_else(|| MacAddr::stable(&format!("uplink {}", config.name)));
     Ok((device, mac, None))
 }

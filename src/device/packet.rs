@@ -53,6 +53,9 @@ pub struct PacketOptions {
     pub buffer: usize,
     /// Hand frames to the driver past the queueing discipline (and past `tc` on egress).
     pub bypass_qdisc: bool,
+    /// Receive frames for other stations as well: needed where ours is not the interface's own MAC
+    /// address. Multicast frames are received in any case.
+    pub promiscuous: bool,
 }
 
 impl Default for PacketOptions {
@@ -61,6 +64,7 @@ impl Default for PacketOptions {
             offload: Capabilities::all(),
             buffer: 16 << 20,
             bypass_qdisc: false,
+            promiscuous: false,
         }
     }
 }

@@ -3,8 +3,10 @@
 use core::net::IpAddr;
 
 use crate::drop::DropReason;
+use crate::fragments::Fate;
 use crate::icmp::{self, Answer, IcmpError};
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId};
+use crate::ipv4_options::{self, OptionsRefused};
 use crate::packet::{Fragment, Packet};
 use crate::shim::Shim;
 use crate::time::Instant;
@@ -18,6 +20,8 @@ pub(crate) enum Holder {
     Attachment(AttachmentId),
     /// The NOS, which puts them together.
     Local,
+    /// Nobody: all are dropped for the first one's reason.
+    Nobody(DropReason),
 }
 
 impl Shim {
@@ -33,7 +37,7 @@ impl Shim {
             let verdict = self.owner(&packet, address, now);
             self.carry_out(verdict, packet, origin, now);
         } else {
-            self.deliver_fragment(packet, address, origin, now);
+            self.deliver_fragment(packet, address, now);
         }
     }
 
@@ -44,6 +48,22 @@ impl Shim {
                 packet.set_echo_id(echo_id);
                 self.to_attachment(packet, id);
             }
+            Verdict::Drop(reason) => self.discard(packet, reason),
+            // A container's own kernel looks at options; for the rest the NOS does.
+            _ => match ipv4_options::receive(&mut packet, now) {
+                Ok(()) => self.handle_own(verdict, packet, origin, now),
+                Err(OptionsRefused::SourceRoute) => self.discard(packet, DropReason::IpOptions),
+                Err(OptionsRefused::Malformed { pointer }) => {
+                    let error = IcmpError::HeaderProblem { pointer };
+                    self.refuse(packet, origin, error, DropReason::Ipv4Header, now);
+                }
+            },
+        }
+    }
+
+    /// A packet that no container gets.
+    fn handle_own(&mut self, verdict: Verdict, packet: Packet, origin: Origin, now: Instant) {
+        match verdict {
             Verdict::Local => self.to_local(packet, now),
             Verdict::Query => self.answer(packet, None, origin, now),
             Verdict::NoListener => self.refuse_port(packet, origin, now),
@@ -52,11 +72,64 @@ impl Shim {
                 self.refuse(packet, origin, error, DropReason::NoProtocol, now);
             }
             Verdict::Drop(reason) => self.discard(packet, reason),
+            Verdict::Attachment(id) | Verdict::EchoReply(id, _) => self.to_attachment(packet, id),
+        }
+    }
+
+    /// A fragment: goes where the first of its datagram goes, and waits until that is known.
+    fn deliver_fragment(&mut self, mut packet: Packet, address: LocalAddressId, now: Instant) {
+        let holder = match packet.fragment() {
+            Fragment::First => self.holder(&mut packet, address, now),
+            // Not asked for: only first fragments decide.
+            Fragment::Later | Fragment::Whole => Holder::Nobody(DropReason::FragmentTimeout),
+        };
+        if let Some(fate) = self.fragments.handle(packet, now, |_| holder) {
+            self.meet(fate, now);
+        }
+        self.poll_fragments(now);
+    }
+
+    /// Who gets the datagram that starts with this fragment.
+    fn holder(&mut self, first: &mut Packet, address: LocalAddressId, now: Instant) -> Holder {
+        match self.owner(first, address, now) {
+            Verdict::Attachment(id) => Holder::Attachment(id),
+            Verdict::EchoReply(id, echo_id) => {
+                first.set_echo_id(echo_id);
+                Holder::Attachment(id)
+            }
+            // A refusal has to quote the datagram whole, as a host does that puts it together.
+            Verdict::Local | Verdict::Query | Verdict::NoListener | Verdict::NoProtocol => {
+                Holder::Local
+            }
+            Verdict::Drop(reason) => Holder::Nobody(reason),
+        }
+    }
+
+    /// Carries out what the fragment table has decided meanwhile.
+    pub(super) fn poll_fragments(&mut self, now: Instant) {
+        while let Some(fate) = self.fragments.poll_fate() {
+            self.meet(fate, now);
+        }
+    }
+
+    fn meet(&mut self, fate: Fate<Holder>, now: Instant) {
+        match fate {
+            Fate::Deliver(packet, Holder::Attachment(id)) => self.to_attachment(packet, id),
+            Fate::Deliver(packet, Holder::Local) => self.to_local(packet, now),
+            Fate::Deliver(packet, Holder::Nobody(reason)) | Fate::Drop(packet, reason) => {
+                self.discard(packet, reason);
+            }
         }
     }
 
     /// Answers an ICMP query. `own` is the answer's source if the query went to a group.
-    pub(super) fn answer(&mut self, packet: Packet, own: Option<IpAddr>, origin: Origin, now: Instant) {
+    pub(super) fn answer(
+        &mut self,
+        packet: Packet,
+        own: Option<IpAddr>,
+        origin: Origin,
+        now: Instant,
+    ) {
         let own = own.unwrap_or_else(|| packet.destination());
         match icmp::answer(packet, own, now, &mut self.originator) {
             Answer::Reply(reply) => {
@@ -72,8 +145,13 @@ impl Shim {
     /// services there, but it is a host.
     pub(super) fn deliver_link_local(&mut self, packet: Packet, uplink: UplinkId, now: Instant) {
         let origin = Origin::Uplink(uplink);
-        let own = self.uplink(uplink).map(|uplink| IpAddr::V6(uplink.link_local()));
-        match (packet.icmp(), crate::ports::Transport::from_protocol(packet.protocol())) {
+        let own = self
+            .uplink(uplink)
+            .map(|uplink| IpAddr::V6(uplink.link_local()));
+        match (
+            packet.icmp(),
+            crate::ports::Transport::from_protocol(packet.protocol()),
+        ) {
             _ if packet.fragment() != Fragment::Whole => self.discard(packet, DropReason::Ignored),
             (Some(_), _) => self.answer(packet, own, origin, now),
             (None, Some(_)) => self.refuse_port(packet, origin, now),

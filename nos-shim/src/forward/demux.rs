@@ -39,7 +39,12 @@ pub enum Verdict {
 
 impl Shim {
     /// Whose a packet is that carries its transport header.
-    pub(super) fn owner(&mut self, packet: &Packet, address: LocalAddressId, now: Instant) -> Verdict {
+    pub(super) fn owner(
+        &mut self,
+        packet: &Packet,
+        address: LocalAddressId,
+        now: Instant,
+    ) -> Verdict {
         match (packet.protocol(), packet.is_ipv6()) {
             (protocol::TCP | protocol::UDP, _) => self.owner_of_ports(packet, address),
             (protocol::ICMP, false) | (protocol::ICMPV6, true) => {
@@ -57,9 +62,19 @@ impl Shim {
         match self.ports.owner(address, transport, ports.destination) {
             PortOwner::Nobody => Verdict::NoListener,
             PortOwner::Nos => Verdict::Local,
-            PortOwner::Attachment { id, kind: ClaimKind::Listen } => Verdict::Attachment(id),
-            PortOwner::Attachment { id, kind: ClaimKind::Ephemeral } => {
-                if opens_flow(packet) { Verdict::NoListener } else { Verdict::Attachment(id) }
+            PortOwner::Attachment {
+                id,
+                kind: ClaimKind::Listen,
+            } => Verdict::Attachment(id),
+            PortOwner::Attachment {
+                id,
+                kind: ClaimKind::Ephemeral,
+            } => {
+                if opens_flow(packet) {
+                    Verdict::NoListener
+                } else {
+                    Verdict::Attachment(id)
+                }
             }
         }
     }
@@ -89,19 +104,35 @@ impl Shim {
             id: packet.echo_id().unwrap_or_default(),
         };
         match self.echo.inbound(key, now) {
-            Some(Echo { owner: Owner::Attachment(id), id: own }) => Verdict::EchoReply(id, own),
+            Some(Echo {
+                owner: Owner::Attachment(id),
+                id: own,
+            }) => Verdict::EchoReply(id, own),
             // The NOS itself asks nobody.
-            Some(Echo { owner: Owner::Nos, .. }) | None => Verdict::Drop(DropReason::IcmpUnmatched),
+            Some(Echo {
+                owner: Owner::Nos, ..
+            })
+            | None => Verdict::Drop(DropReason::IcmpUnmatched),
         }
     }
 
     /// Whoever sent the packet that an ICMP error quotes gets the error. A quote that we cannot
     /// have sent is not believed (RFC 5927 §4).
-    fn owner_of_error(&self, packet: &Packet, quote: &Quote, address: LocalAddressId, now: Instant) -> Verdict {
+    fn owner_of_error(
+        &self,
+        packet: &Packet,
+        quote: &Quote,
+        address: LocalAddressId,
+        now: Instant,
+    ) -> Verdict {
         if quote.addresses.source() != packet.destination() {
             return Verdict::Drop(DropReason::IcmpUnmatched);
         }
-        let owner = match (Transport::from_protocol(quote.protocol), quote.ports, quote.echo_id) {
+        let owner = match (
+            Transport::from_protocol(quote.protocol),
+            quote.ports,
+            quote.echo_id,
+        ) {
             (Some(transport), Some(ports), _) => self.ports.owner(address, transport, ports.source),
             (None, _, Some(id)) => return self.owner_of_quoted_echo(packet, quote, id, now),
             _ => PortOwner::Nobody,
@@ -113,7 +144,13 @@ impl Shim {
         }
     }
 
-    fn owner_of_quoted_echo(&self, packet: &Packet, quote: &Quote, id: u16, now: Instant) -> Verdict {
+    fn owner_of_quoted_echo(
+        &self,
+        packet: &Packet,
+        quote: &Quote,
+        id: u16,
+        now: Instant,
+    ) -> Verdict {
         let key = EchoKey {
             vrf: packet.frame().vrf(),
             local: quote.addresses.source(),
@@ -121,15 +158,28 @@ impl Shim {
             id,
         };
         match self.echo.inbound(key, now) {
-            Some(Echo { owner: Owner::Attachment(id), .. }) => Verdict::Attachment(id),
-            Some(Echo { owner: Owner::Nos, .. }) | None => Verdict::Drop(DropReason::IcmpUnmatched),
+            Some(Echo {
+                owner: Owner::Attachment(id),
+                ..
+            }) => Verdict::Attachment(id),
+            Some(Echo {
+                owner: Owner::Nos, ..
+            })
+            | None => Verdict::Drop(DropReason::IcmpUnmatched),
         }
     }
 
     /// Gives an echo request of a container an identifier that is its alone towards that host.
-    pub(super) fn note_echo(&mut self, packet: &mut Packet, id: AttachmentId, now: Instant) -> Result<(), DropReason> {
+    pub(super) fn note_echo(
+        &mut self,
+        packet: &mut Packet,
+        id: AttachmentId,
+        now: Instant,
+    ) -> Result<(), DropReason> {
         let request = if packet.is_ipv6() { 128 } else { 8 };
-        let (Some((kind, _)), Some(echo)) = (packet.icmp(), packet.echo_id()) else { return Ok(()) };
+        let (Some((kind, _)), Some(echo)) = (packet.icmp(), packet.echo_id()) else {
+            return Ok(());
+        };
         if kind != request {
             return Ok(());
         }
@@ -150,5 +200,7 @@ impl Shim {
 /// Whether outsiders use this to open a flow: a TCP segment with SYN and without ACK.
 /// UDP does not say.
 fn opens_flow(packet: &Packet) -> bool {
-    packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK | RST) == SYN)
+    packet
+        .tcp_flags()
+        .is_some_and(|flags| flags & (SYN | ACK | RST) == SYN)
 }

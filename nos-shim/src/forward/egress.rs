@@ -4,11 +4,11 @@ use core::net::IpAddr;
 
 use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
-use crate::frame::Frame;
+use crate::frame::{Frame, FrameFull};
 use crate::icmp::IcmpError;
 use crate::ident::{Interface, MacAddr, UplinkId};
-use crate::ipv4_options;
-use crate::neighbor::{Output, Resolution, solicit_frame};
+use crate::ipv4_options::is_source_routed;
+use crate::neighbor::{Message, Output, Resolution};
 use crate::offload::{adapt, fragment_ipv4};
 use crate::packet::Packet;
 use crate::shim::Shim;
@@ -27,34 +27,62 @@ enum Hop {
 
 impl Shim {
     /// A packet from one uplink to another (RFC 1812 §5.3, RFC 4443 §3.3).
-    pub(super) fn transit(&mut self, packet: Packet, adjacency: AdjacencyId, origin: Origin, now: Instant) {
+    pub(super) fn transit(
+        &mut self,
+        packet: Packet,
+        adjacency: AdjacencyId,
+        origin: Origin,
+        now: Instant,
+    ) {
         let source = packet.source();
         if matches!(source, IpAddr::V6(address) if address.is_unicast_link_local()) {
             // RFC 4291 §2.5.6.
             return self.discard(packet, DropReason::MartianSource);
         }
-        if packet.has_options() && ipv4_options::has_source_route(&packet) {
-            // RFC 7126 §4.3.
+        if is_source_routed(&packet) {
             return self.discard(packet, DropReason::IpOptions);
         }
         if packet.ttl() <= 1 {
-            return self.refuse(packet, origin, IcmpError::TtlExceeded, DropReason::TtlExceeded, now);
+            return self.refuse(
+                packet,
+                origin,
+                IcmpError::TtlExceeded,
+                DropReason::TtlExceeded,
+                now,
+            );
         }
         self.to_next_hop(packet, adjacency, origin, Hop::Transit, now);
     }
 
     /// A packet from a container or from the NOS itself.
-    pub(super) fn egress(&mut self, packet: Packet, adjacency: AdjacencyId, origin: Origin, now: Instant) {
+    pub(super) fn egress(
+        &mut self,
+        packet: Packet,
+        adjacency: AdjacencyId,
+        origin: Origin,
+        now: Instant,
+    ) {
         self.to_next_hop(packet, adjacency, origin, Hop::First, now);
     }
 
-    fn to_next_hop(&mut self, packet: Packet, adjacency: AdjacencyId, origin: Origin, hop: Hop, now: Instant) {
+    fn to_next_hop(
+        &mut self,
+        packet: Packet,
+        adjacency: AdjacencyId,
+        origin: Origin,
+        hop: Hop,
+        now: Instant,
+    ) {
         let entry = self.fib.adjacency(adjacency);
         let chosen = match entry.action() {
             Action::Connected(uplink) => Some((*uplink, packet.destination())),
             Action::Via(hops) => {
                 let one = hops.as_slice().len() == 1;
-                let hash = if one { 0 } else { self.flow_hasher.hash(&packet) };
+                let hash = if one {
+                    0
+                } else {
+                    self.flow_hasher.hash(&packet)
+                };
                 entry.next_hop(hash).map(|next| (next.uplink, next.gateway))
             }
             _ => None,
@@ -66,11 +94,26 @@ impl Shim {
     }
 
     /// Sends a packet to a station on an uplink's link.
-    pub(super) fn send_on(&mut self, packet: Packet, uplink: UplinkId, next_hop: IpAddr, origin: Origin, now: Instant) {
+    pub(super) fn send_on(
+        &mut self,
+        packet: Packet,
+        uplink: UplinkId,
+        next_hop: IpAddr,
+        origin: Origin,
+        now: Instant,
+    ) {
         self.check_mtu(packet, uplink, next_hop, origin, Hop::First, now);
     }
 
-    fn check_mtu(&mut self, mut packet: Packet, id: UplinkId, next_hop: IpAddr, origin: Origin, hop: Hop, now: Instant) {
+    fn check_mtu(
+        &mut self,
+        mut packet: Packet,
+        id: UplinkId,
+        next_hop: IpAddr,
+        origin: Origin,
+        hop: Hop,
+        now: Instant,
+    ) {
         let Some(mtu) = self.uplink(id).map(|uplink| uplink.config.mtu) else {
             return self.discard(packet, DropReason::DeviceGone);
         };
@@ -93,22 +136,35 @@ impl Shim {
     }
 
     fn fragment(&mut self, packet: Packet, mtu: usize) {
-        let Self { pool, pieces, ledger, .. } = self;
+        let Self {
+            pool,
+            pieces,
+            ledger,
+            ..
+        } = self;
         fragment_ipv4(packet, mtu, pool, &mut |piece| pieces.push_back(piece)).record(ledger);
     }
 
-    fn to_neighbor(&mut self, packet: Packet, id: UplinkId, next_hop: IpAddr, origin: Origin, now: Instant) {
+    fn to_neighbor(
+        &mut self,
+        packet: Packet,
+        id: UplinkId,
+        next_hop: IpAddr,
+        origin: Origin,
+        now: Instant,
+    ) {
         let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
             return self.discard(packet, DropReason::DeviceGone);
         };
         match uplink.neighbors.resolve(next_hop, now) {
             Resolution::Known(mac) => self.emit(packet, id, mac),
-            Resolution::Unknown(pending) => {
-                let dropped = uplink.neighbors.hold(pending, packet, origin, now);
+            Resolution::Unknown(neighbor) => {
+                let dropped = uplink.neighbors.hold(neighbor, packet, origin);
                 if let Some((dropped, _, reason)) = dropped {
                     self.discard(dropped, reason);
                 }
             }
+            Resolution::Refused(reason) => self.discard(packet, reason),
         }
         self.poll_neighbors(id, now);
     }
@@ -117,27 +173,33 @@ impl Shim {
     pub(super) fn poll_neighbors(&mut self, id: UplinkId, now: Instant) {
         loop {
             let uplink = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut);
-            let Some(output) = uplink.and_then(|uplink| uplink.neighbors.poll_output()) else { return };
+            let Some(output) = uplink.and_then(|uplink| uplink.neighbors.poll_output()) else {
+                return;
+            };
             match output {
+                Output::Send(message) => self.say(&message, id),
                 Output::Release { mac, packet, .. } => self.emit(packet, id, mac),
                 Output::Failed { packet, tag } => {
-                    self.refuse(packet, tag, IcmpError::HostUnreachable, DropReason::NeighborFailed, now);
+                    let error = IcmpError::HostUnreachable;
+                    self.refuse(packet, tag, error, DropReason::NeighborFailed, now);
                 }
-                question => self.ask(&question, id),
+                Output::Dropped { packet, reason, .. } => self.discard(packet, reason),
             }
         }
     }
 
-    /// Sends a frame of ARP or NDP.
-    fn ask(&mut self, question: &Output<Origin>, id: UplinkId) {
-        let Some(mac) = self.uplink(id).map(|uplink| uplink.config.mac) else { return };
-        // Without a buffer the question is lost, as on the wire; it is repeated after a second.
-        let Some(mut frame) = self.pool.alloc() else { return };
-        if solicit_frame(question, mac, &mut frame) {
-            self.ledger.originated += 1;
-            self.queue(frame, id);
-        } else {
-            self.pool.free(frame);
+    /// Sends a message of ARP or NDP.
+    fn say(&mut self, message: &Message, id: UplinkId) {
+        // Without a buffer the message is lost, as on the wire; what matters is repeated.
+        let Some(mut frame) = self.pool.alloc() else {
+            return;
+        };
+        match message.write(&mut frame) {
+            Ok(()) => {
+                self.ledger.originated += 1;
+                self.queue(frame, id);
+            }
+            Err(FrameFull { .. }) => self.pool.free(frame),
         }
     }
 
@@ -152,8 +214,16 @@ impl Shim {
             return self.queue(packet.into_frame(), id);
         }
         let capabilities = uplink.capabilities;
-        let Self { pool, pieces, ledger, .. } = self;
-        adapt(packet, capabilities, pool, &mut |piece| pieces.push_back(piece)).record(ledger);
+        let Self {
+            pool,
+            pieces,
+            ledger,
+            ..
+        } = self;
+        adapt(packet, capabilities, pool, &mut |piece| {
+            pieces.push_back(piece)
+        })
+        .record(ledger);
         while let Some(piece) = self.pieces.pop_front() {
             self.queue(piece.into_frame(), id);
         }

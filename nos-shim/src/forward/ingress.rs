@@ -9,7 +9,7 @@ use crate::frame::{Frame, Offload};
 use crate::ident::{MacAddr, UplinkId};
 use crate::martian;
 use crate::ndp::{self, Ndp};
-use crate::neighbor::{ArpAction, NdpAction};
+use crate::neighbor::Answer;
 use crate::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
 use crate::shim::Shim;
 use crate::time::Instant;
@@ -65,14 +65,18 @@ impl Shim {
         }
         match destination {
             IpAddr::V6(address) if address.is_unicast_link_local() => {
-                if self.is_link_local_of(id, address) { Ok(Admitted::LinkLocal) } else { Err(DropReason::OtherHost) }
+                if self.is_link_local_of(id, address) {
+                    Ok(Admitted::LinkLocal)
+                } else {
+                    Err(DropReason::OtherHost)
+                }
             }
             _ => Ok(Admitted::Route),
         }
     }
 
     /// ARP: learn, and answer for our addresses.
-    fn arp(&mut self, id: UplinkId, mut frame: Frame, now: Instant) {
+    fn arp(&mut self, id: UplinkId, frame: Frame, now: Instant) {
         let arp = match Arp::parse(frame.bytes()) {
             Ok(arp) => arp,
             Err(reason) => return self.discard_frame(frame, reason),
@@ -80,16 +84,8 @@ impl Shim {
         let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
             return self.discard_frame(frame, DropReason::DeviceGone);
         };
-        self.ledger.consumed += 1;
-        match uplink.neighbors.handle_arp(&arp, now) {
-            // A frame just read has room for what it asked for.
-            ArpAction::Reply(reply) if reply.write(&mut frame, reply.target_mac).is_ok() => {
-                frame.set_offload(Offload::NONE);
-                self.ledger.originated += 1;
-                self.queue(frame, id);
-            }
-            _ => self.pool.free(frame),
-        }
+        let answer = uplink.neighbors.handle_arp(&arp, now);
+        self.reply(frame, answer, id);
         self.poll_neighbors(id, now);
     }
 
@@ -103,17 +99,26 @@ impl Shim {
         let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
             return self.discard(packet, DropReason::DeviceGone);
         };
+        let IpAddr::V6(source) = source else {
+            return self.discard(packet, DropReason::NdpMalformed);
+        };
+        let answer = uplink.neighbors.handle_ndp(&ndp, source, mac, now);
+        self.reply(packet.into_frame(), answer, id);
+        self.poll_neighbors(id, now);
+    }
+
+    /// Ends a question of ARP or NDP, with its answer in the same buffer.
+    fn reply(&mut self, mut frame: Frame, answer: Answer, id: UplinkId) {
         self.ledger.consumed += 1;
-        let mut frame = packet.into_frame();
-        match uplink.neighbors.handle_ndp(&ndp, source, mac, now) {
-            NdpAction::Reply { ndp, envelope } if ndp.write(&mut frame, &envelope).is_ok() => {
+        match answer {
+            // A frame that held the question has room for the answer.
+            Answer::Reply(message) if message.write(&mut frame).is_ok() => {
                 frame.set_offload(Offload::NONE);
                 self.ledger.originated += 1;
                 self.queue(frame, id);
             }
-            _ => self.pool.free(frame),
+            Answer::Reply(_) | Answer::Conflict { .. } | Answer::Nothing => self.pool.free(frame),
         }
-        self.poll_neighbors(id, now);
     }
 
     /// Whether `address` is the NOS's, in the packet's VRF.

@@ -21,6 +21,7 @@ mod deliver;
 mod demux;
 mod egress;
 mod ingress;
+mod local;
 mod respond;
 
 pub(crate) use deliver::Holder;
@@ -62,7 +63,9 @@ impl Shim {
     pub fn poll_channel(&mut self, now: Instant, budget: usize) -> bool {
         let mut any = self.poll_control();
         for _ in 0..budget {
-            let Some(mut burst) = self.channel.recv_burst() else { break };
+            let Some(mut burst) = self.channel.recv_burst() else {
+                break;
+            };
             any = true;
             self.ledger.received += burst.len() as u64;
             for packet in burst.drain(..) {
@@ -74,6 +77,28 @@ impl Shim {
             self.flush_to_relay();
         }
         any
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_at().is_none_or(|at| at > now) {
+            return;
+        }
+        for index in 0..self.uplinks.len() {
+            let Some(uplink) = self.uplinks[index].as_mut() else {
+                continue;
+            };
+            if uplink.neighbors.poll_at().is_some_and(|at| at <= now) {
+                let id = uplink.config.id;
+                uplink.neighbors.handle_timeout(now);
+                self.poll_neighbors(id, now);
+            }
+        }
+        self.echo.expire(now);
+        self.fragments.expire(now);
+        self.poll_fragments(now);
+        self.poll_local(now);
+        self.flush_to_relay();
     }
 
     /// A packet from a container.
@@ -99,7 +124,9 @@ impl Shim {
             Action::Local(address) => self.deliver(packet, address, origin, now),
             Action::Blackhole => self.discard(packet, DropReason::Blackhole),
             Action::Broadcast(_) => self.discard(packet, DropReason::Multicast),
-            Action::NoRoute => self.refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute, now),
+            Action::NoRoute => {
+                self.refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute, now)
+            }
             Action::Unreachable => {
                 let error = IcmpError::UnreachableRoute;
                 self.refuse(packet, origin, error, DropReason::UnreachableRoute, now);

@@ -34,7 +34,13 @@ impl Shim {
         self.discard(packet, reason);
     }
 
-    fn error(&mut self, packet: &Packet, origin: Origin, error: IcmpError, now: Instant) -> Option<Packet> {
+    fn error(
+        &mut self,
+        packet: &Packet,
+        origin: Origin,
+        error: IcmpError,
+        now: Instant,
+    ) -> Option<Packet> {
         let source = self.error_source(packet, origin)?;
         let sent = error.may_answer(packet) && self.limiter.allow(error, packet.source(), now);
         if !sent {
@@ -47,7 +53,13 @@ impl Shim {
     pub(super) fn refuse_port(&mut self, packet: Packet, origin: Origin, now: Instant) {
         if packet.protocol() != protocol::TCP {
             return if packet.transport_checksum_ok() {
-                self.refuse(packet, origin, IcmpError::PortUnreachable, DropReason::NoListener, now);
+                self.refuse(
+                    packet,
+                    origin,
+                    IcmpError::PortUnreachable,
+                    DropReason::NoListener,
+                    now,
+                );
             } else {
                 self.discard(packet, DropReason::TransportChecksum);
             };
@@ -77,7 +89,9 @@ impl Shim {
         match self.fib.adjacency(adjacency).action() {
             Action::Local(_) => Some(destination),
             _ if destination == IpAddr::V6(uplink.link_local()) => Some(destination),
-            _ => uplink.address(ipv6).or(ipv6.then(|| uplink.link_local().into())),
+            _ => uplink
+                .address(ipv6)
+                .or(ipv6.then(|| uplink.link_local().into())),
         }
     }
 

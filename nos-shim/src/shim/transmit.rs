@@ -22,7 +22,11 @@ impl Shim {
         let (index, burst) = self.transmit.pop_burst()?;
         let octets: usize = burst.iter().map(Frame::len).sum();
         let id = UplinkId(u32::try_from(index).unwrap_or(u32::MAX));
-        self.lent = Some(Lent { index, frames: burst.len() as u64, octets: octets as u64 });
+        self.lent = Some(Lent {
+            index,
+            frames: burst.len() as u64,
+            octets: octets as u64,
+        });
         Some((id, burst))
     }
 
@@ -30,7 +34,10 @@ impl Shim {
     pub(super) fn settle(&mut self) {
         let Some(lent) = self.lent.take() else { return };
         let left = self.transmit.unsent();
-        let (frames, octets) = (left.len() as u64, left.iter().map(Frame::len).sum::<usize>() as u64);
+        let (frames, octets) = (
+            left.len() as u64,
+            left.iter().map(Frame::len).sum::<usize>() as u64,
+        );
         self.ledger.sent += lent.frames - frames;
         if let Some(uplink) = self.uplinks.get_mut(lent.index).and_then(Option::as_mut) {
             uplink.counters.tx_packets += lent.frames - frames;
@@ -47,5 +54,11 @@ impl Shim {
         lent.octets -= left.iter().map(Frame::len).sum::<usize>() as u64;
         self.ledger.drops.add(reason, left.len() as u64);
         self.pool.free_all(left);
+    }
+
+    /// Announces that this side is about to block. Returns `false` if it must not, because there
+    /// is something to do.
+    pub fn try_sleep(&mut self) -> bool {
+        self.transmit.held() == 0 && self.channel.try_sleep()
     }
 }

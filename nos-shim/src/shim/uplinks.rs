@@ -62,14 +62,22 @@ impl Shim {
         match &mut self.uplinks[index] {
             Some(uplink) if uplink.config.mac == config.mac => {
                 uplink.neighbors.set_addresses(&config.addresses);
+                uplink.neighbors.announce();
                 uplink.config = config;
             }
             slot => {
                 let seed = self.seed ^ index as u64;
-                let neighbors = NeighborCache::new(config.mac, &config.addresses, seed);
+                let mut neighbors = NeighborCache::new(config.mac, &config.addresses, seed);
+                neighbors.set_router(true);
+                neighbors.announce();
                 let capabilities = Capabilities::empty();
                 let counters = UplinkCounters::default();
-                let fresh = Uplink { config, capabilities, neighbors, counters };
+                let fresh = Uplink {
+                    config,
+                    capabilities,
+                    neighbors,
+                    counters,
+                };
                 if let Some(mut old) = slot.replace(fresh) {
                     Self::drop_waiting(&mut old, &mut self.pool, &mut self.ledger);
                 }
@@ -80,7 +88,9 @@ impl Shim {
 
     /// Removes an uplink with its addresses and what waits for it.
     pub fn remove_uplink(&mut self, id: UplinkId) {
-        let Some(mut uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::take) else { return };
+        let Some(mut uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::take) else {
+            return;
+        };
         Self::drop_waiting(&mut uplink, &mut self.pool, &mut self.ledger);
         let waiting = self.transmit.clear(id.0 as usize) as u64;
         self.ledger.drops.add(DropReason::DeviceGone, waiting);
@@ -89,7 +99,7 @@ impl Shim {
     }
 
     fn drop_waiting(uplink: &mut Uplink, pool: &mut FramePool, ledger: &mut Ledger) {
-        for packet in uplink.neighbors.clear() {
+        for (packet, _) in uplink.neighbors.clear() {
             pool.free(packet.into_frame());
             ledger.drop(DropReason::DeviceGone);
         }
@@ -99,18 +109,33 @@ impl Shim {
     fn follow_addresses(&mut self) -> Result<(), FibFull> {
         let uplinks = || self.uplinks.iter().flatten();
         let ours: Vec<(VrfId, IpAddr)> = uplinks()
-            .flat_map(|uplink| uplink.config.addresses.iter().map(|net| (uplink.config.vrf, net.addr())))
+            .flat_map(|uplink| {
+                uplink
+                    .config
+                    .addresses
+                    .iter()
+                    .map(|net| (uplink.config.vrf, net.addr()))
+            })
             .collect();
         let connected: Vec<Route> = uplinks()
             .flat_map(|uplink| {
                 let (vrf, id) = (uplink.config.vrf, uplink.config.id);
-                uplink.config.addresses.iter().flat_map(move |net| Route::connected(vrf, *net, id))
+                uplink
+                    .config
+                    .addresses
+                    .iter()
+                    .flat_map(move |net| Route::connected(vrf, *net, id))
             })
             .collect();
         let mut local = Vec::with_capacity(ours.len());
         for &(vrf, address) in &ours {
             let action = Action::Local(self.ports.add_address(vrf, address));
-            local.push(Route { vrf, prefix: address.into(), source: Source::Local, action });
+            local.push(Route {
+                vrf,
+                prefix: address.into(),
+                source: Source::Local,
+                action,
+            });
         }
         self.fib.replace(Protocol::Local, local)?;
         self.fib.replace(Protocol::Connected, connected)?;
@@ -118,7 +143,8 @@ impl Shim {
             self.ports.remove_address(gone.0, gone.1);
         }
         #[cfg(feature = "stack")]
-        self.local.set_addresses(ours.iter().map(|&(_, address)| address));
+        self.local
+            .set_addresses(ours.iter().map(|&(_, address)| address));
         self.addresses = ours;
         Ok(())
     }
@@ -126,7 +152,9 @@ impl Shim {
     /// Sets what an uplink's device takes.
     pub fn set_capabilities(&mut self, id: UplinkId, capabilities: Capabilities) {
         self.settle();
-        let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else { return };
+        let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+            return;
+        };
         let shrunk = !capabilities.contains(uplink.capabilities);
         uplink.capabilities = capabilities;
         if shrunk {
@@ -137,10 +165,18 @@ impl Shim {
     /// Adapts what waits for a device that turned out to take less.
     fn adapt_waiting(&mut self, id: UplinkId, capabilities: Capabilities) {
         let waiting = self.transmit.take(id.0 as usize);
-        let Self { pool, pieces, ledger, .. } = self;
+        let Self {
+            pool,
+            pieces,
+            ledger,
+            ..
+        } = self;
         for frame in waiting {
             match Packet::parse(frame) {
-                Ok(packet) => adapt(packet, capabilities, pool, &mut |piece| pieces.push_back(piece)).record(ledger),
+                Ok(packet) => adapt(packet, capabilities, pool, &mut |piece| {
+                    pieces.push_back(piece)
+                })
+                .record(ledger),
                 // ARP needs no adapting, and nothing else is here that was not parsed before.
                 Err(Rejected { frame, .. }) => {
                     if self.transmit.push(id.0 as usize, frame).is_err() {
@@ -150,7 +186,11 @@ impl Shim {
             }
         }
         while let Some(piece) = self.pieces.pop_front() {
-            if self.transmit.push(id.0 as usize, piece.into_frame()).is_err() {
+            if self
+                .transmit
+                .push(id.0 as usize, piece.into_frame())
+                .is_err()
+            {
                 self.ledger.drop(DropReason::DeviceFull);
             }
         }

@@ -10,7 +10,10 @@ use super::super::{DeviceKind, OpenError};
 use super::PacketOptions;
 
 // linux/if_packet.h
+const PACKET_ADD_MEMBERSHIP: libc::c_int = 1;
 const PACKET_STATISTICS: libc::c_int = 6;
+const PACKET_MR_PROMISC: libc::c_ushort = 1;
+const PACKET_MR_ALLMULTI: libc::c_ushort = 2;
 pub(super) const PACKET_AUXDATA: libc::c_int = 8;
 const PACKET_VNET_HDR: libc::c_int = 15;
 const PACKET_QDISC_BYPASS: libc::c_int = 20;
@@ -37,6 +40,7 @@ pub(super) fn open(name: &str, options: PacketOptions) -> Result<OwnedFd, OpenEr
     }
     size_buffers(&fd, options.buffer).map_err(refused("size its buffers"))?;
     bind(&fd, index).map_err(refused("bind to the interface"))?;
+    join(&fd, index, options.promiscuous).map_err(refused("receive more than its own frames"))?;
     match address(&fd)
         .map_err(refused("ask for the hardware type"))?
         .sll_hatype
@@ -70,6 +74,43 @@ pub(super) fn take_drops(fd: &OwnedFd) -> Result<u32, Errno> {
 fn deaf_socket() -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     socket(AddressFamily::Packet, SockType::Raw, flags, None)
+}
+
+/// `struct packet_mreq`
+#[repr(C)]
+struct Membership {
+    index: libc::c_int,
+    kind: libc::c_ushort,
+    length: libc::c_ushort,
+    address: [u8; 8],
+}
+
+/// Has the interface pass up all multicast frames (Neighbor Discovery needs them), or all frames,
+/// as long as the socket lives.
+fn join(fd: &OwnedFd, index: libc::c_uint, promiscuous: bool) -> Result<(), Errno> {
+    let index = libc::c_int::try_from(index).map_err(|_| Errno::ENXIO)?;
+    let kind = if promiscuous {
+        PACKET_MR_PROMISC
+    } else {
+        PACKET_MR_ALLMULTI
+    };
+    let membership = Membership {
+        index,
+        kind,
+        length: 0,
+        address: [0; 8],
+    };
+    // SAFETY: the kernel reads one struct packet_mreq from the address.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_ADD_MEMBERSHIP,
+            (&raw const membership).cast(),
+            length::<Membership>(),
+        )
+    };
+    Errno::result(result).map(drop)
 }
 
 /// `struct tpacket_stats`

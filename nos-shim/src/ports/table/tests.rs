@@ -27,6 +27,7 @@ fn registration(id: u32, addresses: &[u8], claims: &[Claim]) -> Registration {
         vrf: VRF,
         addresses: addresses.iter().map(|&n| ip(n)).collect(),
         claims: claims.to_vec(),
+        router: core::net::Ipv6Addr::LOCALHOST,
     }
 }
 

@@ -1,0 +1,252 @@
+//! What is heard: who has which MAC address, and who asks for ours.
+
+use core::net::{IpAddr, Ipv6Addr};
+
+use super::entry::{Claim, Key};
+use super::{Answer, Message, NeighborCache};
+use crate::arp::{Arp, Operation};
+use crate::ident::MacAddr;
+use crate::ndp::{ALL_NODES, Envelope, Ndp};
+use crate::time::{Duration, Instant};
+
+/// For how long the first of several ARP answers holds: with proxies about, the real station
+/// usually answers first. The same as Linux's `locktime`. Announcements count at once.
+const FIRST_ANSWER_HOLDS: Duration = Duration::from_secs(1);
+
+/// A neighbor solicitation.
+struct Question {
+    target: Ipv6Addr,
+    option: Option<MacAddr>,
+    source: Ipv6Addr,
+    source_mac: MacAddr,
+}
+
+/// A neighbor advertisement.
+struct Advert {
+    target: Ipv6Addr,
+    claim: Claim,
+    source_mac: MacAddr,
+}
+
+impl<T: Copy> NeighborCache<T> {
+    /// An ARP message has come in (RFC 826, RFC 5227).
+    ///
+    /// Requests for our addresses are answered, probes included. What is known of a neighbor is
+    /// updated; a neighbor that was not known is learnt only if it asks for us and is in a subnet
+    /// of ours.
+    pub fn handle_arp(&mut self, arp: &Arp, now: Instant) -> Answer {
+        if !self.is_station(arp.sender_mac) {
+            return Answer::Nothing;
+        }
+        if arp.is_probe() {
+            return self.arp_reply(arp);
+        }
+        let sender = IpAddr::V4(arp.sender_ip);
+        if self.addresses.contains(sender) {
+            return Answer::Conflict {
+                address: sender,
+                mac: arp.sender_mac,
+            };
+        }
+        if !self.addresses.may_be_neighbor(sender) {
+            return Answer::Nothing;
+        }
+        match arp.operation {
+            Operation::Request if self.addresses.contains(arp.target_ip.into()) => {
+                self.hear_arp(sender, arp, now);
+                self.meet(sender, arp.sender_mac, now);
+                self.arp_reply(arp)
+            }
+            Operation::Request | Operation::Reply => {
+                self.hear_arp(sender, arp, now);
+                Answer::Nothing
+            }
+            Operation::Other(_) => Answer::Nothing,
+        }
+    }
+
+    fn arp_reply(&self, request: &Arp) -> Answer {
+        if !self.addresses.contains(request.target_ip.into()) {
+            return Answer::Nothing;
+        }
+        Answer::Reply(Message::Arp {
+            arp: request.reply(self.mac),
+            destination: request.sender_mac,
+        })
+    }
+
+    /// Updates what is known, as RFC 826 wants for every message.
+    fn hear_arp(&mut self, sender: IpAddr, arp: &Arp, now: Instant) {
+        let Some(slot) = self.table.find(Key::from(sender)) else {
+            return;
+        };
+        let to_us = arp.target_mac == self.mac && self.addresses.contains(arp.target_ip.into());
+        let age = now.since(self.table.entry(slot).since);
+        let claim = Claim {
+            mac: Some(arp.sender_mac),
+            solicited: arp.operation == Operation::Reply && to_us,
+            overrides: arp.is_announcement() || age >= FIRST_ANSWER_HOLDS,
+        };
+        self.hear(slot, claim, now);
+    }
+
+    /// A Neighbor Discovery message has come in, from IPv6 address `source` and Ethernet address
+    /// `source_mac` (RFC 4861 §7.2). Those of and to routers are ignored.
+    ///
+    /// Solicitations for our addresses are answered, duplicate address detection included. Who
+    /// solicits us is learnt if it is on this link by what we know; who advertises itself is not.
+    pub fn handle_ndp(
+        &mut self,
+        ndp: &Ndp,
+        source: Ipv6Addr,
+        source_mac: MacAddr,
+        now: Instant,
+    ) -> Answer {
+        if !self.is_station(source_mac) {
+            return Answer::Nothing;
+        }
+        match *ndp {
+            Ndp::NeighborSolicit {
+                target,
+                source_link_layer: option,
+            } => self.solicited(
+                &Question {
+                    target,
+                    option,
+                    source,
+                    source_mac,
+                },
+                now,
+            ),
+            Ndp::NeighborAdvert {
+                solicited,
+                overrides,
+                target,
+                target_link_layer: mac,
+                ..
+            } => self.advertised(
+                &Advert {
+                    target,
+                    claim: Claim {
+                        mac,
+                        solicited,
+                        overrides,
+                    },
+                    source_mac,
+                },
+                now,
+            ),
+            Ndp::RouterSolicit { .. } | Ndp::RouterAdvert(_) | Ndp::Redirect { .. } => {
+                Answer::Nothing
+            }
+        }
+    }
+
+    /// RFC 4861 §7.2.3, §7.2.4; RFC 4862 §5.4.3.
+    fn solicited(&mut self, question: &Question, now: Instant) -> Answer {
+        let ours = self.addresses.contains(question.target.into());
+        let source = IpAddr::V6(question.source);
+        let mac = question.option.unwrap_or(question.source_mac);
+        if !ours || !self.is_station(mac) {
+            return Answer::Nothing;
+        }
+        if question.source.is_unspecified() {
+            return self.advertise(question.target, None);
+        }
+        if self.addresses.contains(source) {
+            return Answer::Conflict {
+                address: source,
+                mac,
+            };
+        }
+        if !self.addresses.may_be_neighbor(source) {
+            return Answer::Nothing;
+        }
+        if question.option.is_some() {
+            self.meet(source, mac, now);
+        }
+        self.advertise(question.target, Some((question.source, mac)))
+    }
+
+    fn advertise(&self, target: Ipv6Addr, asker: Option<(Ipv6Addr, MacAddr)>) -> Answer {
+        let message = match asker {
+            Some((destination, destination_mac)) => Message::Ndp {
+                ndp: self.advert(target, true),
+                envelope: Envelope {
+                    source_mac: self.mac,
+                    destination_mac,
+                    source: target,
+                    destination,
+                },
+            },
+            None => self.advert_to_all(target),
+        };
+        Answer::Reply(message)
+    }
+
+    /// An advertisement that nobody in particular has asked for.
+    pub(super) fn advert_to_all(&self, target: Ipv6Addr) -> Message {
+        Message::Ndp {
+            ndp: self.advert(target, false),
+            envelope: Envelope::to_group(self.mac, target, ALL_NODES),
+        }
+    }
+
+    fn advert(&self, target: Ipv6Addr, solicited: bool) -> Ndp {
+        Ndp::NeighborAdvert {
+            router: self.router,
+            solicited,
+            overrides: true,
+            target,
+            target_link_layer: Some(self.mac),
+        }
+    }
+
+    /// RFC 4861 §7.2.5; RFC 4862 §5.4.4.
+    fn advertised(&mut self, advert: &Advert, now: Instant) -> Answer {
+        let target = IpAddr::V6(advert.target);
+        let mac = advert.claim.mac.unwrap_or(advert.source_mac);
+        if !self.is_station(mac) {
+            return Answer::Nothing;
+        }
+        if self.addresses.contains(target) {
+            return Answer::Conflict {
+                address: target,
+                mac,
+            };
+        }
+        if let Some(slot) = self.table.find(Key::from(target)) {
+            self.hear(slot, advert.claim, now);
+        }
+        Answer::Nothing
+    }
+
+    /// Whether another station can have this MAC address.
+    fn is_station(&self, mac: MacAddr) -> bool {
+        mac.is_unicast() && mac != self.mac
+    }
+
+    /// Somebody says something of a neighbor.
+    fn hear(&mut self, slot: u32, claim: Claim, now: Instant) {
+        let reachable = self.reachable_time();
+        self.table
+            .change(slot, |entry| entry.on_claim(claim, reachable, now));
+        self.release(slot);
+    }
+
+    /// A neighbor asks us something, so it will soon want an answer of somebody here.
+    fn meet(&mut self, address: IpAddr, mac: MacAddr, now: Instant) {
+        let key = Key::from(address);
+        let known = self.table.find(key);
+        let new = || self.addresses.on_link(address).then_some(());
+        let slot = match known {
+            Some(slot) => slot,
+            None => match new().and_then(|()| self.insert(key, now)) {
+                Some(slot) => slot,
+                None => return,
+            },
+        };
+        self.table.change(slot, |entry| entry.on_question(mac, now));
+        self.release(slot);
+    }
+}

@@ -1,0 +1,626 @@
+//! Whose MAC address: the neighbors on one uplink, by ARP (RFC 826) and Neighbor Discovery
+//! (RFC 4861).
+//!
+//! # Theory of operation
+//!
+//! A packet's next hop is looked up with [`NeighborCache::resolve`]. Usually the answer is a MAC
+//! address, after one comparison of times. Otherwise the packet is handed over to wait
+//! ([`NeighborCache::hold`]) while the cache asks, and comes back through
+//! [`NeighborCache::poll_output`]: to be sent, or to be refused to its sender.
+//!
+//! ```text
+//! resolve ──► Known(MAC) ─────────────────────────────────────────► send
+//!    │
+//!    └──────► Unknown(id) ──► hold ──► answered ──► Output::Release ──► send
+//!                  │                └► unanswered ► Output::Failed ───► unreachable
+//!                  └► Output::Send(solicitation)
+//! ```
+//!
+//! ARP neighbors age by the same state machine as those of Neighbor Discovery ([`entry`]), as they
+//! do on Linux. A neighbor that is not used needs no timer: that its reachability has ended is
+//! found out by the next packet.
+//!
+//! What a stranger can do is bounded (RFC 6583). Packets to addresses where nobody is (a scan of
+//! the subnet) share [`Limits::unresolved`] places, of which the one that has waited longest is
+//! given to the next, but none before it had 250 ms to answer; so there are bounded numbers of
+//! places, of packets that wait, and of solicitations in a second. Neighbors that are in use or
+//! have answered lately are never given up for others, and gateways can be pinned.
+//! Advertisements, replies and gratuitous ARP change neighbors that are known but add none; only
+//! who asks for one of our addresses, from a subnet of ours, is added.
+
+mod addresses;
+mod answer;
+mod entry;
+mod parked;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use core::net::{IpAddr, Ipv6Addr};
+use std::collections::VecDeque;
+
+use ipnet::IpNet;
+
+use self::addresses::Addresses;
+use self::entry::{Due, Entry, Key, Use};
+use self::parked::Parked;
+use self::table::{KEEP_FAILED, Table};
+use crate::arp::Arp;
+use crate::drop::DropReason;
+use crate::frame::{Frame, FrameFull};
+use crate::ident::MacAddr;
+use crate::ndp::{Envelope, Ndp, solicited_node};
+use crate::packet::Packet;
+use crate::time::{Duration, Instant};
+
+/// How much a cache holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Neighbors.
+    pub neighbors: usize,
+    /// Neighbors that have not answered yet, pinned ones aside.
+    pub unresolved: usize,
+    /// Packets that wait for one neighbor.
+    pub held_per_neighbor: usize,
+    /// Packets that wait for any.
+    pub held: usize,
+}
+
+impl Limits {
+    /// Room for something, and for no more than can be numbered.
+    fn plausible(self) -> Self {
+        const MOST: usize = 1 << 24;
+        Self {
+            neighbors: self.neighbors.clamp(1, MOST),
+            unresolved: self.unresolved.max(1),
+            held_per_neighbor: self.held_per_neighbor.max(1),
+            held: self.held.clamp(1, MOST),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            neighbors: 4096,
+            unresolved: 512,
+            held_per_neighbor: 64,
+            held: 1024,
+        }
+    }
+}
+
+/// A neighbor in the cache, as long as it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NeighborId {
+    slot: u32,
+    generation: u32,
+}
+
+/// Where to send a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// To this MAC address, now.
+    Known(MacAddr),
+    /// It is being asked for: [`NeighborCache::hold`] the packet.
+    Unknown(NeighborId),
+    /// Nowhere: drop the packet for this reason. [`DropReason::NeighborFailed`] for an address that
+    /// no neighbor can have, [`DropReason::NeighborQueueFull`] when too many are being asked for.
+    Refused(DropReason),
+}
+
+/// A frame for the cache's uplink, yet to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// ARP.
+    Arp {
+        /// The message.
+        arp: Arp,
+        /// The MAC address that it goes to.
+        destination: MacAddr,
+    },
+    /// Neighbor Discovery.
+    Ndp {
+        /// The message.
+        ndp: Ndp,
+        /// The addresses around it.
+        envelope: Envelope,
+    },
+}
+
+impl Message {
+    /// Makes `frame` this message, in place of what it held.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameFull`] when the frame's buffer is too short.
+    pub fn write(&self, frame: &mut Frame) -> Result<(), FrameFull> {
+        match self {
+            Self::Arp { arp, destination } => arp.write(frame, *destination),
+            Self::Ndp { ndp, envelope } => ndp.write(frame, envelope),
+        }
+    }
+}
+
+/// What to do about a message that was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Send this.
+    Reply(Message),
+    /// Somebody else uses an address of ours (RFC 5227 §2.4, RFC 4862 §5.4.4). There is nothing to
+    /// send; the operator should know.
+    Conflict {
+        /// The address.
+        address: IpAddr,
+        /// Who uses it.
+        mac: MacAddr,
+    },
+    /// Nothing.
+    Nothing,
+}
+
+/// What the cache wants done.
+#[derive(Debug)]
+pub enum Output<T> {
+    /// Send a message of the cache's own: a solicitation or an announcement.
+    Send(Message),
+    /// The neighbor is known: send this packet to it now.
+    Release {
+        /// Where to.
+        mac: MacAddr,
+        /// The packet.
+        packet: Packet,
+        /// What was held with it.
+        tag: T,
+    },
+    /// The neighbor does not answer: drop the packet for [`DropReason::NeighborFailed`], and tell
+    /// its sender that the host or address is unreachable (RFC 1812 §3.3.2, RFC 4861 §7.2.2).
+    Failed {
+        /// The packet.
+        packet: Packet,
+        /// What was held with it.
+        tag: T,
+    },
+    /// Drop the packet, and tell nobody.
+    Dropped {
+        /// The packet.
+        packet: Packet,
+        /// What was held with it.
+        tag: T,
+        /// Why.
+        reason: DropReason,
+    },
+}
+
+/// What is known of a neighbor (RFC 4861 §7.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NeighborState {
+    /// It is being asked for; it has not answered yet.
+    Incomplete,
+    /// It has answered within the last half a minute or so.
+    Reachable,
+    /// It has not; nobody has sent anything to it since.
+    Stale,
+    /// Something has been sent to it; it is about to be probed.
+    Delay,
+    /// It is being probed. Packets still go to the MAC address that was known last.
+    Probe,
+    /// It does not answer. The next packet to it has it asked for again.
+    Failed,
+}
+
+/// A neighbor, to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighborStatus {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC address.
+    pub mac: Option<MacAddr>,
+    /// What is known of it.
+    pub state: NeighborState,
+    /// Since it was last heard of; if never, since it was first asked for; if failed, since then.
+    pub age: Duration,
+    /// Packets that wait for it.
+    pub queued: usize,
+}
+
+/// The neighbors on one uplink. With each packet that waits, a `T` is kept.
+#[derive(Debug)]
+pub struct NeighborCache<T> {
+    mac: MacAddr,
+    addresses: Addresses,
+    router: bool,
+    limits: Limits,
+    table: Table,
+    parked: Parked<T>,
+    outputs: VecDeque<Output<T>>,
+    /// Packets in `outputs`.
+    leaving: usize,
+    random: fastrand::Rng,
+}
+
+impl<T: Copy> NeighborCache<T> {
+    /// A cache for the uplink with this MAC address and these addresses. The link-local address of
+    /// `mac` is ours as well. `seed` varies the time for which neighbors count as reachable.
+    #[must_use]
+    pub fn new(mac: MacAddr, addresses: &[IpNet], seed: u64) -> Self {
+        Self::with_limits(mac, addresses, seed, Limits::default())
+    }
+
+    /// The same with limits of one's own.
+    #[must_use]
+    pub fn with_limits(mac: MacAddr, addresses: &[IpNet], seed: u64, limits: Limits) -> Self {
+        let limits = limits.plausible();
+        Self {
+            mac,
+            addresses: Addresses::new(mac, addresses),
+            router: false,
+            limits,
+            table: Table::new(limits.neighbors),
+            parked: Parked::new(limits.held),
+            outputs: VecDeque::new(),
+            leaving: 0,
+            random: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    /// Changes which addresses are ours. Neighbors that had one of them fail. Nothing is announced;
+    /// see [`Self::announce`].
+    pub fn set_addresses(&mut self, addresses: &[IpNet]) {
+        self.addresses.set(addresses);
+        for slot in self.table.slots() {
+            let entry = self.table.entry(slot);
+            if entry.state.is_some() && self.addresses.contains(entry.key.address()) {
+                self.give_up(slot);
+                self.forget(slot);
+            }
+        }
+    }
+
+    /// Says whether advertisements call us a router (RFC 4861 §4.4). At first they do not.
+    pub fn set_router(&mut self, router: bool) {
+        self.router = router;
+    }
+
+    /// Where to send a packet whose next hop is `next_hop`. Asks for it if need be, so
+    /// [`Self::poll_output`] should be called afterwards.
+    #[inline]
+    pub fn resolve(&mut self, next_hop: IpAddr, now: Instant) -> Resolution {
+        match self.table.find(Key::from(next_hop)) {
+            Some(slot) => self.resolve_slot(slot, now),
+            None => self.resolve_new(next_hop, now),
+        }
+    }
+
+    /// The same for a neighbor whose id is known, without a search.
+    #[inline]
+    pub fn resolve_id(&mut self, id: NeighborId, now: Instant) -> Resolution {
+        match self.table.slot(id) {
+            Some(slot) => self.resolve_slot(slot, now),
+            None => Resolution::Refused(DropReason::NeighborFailed),
+        }
+    }
+
+    #[inline]
+    fn resolve_slot(&mut self, slot: u32, now: Instant) -> Resolution {
+        let entry = self.table.entry(slot);
+        if now < entry.good_until {
+            Resolution::Known(entry.mac)
+        } else {
+            self.use_slot(slot, now)
+        }
+    }
+
+    #[cold]
+    fn use_slot(&mut self, slot: u32, now: Instant) -> Resolution {
+        if self.table.entry(slot).state == Some(NeighborState::Incomplete) {
+            return Resolution::Unknown(self.table.id(slot));
+        }
+        match self.table.change(slot, |entry| entry.on_use(now)) {
+            Use::Send(mac) => Resolution::Known(mac),
+            Use::Wait => Resolution::Unknown(self.table.id(slot)),
+            Use::Begin => self.resolve_again(slot, now),
+        }
+    }
+
+    /// Asks for a neighbor that has failed, or that nobody has asked for.
+    fn resolve_again(&mut self, slot: u32, now: Instant) -> Resolution {
+        let entry = self.table.entry(slot);
+        let (address, pinned) = (entry.key.address(), entry.pins > 0);
+        let allowed = self
+            .may_ask(address)
+            .and_then(|()| if pinned { Ok(()) } else { self.make_way(now) });
+        match allowed {
+            Ok(()) => self.begin(slot, now),
+            Err(reason) => Resolution::Refused(reason),
+        }
+    }
+
+    #[cold]
+    fn resolve_new(&mut self, next_hop: IpAddr, now: Instant) -> Resolution {
+        let allowed = self.may_ask(next_hop).and_then(|()| self.make_way(now));
+        if let Err(reason) = allowed {
+            return Resolution::Refused(reason);
+        }
+        match self.insert(Key::from(next_hop), now) {
+            Some(slot) => self.begin(slot, now),
+            None => Resolution::Refused(DropReason::NeighborQueueFull),
+        }
+    }
+
+    fn may_ask(&self, address: IpAddr) -> Result<(), DropReason> {
+        let source = self.addresses.source_for(address);
+        let possible = source.is_some() && self.addresses.may_be_neighbor(address);
+        possible.then_some(()).ok_or(DropReason::NeighborFailed)
+    }
+
+    /// Makes sure that one more neighbor can be asked for.
+    fn make_way(&mut self, now: Instant) -> Result<(), DropReason> {
+        if self.table.unresolved() >= self.limits.unresolved {
+            let slot = self.table.unanswering(now);
+            self.evict(slot.ok_or(DropReason::NeighborQueueFull)?);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, slot: u32, now: Instant) -> Resolution {
+        self.table.change(slot, |entry| entry.begin(now));
+        self.ask(slot);
+        Resolution::Unknown(self.table.id(slot))
+    }
+
+    /// Sends a question to the neighbor, if its MAC address is known, or else to all.
+    fn ask(&mut self, slot: u32) {
+        let entry = self.table.entry(slot);
+        let (target, to) = (entry.key.address(), entry.known_mac());
+        // Our last address may have gone since.
+        if let Some(message) = self.solicitation(target, to) {
+            self.outputs.push_back(Output::Send(message));
+        }
+    }
+
+    fn solicitation(&self, target: IpAddr, to: Option<MacAddr>) -> Option<Message> {
+        Some(match (target, self.addresses.source_for(target)?) {
+            (IpAddr::V4(target), IpAddr::V4(source)) => Message::Arp {
+                arp: Arp::request(self.mac, source, target),
+                destination: to.unwrap_or(MacAddr::BROADCAST),
+            },
+            (IpAddr::V6(target), IpAddr::V6(source)) => Message::Ndp {
+                ndp: Ndp::NeighborSolicit {
+                    target,
+                    source_link_layer: Some(self.mac),
+                },
+                envelope: self.envelope(source, target, to),
+            },
+            _ => return None,
+        })
+    }
+
+    /// Around a solicitation: to the group that the target listens to, or to the target alone.
+    fn envelope(&self, source: Ipv6Addr, target: Ipv6Addr, to: Option<MacAddr>) -> Envelope {
+        match to {
+            None => Envelope::to_group(self.mac, source, solicited_node(target)),
+            Some(destination_mac) => Envelope {
+                source_mac: self.mac,
+                destination_mac,
+                source,
+                destination: target,
+            },
+        }
+    }
+
+    /// Makes a place, if need be at the cost of another neighbor.
+    fn insert(&mut self, key: Key, now: Instant) -> Option<u32> {
+        if let Some(slot) = self.table.failed_long_ago(now) {
+            self.evict(slot);
+        }
+        if self.table.is_full() {
+            let slot = self.table.dispensable(now)?;
+            self.evict(slot);
+        }
+        self.table.insert(key)
+    }
+
+    /// Removes a neighbor to make place for another.
+    fn evict(&mut self, slot: u32) {
+        while let Some((packet, tag)) = self.parked.pop(&mut self.table.entry_mut(slot).queue) {
+            self.leaving += 1;
+            self.outputs.push_back(Output::Dropped {
+                packet,
+                tag,
+                reason: DropReason::NeighborQueueFull,
+            });
+        }
+        self.table.remove(slot);
+    }
+
+    /// Keeps a place for `next_hop`, a gateway, so that its id stays valid until it has been
+    /// unpinned as often as pinned. `None` for an address that no neighbor can have, and when all
+    /// places are taken.
+    pub fn pin(&mut self, next_hop: IpAddr, now: Instant) -> Option<NeighborId> {
+        if !self.addresses.may_be_neighbor(next_hop) {
+            return None;
+        }
+        let key = Key::from(next_hop);
+        let slot = match self.table.find(key) {
+            Some(slot) => slot,
+            None => self.insert(key, now)?,
+        };
+        self.table.change(slot, |entry| entry.pins += 1);
+        Some(self.table.id(slot))
+    }
+
+    /// Takes back one [`Self::pin`].
+    pub fn unpin(&mut self, id: NeighborId) {
+        let Some(slot) = self.table.slot(id) else {
+            return;
+        };
+        let unused = self.table.change(slot, |entry| {
+            entry.pins = entry.pins.saturating_sub(1);
+            entry.pins == 0 && entry.state.is_none()
+        });
+        if unused {
+            self.table.remove(slot);
+        }
+    }
+
+    /// Keeps a packet until its next hop is known or has failed. Returns a packet that was dropped
+    /// for it, or itself, and why.
+    pub fn hold(
+        &mut self,
+        id: NeighborId,
+        packet: Packet,
+        tag: T,
+    ) -> Option<(Packet, T, DropReason)> {
+        let slot = self.table.slot(id);
+        let Some((slot, state)) = slot.and_then(|slot| Some((slot, self.table.entry(slot).state?)))
+        else {
+            return Some((packet, tag, DropReason::NeighborFailed));
+        };
+        if state == NeighborState::Failed {
+            return Some((packet, tag, DropReason::NeighborFailed));
+        }
+        let queue = &mut self.table.entry_mut(slot).queue;
+        let dropped = if queue.len() >= self.limits.held_per_neighbor {
+            self.parked.pop(queue)
+        } else {
+            self.drop_oldest_if_full()
+        };
+        let queue = &mut self.table.entry_mut(slot).queue;
+        self.parked.push(queue, slot, packet, tag);
+        self.release(slot);
+        dropped.map(|(packet, tag)| (packet, tag, DropReason::NeighborQueueFull))
+    }
+
+    fn drop_oldest_if_full(&mut self) -> Option<(Packet, T)> {
+        if self.parked.len() < self.limits.held {
+            return None;
+        }
+        let slot = self.parked.longest_waiting()?;
+        self.parked.pop(&mut self.table.entry_mut(slot).queue)
+    }
+
+    /// Hands out the packets of a neighbor, if its MAC address is known.
+    fn release(&mut self, slot: u32) {
+        let entry = self.table.entry_mut(slot);
+        let Some(mac) = entry.known_mac() else {
+            return;
+        };
+        while let Some((packet, tag)) = self.parked.pop(&mut entry.queue) {
+            self.leaving += 1;
+            self.outputs.push_back(Output::Release { mac, packet, tag });
+        }
+    }
+
+    /// Hands out the packets of a neighbor that has failed.
+    fn give_up(&mut self, slot: u32) {
+        let entry = self.table.entry_mut(slot);
+        while let Some((packet, tag)) = self.parked.pop(&mut entry.queue) {
+            self.leaving += 1;
+            self.outputs.push_back(Output::Failed { packet, tag });
+        }
+    }
+
+    /// Forgets what is known of a neighbor without packets, and the neighbor unless it is pinned.
+    fn forget(&mut self, slot: u32) {
+        if self.table.entry(slot).pins > 0 {
+            self.table.change(slot, Entry::forget);
+        } else {
+            self.table.remove(slot);
+        }
+    }
+
+    /// A time between half and one and a half times 30 s (RFC 4861 §6.3.2 and §10).
+    fn reachable_time(&mut self) -> Duration {
+        Duration::from_millis(self.random.u64(15_000..=45_000))
+    }
+
+    /// The next thing to do. To be called until there is none, after every other call that takes
+    /// the cache mutably.
+    #[inline]
+    pub fn poll_output(&mut self) -> Option<Output<T>> {
+        let output = self.outputs.pop_front()?;
+        self.leaving -= usize::from(!matches!(output, Output::Send(_)));
+        Some(output)
+    }
+
+    /// Tells all neighbors our addresses: gratuitous ARP (RFC 5227 §2.3) and unsolicited
+    /// advertisements (RFC 4861 §7.2.6).
+    pub fn announce(&mut self) {
+        for address in self.addresses.iter() {
+            let message = match address {
+                IpAddr::V4(address) => Message::Arp {
+                    arp: Arp::request(self.mac, address, address),
+                    destination: MacAddr::BROADCAST,
+                },
+                IpAddr::V6(address) => self.advert_to_all(address),
+            };
+            self.outputs.push_back(Output::Send(message));
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do; `None` while no neighbor is in use.
+    #[must_use]
+    pub fn poll_at(&self) -> Option<Instant> {
+        self.table.poll_at()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(slot) = self.table.due(now) {
+            match self.table.change(slot, |entry| entry.on_deadline(now)) {
+                Due::Ask => self.ask(slot),
+                Due::GiveUp => self.give_up(slot),
+            }
+        }
+    }
+
+    /// Packets inside, those that [`Self::poll_output`] will hand out included.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.parked.len() + self.leaving
+    }
+
+    /// Forgets every neighbor and returns all packets, in no certain order, for the caller to drop.
+    /// Pinned neighbors keep their ids.
+    pub fn clear(&mut self) -> Vec<(Packet, T)> {
+        for slot in self.table.slots() {
+            self.give_up(slot);
+            if self.table.entry(slot).state.is_some() {
+                self.forget(slot);
+            }
+        }
+        self.leaving = 0;
+        let packets = self.outputs.drain(..).filter_map(Output::into_packet);
+        packets.collect()
+    }
+
+    /// All neighbors, pinned ones that nobody has needed yet aside.
+    pub fn entries(&self, now: Instant) -> impl Iterator<Item = NeighborStatus> + '_ {
+        let shown = self.table.iter().filter_map(move |it| it.status(now));
+        shown.filter(|it| it.state != NeighborState::Failed || it.age < KEEP_FAILED)
+    }
+}
+
+impl<T> Output<T> {
+    fn into_packet(self) -> Option<(Packet, T)> {
+        match self {
+            Self::Send(_) => None,
+            Self::Release { packet, tag, .. }
+            | Self::Failed { packet, tag }
+            | Self::Dropped { packet, tag, .. } => Some((packet, tag)),
+        }
+    }
+}
+
+impl Entry {
+    fn status(&self, now: Instant) -> Option<NeighborStatus> {
+        Some(NeighborStatus {
+            address: self.key.address(),
+            mac: self.known_mac(),
+            state: self.state(now)?,
+            age: now.since(self.since),
+            queued: self.queue.len(),
+        })
+    }
+}

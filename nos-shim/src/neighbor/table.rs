@@ -1,0 +1,225 @@
+//! Neighbors, found by address, bounded in number, each in the list that says what is due.
+//!
+//! All waits of one kind take equally long, so each list is in order of time, and what is due first
+//! is at the front of one of three. (An entry that is pinned or unpinned while it is asked for
+//! changes its list, and is then looked at up to a second late.)
+
+use core::hash::BuildHasher;
+
+use foldhash::quality::RandomState;
+
+use super::entry::{Entry, Key, RETRANSMIT};
+use super::{NeighborId, NeighborState};
+use crate::index::Index;
+use crate::links::{Links, List};
+use crate::time::{Duration, Instant};
+
+/// For how long a newcomer cannot take the place of a neighbor that has been asked for: the time to
+/// answer that is left to everybody. It bounds how often is asked, too, at [`super::Limits::unresolved`]
+/// in this time.
+pub(super) const TIME_TO_ANSWER: Duration = Duration::from_millis(250);
+
+/// For how long failed neighbors are shown.
+pub(super) const KEEP_FAILED: Duration = Duration::from_secs(60);
+
+/// Which list an entry is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    /// Asked for; in order of the last question.
+    Unresolved,
+    /// Probed, or asked for and pinned; in order of the last question.
+    Probed,
+    /// In order of use.
+    Delayed,
+    /// In order of confirmation.
+    Reachable,
+    /// In order of becoming so.
+    Stale,
+    /// In order of becoming so.
+    Failed,
+}
+
+const LISTS: usize = 6;
+
+/// The lists with deadlines.
+const TIMED: [Which; 3] = [Which::Unresolved, Which::Probed, Which::Delayed];
+
+impl Which {
+    /// Pinned entries are in timed lists only, as the others say what may be removed.
+    fn of(entry: &Entry) -> Option<Self> {
+        let pinned = entry.pins > 0;
+        match entry.state? {
+            NeighborState::Incomplete if !pinned => Some(Self::Unresolved),
+            NeighborState::Incomplete | NeighborState::Probe => Some(Self::Probed),
+            NeighborState::Delay => Some(Self::Delayed),
+            _ if pinned => None,
+            NeighborState::Reachable => Some(Self::Reachable),
+            NeighborState::Stale => Some(Self::Stale),
+            NeighborState::Failed => Some(Self::Failed),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    capacity: usize,
+    hasher: RandomState,
+    index: Index,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    links: Links,
+    lists: [List; LISTS],
+    unresolved: usize,
+}
+
+impl Table {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            hasher: RandomState::default(),
+            index: Index::new(capacity),
+            entries: Vec::with_capacity(capacity),
+            free: Vec::new(),
+            links: Links::new(capacity),
+            lists: [List::EMPTY; LISTS],
+            unresolved: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn find(&self, key: Key) -> Option<u32> {
+        let hash = self.hasher.hash_one(key.bits());
+        let found = |slot| self.entries.get(slot as usize).map(|entry| entry.key);
+        self.index.find(hash, |slot| found(slot) == Some(key))
+    }
+
+    /// The slot of a neighbor that is still there.
+    #[inline]
+    pub(super) fn slot(&self, id: NeighborId) -> Option<u32> {
+        let entry = self.entries.get(id.slot as usize)?;
+        (entry.generation == id.generation).then_some(id.slot)
+    }
+
+    #[inline]
+    pub(super) fn entry(&self, slot: u32) -> &Entry {
+        &self.entries[slot as usize]
+    }
+
+    pub(super) fn id(&self, slot: u32) -> NeighborId {
+        let generation = self.entry(slot).generation;
+        NeighborId { slot, generation }
+    }
+
+    /// An entry, for changes that concern its queue alone.
+    pub(super) fn entry_mut(&mut self, slot: u32) -> &mut Entry {
+        &mut self.entries[slot as usize]
+    }
+
+    /// Changes an entry, and puts it at the end of the list where it belongs then.
+    pub(super) fn change<R>(&mut self, slot: u32, change: impl FnOnce(&mut Entry) -> R) -> R {
+        self.unlink(slot);
+        let result = change(&mut self.entries[slot as usize]);
+        self.link(slot);
+        result
+    }
+
+    fn link(&mut self, slot: u32) {
+        if let Some(which) = Which::of(self.entry(slot)) {
+            self.unresolved += usize::from(which == Which::Unresolved);
+            self.links.push_back(&mut self.lists[which as usize], slot);
+        }
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        if let Some(which) = Which::of(self.entry(slot)) {
+            self.unresolved -= usize::from(which == Which::Unresolved);
+            self.links.remove(&mut self.lists[which as usize], slot);
+        }
+    }
+
+    /// A new entry; `None` when the table is full.
+    pub(super) fn insert(&mut self, key: Key) -> Option<u32> {
+        let slot = self.vacancy()?;
+        self.entry_mut(slot).key = key;
+        self.index.insert(self.hasher.hash_one(key.bits()), slot);
+        Some(slot)
+    }
+
+    fn vacancy(&mut self) -> Option<u32> {
+        if let Some(slot) = self.free.pop() {
+            return Some(slot);
+        }
+        let slot = u32::try_from(self.entries.len()).ok();
+        let slot = slot.filter(|_| self.entries.len() < self.capacity)?;
+        self.entries.push(Entry::new(Key::NONE, 0));
+        Some(slot)
+    }
+
+    /// Removes an entry, whose queue is empty.
+    pub(super) fn remove(&mut self, slot: u32) {
+        self.unlink(slot);
+        let Entry {
+            key, generation, ..
+        } = *self.entry(slot);
+        self.index.remove(self.hasher.hash_one(key.bits()), slot);
+        *self.entry_mut(slot) = Entry::new(Key::NONE, generation.wrapping_add(1));
+        self.free.push(slot);
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.free.is_empty() && self.entries.len() >= self.capacity
+    }
+
+    /// Neighbors that have not answered yet, pinned ones aside.
+    pub(super) fn unresolved(&self) -> usize {
+        self.unresolved
+    }
+
+    fn first(&self, which: Which) -> Option<u32> {
+        self.lists[which as usize].first()
+    }
+
+    /// The neighbor that is missed least: never one that is reachable, in use or pinned.
+    pub(super) fn dispensable(&self, now: Instant) -> Option<u32> {
+        let idle = |&slot: &u32| now >= self.entry(slot).good_until;
+        self.first(Which::Failed)
+            .or_else(|| self.first(Which::Stale))
+            .or_else(|| self.first(Which::Reachable).filter(idle))
+            .or_else(|| self.unanswering(now))
+    }
+
+    /// The neighbor that was given longest to answer, if that was long enough.
+    pub(super) fn unanswering(&self, now: Instant) -> Option<u32> {
+        let patience = RETRANSMIT - TIME_TO_ANSWER;
+        let slot = self.first(Which::Unresolved)?;
+        (now + patience >= self.entry(slot).deadline).then_some(slot)
+    }
+
+    /// A neighbor that failed so long ago that it is to be forgotten.
+    pub(super) fn failed_long_ago(&self, now: Instant) -> Option<u32> {
+        let slot = self.first(Which::Failed)?;
+        (now.since(self.entry(slot).since) >= KEEP_FAILED).then_some(slot)
+    }
+
+    /// When something is due.
+    pub(super) fn poll_at(&self) -> Option<Instant> {
+        let firsts = TIMED.iter().filter_map(|&which| self.first(which));
+        firsts.map(|slot| self.entry(slot).deadline).min()
+    }
+
+    /// An entry whose deadline has passed.
+    pub(super) fn due(&self, now: Instant) -> Option<u32> {
+        let mut firsts = TIMED.iter().filter_map(|&which| self.first(which));
+        firsts.find(|&slot| now >= self.entry(slot).deadline)
+    }
+
+    /// The slots of all entries.
+    pub(super) fn slots(&self) -> impl Iterator<Item = u32> + use<> {
+        0..u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+    }
+
+    /// All entries, and empty slots.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+}
