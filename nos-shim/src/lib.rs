@@ -22,6 +22,7 @@ pub mod icmp;
 pub mod ident;
 mod index;
 pub mod ipv4_options;
+pub mod ipv6_extensions;
 mod links;
 #[cfg(feature = "stack")]
 pub mod local;

@@ -191,3 +191,6 @@ pub fn complete_checksum(packet: &mut Packet) {
 fn never_zero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
+
+#[cfg(test)]
+mod tests;

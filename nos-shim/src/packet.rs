@@ -16,7 +16,7 @@ use bitflags::bitflags;
 
 use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
-use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload};
+use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload, Segmentation};
 use crate::ident::MacAddr;
 
 /// EtherType of IPv4.
@@ -52,6 +52,9 @@ pub mod protocol {
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
+
+/// Datagrams in a UDP super-frame. Linux makes no more, and refuses frames with more.
+const MAX_DATAGRAMS: usize = 128;
 
 /// IPv6 extension headers that are followed before a packet is refused. Linux knows no bound, but
 /// no sender needs more (RFC 8883 §3.2 suggests one).
@@ -236,8 +239,7 @@ impl Packet {
         Self(frame)
     }
 
-    /// Learns anew what the frame says, after its headers were replaced by right ones. Offload must
-    /// be [`Offload::NONE`].
+    /// Learns anew what the frame says, after its headers were replaced by right ones.
     pub(crate) fn reparse(&mut self) {
         match parse(self.0.bytes(), self.0.offload()) {
             Ok((parsed, len)) => {
@@ -518,6 +520,18 @@ impl Packet {
         true
     }
 
+    /// Writes the flow label of IPv6 (RFC 6437), of which the lower 20 bits count.
+    #[cfg(feature = "stack")]
+    pub(crate) fn set_flow_label(&mut self, label: u32) {
+        if self.is_ipv6() {
+            let [_, high, middle, low] = label.to_be_bytes();
+            let ip = &mut self.0.bytes_mut()[ETHERNET_HEADER..];
+            ip[1] = ip[1] & 0xf0 | high & 0x0f;
+            ip[2] = middle;
+            ip[3] = low;
+        }
+    }
+
     /// Writes the identifier of an ICMP echo message and mends its checksum (RFC 5508 §3.1).
     /// Other packets are left alone.
     pub fn set_echo_id(&mut self, id: u16) {
@@ -679,11 +693,7 @@ fn parse_ipv4(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
     flags |= fragment_flags(field & 0x1fff != 0, field & 0x2000 != 0);
     let len = ETHERNET_HEADER + total;
     let l4 = ETHERNET_HEADER + header_len;
-    check_span(
-        (field & 0x1fff) << 3,
-        total - header_len,
-        field & 0x2000 != 0,
-    )?;
+    check_span((field & 0x1fff) << 3, total - header_len)?;
     let mut parsed = Parsed {
         l4: offset(l4),
         payload: offset(l4),
@@ -808,21 +818,18 @@ impl Walk<'_> {
         if more && !payload.is_multiple_of(8) {
             return Err(DropReason::IpLength);
         }
-        check_span(field & !7, payload, more)?;
+        check_span(field & !7, payload)?;
         self.parsed.fragment_header = offset(self.at);
         self.parsed.flags |= fragment_flags(field & !7 != 0, more);
         Ok(())
     }
 }
 
-/// A fragment carries something (its reassembler would loop for ever on nothing), and its datagram
-/// ends within 65,535 octets. `start` and `len`: octets of the datagram's payload.
+/// A datagram ends within 65,535 octets. `start` and `len`: octets of its payload. That a fragment
+/// carries something is its reassembler's to check, which then gives up the whole datagram.
 #[inline]
-fn check_span(start: u16, len: usize, more: bool) -> Result<(), DropReason> {
-    // Reassemblers take whole units of eight only, but for the last fragment.
-    let useful = if more { len & !7 } else { len };
-    let fragment = start > 0 || more;
-    if fragment && (useful == 0 || usize::from(start) + len > 65_535) {
+fn check_span(start: u16, len: usize) -> Result<(), DropReason> {
+    if start > 0 && usize::from(start) + len > 65_535 {
         return Err(DropReason::IpLength);
     }
     Ok(())
@@ -910,7 +917,7 @@ fn check_offload(parsed: &Parsed, octets: &[u8], offload: Offload) -> Result<(),
     };
     let segmentation = offload.segmentation.is_none_or(|segmentation| {
         let own = matches!(offload.checksum, Checksum::Partial { start, .. } if start == parsed.l4);
-        own && segmentation_is_right(parsed, octets, segmentation.kind)
+        own && segmentation_is_right(parsed, octets, segmentation)
     });
     if checksum && segmentation {
         Ok(())
@@ -936,24 +943,31 @@ fn partial_is_right(parsed: &Parsed, len: usize, start: u16, offset: u16) -> boo
     placed && usize::from(start) + usize::from(offset) + 2 <= len
 }
 
-fn segmentation_is_right(parsed: &Parsed, octets: &[u8], kind: GsoKind) -> bool {
+fn segmentation_is_right(parsed: &Parsed, octets: &[u8], segmentation: Segmentation) -> bool {
     let ipv6 = parsed.flags.contains(Flags::IPV6);
-    let transport = usize::from(parsed.l4);
-    let right = match kind {
+    let transport = octets.get(usize::from(parsed.l4)..).unwrap_or_default();
+    let payload = octets.len().saturating_sub(usize::from(parsed.payload));
+    let right = match segmentation.kind {
         GsoKind::TcpV4 => !ipv6 && parsed.protocol == protocol::TCP,
         GsoKind::TcpV6 => ipv6 && parsed.protocol == protocol::TCP,
         // The checksum of each datagram is derived from the length of all.
         GsoKind::Udp => {
-            let len = u16::from_be_bytes(chunk(octets, transport + 4));
-            parsed.protocol == protocol::UDP && usize::from(len) == octets.len() - transport
+            let len = u16::from_be_bytes(chunk(transport, 4));
+            let datagrams = payload.div_ceil(usize::from(segmentation.size.get()));
+            parsed.protocol == protocol::UDP
+                && usize::from(len) == transport.len()
+                && datagrams <= MAX_DATAGRAMS
         }
     };
-    right && octets.len() > usize::from(parsed.payload)
+    right && payload > 0
 }
 
 #[cfg(test)]
 pub(crate) mod craft;
-#[cfg(all(test, feature = "stack"))]
+#[cfg(test)]
+#[cfg(feature = "stack")]
 mod oracles;
+#[cfg(test)]
+mod seeds;
 #[cfg(test)]
 mod tests;

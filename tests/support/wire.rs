@@ -80,6 +80,18 @@ impl Wire {
         before
     }
 
+    /// The next ARP frame; panics when `limit` has passed.
+    pub(crate) fn first_arp(&self, limit: Duration) -> Vec<u8> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let frame = self.receive(deadline);
+            let frame = frame.unwrap_or_else(|| panic!("no ARP frame in time"));
+            if frame.get(12..14) == Some(&[0x08, 0x06]) {
+                return frame;
+            }
+        }
+    }
+
     fn receive(&self, deadline: Instant) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 80_000];
         loop {

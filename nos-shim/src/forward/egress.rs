@@ -159,7 +159,7 @@ impl Shim {
         match uplink.neighbors.resolve(next_hop, now) {
             Resolution::Known(mac) => self.emit(packet, id, mac),
             Resolution::Unknown(neighbor) => {
-                let dropped = uplink.neighbors.hold(neighbor, packet, origin);
+                let dropped = uplink.neighbors.hold(neighbor, packet, origin, now);
                 if let Some((dropped, _, reason)) = dropped {
                     self.discard(dropped, reason);
                 }

@@ -16,6 +16,10 @@ impl Shim {
 
     /// Sends what the local stack has to say.
     pub(super) fn poll_local(&mut self, now: Instant) {
+        if self.local.status_wanted() {
+            let status = status(&self.ledger);
+            self.local.set_status(&status);
+        }
         let Self {
             local,
             pool,
@@ -36,6 +40,23 @@ impl Shim {
     pub(crate) fn local_poll_at(&self) -> Option<Instant> {
         self.local.poll_at()
     }
+}
+
+/// The counters as JSON, for the status page. Labels need no escaping.
+#[cfg(feature = "stack")]
+fn status(ledger: &crate::drop::Ledger) -> String {
+    let drops = ledger.drops.nonzero();
+    let drops: Vec<_> = drops
+        .map(|(reason, packets)| format!("\"{reason}\":{packets}"))
+        .collect();
+    format!(
+        "{{\"received\":{},\"originated\":{},\"sent\":{},\"consumed\":{},\"drops\":{{{}}}}}",
+        ledger.received,
+        ledger.originated,
+        ledger.sent,
+        ledger.consumed,
+        drops.join(",")
+    )
 }
 
 #[cfg(not(feature = "stack"))]

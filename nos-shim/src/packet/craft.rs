@@ -270,6 +270,14 @@ impl Craft {
         (frame, offload)
     }
 
+    /// `size`, or the least segment size above that is allowed: Linux cuts at most 128 datagrams.
+    pub(crate) fn segment_size(&self, size: u16) -> u16 {
+        match self.transport {
+            Transport::Udp { .. } => size.max(self.payload.len().div_ceil(128) as u16),
+            _ => size,
+        }
+    }
+
     /// The frame as a super-frame.
     pub(crate) fn super_frame(&self, size: u16, ecn: bool) -> (Vec<u8>, Offload) {
         let (frame, offload) = self.partial();

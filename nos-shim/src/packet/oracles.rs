@@ -10,7 +10,7 @@
 //! | hop-by-hop options not in front | an unknown protocol | refused | - |
 //! | more than 8 extension headers, two fragment headers | refused | accepted | - |
 //! | extension headers behind a later fragment's | are payload | are followed | - |
-//! | fragments without payload, of odd length, or ending beyond 65,535 octets | refused | accepted | - |
+//! | fragments of odd length (IPv6), or ending beyond 65,535 octets | refused | accepted | - |
 //! | IPv6 payload length zero | nothing follows | up to the frame's end | nothing follows |
 //! | UDP length zero | IPv6 only | accepted | refused |
 //! | ICMP timestamps of odd length, short IGMP, AH below 12 octets | accepted | refused | accepted |

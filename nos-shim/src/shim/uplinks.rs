@@ -143,8 +143,17 @@ impl Shim {
             self.ports.remove_address(gone.0, gone.1);
         }
         #[cfg(feature = "stack")]
-        self.local
-            .set_addresses(ours.iter().map(|&(_, address)| address));
+        {
+            let least = self
+                .uplinks
+                .iter()
+                .flatten()
+                .map(|uplink| uplink.config.mtu)
+                .min();
+            self.local.set_mtu(least.unwrap_or(usize::MAX));
+            self.local
+                .set_addresses(ours.iter().map(|&(_, address)| address));
+        }
         self.addresses = ours;
         Ok(())
     }
