@@ -34,8 +34,13 @@ use support::wire::Wire;
 /// What somebody inside can see of the parts that attaching touches.
 fn state_of(namespace: &LabNamespace) -> Vec<String> {
     let mut lines = vec![
-        namespace.read_sysctl("net/ipv4/ip_local_port_range").unwrap(),
-        format!("eth0: {:?}", namespace.link("eth0").unwrap().map(|link| link.mac)),
+        namespace
+            .read_sysctl("net/ipv4/ip_local_port_range")
+            .unwrap(),
+        format!(
+            "eth0: {:?}",
+            namespace.link("eth0").unwrap().map(|link| link.mac)
+        ),
     ];
     let addresses: BTreeSet<_> = namespace.addresses("lo").unwrap().into_iter().collect();
     lines.extend(addresses.iter().map(ToString::to_string));
@@ -163,14 +168,16 @@ lab_test! {
 fn check(files: &Files) -> (Option<i32>, String) {
     let mut command = Command::new(program());
     let output = command.arg("check").arg(files.config()).output().unwrap();
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let said =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     (output.status.code(), said.concat())
 }
 
 #[test]
 fn check_tells_good_from_bad_by_its_exit_code() {
     let files = Files::new();
-    let good = "[[uplink]]\nname = \"up0\"\ndevice = \"packet:hx\"\naddresses = [\"203.0.113.1/24\"]\n";
+    let good =
+        "[[uplink]]\nname = \"up0\"\ndevice = \"packet:hx\"\naddresses = [\"203.0.113.1/24\"]\n";
     files.write(good);
     let (code, said) = check(&files);
     assert_eq!(code, Some(0), "{said}");
@@ -181,7 +188,10 @@ fn check_tells_good_from_bad_by_its_exit_code() {
     files.write(&format!("{good}colour = \"blue\"\n"));
     let (code, said) = check(&files);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("nos.toml:5") && said.contains("colour"), "{said}");
+    assert!(
+        said.contains("nos.toml:5") && said.contains("colour"),
+        "{said}"
+    );
     let output = Command::new(program()).arg("check").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
@@ -190,7 +200,11 @@ fn check_tells_good_from_bad_by_its_exit_code() {
 fn show_without_a_daemon_says_so() {
     let files = Files::new();
     let mut command = Command::new(program());
-    let output = command.args(["show", "ports", "--control"]).arg(files.control()).output().unwrap();
+    let output = command
+        .args(["show", "ports", "--control"])
+        .arg(files.control())
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("no nos-relay is running"), "{said}");
@@ -208,18 +222,32 @@ mod next_daemon_takes_over_from_a_killed_one {
         let mut files = Daemon::start(&topology.device, &text).kill();
         for _ in 0..2 {
             let daemon = Daemon::start_on(&topology.device, files);
-            let scenario = Scenario { daemon, topology: topology.clone(), config: text.clone() };
+            let scenario = Scenario {
+                daemon,
+                topology: topology.clone(),
+                config: text.clone(),
+            };
             assert_alive(&scenario);
             for family in FAMILIES {
-                let server = tcp::EchoServer::start(scenario.web(), family.nos_port(20080)).unwrap();
+                let server =
+                    tcp::EchoServer::start(scenario.web(), family.nos_port(20080)).unwrap();
                 tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
             }
             files = scenario.daemon.kill();
         }
         // Also by one that is to ask for less, and by another name.
-        files.write(&edited(&edited(&text, "\"web\"", "\"shop\""), "40000-44999", "40000-40999"));
+        files.write(&edited(
+            &edited(&text, "\"web\"", "\"shop\""),
+            "40000-44999",
+            "40000-40999",
+        ));
         let daemon = Daemon::start_on(&topology.device, files);
-        assert_eq!(topology.containers[0].read_sysctl("net/ipv4/ip_local_port_range").unwrap(), "40000\t40999");
+        assert_eq!(
+            topology.containers[0]
+                .read_sysctl("net/ipv4/ip_local_port_range")
+                .unwrap(),
+            "40000\t40999"
+        );
         daemon.stop_by(Signal::SIGTERM);
         assert_eq!(topology.containers.each_state(), before);
         assert_eq!(links_of(&topology.device), host_before);
@@ -240,7 +268,10 @@ struct Flow {
 
 impl Flow {
     fn start(scenario: &Scenario) -> Self {
-        let listener = scenario.external().run(|| TcpListener::bind(V4.external_port(8080)).unwrap()).unwrap();
+        let listener = scenario
+            .external()
+            .run(|| TcpListener::bind(V4.external_port(8080)).unwrap())
+            .unwrap();
         let connect = || TcpStream::connect_timeout(&V4.external_port(8080), LIMIT).unwrap();
         let near = scenario.web().run(connect).unwrap();
         let (far, _) = listener.accept().unwrap();
@@ -510,7 +541,10 @@ fn processor_time(daemon: &Daemon) -> Duration {
     let (_, fields) = text.rsplit_once(')').unwrap();
     let fields: Vec<_> = fields.split_whitespace().collect();
     // utime and stime are fields 14 and 15 of proc_pid_stat(5), in hundredths of a second.
-    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    let ticks: u64 = fields[11..13]
+        .iter()
+        .map(|field| field.parse::<u64>().unwrap())
+        .sum();
     Duration::from_millis(ticks * 10)
 }
 
@@ -521,12 +555,29 @@ fn assert_idle(daemon: &Daemon) {
     let (begin, used) = (Instant::now(), processor_time(daemon));
     let pause = LabNamespace::new("pause").unwrap();
     pause.add_bridge("br0").unwrap();
-    pause.add_address("br0", "10.0.0.1/24".parse().unwrap()).unwrap();
-    pause.add_neighbor("br0", "10.0.0.2".parse().unwrap(), Topology::external_mac()).unwrap();
+    pause
+        .add_address("br0", "10.0.0.1/24".parse().unwrap())
+        .unwrap();
+    pause
+        .add_neighbor("br0", "10.0.0.2".parse().unwrap(), Topology::external_mac())
+        .unwrap();
     // Passes by a wait for somebody who does not exist.
-    assert_eq!(ping(&pause, "10.0.0.2".parse().unwrap(), 1, Duration::from_millis(500)).unwrap(), [Echo::Timeout]);
+    assert_eq!(
+        ping(
+            &pause,
+            "10.0.0.2".parse().unwrap(),
+            1,
+            Duration::from_millis(500)
+        )
+        .unwrap(),
+        [Echo::Timeout]
+    );
     let used = processor_time(daemon) - used;
-    assert!(used < begin.elapsed() / 4, "{used:?} of processor time in {:?}", begin.elapsed());
+    assert!(
+        used < begin.elapsed() / 4,
+        "{used:?} of processor time in {:?}",
+        begin.elapsed()
+    );
 }
 
 each_variant! {
@@ -542,10 +593,14 @@ mod container_that_vanishes_frees_its_ports {
     use super::*;
 
     fn scenario(variant: Variant) {
-        let mut scenario = Scenario::new(Variant { device: "veth", ..variant });
+        let mut scenario = Scenario::new(Variant {
+            device: "veth",
+            ..variant
+        });
         let cache = LabNamespace::new("cache").unwrap();
-        let more = |netns: &LabNamespace| format!(
-            "
+        let more = |netns: &LabNamespace| {
+            format!(
+                "
             [[container]]
             name = \"cache\"
             netns = \"{}\"
@@ -553,10 +608,13 @@ mod container_that_vanishes_frees_its_ports {
             tcp = [22000]
             ephemeral = \"50000-50999\"
             ",
-            netns.path().display(),
-            variant.device,
-        );
-        scenario.daemon.reload(&(scenario.config.clone() + &more(&cache)));
+                netns.path().display(),
+                variant.device,
+            )
+        };
+        scenario
+            .daemon
+            .reload(&(scenario.config.clone() + &more(&cache)));
         let server = tcp::EchoServer::start(&cache, V4.nos_port(22000)).unwrap();
         tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
         drop(server);
@@ -566,11 +624,19 @@ mod container_that_vanishes_frees_its_ports {
         cache.delete_link("eth0").unwrap();
         await_that("the daemon notices", || {
             let cache = scenario.daemon.attachment("cache");
-            if cache.link.state == LinkState::Gone { Ok(()) } else { Err(format!("{cache:?}")) }
+            if cache.link.state == LinkState::Gone {
+                Ok(())
+            } else {
+                Err(format!("{cache:?}"))
+            }
         });
         await_that("its ports are free", || {
             let ports = scenario.daemon.ports();
-            if ports.iter().all(|port| port.owner != "cache") { Ok(()) } else { Err(format!("{ports:?}")) }
+            if ports.iter().all(|port| port.owner != "cache") {
+                Ok(())
+            } else {
+                Err(format!("{ports:?}"))
+            }
         });
         let error = tcp::connect(scenario.external(), None, V4.nos_port(22000), LIMIT).unwrap_err();
         assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{error}");
@@ -598,7 +664,10 @@ mod namespace_that_is_deleted_is_let_go {
     use super::*;
 
     fn scenario(variant: Variant) {
-        let scenario = Scenario::new(Variant { device: "veth", ..variant });
+        let scenario = Scenario::new(Variant {
+            device: "veth",
+            ..variant
+        });
         let mut cat = Command::new("cat");
         cat.stdin(std::process::Stdio::piped());
         let mut process = {
@@ -622,9 +691,19 @@ mod namespace_that_is_deleted_is_let_go {
         process.wait().unwrap();
         await_that("the daemon lets go of the namespace", || {
             let cache = scenario.daemon.attachment("cache");
-            if cache.link.state == LinkState::Gone { Ok(()) } else { Err(format!("{cache:?}")) }
+            if cache.link.state == LinkState::Gone {
+                Ok(())
+            } else {
+                Err(format!("{cache:?}"))
+            }
         });
-        assert!(scenario.daemon.ports().iter().all(|port| port.owner != "cache"));
+        assert!(
+            scenario
+                .daemon
+                .ports()
+                .iter()
+                .all(|port| port.owner != "cache")
+        );
         assert_idle(&scenario.daemon);
     }
 

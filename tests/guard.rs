@@ -37,7 +37,11 @@ impl Ends {
     }
 
     fn udp(&self, source: IpAddr, destination: IpAddr, ports: (u16, u16)) -> Vec<u8> {
-        wire::udp(wire::ip(self.macs(), source, destination), ports, b"payload")
+        wire::udp(
+            wire::ip(self.macs(), source, destination),
+            ports,
+            b"payload",
+        )
     }
 
     /// A datagram that may pass.
@@ -60,7 +64,8 @@ impl Ends {
     fn refused(&self) -> Vec<Refused> {
         let Family { nos, external, .. } = self.family;
         let v6 = self.family.is_v6();
-        let parse = |v4: &str, v6_text: &str| -> IpAddr { if v6 { v6_text } else { v4 }.parse().unwrap() };
+        let parse =
+            |v4: &str, v6_text: &str| -> IpAddr { if v6 { v6_text } else { v4 }.parse().unwrap() };
         let mut all = Vec::new();
         let mut add = |reason, frame| all.push(Refused { reason, frame });
 
@@ -76,7 +81,10 @@ impl Ends {
             ("198.51.100.1", "2001:db8:2::1"),
             ("10.0.0.1", "fd00::1"),
         ] {
-            add("source-address", self.udp(parse(v4, v6_text), external, (40_000, 9)));
+            add(
+                "source-address",
+                self.udp(parse(v4, v6_text), external, (40_000, 9)),
+            );
         }
         for (v4, v6_text) in [
             ("0.0.0.0", "::"),
@@ -84,10 +92,20 @@ impl Ends {
             ("224.0.0.1", "ff02::1"),
             ("255.255.255.255", "::ffff:10.0.0.1"),
         ] {
-            add("martian-source", self.udp(parse(v4, v6_text), external, (40_000, 9)));
+            add(
+                "martian-source",
+                self.udp(parse(v4, v6_text), external, (40_000, 9)),
+            );
         }
-        for (v4, v6_text) in [("0.0.0.0", "::"), ("127.0.0.1", "::1"), ("240.0.0.1", "fe80::1")] {
-            add("martian-destination", self.udp(nos, parse(v4, v6_text), (40_000, 9)));
+        for (v4, v6_text) in [
+            ("0.0.0.0", "::"),
+            ("127.0.0.1", "::1"),
+            ("240.0.0.1", "fe80::1"),
+        ] {
+            add(
+                "martian-destination",
+                self.udp(nos, parse(v4, v6_text), (40_000, 9)),
+            );
         }
         for (v4, v6_text) in [("224.0.0.5", "ff02::5"), ("239.1.2.3", "ff0e::1")] {
             add("multicast", self.udp(nos, parse(v4, v6_text), (40_000, 9)));
@@ -97,10 +115,16 @@ impl Ends {
             add("source-port", self.udp(nos, external, (port, 9)));
         }
         for port in [0, 22, 21_000, 45_000] {
-            add("source-port", wire::syn(wire::ip(self.macs(), nos, external), (port, 80)));
+            add(
+                "source-port",
+                wire::syn(wire::ip(self.macs(), nos, external), (port, 80)),
+            );
         }
         for protocol in [2, 47, 89, 112, 253] {
-            add("source-protocol", wire::other(wire::ip(self.macs(), nos, external), protocol, &[0; 24]));
+            add(
+                "source-protocol",
+                wire::other(wire::ip(self.macs(), nos, external), protocol, &[0; 24]),
+            );
         }
         self.add_malformed(&mut add);
         all
@@ -113,17 +137,48 @@ impl Ends {
             add("ipv6-header", self.changed(14, 0x50));
             add("ip-length", self.changed(18, 0xff));
             // A redirect's kind; a quote of something that nobody has sent here.
-            add("icmp-unmatched", icmpv6(wire::other(step(), ICMPV6, &[1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0])));
-            add("source-protocol", icmpv6(wire::other(step(), ICMPV6, &[150, 0, 0, 0, 0, 0, 0, 0])));
+            add(
+                "icmp-unmatched",
+                icmpv6(wire::other(
+                    step(),
+                    ICMPV6,
+                    &[1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0],
+                )),
+            );
+            add(
+                "source-protocol",
+                icmpv6(wire::other(step(), ICMPV6, &[150, 0, 0, 0, 0, 0, 0, 0])),
+            );
         } else {
             add("ipv4-header", self.v4_changed(14, 0x55));
             add("ipv4-header", self.v4_changed(14, 0x44));
             add("ipv4-checksum", self.changed(24, 0xaa));
             add("ip-length", self.v4_changed(16, 0xff));
-            add("icmp-unmatched", icmpv4(wire::other(step(), ICMP, &[3, 3, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 0])));
+            add(
+                "icmp-unmatched",
+                icmpv4(wire::other(
+                    step(),
+                    ICMP,
+                    &[3, 3, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 0],
+                )),
+            );
             // A redirect, a timestamp request.
-            add("source-protocol", icmpv4(wire::other(step(), ICMP, &[5, 1, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 0])));
-            add("source-protocol", icmpv4(wire::other(step(), ICMP, &[[13, 0, 0, 0].as_slice(), &[0; 16]].concat())));
+            add(
+                "source-protocol",
+                icmpv4(wire::other(
+                    step(),
+                    ICMP,
+                    &[5, 1, 0, 0, 0, 0, 0, 0, 0x45, 0, 0, 0],
+                )),
+            );
+            add(
+                "source-protocol",
+                icmpv4(wire::other(
+                    step(),
+                    ICMP,
+                    &[[13, 0, 0, 0].as_slice(), &[0; 16]].concat(),
+                )),
+            );
         }
         let transport = if self.family.is_v6() { 54 } else { 34 };
         // UDP lengths beyond the packet and below the header.
@@ -149,7 +204,13 @@ fn icmpv4(mut frame: Vec<u8>) -> Vec<u8> {
 
 fn icmpv6(mut frame: Vec<u8>) -> Vec<u8> {
     let length = u32::try_from(frame.len() - 54).unwrap();
-    let pseudo = [&frame[22..54], &length.to_be_bytes(), &[0, 0, 0, ICMPV6], &frame[54..]].concat();
+    let pseudo = [
+        &frame[22..54],
+        &length.to_be_bytes(),
+        &[0, 0, 0, ICMPV6],
+        &frame[54..],
+    ]
+    .concat();
     let sum = !wire::sum(&pseudo);
     frame[56..58].copy_from_slice(&sum.to_be_bytes());
     frame
@@ -164,7 +225,11 @@ mod what_a_container_may_not_send {
         let outside = Wire::open(scenario.external(), Topology::EXTERNAL_INTERFACE);
         let before = scenario.daemon.attachment("web");
         for family in FAMILIES {
-            let ends = Ends { container: inside.mac(), relay: before.link.mac, family };
+            let ends = Ends {
+                container: inside.mac(),
+                relay: before.link.mac,
+                family,
+            };
             let before = scenario.daemon.attachment("web").link.drops;
             let mut expected = BTreeMap::new();
             for Refused { reason, frame } in ends.refused() {
@@ -179,12 +244,17 @@ mod what_a_container_may_not_send {
 
             let after = scenario.daemon.attachment("web").link.drops;
             let count = |reason: &str| {
-                let of = |drops: &BTreeMap<String, u64>| drops.get(reason).copied().unwrap_or_default();
+                let of =
+                    |drops: &BTreeMap<String, u64>| drops.get(reason).copied().unwrap_or_default();
                 of(&after) - of(&before)
             };
             for (reason, times) in &expected {
                 // The container's kernel sends to groups unasked.
-                let right = if *reason == "multicast" { count(reason) >= *times } else { count(reason) == *times };
+                let right = if *reason == "multicast" {
+                    count(reason) >= *times
+                } else {
+                    count(reason) == *times
+                };
                 assert!(right, "{reason}: {} for {times}\n{after:#?}", count(reason));
             }
             for reason in after.keys() {
@@ -195,7 +265,10 @@ mod what_a_container_may_not_send {
         // The relay's stage counts them as well.
         let attachment = scenario.daemon.attachment("web").link.drops;
         for (reason, times) in attachment {
-            assert!(scenario.daemon.dropped("relay", &reason) >= times, "{reason}");
+            assert!(
+                scenario.daemon.dropped("relay", &reason) >= times,
+                "{reason}"
+            );
         }
     }
 

@@ -58,11 +58,21 @@ impl Outside {
     fn new(daemon: Option<Daemon>, topology: Topology) -> Self {
         let external = topology.external.clone();
         let wire = Wire::open(&external, Topology::EXTERNAL_INTERFACE);
-        let mut this = Self { _daemon: daemon, external, _topology: topology, wire, peer: MacAddr::ZERO };
+        let mut this = Self {
+            _daemon: daemon,
+            external,
+            _topology: topology,
+            wire,
+            peer: MacAddr::ZERO,
+        };
         for family in FAMILIES {
             nos_relay::lab::ping::ping(&this.external, family.nos, 1, LIMIT).unwrap();
         }
-        let reply = this.wire.seen().into_iter().find(|seen| seen.source == FAMILIES[0].nos);
+        let reply = this
+            .wire
+            .seen()
+            .into_iter()
+            .find(|seen| seen.source == FAMILIES[0].nos);
         this.peer = reply.expect("an echo reply").source_mac;
         this
     }
@@ -81,9 +91,11 @@ impl Outside {
         let mut frame = Vec::new();
         let step = wire::ip((self.wire.mac(), self.peer), source, family.nos);
         let written = if family.is_v6() {
-            step.icmpv6_echo_request(0xffff, number).write(&mut frame, b"marker")
+            step.icmpv6_echo_request(0xffff, number)
+                .write(&mut frame, b"marker")
         } else {
-            step.icmpv4_echo_request(0xffff, number).write(&mut frame, b"marker")
+            step.icmpv4_echo_request(0xffff, number)
+                .write(&mut frame, b"marker")
         };
         written.unwrap();
         self.wire.send(&frame);
@@ -162,7 +174,11 @@ fn datagram(step: Step, payload: &[u8]) -> Vec<u8> {
 
 /// Where the transport header begins, without extension headers or options.
 fn transport_at(frame: &[u8]) -> usize {
-    if frame[12..14] == [0x86, 0xdd] { 54 } else { 34 }
+    if frame[12..14] == [0x86, 0xdd] {
+        54
+    } else {
+        34
+    }
 }
 
 fn with_octet(mut frame: Vec<u8>, of_transport: usize, change: fn(u8) -> u8) -> Vec<u8> {
@@ -195,7 +211,13 @@ fn icmp(step: Step, v4_kind: u8, v6_kind: u8, body: &[u8]) -> Vec<u8> {
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut case = |name, craft, answered| cases.push(Case { name, craft, answered });
+    let mut case = |name, craft, answered| {
+        cases.push(Case {
+            name,
+            craft,
+            answered,
+        })
+    };
     // TCP to nobody's port (RFC 9293 §3.5.2).
     case("SYN", |step| segment(step, 0x02, b""), BOTH);
     case("SYN with data", |step| segment(step, 0x02, b"early"), BOTH);
@@ -210,79 +232,183 @@ fn cases() -> Vec<Case> {
     case("RST and SYN", |step| segment(step, 0x06, b""), SILENCE);
     case("RST and ACK", |step| segment(step, 0x14, b""), SILENCE);
     case("SYN to port 0", |step| segment_to(step, 0, 0x02, b""), BOTH);
-    case("SYN to the last port", |step| segment_to(step, 65535, 0x02, b""), BOTH);
-    case("SYN with a wrong checksum", |step| with_octet(segment(step, 0x02, b""), 16, |octet| !octet), SILENCE);
-    case("SYN with a header that is too short", |step| with_octet(segment(step, 0x02, b""), 12, |_| 0x40), SILENCE);
-    case("SYN with a header beyond its end", |step| with_octet(segment(step, 0x02, b""), 12, |_| 0xf0), SILENCE);
+    case(
+        "SYN to the last port",
+        |step| segment_to(step, 65535, 0x02, b""),
+        BOTH,
+    );
+    case(
+        "SYN with a wrong checksum",
+        |step| with_octet(segment(step, 0x02, b""), 16, |octet| !octet),
+        SILENCE,
+    );
+    case(
+        "SYN with a header that is too short",
+        |step| with_octet(segment(step, 0x02, b""), 12, |_| 0x40),
+        SILENCE,
+    );
+    case(
+        "SYN with a header beyond its end",
+        |step| with_octet(segment(step, 0x02, b""), 12, |_| 0xf0),
+        SILENCE,
+    );
     // UDP to nobody's port (RFC 1122 §4.1.3.1): how much is quoted depends on the length.
     case("empty datagram", |step| datagram(step, b""), BOTH);
     case("datagram of one octet", |step| datagram(step, b"1"), BOTH);
-    case("datagram of 600 octets", |step| datagram(step, &[6; 600]), BOTH);
-    case("datagram of 1452 octets", |step| datagram(step, &[6; 1452]), BOTH);
-    case("datagram with a wrong checksum", |step| with_octet(datagram(step, b"12"), 6, |octet| !octet), SILENCE);
-    case("datagram without checksum", |step| {
-        with_octet(with_octet(datagram(step, b"12"), 6, |_| 0), 7, |_| 0)
-    }, [Some(true), Some(false)]);
-    case("datagram longer than its packet", |step| with_octet(datagram(step, b"12"), 5, |_| 200), SILENCE);
-    case("datagram shorter than its header", |step| with_octet(datagram(step, b"12"), 5, |_| 7), SILENCE);
-    case("datagram as broadcast", |step| {
-        let mut frame = datagram(step, b"12");
-        frame[..6].fill(0xff);
-        frame
-    }, SILENCE);
-    case("SYN as broadcast", |step| {
-        let mut frame = segment(step, 0x02, b"");
-        frame[..6].fill(0xff);
-        frame
-    }, SILENCE);
+    case(
+        "datagram of 600 octets",
+        |step| datagram(step, &[6; 600]),
+        BOTH,
+    );
+    case(
+        "datagram of 1452 octets",
+        |step| datagram(step, &[6; 1452]),
+        BOTH,
+    );
+    case(
+        "datagram with a wrong checksum",
+        |step| with_octet(datagram(step, b"12"), 6, |octet| !octet),
+        SILENCE,
+    );
+    case(
+        "datagram without checksum",
+        |step| with_octet(with_octet(datagram(step, b"12"), 6, |_| 0), 7, |_| 0),
+        [Some(true), Some(false)],
+    );
+    case(
+        "datagram longer than its packet",
+        |step| with_octet(datagram(step, b"12"), 5, |_| 200),
+        SILENCE,
+    );
+    case(
+        "datagram shorter than its header",
+        |step| with_octet(datagram(step, b"12"), 5, |_| 7),
+        SILENCE,
+    );
+    case(
+        "datagram as broadcast",
+        |step| {
+            let mut frame = datagram(step, b"12");
+            frame[..6].fill(0xff);
+            frame
+        },
+        SILENCE,
+    );
+    case(
+        "SYN as broadcast",
+        |step| {
+            let mut frame = segment(step, 0x02, b"");
+            frame[..6].fill(0xff);
+            frame
+        },
+        SILENCE,
+    );
     // Other protocols (RFC 1122 §3.2.2.1, RFC 4443 §3.4).
-    case("unknown protocol", |step| wire::other(step, 253, b"experiment"), BOTH);
-    case("unknown protocol, empty", |step| wire::other(step, 254, b""), BOTH);
+    case(
+        "unknown protocol",
+        |step| wire::other(step, 253, b"experiment"),
+        BOTH,
+    );
+    case(
+        "unknown protocol, empty",
+        |step| wire::other(step, 254, b""),
+        BOTH,
+    );
     // Queries.
-    case("echo request", |step| icmp(step, 8, 128, b"\x12\x34\x00\x01abc"), BOTH);
-    case("echo request without data", |step| icmp(step, 8, 128, b"\x12\x34\x00\x01"), BOTH);
-    case("echo request of 1400 octets", |step| icmp(step, 8, 128, &[7; 1400]), BOTH);
-    case("echo request with a wrong checksum", |step| {
-        with_octet(icmp(step, 8, 128, b"\x12\x34\x00\x01abc"), 3, |octet| !octet)
-    }, SILENCE);
-    case("echo request with code 1", |step| {
-        with_octet(with_octet(icmp(step, 8, 128, b"\x12\x34\x00\x01abc"), 1, |_| 1), 3, |octet| octet.wrapping_sub(1))
-    }, BOTH);
-    case("echo reply that nobody asked for", |step| icmp(step, 0, 129, b"\x12\x34\x00\x01abc"), SILENCE);
-    case("unknown ICMP type", |step| icmp(step, 41, 200, b"\x12\x34\x00\x01abc"), SILENCE);
-    case("unreachable that quotes nothing", |step| icmp(step, 3, 1, &[0; 4]), SILENCE);
+    case(
+        "echo request",
+        |step| icmp(step, 8, 128, b"\x12\x34\x00\x01abc"),
+        BOTH,
+    );
+    case(
+        "echo request without data",
+        |step| icmp(step, 8, 128, b"\x12\x34\x00\x01"),
+        BOTH,
+    );
+    case(
+        "echo request of 1400 octets",
+        |step| icmp(step, 8, 128, &[7; 1400]),
+        BOTH,
+    );
+    case(
+        "echo request with a wrong checksum",
+        |step| {
+            with_octet(icmp(step, 8, 128, b"\x12\x34\x00\x01abc"), 3, |octet| {
+                !octet
+            })
+        },
+        SILENCE,
+    );
+    case(
+        "echo request with code 1",
+        |step| {
+            with_octet(
+                with_octet(icmp(step, 8, 128, b"\x12\x34\x00\x01abc"), 1, |_| 1),
+                3,
+                |octet| octet.wrapping_sub(1),
+            )
+        },
+        BOTH,
+    );
+    case(
+        "echo reply that nobody asked for",
+        |step| icmp(step, 0, 129, b"\x12\x34\x00\x01abc"),
+        SILENCE,
+    );
+    case(
+        "unknown ICMP type",
+        |step| icmp(step, 41, 200, b"\x12\x34\x00\x01abc"),
+        SILENCE,
+    );
+    case(
+        "unreachable that quotes nothing",
+        |step| icmp(step, 3, 1, &[0; 4]),
+        SILENCE,
+    );
     // Fields that come back.
-    case("echo request with DSCP and ECN", |step| {
-        let mut frame = icmp(step, 8, 128, b"\x12\x34\x00\x01abc");
-        if transport_at(&frame) == 54 {
-            frame[14] = 0x6b;
-            frame[15] |= 0xa0;
-        } else {
-            frame[15] = 0xba;
-            wire::fix_ipv4_checksum(&mut frame);
-        }
-        frame
-    }, BOTH);
-    case("datagram with TTL 1", |step| {
-        let mut frame = datagram(step, b"12");
-        if transport_at(&frame) == 54 {
-            frame[21] = 1;
-        } else {
-            frame[22] = 1;
-            wire::fix_ipv4_checksum(&mut frame);
-        }
-        frame
-    }, BOTH);
-    case("datagram with options", |step| {
-        let mut frame = datagram(step, b"12");
-        if transport_at(&frame) == 34 {
-            frame[14] = 0x46;
-            frame[17] += 4;
-            frame.splice(34..34, [1, 1, 1, 0]);
-            wire::fix_ipv4_checksum(&mut frame);
-        }
-        frame
-    }, [Some(true), None]);
+    case(
+        "echo request with DSCP and ECN",
+        |step| {
+            let mut frame = icmp(step, 8, 128, b"\x12\x34\x00\x01abc");
+            if transport_at(&frame) == 54 {
+                frame[14] = 0x6b;
+                frame[15] |= 0xa0;
+            } else {
+                frame[15] = 0xba;
+                wire::fix_ipv4_checksum(&mut frame);
+            }
+            frame
+        },
+        BOTH,
+    );
+    case(
+        "datagram with TTL 1",
+        |step| {
+            let mut frame = datagram(step, b"12");
+            if transport_at(&frame) == 54 {
+                frame[21] = 1;
+            } else {
+                frame[22] = 1;
+                wire::fix_ipv4_checksum(&mut frame);
+            }
+            frame
+        },
+        BOTH,
+    );
+    case(
+        "datagram with options",
+        |step| {
+            let mut frame = datagram(step, b"12");
+            if transport_at(&frame) == 34 {
+                frame[14] = 0x46;
+                frame[17] += 4;
+                frame.splice(34..34, [1, 1, 1, 0]);
+                wire::fix_ipv4_checksum(&mut frame);
+            }
+            frame
+        },
+        [Some(true), None],
+    );
     cases
 }
 
@@ -300,7 +426,10 @@ fn give_addresses(outside: &Outside, count: usize) {
     for number in 0..count {
         for (family, length) in FAMILIES.into_iter().zip([24, 64]) {
             let address = ipnet::IpNet::new(peer(family, number), length).unwrap();
-            outside.external.add_address(Topology::EXTERNAL_INTERFACE, address).unwrap();
+            outside
+                .external
+                .add_address(Topology::EXTERNAL_INTERFACE, address)
+                .unwrap();
         }
     }
 }
@@ -335,9 +464,18 @@ lab_test! {
 }
 
 fn show(answers: &[Seen]) -> String {
-    let hex = |octets: &[u8]| octets.iter().map(|octet| format!("{octet:02x}")).collect::<String>();
+    let hex = |octets: &[u8]| {
+        octets
+            .iter()
+            .map(|octet| format!("{octet:02x}"))
+            .collect::<String>()
+    };
     let lines: Vec<_> = answers.iter().map(|seen| hex(&seen.ip)).collect();
-    if lines.is_empty() { "is silent".to_owned() } else { lines.join(" and ") }
+    if lines.is_empty() {
+        "is silent".to_owned()
+    } else {
+        lines.join(" and ")
+    }
 }
 
 lab_test! {

@@ -23,12 +23,27 @@ use support::wire::{self, Seen, UDP, Wire};
 
 fn refused_tcp(scenario: &Scenario, family: Family, port: u16) {
     let error = tcp::connect(scenario.external(), None, family.nos_port(port), LIMIT).unwrap_err();
-    assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{port}: {error}");
+    assert_eq!(
+        error.kind(),
+        Some(ErrorKind::ConnectionRefused),
+        "{port}: {error}"
+    );
 }
 
 fn refused_udp(scenario: &Scenario, family: Family, port: u16) {
-    let error = udp::exchange(scenario.external(), None, family.nos_port(port), b"x", LIMIT).unwrap_err();
-    assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{port}: {error}");
+    let error = udp::exchange(
+        scenario.external(),
+        None,
+        family.nos_port(port),
+        b"x",
+        LIMIT,
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.kind(),
+        Some(ErrorKind::ConnectionRefused),
+        "{port}: {error}"
+    );
 }
 
 lab_test! {
@@ -129,11 +144,16 @@ mod fragmented_datagrams_arrive_whole {
         let scenario = Scenario::new(variant);
         for family in FAMILIES {
             for size in [8 << 10, 60 << 10] {
-                let payload: Vec<u8> = (0..size).map(|at: usize| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+                let payload: Vec<u8> = (0..size)
+                    .map(|at: usize| at.to_le_bytes()[0] ^ at.to_le_bytes()[1])
+                    .collect();
                 for (container, port) in [(scenario.web(), 20053), (scenario.db(), 21053)] {
                     let server = udp::EchoServer::start(container, family.nos_port(port)).unwrap();
-                    udp::exchange(scenario.external(), None, server.address(), &payload, LIMIT).unwrap();
-                    let server = udp::EchoServer::start(scenario.external(), family.external_port(8053)).unwrap();
+                    udp::exchange(scenario.external(), None, server.address(), &payload, LIMIT)
+                        .unwrap();
+                    let server =
+                        udp::EchoServer::start(scenario.external(), family.external_port(8053))
+                            .unwrap();
                     udp::exchange(container, None, server.address(), &payload, LIMIT).unwrap();
                 }
             }
@@ -200,7 +220,10 @@ impl Inside {
         let wire = Wire::open(namespace, "eth0");
         let attachment = scenario.daemon.attachment(name);
         assert_eq!(attachment.container_mac, wire.mac());
-        Self { macs: (wire.mac(), attachment.link.mac), wire }
+        Self {
+            macs: (wire.mac(), attachment.link.mac),
+            wire,
+        }
     }
 
     fn ping(&self, from: IpAddr, to: IpAddr, id: u16, payload: &[u8]) {

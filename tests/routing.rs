@@ -21,7 +21,9 @@ use nos_relay::lab::tcp::{Direction, Transfer};
 use nos_relay::lab::{LabNamespace, Topology, tcp, udp, veth};
 use support::daemon::{Daemon, LIMIT, await_that};
 use support::lab_test;
-use support::scenario::{FAMILIES, Family, Scenario, V4, V6, Variant, config, edited, variant_tests};
+use support::scenario::{
+    FAMILIES, Family, Scenario, V4, V6, Variant, config, edited, variant_tests,
+};
 use support::wire::{UDP, Wire};
 
 /// Long enough for an answer that would come at once.
@@ -55,19 +57,38 @@ impl TwoUplinks {
         let topology = Topology::new(&["web", "db"]).unwrap();
         let y = LabNamespace::new("Y").unwrap();
         let device = &topology.device;
-        device.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        device
+            .sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+            .unwrap();
         veth((device, "hy"), (&y, "yh")).unwrap();
-        device.sysctl("net/ipv6/conf/default/disable_ipv6", "0").unwrap();
+        device
+            .sysctl("net/ipv6/conf/default/disable_ipv6", "0")
+            .unwrap();
         // What Y receives at most is what the NOS may send.
         y.set_mtu("yh", mtu).unwrap();
         let external = &topology.external;
         for (network, of_y, nos_y, nos_x, network_x) in [
-            ("198.51.100.0/24", "198.51.100.2/24", NOS_Y4, "203.0.113.1", "203.0.113.0/24"),
-            ("2001:db8:2::/64", "2001:db8:2::2/64", NOS_Y6, "2001:db8:1::1", "2001:db8:1::/64"),
+            (
+                "198.51.100.0/24",
+                "198.51.100.2/24",
+                NOS_Y4,
+                "203.0.113.1",
+                "203.0.113.0/24",
+            ),
+            (
+                "2001:db8:2::/64",
+                "2001:db8:2::2/64",
+                NOS_Y6,
+                "2001:db8:1::1",
+                "2001:db8:1::/64",
+            ),
         ] {
             y.add_address("yh", of_y.parse().unwrap()).unwrap();
-            external.add_route(network.parse().unwrap(), address(nos_x)).unwrap();
-            y.add_route(network_x.parse().unwrap(), address(nos_y)).unwrap();
+            external
+                .add_route(network.parse().unwrap(), address(nos_x))
+                .unwrap();
+            y.add_route(network_x.parse().unwrap(), address(nos_y))
+                .unwrap();
         }
         let second = format!(
             "
@@ -87,7 +108,11 @@ impl TwoUplinks {
             text = edited(&text, &from, &to);
         }
         let daemon = Daemon::start(&topology.device, &(text + &second));
-        Self { daemon, topology, y }
+        Self {
+            daemon,
+            topology,
+            y,
+        }
     }
 
     fn x(&self) -> &LabNamespace {
@@ -100,7 +125,10 @@ impl TwoUplinks {
 }
 
 fn echo_once(from: &LabNamespace, to: IpAddr, how: Ping) -> Echo {
-    let how = Ping { timeout: LIMIT, ..how };
+    let how = Ping {
+        timeout: LIMIT,
+        ..how
+    };
     how.run(from, to).unwrap()[0]
 }
 
@@ -139,7 +167,11 @@ lab_test! {
 /// The path MTU that the kernel of `namespace` knows to a host.
 fn path_mtu(namespace: &LabNamespace, to: IpAddr) -> i32 {
     let ask = || {
-        let any: IpAddr = if to.is_ipv6() { [0; 16].into() } else { [0; 4].into() };
+        let any: IpAddr = if to.is_ipv6() {
+            [0; 16].into()
+        } else {
+            [0; 4].into()
+        };
         let socket = UdpSocket::bind((any, 0)).unwrap();
         socket.connect((to, 9)).unwrap();
         let (level, option) = if to.is_ipv6() {
@@ -151,7 +183,13 @@ fn path_mtu(namespace: &LabNamespace, to: IpAddr) -> i32 {
         let mut size = libc::socklen_t::try_from(size_of_val(&mtu)).unwrap();
         // SAFETY: the pointers are those of `mtu` and its size, which outlive the call.
         let result = unsafe {
-            libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut mtu).cast(), &raw mut size)
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                level,
+                option,
+                (&raw mut mtu).cast(),
+                &raw mut size,
+            )
         };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
         mtu
@@ -194,7 +232,12 @@ lab_test! {
     }
 }
 
-fn transfer(client: &LabNamespace, server: &LabNamespace, listen: SocketAddr, direction: Direction) {
+fn transfer(
+    client: &LabNamespace,
+    server: &LabNamespace,
+    listen: SocketAddr,
+    direction: Direction,
+) {
     let transfer = Transfer {
         client,
         server,
@@ -220,7 +263,12 @@ mod path_mtu_reaches_containers {
             transfer(lab.web(), &lab.y, (y, 8080).into(), Direction::Upload);
             assert_eq!(path_mtu(lab.web(), y), 1400);
             transfer(lab.web(), &lab.y, (y, 8081).into(), Direction::Download);
-            transfer(&lab.y, lab.web(), family.nos_port(20080), Direction::Download);
+            transfer(
+                &lab.y,
+                lab.web(),
+                family.nos_port(20080),
+                Direction::Download,
+            );
         }
     }
 

@@ -44,7 +44,9 @@ fn discard(mut stream: TcpStream, payload: &[u8]) {
 
 /// Echo, with more than any window, so that both ways fill up.
 fn bulk_echo(stream: &TcpStream, octets: usize) {
-    let payload: Vec<u8> = (0..octets).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+    let payload: Vec<u8> = (0..octets)
+        .map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1])
+        .collect();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut stream = stream;
@@ -54,7 +56,11 @@ fn bulk_echo(stream: &TcpStream, octets: usize) {
         let mut answer = Vec::new();
         let mut stream = stream;
         stream.read_to_end(&mut answer).unwrap();
-        assert!(answer == payload, "{} of {octets} octets, or others", answer.len());
+        assert!(
+            answer == payload,
+            "{} of {octets} octets, or others",
+            answer.len()
+        );
     });
 }
 
@@ -70,12 +76,21 @@ mod services_answer_outsiders {
                 tcp::exchange(x, None, family.nos_port(7), &vec![7; size], LIMIT).unwrap();
             }
             udp::exchange(x, None, family.nos_port(7), &[7; 1400], LIMIT).unwrap();
-            bulk_echo(&tcp::connect(x, None, family.nos_port(7), LIMIT).unwrap(), 1 << 20);
-            discard(tcp::connect(x, None, family.nos_port(9), LIMIT).unwrap(), &[7; 100_000]);
+            bulk_echo(
+                &tcp::connect(x, None, family.nos_port(7), LIMIT).unwrap(),
+                1 << 20,
+            );
+            discard(
+                tcp::connect(x, None, family.nos_port(9), LIMIT).unwrap(),
+                &[7; 100_000],
+            );
             let silence = udp::exchange(x, None, family.nos_port(9), b"x", SILENCE).unwrap_err();
             assert_eq!(silence.kind(), Some(ErrorKind::TimedOut), "{silence}");
             let (status, body) = get(x, family.nos_port(8080), "/");
-            assert!(status.starts_with("HTTP/1.1 200") || status.starts_with("HTTP/1.0 200"), "{status}");
+            assert!(
+                status.starts_with("HTTP/1.1 200") || status.starts_with("HTTP/1.0 200"),
+                "{status}"
+            );
             assert!(!body.is_empty());
         }
     }
@@ -117,14 +132,25 @@ mod large_pings_are_answered {
         let scenario = Scenario::new(variant);
         for family in FAMILIES {
             for size in [0, 1, 1472, 4000, 20_000] {
-                let how = Ping { size, timeout: LIMIT, count: 2, ..Ping::default() };
+                let how = Ping {
+                    size,
+                    timeout: LIMIT,
+                    count: 2,
+                    ..Ping::default()
+                };
                 for echo in how.run(scenario.external(), family.nos).unwrap() {
-                    let Echo::Reply { from, ttl, .. } = echo else { panic!("{size}: {echo:?}") };
+                    let Echo::Reply { from, ttl, .. } = echo else {
+                        panic!("{size}: {echo:?}")
+                    };
                     assert_eq!((from, ttl), (family.nos, 64));
                 }
             }
             // Theirs of outsiders as well.
-            let how = Ping { size: 4000, timeout: LIMIT, ..Ping::default() };
+            let how = Ping {
+                size: 4000,
+                timeout: LIMIT,
+                ..Ping::default()
+            };
             assert!(how.run(scenario.web(), family.external).unwrap()[0].is_reply());
         }
     }

@@ -96,7 +96,11 @@ fn transfer([from, to]: [TcpStream; 2], octets: u64, seed: u64) {
 }
 
 fn outbound(scenario: &Scenario, family: Family, port: u16) -> [TcpStream; 2] {
-    connect(scenario.web(), scenario.external(), family.external_port(port))
+    connect(
+        scenario.web(),
+        scenario.external(),
+        family.external_port(port),
+    )
 }
 
 fn inbound(scenario: &Scenario, family: Family, port: u16) -> [TcpStream; 2] {
@@ -147,7 +151,10 @@ mod bulk_is_cut_in_software {
         let scenario = Scenario::new(variant);
         transfer_each_way(&scenario, size(8 * MIB));
         let [containers, _] = variant.offload;
-        let links = [scenario.daemon.attachment("web").link, scenario.daemon.uplink("up0").link];
+        let links = [
+            scenario.daemon.attachment("web").link,
+            scenario.daemon.uplink("up0").link,
+        ];
         let [with, without] = if containers { [0, 1] } else { [1, 0] };
         assert!(octets_a_packet(&links[with])[0] > 1514, "{links:?}");
         assert!(octets_a_packet(&links[without])[1] <= 1514, "{links:?}");

@@ -43,9 +43,7 @@ pub(crate) struct Files {
 
 impl Files {
     pub(crate) fn new() -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix("nos-relay-test-")
-            .tempdir();
+        let directory = tempfile::Builder::new().prefix("nos-relay-test-").tempdir();
         Self {
             directory: directory.unwrap(),
         }
@@ -356,11 +354,12 @@ impl Daemon {
             let counters: Counters = serde_json::from_str(&self.show_json("counters")).unwrap();
             assert_balanced(&counters);
             let between = (!self.forgot.get()).then(|| between(&counters, &self.attachments()));
-            let still = last.as_ref() == Some(&counters) && between.is_none_or(|lost| lost == [0, 0]);
+            let still =
+                last.as_ref() == Some(&counters) && between.is_none_or(|lost| lost == [0, 0]);
             last = Some(counters);
-            still.then_some(()).ok_or_else(|| {
-                format!("between the stages {between:?} of {last:#?}")
-            })
+            still
+                .then_some(())
+                .ok_or_else(|| format!("between the stages {between:?} of {last:#?}"))
         });
         last.unwrap()
     }

@@ -241,7 +241,8 @@ impl Seen {
 
     /// Whether it is Neighbor or Multicast Listener Discovery, which hosts send unasked.
     pub(crate) fn is_chatter(&self) -> bool {
-        self.protocol == 0 || (self.protocol == ICMPV6 && matches!(self.transport(), [130..=143, ..]))
+        self.protocol == 0
+            || (self.protocol == ICMPV6 && matches!(self.transport(), [130..=143, ..]))
     }
 }
 
