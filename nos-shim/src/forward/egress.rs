@@ -4,6 +4,7 @@ use core::net::IpAddr;
 
 use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
+use crate::fragment_ipv6::fragment_ipv6;
 use crate::frame::{Frame, FrameFull};
 use crate::icmp::IcmpError;
 use crate::ident::{Interface, MacAddr, UplinkId};
@@ -118,7 +119,9 @@ impl Shim {
             return self.discard(packet, DropReason::DeviceGone);
         };
         let fits = packet.wire_len() <= mtu;
-        if !fits && packet.dont_fragment() {
+        // The source of an IPv6 packet may fragment it, and nobody else (RFC 8200 §4.5).
+        let ours = packet.is_ipv6() && origin == Origin::Nos;
+        if !fits && packet.dont_fragment() && !ours {
             let told = u32::try_from(mtu).unwrap_or(u32::MAX);
             let error = IcmpError::PacketTooBig { mtu: told };
             return self.refuse(packet, origin, error, DropReason::TooBig, now);
@@ -140,9 +143,17 @@ impl Shim {
             pool,
             pieces,
             ledger,
+            originator,
             ..
         } = self;
-        fragment_ipv4(packet, mtu, pool, &mut |piece| pieces.push_back(piece)).record(ledger);
+        let mut out = |piece| pieces.push_back(piece);
+        let cut = if packet.is_ipv6() {
+            let identification = originator.fragment_identification();
+            fragment_ipv6(packet, mtu, identification, pool, &mut out)
+        } else {
+            fragment_ipv4(packet, mtu, pool, &mut out)
+        };
+        cut.record(ledger);
     }
 
     fn hand_to_neighbor(
