@@ -4,6 +4,11 @@
 //! random unicast addresses; IPv6 ones are random addresses within random routes, because nearly
 //! all others would be answered by the first memory access.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark may stop where its data are wrong"
+)]
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;

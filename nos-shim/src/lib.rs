@@ -16,6 +16,7 @@ pub mod drop;
 pub mod fib;
 pub mod flows;
 pub mod forward;
+pub mod fragment_ipv6;
 pub mod fragments;
 pub mod frame;
 pub mod icmp;
@@ -34,6 +35,7 @@ pub mod originate;
 pub mod packet;
 pub mod ports;
 pub mod rate_limit;
+pub mod reassembly;
 pub mod reset;
 pub mod shim;
 #[cfg(test)]

@@ -397,6 +397,16 @@ impl Packet {
         ))
     }
 
+    /// Octets from the frame's start to what a fragment carries of its datagram: behind the IPv4
+    /// header, or behind the IPv6 fragment header.
+    pub(crate) fn fragment_payload_offset(&self) -> usize {
+        if self.is_ipv6() {
+            usize::from(self.parsed().fragment_header) + 8
+        } else {
+            ETHERNET_HEADER + usize::from(self.ip()[0] & 0xf) * 4
+        }
+    }
+
     /// Whether routers must not fragment it: IPv4 with DF, and every IPv6 packet.
     #[must_use]
     pub fn dont_fragment(&self) -> bool {

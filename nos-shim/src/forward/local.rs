@@ -7,7 +7,7 @@ use crate::time::Instant;
 #[cfg(feature = "stack")]
 impl Shim {
     /// Hands a packet to the local stack; [`Self::poll_local`] brings the answers.
-    pub(super) fn to_local(&mut self, packet: Packet, now: Instant) {
+    pub(super) fn deliver_local(&mut self, packet: Packet, now: Instant) {
         match self.local.handle(packet, now, &mut self.pool) {
             Ok(()) => self.ledger.consumed += 1,
             Err(reason) => self.ledger.drop(reason),
@@ -62,7 +62,7 @@ fn status(ledger: &crate::drop::Ledger) -> String {
 #[cfg(not(feature = "stack"))]
 impl Shim {
     /// Without a stack there are no sockets.
-    pub(super) fn to_local(&mut self, packet: Packet, _now: Instant) {
+    pub(super) fn deliver_local(&mut self, packet: Packet, _now: Instant) {
         self.discard(packet, crate::drop::DropReason::NoListener);
     }
 

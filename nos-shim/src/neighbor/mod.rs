@@ -16,9 +16,9 @@
 //!                  └► Output::Send(solicitation)
 //! ```
 //!
-//! ARP neighbors age by the same state machine as those of Neighbor Discovery ([`entry`]), as they
-//! do on Linux. A neighbor that is not used needs no timer: that its reachability has ended is
-//! found out by the next packet.
+//! ARP neighbors age by the same state machine as those of Neighbor Discovery, as they do on
+//! Linux. A neighbor that is not used needs no timer: that its reachability has ended is found out
+//! by the next packet.
 //!
 //! What a stranger can do is bounded (RFC 6583). Packets to addresses where nobody is (a scan of
 //! the subnet) share [`Limits::unresolved`] places, of which the one that has waited longest is
@@ -265,13 +265,13 @@ impl<T: Copy> NeighborCache<T> {
         }
     }
 
-    /// Changes which addresses are ours. Neighbors that had one of them fail. Nothing is announced;
-    /// see [`Self::announce`].
+    /// Changes which addresses are ours. Neighbors that had one of them fail, or had one that stands
+    /// for a whole subnet now. Nothing is announced; see [`Self::announce`].
     pub fn set_addresses(&mut self, addresses: &[IpNet]) {
         self.addresses.set(addresses);
         for slot in self.table.slots() {
             let entry = self.table.entry(slot);
-            if entry.state.is_some() && self.addresses.contains(entry.key.address()) {
+            if entry.state.is_some() && !self.addresses.may_be_neighbor(entry.key.address()) {
                 self.give_up(slot);
                 self.forget(slot);
             }

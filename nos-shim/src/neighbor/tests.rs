@@ -675,6 +675,20 @@ fn an_address_that_becomes_ours_is_no_neighbor_any_more() {
 }
 
 #[test]
+fn an_address_that_becomes_a_broadcast_address_is_no_neighbor_any_more() {
+    let mut bench = Bench::new();
+    let last = IpAddr::from([192, 0, 2, 3]);
+    bench
+        .cache
+        .set_addresses(&nets(&["192.0.2.1/31", "192.0.2.2/31"]));
+    bench.resolved(last, A);
+    bench.cache.set_addresses(&nets(&["192.0.2.2/30"]));
+    assert_eq!(bench.cache.entries(bench.now).count(), 0);
+    let refused = Resolution::Refused(DropReason::NeighborFailed);
+    assert_eq!(bench.send(last).0, refused);
+}
+
+#[test]
 fn all_addresses_are_announced() {
     let mut bench = Bench::new();
     bench.cache.announce();
