@@ -42,7 +42,7 @@ pub enum Command {
     /// Show the state of a running nos-relay.
     Show(ShowArgs),
     /// Show it all at work, in network namespaces of its own.
-    Demo,
+    Demo(DemoArgs),
     /// Measure, in network namespaces of its own.
     Bench(BenchArgs),
 }
@@ -75,6 +75,17 @@ pub struct ShowArgs {
     /// Where to find the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Arguments of `demo`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Exit codes: 0 all checks passed, 1 failure, 2 wrong usage, 130 interrupted."
+)]
+pub struct DemoArgs {
+    /// Short bulk transfers: for tests.
+    #[arg(long, hide = true)]
+    pub quick: bool,
 }
 
 /// Arguments of `bench`.

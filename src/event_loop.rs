@@ -100,7 +100,7 @@ impl DeviceReport {
             kind: device.kind(),
             capabilities: device.capabilities(),
             link: device.link(),
-            counters: device.counters().clone(),
+            counters: *device.counters(),
             kernel_drops: device.kernel_drops(),
         }
     }

@@ -18,11 +18,10 @@
 //!
 //! TTL and hop limit are the container's business: outside, it *is* the NOS host.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use nos_shim::drop::DropReason;
+use nos_shim::icmp::Quote;
 use nos_shim::martian;
-use nos_shim::packet::{Addresses, Fragment, IPV4_HEADER, IPV6_HEADER, Packet, protocol};
+use nos_shim::packet::{Addresses, Fragment, Packet, protocol};
 use nos_shim::ports::{Claim, Transport};
 
 use crate::link::Link;
@@ -69,13 +68,35 @@ impl Guard {
     pub fn check(&self, packet: &Packet) -> Result<(), DropReason> {
         self.link.check_unicast(packet.frame())?;
         let addresses = packet.addresses();
-        if !self.link.addresses().contain_source(addresses) || !leads_beyond_link(addresses) {
+        if !self.fits(addresses) {
             return Err(address_fault(addresses, &self.link));
         }
         match packet.ports() {
             Some(ports) if self.owns(packet.protocol(), ports.source) => Ok(()),
             Some(_) => Err(DropReason::SourcePort),
             None => self.check_without_ports(packet, addresses),
+        }
+    }
+
+    /// Whether the source is the container's, and the destination a unicast address beyond the
+    /// link.
+    #[inline]
+    fn fits(&self, addresses: Addresses) -> bool {
+        let own = self.link.addresses();
+        // What may be a source on the wire is a unicast address.
+        match addresses {
+            Addresses::V4 {
+                source,
+                destination,
+            } => own.contains_v4(source) && !martian::source_is_martian(destination.into()),
+            Addresses::V6 {
+                source,
+                destination,
+            } => {
+                own.contains_v6(source)
+                    && !martian::source_is_martian(destination.into())
+                    && !destination.is_unicast_link_local()
+            }
         }
     }
 
@@ -104,41 +125,20 @@ impl Guard {
     /// Whether the packet that an ICMP error quotes came from where the error goes, and was for
     /// this container.
     fn was_sent_error(&self, packet: &Packet, addresses: Addresses) -> bool {
-        let icmp = packet.transport();
-        let quoted = icmp.get(8..).unwrap_or_default();
-        let quote = if packet.is_ipv6() {
-            Quote::of_v6(quoted)
-        } else {
-            Quote::of_v4(quoted)
-        };
-        quote.is_some_and(|quote| {
-            quote.source == addresses.destination()
-                && self.link.addresses().contains(quote.destination)
+        Quote::parse(packet).is_some_and(|quote| {
+            quote.addresses.source() == addresses.destination()
+                && self
+                    .link
+                    .addresses()
+                    .contains(quote.addresses.destination())
                 && self.was_addressed(&quote)
         })
     }
 
-    fn was_addressed(&self, quote: &Quote<'_>) -> bool {
-        match (quote.protocol, quote.transport) {
-            (protocol::TCP | protocol::UDP, [_, _, a, b, ..]) => {
-                self.owns(quote.protocol, u16::from_be_bytes([*a, *b]))
-            }
-            (protocol::ICMP | protocol::ICMPV6, [kind, ..]) => {
-                icmp_class(quote.source.is_ipv6(), *kind) == IcmpClass::Echo
-            }
-            _ => false,
-        }
-    }
-}
-
-/// Whether the destination is a unicast address that is not on the container's link.
-#[inline]
-fn leads_beyond_link(addresses: Addresses) -> bool {
-    match addresses {
-        // What may be a source on the wire is a unicast address.
-        Addresses::V4 { destination, .. } => !martian::source_is_martian(destination.into()),
-        Addresses::V6 { destination, .. } => {
-            !martian::source_is_martian(destination.into()) && !destination.is_unicast_link_local()
+    fn was_addressed(&self, quote: &Quote) -> bool {
+        match quote.ports {
+            Some(ports) => self.owns(quote.protocol, ports.destination),
+            None => quote.echo_id.is_some(),
         }
     }
 }
@@ -195,92 +195,6 @@ fn icmp_class(ipv6: bool, kind: u8) -> IcmpClass {
     }
 }
 
-/// The packet quoted in an ICMP error, as far as it is there.
-struct Quote<'a> {
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: u8,
-    /// From the transport header on, perhaps empty.
-    transport: &'a [u8],
-}
-
-/// IPv6 extension headers that are followed in a quoted packet.
-const MAX_EXTENSION_HEADERS: usize = 8;
-
-impl<'a> Quote<'a> {
-    /// `None` if there is no whole IPv4 header, or it belongs to a later fragment.
-    fn of_v4(octets: &'a [u8]) -> Option<Self> {
-        let header = octets.first_chunk::<IPV4_HEADER>()?;
-        let [
-            version,
-            _,
-            _,
-            _,
-            _,
-            _,
-            f0,
-            f1,
-            _,
-            protocol,
-            _,
-            _,
-            a,
-            b,
-            c,
-            d,
-            e,
-            f,
-            g,
-            h,
-        ] = *header;
-        let header_len = usize::from(version & 0xf) * 4;
-        let offset = u16::from_be_bytes([f0, f1]) & 0x1fff;
-        if version >> 4 != 4 || header_len < IPV4_HEADER || offset != 0 {
-            return None;
-        }
-        Some(Self {
-            source: Ipv4Addr::new(a, b, c, d).into(),
-            destination: Ipv4Addr::new(e, f, g, h).into(),
-            protocol,
-            transport: octets.get(header_len..)?,
-        })
-    }
-
-    /// `None` if the headers are cut short, or belong to a later fragment.
-    fn of_v6(octets: &'a [u8]) -> Option<Self> {
-        let (header, rest) = octets.split_first_chunk::<IPV6_HEADER>()?;
-        let [version, _, _, _, _, _, next, _, addresses @ ..] = header;
-        let (source, destination) = addresses.split_first_chunk::<16>()?;
-        let (protocol, transport) = skip_extension_headers(*next, rest)?;
-        (version >> 4 == 6).then_some(Self {
-            source: Ipv6Addr::from(*source).into(),
-            destination: Ipv6Addr::from(*destination.first_chunk::<16>()?).into(),
-            protocol,
-            transport,
-        })
-    }
-}
-
-/// The protocol behind the extension headers, and what it carries.
-fn skip_extension_headers(mut next: u8, mut octets: &[u8]) -> Option<(u8, &[u8])> {
-    for _ in 0..MAX_EXTENSION_HEADERS {
-        let len = match (next, octets) {
-            (protocol::FRAGMENT, [_, _, o0, o1, ..]) => {
-                let first = u16::from_be_bytes([*o0, *o1]) & !7 == 0;
-                first.then_some(8)?
-            }
-            (
-                protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS,
-                [_, len, ..],
-            ) => (usize::from(*len) + 1) * 8,
-            _ => return Some((next, octets)),
-        };
-        next = *octets.first()?;
-        octets = octets.get(len..)?;
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +203,7 @@ mod tests {
     use nos_shim::ident::MacAddr;
     use nos_shim::ports::{ClaimKind, PortRange};
     use proptest::prelude::*;
+    use std::net::{IpAddr, Ipv4Addr};
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x0c]);
     const RELAY: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xff]);

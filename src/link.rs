@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use nos_shim::drop::DropReason;
 use nos_shim::frame::Frame;
 use nos_shim::ident::MacAddr;
-use nos_shim::packet::Addresses;
 
 /// Up to this many addresses are compared one by one, which is faster than a binary search.
 const FEW: usize = 8;
@@ -38,19 +37,23 @@ impl OwnAddresses {
     #[inline]
     pub fn contains(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(address) => is_in(&self.v4, address),
-            IpAddr::V6(address) => is_in(&self.v6, address),
+            IpAddr::V4(address) => self.contains_v4(address),
+            IpAddr::V6(address) => self.contains_v6(address),
         }
     }
 
-    /// Whether a packet's source address is one of them.
+    /// Whether `address` is one of them.
     #[must_use]
     #[inline]
-    pub fn contain_source(&self, addresses: Addresses) -> bool {
-        match addresses {
-            Addresses::V4 { source, .. } => is_in(&self.v4, source),
-            Addresses::V6 { source, .. } => is_in(&self.v6, source),
-        }
+    pub fn contains_v4(&self, address: Ipv4Addr) -> bool {
+        is_in(&self.v4, address)
+    }
+
+    /// Whether `address` is one of them.
+    #[must_use]
+    #[inline]
+    pub fn contains_v6(&self, address: Ipv6Addr) -> bool {
+        is_in(&self.v6, address)
     }
 }
 

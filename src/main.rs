@@ -1,11 +1,11 @@
 //! The `nos-relay` command.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
 use nos_relay::cli::{Cli, Command, Outcome};
-use nos_relay::daemon;
+use nos_relay::{daemon, demo};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .init();
     match command(&cli.command) {
         Ok(outcome) => outcome.into(),
@@ -33,7 +34,7 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
         }
         Command::Check(check) => Ok(check.run(&mut out, &mut err)?),
         Command::Show(show) => Ok(show.run(&mut out, &mut err)?),
-        Command::Demo => Err("not here yet".into()),
+        Command::Demo(args) => Ok(demo::run(args)?),
         Command::Bench(_) => Err("not here yet".into()),
     }
 }

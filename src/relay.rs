@@ -38,24 +38,26 @@
 //! [`Relay::ledger`] balances at any time, with [`Relay::held`] as what is held. A question that
 //! is answered was consumed, and its answer originated.
 
+mod attachment;
+mod side;
+
 use std::collections::VecDeque;
-use std::net::IpAddr;
-use std::sync::Arc;
 
 use nos_shim::channel::{Disconnected, Registration, RelayEnd, ToNos, ToRelay, Wake};
-use nos_shim::drop::{DropCounters, DropReason, Ledger};
+use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{BATCH, Burst, Frame, FramePool};
-use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
-use nos_shim::offload::{Capabilities, adapt};
-use nos_shim::packet::{ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type};
-use nos_shim::ports::{Claim, RegistrationRefused};
+use nos_shim::ident::{AttachmentId, Interface};
+use nos_shim::offload::Capabilities;
+use nos_shim::packet::{Packet, PacketBurst};
+use nos_shim::ports::RegistrationRefused;
 use nos_shim::time::Instant;
 use thiserror::Error;
 
-use crate::guard::Guard;
-use crate::link::Link;
+pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus};
+
 use crate::outbox::{Outbox, Taken};
-use crate::responder::{Answer, answer_arp, answer_ip};
+use attachment::{Attachment, Guarded};
+use side::Side;
 
 /// One more than the greatest number of an attachment. Tables are indexed by it.
 pub const MAX_ATTACHMENTS: u32 = 1 << 16;
@@ -67,32 +69,9 @@ const TRANSMIT_HIGH: usize = 4 * BATCH;
 /// How many frames ahead of the one at hand are fetched into cache.
 const PREFETCH: usize = 4;
 
-/// A container's interface, as the relay has to know it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AttachmentConfig {
-    /// A number that no other attachment has now, less than [`MAX_ATTACHMENTS`]; best a small one.
-    pub id: AttachmentId,
-    /// What operators call it.
-    pub name: Arc<str>,
-    /// Where its packets are looked up.
-    pub vrf: VrfId,
-    /// The container's MAC address.
-    pub mac: MacAddr,
-    /// The relay's MAC address on this link.
-    pub relay_mac: MacAddr,
-    /// NOS addresses that the container uses as its own.
-    pub addresses: Vec<IpAddr>,
-    /// Its ports on them.
-    pub claims: Vec<Claim>,
-    /// Octets of the longest IP packet on the link.
-    pub mtu: u16,
-    /// What the device towards the container takes.
-    pub capabilities: Capabilities,
-}
-
 /// Why an attachment cannot be made or changed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum AttachError {
+pub enum RelayError {
     /// The number is another attachment's.
     #[error("{0} exists already")]
     Exists(AttachmentId),
@@ -103,46 +82,18 @@ pub enum AttachError {
     #[error("{0} is out of range; numbers are less than {MAX_ATTACHMENTS}")]
     OutOfRange(AttachmentId),
     /// The NOS does not listen.
-    #[error("the NOS cannot be told")]
+    #[error("the NOS cannot be told: {0}")]
     Disconnected(#[from] Disconnected),
 }
 
 /// What the NOS has decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayEvent {
-    /// The attachment is active with what was asked for last.
+    /// The attachment is active, with what was asked for first of all that was not yet answered.
     Accepted(AttachmentId),
     /// Nothing was granted. What the attachment had before still holds; one that had nothing stays
     /// registered until it is detached.
     Refused(AttachmentId, RegistrationRefused),
-}
-
-/// What went through an attachment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AttachmentCounters {
-    /// Frames from the container.
-    pub rx_packets: u64,
-    /// Their octets, Ethernet headers included.
-    pub rx_octets: u64,
-    /// Frames written to the container.
-    pub tx_packets: u64,
-    /// Their octets, Ethernet headers included.
-    pub tx_octets: u64,
-    /// Frames dropped, either way.
-    pub drops: DropCounters,
-}
-
-/// An attachment at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AttachmentStatus {
-    /// Its number.
-    pub id: AttachmentId,
-    /// What operators call it.
-    pub name: Arc<str>,
-    /// Whether the NOS has accepted it.
-    pub active: bool,
-    /// What went through it.
-    pub counters: AttachmentCounters,
 }
 
 /// The relay at one moment.
@@ -177,40 +128,12 @@ struct Slot {
     stale_answers: u32,
 }
 
-#[derive(Debug)]
-struct Attachment {
-    guard: Guard,
-    vrf: VrfId,
-    active: bool,
-    capabilities: Capabilities,
-    counters: AttachmentCounters,
-    name: Arc<str>,
-    /// What was asked of the NOS and not yet answered, oldest first.
-    asked: VecDeque<Guarded>,
-}
-
-/// What an attachment becomes when the NOS accepts it.
-#[derive(Debug)]
-struct Guarded {
-    guard: Guard,
-    vrf: VrfId,
-    name: Arc<str>,
-}
-
 /// The burst that [`Relay::poll_transmit`] has lent out.
 #[derive(Debug)]
 struct InHand {
     taken: Taken,
     frames: usize,
     octets: u64,
-}
-
-/// What becomes of a frame from a container.
-enum Verdict {
-    Forward(Packet),
-    Reply(Frame),
-    Consumed(Frame),
-    Drop(Frame, DropReason),
 }
 
 impl Relay {
@@ -233,14 +156,14 @@ impl Relay {
     ///
     /// # Errors
     ///
-    /// [`AttachError`]; nothing has changed then.
-    pub fn attach(&mut self, config: AttachmentConfig) -> Result<(), AttachError> {
+    /// [`RelayError`]; nothing has changed then.
+    pub fn attach(&mut self, config: AttachmentConfig) -> Result<(), RelayError> {
         let AttachmentId(index) = config.id;
         if index >= MAX_ATTACHMENTS {
-            return Err(AttachError::OutOfRange(config.id));
+            return Err(RelayError::OutOfRange(config.id));
         }
         if self.attachment(config.id).is_some() {
-            return Err(AttachError::Exists(config.id));
+            return Err(RelayError::Exists(config.id));
         }
         let attachment = Attachment::new(&config);
         self.channel.send_control(register(config))?;
@@ -257,12 +180,12 @@ impl Relay {
     ///
     /// # Errors
     ///
-    /// [`AttachError`]; nothing has changed then.
-    pub fn update(&mut self, config: AttachmentConfig) -> Result<(), AttachError> {
+    /// [`RelayError`]; nothing has changed then.
+    pub fn update(&mut self, config: AttachmentConfig) -> Result<(), RelayError> {
         let (id, capabilities) = (config.id, config.capabilities);
         let asked = Guarded::new(&config);
         if self.attachment(id).is_none() {
-            return Err(AttachError::Unknown(id));
+            return Err(RelayError::Unknown(id));
         }
         self.channel.send_control(register(config))?;
         if let Some(attachment) = self.attachment(id) {
@@ -275,13 +198,13 @@ impl Relay {
     ///
     /// # Errors
     ///
-    /// [`AttachError::Unknown`], and nothing has changed; or [`AttachError::Disconnected`], and the
+    /// [`RelayError::Unknown`], and nothing has changed; or [`RelayError::Disconnected`], and the
     /// attachment is removed all the same.
-    pub fn detach(&mut self, id: AttachmentId) -> Result<(), AttachError> {
+    pub fn detach(&mut self, id: AttachmentId) -> Result<(), RelayError> {
         self.settle();
         let slot = self.slots.get_mut(id.0 as usize);
-        let slot = slot.ok_or(AttachError::Unknown(id))?;
-        let gone = slot.attachment.take().ok_or(AttachError::Unknown(id))?;
+        let slot = slot.ok_or(RelayError::Unknown(id))?;
+        let gone = slot.attachment.take().ok_or(RelayError::Unknown(id))?;
         slot.stale_answers += u32::try_from(gone.asked.len()).unwrap_or(u32::MAX);
         for frame in self.outbox.drain(id) {
             self.drop_frame(frame, DropReason::UnknownAttachment);
@@ -293,14 +216,14 @@ impl Relay {
     ///
     /// # Errors
     ///
-    /// [`AttachError::Unknown`].
+    /// [`RelayError::Unknown`].
     pub fn set_capabilities(
         &mut self,
         id: AttachmentId,
         capabilities: Capabilities,
-    ) -> Result<(), AttachError> {
+    ) -> Result<(), RelayError> {
         self.settle();
-        let attachment = self.attachment(id).ok_or(AttachError::Unknown(id))?;
+        let attachment = self.attachment(id).ok_or(RelayError::Unknown(id))?;
         let before = core::mem::replace(&mut attachment.capabilities, capabilities);
         if !capabilities.contains(before) {
             self.adapt_waiting(id);
@@ -316,22 +239,12 @@ impl Relay {
     /// Takes frames that came from a container, and leaves `burst` empty.
     pub fn handle_burst(&mut self, id: AttachmentId, burst: &mut Burst, _now: Instant) {
         self.ledger.received += burst.len() as u64;
-        let slot = self.slots.get_mut(id.0 as usize);
-        let Some(attachment) = slot.and_then(|slot| slot.attachment.as_deref_mut()) else {
-            self.ledger
-                .drops
-                .add(DropReason::UnknownAttachment, burst.len() as u64);
-            return self.pool.free_all(burst);
-        };
-        let mut side = Side {
-            id,
-            attachment,
-            outbox: &mut self.outbox,
-            pool: &mut self.pool,
-            ledger: &mut self.ledger,
-        };
-        side.handle_burst(burst, &mut self.outgoing);
-        side.send(&mut self.outgoing, &mut self.channel);
+        if let Some(mut side) = self.side(id) {
+            return side.handle_burst(burst);
+        }
+        let frames = burst.len() as u64;
+        self.ledger.drops.add(DropReason::UnknownAttachment, frames);
+        self.pool.free_all(burst);
     }
 
     /// Takes what the NOS has sent: control messages, then up to `budget` bursts. Returns whether
@@ -456,6 +369,21 @@ impl Relay {
         self.slots.get_mut(id.0 as usize)?.attachment.as_deref_mut()
     }
 
+    /// An attachment, with all that is needed to move its packets.
+    #[inline]
+    fn side(&mut self, id: AttachmentId) -> Option<Side<'_>> {
+        let slot = self.slots.get_mut(id.0 as usize)?;
+        Some(Side {
+            id,
+            attachment: slot.attachment.as_deref_mut()?,
+            outbox: &mut self.outbox,
+            outgoing: &mut self.outgoing,
+            channel: &mut self.channel,
+            pool: &mut self.pool,
+            ledger: &mut self.ledger,
+        })
+    }
+
     fn handle_control(&mut self, message: ToRelay) {
         let id = match message {
             ToRelay::Accepted(id) | ToRelay::Refused(id, _) => id,
@@ -470,12 +398,9 @@ impl Relay {
         let Some(attachment) = slot.attachment.as_deref_mut() else {
             return;
         };
-        let asked = attachment.asked.pop_front();
+        attachment.answered(matches!(message, ToRelay::Accepted(_)));
         let event = match message {
-            ToRelay::Accepted(id) => {
-                attachment.accept(asked);
-                RelayEvent::Accepted(id)
-            }
+            ToRelay::Accepted(id) => RelayEvent::Accepted(id),
             ToRelay::Refused(id, refused) => RelayEvent::Refused(id, refused),
         };
         self.events.push_back(event);
@@ -484,10 +409,12 @@ impl Relay {
     /// Queues packets from the NOS for their containers.
     fn deliver_burst(&mut self, burst: PacketBurst) {
         self.ledger.received += burst.len() as u64;
-        for packet in burst.iter().take(PREFETCH) {
-            packet.frame().prefetch();
-        }
-        for packet in burst {
+        let mut packets = burst.into_iter();
+        // In split mode the headers are still in the other core's cache.
+        while let Some(packet) = packets.next() {
+            if let Some(ahead) = packets.as_slice().get(PREFETCH) {
+                ahead.frame().prefetch();
+            }
             self.deliver(packet);
         }
     }
@@ -497,19 +424,10 @@ impl Relay {
         let Some(Interface::Attachment(id)) = packet.frame().interface() else {
             return self.drop_frame(packet.into_frame(), DropReason::UnknownAttachment);
         };
-        let slot = self.slots.get_mut(id.0 as usize);
-        let attachment = slot.and_then(|slot| slot.attachment.as_deref_mut());
-        let Some(attachment) = attachment.filter(|attachment| attachment.active) else {
-            return self.drop_frame(packet.into_frame(), DropReason::UnknownAttachment);
-        };
-        let mut side = Side {
-            id,
-            attachment,
-            outbox: &mut self.outbox,
-            pool: &mut self.pool,
-            ledger: &mut self.ledger,
-        };
-        side.deliver(packet);
+        match self.side(id) {
+            Some(mut side) if side.is_active() => side.deliver(packet),
+            _ => self.drop_frame(packet.into_frame(), DropReason::UnknownAttachment),
+        }
     }
 
     /// Counts a packet that belongs to no attachment as dropped.
@@ -545,105 +463,8 @@ impl Relay {
     #[cold]
     fn adapt_waiting(&mut self, id: AttachmentId) {
         let frames = self.outbox.drain(id);
-        let slot = self.slots.get_mut(id.0 as usize);
-        let Some(attachment) = slot.and_then(|slot| slot.attachment.as_deref_mut()) else {
-            return;
-        };
-        let mut side = Side {
-            id,
-            attachment,
-            outbox: &mut self.outbox,
-            pool: &mut self.pool,
-            ledger: &mut self.ledger,
-        };
-        for frame in frames {
-            match Packet::parse(frame) {
-                Ok(packet) => side.queue_adapted(packet),
-                // ARP, which needs no help.
-                Err(Rejected { frame, .. }) => side.queue(frame),
-            }
-        }
-    }
-}
-
-impl Attachment {
-    /// An attachment that has just been registered.
-    fn new(config: &AttachmentConfig) -> Self {
-        let Guarded { guard, vrf, name } = Guarded::new(config);
-        Self {
-            guard: guard.clone(),
-            vrf,
-            active: false,
-            capabilities: config.capabilities,
-            counters: AttachmentCounters::default(),
-            name: Arc::clone(&name),
-            asked: VecDeque::from([Guarded { guard, vrf, name }]),
-        }
-    }
-
-    fn accept(&mut self, asked: Option<Guarded>) {
-        let Some(Guarded { guard, vrf, name }) = asked else {
-            return;
-        };
-        self.guard = guard;
-        self.vrf = vrf;
-        self.name = name;
-        self.active = true;
-    }
-
-    fn status(&self, id: AttachmentId) -> AttachmentStatus {
-        AttachmentStatus {
-            id,
-            name: Arc::clone(&self.name),
-            active: self.active,
-            counters: self.counters,
-        }
-    }
-
-    /// What becomes of a frame from the container.
-    #[inline]
-    fn judge(&self, frame: Frame) -> Verdict {
-        let packet = match Packet::parse(frame) {
-            Ok(packet) => packet,
-            Err(rejected) => return self.judge_other(rejected),
-        };
-        match answer_ip(self.guard.link(), packet) {
-            Answer::NotMine(packet) => match self.check(&packet) {
-                Ok(()) => Verdict::Forward(packet),
-                Err(reason) => Verdict::Drop(packet.into_frame(), reason),
-            },
-            answer => answered(answer),
-        }
-    }
-
-    /// What becomes of a frame that is no IP packet.
-    #[cold]
-    fn judge_other(&self, Rejected { frame, reason }: Rejected) -> Verdict {
-        if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
-            answered(answer_arp(self.guard.link(), frame))
-        } else {
-            Verdict::Drop(frame, reason)
-        }
-    }
-
-    #[inline]
-    fn check(&self, packet: &Packet) -> Result<(), DropReason> {
-        self.guard.check(packet)?;
-        if self.active {
-            Ok(())
-        } else {
-            Err(DropReason::UnknownAttachment)
-        }
-    }
-}
-
-impl Guarded {
-    fn new(config: &AttachmentConfig) -> Self {
-        let link = Link::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
-        Self {
-            guard: Guard::new(link, &config.claims),
-            vrf: config.vrf,
-            name: Arc::clone(&config.name),
+        if let Some(mut side) = self.side(id) {
+            frames.into_iter().for_each(|frame| side.adapt(frame));
         }
     }
 }
@@ -659,122 +480,9 @@ fn register(config: AttachmentConfig) -> ToNos {
     })
 }
 
-fn answered(answer: Answer) -> Verdict {
-    match answer {
-        Answer::Reply(frame) => Verdict::Reply(frame),
-        Answer::Consumed(frame) => Verdict::Consumed(frame),
-        Answer::Drop(frame, reason) => Verdict::Drop(frame, reason),
-        Answer::NotMine(packet) => Verdict::Forward(packet),
-    }
-}
-
 fn octets(burst: &Burst) -> u64 {
     burst.iter().map(|frame| frame.len() as u64).sum()
 }
 
-/// One attachment, with all that is needed to work for it.
-struct Side<'a> {
-    id: AttachmentId,
-    attachment: &'a mut Attachment,
-    outbox: &'a mut Outbox,
-    pool: &'a mut FramePool,
-    ledger: &'a mut Ledger,
-}
-
-impl Side<'_> {
-    /// Judges frames from the container. Those for the NOS are appended to `outgoing`, which must
-    /// be empty.
-    fn handle_burst(&mut self, burst: &mut Burst, outgoing: &mut PacketBurst) {
-        self.attachment.counters.rx_packets += burst.len() as u64;
-        self.attachment.counters.rx_octets += octets(burst);
-        let interface = Interface::Attachment(self.id);
-        for frame in burst.drain(..) {
-            match self.attachment.judge(frame) {
-                Verdict::Forward(mut packet) => {
-                    packet.set_interface(interface);
-                    packet.set_vrf(self.attachment.vrf);
-                    outgoing.push(packet);
-                }
-                Verdict::Reply(frame) => {
-                    self.ledger.consumed += 1;
-                    self.ledger.originated += 1;
-                    self.queue(frame);
-                }
-                Verdict::Consumed(frame) => {
-                    self.ledger.consumed += 1;
-                    self.pool.free(frame);
-                }
-                Verdict::Drop(frame, reason) => self.drop(frame, reason),
-            }
-        }
-    }
-
-    /// Sends packets to the NOS, or drops them if the ring is full.
-    fn send(&mut self, outgoing: &mut PacketBurst, channel: &mut RelayEnd) {
-        let count = outgoing.len() as u64;
-        if channel.send_burst(outgoing) {
-            self.ledger.sent += count;
-            return;
-        }
-        for packet in outgoing.drain(..) {
-            self.drop(packet.into_frame(), DropReason::RingFull);
-        }
-    }
-
-    /// Queues a packet from the NOS.
-    #[inline]
-    fn deliver(&mut self, mut packet: Packet) {
-        let link = self.attachment.guard.link();
-        packet.set_link(link.mac(), link.relay_mac());
-        self.queue_adapted(packet);
-    }
-
-    #[inline]
-    fn queue_adapted(&mut self, packet: Packet) {
-        let capabilities = self.attachment.capabilities;
-        if capabilities.take(packet.frame().offload()) {
-            self.queue(packet.into_frame());
-        } else {
-            self.queue_in_software(packet);
-        }
-    }
-
-    #[cold]
-    fn queue_in_software(&mut self, packet: Packet) {
-        let Self {
-            id,
-            attachment,
-            outbox,
-            pool,
-            ledger,
-        } = self;
-        let mut full = 0;
-        let adapted = adapt(packet, attachment.capabilities, pool, &mut |packet| {
-            // What does not fit is freed here, with an atomic operation: it is rare.
-            if outbox.push(*id, packet.into_frame()).is_err() {
-                full += 1;
-            }
-        });
-        if let Some(dropped) = adapted.dropped {
-            let drops = &mut attachment.counters.drops;
-            drops.add(dropped.reason, dropped.packets);
-        }
-        adapted.record(ledger);
-        attachment.counters.drops.add(DropReason::DeviceFull, full);
-        ledger.drops.add(DropReason::DeviceFull, full);
-    }
-
-    #[inline]
-    fn queue(&mut self, frame: Frame) {
-        if let Err(frame) = self.outbox.push(self.id, frame) {
-            self.drop(frame, DropReason::DeviceFull);
-        }
-    }
-
-    #[cold]
-    fn drop(&mut self, frame: Frame, reason: DropReason) {
-        self.ledger.drop(reason);
-        self.attachment.counters.drops.add(reason, 1);
-        self.pool.free(frame);
-    }
-}
+#[cfg(test)]
+mod tests;

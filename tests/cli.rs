@@ -76,7 +76,7 @@ fn the_other_commands_are_taken() {
         panic!()
     };
     assert_eq!(check.config, Path::new("a.toml"));
-    assert!(matches!(parse("nos-relay demo").command, Command::Demo));
+    assert!(matches!(parse("nos-relay demo").command, Command::Demo(_)));
     let line = "nos-relay bench --quick --json --plot p.svg --baseline b.json";
     let Command::Bench(bench) = parse(line).command else {
         panic!()

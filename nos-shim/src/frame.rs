@@ -245,6 +245,8 @@ struct Home {
     stride: usize,
     count: usize,
     references: AtomicUsize,
+    /// Buffers that have ever been used: those with lower numbers.
+    used: AtomicUsize,
     /// Lists of free buffers, linked by [`Header::next`].
     free: ArrayQueue<FreeList>,
 }
@@ -274,43 +276,45 @@ impl Home {
             stride,
             count,
             references: AtomicUsize::new(1),
+            used: AtomicUsize::new(0),
             free: ArrayQueue::new(count),
         };
-        let home = NonNull::from(Box::leak(Box::new(home)));
-        // SAFETY: just made, and only this function knows it.
-        unsafe { Self::link_all(home) };
-        home
+        NonNull::from(Box::leak(Box::new(home)))
     }
 
-    /// Writes every buffer's header and puts all buffers into the queue.
+    /// A list of buffers that nobody has used yet, or `None` when there are none left.
+    ///
+    /// Memory becomes resident where buffers are first used, so a pool is as large as its use.
     ///
     /// # Safety
     ///
-    /// `home` is valid, and none of its buffers is in use.
-    unsafe fn link_all(home: NonNull<Self>) {
+    /// `home` is valid.
+    unsafe fn take_fresh(home: NonNull<Self>) -> Option<FreeList> {
         // SAFETY: valid, as the caller says.
         let this = unsafe { home.as_ref() };
-        for first in (0..this.count).step_by(BATCH) {
-            let mut next = None;
-            for n in (first..this.count.min(first + BATCH)).rev() {
-                // SAFETY: n < count, so the buffer lies inside the allocation.
-                let buffer = unsafe { this.base.add(n * this.stride) }.cast::<Header>();
-                let header = Header {
-                    home,
-                    next,
-                    head: 0,
-                    len: 0,
-                    interface: None,
-                    parsed: Parsed::default(),
-                    offload: Offload::NONE,
-                    vrf: VrfId::DEFAULT,
-                };
-                // SAFETY: aligned (stride is a multiple of a line) and not in use.
-                unsafe { buffer.write(header) };
-                next = Some(buffer);
-            }
-            this.give(next);
+        let take = |used: usize| (used < this.count).then(|| this.count.min(used + BATCH));
+        let order = Ordering::Relaxed;
+        let first = this.used.fetch_update(order, order, take).ok()?;
+        let mut next = None;
+        for n in (first..this.count.min(first + BATCH)).rev() {
+            // SAFETY: n < count, so the buffer lies inside the allocation.
+            let buffer = unsafe { this.base.add(n * this.stride) }.cast::<Header>();
+            let header = Header {
+                home,
+                next,
+                head: 0,
+                len: 0,
+                interface: None,
+                parsed: Parsed::default(),
+                offload: Offload::NONE,
+                vrf: VrfId::DEFAULT,
+            };
+            // SAFETY: aligned (stride is a multiple of a line), and only this call has counted it
+            // as used.
+            unsafe { buffer.write(header) };
+            next = Some(buffer);
         }
+        next.map(FreeList)
     }
 
     /// Puts a list into the queue. There can be no more lists than buffers, so it always fits.
@@ -439,12 +443,13 @@ impl FramePool {
         }
     }
 
-    /// Fills the empty cache with one list from the queue.
+    /// Fills the empty cache with one list from the queue, or else with buffers not used before.
     #[cold]
     fn refill(&mut self) {
-        let Some(FreeList(first)) = self.home().free.pop() else {
-            return;
-        };
+        let list = self.home().free.pop();
+        // SAFETY: the handle's own reference keeps the pool valid.
+        let list = list.or_else(|| unsafe { Home::take_fresh(self.home) });
+        let Some(FreeList(first)) = list else { return };
         let mut next = Some(first);
         while let Some(buffer) = next {
             self.cache.push(buffer);

@@ -16,12 +16,14 @@ pub mod drop;
 pub mod fib;
 pub mod flows;
 pub mod forward;
+pub mod fragment_ipv6;
 pub mod fragments;
 pub mod frame;
 pub mod icmp;
 pub mod ident;
 mod index;
 pub mod ipv4_options;
+pub mod ipv6_extensions;
 mod links;
 #[cfg(feature = "stack")]
 pub mod local;
@@ -33,6 +35,7 @@ pub mod originate;
 pub mod packet;
 pub mod ports;
 pub mod rate_limit;
+pub mod reassembly;
 pub mod reset;
 pub mod shim;
 #[cfg(test)]

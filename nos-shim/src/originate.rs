@@ -11,7 +11,7 @@ use core::net::IpAddr;
 use foldhash::quality::FixedState;
 
 use crate::checksum::Sum;
-use crate::frame::{ETHERNET_HEADER, Frame, FramePool};
+use crate::frame::{Checksum, ETHERNET_HEADER, Frame, FramePool};
 use crate::packet::{
     Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, Packet, Ports,
 };
@@ -133,7 +133,7 @@ impl Originator {
     }
 
     /// Replaces everything in front of the transport header by a fresh header, which must not be
-    /// longer than what was there. The Ethernet addresses become zero.
+    /// longer than what was there. The Ethernet addresses become zero. Offload remains.
     ///
     /// # Errors
     ///
@@ -149,6 +149,7 @@ impl Originator {
         };
         let frame = packet.frame_mut();
         frame.trim_front(surplus);
+        move_partial(frame, surplus);
         let payload_len = frame.len() - header_len;
         frame.bytes_mut()[..header_len].fill(0);
         // Shorter than the packet that was there, so its length can be expressed.
@@ -230,6 +231,15 @@ impl Originator {
         header[8..24].copy_from_slice(&source.octets());
         header[24..40].copy_from_slice(&destination.octets());
         true
+    }
+}
+
+/// A partial checksum has come `surplus` octets nearer to the frame's start.
+fn move_partial(frame: &mut Frame, surplus: usize) {
+    let mut offload = frame.offload();
+    if let Checksum::Partial { start, .. } = &mut offload.checksum {
+        *start -= u16::try_from(surplus).unwrap_or(0);
+        frame.set_offload(offload);
     }
 }
 

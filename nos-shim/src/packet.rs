@@ -239,8 +239,7 @@ impl Packet {
         Self(frame)
     }
 
-    /// Learns anew what the frame says, after its headers were replaced by right ones. Offload must
-    /// be [`Offload::NONE`].
+    /// Learns anew what the frame says, after its headers were replaced by right ones.
     pub(crate) fn reparse(&mut self) {
         match parse(self.0.bytes(), self.0.offload()) {
             Ok((parsed, len)) => {
@@ -398,6 +397,16 @@ impl Packet {
         ))
     }
 
+    /// Octets from the frame's start to what a fragment carries of its datagram: behind the IPv4
+    /// header, or behind the IPv6 fragment header.
+    pub(crate) fn fragment_payload_offset(&self) -> usize {
+        if self.is_ipv6() {
+            usize::from(self.parsed().fragment_header) + 8
+        } else {
+            ETHERNET_HEADER + usize::from(self.ip()[0] & 0xf) * 4
+        }
+    }
+
     /// Whether routers must not fragment it: IPv4 with DF, and every IPv6 packet.
     #[must_use]
     pub fn dont_fragment(&self) -> bool {
@@ -519,6 +528,18 @@ impl Packet {
         let checksum = updated(u16::from_be_bytes(chunk(ip, 10)), old, new);
         ip[10..12].copy_from_slice(&checksum.to_be_bytes());
         true
+    }
+
+    /// Writes the flow label of IPv6 (RFC 6437), of which the lower 20 bits count.
+    #[cfg(feature = "stack")]
+    pub(crate) fn set_flow_label(&mut self, label: u32) {
+        if self.is_ipv6() {
+            let [_, high, middle, low] = label.to_be_bytes();
+            let ip = &mut self.0.bytes_mut()[ETHERNET_HEADER..];
+            ip[1] = ip[1] & 0xf0 | high & 0x0f;
+            ip[2] = middle;
+            ip[3] = low;
+        }
     }
 
     /// Writes the identifier of an ICMP echo message and mends its checksum (RFC 5508 §3.1).

@@ -39,6 +39,7 @@ use crate::originate::Originator;
 use crate::packet::{Packet, PacketBurst};
 use crate::ports::{ClaimRefused, PortTable, Service};
 use crate::rate_limit::{IcmpLimiter, IcmpLimits};
+use crate::reassembly::{self, Reassembler};
 use crate::time::Instant;
 use crate::transmit::TransmitQueues;
 
@@ -88,6 +89,7 @@ pub struct Shim {
     pub(crate) ports: PortTable,
     pub(crate) echo: EchoFlows,
     pub(crate) fragments: FragmentTable<Holder>,
+    pub(crate) reassembler: Reassembler,
     pub(crate) uplinks: Vec<Option<Uplink>>,
     pub(crate) attachments: Vec<Option<Registration>>,
     pub(crate) limiter: IcmpLimiter,
@@ -156,6 +158,7 @@ impl Shim {
             ports: PortTable::new(),
             echo: EchoFlows::default(),
             fragments: FragmentTable::new(FragmentLimits::default()),
+            reassembler: Reassembler::new(reassembly::Limits::default(), seed),
             uplinks: Vec::new(),
             attachments: Vec::new(),
             limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
@@ -193,7 +196,7 @@ impl Shim {
     ///
     /// [`ClaimRefused`] when a container owns one of the ports; nothing has changed then.
     #[cfg(feature = "stack")]
-    pub fn set_services(&mut self, config: ServiceConfig) -> Result<(), ClaimRefused> {
+    pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), ClaimRefused> {
         let claims = config.services.iter().flat_map(|service| service.claims());
         let service = Service {
             name: "NOS".into(),
@@ -217,6 +220,7 @@ impl Shim {
         let tables = [
             self.echo.poll_at(),
             self.fragments.poll_at(),
+            self.reassembler.poll_at(),
             self.local_poll_at(),
         ];
         neighbors.chain(tables.into_iter().flatten()).min()
@@ -241,7 +245,8 @@ impl Shim {
             .flatten()
             .map(|uplink| uplink.neighbors.held())
             .sum();
-        neighbors + self.fragments.held() + self.transmit.held() + self.to_relay.len() + lent
+        let fragments = self.fragments.held() + self.reassembler.held();
+        neighbors + fragments + self.transmit.held() + self.to_relay.len() + lent
     }
 
     /// Who owns which ports.

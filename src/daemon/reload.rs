@@ -265,7 +265,7 @@ impl Daemon {
                 .map(|service| local_service(*service))
                 .collect(),
         };
-        let set = self.plane.on_nos(move |nos| nos.set_services(wanted))?;
+        let set = self.plane.on_nos(move |nos| nos.set_services(&wanted))?;
         set.map_err(|error| DaemonError::Services(error.to_string()))?;
         self.nos = nos;
         Ok(())

@@ -65,7 +65,8 @@ impl OpenUplink {
             addresses: self.config.addresses.clone(),
             mtu: usize::from(self.config.mtu.octets()),
         };
-        let set = plane.on_nos(move |nos| nos.set_uplink(config))?;
+        let now = plane.now();
+        let set = plane.on_nos(move |nos| nos.set_uplink(config, now))?;
         set.map_err(|error| DaemonError::uplink(&self.config, error))
     }
 

@@ -66,7 +66,7 @@ fn system_time() -> Duration {
 /// How a capture fares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaptureStatus {
-    /// Frames recorded.
+    /// Frames handed to the writing thread.
     pub recorded: u64,
     /// Frames left out because the disk could not keep up, or after the end.
     pub missed: u64,

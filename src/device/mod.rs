@@ -156,9 +156,9 @@ pub enum Next {
     /// Call again once buffers have come back to the pool; no event says so. Frames wait in the
     /// device meanwhile.
     NoBuffer,
-    /// As [`Self::Drained`], but the interface is down. Frames raise an event when it is up again.
-    /// The kernel does not tell when it is deleted while down: ask [`FrameDevice::link`] about
-    /// once a second.
+    /// As [`Self::Drained`], but the interface was down when last heard of. Frames raise an event
+    /// when it is up again. The kernel does not tell when it is deleted while down: ask
+    /// [`FrameDevice::link`] about once a second, until it is up.
     Down,
     /// Stop polling and close the device: the interface has gone, or answers with nothing but
     /// this error.

@@ -77,6 +77,8 @@ pub struct PacketSocket {
     offloads: Offloads,
     window: Window,
     messages: Box<Messages>,
+    /// The interface was down when last heard of.
+    down: bool,
     /// Set for good once the interface has gone.
     gone: Option<Errno>,
     kernel_drops: u64,
@@ -99,6 +101,7 @@ impl PacketSocket {
             offloads: Offloads::new(options.offload),
             window: Window::new(),
             messages: Messages::new(),
+            down: false,
             gone: None,
             kernel_drops: 0,
             counters: DeviceCounters::default(),
@@ -137,14 +140,23 @@ impl PacketSocket {
         result
     }
 
-    /// Notes that the interface is down or has gone.
-    fn handle_down(&mut self) -> Next {
-        match socket::index(&self.fd) {
-            Ok(_) => Next::Down,
-            Err(errno) => {
-                self.gone = Some(errno);
-                Next::Gone(errno)
-            }
+    /// Draws the consequences of an error that the socket has told, and thereby cleared; `errors`
+    /// of them came during this burst. Frames may wait behind it.
+    fn handle_error(&mut self, errno: Errno, errors: u32) {
+        if errors == ERRORS_TOLERATED {
+            self.gone = Some(errno);
+        } else if errno == Errno::ENETDOWN {
+            self.down = true;
+            self.gone = socket::index(&self.fd).err();
+        }
+    }
+
+    /// What follows when nothing more is to be had.
+    fn after_the_last(&self) -> Next {
+        match self.gone {
+            Some(errno) => Next::Gone(errno),
+            None if self.down => Next::Down,
+            None => Next::Drained,
         }
     }
 }
@@ -156,15 +168,14 @@ impl FrameDevice for PacketSocket {
             octets: 0,
             next: Next::More,
         };
-        if let Some(errno) = self.gone {
-            received.next = Next::Gone(errno);
-            return received;
-        }
         // Dropped frames count too, so that a flood of them does not hold the thread here.
         let mut budget = limit.min(burst.remaining_capacity());
-        let mut drained = Next::Drained;
         let mut errors = 0;
         while budget > 0 && received.octets < BURST_OCTETS {
+            if self.gone.is_some() {
+                received.next = self.after_the_last();
+                break;
+            }
             let before = received.octets;
             let frames = reserve(pool, self.window.ask(budget, BURST_OCTETS - before));
             let asked = frames.len();
@@ -172,34 +183,20 @@ impl FrameDevice for PacketSocket {
                 received.next = Next::NoBuffer;
                 break;
             }
-            match self.receive(frames, pool, burst, &mut received) {
-                Ok(came) => {
-                    self.window.learn(asked, came, received.octets - before);
-                    budget -= came;
-                    if came < asked {
-                        received.next = drained;
-                        break;
-                    }
-                }
-                Err(Errno::EAGAIN) => {
-                    self.window.learn(asked, 0, 0);
-                    received.next = drained;
-                    break;
-                }
+            let came = match self.receive(frames, pool, burst, &mut received) {
+                Ok(came) => came,
+                Err(Errno::EAGAIN) => 0,
                 Err(errno) => {
                     errors += 1;
-                    // The error is cleared by having been told; frames may wait behind it.
-                    if errno == Errno::ENETDOWN {
-                        drained = self.handle_down();
-                    }
-                    if errors == ERRORS_TOLERATED {
-                        self.gone = Some(errno);
-                    }
-                    if let Some(errno) = self.gone {
-                        received.next = Next::Gone(errno);
-                        break;
-                    }
+                    self.handle_error(errno, errors);
+                    continue;
                 }
+            };
+            self.window.learn(asked, came, received.octets - before);
+            budget -= came;
+            if came < asked {
+                received.next = self.after_the_last();
+                break;
             }
         }
         received
@@ -222,6 +219,7 @@ impl FrameDevice for PacketSocket {
                         }
                         sending.taken();
                     }
+                    self.down = false;
                 }
                 // May be the trace of an outage that has ended: asking clears it.
                 Err(Errno::ENETDOWN) if !down_before => down_before = true,
@@ -238,8 +236,10 @@ impl FrameDevice for PacketSocket {
             }
         }
         let sent = sending.finish();
-        if let Egress::Gone(errno) = sent.egress {
-            self.gone = Some(errno);
+        match sent.egress {
+            Egress::Gone(errno) => self.gone = Some(errno),
+            Egress::Down => self.down = true,
+            Egress::Ready | Egress::Adapt => {}
         }
         sent
     }
@@ -254,12 +254,13 @@ impl FrameDevice for PacketSocket {
 
     fn link(&mut self) -> Link {
         match socket::is_up(&self.fd) {
-            Ok(true) => Link::Up,
-            Ok(false) => Link::Down,
-            Err(errno) => {
-                self.gone = Some(errno);
-                Link::Gone
-            }
+            Ok(up) => self.down = !up,
+            Err(errno) => self.gone = Some(errno),
+        }
+        match (self.gone, self.down) {
+            (Some(_), _) => Link::Gone,
+            (None, true) => Link::Down,
+            (None, false) => Link::Up,
         }
     }
 

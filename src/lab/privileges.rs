@@ -39,12 +39,14 @@ pub enum UserNamespaceError {
 /// Says what is possible, without changing anything.
 #[must_use]
 pub fn privileges() -> Privileges {
+    let network_namespace = || unshare(CloneFlags::CLONE_NEWNET);
     // Whether the uid is 0 says little: containers run as root without capabilities.
-    let made = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join();
-    if matches!(made, Ok(Ok(()))) {
+    if in_child(network_namespace).is_ok() {
         return Privileges::Root;
     }
-    match probe(&IdMaps::of_caller()) {
+    let maps = IdMaps::of_caller();
+    // Some security modules grant the user namespace but no rights in it.
+    match in_child(|| become_root(&maps).and_then(|()| network_namespace())) {
         Ok(()) => Privileges::UserNamespace,
         Err(error) => Privileges::Nothing(UserNamespaceError::Refused(error)),
     }
@@ -113,14 +115,15 @@ fn write_file(path: &std::ffi::CStr, text: &str) -> nix::Result<()> {
     write(&file, text.as_bytes()).map(drop)
 }
 
-/// Tries [`become_root`] in a child, and whether it may make namespaces afterwards: some security
-/// modules grant the user namespace but no rights in it.
-fn probe(maps: &IdMaps) -> nix::Result<()> {
+/// Tries something in a child, which makes system calls only.
+///
+/// Not on a thread: one that was joined may linger in the kernel for a moment, and
+/// [`enter_user_namespace`] wants none besides the caller's.
+fn in_child(attempt: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
     // SAFETY: the child makes system calls only and leaves by _exit: no lock, no allocation.
     match unsafe { fork() }? {
         ForkResult::Child => {
-            let result = become_root(maps).and_then(|()| unshare(CloneFlags::CLONE_NEWNET));
-            let code = result.err().map_or(0, |errno| errno as i32);
+            let code = attempt().err().map_or(0, |errno| errno as i32);
             // SAFETY: _exit ends the child at once and touches nothing of the parent's.
             unsafe { libc::_exit(code) }
         }

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nos_relay::device::{Egress, FrameDevice, Next, PacketOptions, PacketSocket, Sent, open_tap};
-use nos_relay::lab::{LabNamespace, veth};
+use nos_relay::lab::{LabNamespace, tun_access, veth};
 use nos_shim::checksum::Sum;
 use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, Offload};
 use nos_shim::ident::MacAddr;
@@ -54,14 +55,23 @@ pub(crate) fn configured(opened: Opened) -> Opened {
     opened
 }
 
-/// Every kind of device, each the far end of `eth0` in a quiet namespace.
-pub(crate) fn every_kind() -> [Opened; 3] {
-    [
-        tap(quiet("tap"), Capabilities::all()),
-        tap(quiet("plain"), Capabilities::empty()),
-        packet(quiet("packet"), PacketOptions::default()),
-    ]
-    .map(configured)
+/// Whether there can be TAPs; says so if not.
+pub(crate) fn taps() -> bool {
+    let access = tun_access();
+    if let Err(error) = &access {
+        println!("skipped: what needs TAPs: /dev/net/tun: {error}");
+    }
+    access.is_ok()
+}
+
+/// Every kind of device that can be had, each the far end of `eth0` in a quiet namespace.
+pub(crate) fn every_kind() -> Vec<Opened> {
+    let mut kinds = vec![packet(quiet("packet"), PacketOptions::default())];
+    if taps() {
+        kinds.push(tap(quiet("tap"), Capabilities::all()));
+        kinds.push(tap(quiet("plain"), Capabilities::empty()));
+    }
+    kinds.into_iter().map(configured).collect()
 }
 
 /// A device under an edge-triggered poll.
@@ -140,6 +150,26 @@ impl Polled {
             all.extend(self.receive().0);
         }
         all
+    }
+
+    /// Receives until the device has accounted for `count` more frames than before, whether handed
+    /// up, dropped, or lost in the kernel. The kernel may deliver later than the sender's call.
+    pub(crate) fn account(&mut self, before: u64, count: u64) -> Vec<Frame> {
+        let deadline = Instant::now() + LIMIT;
+        let mut all = self.drain();
+        while self.accounted() < before + count {
+            assert!(Instant::now() < deadline, "{} frames", self.accounted());
+            thread::yield_now();
+            all.extend(self.drain());
+        }
+        assert_eq!(self.accounted(), before + count);
+        all
+    }
+
+    /// Frames handed up, dropped, or lost in the kernel so far.
+    pub(crate) fn accounted(&mut self) -> u64 {
+        let received = self.device.counters().received;
+        received.frames + received.drops.total() + self.device.kernel_drops()
     }
 
     pub(crate) fn send(&mut self, frames: impl IntoIterator<Item = Frame>) -> Sent {

@@ -99,6 +99,7 @@ lab_test! {
         let (lab, device, others) = configured(packet(quiet("stored"), PacketOptions::default()));
         let mut polled = Polled::new(device);
         udp_socket(&lab).send_to(&[1], to_us()).unwrap();
+        assert!(polled.event(LIMIT));
         others[0].set_down("peer").unwrap();
         polled.ready = true;
         let (burst, next) = polled.receive();

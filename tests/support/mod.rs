@@ -1,6 +1,15 @@
-//! What integration tests share: a place where they may make namespaces.
+//! What integration tests share: a place where they may make namespaces, and a daemon in them.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each test binary uses a part of it"
+)]
+
+pub(crate) mod daemon;
+pub(crate) mod scenario;
+pub(crate) mod wire;
 
 use std::io::Write;
 use std::process::Command;

@@ -1,9 +1,12 @@
-//! Actions, each stored once and named by a small number.
+//! Actions, each stored once for each source that offers it, and named by a small number.
 
-use hashbrown::HashMap;
+use core::hash::BuildHasher;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
 use super::ecmp::{self, BUCKETS};
-use super::route::{Action, NextHop};
+use super::route::{Action, NextHop, Source};
 
 /// Names an action: an index into tables that whoever forwards packets keeps beside the FIB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +27,7 @@ impl AdjacencyId {
 /// An action that some route has, or has had.
 #[derive(Clone, Debug)]
 pub struct Adjacency {
+    source: Source,
     action: Action,
     stamp: u32,
     routes: u32,
@@ -32,17 +36,28 @@ pub struct Adjacency {
 }
 
 impl Adjacency {
-    fn new(action: Action, stamp: u32) -> Self {
+    fn new(source: Source, action: Action, stamp: u32) -> Self {
         let buckets = match &action {
             Action::Via(hops) if hops.as_slice().len() > 1 => Some(ecmp::buckets(hops.as_slice())),
             _ => None,
         };
         Self {
+            source,
             action,
             stamp,
             routes: 0,
             buckets,
         }
+    }
+
+    fn hash(&self, hasher: &RandomState) -> u64 {
+        hasher.hash_one((self.source, &self.action))
+    }
+
+    /// Who offers the routes with this action.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        self.source
     }
 
     /// What to do.
@@ -86,19 +101,21 @@ impl Adjacency {
 #[derive(Clone, Debug)]
 pub(super) struct Adjacencies {
     entries: Vec<Adjacency>,
-    ids: HashMap<Action, AdjacencyId, foldhash::fast::RandomState>,
+    /// Those with a route, by source and action.
+    ids: HashTable<AdjacencyId>,
+    hasher: RandomState,
     free: Vec<AdjacencyId>,
 }
 
 impl Adjacencies {
     pub(super) fn new() -> Self {
-        let mut none = Self {
-            entries: Vec::new(),
-            ids: HashMap::default(),
+        let none = Adjacency::new(Source::Local, Action::NoRoute, 0);
+        Self {
+            entries: vec![none],
+            ids: HashTable::new(),
+            hasher: RandomState::default(),
             free: Vec::new(),
-        };
-        none.acquire(&Action::NoRoute);
-        none
+        }
     }
 
     /// The adjacency named `id`; that of no route, if the id is unknown.
@@ -109,32 +126,44 @@ impl Adjacencies {
         known.unwrap_or_else(|| &self.entries[0])
     }
 
+    pub(super) fn source(&self, id: AdjacencyId) -> Source {
+        self.entry(id).source
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Counts one more route with this action. `None` when there are too many different ones.
-    pub(super) fn acquire(&mut self, action: &Action) -> Option<AdjacencyId> {
-        let id = match self.ids.get(action) {
+    /// Counts one more route of this source with this action. `None` when there are too many
+    /// different ones.
+    pub(super) fn acquire(&mut self, source: Source, action: &Action) -> Option<AdjacencyId> {
+        let hash = self.hasher.hash_one((source, action));
+        let same = |id: &AdjacencyId| {
+            let entry = &self.entries[id.index()];
+            entry.source == source && entry.action == *action
+        };
+        let id = match self.ids.find(hash, same) {
             Some(&id) => id,
-            None => self.add(action)?,
+            None => self.add(hash, source, action)?,
         };
         self.entries[id.index()].routes += 1;
         Some(id)
     }
 
-    fn add(&mut self, action: &Action) -> Option<AdjacencyId> {
+    fn add(&mut self, hash: u64, source: Source, action: &Action) -> Option<AdjacencyId> {
         let id = if let Some(id) = self.free.pop() {
             let entry = &mut self.entries[id.index()];
-            *entry = Adjacency::new(action.clone(), entry.stamp.wrapping_add(1));
+            *entry = Adjacency::new(source, action.clone(), entry.stamp.wrapping_add(1));
             id
         } else {
             let next = u32::try_from(self.entries.len()).ok();
             let id = AdjacencyId(next.filter(|&next| next < AdjacencyId::LIMIT)?);
-            self.entries.push(Adjacency::new(action.clone(), 0));
+            self.entries.push(Adjacency::new(source, action.clone(), 0));
             id
         };
-        self.ids.insert(action.clone(), id);
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        self.ids
+            .insert_unique(hash, id, |id| entries[id.index()].hash(hasher));
         Some(id)
     }
 
@@ -145,7 +174,10 @@ impl Adjacencies {
         };
         entry.routes -= 1;
         if entry.routes == 0 {
-            self.ids.remove(&entry.action);
+            let hash = entry.hash(&self.hasher);
+            if let Ok(entry) = self.ids.find_entry(hash, |&other| other == id) {
+                entry.remove();
+            }
             self.free.push(id);
         }
     }
@@ -169,15 +201,21 @@ mod tests {
     fn equal_actions_share_an_id_until_the_last_route_goes() {
         let mut all = Adjacencies::new();
         let action = Action::Connected(UplinkId(3));
-        let id = all.acquire(&action).unwrap();
-        assert_eq!(all.acquire(&action), Some(id));
+        let id = all.acquire(Source::Connected, &action).unwrap();
+        assert_eq!(all.acquire(Source::Connected, &action), Some(id));
+        let by_hand = Source::Static { metric: 0 };
+        assert_ne!(all.acquire(by_hand, &action), Some(id));
         let stamp = all.entry(id).stamp();
         all.release(id);
-        assert_eq!(all.acquire(&action), Some(id));
+        assert_eq!(all.acquire(Source::Connected, &action), Some(id));
         all.release(id);
         all.release(id);
         let other = Action::Local(LocalAddressId(1));
-        assert_eq!(all.acquire(&other), Some(id), "the id is free again");
+        assert_eq!(
+            all.acquire(Source::Connected, &other),
+            Some(id),
+            "the id is free again"
+        );
         assert_eq!(all.entry(id).action(), &other);
         assert_ne!(all.entry(id).stamp(), stamp, "and says so");
     }

@@ -41,7 +41,7 @@ pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protoco
 
 use crate::ident::{UplinkId, VrfId};
 use adjacency::Adjacencies;
-use rib::{Best, Change, Offer, Rib};
+use rib::{Best, Change, Rib};
 use table::{Key, Table};
 
 /// The most prefixes of one family that a VRF holds.
@@ -125,14 +125,14 @@ impl<P: Prefix<R: Key> + Copy + Eq + Hash> Family<P> {
         }
     }
 
-    fn offer(&mut self, prefix: P, offer: Offer) -> Change {
-        let change = self.rib.offer(prefix, offer);
+    fn offer(&mut self, prefix: P, offer: AdjacencyId, all: &Adjacencies) -> Change {
+        let change = self.rib.offer(prefix, offer, all);
         self.forward(prefix, change.best);
         change
     }
 
-    fn withdraw(&mut self, prefix: P, source: Source) -> Option<Change> {
-        let change = self.rib.withdraw(prefix, source)?;
+    fn withdraw(&mut self, prefix: P, source: Source, all: &Adjacencies) -> Option<Change> {
+        let change = self.rib.withdraw(prefix, source, all)?;
         self.forward(prefix, change.best);
         Some(change)
     }
@@ -174,7 +174,7 @@ impl Vrf {
         prefixes >= MAX_PREFIXES
     }
 
-    fn iter(&self) -> impl Iterator<Item = (IpNet, Offer, bool)> + '_ {
+    fn iter(&self) -> impl Iterator<Item = (IpNet, AdjacencyId, bool)> + '_ {
         let v4 = self.v4.rib.iter();
         let v6 = self.v6.rib.iter();
         v4.map(|(prefix, offer, active)| (IpNet::V4(prefix), offer, active))
@@ -266,11 +266,12 @@ impl Fib {
         if entry.is_full_for(prefix) {
             return Err(FibFull::Prefixes);
         }
-        let adjacency = self.adjacencies.acquire(action).ok_or(FibFull::Actions)?;
-        let offer = Offer { source, adjacency };
+        let offer = self.adjacencies.acquire(source, action);
+        let offer = offer.ok_or(FibFull::Actions)?;
+        let all = &self.adjacencies;
         let change = match prefix {
-            IpNet::V4(prefix) => entry.v4.offer(prefix.trunc(), offer),
-            IpNet::V6(prefix) => entry.v6.offer(prefix.trunc(), offer),
+            IpNet::V4(prefix) => entry.v4.offer(prefix.trunc(), offer, all),
+            IpNet::V6(prefix) => entry.v6.offer(prefix.trunc(), offer, all),
         };
         self.release(change);
         Ok(())
@@ -281,9 +282,10 @@ impl Fib {
         let Some(entry) = slot(&mut self.vrfs, vrf) else {
             return false;
         };
+        let all = &self.adjacencies;
         let change = match prefix {
-            IpNet::V4(prefix) => entry.v4.withdraw(prefix.trunc(), source),
-            IpNet::V6(prefix) => entry.v6.withdraw(prefix.trunc(), source),
+            IpNet::V4(prefix) => entry.v4.withdraw(prefix.trunc(), source, all),
+            IpNet::V6(prefix) => entry.v6.withdraw(prefix.trunc(), source, all),
         };
         change.map(|change| self.release(change)).is_some()
     }
@@ -298,7 +300,7 @@ impl Fib {
     pub fn remove_vrf(&mut self, vrf: VrfId) {
         let gone = slot(&mut self.vrfs, vrf).take();
         for (_, offer, _) in gone.iter().flat_map(|vrf| vrf.iter()) {
-            self.adjacencies.release(offer.adjacency);
+            self.adjacencies.release(offer);
         }
     }
 
@@ -364,11 +366,14 @@ impl Fib {
     /// the best first.
     pub fn routes(&self, vrf: VrfId) -> impl Iterator<Item = RouteEntry<'_>> {
         let offers = self.vrf(vrf).into_iter().flat_map(Vrf::iter);
-        offers.map(|(prefix, offer, active)| RouteEntry {
-            prefix,
-            source: offer.source,
-            action: self.adjacency(offer.adjacency).action(),
-            active,
+        offers.map(|(prefix, offer, active)| {
+            let adjacency = self.adjacency(offer);
+            RouteEntry {
+                prefix,
+                source: adjacency.source(),
+                action: adjacency.action(),
+                active,
+            }
         })
     }
 

@@ -1,19 +1,13 @@
 //! Every route that was offered, of one VRF and address family: the source of truth.
 
+use core::cmp::Ordering;
 use core::hash::Hash;
 
 use hashbrown::HashMap;
 use prefix_trie::{Prefix, PrefixMap, map::Entry};
 
-use super::adjacency::AdjacencyId;
+use super::adjacency::{Adjacencies, AdjacencyId};
 use super::route::Source;
-
-/// One source's route for a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Offer {
-    pub(super) source: Source,
-    pub(super) adjacency: AdjacencyId,
-}
 
 /// What a change of offers means for forwarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,33 +34,25 @@ pub(super) enum Best {
 pub(super) struct Rib<P: Prefix> {
     best: PrefixMap<P, Held>,
     /// The other offers of prefixes with more than one, best first.
-    others: HashMap<P, Vec<Offer>, foldhash::fast::RandomState>,
+    others: HashMap<P, Vec<AdjacencyId>, foldhash::fast::RandomState>,
 }
 
+/// The best offer, in as few octets as possible: its adjacency, which knows the source, and in the
+/// lowest bit whether there are others.
 #[derive(Clone, Copy)]
-struct Held {
-    source: Source,
-    /// The adjacency, and in the lowest bit whether there are others.
-    tagged: u32,
-}
+struct Held(u32);
 
 impl Held {
-    fn new(offer: Offer, others: bool) -> Self {
-        Self {
-            source: offer.source,
-            tagged: offer.adjacency.0 << 1 | u32::from(others),
-        }
+    fn new(best: AdjacencyId, others: bool) -> Self {
+        Self(best.0 << 1 | u32::from(others))
     }
 
-    fn offer(self) -> Offer {
-        Offer {
-            source: self.source,
-            adjacency: AdjacencyId(self.tagged >> 1),
-        }
+    fn best(self) -> AdjacencyId {
+        AdjacencyId(self.0 >> 1)
     }
 
     fn has_others(self) -> bool {
-        self.tagged & 1 == 1
+        self.0 & 1 == 1
     }
 }
 
@@ -84,57 +70,60 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
     }
 
     /// Takes an offer, in place of the same source's earlier one. `prefix` must have no host bits.
-    pub(super) fn offer(&mut self, prefix: P, offer: Offer) -> Change {
+    pub(super) fn offer(&mut self, prefix: P, offer: AdjacencyId, all: &Adjacencies) -> Change {
         let held = match self.best.entry(prefix) {
             Entry::Vacant(vacant) => {
                 vacant.insert(Held::new(offer, false));
                 return Change {
                     released: None,
-                    best: Best::Now(offer.adjacency),
+                    best: Best::Now(offer),
                 };
             }
             Entry::Occupied(occupied) => occupied,
         };
-        let old = held.get().offer();
-        if old.source == offer.source {
-            let others = held.get().has_others();
-            held.insert(Held::new(offer, others));
-            return Change {
-                released: Some(old.adjacency),
-                best: changed(old, offer),
-            };
-        }
-        let (first, second) = if offer.source < old.source {
-            (offer, old)
-        } else {
-            (old, offer)
+        let (old, others) = (held.get().best(), held.get().has_others());
+        let (first, second) = match all.source(offer).cmp(&all.source(old)) {
+            Ordering::Less => (offer, old),
+            Ordering::Greater => (old, offer),
+            Ordering::Equal => {
+                held.insert(Held::new(offer, others));
+                return Change {
+                    released: Some(old),
+                    best: changed(old, offer),
+                };
+            }
         };
         held.insert(Held::new(first, true));
         Change {
-            released: put(self.others.entry(prefix).or_default(), second),
+            released: put(self.others.entry(prefix).or_default(), second, all),
             best: changed(old, first),
         }
     }
 
     /// Takes back what `source` offered; `None` if it offered nothing.
-    pub(super) fn withdraw(&mut self, prefix: P, source: Source) -> Option<Change> {
+    pub(super) fn withdraw(
+        &mut self,
+        prefix: P,
+        source: Source,
+        all: &Adjacencies,
+    ) -> Option<Change> {
         let held = self.best.get_mut(&prefix)?;
-        let old = held.offer();
+        let old = held.best();
+        let is_old = all.source(old) == source;
         if !held.has_others() {
-            if old.source != source {
-                return None;
-            }
-            self.best.remove(&prefix);
+            is_old.then(|| self.best.remove(&prefix))?;
             return Some(Change {
-                released: Some(old.adjacency),
+                released: Some(old),
                 best: Best::Gone,
             });
         }
         let others = self.others.get_mut(&prefix)?;
-        let (gone, first) = if old.source == source {
+        let (gone, first) = if is_old {
             (old, others.remove(0))
         } else {
-            let at = others.iter().position(|other| other.source == source)?;
+            let at = others
+                .iter()
+                .position(|&other| all.source(other) == source)?;
             (others.remove(at), old)
         };
         let more = !others.is_empty();
@@ -143,7 +132,7 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
             self.others.remove(&prefix);
         }
         Some(Change {
-            released: Some(gone.adjacency),
+            released: Some(gone),
             best: changed(old, first),
         })
     }
@@ -151,15 +140,15 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
     /// The longest prefix with a route that covers `prefix`, which may be that itself.
     pub(super) fn covering(&self, prefix: P) -> Option<(P, AdjacencyId)> {
         let (cover, held) = self.best.get_lpm(&prefix)?;
-        Some((cover, held.offer().adjacency))
+        Some((cover, held.best()))
     }
 
     /// All offers in the order of prefixes, the best of each prefix first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (P, Offer, bool)> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (P, AdjacencyId, bool)> + '_ {
         self.best.iter().flat_map(|(prefix, held)| {
             let others = held.has_others().then(|| self.others.get(&prefix));
             let others = others.flatten().into_iter().flatten();
-            let best = core::iter::once((prefix, held.offer(), true));
+            let best = core::iter::once((prefix, held.best(), true));
             best.chain(others.map(move |&other| (prefix, other, false)))
         })
     }
@@ -170,24 +159,29 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
         self.best.mem_size()
             + self.others.allocation_size()
             + others
-                .map(|other| other.capacity() * size_of::<Offer>())
+                .map(|other| other.capacity() * size_of::<AdjacencyId>())
                 .sum::<usize>()
     }
 }
 
-fn changed(old: Offer, new: Offer) -> Best {
-    if old.adjacency == new.adjacency {
+fn changed(old: AdjacencyId, new: AdjacencyId) -> Best {
+    if old == new {
         Best::Same
     } else {
-        Best::Now(new.adjacency)
+        Best::Now(new)
     }
 }
 
 /// Puts `offer` where it belongs among `others`. Returns the adjacency of the same source's
 /// earlier one.
-fn put(others: &mut Vec<Offer>, offer: Offer) -> Option<AdjacencyId> {
-    match others.binary_search_by_key(&offer.source, |other| other.source) {
-        Ok(at) => Some(core::mem::replace(&mut others[at], offer).adjacency),
+fn put(
+    others: &mut Vec<AdjacencyId>,
+    offer: AdjacencyId,
+    all: &Adjacencies,
+) -> Option<AdjacencyId> {
+    let source = all.source(offer);
+    match others.binary_search_by_key(&source, |&other| all.source(other)) {
+        Ok(at) => Some(core::mem::replace(&mut others[at], offer)),
         Err(at) => {
             others.insert(at, offer);
             None

@@ -7,6 +7,7 @@ use crate::fragments::Fate;
 use crate::icmp::{self, Answer, IcmpError};
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId};
 use crate::ipv4_options::{self, OptionsRefused};
+use crate::ipv6_extensions;
 use crate::packet::{Fragment, Packet};
 use crate::shim::Shim;
 use crate::time::Instant;
@@ -18,8 +19,8 @@ use super::{Origin, Verdict};
 pub(crate) enum Holder {
     /// A container.
     Attachment(AttachmentId),
-    /// The NOS, which puts them together.
-    Local,
+    /// The NOS, which puts them together to a datagram to this address.
+    Local(LocalAddressId),
     /// Nobody: all are dropped for the first one's reason.
     Nobody(DropReason),
 }
@@ -43,20 +44,17 @@ impl Shim {
 
     fn carry_out(&mut self, verdict: Verdict, mut packet: Packet, origin: Origin, now: Instant) {
         match verdict {
-            Verdict::Attachment(id) => self.to_attachment(packet, id),
+            Verdict::Attachment(id) => self.deliver_to(packet, id),
             Verdict::EchoReply(id, echo_id) => {
                 packet.set_echo_id(echo_id);
-                self.to_attachment(packet, id);
+                self.deliver_to(packet, id);
             }
             Verdict::Drop(reason) => self.discard(packet, reason),
             // A container's own kernel looks at options; for the rest the NOS does.
-            _ => match ipv4_options::receive(&mut packet, now) {
+            _ => match receive_options(&mut packet, now) {
                 Ok(()) => self.handle_own(verdict, packet, origin, now),
-                Err(OptionsRefused::SourceRoute) => self.discard(packet, DropReason::IpOptions),
-                Err(OptionsRefused::Malformed { pointer }) => {
-                    let error = IcmpError::HeaderProblem { pointer };
-                    self.refuse(packet, origin, error, DropReason::Ipv4Header, now);
-                }
+                Err((reason, None)) => self.discard(packet, reason),
+                Err((reason, Some(error))) => self.refuse(packet, origin, error, reason, now),
             },
         }
     }
@@ -64,7 +62,7 @@ impl Shim {
     /// A packet that no container gets.
     fn handle_own(&mut self, verdict: Verdict, packet: Packet, origin: Origin, now: Instant) {
         match verdict {
-            Verdict::Local => self.to_local(packet, now),
+            Verdict::Local => self.deliver_local(packet, now),
             Verdict::Query => self.answer(packet, None, origin, now),
             Verdict::NoListener => self.refuse_port(packet, origin, now),
             Verdict::NoProtocol => {
@@ -72,7 +70,7 @@ impl Shim {
                 self.refuse(packet, origin, error, DropReason::NoProtocol, now);
             }
             Verdict::Drop(reason) => self.discard(packet, reason),
-            Verdict::Attachment(id) | Verdict::EchoReply(id, _) => self.to_attachment(packet, id),
+            Verdict::Attachment(id) | Verdict::EchoReply(id, _) => self.deliver_to(packet, id),
         }
     }
 
@@ -99,7 +97,7 @@ impl Shim {
             }
             // A refusal has to quote the datagram whole, as a host does that puts it together.
             Verdict::Local | Verdict::Query | Verdict::NoListener | Verdict::NoProtocol => {
-                Holder::Local
+                Holder::Local(address)
             }
             Verdict::Drop(reason) => Holder::Nobody(reason),
         }
@@ -114,11 +112,43 @@ impl Shim {
 
     fn meet(&mut self, fate: Fate<Holder>, now: Instant) {
         match fate {
-            Fate::Deliver(packet, Holder::Attachment(id)) => self.to_attachment(packet, id),
-            Fate::Deliver(packet, Holder::Local) => self.to_local(packet, now),
+            Fate::Deliver(packet, Holder::Attachment(id)) => self.deliver_to(packet, id),
+            Fate::Deliver(packet, Holder::Local(address)) => self.reassemble(packet, address, now),
             Fate::Deliver(packet, Holder::Nobody(reason)) | Fate::Drop(packet, reason) => {
                 self.discard(packet, reason);
             }
+        }
+    }
+
+    /// Puts a datagram to the NOS itself together, and treats it as if it had come so.
+    fn reassemble(&mut self, fragment: Packet, address: LocalAddressId, now: Instant) {
+        let Self {
+            reassembler,
+            pool,
+            ledger,
+            ..
+        } = self;
+        if let Some(whole) = reassembler.handle(fragment, now, pool, ledger) {
+            let origin = Origin::of(&whole);
+            let verdict = self.owner(&whole, address, now);
+            self.carry_out(verdict, whole, origin, now);
+        }
+    }
+
+    /// Gives up datagrams whose fragments did not come in time, and says so.
+    pub(super) fn expire_reassembly(&mut self, now: Instant) {
+        loop {
+            let Self {
+                reassembler,
+                pool,
+                ledger,
+                ..
+            } = self;
+            let Some(first) = reassembler.poll_timeout(now, pool, ledger) else {
+                return;
+            };
+            let (origin, error) = (Origin::of(&first), IcmpError::ReassemblyTimeout);
+            self.refuse(first, origin, error, DropReason::FragmentTimeout, now);
         }
     }
 
@@ -161,4 +191,20 @@ impl Shim {
             }
         }
     }
+}
+
+/// Does what a host does with IPv4 options and IPv6 extension headers. A refusal names the reason
+/// to drop the packet, and what its sender is told.
+fn receive_options(
+    packet: &mut Packet,
+    now: Instant,
+) -> Result<(), (DropReason, Option<IcmpError>)> {
+    ipv6_extensions::receive(packet).map_err(|refused| (refused.reason, refused.error))?;
+    ipv4_options::receive(packet, now).map_err(|refused| {
+        let error = match refused {
+            OptionsRefused::SourceRoute => None,
+            OptionsRefused::Malformed { pointer } => Some(IcmpError::HeaderProblem { pointer }),
+        };
+        (refused.reason(), error)
+    })
 }

@@ -4,6 +4,7 @@ use core::net::IpAddr;
 
 use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
+use crate::fragment_ipv6::fragment_ipv6;
 use crate::frame::{Frame, FrameFull};
 use crate::icmp::IcmpError;
 use crate::ident::{Interface, MacAddr, UplinkId};
@@ -51,7 +52,7 @@ impl Shim {
                 now,
             );
         }
-        self.to_next_hop(packet, adjacency, origin, Hop::Transit, now);
+        self.choose_next_hop(packet, adjacency, origin, Hop::Transit, now);
     }
 
     /// A packet from a container or from the NOS itself.
@@ -62,10 +63,10 @@ impl Shim {
         origin: Origin,
         now: Instant,
     ) {
-        self.to_next_hop(packet, adjacency, origin, Hop::First, now);
+        self.choose_next_hop(packet, adjacency, origin, Hop::First, now);
     }
 
-    fn to_next_hop(
+    fn choose_next_hop(
         &mut self,
         packet: Packet,
         adjacency: AdjacencyId,
@@ -118,7 +119,9 @@ impl Shim {
             return self.discard(packet, DropReason::DeviceGone);
         };
         let fits = packet.wire_len() <= mtu;
-        if !fits && packet.dont_fragment() {
+        // The source of an IPv6 packet may fragment it, and nobody else (RFC 8200 §4.5).
+        let ours = packet.is_ipv6() && origin == Origin::Nos;
+        if !fits && packet.dont_fragment() && !ours {
             let told = u32::try_from(mtu).unwrap_or(u32::MAX);
             let error = IcmpError::PacketTooBig { mtu: told };
             return self.refuse(packet, origin, error, DropReason::TooBig, now);
@@ -127,11 +130,11 @@ impl Shim {
             return self.discard(packet, DropReason::TtlExceeded);
         }
         if fits {
-            return self.to_neighbor(packet, id, next_hop, origin, now);
+            return self.hand_to_neighbor(packet, id, next_hop, origin, now);
         }
         self.fragment(packet, mtu);
         while let Some(fragment) = self.pieces.pop_front() {
-            self.to_neighbor(fragment, id, next_hop, origin, now);
+            self.hand_to_neighbor(fragment, id, next_hop, origin, now);
         }
     }
 
@@ -140,12 +143,20 @@ impl Shim {
             pool,
             pieces,
             ledger,
+            originator,
             ..
         } = self;
-        fragment_ipv4(packet, mtu, pool, &mut |piece| pieces.push_back(piece)).record(ledger);
+        let mut out = |piece| pieces.push_back(piece);
+        let cut = if packet.is_ipv6() {
+            let identification = originator.fragment_identification();
+            fragment_ipv6(packet, mtu, identification, pool, &mut out)
+        } else {
+            fragment_ipv4(packet, mtu, pool, &mut out)
+        };
+        cut.record(ledger);
     }
 
-    fn to_neighbor(
+    fn hand_to_neighbor(
         &mut self,
         packet: Packet,
         id: UplinkId,
@@ -159,7 +170,7 @@ impl Shim {
         match uplink.neighbors.resolve(next_hop, now) {
             Resolution::Known(mac) => self.emit(packet, id, mac),
             Resolution::Unknown(neighbor) => {
-                let dropped = uplink.neighbors.hold(neighbor, packet, origin);
+                let dropped = uplink.neighbors.hold(neighbor, packet, origin, now);
                 if let Some((dropped, _, reason)) = dropped {
                     self.discard(dropped, reason);
                 }
@@ -170,7 +181,7 @@ impl Shim {
     }
 
     /// Carries out what the neighbor cache wants.
-    pub(super) fn poll_neighbors(&mut self, id: UplinkId, now: Instant) {
+    pub(crate) fn poll_neighbors(&mut self, id: UplinkId, now: Instant) {
         loop {
             let uplink = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut);
             let Some(output) = uplink.and_then(|uplink| uplink.neighbors.poll_output()) else {
@@ -221,7 +232,7 @@ impl Shim {
             ..
         } = self;
         adapt(packet, capabilities, pool, &mut |piece| {
-            pieces.push_back(piece)
+            pieces.push_back(piece);
         })
         .record(ledger);
         while let Some(piece) = self.pieces.pop_front() {

@@ -6,7 +6,7 @@ use crate::arp::Arp;
 use crate::drop::DropReason;
 use crate::fib::Action;
 use crate::frame::{Frame, Offload};
-use crate::ident::{MacAddr, UplinkId};
+use crate::ident::{Interface, MacAddr, UplinkId};
 use crate::martian;
 use crate::ndp::{self, Ndp};
 use crate::neighbor::Answer;
@@ -25,6 +25,7 @@ impl Shim {
         uplink.counters.rx_packets += 1;
         uplink.counters.rx_octets += frame.len() as u64;
         frame.set_vrf(uplink.config.vrf);
+        frame.set_interface(Interface::Uplink(id));
         let mac = uplink.config.mac;
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
             return self.arp(id, frame, now);

@@ -7,7 +7,7 @@ use crate::time::Instant;
 #[cfg(feature = "stack")]
 impl Shim {
     /// Hands a packet to the local stack; [`Self::poll_local`] brings the answers.
-    pub(super) fn to_local(&mut self, packet: Packet, now: Instant) {
+    pub(super) fn deliver_local(&mut self, packet: Packet, now: Instant) {
         match self.local.handle(packet, now, &mut self.pool) {
             Ok(()) => self.ledger.consumed += 1,
             Err(reason) => self.ledger.drop(reason),
@@ -16,6 +16,10 @@ impl Shim {
 
     /// Sends what the local stack has to say.
     pub(super) fn poll_local(&mut self, now: Instant) {
+        if self.local.status_wanted() {
+            let status = status(&self.ledger);
+            self.local.set_status(&status);
+        }
         let Self {
             local,
             pool,
@@ -38,10 +42,27 @@ impl Shim {
     }
 }
 
+/// The counters as JSON, for the status page. Labels need no escaping.
+#[cfg(feature = "stack")]
+fn status(ledger: &crate::drop::Ledger) -> String {
+    let drops = ledger.drops.nonzero();
+    let drops: Vec<_> = drops
+        .map(|(reason, packets)| format!("\"{reason}\":{packets}"))
+        .collect();
+    format!(
+        "{{\"received\":{},\"originated\":{},\"sent\":{},\"consumed\":{},\"drops\":{{{}}}}}",
+        ledger.received,
+        ledger.originated,
+        ledger.sent,
+        ledger.consumed,
+        drops.join(",")
+    )
+}
+
 #[cfg(not(feature = "stack"))]
 impl Shim {
     /// Without a stack there are no sockets.
-    pub(super) fn to_local(&mut self, packet: Packet, _now: Instant) {
+    pub(super) fn deliver_local(&mut self, packet: Packet, _now: Instant) {
         self.discard(packet, crate::drop::DropReason::NoListener);
     }
 

@@ -47,6 +47,17 @@ pub(crate) enum Origin {
     Nos,
 }
 
+impl Origin {
+    /// Where a packet came in.
+    fn of(packet: &Packet) -> Self {
+        match packet.frame().interface() {
+            Some(Interface::Attachment(id)) => Self::Attachment(id),
+            Some(Interface::Uplink(id)) => Self::Uplink(id),
+            None => Self::Nos,
+        }
+    }
+}
+
 impl Shim {
     /// Takes frames that an uplink's device received.
     pub fn handle_burst(&mut self, uplink: UplinkId, burst: &mut Burst, now: Instant) {
@@ -97,6 +108,7 @@ impl Shim {
         self.echo.expire(now);
         self.fragments.expire(now);
         self.poll_fragments(now);
+        self.expire_reassembly(now);
         self.poll_local(now);
         self.flush_to_relay();
     }
@@ -125,7 +137,7 @@ impl Shim {
             Action::Blackhole => self.discard(packet, DropReason::Blackhole),
             Action::Broadcast(_) => self.discard(packet, DropReason::Multicast),
             Action::NoRoute => {
-                self.refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute, now)
+                self.refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute, now);
             }
             Action::Unreachable => {
                 let error = IcmpError::UnreachableRoute;
@@ -150,7 +162,7 @@ impl Shim {
     }
 
     /// Hands a packet to a container.
-    pub(crate) fn to_attachment(&mut self, mut packet: Packet, id: AttachmentId) {
+    pub(crate) fn deliver_to(&mut self, mut packet: Packet, id: AttachmentId) {
         packet.set_interface(Interface::Attachment(id));
         if self.to_relay.is_full() {
             self.flush_to_relay();

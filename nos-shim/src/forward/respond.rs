@@ -109,7 +109,7 @@ impl Shim {
     /// counted as originated.
     pub(super) fn send_back(&mut self, packet: Packet, origin: Origin, now: Instant) {
         match (origin, packet.destination()) {
-            (Origin::Attachment(id), _) => self.to_attachment(packet, id),
+            (Origin::Attachment(id), _) => self.deliver_to(packet, id),
             (Origin::Uplink(id), IpAddr::V6(to)) if to.is_unicast_link_local() => {
                 self.send_on(packet, id, to.into(), Origin::Nos, now);
             }

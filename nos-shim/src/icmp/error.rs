@@ -55,6 +55,12 @@ pub enum IcmpError {
         /// Octets from the IP header's start to the option's type.
         pointer: u32,
     },
+    /// An IPv6 extension header that is not supported; in IPv4 the same as
+    /// [`Self::HeaderProblem`].
+    UnknownHeader {
+        /// Octets from the IP header's start to the next-header field that names it.
+        pointer: u32,
+    },
 }
 
 impl IcmpError {
@@ -149,9 +155,9 @@ impl IcmpError {
             Self::Prohibited => (v4::UNREACHABLE, 13, 0),
             Self::TtlExceeded => (v4::TIME_EXCEEDED, 0, 0),
             Self::ReassemblyTimeout => (v4::TIME_EXCEEDED, 1, 0),
-            Self::HeaderProblem { pointer } | Self::UnknownOption { pointer } => {
-                (v4::PARAMETER_PROBLEM, 0, pointer << 24)
-            }
+            Self::HeaderProblem { pointer }
+            | Self::UnknownOption { pointer }
+            | Self::UnknownHeader { pointer } => (v4::PARAMETER_PROBLEM, 0, pointer << 24),
         }
     }
 
@@ -166,6 +172,7 @@ impl IcmpError {
             Self::ReassemblyTimeout => (v6::TIME_EXCEEDED, 1, 0),
             Self::HeaderProblem { pointer } => (v6::PARAMETER_PROBLEM, 0, pointer),
             Self::ProtocolUnreachable => (v6::PARAMETER_PROBLEM, 1, next_header_place(offending)),
+            Self::UnknownHeader { pointer } => (v6::PARAMETER_PROBLEM, 1, pointer),
             Self::UnknownOption { pointer } => (v6::PARAMETER_PROBLEM, 2, pointer),
         }
     }

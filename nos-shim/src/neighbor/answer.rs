@@ -13,21 +13,6 @@ use crate::time::{Duration, Instant};
 /// usually answers first. The same as Linux's `locktime`. Announcements count at once.
 const FIRST_ANSWER_HOLDS: Duration = Duration::from_secs(1);
 
-/// A neighbor solicitation.
-struct Question {
-    target: Ipv6Addr,
-    option: Option<MacAddr>,
-    source: Ipv6Addr,
-    source_mac: MacAddr,
-}
-
-/// A neighbor advertisement.
-struct Advert {
-    target: Ipv6Addr,
-    claim: Claim,
-    source_mac: MacAddr,
-}
-
 impl<T: Copy> NeighborCache<T> {
     /// An ARP message has come in (RFC 826, RFC 5227).
     ///
@@ -108,34 +93,22 @@ impl<T: Copy> NeighborCache<T> {
         match *ndp {
             Ndp::NeighborSolicit {
                 target,
-                source_link_layer: option,
-            } => self.solicited(
-                &Question {
-                    target,
-                    option,
-                    source,
-                    source_mac,
-                },
-                now,
-            ),
+                source_link_layer,
+            } => self.solicited(target, source_link_layer, source, source_mac, now),
             Ndp::NeighborAdvert {
                 solicited,
                 overrides,
                 target,
                 target_link_layer: mac,
                 ..
-            } => self.advertised(
-                &Advert {
-                    target,
-                    claim: Claim {
-                        mac,
-                        solicited,
-                        overrides,
-                    },
-                    source_mac,
-                },
-                now,
-            ),
+            } => {
+                let claim = Claim {
+                    mac,
+                    solicited,
+                    overrides,
+                };
+                self.advertised(target.into(), claim, source_mac, now)
+            }
             Ndp::RouterSolicit { .. } | Ndp::RouterAdvert(_) | Ndp::Redirect { .. } => {
                 Answer::Nothing
             }
@@ -143,45 +116,49 @@ impl<T: Copy> NeighborCache<T> {
     }
 
     /// RFC 4861 §7.2.3, §7.2.4; RFC 4862 §5.4.3.
-    fn solicited(&mut self, question: &Question, now: Instant) -> Answer {
-        let ours = self.addresses.contains(question.target.into());
-        let source = IpAddr::V6(question.source);
-        let mac = question.option.unwrap_or(question.source_mac);
-        if !ours || !self.is_station(mac) {
+    fn solicited(
+        &mut self,
+        target: Ipv6Addr,
+        option: Option<MacAddr>,
+        source: Ipv6Addr,
+        source_mac: MacAddr,
+        now: Instant,
+    ) -> Answer {
+        let mac = option.unwrap_or(source_mac);
+        if !self.addresses.contains(target.into()) || !self.is_station(mac) {
             return Answer::Nothing;
         }
-        if question.source.is_unspecified() {
-            return self.advertise(question.target, None);
+        if source.is_unspecified() {
+            return Answer::Reply(self.advert_to_all(target));
         }
-        if self.addresses.contains(source) {
-            return Answer::Conflict {
-                address: source,
-                mac,
-            };
+        let address = IpAddr::V6(source);
+        if self.addresses.contains(address) {
+            return Answer::Conflict { address, mac };
         }
-        if !self.addresses.may_be_neighbor(source) {
+        if !self.addresses.may_be_neighbor(address) {
             return Answer::Nothing;
         }
-        if question.option.is_some() {
-            self.meet(source, mac, now);
+        if option.is_some() {
+            self.meet(address, mac, now);
         }
-        self.advertise(question.target, Some((question.source, mac)))
+        Answer::Reply(self.advert_to(source, mac, target))
     }
 
-    fn advertise(&self, target: Ipv6Addr, asker: Option<(Ipv6Addr, MacAddr)>) -> Answer {
-        let message = match asker {
-            Some((destination, destination_mac)) => Message::Ndp {
-                ndp: self.advert(target, true),
-                envelope: Envelope {
-                    source_mac: self.mac,
-                    destination_mac,
-                    source: target,
-                    destination,
-                },
+    fn advert_to(
+        &self,
+        destination: Ipv6Addr,
+        destination_mac: MacAddr,
+        target: Ipv6Addr,
+    ) -> Message {
+        Message::Ndp {
+            ndp: self.advert(target, true),
+            envelope: Envelope {
+                source_mac: self.mac,
+                destination_mac,
+                source: target,
+                destination,
             },
-            None => self.advert_to_all(target),
-        };
-        Answer::Reply(message)
+        }
     }
 
     /// An advertisement that nobody in particular has asked for.
@@ -203,9 +180,14 @@ impl<T: Copy> NeighborCache<T> {
     }
 
     /// RFC 4861 §7.2.5; RFC 4862 §5.4.4.
-    fn advertised(&mut self, advert: &Advert, now: Instant) -> Answer {
-        let target = IpAddr::V6(advert.target);
-        let mac = advert.claim.mac.unwrap_or(advert.source_mac);
+    fn advertised(
+        &mut self,
+        target: IpAddr,
+        claim: Claim,
+        source_mac: MacAddr,
+        now: Instant,
+    ) -> Answer {
+        let mac = claim.mac.unwrap_or(source_mac);
         if !self.is_station(mac) {
             return Answer::Nothing;
         }
@@ -216,7 +198,7 @@ impl<T: Copy> NeighborCache<T> {
             };
         }
         if let Some(slot) = self.table.find(Key::from(target)) {
-            self.hear(slot, advert.claim, now);
+            self.hear(slot, claim, now);
         }
         Answer::Nothing
     }
@@ -231,22 +213,23 @@ impl<T: Copy> NeighborCache<T> {
         let reachable = self.reachable_time();
         self.table
             .change(slot, |entry| entry.on_claim(claim, reachable, now));
-        self.release(slot);
+        self.release(slot, now);
     }
 
     /// A neighbor asks us something, so it will soon want an answer of somebody here.
     fn meet(&mut self, address: IpAddr, mac: MacAddr, now: Instant) {
+        if let Some(slot) = self.found_or_added(address, now) {
+            self.table.change(slot, |entry| entry.on_question(mac, now));
+            self.release(slot, now);
+        }
+    }
+
+    fn found_or_added(&mut self, address: IpAddr, now: Instant) -> Option<u32> {
         let key = Key::from(address);
         let known = self.table.find(key);
-        let new = || self.addresses.on_link(address).then_some(());
-        let slot = match known {
-            Some(slot) => slot,
-            None => match new().and_then(|()| self.insert(key, now)) {
-                Some(slot) => slot,
-                None => return,
-            },
-        };
-        self.table.change(slot, |entry| entry.on_question(mac, now));
-        self.release(slot);
+        known.or_else(|| {
+            self.addresses.on_link(address).then_some(())?;
+            self.insert(key, now)
+        })
     }
 }

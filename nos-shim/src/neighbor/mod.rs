@@ -16,13 +16,13 @@
 //!                  └► Output::Send(solicitation)
 //! ```
 //!
-//! ARP neighbors age by the same state machine as those of Neighbor Discovery ([`entry`]), as they
-//! do on Linux. A neighbor that is not used needs no timer: that its reachability has ended is
-//! found out by the next packet.
+//! ARP neighbors age by the same state machine as those of Neighbor Discovery, as they do on
+//! Linux. A neighbor that is not used needs no timer: that its reachability has ended is found out
+//! by the next packet.
 //!
 //! What a stranger can do is bounded (RFC 6583). Packets to addresses where nobody is (a scan of
 //! the subnet) share [`Limits::unresolved`] places, of which the one that has waited longest is
-//! given to the next, but none before it had 250 ms to answer; so there are bounded numbers of
+//! given to the next, but none before it has had 250 ms to answer; so there are bounded numbers of
 //! places, of packets that wait, and of solicitations in a second. Neighbors that are in use or
 //! have answered lately are never given up for others, and gateways can be pinned.
 //! Advertisements, replies and gratuitous ARP change neighbors that are known but add none; only
@@ -32,11 +32,12 @@ mod addresses;
 mod answer;
 mod entry;
 mod parked;
+mod resolve;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use core::net::{IpAddr, Ipv6Addr};
+use core::net::IpAddr;
 use std::collections::VecDeque;
 
 use ipnet::IpNet;
@@ -49,7 +50,7 @@ use crate::arp::Arp;
 use crate::drop::DropReason;
 use crate::frame::{Frame, FrameFull};
 use crate::ident::MacAddr;
-use crate::ndp::{Envelope, Ndp, solicited_node};
+use crate::ndp::{Envelope, Ndp};
 use crate::packet::Packet;
 use crate::time::{Duration, Instant};
 
@@ -264,13 +265,13 @@ impl<T: Copy> NeighborCache<T> {
         }
     }
 
-    /// Changes which addresses are ours. Neighbors that had one of them fail. Nothing is announced;
-    /// see [`Self::announce`].
+    /// Changes which addresses are ours. Neighbors that had one of them fail, or had one that stands
+    /// for a whole subnet now. Nothing is announced; see [`Self::announce`].
     pub fn set_addresses(&mut self, addresses: &[IpNet]) {
         self.addresses.set(addresses);
         for slot in self.table.slots() {
             let entry = self.table.entry(slot);
-            if entry.state.is_some() && self.addresses.contains(entry.key.address()) {
+            if entry.state.is_some() && !self.addresses.may_be_neighbor(entry.key.address()) {
                 self.give_up(slot);
                 self.forget(slot);
             }
@@ -280,158 +281,6 @@ impl<T: Copy> NeighborCache<T> {
     /// Says whether advertisements call us a router (RFC 4861 §4.4). At first they do not.
     pub fn set_router(&mut self, router: bool) {
         self.router = router;
-    }
-
-    /// Where to send a packet whose next hop is `next_hop`. Asks for it if need be, so
-    /// [`Self::poll_output`] should be called afterwards.
-    #[inline]
-    pub fn resolve(&mut self, next_hop: IpAddr, now: Instant) -> Resolution {
-        match self.table.find(Key::from(next_hop)) {
-            Some(slot) => self.resolve_slot(slot, now),
-            None => self.resolve_new(next_hop, now),
-        }
-    }
-
-    /// The same for a neighbor whose id is known, without a search.
-    #[inline]
-    pub fn resolve_id(&mut self, id: NeighborId, now: Instant) -> Resolution {
-        match self.table.slot(id) {
-            Some(slot) => self.resolve_slot(slot, now),
-            None => Resolution::Refused(DropReason::NeighborFailed),
-        }
-    }
-
-    #[inline]
-    fn resolve_slot(&mut self, slot: u32, now: Instant) -> Resolution {
-        let entry = self.table.entry(slot);
-        if now < entry.good_until {
-            Resolution::Known(entry.mac)
-        } else {
-            self.use_slot(slot, now)
-        }
-    }
-
-    #[cold]
-    fn use_slot(&mut self, slot: u32, now: Instant) -> Resolution {
-        if self.table.entry(slot).state == Some(NeighborState::Incomplete) {
-            return Resolution::Unknown(self.table.id(slot));
-        }
-        match self.table.change(slot, |entry| entry.on_use(now)) {
-            Use::Send(mac) => Resolution::Known(mac),
-            Use::Wait => Resolution::Unknown(self.table.id(slot)),
-            Use::Begin => self.resolve_again(slot, now),
-        }
-    }
-
-    /// Asks for a neighbor that has failed, or that nobody has asked for.
-    fn resolve_again(&mut self, slot: u32, now: Instant) -> Resolution {
-        let entry = self.table.entry(slot);
-        let (address, pinned) = (entry.key.address(), entry.pins > 0);
-        let allowed = self
-            .may_ask(address)
-            .and_then(|()| if pinned { Ok(()) } else { self.make_way(now) });
-        match allowed {
-            Ok(()) => self.begin(slot, now),
-            Err(reason) => Resolution::Refused(reason),
-        }
-    }
-
-    #[cold]
-    fn resolve_new(&mut self, next_hop: IpAddr, now: Instant) -> Resolution {
-        let allowed = self.may_ask(next_hop).and_then(|()| self.make_way(now));
-        if let Err(reason) = allowed {
-            return Resolution::Refused(reason);
-        }
-        match self.insert(Key::from(next_hop), now) {
-            Some(slot) => self.begin(slot, now),
-            None => Resolution::Refused(DropReason::NeighborQueueFull),
-        }
-    }
-
-    fn may_ask(&self, address: IpAddr) -> Result<(), DropReason> {
-        let source = self.addresses.source_for(address);
-        let possible = source.is_some() && self.addresses.may_be_neighbor(address);
-        possible.then_some(()).ok_or(DropReason::NeighborFailed)
-    }
-
-    /// Makes sure that one more neighbor can be asked for.
-    fn make_way(&mut self, now: Instant) -> Result<(), DropReason> {
-        if self.table.unresolved() >= self.limits.unresolved {
-            let slot = self.table.unanswering(now);
-            self.evict(slot.ok_or(DropReason::NeighborQueueFull)?);
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, slot: u32, now: Instant) -> Resolution {
-        self.table.change(slot, |entry| entry.begin(now));
-        self.ask(slot);
-        Resolution::Unknown(self.table.id(slot))
-    }
-
-    /// Sends a question to the neighbor, if its MAC address is known, or else to all.
-    fn ask(&mut self, slot: u32) {
-        let entry = self.table.entry(slot);
-        let (target, to) = (entry.key.address(), entry.known_mac());
-        // Our last address may have gone since.
-        if let Some(message) = self.solicitation(target, to) {
-            self.outputs.push_back(Output::Send(message));
-        }
-    }
-
-    fn solicitation(&self, target: IpAddr, to: Option<MacAddr>) -> Option<Message> {
-        Some(match (target, self.addresses.source_for(target)?) {
-            (IpAddr::V4(target), IpAddr::V4(source)) => Message::Arp {
-                arp: Arp::request(self.mac, source, target),
-                destination: to.unwrap_or(MacAddr::BROADCAST),
-            },
-            (IpAddr::V6(target), IpAddr::V6(source)) => Message::Ndp {
-                ndp: Ndp::NeighborSolicit {
-                    target,
-                    source_link_layer: Some(self.mac),
-                },
-                envelope: self.envelope(source, target, to),
-            },
-            _ => return None,
-        })
-    }
-
-    /// Around a solicitation: to the group that the target listens to, or to the target alone.
-    fn envelope(&self, source: Ipv6Addr, target: Ipv6Addr, to: Option<MacAddr>) -> Envelope {
-        match to {
-            None => Envelope::to_group(self.mac, source, solicited_node(target)),
-            Some(destination_mac) => Envelope {
-                source_mac: self.mac,
-                destination_mac,
-                source,
-                destination: target,
-            },
-        }
-    }
-
-    /// Makes a place, if need be at the cost of another neighbor.
-    fn insert(&mut self, key: Key, now: Instant) -> Option<u32> {
-        if let Some(slot) = self.table.failed_long_ago(now) {
-            self.evict(slot);
-        }
-        if self.table.is_full() {
-            let slot = self.table.dispensable(now)?;
-            self.evict(slot);
-        }
-        self.table.insert(key)
-    }
-
-    /// Removes a neighbor to make place for another.
-    fn evict(&mut self, slot: u32) {
-        while let Some((packet, tag)) = self.parked.pop(&mut self.table.entry_mut(slot).queue) {
-            self.leaving += 1;
-            self.outputs.push_back(Output::Dropped {
-                packet,
-                tag,
-                reason: DropReason::NeighborQueueFull,
-            });
-        }
-        self.table.remove(slot);
     }
 
     /// Keeps a place for `next_hop`, a gateway, so that its id stays valid until it has been
@@ -471,6 +320,7 @@ impl<T: Copy> NeighborCache<T> {
         id: NeighborId,
         packet: Packet,
         tag: T,
+        now: Instant,
     ) -> Option<(Packet, T, DropReason)> {
         let slot = self.table.slot(id);
         let Some((slot, state)) = slot.and_then(|slot| Some((slot, self.table.entry(slot).state?)))
@@ -488,7 +338,7 @@ impl<T: Copy> NeighborCache<T> {
         };
         let queue = &mut self.table.entry_mut(slot).queue;
         self.parked.push(queue, slot, packet, tag);
-        self.release(slot);
+        self.release(slot, now);
         dropped.map(|(packet, tag)| (packet, tag, DropReason::NeighborQueueFull))
     }
 
@@ -500,13 +350,17 @@ impl<T: Copy> NeighborCache<T> {
         self.parked.pop(&mut self.table.entry_mut(slot).queue)
     }
 
-    /// Hands out the packets of a neighbor, if its MAC address is known.
-    fn release(&mut self, slot: u32) {
-        let entry = self.table.entry_mut(slot);
-        let Some(mac) = entry.known_mac() else {
+    /// Hands out the packets of a neighbor, if its MAC address is known; that is a use of it.
+    fn release(&mut self, slot: u32, now: Instant) {
+        let entry = self.table.entry(slot);
+        if entry.queue.len() == 0 || entry.known_mac().is_none() {
+            return;
+        }
+        let Use::Send(mac) = self.table.change(slot, |entry| entry.on_use(now)) else {
             return;
         };
-        while let Some((packet, tag)) = self.parked.pop(&mut entry.queue) {
+        let queue = &mut self.table.entry_mut(slot).queue;
+        while let Some((packet, tag)) = self.parked.pop(queue) {
             self.leaving += 1;
             self.outputs.push_back(Output::Release { mac, packet, tag });
         }

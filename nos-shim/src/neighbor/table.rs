@@ -14,11 +14,6 @@ use crate::index::Index;
 use crate::links::{Links, List};
 use crate::time::{Duration, Instant};
 
-/// For how long a newcomer cannot take the place of a neighbor that has been asked for: the time to
-/// answer that is left to everybody. It bounds how often is asked, too, at [`super::Limits::unresolved`]
-/// in this time.
-pub(super) const TIME_TO_ANSWER: Duration = Duration::from_millis(250);
-
 /// For how long failed neighbors are shown.
 pub(super) const KEEP_FAILED: Duration = Duration::from_secs(60);
 
@@ -115,25 +110,32 @@ impl Table {
         &mut self.entries[slot as usize]
     }
 
-    /// Changes an entry, and puts it at the end of the list where it belongs then.
+    /// Changes an entry, and puts it at the end of the list where it belongs then; if nothing was
+    /// changed that lists go by, it stays where it is.
     pub(super) fn change<R>(&mut self, slot: u32, change: impl FnOnce(&mut Entry) -> R) -> R {
-        self.unlink(slot);
-        let result = change(&mut self.entries[slot as usize]);
-        self.link(slot);
+        let order = |entry: &Entry| (Which::of(entry), entry.deadline, entry.since);
+        let entry = &mut self.entries[slot as usize];
+        let before = order(entry);
+        let result = change(entry);
+        let after = order(entry);
+        if after != before {
+            self.unlink(slot, before.0);
+            self.link(slot, after.0);
+        }
         result
     }
 
-    fn link(&mut self, slot: u32) {
-        if let Some(which) = Which::of(self.entry(slot)) {
-            self.unresolved += usize::from(which == Which::Unresolved);
-            self.links.push_back(&mut self.lists[which as usize], slot);
+    fn link(&mut self, slot: u32, to: Option<Which>) {
+        if let Some(to) = to {
+            self.unresolved += usize::from(to == Which::Unresolved);
+            self.links.push_back(&mut self.lists[to as usize], slot);
         }
     }
 
-    fn unlink(&mut self, slot: u32) {
-        if let Some(which) = Which::of(self.entry(slot)) {
-            self.unresolved -= usize::from(which == Which::Unresolved);
-            self.links.remove(&mut self.lists[which as usize], slot);
+    fn unlink(&mut self, slot: u32, from: Option<Which>) {
+        if let Some(from) = from {
+            self.unresolved -= usize::from(from == Which::Unresolved);
+            self.links.remove(&mut self.lists[from as usize], slot);
         }
     }
 
@@ -157,7 +159,7 @@ impl Table {
 
     /// Removes an entry, whose queue is empty.
     pub(super) fn remove(&mut self, slot: u32) {
-        self.unlink(slot);
+        self.unlink(slot, Which::of(self.entry(slot)));
         let Entry {
             key, generation, ..
         } = *self.entry(slot);
@@ -179,20 +181,21 @@ impl Table {
         self.lists[which as usize].first()
     }
 
-    /// The neighbor that is missed least: never one that is reachable, in use or pinned.
-    pub(super) fn dispensable(&self, now: Instant) -> Option<u32> {
+    /// The neighbor that is missed least: never one that is reachable, in use or pinned, nor one
+    /// that has not had `patience` to answer.
+    pub(super) fn dispensable(&self, patience: Duration, now: Instant) -> Option<u32> {
         let idle = |&slot: &u32| now >= self.entry(slot).good_until;
         self.first(Which::Failed)
             .or_else(|| self.first(Which::Stale))
             .or_else(|| self.first(Which::Reachable).filter(idle))
-            .or_else(|| self.unanswering(now))
+            .or_else(|| self.unanswering(patience, now))
     }
 
-    /// The neighbor that was given longest to answer, if that was long enough.
-    pub(super) fn unanswering(&self, now: Instant) -> Option<u32> {
-        let patience = RETRANSMIT - TIME_TO_ANSWER;
+    /// The neighbor that was asked for longest ago, if it has had `patience` to answer.
+    pub(super) fn unanswering(&self, patience: Duration, now: Instant) -> Option<u32> {
         let slot = self.first(Which::Unresolved)?;
-        (now + patience >= self.entry(slot).deadline).then_some(slot)
+        let left = RETRANSMIT.saturating_sub(patience);
+        (now + left >= self.entry(slot).deadline).then_some(slot)
     }
 
     /// A neighbor that failed so long ago that it is to be forgotten.

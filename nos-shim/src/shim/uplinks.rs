@@ -54,7 +54,15 @@ impl Shim {
     /// # Errors
     ///
     /// [`FibFull`].
-    pub fn set_uplink(&mut self, config: UplinkConfig) -> Result<(), FibFull> {
+    pub fn set_uplink(&mut self, config: UplinkConfig, now: Instant) -> Result<(), FibFull> {
+        let id = config.id;
+        let result = self.place_uplink(config);
+        // Announcements, and packets to neighbors that are none any more.
+        self.poll_neighbors(id, now);
+        result
+    }
+
+    fn place_uplink(&mut self, config: UplinkConfig) -> Result<(), FibFull> {
         let index = config.id.0 as usize;
         if self.uplinks.len() <= index {
             self.uplinks.resize_with(index + 1, || None);
@@ -68,7 +76,6 @@ impl Shim {
             slot => {
                 let seed = self.seed ^ index as u64;
                 let mut neighbors = NeighborCache::new(config.mac, &config.addresses, seed);
-                neighbors.set_router(true);
                 neighbors.announce();
                 let capabilities = Capabilities::empty();
                 let counters = UplinkCounters::default();
@@ -143,8 +150,17 @@ impl Shim {
             self.ports.remove_address(gone.0, gone.1);
         }
         #[cfg(feature = "stack")]
-        self.local
-            .set_addresses(ours.iter().map(|&(_, address)| address));
+        {
+            let least = self
+                .uplinks
+                .iter()
+                .flatten()
+                .map(|uplink| uplink.config.mtu)
+                .min();
+            self.local.set_mtu(least.unwrap_or(usize::MAX));
+            self.local
+                .set_addresses(ours.iter().map(|&(_, address)| address));
+        }
         self.addresses = ours;
         Ok(())
     }
@@ -174,7 +190,7 @@ impl Shim {
         for frame in waiting {
             match Packet::parse(frame) {
                 Ok(packet) => adapt(packet, capabilities, pool, &mut |piece| {
-                    pieces.push_back(piece)
+                    pieces.push_back(piece);
                 })
                 .record(ledger),
                 // ARP needs no adapting, and nothing else is here that was not parsed before.

@@ -1,0 +1,147 @@
+//! What the demo must not leave behind, and the thread that sees to it on a signal.
+//!
+//! The daemon and the directory are under a lock. The thread takes it and never gives it back, so
+//! that nothing new is started or made while the process ends.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::sync::Arc;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, mkdtemp};
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::DemoError;
+use super::progress::Progress;
+
+/// 128 + SIGINT, as shells have it.
+const INTERRUPTED: i32 = 130;
+
+/// A temporary directory and a child; both are gone when this value is, or after a signal.
+pub(super) struct Belongings {
+    owned: Arc<Mutex<Owned>>,
+    directory: PathBuf,
+}
+
+#[derive(Default)]
+struct Owned {
+    directory: Option<PathBuf>,
+    daemon: Option<Child>,
+}
+
+impl Belongings {
+    /// Makes the directory, for this user alone, and starts the thread.
+    pub(super) fn new(progress: Progress) -> Result<Self, DemoError> {
+        let owned = Arc::<Mutex<Owned>>::default();
+        // Before there is anything to leave behind.
+        leave_on_signal(Arc::clone(&owned), progress).map_err(DemoError::io("catch signals"))?;
+        let directory = make_directory(&mut owned.lock())?;
+        Ok(Self { owned, directory })
+    }
+
+    /// The directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Starts the daemon by `start`, which is not interrupted.
+    pub(super) fn start<T, E>(
+        &self,
+        start: impl FnOnce() -> Result<(Child, T), E>,
+    ) -> Result<T, E> {
+        let mut owned = self.owned.lock();
+        let (daemon, result) = start()?;
+        owned.daemon = Some(daemon);
+        Ok(result)
+    }
+
+    /// Asks the daemon to end.
+    pub(super) fn terminate(&self) -> io::Result<()> {
+        let owned = self.owned.lock();
+        let Some(daemon) = &owned.daemon else {
+            return Ok(());
+        };
+        let pid = i32::try_from(daemon.id()).map_err(io::Error::other)?;
+        Ok(kill(Pid::from_raw(pid), Signal::SIGTERM)?)
+    }
+
+    /// How the daemon ended; `None` while it runs.
+    pub(super) fn ended(&self) -> io::Result<Option<ExitStatus>> {
+        match &mut self.owned.lock().daemon {
+            Some(daemon) => daemon.try_wait(),
+            None => Ok(Some(ExitStatus::from_raw(0))),
+        }
+    }
+
+    /// Waits for the daemon's end, which must be near.
+    pub(super) fn wait(&self) -> io::Result<Option<ExitStatus>> {
+        let mut owned = self.owned.lock();
+        owned.daemon.as_mut().map(Child::wait).transpose()
+    }
+
+    /// Ends the daemon, if it has not, by force.
+    pub(super) fn kill(&self) -> io::Result<Option<ExitStatus>> {
+        self.owned.lock().kill()
+    }
+
+    /// Clears everything away.
+    pub(super) fn leave(&self) {
+        self.owned.lock().leave();
+    }
+}
+
+impl Drop for Belongings {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl Owned {
+    fn kill(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(mut daemon) = self.daemon.take() else {
+            return Ok(None);
+        };
+        // An error means that it has ended; its interfaces and rules go with the namespaces.
+        let _ = daemon.kill();
+        daemon.wait().map(Some)
+    }
+
+    fn leave(&mut self) {
+        let _ = self.kill();
+        if let Some(directory) = self.directory.take()
+            && let Err(error) = std::fs::remove_dir_all(&directory)
+        {
+            eprintln!("nos-relay: cannot remove {}: {error}", directory.display());
+        }
+    }
+}
+
+fn make_directory(owned: &mut Owned) -> Result<PathBuf, DemoError> {
+    let template = std::env::temp_dir().join("nos-relay-demo.XXXXXX");
+    let directory = mkdtemp(&template).map_err(|error| {
+        DemoError::io(format!("make the directory {}", template.display()))(error.into())
+    })?;
+    owned.directory = Some(directory.clone());
+    Ok(directory)
+}
+
+fn leave_on_signal(owned: Arc<Mutex<Owned>>, progress: Progress) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let wait = move || {
+        if signals.forever().next().is_some() {
+            let mut owned = owned.lock();
+            owned.leave();
+            progress.clear();
+            eprintln!("nos-relay: demo interrupted");
+            std::process::exit(INTERRUPTED);
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)?;
+    Ok(())
+}

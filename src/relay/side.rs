@@ -1,0 +1,146 @@
+//! The packet paths of one attachment.
+
+use nos_shim::channel::RelayEnd;
+use nos_shim::drop::{DropReason, Ledger};
+use nos_shim::frame::{Burst, Frame, FramePool};
+use nos_shim::ident::{AttachmentId, Interface};
+use nos_shim::offload::adapt;
+use nos_shim::packet::{Packet, PacketBurst, Rejected};
+
+use super::attachment::{Attachment, Verdict};
+use super::octets;
+use crate::outbox::Outbox;
+
+/// One attachment, with all that is needed to move its packets.
+pub(super) struct Side<'a> {
+    pub(super) id: AttachmentId,
+    pub(super) attachment: &'a mut Attachment,
+    pub(super) outbox: &'a mut Outbox,
+    /// Packets to be sent to the NOS; empty between calls.
+    pub(super) outgoing: &'a mut PacketBurst,
+    pub(super) channel: &'a mut RelayEnd,
+    pub(super) pool: &'a mut FramePool,
+    pub(super) ledger: &'a mut Ledger,
+}
+
+impl Side<'_> {
+    /// Whether the NOS has accepted the attachment.
+    #[inline]
+    pub(super) fn is_active(&self) -> bool {
+        self.attachment.is_active()
+    }
+
+    /// Judges frames from the container, and sends those that are for the NOS.
+    pub(super) fn handle_burst(&mut self, burst: &mut Burst) {
+        let counters = &mut self.attachment.counters;
+        counters.rx_packets += burst.len() as u64;
+        counters.rx_octets += octets(burst);
+        for frame in burst.drain(..) {
+            match self.attachment.judge(frame) {
+                Verdict::Forward(packet) => self.forward(packet),
+                Verdict::Reply(frame) => self.reply(frame),
+                Verdict::Consumed(frame) => self.consume(frame),
+                Verdict::Drop(frame, reason) => self.drop(frame, reason),
+            }
+        }
+        self.send();
+    }
+
+    #[inline]
+    fn forward(&mut self, mut packet: Packet) {
+        packet.set_interface(Interface::Attachment(self.id));
+        packet.set_vrf(self.attachment.vrf());
+        // There is room: no burst is longer than another.
+        self.outgoing.push(packet);
+    }
+
+    fn reply(&mut self, frame: Frame) {
+        self.ledger.consumed += 1;
+        self.ledger.originated += 1;
+        self.queue(frame);
+    }
+
+    fn consume(&mut self, frame: Frame) {
+        self.ledger.consumed += 1;
+        self.pool.free(frame);
+    }
+
+    /// Sends packets to the NOS, or drops them if the ring is full.
+    fn send(&mut self) {
+        let count = self.outgoing.len() as u64;
+        if self.channel.send_burst(self.outgoing) {
+            self.ledger.sent += count;
+            return;
+        }
+        for packet in core::mem::take(self.outgoing) {
+            self.drop(packet.into_frame(), DropReason::RingFull);
+        }
+    }
+
+    /// Queues a packet from the NOS.
+    #[inline]
+    pub(super) fn deliver(&mut self, mut packet: Packet) {
+        let link = self.attachment.link();
+        packet.set_link(link.mac(), link.relay_mac());
+        self.queue_adapted(packet);
+    }
+
+    /// Queues a frame that was made fit for what the device took before.
+    pub(super) fn adapt(&mut self, frame: Frame) {
+        match Packet::parse(frame) {
+            Ok(packet) => self.queue_adapted(packet),
+            // ARP, which any device takes.
+            Err(Rejected { frame, .. }) => self.queue(frame),
+        }
+    }
+
+    #[inline]
+    fn queue_adapted(&mut self, packet: Packet) {
+        let capabilities = self.attachment.capabilities;
+        if capabilities.take(packet.frame().offload()) {
+            self.queue(packet.into_frame());
+        } else {
+            self.queue_in_software(packet);
+        }
+    }
+
+    #[cold]
+    fn queue_in_software(&mut self, packet: Packet) {
+        let Self {
+            id,
+            attachment,
+            outbox,
+            pool,
+            ledger,
+            ..
+        } = self;
+        let mut full = 0;
+        let adapted = adapt(packet, attachment.capabilities, pool, &mut |packet| {
+            // What does not fit is freed here, with an atomic operation: it is rare.
+            if outbox.push(*id, packet.into_frame()).is_err() {
+                full += 1;
+            }
+        });
+        if let Some(dropped) = adapted.dropped {
+            let drops = &mut attachment.counters.drops;
+            drops.add(dropped.reason, dropped.packets);
+        }
+        adapted.record(ledger);
+        attachment.counters.drops.add(DropReason::DeviceFull, full);
+        ledger.drops.add(DropReason::DeviceFull, full);
+    }
+
+    #[inline]
+    fn queue(&mut self, frame: Frame) {
+        if let Err(frame) = self.outbox.push(self.id, frame) {
+            self.drop(frame, DropReason::DeviceFull);
+        }
+    }
+
+    #[cold]
+    fn drop(&mut self, frame: Frame, reason: DropReason) {
+        self.ledger.drop(reason);
+        self.attachment.counters.drops.add(reason, 1);
+        self.pool.free(frame);
+    }
+}

@@ -1,0 +1,218 @@
+//! Bulk TCP arrives whole, each way and in every variant.
+//!
+//! `NOS_RELAY_TRANSFER_GIB=10 cargo test --release --test transfer` moves as many GiB in each
+//! transfer; by default some MiB do.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use nos_relay::control::snapshot::Link;
+use nos_relay::lab::LabNamespace;
+use sha2::{Digest, Sha256};
+use support::daemon::LIMIT;
+use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, each_variant, variant_tests};
+
+const MIB: u64 = 1 << 20;
+
+/// Octets of a transfer.
+fn size(by_default: u64) -> u64 {
+    match std::env::var("NOS_RELAY_TRANSFER_GIB") {
+        Ok(gib) => gib.parse::<u64>().unwrap() << 30,
+        Err(_) => by_default,
+    }
+}
+
+/// A machine that cannot do a tenth of a gigabit a second is of no use for this.
+fn time_for(octets: u64) -> Duration {
+    Duration::from_secs(60 + octets / 12_500_000)
+}
+
+/// Sends `octets` octets that repeat nowhere; returns their hash.
+fn send(mut stream: TcpStream, octets: u64, seed: u64, deadline: Instant) -> [u8; 32] {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut hash = Sha256::new();
+    let mut block = vec![0; 256 << 10];
+    let mut left = octets;
+    while left > 0 {
+        let length = block.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        random.fill(&mut block[..length]);
+        hash.update(&block[..length]);
+        stream.set_write_timeout(Some(until(deadline))).unwrap();
+        stream.write_all(&block[..length]).unwrap();
+        left -= length as u64;
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    hash.finalize().into()
+}
+
+/// Receives to the end of the stream; returns the number of octets and their hash.
+fn receive(mut stream: TcpStream, deadline: Instant) -> (u64, [u8; 32]) {
+    let mut hash = Sha256::new();
+    let mut block = vec![0; 256 << 10];
+    let mut octets = 0;
+    loop {
+        stream.set_read_timeout(Some(until(deadline))).unwrap();
+        let length = stream.read(&mut block).unwrap();
+        if length == 0 {
+            return (octets, hash.finalize().into());
+        }
+        hash.update(&block[..length]);
+        octets += length as u64;
+    }
+}
+
+fn until(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    assert!(!left.is_zero(), "the transfer takes too long");
+    left
+}
+
+/// A connection from `client` to `address` in `server`: its ends there.
+fn connect(client: &LabNamespace, server: &LabNamespace, address: SocketAddr) -> [TcpStream; 2] {
+    let listener = server.run(|| TcpListener::bind(address).unwrap()).unwrap();
+    let near = client.run(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
+    let (far, _) = listener.accept().unwrap();
+    [near.unwrap(), far]
+}
+
+/// Moves `octets` from one end to the other and compares hashes.
+fn transfer([from, to]: [TcpStream; 2], octets: u64, seed: u64) {
+    let deadline = Instant::now() + time_for(octets);
+    std::thread::scope(|scope| {
+        let sent = scope.spawn(|| send(from, octets, seed, deadline));
+        let received = receive(to, deadline);
+        assert_eq!(received, (octets, sent.join().unwrap()));
+    });
+}
+
+fn outbound(scenario: &Scenario, family: Family, port: u16) -> [TcpStream; 2] {
+    connect(
+        scenario.web(),
+        scenario.external(),
+        family.external_port(port),
+    )
+}
+
+fn inbound(scenario: &Scenario, family: Family, port: u16) -> [TcpStream; 2] {
+    connect(scenario.external(), scenario.web(), family.nos_port(port))
+}
+
+/// The same connection, the octets going the other way.
+fn reversed([near, far]: [TcpStream; 2]) -> [TcpStream; 2] {
+    [far, near]
+}
+
+fn transfer_each_way(scenario: &Scenario, octets: u64) {
+    for family in FAMILIES {
+        let connections = [
+            outbound(scenario, family, 8080),
+            reversed(outbound(scenario, family, 8081)),
+            inbound(scenario, family, 20080),
+            reversed(inbound(scenario, family, 20081)),
+        ];
+        for (connection, seed) in connections.into_iter().zip(1..) {
+            transfer(connection, octets, seed);
+        }
+    }
+}
+
+fn octets_a_packet(link: &Link) -> [u64; 2] {
+    [link.rx, link.tx].map(|traffic| traffic.octets / traffic.packets)
+}
+
+each_variant! {
+    fn bulk_arrives_whole(variant) {
+        let scenario = Scenario::new(variant);
+        let offload = variant.offload[0];
+        transfer_each_way(&scenario, size(if offload { 32 * MIB } else { 8 * MIB }));
+        // Offload carries super-frames through; without it none is longer than the MTU.
+        for link in [scenario.daemon.attachment("web").link, scenario.daemon.uplink("up0").link] {
+            let [from, to] = octets_a_packet(&link);
+            assert_eq!([from > 1514, to > 1514], [offload; 2], "{link:?}");
+        }
+    }
+}
+
+/// Where one side has offload and the other none, super-frames are cut on the way out.
+mod bulk_is_cut_in_software {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let scenario = Scenario::new(variant);
+        transfer_each_way(&scenario, size(8 * MIB));
+        let [containers, _] = variant.offload;
+        let links = [
+            scenario.daemon.attachment("web").link,
+            scenario.daemon.uplink("up0").link,
+        ];
+        let [with, without] = if containers { [0, 1] } else { [1, 0] };
+        assert!(octets_a_packet(&links[with])[0] > 1514, "{links:?}");
+        assert!(octets_a_packet(&links[without])[1] <= 1514, "{links:?}");
+    }
+
+    variant_tests! {
+        tap_to_plain_uplink: ("tap", "single", [true, false]),
+        plain_tap_to_uplink: ("tap", "split", [false, true]),
+        veth_to_plain_uplink: ("veth", "split", [true, false]),
+        plain_veth_to_uplink: ("veth", "single", [false, true]),
+    }
+}
+
+/// Four connections at once each way.
+mod parallel_streams_arrive_whole {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let scenario = Scenario::new(variant);
+        let each_way = [
+            [8080, 8081, 8082, 8083].map(|port| outbound(&scenario, V4, port)),
+            [20080, 20081, 20082, 20083].map(|port| inbound(&scenario, V4, port)),
+        ];
+        for connections in each_way {
+            std::thread::scope(|scope| {
+                for (connection, seed) in connections.into_iter().zip(1..) {
+                    scope.spawn(move || transfer(connection, size(8 * MIB), seed));
+                }
+            });
+        }
+    }
+
+    variant_tests! {
+        tap_single: ("tap", "single", [true, true]),
+        tap_split: ("tap", "split", [true, true]),
+        veth_single: ("veth", "single", [true, true]),
+        veth_split: ("veth", "split", [true, true]),
+    }
+}
+
+/// Both ways on one connection, which mixes data with acknowledgements of data.
+mod both_ways_at_once {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let scenario = Scenario::new(variant);
+        for family in FAMILIES {
+            let [near, far] = inbound(&scenario, family, 20080);
+            let back = [far.try_clone().unwrap(), near.try_clone().unwrap()];
+            std::thread::scope(|scope| {
+                scope.spawn(|| transfer([near, far], size(8 * MIB), 1));
+                transfer(back, size(8 * MIB), 2);
+            });
+        }
+    }
+
+    variant_tests! {
+        tap_single: ("tap", "single", [true, true]),
+        veth_split: ("veth", "split", [true, true]),
+    }
+}
