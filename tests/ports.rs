@@ -338,7 +338,7 @@ lab_test! {
         let output = Daemon::start_failing(&topology.device, &(good + "[nos]\nservices = [\"http:20080\"]\n"));
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("\"web\"") && said.contains("20080"), "{said}");
+        assert!(said.contains("\"http:20080\"") && said.contains("20000-20999"), "{said}");
     }
 }
 
