@@ -10,7 +10,7 @@ mod quote;
 
 pub use error::{IcmpError, QUOTE_LIMIT_V4, QUOTE_LIMIT_V6};
 pub use query::{Answer, answer};
-pub use quote::Quote;
+pub use quote::{Quote, set_quoted_echo_id};
 
 /// Types of ICMP for IPv4 (RFC 792).
 mod v4 {

@@ -12,6 +12,7 @@ use crate::packet::{Fragment, Packet};
 use crate::shim::Shim;
 use crate::time::Instant;
 
+use super::demux::put_back_echo_id;
 use super::{Origin, Verdict};
 
 /// Who gets the fragments of a datagram: whoever got the first.
@@ -45,8 +46,8 @@ impl Shim {
     fn carry_out(&mut self, verdict: Verdict, mut packet: Packet, origin: Origin, now: Instant) {
         match verdict {
             Verdict::Attachment(id) => self.deliver_to(packet, id),
-            Verdict::EchoReply(id, echo_id) => {
-                packet.set_echo_id(echo_id);
+            Verdict::Echo(id, own) => {
+                put_back_echo_id(&mut packet, own);
                 self.deliver_to(packet, id);
             }
             Verdict::Drop(reason) => self.discard(packet, reason),
@@ -70,7 +71,7 @@ impl Shim {
                 self.refuse(packet, origin, error, DropReason::NoProtocol, now);
             }
             Verdict::Drop(reason) => self.discard(packet, reason),
-            Verdict::Attachment(id) | Verdict::EchoReply(id, _) => self.deliver_to(packet, id),
+            Verdict::Attachment(id) | Verdict::Echo(id, _) => self.deliver_to(packet, id),
         }
     }
 
@@ -91,8 +92,8 @@ impl Shim {
     fn holder(&mut self, first: &mut Packet, address: LocalAddressId, now: Instant) -> Holder {
         match self.owner(first, address, now) {
             Verdict::Attachment(id) => Holder::Attachment(id),
-            Verdict::EchoReply(id, echo_id) => {
-                first.set_echo_id(echo_id);
+            Verdict::Echo(id, own) => {
+                put_back_echo_id(first, own);
                 Holder::Attachment(id)
             }
             // A refusal has to quote the datagram whole, as a host does that puts it together.

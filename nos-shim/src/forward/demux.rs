@@ -6,7 +6,7 @@
 
 use crate::drop::DropReason;
 use crate::flows::{Echo, EchoKey};
-use crate::icmp::Quote;
+use crate::icmp::{self, Quote};
 use crate::ident::{AttachmentId, LocalAddressId};
 use crate::packet::{Packet, protocol};
 use crate::ports::{ClaimKind, Owner, PortOwner, Transport};
@@ -23,8 +23,9 @@ const RST: u8 = 0x04;
 pub enum Verdict {
     /// It is a container's.
     Attachment(AttachmentId),
-    /// It is the container's once its echo identifier has been put back.
-    EchoReply(AttachmentId, u16),
+    /// It is the container's once its echo identifier has been put back: into an echo reply, or into
+    /// the request that an ICMP error quotes.
+    Echo(AttachmentId, u16),
     /// It is for a socket of the NOS.
     Local,
     /// An ICMP message to the NOS: a query, which it answers, or nothing to be answered.
@@ -107,7 +108,7 @@ impl Shim {
             Some(Echo {
                 owner: Owner::Attachment(id),
                 id: own,
-            }) => Verdict::EchoReply(id, own),
+            }) => Verdict::Echo(id, own),
             // The NOS itself asks nobody.
             Some(Echo {
                 owner: Owner::Nos, ..
@@ -160,8 +161,8 @@ impl Shim {
         match self.echo.inbound(key, now) {
             Some(Echo {
                 owner: Owner::Attachment(id),
-                ..
-            }) => Verdict::Attachment(id),
+                id: own,
+            }) => Verdict::Echo(id, own),
             Some(Echo {
                 owner: Owner::Nos, ..
             })
@@ -176,24 +177,45 @@ impl Shim {
         id: AttachmentId,
         now: Instant,
     ) -> Result<(), DropReason> {
-        let request = if packet.is_ipv6() { 128 } else { 8 };
-        let (Some((kind, _)), Some(echo)) = (packet.icmp(), packet.echo_id()) else {
+        let Some(key) = request_key(packet) else {
             return Ok(());
-        };
-        if kind != request {
-            return Ok(());
-        }
-        let key = EchoKey {
-            vrf: packet.frame().vrf(),
-            local: packet.source(),
-            remote: packet.destination(),
-            id: echo,
         };
         let on_wire = self.echo.outbound(Owner::Attachment(id), key, now)?;
-        if on_wire != echo {
+        if on_wire != key.id {
             packet.set_echo_id(on_wire);
         }
         Ok(())
+    }
+
+    /// Gives an echo request that did not get out the identifier back that its container gave it.
+    pub(super) fn unnote_echo(&self, packet: &mut Packet, now: Instant) {
+        let noted = request_key(packet).and_then(|key| self.echo.inbound(key, now));
+        if let Some(Echo { id: own, .. }) = noted {
+            packet.set_echo_id(own);
+        }
+    }
+}
+
+/// What tells the flow of an echo request; `None` for other packets.
+fn request_key(packet: &Packet) -> Option<EchoKey> {
+    let request = if packet.is_ipv6() { 128 } else { 8 };
+    let (kind, _) = packet.icmp()?;
+    let id = packet.echo_id().filter(|_| kind == request)?;
+    Some(EchoKey {
+        vrf: packet.frame().vrf(),
+        local: packet.source(),
+        remote: packet.destination(),
+        id,
+    })
+}
+
+/// Puts a container's own echo identifier in place of the one on the wire: into an echo message, or
+/// into the one that an ICMP error quotes.
+pub(super) fn put_back_echo_id(packet: &mut Packet, own: u16) {
+    if packet.echo_id().is_some() {
+        packet.set_echo_id(own);
+    } else {
+        icmp::set_quoted_echo_id(packet, own);
     }
 }
 

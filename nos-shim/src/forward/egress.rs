@@ -129,6 +129,12 @@ impl Shim {
         if hop == Hop::Transit && !packet.decrement_ttl() {
             return self.discard(packet, DropReason::TtlExceeded);
         }
+        // Not before: what the NOS refuses or answers itself has the container's identifier.
+        if let Origin::Attachment(attachment) = origin
+            && let Err(reason) = self.note_echo(&mut packet, attachment, now)
+        {
+            return self.discard(packet, reason);
+        }
         if fits {
             return self.hand_to_neighbor(packet, id, next_hop, origin, now);
         }
@@ -190,7 +196,10 @@ impl Shim {
             match output {
                 Output::Send(message) => self.say(&message, id),
                 Output::Release { mac, packet, .. } => self.emit(packet, id, mac),
-                Output::Failed { packet, tag } => {
+                Output::Failed { mut packet, tag } => {
+                    if matches!(tag, Origin::Attachment(_)) {
+                        self.unnote_echo(&mut packet, now);
+                    }
                     let error = IcmpError::HostUnreachable;
                     self.refuse(packet, tag, error, DropReason::NeighborFailed, now);
                 }

@@ -114,13 +114,10 @@ impl Shim {
     }
 
     /// A packet from a container.
-    fn outbound(&mut self, mut packet: Packet, now: Instant) {
+    fn outbound(&mut self, packet: Packet, now: Instant) {
         let Some(Interface::Attachment(id)) = packet.frame().interface() else {
             return self.discard(packet, DropReason::UnknownAttachment);
         };
-        if let Err(reason) = self.note_echo(&mut packet, id, now) {
-            return self.discard(packet, reason);
-        }
         self.route(packet, Origin::Attachment(id), now);
     }
 

@@ -3,6 +3,7 @@
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{v4, v6};
+use crate::checksum::updated;
 use crate::packet::{Addresses, IPV4_HEADER, IPV6_HEADER, Packet, Ports, protocol};
 
 /// IPv6 extension headers that are followed in a quote.
@@ -74,6 +75,36 @@ impl Quote {
             })
         }
     }
+}
+
+/// Writes the identifier of the echo message that `packet`, an ICMP error, quotes, and mends the
+/// quoted checksum (RFC 5508 §4.2). The error's own checksum stays right: it covers both, and they
+/// change by the same amount in opposite directions. Errors about anything else are left alone.
+pub fn set_quoted_echo_id(packet: &mut Packet, id: u16) {
+    let Some(old) = Quote::parse(packet).and_then(|quote| quote.echo_id) else {
+        return;
+    };
+    let Some(at) = quoted_transport_at(packet) else {
+        return;
+    };
+    let octets = packet.frame_mut().bytes_mut();
+    // An identifier was there, so the eight octets of the header's start are as well.
+    if let Some([_, _, c0, c1, i0, i1]) = octets.get_mut(at..at + 6) {
+        [*c0, *c1] = updated(u16::from_be_bytes([*c0, *c1]), old, id).to_be_bytes();
+        [*i0, *i1] = id.to_be_bytes();
+    }
+}
+
+/// Where the transport header of the quoted packet starts in the frame.
+fn quoted_transport_at(packet: &Packet) -> Option<usize> {
+    let quote_at = packet.transport_offset() + 8;
+    let ip = packet.frame().bytes().get(quote_at..)?;
+    let header_len = if packet.is_ipv6() {
+        skip_extensions(ip, *ip.get(6)?)?.2
+    } else {
+        usize::from(ip.first()? & 0xf) * 4
+    };
+    Some(quote_at + header_len)
 }
 
 /// The header checksum and the total length are not checked: routers quote packets that they have
@@ -284,6 +315,40 @@ mod tests {
             let quote = error(&draft, 3, 1, 0, &frame[14..]).unwrap();
             assert_eq!(quote.echo_id, None);
         }
+    }
+
+    #[test]
+    fn quoted_identifier_changes_without_harm_to_checksums() {
+        for (draft, mut sent, protocol) in [
+            (Draft::v4(), Draft::new(N4, X4), 1),
+            (Draft::v6(), Draft::new(N6, X6), 58),
+        ] {
+            for options in [vec![], vec![1, 1, 1, 0]] {
+                sent.options = if protocol == 1 { options } else { vec![] };
+                let quoted = |id: u32| {
+                    let request = 8 + 120 * u8::from(protocol == 58);
+                    sent.frame(protocol, &sent.icmp(request, 0, id << 16 | 1, b"odd"))
+                };
+                let kind = if protocol == 1 { 3 } else { 1 };
+                let about =
+                    |id: u32| draft.icmp_packet(&mut pool(), (kind, 1), 0, &quoted(id)[14..]);
+                let mut changed = about(0xabcd);
+                set_quoted_echo_id(&mut changed, 0x1234);
+                assert_eq!(Quote::parse(&changed).unwrap().echo_id, Some(0x1234));
+                assert!(changed.transport_checksum_ok());
+                assert_eq!(changed.ip(), about(0x1234).ip());
+            }
+        }
+    }
+
+    #[test]
+    fn errors_about_other_things_keep_their_quote() {
+        let sent = Draft::new(N4, X4);
+        let frame = sent.frame(17, &sent.udp((5, 6), b"x"));
+        let mut error = Draft::v4().icmp_packet(&mut pool(), (3, 3), 0, &frame[14..]);
+        let before = error.ip().to_vec();
+        set_quoted_echo_id(&mut error, 0x1234);
+        assert_eq!(error.ip(), before);
     }
 
     #[test]
