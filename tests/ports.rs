@@ -239,6 +239,26 @@ impl Inside {
     }
 }
 
+impl Inside {
+    /// Identifier and payload of the echo request that the next ICMP error quotes.
+    fn quoted_echo(&self, family: Family) -> (u16, Vec<u8>) {
+        let (unreachable, header) = if family.is_v6() { (1, 40) } else { (3, 20) };
+        self.wire.await_frame(LIMIT, |seen| {
+            seen.icmp().filter(|(kind, _)| *kind == unreachable)?;
+            // As the container's kernel checks it.
+            assert!(
+                family.is_v6() || wire::sum(seen.transport()) == 0xffff,
+                "{seen:?}"
+            );
+            let quoted = &seen.transport()[8 + header..];
+            Some((
+                u16::from_be_bytes([quoted[4], quoted[5]]),
+                quoted[8..].to_vec(),
+            ))
+        })
+    }
+}
+
 const ID: u16 = 0x1234;
 
 /// Type, identifier and payload of an echo message.
@@ -297,19 +317,55 @@ lab_test! {
             for inside in [&web, &db] {
                 inside.ping(family.nos, far.parse().unwrap(), ID, b"to nowhere");
             }
-            let unreachable = if family.is_v6() { 1 } else { 3 };
             for inside in [&web, &db] {
-                let error = inside.wire.await_frame(LIMIT, |seen| {
-                    seen.icmp().filter(|(kind, _)| *kind == unreachable).map(|_| seen.clone())
-                });
-                assert_eq!(error.source, family.external);
-                let header = if family.is_v6() { 40 } else { 20 };
-                let quoted = &error.transport()[8 + header..];
-                assert_eq!(quoted[4..6], ID.to_be_bytes(), "{error:?}");
-                assert_eq!(&quoted[8..], b"to nowhere");
-                // As the kernel of the container checks it.
-                if !family.is_v6() {
-                    assert_eq!(wire::sum(error.transport()), 0xffff);
+                assert_eq!(inside.quoted_echo(family), (ID, b"to nowhere".to_vec()));
+            }
+        }
+    }
+}
+
+lab_test! {
+    fn what_the_nos_says_of_pings_has_the_identifier_of_the_container() {
+        let more = "
+            [[route]]
+            prefix = \"198.51.100.0/24\"
+            type = \"unreachable\"
+            [[route]]
+            prefix = \"2001:db8:2::/48\"
+            type = \"unreachable\"
+        ";
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        // One address of the NOS that is no container's.
+        let text = scenario::config(&topology, Variant::PLAIN) + more;
+        let text = edited(&text, "\"2001:db8:1::1/64\"]", "\"2001:db8:1::1/64\", \"203.0.113.9/24\", \"2001:db8:1::9/64\"]");
+        let text = ["web", "db"].iter().fold(text, |text, name| {
+            let from = format!("name = \"{name}\"\n");
+            edited(&text, &from, &format!("{from}addresses = [\"203.0.113.1\", \"2001:db8:1::1\"]\n"))
+        });
+        let daemon = Daemon::start(&topology.device, &text);
+        let scenario = Scenario { daemon, topology, config: text };
+        let web = Inside::of(&scenario, "web", scenario.web());
+        let db = Inside::of(&scenario, "db", scenario.db());
+        let both = [&web, &db];
+        for (family, [own, refused, nobody]) in FAMILIES.into_iter().zip([
+            ["203.0.113.9", "198.51.100.9", "203.0.113.99"],
+            ["2001:db8:1::9", "2001:db8:2::9", "2001:db8:1::99"],
+        ]) {
+            let reply = if family.is_v6() { 129 } else { 0 };
+            for inside in both {
+                inside.ping(family.nos, own.parse().unwrap(), ID, b"to the NOS");
+            }
+            for inside in both {
+                let got = inside.wire.await_frame(LIMIT, |seen| echo(seen).filter(|(kind, ..)| *kind == reply));
+                assert_eq!(got, (reply, ID, b"to the NOS".to_vec()));
+            }
+            // Without a route, and without a neighbor.
+            for far in [refused, nobody] {
+                for inside in both {
+                    inside.ping(family.nos, far.parse().unwrap(), ID, b"to nowhere");
+                }
+                for inside in both {
+                    assert_eq!(inside.quoted_echo(family), (ID, b"to nowhere".to_vec()), "{far}");
                 }
             }
         }
