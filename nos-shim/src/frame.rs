@@ -58,6 +58,9 @@ pub const MAX_FRAME: usize = ETHERNET_HEADER + 65_535;
 
 const LINE: usize = 64;
 
+/// An alignment for which the allocator gets zeroed memory from the kernel.
+const SMALL_ALIGN: usize = 16;
+
 /// Octets from the start of a buffer to a frame fresh from the pool.
 const FIRST_HEAD: u32 = 138;
 
@@ -240,7 +243,9 @@ const _: () = assert!(
 
 /// The allocation behind all handles of a pool.
 struct Home {
+    /// Where the first buffer is.
     base: NonNull<u8>,
+    allocation: NonNull<u8>,
     layout: Layout,
     stride: usize,
     count: usize,
@@ -260,18 +265,26 @@ impl Home {
     fn allocate(count: usize, room: usize) -> NonNull<Self> {
         let lines = (LINE + HEADROOM + room).div_ceil(LINE);
         let stride = LINE * (lines | 1);
-        let size = stride.checked_mul(count).filter(|&size| size > 0);
-        let layout = size.and_then(|size| Layout::from_size_align(size, LINE).ok());
+        // Zeroed memory of a small alignment comes untouched from the kernel; of a large one the
+        // allocator writes it, and all of the pool would be resident at once.
+        let size = stride
+            .checked_mul(count)
+            .and_then(|size| size.checked_add(LINE));
+        let layout = size.and_then(|size| Layout::from_size_align(size, SMALL_ALIGN).ok());
         let Some(layout) = layout else {
             handle_alloc_error(Layout::new::<Header>())
         };
         // SAFETY: the layout's size is not zero.
         let base = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else {
+        let Some(allocation) = NonNull::new(base) else {
             handle_alloc_error(layout)
         };
+        let skip = allocation.align_offset(LINE);
+        // SAFETY: the allocation is a line longer than the buffers are.
+        let base = unsafe { allocation.add(skip) };
         let home = Self {
             base,
+            allocation,
             layout,
             stride,
             count,
@@ -340,7 +353,7 @@ impl Home {
         // SAFETY: made by Box::leak, and this was the last reference.
         let home = unsafe { Box::from_raw(home.as_ptr()) };
         // SAFETY: allocated with this layout; no buffer is out of the queue.
-        unsafe { dealloc(home.base.as_ptr(), home.layout) };
+        unsafe { dealloc(home.allocation.as_ptr(), home.layout) };
     }
 }
 
