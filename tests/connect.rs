@@ -172,10 +172,25 @@ fn family_of(address: IpAddr) -> Family {
     FAMILIES[usize::from(address.is_ipv6())]
 }
 
+/// Listens on `address`. A process that another test is just starting has, until it has started, a
+/// copy of each of our descriptors, also of a listener there that was closed.
+fn bind(address: std::net::SocketAddr) -> TcpListener {
+    let until = std::time::Instant::now() + LIMIT;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrInUse
+                    && std::time::Instant::now() < until =>
+            {
+                std::thread::yield_now();
+            }
+            listener => return listener.unwrap(),
+        }
+    }
+}
+
 fn listen(namespace: &LabNamespace, address: std::net::SocketAddr, ttl: u8) -> TcpListener {
-    let listener = namespace
-        .run(|| TcpListener::bind(address).unwrap())
-        .unwrap();
+    let listener = namespace.run(|| bind(address)).unwrap();
     set_ttl(&listener, family_of(address.ip()), ttl);
     listener
 }
