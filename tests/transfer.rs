@@ -138,7 +138,10 @@ each_variant! {
         // Offload carries super-frames through; without it none is longer than the MTU.
         for link in [scenario.daemon.attachment("web").link, scenario.daemon.uplink("up0").link] {
             let [from, to] = octets_a_packet(&link);
-            assert_eq!([from > 1514, to > 1514], [offload; 2], "{link:?}");
+            assert_eq!(to > 1514, offload, "{link:?}");
+            // What a veth's other end makes comes as it is, and is cut on the way out.
+            let made = offload || link.device != "tap";
+            assert_eq!(from > 1514, made, "{link:?}");
         }
     }
 }

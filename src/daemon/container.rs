@@ -23,7 +23,7 @@ pub(super) struct AttachedContainer {
     pub(super) config: Container,
     /// Set when its device went away by itself, and until it is attached anew.
     pub(super) gone: bool,
-    namespace: Namespace,
+    namespace: Option<Namespace>,
     side: Option<ContainerSide>,
     veth: Option<VethPair>,
 }
@@ -130,7 +130,7 @@ impl AttachedContainer {
             id,
             config,
             gone: false,
-            namespace,
+            namespace: Some(namespace),
             side: Some(side),
             veth,
         })
@@ -151,14 +151,24 @@ impl AttachedContainer {
         Ok(())
     }
 
-    /// Where the container is.
-    pub(super) fn namespace(&self) -> &Namespace {
-        &self.namespace
+    /// Where the container is, while it is attached.
+    pub(super) fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
     }
 
-    /// Takes the container's side away. What cannot be undone is logged, and the rest is undone.
+    /// Takes the container's side away.
     pub(super) fn detach(mut self, plane: &DataPlane) {
-        let name = self.config.name.to_string();
+        if !self.gone {
+            self.let_go(plane);
+            info!(container = %self.config.name, "detached");
+        }
+    }
+
+    /// Undoes everything and holds nothing of the container any more. What cannot be undone is
+    /// logged, and the rest is undone.
+    pub(super) fn let_go(&mut self, plane: &DataPlane) {
+        let name = &self.config.name;
+        self.gone = true;
         if let Some(side) = self.side.take()
             && let Err(error) = side.detach()
         {
@@ -173,7 +183,7 @@ impl AttachedContainer {
         {
             warn!(container = %name, %error, "the veth pair could not be deleted");
         }
-        info!(container = %name, "detached");
+        self.namespace = None;
     }
 }
 

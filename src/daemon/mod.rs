@@ -23,6 +23,7 @@ mod data_plane;
 mod reload;
 mod state;
 mod uplink;
+mod watch;
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -48,13 +49,15 @@ use crate::relay::RelayEvent;
 use container::AttachedContainer;
 use data_plane::DataPlane;
 use uplink::OpenUplink;
+use watch::Watch;
 
 /// How long the NOS may take to answer a registration.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
-const CONTROL: Token = Token(2);
+const WATCH: Token = Token(2);
+const CONTROL: Token = Token(3);
 
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, Error)]
@@ -153,6 +156,8 @@ pub fn run(config_path: &Path, control_path: &Path) -> Result<(), DaemonError> {
     let mut daemon = Daemon {
         host: Namespace::current()?,
         plane,
+        watch: Watch::new(poll.registry(), WATCH)
+            .map_err(DaemonError::start("watch namespaces"))?,
         config_path: config_path.to_owned(),
         settings: config.relay.clone(),
         routes: Vec::new(),
@@ -209,6 +214,9 @@ fn serve(
             server.respond(connection, &response, daemon.plane.now());
         }
         daemon.handle_events()?;
+        for id in daemon.watch.gone() {
+            daemon.container_gone(id, "its namespace was deleted");
+        }
         for signal in signals.pending() {
             match signal {
                 SIGHUP => daemon.reload(),
@@ -225,6 +233,7 @@ fn serve(
 pub(crate) struct Daemon {
     host: Namespace,
     plane: DataPlane,
+    watch: Watch,
     config_path: PathBuf,
     /// Settings with which the data threads were started.
     settings: crate::config::RelayConfig,
@@ -280,6 +289,9 @@ impl Daemon {
             .and_then(|()| AttachedContainer::attach(&self.host, &self.plane, id, config));
         match attached {
             Ok(container) => {
+                if let Err(error) = self.watch.add(id, &container.config.netns) {
+                    warn!(container = %container.config.name, %error, "its end will not be noticed");
+                }
                 self.containers.push(container);
                 Ok(())
             }
@@ -299,6 +311,7 @@ impl Daemon {
 
     fn detach(&mut self, container: AttachedContainer) {
         let id = container.id;
+        self.watch.remove(id);
         container.detach(&self.plane);
         self.withdraw(id);
     }
@@ -363,8 +376,12 @@ impl Daemon {
         else {
             return;
         };
-        container.gone = true;
-        warn!(container = %container.config.name, why, "the container's device is gone; reload to attach it again");
+        if container.gone {
+            return;
+        }
+        warn!(container = %container.config.name, why, "the container has gone; reload to attach it again");
+        container.let_go(&self.plane);
+        self.watch.remove(id);
         if self.plane.on_relay(move |relay| relay.detach(id)).is_err() {
             warn!("the data thread has stopped");
         }
