@@ -202,7 +202,7 @@ fn kernel_drops(container: &AttachedContainer, device: Option<&DeviceReport>) ->
     match device.kind {
         DeviceKind::Tap | DeviceKind::PlainTap => {
             let interface = container.config.interface.as_str();
-            let statistics = link_statistics(container.namespace(), interface).ok()?;
+            let statistics = link_statistics(&container.namespace().ok()?, interface).ok()?;
             Some(statistics.tx_dropped)
         }
         DeviceKind::Packet | DeviceKind::Memory => Some(device.kernel_drops),
