@@ -460,6 +460,7 @@ lab_test! {
         let device = &scenario.topology.device;
         veth((device, "hy"), (&y, "yh")).unwrap();
         y.add_address("yh", "198.51.100.2/24".parse().unwrap()).unwrap();
+        y.add_route("203.0.113.0/24".parse().unwrap(), "198.51.100.1".parse().unwrap()).unwrap();
         let flow = Flow::start(&scenario);
         let more = "
             [[uplink]]
@@ -481,6 +482,33 @@ lab_test! {
         // The kernel has it again.
         device.add_address("hy", "198.51.100.1/24".parse().unwrap()).unwrap();
         assert!(ping(&y, "198.51.100.1".parse().unwrap(), 1, LIMIT).unwrap()[0].is_reply());
+    }
+}
+
+lab_test! {
+    fn reload_moves_ports_between_containers_and_services() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let plain = config(&topology, Variant::PLAIN);
+        let [container, service] = [
+            edited(&plain, "[\"21000-21999\"]", "[\"21000-21999\", \"8080\"]"),
+            plain + "[nos]\nservices = [\"http:8080\"]\n",
+        ];
+        let daemon = Daemon::start(&topology.device, &container);
+        let scenario = Scenario { daemon, topology, config: container.clone() };
+        let server = tcp::EchoServer::start(scenario.db(), V4.nos_port(8080)).unwrap();
+        let owner = || {
+            let ports = scenario.daemon.ports();
+            let port = ports.iter().find(|port| port.range.to_string() == "8080");
+            port.map(|port| port.owner.clone())
+        };
+        for _ in 0..2 {
+            tcp::exchange(scenario.external(), None, V4.nos_port(8080), b"x", LIMIT).unwrap();
+            scenario.daemon.reload(&service);
+            assert!(owner().is_some_and(|owner| owner != "db"));
+            scenario.daemon.reload(&container);
+            assert_eq!(owner().as_deref(), Some("db"));
+        }
+        assert_eq!(server.peers().len(), 2);
     }
 }
 
@@ -756,25 +784,33 @@ lab_test! {
     }
 }
 
-lab_test! {
-    fn container_interface_that_is_set_down_comes_back() {
-        let scenario = Scenario::new(Variant::PLAIN);
+mod container_interface_that_is_set_down_comes_back {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let scenario = Scenario::new(variant);
         assert_alive(&scenario);
         scenario.web().set_down("eth0").unwrap();
-        await_that("it is seen down", || {
-            let state = scenario.daemon.attachment("web").link.state;
-            if state == LinkState::Down { Ok(()) } else { Err(format!("{state:?}")) }
-        });
-        // Its packets have nowhere to go, and are counted.
-        let answer = udp::exchange(scenario.external(), None, V4.nos_port(20053), b"x", Duration::from_millis(50));
-        answer.unwrap_err();
+        // Its packets have nowhere to go.
+        let limit = Duration::from_millis(50);
+        udp::exchange(scenario.external(), None, V4.nos_port(20053), b"x", limit).unwrap_err();
         assert_idle(&scenario.daemon);
+        // The kernel has removed the routes; a reload puts them back.
         scenario.web().set_up("eth0").unwrap();
-        await_that("it is reached again", || {
-            let server = tcp::EchoServer::start(scenario.web(), V4.nos_port(20080)).unwrap();
-            let result = tcp::exchange(scenario.external(), None, server.address(), b"x", Duration::from_secs(1));
-            result.map_err(|error| error.to_string())
-        });
+        scenario.daemon.reload(&scenario.config);
+        for family in FAMILIES {
+            let server = tcp::EchoServer::start(scenario.web(), family.nos_port(20080)).unwrap();
+            tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
+            let server = tcp::EchoServer::start(scenario.external(), family.external_port(8080));
+            tcp::exchange(scenario.web(), None, server.unwrap().address(), b"x", LIMIT).unwrap();
+        }
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        tap_plain: ("tap", "split", [false, false]),
+        veth: ("veth", "single", [true, true]),
+        veth_split: ("veth", "split", [true, true]),
     }
 }
 

@@ -15,7 +15,9 @@ use tracing::{debug, warn};
 
 use super::netlink::{AddressFacts, Netlink, NetlinkError, family_of, route_mark};
 use super::veth::{is_marked, mark};
-use super::{AttachError, InterfaceName, LinkFacts, Namespace, sysctl};
+use super::{
+    AttachError, InterfaceName, LinkFacts, Namespace, NamespaceError, NamespaceName, sysctl,
+};
 
 /// Transmit queue of a container's interface, in packets: larger than a TCP window of small
 /// segments, so that a burst of one connection does not overflow it.
@@ -59,6 +61,41 @@ pub struct ContainerSide {
     /// The port range before us; `None` while it has not been touched.
     ports_before: Option<String>,
     detached: bool,
+}
+
+/// A [`ContainerSide`] that does not keep its namespace alive.
+///
+/// Dropping the value leaves everything in place.
+#[derive(Debug)]
+#[must_use = "the container's side stays as it is unless it is resumed and detached"]
+pub struct ParkedSide {
+    name: NamespaceName,
+    spec: ContainerSpec,
+    added: BTreeSet<IpAddr>,
+    ports_before: Option<String>,
+}
+
+impl ParkedSide {
+    /// Opens the namespace again.
+    ///
+    /// # Errors
+    /// It cannot be found by its name any more; most likely it was deleted, and there is nothing
+    /// to change or undo.
+    pub fn resume(&self) -> Result<ContainerSide, NamespaceError> {
+        Ok(ContainerSide {
+            namespace: self.name.open()?,
+            spec: self.spec.clone(),
+            added: self.added.clone(),
+            ports_before: self.ports_before.clone(),
+            detached: false,
+        })
+    }
+
+    /// By what the container's namespace can be opened.
+    #[must_use]
+    pub fn namespace(&self) -> &NamespaceName {
+        &self.name
+    }
 }
 
 impl ContainerSide {
@@ -122,6 +159,19 @@ impl ContainerSide {
     /// Leaves everything in place, as a killed process would.
     pub fn abandon(mut self) {
         self.detached = true;
+    }
+
+    /// Lets go of the namespace, so that the kernel can delete it together with the container, and
+    /// leaves everything in place.
+    #[must_use]
+    pub fn park(mut self) -> ParkedSide {
+        self.detached = true;
+        ParkedSide {
+            name: self.namespace.name(),
+            spec: self.spec.clone(),
+            added: std::mem::take(&mut self.added),
+            ports_before: self.ports_before.take(),
+        }
     }
 
     fn apply(&mut self) -> Result<(), AttachError> {

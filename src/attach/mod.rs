@@ -13,8 +13,12 @@
 //! | default routes | on-link through the interface, source: the first shared address | removal |
 //! | `ip_local_port_range` | the ephemeral range | the value found before |
 //!
-//! Order: [`make_room`], then the interface (a TAP opened inside by its device, or a
-//! [`VethPair`]), then [`ContainerSide::configure`].
+//! Order: [`make_room`], then the interface (a TAP opened by its device and [moved](move_link) in,
+//! or a [`VethPair`]), then [`ContainerSide::configure`].
+//!
+//! Nothing here keeps a container's namespace alive once it is attached, so that the kernel can
+//! delete it, and the device with it, when the container ends: [`ContainerSide::park`]. That is also
+//! why a TAP is not opened inside: its descriptor holds the namespace in which it was opened.
 //!
 //! How ours is told from others' without a file that could be stale: interfaces carry the alias
 //! `nos-relay:<attachment>`, host ends a name derived from the attachment's, addresses
@@ -34,19 +38,20 @@ mod veth;
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rtnetlink::LinkUnspec;
 use thiserror::Error;
 
 use crate::takeover::TakeoverError;
 
-pub use container::{ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN};
-pub use namespace::{Namespace, NamespaceError, NamespaceId};
+pub use container::{ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, ParkedSide};
+pub use namespace::{Namespace, NamespaceError, NamespaceId, NamespaceName};
 use netlink::Netlink;
 pub use netlink::{
     InterfaceName, InterfaceNameError, LinkFacts, LinkStatistics, NetlinkError, NetlinkOpenError,
 };
-pub use veth::{VethPair, host_end_name, make_room};
+pub use veth::{VethPair, host_end_name, make_room, tap_name};
 
 /// Why a container could not be attached, changed or detached.
 #[derive(Debug, Error)]
@@ -155,6 +160,25 @@ pub fn bring_up(namespace: &Namespace, interface: &str, mtu: u32) -> Result<(), 
         .up()
         .build();
     Ok(netlink.change_link(interface, change)?)
+}
+
+/// Moves an interface from one namespace into another, where it is named `name`.
+///
+/// # Errors
+/// There is no such interface, or `to` has one by that name already, or the kernel refuses.
+pub fn move_link(
+    from: &Namespace,
+    interface: &str,
+    to: &Namespace,
+    name: &InterfaceName,
+) -> Result<(), AttachError> {
+    let netlink = Netlink::open(from)?;
+    let link = netlink.existing_link(interface)?;
+    let change = LinkUnspec::new_with_index(link.index)
+        .setns_by_fd(to.as_fd().as_raw_fd())
+        .name(name.as_str().to_owned())
+        .build();
+    Ok(netlink.change_link(&format!("{interface}, to be {name} in {to}"), change)?)
 }
 
 /// The kernel's counters of an interface.

@@ -22,6 +22,14 @@ pub struct Namespace {
     origin: Origin,
 }
 
+/// By what a namespace can be opened again. It does not keep the namespace alive: the kernel
+/// deletes it with its last process and its last name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceName {
+    id: NamespaceId,
+    origin: Origin,
+}
+
 /// What makes two handles the same namespace: device and inode of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamespaceId {
@@ -59,6 +67,12 @@ pub enum NamespaceError {
         path: PathBuf,
         /// What it is instead.
         found: &'static str,
+    },
+    /// The name leads to another namespace by now: the container was started anew.
+    #[error("{origin} is another one by now")]
+    Replaced {
+        /// How the caller named it.
+        origin: String,
     },
     /// The kernel refused entry; it wants CAP_SYS_ADMIN over the namespace and over oneself.
     #[error("cannot enter {origin}: {source}")]
@@ -139,12 +153,19 @@ impl Namespace {
     /// namespace that never had such a name.
     #[must_use]
     pub fn is_still_named(&self) -> bool {
-        let now = match &self.origin {
-            Origin::Path(path) => Self::open(path.clone()),
-            Origin::Process(pid) => Self::of_process(*pid),
-            Origin::Current | Origin::Anonymous(_) => return true,
-        };
-        now.is_ok_and(|namespace| namespace.id == self.id)
+        match &self.origin {
+            Origin::Path(_) | Origin::Process(_) => self.name().open().is_ok(),
+            Origin::Current | Origin::Anonymous(_) => true,
+        }
+    }
+
+    /// By what it can be opened again, without keeping it alive.
+    #[must_use]
+    pub fn name(&self) -> NamespaceName {
+        NamespaceName {
+            id: self.id,
+            origin: self.origin.clone(),
+        }
     }
 
     /// Runs `task` on a fresh thread inside this namespace and waits for it.
@@ -195,6 +216,27 @@ impl Namespace {
                 inode: stat.st_ino,
             },
             origin,
+        })
+    }
+}
+
+impl NamespaceName {
+    /// Opens the namespace.
+    ///
+    /// # Errors
+    /// It has no such name any more: it was deleted, or its process has ended; or the name is
+    /// another's by now.
+    pub fn open(&self) -> Result<Namespace, NamespaceError> {
+        let namespace = match &self.origin {
+            Origin::Path(path) => Namespace::open(path.clone())?,
+            Origin::Process(pid) => Namespace::of_process(*pid)?,
+            Origin::Current | Origin::Anonymous(_) => Namespace::current()?,
+        };
+        if namespace.id == self.id {
+            return Ok(namespace);
+        }
+        Err(NamespaceError::Replaced {
+            origin: self.origin.to_string(),
         })
     }
 }
@@ -273,6 +315,7 @@ mod tests {
         assert_eq!(own, Namespace::of_process(std::process::id()).unwrap());
         assert_eq!(own, Namespace::open("/proc/self/ns/net").unwrap());
         assert!(own.is_still_named());
+        assert_eq!(own.name().open().unwrap(), own);
     }
 
     #[test]

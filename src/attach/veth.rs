@@ -132,8 +132,19 @@ impl Drop for VethPair {
 /// The name of the host end for an attachment: the same in every run, 13 octets.
 #[must_use]
 pub fn host_end_name(attachment: &str) -> String {
+    format!("nr-{}", name_suffix(attachment))
+}
+
+/// The name of an attachment's TAP on the host until it is moved into the container.
+#[must_use]
+pub fn tap_name(attachment: &str) -> String {
+    format!("nt-{}", name_suffix(attachment))
+}
+
+/// Ten octets that hardly any other attachment has.
+fn name_suffix(attachment: &str) -> String {
     let [_, a, b, c, d, e] = MacAddr::stable(attachment).0;
-    format!("nr-{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}")
+    format!("{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}")
 }
 
 /// Sees to it that `container` has no interface by this name, so that one can be made.

@@ -6,8 +6,8 @@ use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
 use tracing::{info, warn};
 
 use crate::attach::{
-    ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, InterfaceName, Namespace, VethPair,
-    make_room,
+    ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, InterfaceName, Namespace, NamespaceError,
+    ParkedSide, VethPair, make_room, move_link, tap_name,
 };
 use crate::config::{Container, ContainerDevice, NetnsRef};
 use crate::device::{FrameDevice, PacketOptions, PacketSocket, PlainTap, Tap};
@@ -23,8 +23,7 @@ pub(super) struct AttachedContainer {
     pub(super) config: Container,
     /// Set when its device went away by itself, and until it is attached anew.
     pub(super) gone: bool,
-    namespace: Option<Namespace>,
-    side: Option<ContainerSide>,
+    side: ParkedSide,
     veth: Option<VethPair>,
 }
 
@@ -113,7 +112,7 @@ impl AttachedContainer {
         let spec = spec(&config)?;
         make_room(host, &namespace, &spec.interface).map_err(|error| failed(error.into()))?;
         let (device, veth) = match config.device {
-            ContainerDevice::Tap => (open_tap(&namespace, &config)?, None),
+            ContainerDevice::Tap => (open_tap(host, &namespace, &spec, &config)?, None),
             ContainerDevice::Veth => {
                 let pair = VethPair::create(host, &namespace, &spec, relay_mac(&config));
                 let pair = pair.map_err(|error| failed(error.into()))?;
@@ -130,8 +129,7 @@ impl AttachedContainer {
             id,
             config,
             gone: false,
-            namespace: Some(namespace),
-            side: Some(side),
+            side: side.park(),
             veth,
         })
     }
@@ -143,36 +141,35 @@ impl AttachedContainer {
             let changed = veth.set_mtu(spec.mtu);
             changed.map_err(|error| DaemonError::container(&config, error))?;
         }
-        if let Some(side) = &mut self.side {
-            side.update(spec)
-                .map_err(|error| DaemonError::container(&config, error))?;
-        }
+        let mut side = self
+            .side
+            .resume()
+            .map_err(|error| DaemonError::container(&config, error))?;
+        let updated = side.update(spec);
+        self.side = side.park();
+        updated.map_err(|error| DaemonError::container(&config, error))?;
         self.config = config;
         Ok(())
     }
 
-    /// Where the container is, while it is attached.
-    pub(super) fn namespace(&self) -> Option<&Namespace> {
-        self.namespace.as_ref()
+    /// Where the container is.
+    ///
+    /// # Errors
+    ///
+    /// The namespace was deleted.
+    pub(super) fn namespace(&self) -> Result<Namespace, NamespaceError> {
+        self.side.namespace().open()
     }
 
-    /// Takes the container's side away.
+    /// Takes the container's side away. What cannot be undone is logged, and the rest is undone.
     pub(super) fn detach(mut self, plane: &DataPlane) {
-        if !self.gone {
-            self.let_go(plane);
-            info!(container = %self.config.name, "detached");
-        }
-    }
-
-    /// Undoes everything and holds nothing of the container any more. What cannot be undone is
-    /// logged, and the rest is undone.
-    pub(super) fn let_go(&mut self, plane: &DataPlane) {
-        let name = &self.config.name;
-        self.gone = true;
-        if let Some(side) = self.side.take()
-            && let Err(error) = side.detach()
-        {
-            warn!(container = %name, %error, "not all of the container's side could be undone");
+        let name = self.config.name.to_string();
+        match self.side.resume().map(ContainerSide::detach) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!(container = %name, %error, "not all of the container's side could be undone");
+            }
+            Err(error) => info!(container = %name, %error, "nothing to undo"),
         }
         // A TAP goes with its descriptor.
         if plane.remove_device(Interface::Attachment(self.id)).is_err() {
@@ -183,7 +180,7 @@ impl AttachedContainer {
         {
             warn!(container = %name, %error, "the veth pair could not be deleted");
         }
-        self.namespace = None;
+        info!(container = %name, "detached");
     }
 }
 
@@ -194,16 +191,22 @@ fn open(netns: &NetnsRef) -> Result<Namespace, crate::attach::NamespaceError> {
     }
 }
 
+/// Opens a TAP and moves it into the container. One that is opened inside would keep the namespace
+/// alive as long as its descriptor.
 fn open_tap(
+    host: &Namespace,
     namespace: &Namespace,
+    spec: &ContainerSpec,
     config: &Container,
 ) -> Result<Box<dyn FrameDevice>, DaemonError> {
-    let opened = namespace.run(|| tap(config.interface.as_str(), config.offload));
-    match opened {
-        Ok(Ok(device)) => Ok(device),
-        Ok(Err(error)) => Err(DaemonError::container(config, error)),
-        Err(error) => Err(DaemonError::container(config, error)),
-    }
+    let name = tap_name(&spec.name);
+    let opened = host.run(|| tap(&name, config.offload));
+    let opened = opened.map_err(|error| DaemonError::container(config, error))?;
+    let device = opened.map_err(|error| DaemonError::container(config, error))?;
+    // On an error the device is dropped, and the TAP goes with it.
+    move_link(host, &name, namespace, &spec.interface)
+        .map_err(|error| DaemonError::container(config, error))?;
+    Ok(device)
 }
 
 /// Opens a TAP in the current namespace: with virtio-net headers if `offload` is wished and the

@@ -23,7 +23,6 @@ mod data_plane;
 mod reload;
 mod state;
 mod uplink;
-mod watch;
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -49,15 +48,13 @@ use crate::relay::RelayEvent;
 use container::AttachedContainer;
 use data_plane::DataPlane;
 use uplink::OpenUplink;
-use watch::Watch;
 
 /// How long the NOS may take to answer a registration.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
-const WATCH: Token = Token(2);
-const CONTROL: Token = Token(3);
+const CONTROL: Token = Token(2);
 
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, Error)]
@@ -156,8 +153,6 @@ pub fn run(config_path: &Path, control_path: &Path) -> Result<(), DaemonError> {
     let mut daemon = Daemon {
         host: Namespace::current()?,
         plane,
-        watch: Watch::new(poll.registry(), WATCH)
-            .map_err(DaemonError::start("watch namespaces"))?,
         config_path: config_path.to_owned(),
         settings: config.relay.clone(),
         routes: Vec::new(),
@@ -214,9 +209,6 @@ fn serve(
             server.respond(connection, &response, daemon.plane.now());
         }
         daemon.handle_events()?;
-        for id in daemon.watch.gone() {
-            daemon.container_gone(id, "its namespace was deleted");
-        }
         for signal in signals.pending() {
             match signal {
                 SIGHUP => daemon.reload(),
@@ -233,7 +225,6 @@ fn serve(
 pub(crate) struct Daemon {
     host: Namespace,
     plane: DataPlane,
-    watch: Watch,
     config_path: PathBuf,
     /// Settings with which the data threads were started.
     settings: crate::config::RelayConfig,
@@ -289,9 +280,6 @@ impl Daemon {
             .and_then(|()| AttachedContainer::attach(&self.host, &self.plane, id, config));
         match attached {
             Ok(container) => {
-                if let Err(error) = self.watch.add(id, &container.config.netns) {
-                    warn!(container = %container.config.name, %error, "its end will not be noticed");
-                }
                 self.containers.push(container);
                 Ok(())
             }
@@ -311,7 +299,6 @@ impl Daemon {
 
     fn detach(&mut self, container: AttachedContainer) {
         let id = container.id;
-        self.watch.remove(id);
         container.detach(&self.plane);
         self.withdraw(id);
     }
@@ -376,12 +363,8 @@ impl Daemon {
         else {
             return;
         };
-        if container.gone {
-            return;
-        }
-        warn!(container = %container.config.name, why, "the container has gone; reload to attach it again");
-        container.let_go(&self.plane);
-        self.watch.remove(id);
+        container.gone = true;
+        warn!(container = %container.config.name, why, "the container's device is gone; reload to attach it again");
         if self.plane.on_relay(move |relay| relay.detach(id)).is_err() {
             warn!("the data thread has stopped");
         }

@@ -7,8 +7,8 @@ use sd_notify::NotifyState;
 use tracing::{error, info, warn};
 
 use crate::config::{
-    Changes, Config, Container, ContainerAspects, Nos, Route, RouteAction, Service, Uplink,
-    UplinkAspects,
+    Changed, Changes, Config, Container, ContainerAspects, Nos, Route, RouteAction, Service,
+    Uplink, UplinkAspects,
 };
 
 use crate::relay::AttachmentConfig;
@@ -40,9 +40,16 @@ impl Daemon {
                 "takes effect at the next start"
             );
         }
+        // Containers use addresses of uplinks; ports and devices are let go before others take them.
         self.remove(&changes);
-        self.change(&changes);
-        self.add(&changes, new);
+        self.change_uplinks(&changes);
+        self.add_uplinks(&changes);
+        self.release(&changes, new);
+        self.change_containers(&changes);
+        self.repair_containers();
+        report(self.set_routes(new.routes.clone()));
+        report(self.set_services(new.nos.clone()));
+        self.add_containers(&changes);
         info!("configuration reloaded");
     }
 
@@ -96,65 +103,62 @@ impl Daemon {
         }
     }
 
-    fn change(&mut self, changes: &Changes<'_>) {
+    fn change_uplinks(&mut self, changes: &Changes<'_>) {
         let kept = UplinkAspects::ADDRESSES | UplinkAspects::MTU;
-        for changed in changes
-            .uplinks
-            .changed
-            .iter()
-            .filter(|changed| kept.contains(changed.aspects))
-        {
-            let result = self.change_uplink(changed.new);
-            report(result);
-        }
-        let kept = !(ContainerAspects::DEVICE | ContainerAspects::CAPTURE);
-        let changed = || {
-            changes
-                .containers
-                .changed
-                .iter()
-                .filter(|changed| kept.contains(changed.aspects))
-        };
-        // Ports may move between two containers that stay: all let go before any claims.
-        for changed in changed().filter(|changed| {
-            changed
-                .aspects
-                .intersects(ContainerAspects::PORTS | ContainerAspects::EPHEMERAL)
-        }) {
-            let result = self.release_ports(changed.old, changed.new);
-            report(result);
-        }
-        for changed in changed() {
-            let result = self.change_container(changed.new);
-            report(result);
+        let changed = changes.uplinks.changed.iter();
+        for changed in changed.filter(|changed| kept.contains(changed.aspects)) {
+            report(self.change_uplink(changed.new));
         }
     }
 
-    fn add(&mut self, changes: &Changes<'_>, new: &Config) {
+    fn add_uplinks(&mut self, changes: &Changes<'_>) {
         let reopened = changes.uplinks.changed.iter().map(|changed| changed.new);
         for config in changes.uplinks.added.iter().copied().chain(reopened) {
-            if !self
-                .uplinks
-                .iter()
-                .any(|uplink| uplink.config.name == config.name)
-            {
-                let result = self.open_uplink(config.clone());
-                report(result);
+            let mut open = self.uplinks.iter();
+            if !open.any(|uplink| uplink.config.name == config.name) {
+                report(self.open_uplink(config.clone()));
             }
         }
-        let result = self.set_routes(new.routes.clone());
-        report(result);
-        let result = self.set_services(new.nos.clone());
-        report(result);
+    }
+
+    /// Gives up the ports that containers and services which stay have no more.
+    fn release(&mut self, changes: &Changes<'_>, new: &Config) {
+        let ports = ContainerAspects::PORTS | ContainerAspects::EPHEMERAL;
+        for changed in kept_containers(changes) {
+            if changed.aspects.intersects(ports) {
+                report(self.release_ports(changed.old, changed.new));
+            }
+        }
+        let mut fewer = self.nos.clone();
+        fewer
+            .services
+            .retain(|service| new.nos.services.contains(service));
+        if fewer != self.nos {
+            report(self.set_services(fewer));
+        }
+    }
+
+    fn change_containers(&mut self, changes: &Changes<'_>) {
+        for changed in kept_containers(changes) {
+            report(self.change_container(changed.new));
+        }
+    }
+
+    /// Puts back what somebody took away inside, such as the routes that go when an interface is
+    /// set down.
+    fn repair_containers(&mut self) {
+        for container in &mut self.containers {
+            let config = container.config.clone();
+            report(container.update(config));
+        }
+    }
+
+    fn add_containers(&mut self, changes: &Changes<'_>) {
         let again = changes.containers.changed.iter().map(|changed| changed.new);
         for config in changes.containers.added.iter().copied().chain(again) {
-            if !self
-                .containers
-                .iter()
-                .any(|container| container.config.name == config.name)
-            {
-                let result = self.attach(config.clone());
-                report(result);
+            let mut attached = self.containers.iter();
+            if !attached.any(|container| container.config.name == config.name) {
+                report(self.attach(config.clone()));
             }
         }
     }
@@ -270,6 +274,15 @@ impl Daemon {
         self.nos = nos;
         Ok(())
     }
+}
+
+/// Containers that differ but keep their device.
+fn kept_containers<'a>(
+    changes: &'a Changes<'a>,
+) -> impl Iterator<Item = &'a Changed<'a, Container, ContainerAspects>> {
+    let device = ContainerAspects::DEVICE | ContainerAspects::CAPTURE;
+    let changed = changes.containers.changed.iter();
+    changed.filter(move |changed| !changed.aspects.intersects(device))
 }
 
 fn fib_route(route: &Route, uplinks: &[OpenUplink]) -> Result<FibRoute, DaemonError> {

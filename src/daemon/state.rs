@@ -202,7 +202,7 @@ fn kernel_drops(container: &AttachedContainer, device: Option<&DeviceReport>) ->
     match device.kind {
         DeviceKind::Tap | DeviceKind::PlainTap => {
             let interface = container.config.interface.as_str();
-            let statistics = link_statistics(container.namespace()?, interface).ok()?;
+            let statistics = link_statistics(&container.namespace().ok()?, interface).ok()?;
             Some(statistics.tx_dropped)
         }
         DeviceKind::Packet | DeviceKind::Memory => Some(device.kernel_drops),
@@ -257,9 +257,8 @@ fn device_of(devices: &[DeviceReport], interface: Interface) -> Option<&DeviceRe
 /// The container may set its interface down, which its device does not tell.
 fn container_state(container: &AttachedContainer, device: Option<&DeviceReport>) -> LinkState {
     let interface = container.config.interface.as_str();
-    let inside = container
-        .namespace()
-        .and_then(|namespace| link(namespace, interface).ok());
+    let namespace = container.namespace().ok();
+    let inside = namespace.and_then(|namespace| link(&namespace, interface).ok());
     match (state(device, container.gone), inside) {
         (LinkState::Up, Some(None)) => LinkState::Gone,
         (LinkState::Up, Some(Some(facts))) if !facts.up => LinkState::Down,
