@@ -725,13 +725,11 @@ mod namespace_that_is_deleted_is_let_go {
                 Err(format!("{cache:?}"))
             }
         });
-        assert!(
-            scenario
-                .daemon
-                .ports()
-                .iter()
-                .all(|port| port.owner != "cache")
-        );
+        await_that("its ports are free", || {
+            let ports = scenario.daemon.ports();
+            let free = ports.iter().all(|port| port.owner != "cache");
+            free.then_some(()).ok_or_else(|| format!("{ports:?}"))
+        });
         assert_idle(&scenario.daemon);
     }
 
