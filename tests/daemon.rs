@@ -719,13 +719,16 @@ mod namespace_that_is_deleted_is_let_go {
         process.wait().unwrap();
         await_that("the daemon lets go of the namespace", || {
             let cache = scenario.daemon.attachment("cache");
-            let ports = scenario.daemon.ports();
-            let free = ports.iter().all(|port| port.owner != "cache");
-            if cache.link.state == LinkState::Gone && free {
+            if cache.link.state == LinkState::Gone {
                 Ok(())
             } else {
-                Err(format!("{cache:?}, {ports:?}"))
+                Err(format!("{cache:?}"))
             }
+        });
+        await_that("its ports are free", || {
+            let ports = scenario.daemon.ports();
+            let free = ports.iter().all(|port| port.owner != "cache");
+            free.then_some(()).ok_or_else(|| format!("{ports:?}"))
         });
         assert_idle(&scenario.daemon);
     }

@@ -24,7 +24,9 @@ use nos_relay::lab::ping::{Echo, ping};
 use nos_relay::lab::{LabNamespace, Topology, tcp, udp, veth};
 use nos_relay::takeover::{Takeover, TakeoverError};
 use nos_shim::ident::MacAddr;
+use support::daemon::Daemon;
 use support::lab_test;
+use support::wire::{Seen, Wire};
 
 const LIMIT: Duration = Duration::from_secs(5);
 /// Long enough for the kernel to answer, which it does at once or never.
@@ -327,6 +329,62 @@ lab_test! {
         assert_eq!(ping(external, own_addresses()[0], 1, SILENCE).unwrap(), [Echo::Timeout]);
         child.kill().unwrap();
         child.wait().unwrap();
+        device.assert_kernel_speaks();
+    }
+}
+
+lab_test! {
+    fn running_daemon_keeps_the_kernel_out() {
+        let device = Device::new();
+        let container = LabNamespace::new("web").unwrap();
+        let config = format!(
+            r#"
+            [[uplink]]
+            name = "up0"
+            device = "packet:hx"
+            addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+            [[container]]
+            name = "web"
+            netns = "{}"
+            device = "veth"
+            tcp = [20080]
+            "#,
+            container.path().display()
+        );
+        let external = &device.topology.external;
+        // Listeners of the kernel, on the very addresses that the NOS has.
+        let listeners = own_addresses().map(|address| {
+            let port = [20080, 22][usize::from(address.is_ipv6())];
+            tcp::EchoServer::start(&device.topology.device, (address, port).into()).unwrap()
+        });
+        for _ in 0..2 {
+            device.assert_kernel_speaks();
+            let daemon = Daemon::start(&device.topology.device, &config);
+            let outside = Wire::open(external, "xh");
+            let inner = Wire::open(&device.behind, "eth0");
+            for address in own_addresses() {
+                // The NOS answers, once; nobody else does.
+                assert!(ping(external, address, 1, LIMIT).unwrap()[0].is_reply());
+                let error = tcp::connect(external, None, (address, 22).into(), LIMIT).unwrap_err();
+                assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{error}");
+                let server = tcp::EchoServer::start(&container, (address, 20080).into()).unwrap();
+                tcp::exchange(external, None, (address, 20080).into(), b"x", LIMIT).unwrap();
+                assert_eq!(server.peers().len(), 1);
+            }
+            assert!(listeners.iter().all(|listener| listener.peers().is_empty()));
+            for address in behind_addresses() {
+                // The NOS has no route there. That the kernel has one makes no difference.
+                let echo = ping(external, address, 1, LIMIT).unwrap()[0];
+                assert!(matches!(echo, Echo::Error { code: 0, .. }), "{echo:?}");
+            }
+            let mac = daemon.uplink("up0").link.mac;
+            for packet in outside.seen() {
+                let of_nos = own_addresses().contains(&packet.source);
+                assert!(packet.is_chatter() || (of_nos && packet.source_mac == mac), "{packet:?}");
+            }
+            assert!(inner.seen().iter().all(Seen::is_chatter));
+            drop(daemon);
+        }
         device.assert_kernel_speaks();
     }
 }
