@@ -9,7 +9,7 @@ use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
 use nos_shim::offload::Capabilities;
 use nos_shim::shim::UplinkSnapshot;
 
-use crate::attach::link_statistics;
+use crate::attach::{link, link_statistics};
 use crate::control::snapshot::{
     self, Attachment, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port, Ring,
     Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
@@ -177,7 +177,7 @@ fn attachment(
         link: Link {
             device: config.device.to_string(),
             interface: config.interface.to_string(),
-            state: state(device, container.gone),
+            state: container_state(container, device),
             mac: relay_mac(config),
             vrf: config.vrf,
             mtu: config.mtu.octets(),
@@ -252,6 +252,18 @@ fn shown_uplink(
 
 fn device_of(devices: &[DeviceReport], interface: Interface) -> Option<&DeviceReport> {
     devices.iter().find(|device| device.interface == interface)
+}
+
+/// The container may set its interface down, which its device does not tell.
+fn container_state(container: &AttachedContainer, device: Option<&DeviceReport>) -> LinkState {
+    let interface = container.config.interface.as_str();
+    let namespace = container.namespace().ok();
+    let inside = namespace.and_then(|namespace| link(&namespace, interface).ok());
+    match (state(device, container.gone), inside) {
+        (LinkState::Up, Some(None)) => LinkState::Gone,
+        (LinkState::Up, Some(Some(facts))) if !facts.up => LinkState::Down,
+        (state, _) => state,
+    }
 }
 
 fn state(device: Option<&DeviceReport>, gone: bool) -> LinkState {

@@ -51,6 +51,8 @@ impl OpenUplink {
         uplink.publish(plane)?;
         let added = plane.add_device(Interface::Uplink(id), device);
         added.map_err(|error| DaemonError::uplink(&uplink.config, error))?;
+        let now = plane.now();
+        plane.on_nos(move |nos| nos.announce(id, now))?;
         info!(uplink = %uplink.config.name, device = %uplink.config.device, %mac, "uplink open");
         Ok(uplink)
     }

@@ -94,3 +94,21 @@ impl LabError {
         }
     }
 }
+
+/// Opens a socket on a port that may be in use for a moment longer: a process that is being started
+/// by another thread holds, until it runs its program, a copy of every descriptor, also of sockets
+/// that were closed since.
+fn once_free<T>(limit: Duration, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let until = std::time::Instant::now() + limit;
+    loop {
+        match open() {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && std::time::Instant::now() < until =>
+            {
+                std::thread::yield_now();
+            }
+            opened => return opened,
+        }
+    }
+}

@@ -109,7 +109,7 @@ pub fn exchange(
             IpAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
             IpAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
         };
-        let socket = UdpSocket::bind(local.unwrap_or(any))?;
+        let socket = super::once_free(limit, || UdpSocket::bind(local.unwrap_or(any)))?;
         socket.connect(remote)?;
         socket.send(payload)?;
         await_echo(&socket, payload, limit)?;

@@ -49,7 +49,8 @@ impl Shim {
     }
 
     /// Adds an uplink, or changes one. Its addresses become the NOS's, with the routes that follow
-    /// from them, and are announced to the link; addresses that it has no more are given up.
+    /// from them; addresses that it has no more are given up. A change is announced to the link; for
+    /// a new uplink see [`Self::announce`].
     ///
     /// # Errors
     ///
@@ -60,6 +61,16 @@ impl Shim {
         // Announcements, and packets to neighbors that are none any more.
         self.poll_neighbors(id, now);
         result
+    }
+
+    /// Tells the link which addresses are the NOS's: to be called once the uplink's device is
+    /// there.
+    pub fn announce(&mut self, id: UplinkId, now: Instant) {
+        let uplink = self.uplinks.get_mut(id.0 as usize);
+        if let Some(uplink) = uplink.and_then(Option::as_mut) {
+            uplink.neighbors.announce();
+        }
+        self.poll_neighbors(id, now);
     }
 
     fn place_uplink(&mut self, config: UplinkConfig) -> Result<(), FibFull> {
@@ -75,8 +86,7 @@ impl Shim {
             }
             slot => {
                 let seed = self.seed ^ index as u64;
-                let mut neighbors = NeighborCache::new(config.mac, &config.addresses, seed);
-                neighbors.announce();
+                let neighbors = NeighborCache::new(config.mac, &config.addresses, seed);
                 let capabilities = Capabilities::empty();
                 let counters = UplinkCounters::default();
                 let fresh = Uplink {
