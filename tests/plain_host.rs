@@ -238,7 +238,7 @@ fn cases() -> Vec<Case> {
             name,
             craft,
             answered,
-        })
+        });
     };
     // TCP to nobody's port (RFC 9293 §3.5.2).
     case("SYN", |step| segment(step, 0x02, b""), BOTH);

@@ -163,7 +163,6 @@ impl ContainerSide {
 
     /// Lets go of the namespace, so that the kernel can delete it together with the container, and
     /// leaves everything in place.
-    #[must_use]
     pub fn park(mut self) -> ParkedSide {
         self.detached = true;
         ParkedSide {
