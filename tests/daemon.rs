@@ -308,6 +308,8 @@ fn converse(mut stream: TcpStream, stop: &AtomicBool) -> u64 {
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(answer, message);
         number += 1;
+        // A flood would keep two processors busy, and the kernel from deleting interfaces.
+        std::thread::sleep(Duration::from_micros(200));
     }
     retransmissions(&stream)
 }
