@@ -1,5 +1,12 @@
 //! The seeds of the fuzz target `config` are valid configurations.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where its network cannot be built"
+)]
+
 #[test]
 fn seeds_of_the_target_config_are_valid() {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/config");

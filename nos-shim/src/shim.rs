@@ -37,7 +37,9 @@ use crate::ident::{MacAddr, UplinkId, VrfId};
 use crate::neighbor::NeighborStatus;
 use crate::originate::Originator;
 use crate::packet::{Packet, PacketBurst};
-use crate::ports::{ClaimRefused, PortTable, Service};
+use crate::ports::PortTable;
+#[cfg(feature = "stack")]
+use crate::ports::{ClaimRefused, Service};
 use crate::rate_limit::{IcmpLimiter, IcmpLimits};
 use crate::reassembly::{self, Reassembler};
 use crate::time::Instant;

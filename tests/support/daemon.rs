@@ -1,5 +1,12 @@
 //! The daemon as a child process, and what must hold at the end of every scenario.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where its network cannot be built"
+)]
+
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::net::UnixDatagram;

@@ -1,6 +1,12 @@
 //! What integration tests share: a place where they may make namespaces, and a daemon in them.
 
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where its network cannot be built"
+)]
+#![allow(
     dead_code,
     unused_imports,
     unused_macros,

@@ -1,5 +1,12 @@
 //! The usual network with a daemon in it, in all the variants in which it must work.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where its network cannot be built"
+)]
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 

@@ -1,5 +1,12 @@
 //! Raw frames: sending crafted ones, and seeing what is on a link.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where its network cannot be built"
+)]
+
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
