@@ -252,6 +252,26 @@ fn transfer(
     transfer.run(&AtomicU64::new(0)).unwrap();
 }
 
+/// Bulk between external hosts, from the larger MTU to the smaller and back.
+mod transit_of_bulk {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let lab = TwoUplinks::new(variant, 1400, "");
+        for family in FAMILIES {
+            let y = address(of(family, Y4, Y6));
+            transfer(lab.x(), &lab.y, (y, 8080).into(), Direction::Upload);
+            assert_eq!(path_mtu(lab.x(), y), 1400);
+            transfer(lab.x(), &lab.y, (y, 8081).into(), Direction::Download);
+        }
+    }
+
+    variant_tests! {
+        offload: ("veth", "single", [true, true]),
+        plain: ("veth", "split", [false, false]),
+    }
+}
+
 /// A container learns of a smaller MTU on the way, from the NOS and from routers beyond.
 mod path_mtu_reaches_containers {
     use super::*;
