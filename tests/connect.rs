@@ -17,6 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nos_relay::control::snapshot::LinkState;
 use nos_relay::lab::ping::{Echo, ping};
 use nos_relay::lab::{LabNamespace, Topology, tcp, udp};
+use nos_shim::ident::MacAddr;
 use support::daemon::{Daemon, LIMIT};
 use support::lab_test;
 use support::scenario::{
@@ -368,6 +369,29 @@ lab_test! {
         }
     }
 }
+
+lab_test! {
+    fn uplink_can_have_a_mac_address_of_its_own() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let text = config(&topology, Variant::PLAIN);
+        let text = edited(&text, "packet:hx\"\n", "packet:hx\"\nmac = \"02:00:5e:10:00:01\"\n");
+        let daemon = Daemon::start(&topology.device, &text);
+        let scenario = Scenario { daemon, topology, config: text };
+        assert_ne!(scenario.topology.device.link("hx").unwrap().unwrap().mac, Some(OWN_MAC));
+        let wire = Wire::open(scenario.external(), Topology::EXTERNAL_INTERFACE);
+        for family in FAMILIES {
+            assert_ping(scenario.external(), family.nos);
+            assert_ping(scenario.web(), family.external);
+            let server = tcp::EchoServer::start(scenario.web(), family.nos_port(20080)).unwrap();
+            tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
+        }
+        for packet in wire.seen() {
+            assert_eq!(packet.source_mac, OWN_MAC, "{packet:?}");
+        }
+    }
+}
+
+const OWN_MAC: MacAddr = MacAddr([0x02, 0x00, 0x5e, 0x10, 0x00, 0x01]);
 
 lab_test! {
     fn fifty_flows_at_once_come_to_their_own_ends() {

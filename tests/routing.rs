@@ -356,6 +356,24 @@ lab_test! {
 }
 
 lab_test! {
+    fn next_hop_can_be_link_local() {
+        let more = "
+            [[route]]
+            prefix = \"2001:db8:9::/64\"
+            via = \"fe80::2%up0\"
+        ";
+        let scenario = Scenario::with(Variant::PLAIN, more);
+        let x = scenario.external();
+        x.add_address("xh", "fe80::2/64".parse().unwrap()).unwrap();
+        x.add_address("lo", "2001:db8:9::1/128".parse().unwrap()).unwrap();
+        assert!(echo_once(scenario.web(), address("2001:db8:9::1"), Ping::default()).is_reply());
+        let neighbors = scenario.daemon.neighbors();
+        let router = neighbors.iter().find(|neighbor| neighbor.address == address("fe80::2"));
+        assert_eq!(router.and_then(|router| router.mac), Some(Topology::external_mac()), "{neighbors:?}");
+    }
+}
+
+lab_test! {
     fn blackholes_are_silent_and_the_unreachable_is_refused() {
         let more = "
             [[route]]
