@@ -17,10 +17,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nos_relay::control::snapshot::LinkState;
 use nos_relay::lab::ping::{Echo, ping};
 use nos_relay::lab::{LabNamespace, Topology, tcp, udp};
+use nos_shim::ident::MacAddr;
 use support::daemon::{Daemon, LIMIT};
 use support::lab_test;
 use support::scenario::{
-    DB_EPHEMERAL, FAMILIES, Family, Scenario, Variant, WEB_EPHEMERAL, each_variant,
+    DB_EPHEMERAL, FAMILIES, Family, Scenario, Variant, WEB_EPHEMERAL, config, each_variant, edited,
 };
 use support::wire::{ICMP, ICMPV6, Seen, TCP, UDP, Wire};
 
@@ -243,8 +244,8 @@ lab_test! {
         }
         for offload in [true, false] {
             let topology = Topology::new(&["web", "db"]).unwrap();
-            let config = support::scenario::config(&topology, Variant { offload: [offload; 2], ..variant });
-            let config = support::scenario::edited(&config, "packet:hx", "tap:up0");
+            let config = config(&topology, Variant { offload: [offload; 2], ..variant });
+            let config = edited(&config, "packet:hx", "tap:up0");
             let daemon = Daemon::start(&topology.device, &config);
             // The kernel of the device is a host on that network.
             let host = &topology.device;
@@ -268,6 +269,129 @@ lab_test! {
         }
     }
 }
+
+/// Containers on different addresses of the NOS: the first one's are web's, the others db's.
+fn apart(variant: Variant) -> Scenario {
+    let topology = Topology::new(&["web", "db"]).unwrap();
+    let text = config(&topology, variant);
+    let text = edited(
+        &text,
+        "\"2001:db8:1::1/64\"]",
+        "\"2001:db8:1::1/64\", \"203.0.113.9/24\", \"2001:db8:1::9/64\"]",
+    );
+    let text = edited(
+        &text,
+        "\"web\"\n",
+        "\"web\"\naddresses = [\"203.0.113.1\", \"2001:db8:1::1\"]\n",
+    );
+    let text = edited(
+        &text,
+        "\"db\"\n",
+        "\"db\"\naddresses = [\"203.0.113.9\", \"2001:db8:1::9\"]\n",
+    );
+    let daemon = Daemon::start(&topology.device, &text);
+    Scenario {
+        daemon,
+        topology,
+        config: text,
+    }
+}
+
+each_variant! {
+    fn containers_on_different_addresses_reach_each_other(variant) {
+        let scenario = apart(variant);
+        for (family, others) in FAMILIES.into_iter().zip(["203.0.113.9", "2001:db8:1::9"]) {
+            let others: IpAddr = others.parse().unwrap();
+            for (client, own, server, address) in [
+                (scenario.web(), family.nos, scenario.db(), (others, 21080)),
+                (scenario.db(), others, scenario.web(), (family.nos, 20080)),
+            ] {
+                let echo = tcp::EchoServer::start(server, address.into()).unwrap();
+                let local = tcp::exchange(client, None, echo.address(), &[7; 50_000], LIMIT).unwrap();
+                assert_eq!((echo.peers(), local.ip()), (vec![local], own));
+                let echo = udp::EchoServer::start(server, address.into()).unwrap();
+                let local = udp::exchange(client, None, echo.address(), &[7; 5000], LIMIT).unwrap();
+                assert_eq!((echo.peers(), local.ip()), (vec![local], own));
+                // From the container's own address to one that it has not: the NOS answers.
+                assert_ping(client, address.0);
+                // A port that is nobody's on that address.
+                let error = tcp::connect(client, None, (address.0, 22).into(), LIMIT).unwrap_err();
+                assert_eq!(error.kind(), Some(std::io::ErrorKind::ConnectionRefused), "{error}");
+                let error = udp::exchange(client, None, (address.0, 22).into(), b"x", LIMIT).unwrap_err();
+                assert_eq!(error.kind(), Some(std::io::ErrorKind::ConnectionRefused), "{error}");
+            }
+        }
+    }
+}
+
+lab_test! {
+    fn the_same_ports_on_different_addresses_have_different_owners() {
+        let scenario = apart(Variant::PLAIN);
+        let config = edited(&scenario.config, "[\"21000-21999\"]", "[\"20000-21999\"]");
+        let config = edited(&config, "\"45000-49999\"", "\"40000-44999\"");
+        scenario.daemon.reload(&config);
+        for (family, others) in FAMILIES.into_iter().zip(["203.0.113.9", "2001:db8:1::9"]) {
+            let servers = [(scenario.web(), family.nos), (scenario.db(), others.parse().unwrap())]
+                .map(|(container, address)| tcp::EchoServer::start(container, (address, 20080).into()).unwrap());
+            for (server, other) in [(0, 1), (1, 0)] {
+                let before = servers[other].peers().len();
+                let local = tcp::exchange(scenario.external(), None, servers[server].address(), b"x", LIMIT);
+                assert_eq!(servers[server].peers(), [local.unwrap()]);
+                assert_eq!(servers[other].peers().len(), before);
+            }
+            for container in &scenario.topology.containers {
+                let server = udp::EchoServer::start(scenario.external(), family.external_port(8053)).unwrap();
+                let local = Some((family.any, 40_000).into());
+                udp::exchange(container, local, server.address(), b"x", LIMIT).unwrap();
+            }
+        }
+    }
+}
+
+lab_test! {
+    fn container_with_one_family_has_no_other() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let text = config(&topology, Variant::PLAIN);
+        let text = edited(&text, "\"web\"\n", "\"web\"\naddresses = [\"203.0.113.1\"]\n");
+        let text = edited(&text, "\"db\"\n", "\"db\"\naddresses = [\"2001:db8:1::1\"]\n");
+        let daemon = Daemon::start(&topology.device, &text);
+        let scenario = Scenario { daemon, topology, config: text };
+        let [v4, v6] = FAMILIES;
+        for (container, has, lacks) in [(scenario.web(), v4, v6), (scenario.db(), v6, v4)] {
+            assert_ping(container, has.external);
+            let error = tcp::connect(container, None, lacks.external_port(80), LIMIT).unwrap_err();
+            assert_eq!(error.kind(), Some(std::io::ErrorKind::NetworkUnreachable), "{error}");
+        }
+        // db's ports are its own on the IPv6 address only.
+        for (family, port) in [(v4, 21080), (v6, 20080)] {
+            let error = tcp::connect(scenario.external(), None, family.nos_port(port), LIMIT).unwrap_err();
+            assert_eq!(error.kind(), Some(std::io::ErrorKind::ConnectionRefused), "{error}");
+        }
+    }
+}
+
+lab_test! {
+    fn uplink_can_have_a_mac_address_of_its_own() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let text = config(&topology, Variant::PLAIN);
+        let text = edited(&text, "packet:hx\"\n", "packet:hx\"\nmac = \"02:00:5e:10:00:01\"\n");
+        let daemon = Daemon::start(&topology.device, &text);
+        let scenario = Scenario { daemon, topology, config: text };
+        assert_ne!(scenario.topology.device.link("hx").unwrap().unwrap().mac, Some(OWN_MAC));
+        let wire = Wire::open(scenario.external(), Topology::EXTERNAL_INTERFACE);
+        for family in FAMILIES {
+            assert_ping(scenario.external(), family.nos);
+            assert_ping(scenario.web(), family.external);
+            let server = tcp::EchoServer::start(scenario.web(), family.nos_port(20080)).unwrap();
+            tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
+        }
+        for packet in wire.seen() {
+            assert_eq!(packet.source_mac, OWN_MAC, "{packet:?}");
+        }
+    }
+}
+
+const OWN_MAC: MacAddr = MacAddr([0x02, 0x00, 0x5e, 0x10, 0x00, 0x01]);
 
 lab_test! {
     fn fifty_flows_at_once_come_to_their_own_ends() {

@@ -252,6 +252,26 @@ fn transfer(
     transfer.run(&AtomicU64::new(0)).unwrap();
 }
 
+/// Bulk between external hosts, from the larger MTU to the smaller and back.
+mod transit_of_bulk {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let lab = TwoUplinks::new(variant, 1400, "");
+        for family in FAMILIES {
+            let y = address(of(family, Y4, Y6));
+            transfer(lab.x(), &lab.y, (y, 8080).into(), Direction::Upload);
+            assert_eq!(path_mtu(lab.x(), y), 1400);
+            transfer(lab.x(), &lab.y, (y, 8081).into(), Direction::Download);
+        }
+    }
+
+    variant_tests! {
+        offload: ("veth", "single", [true, true]),
+        plain: ("veth", "split", [false, false]),
+    }
+}
+
 /// A container learns of a smaller MTU on the way, from the NOS and from routers beyond.
 mod path_mtu_reaches_containers {
     use super::*;
@@ -332,6 +352,24 @@ lab_test! {
             assert_eq!(server.peers(), [local]);
             assert_eq!(local.ip(), family.nos);
         }
+    }
+}
+
+lab_test! {
+    fn next_hop_can_be_link_local() {
+        let more = "
+            [[route]]
+            prefix = \"2001:db8:9::/64\"
+            via = \"fe80::2%up0\"
+        ";
+        let scenario = Scenario::with(Variant::PLAIN, more);
+        let x = scenario.external();
+        x.add_address("xh", "fe80::2/64".parse().unwrap()).unwrap();
+        x.add_address("lo", "2001:db8:9::1/128".parse().unwrap()).unwrap();
+        assert!(echo_once(scenario.web(), address("2001:db8:9::1"), Ping::default()).is_reply());
+        let neighbors = scenario.daemon.neighbors();
+        let router = neighbors.iter().find(|neighbor| neighbor.address == address("fe80::2"));
+        assert_eq!(router.and_then(|router| router.mac), Some(Topology::external_mac()), "{neighbors:?}");
     }
 }
 

@@ -13,16 +13,24 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use nos_relay::control::snapshot::Link;
-use nos_relay::lab::LabNamespace;
+use nos_relay::lab::{LabNamespace, Topology};
 use sha2::{Digest, Sha256};
-use support::daemon::LIMIT;
-use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, each_variant, variant_tests};
+use support::daemon::{Daemon, LIMIT};
+use support::scenario::{
+    FAMILIES, Family, Scenario, V4, Variant, config, each_variant, edited, variant_tests,
+};
 
 const MIB: u64 = 1 << 20;
+
+/// Whether each transfer is to take long; then there are fewer.
+fn is_long() -> bool {
+    std::env::var_os("NOS_RELAY_TRANSFER_GIB").is_some()
+}
 
 /// Octets of a transfer.
 fn size(by_default: u64) -> u64 {
@@ -113,6 +121,11 @@ fn reversed([near, far]: [TcpStream; 2]) -> [TcpStream; 2] {
 }
 
 fn transfer_each_way(scenario: &Scenario, octets: u64) {
+    if is_long() {
+        transfer(outbound(scenario, V4, 8080), octets, 1);
+        transfer(inbound(scenario, V4, 20080), octets, 2);
+        return;
+    }
     for family in FAMILIES {
         let connections = [
             outbound(scenario, family, 8080),
@@ -171,6 +184,94 @@ mod bulk_is_cut_in_software {
         plain_tap_to_uplink: ("tap", "split", [false, true]),
         veth_to_plain_uplink: ("veth", "split", [true, false]),
         plain_veth_to_uplink: ("veth", "single", [false, true]),
+    }
+}
+
+/// Packets that fill what the link takes, and more than the buffers of some.
+mod jumbo_frames_arrive_whole {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        for mtu in [9000, 65_000] {
+            let topology = Topology::new(&["web", "db"]).unwrap();
+            topology.device.set_mtu("hx", mtu).unwrap();
+            topology.external.set_mtu("xh", mtu).unwrap();
+            let config = config(&topology, variant);
+            let config = edited(
+                &config,
+                "packet:hx\"\n",
+                &format!("packet:hx\"\nmtu = {mtu}\n"),
+            );
+            let daemon = Daemon::start(&topology.device, &config);
+            let scenario = Scenario {
+                daemon,
+                topology,
+                config,
+            };
+            assert_eq!(scenario.web().link("eth0").unwrap().unwrap().mtu, mtu);
+            transfer_each_way(&scenario, size(8 * MIB));
+        }
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        tap_plain: ("tap", "split", [false, false]),
+        veth: ("veth", "split", [true, true]),
+        veth_to_plain: ("veth", "single", [true, false]),
+    }
+}
+
+/// Datagrams that a socket hands over by the dozen (`UDP_SEGMENT`), to be cut by whoever can.
+mod udp_segments_arrive_whole {
+    use super::*;
+
+    const SEGMENT: usize = 1200;
+    const COUNT: usize = 40;
+
+    fn scenario(variant: Variant) {
+        let scenario = Scenario::new(variant);
+        for family in FAMILIES {
+            let far = family.external_port(7000);
+            send_segments(scenario.web(), scenario.external(), far);
+            send_segments(scenario.external(), scenario.web(), family.nos_port(20053));
+        }
+    }
+
+    fn send_segments(from: &LabNamespace, to: &LabNamespace, address: SocketAddr) {
+        let receiver = to.run(|| UdpSocket::bind(address).unwrap()).unwrap();
+        receiver.set_read_timeout(Some(LIMIT)).unwrap();
+        let any: IpAddr = if address.is_ipv6() {
+            [0; 16].into()
+        } else {
+            [0; 4].into()
+        };
+        let sender = from.run(|| UdpSocket::bind((any, 0)).unwrap()).unwrap();
+        let size = i32::try_from(SEGMENT).unwrap();
+        setsockopt(&sender, sockopt::UdpGsoSegment, &size).unwrap();
+        for round in 0..20 {
+            // The last one is shorter.
+            let mut payload = vec![0; SEGMENT * COUNT - 7];
+            fastrand::Rng::with_seed(round).fill(&mut payload);
+            sender.send_to(&payload, address).unwrap();
+            for segment in payload.chunks(SEGMENT) {
+                let mut buffer = [0; 2 * SEGMENT];
+                let length = receiver.recv(&mut buffer).unwrap();
+                assert!(
+                    buffer[..length] == *segment,
+                    "a datagram of {length} octets differs"
+                );
+            }
+        }
+    }
+
+    variant_tests! {
+        tap_single: ("tap", "single", [true, true]),
+        tap_split_plain: ("tap", "split", [false, false]),
+        tap_to_plain: ("tap", "single", [true, false]),
+        veth_split: ("veth", "split", [true, true]),
+        veth_single_plain: ("veth", "single", [false, false]),
+        veth_to_plain: ("veth", "single", [true, false]),
+        plain_tap_to_uplink: ("tap", "single", [false, true]),
     }
 }
 
