@@ -231,58 +231,6 @@ fn icmp(step: Step, v4_kind: u8, v6_kind: u8, body: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The frame to another destination, as a group's or as broadcast.
-fn addressed(mut frame: Vec<u8>, v4: [u8; 4], v6: &str) -> Vec<u8> {
-    let v6: Ipv6Addr = v6.parse().unwrap();
-    let at = transport_at(&frame);
-    let (old, new) = if at == 54 {
-        let old = frame[38..54].to_vec();
-        frame[38..54].copy_from_slice(&v6.octets());
-        frame[..2].copy_from_slice(&[0x33, 0x33]);
-        frame[2..6].copy_from_slice(&v6.octets()[12..]);
-        (old, v6.octets().to_vec())
-    } else {
-        let old = frame[30..34].to_vec();
-        frame[30..34].copy_from_slice(&v4);
-        wire::fix_ipv4_checksum(&mut frame);
-        let mac = match v4 {
-            [224..=239, _, b, c] => [1, 0, 0x5e, 0, b, c],
-            _ => [0xff; 6],
-        };
-        frame[..6].copy_from_slice(&mac);
-        (old, v4.to_vec())
-    };
-    // ICMP for IPv4 has no pseudo-header.
-    let checksum = match frame[if at == 54 { 20 } else { 23 }] {
-        TCP => Some(16),
-        UDP => Some(6),
-        ICMPV6 => Some(2),
-        _ => None,
-    };
-    if let Some(within) = checksum {
-        let field = at + within..at + within + 2;
-        let before = u16::from_be_bytes(frame[field.clone()].try_into().unwrap());
-        // RFC 1624 equation 3.
-        let not = |octets: &[u8]| octets.iter().map(|octet| !octet).collect::<Vec<_>>();
-        let terms = [&(!before).to_be_bytes()[..], &not(&old), &new].concat();
-        frame[field].copy_from_slice(&(!wire::sum(&terms)).to_be_bytes());
-    }
-    frame
-}
-
-/// The frame with IPv4 options, in multiples of four octets.
-fn with_options(mut frame: Vec<u8>, options: &[u8]) -> Vec<u8> {
-    if transport_at(&frame) == 34 {
-        frame[14] += u8::try_from(options.len() / 4).unwrap();
-        let length =
-            u16::from_be_bytes([frame[16], frame[17]]) + u16::try_from(options.len()).unwrap();
-        frame[16..18].copy_from_slice(&length.to_be_bytes());
-        frame.splice(34..34, options.iter().copied());
-        wire::fix_ipv4_checksum(&mut frame);
-    }
-    frame
-}
-
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut case = |name, craft, answered| {

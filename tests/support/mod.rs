@@ -12,12 +12,6 @@
     unused_macros,
     reason = "each test binary uses a part of it"
 )]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
 
 pub(crate) mod daemon;
 pub(crate) mod scenario;
