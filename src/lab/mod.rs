@@ -95,6 +95,9 @@ impl LabError {
     }
 }
 
+/// How long a port may stay in use that nobody uses any more.
+const FREE_WITHIN: Duration = Duration::from_secs(10);
+
 /// Opens a socket on a port that may be in use for a moment longer: a process that is being started
 /// by another thread holds, until it runs its program, a copy of every descriptor, also of sockets
 /// that were closed since.

@@ -36,7 +36,11 @@ impl EchoServer {
     /// The address is not there, or the port is taken.
     pub fn start(namespace: &LabNamespace, address: SocketAddr) -> Result<Self, LabError> {
         let action = format!("listen on {address}");
-        namespace.try_run(&action, || Self::serve(TcpListener::bind(address)?))
+        namespace.try_run(&action, || {
+            Self::serve(super::once_free(super::FREE_WITHIN, || {
+                TcpListener::bind(address)
+            })?)
+        })
     }
 
     /// Where it listens.

@@ -32,7 +32,11 @@ impl EchoServer {
     /// The address is not there, or the port is taken.
     pub fn start(namespace: &LabNamespace, address: SocketAddr) -> Result<Self, LabError> {
         let action = format!("bind to {address}");
-        namespace.try_run(&action, || Self::serve(UdpSocket::bind(address)?))
+        namespace.try_run(&action, || {
+            Self::serve(super::once_free(super::FREE_WITHIN, || {
+                UdpSocket::bind(address)
+            })?)
+        })
     }
 
     /// Where it listens.
