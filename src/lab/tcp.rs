@@ -232,7 +232,7 @@ impl Transfer<'_> {
         let listener = self
             .server
             .try_run(&format!("listen on {}", self.listen), || {
-                TcpListener::bind(self.listen)
+                super::once_free(super::FREE_WITHIN, || TcpListener::bind(self.listen))
             })?;
         self.carry(&listener, progress).map_err(|error| {
             let action = format!(
