@@ -1,13 +1,14 @@
 //! The FIB with a table of Internet size: 1 M IPv4 and 200 k IPv6 routes.
 //!
-//! Prefix lengths are distributed about as in the public tables of 2024. IPv4 destinations are
-//! random unicast addresses; IPv6 ones are random addresses within random routes, because nearly
+//! IPv4 destinations are random unicast addresses; IPv6 ones are random addresses within random routes, because nearly
 //! all others would be answered by the first memory access.
 
 #![allow(
     clippy::unwrap_used,
     reason = "a benchmark may stop where its data are wrong"
 )]
+
+mod internet;
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,6 +19,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nos_shim::fib::{Action, AdjacencyId, Fib, NextHop, Source};
 use nos_shim::ident::{UplinkId, VrfId};
 
+use internet::{prefixes_v4, prefixes_v6, unicast_v4, within};
+
 const VRF: VrfId = VrfId::DEFAULT;
 const STATIC: Source = Source::Static { metric: 0 };
 const V4_ROUTES: usize = 1_000_000;
@@ -25,61 +28,6 @@ const V6_ROUTES: usize = 200_000;
 const DESTINATIONS: usize = 1 << 16;
 /// As many next hops as a well connected router has neighbors.
 const NEXT_HOPS: u8 = 64;
-
-/// Prefix lengths, and routes of that length among 10,000.
-const V4_LENGTHS: &[(u8, u32)] = &[
-    (24, 6080),
-    (23, 1000),
-    (22, 1120),
-    (21, 540),
-    (20, 470),
-    (19, 260),
-    (18, 145),
-    (17, 85),
-    (16, 140),
-    (15, 22),
-    (14, 13),
-    (13, 7),
-    (12, 4),
-    (11, 2),
-    (10, 1),
-    (9, 1),
-    (25, 30),
-    (28, 40),
-    (30, 20),
-    (32, 20),
-];
-const V6_LENGTHS: &[(u8, u32)] = &[
-    (48, 4700),
-    (32, 1200),
-    (44, 950),
-    (40, 900),
-    (36, 420),
-    (47, 330),
-    (46, 300),
-    (29, 230),
-    (33, 200),
-    (34, 150),
-    (45, 150),
-    (42, 150),
-    (38, 100),
-    (35, 80),
-    (28, 20),
-    (24, 10),
-    (20, 4),
-    (56, 40),
-    (64, 50),
-    (128, 16),
-];
-/// What the registries hand out from.
-const V6_BLOCKS: &[(u128, u8)] = &[
-    (0x2001 << 112, 16),
-    (0x2400 << 112, 12),
-    (0x2600 << 112, 12),
-    (0x2800 << 112, 12),
-    (0x2a00 << 112, 12),
-    (0x2c00 << 112, 12),
-];
 
 struct Routes {
     rng: fastrand::Rng,
@@ -102,26 +50,6 @@ fn resident() -> usize {
     kib.unwrap_or(0) * 1024
 }
 
-fn length(rng: &mut fastrand::Rng, lengths: &[(u8, u32)]) -> u8 {
-    let total = lengths.iter().map(|(_, weight)| weight).sum();
-    let mut at = rng.u32(0..total);
-    for &(length, weight) in lengths {
-        if at < weight {
-            return length;
-        }
-        at -= weight;
-    }
-    lengths[0].0
-}
-
-fn unicast_v4(rng: &mut fastrand::Rng) -> Ipv4Addr {
-    Ipv4Addr::from(rng.u32(0x0100_0000..0xe000_0000))
-}
-
-fn within(rng: &mut fastrand::Rng, net: Ipv6Net) -> Ipv6Addr {
-    Ipv6Addr::from(u128::from(net.network()) | rng.u128(..) & u128::from(net.hostmask()))
-}
-
 impl Routes {
     fn new() -> Self {
         let via = |n| {
@@ -136,12 +64,12 @@ impl Routes {
         let mut routes = Self {
             rng: fastrand::Rng::with_seed(5),
             fib: Fib::new(),
-            v4: Vec::with_capacity(V4_ROUTES),
-            v6: Vec::with_capacity(V6_ROUTES),
+            v4: Vec::new(),
+            v6: Vec::new(),
             actions: (1..=NEXT_HOPS).map(via).collect(),
         };
-        routes.choose_v4();
-        routes.choose_v6();
+        routes.v4 = prefixes_v4(&mut routes.rng, V4_ROUTES);
+        routes.v6 = prefixes_v6(&mut routes.rng, V6_ROUTES);
         routes.fill();
         routes
     }
@@ -179,45 +107,6 @@ impl Routes {
     fn announce(&mut self, prefix: IpNet) {
         let action = &self.actions[self.rng.usize(0..self.actions.len())];
         self.fib.insert(VRF, prefix, STATIC, action).unwrap();
-    }
-
-    fn choose_v4(&mut self) {
-        let mut seen = std::collections::HashSet::new();
-        while self.v4.len() < V4_ROUTES {
-            let len = length(&mut self.rng, V4_LENGTHS);
-            let net = Ipv4Net::new(unicast_v4(&mut self.rng), len)
-                .unwrap()
-                .trunc();
-            if seen.insert(net) {
-                self.v4.push(net);
-            }
-        }
-    }
-
-    /// Long prefixes lie within shorter ones, as providers cut up what they were given.
-    fn choose_v6(&mut self) {
-        let mut seen = std::collections::HashSet::new();
-        let mut allocations = Vec::new();
-        while self.v6.len() < V6_ROUTES {
-            let len = length(&mut self.rng, V6_LENGTHS);
-            let allocated = len <= 32 || allocations.len() < 1000;
-            let parent = if allocated {
-                let (block, len) = V6_BLOCKS[self.rng.usize(0..V6_BLOCKS.len())];
-                Ipv6Net::new(Ipv6Addr::from(block), len).unwrap()
-            } else {
-                allocations[self.rng.usize(0..allocations.len())]
-            };
-            let len = if allocated { len.min(32) } else { len };
-            let net = Ipv6Net::new(within(&mut self.rng, parent), len)
-                .unwrap()
-                .trunc();
-            if seen.insert(net) {
-                self.v6.push(net);
-                if allocated {
-                    allocations.push(net);
-                }
-            }
-        }
     }
 
     fn destinations_v4(&mut self) -> Vec<Ipv4Addr> {

@@ -1,0 +1,367 @@
+//! The whole way of a packet in memory: relay, channel and NOS on one thread, from the burst that a
+//! device has read to the burst that a device is to write.
+//!
+//! Frames are filled in and taken away outside the measured time, as a kernel does both; that every
+//! packet comes out, and with the right MAC address, is asserted there.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark may stop where its data are wrong"
+)]
+
+mod internet;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use etherparse::PacketBuilder;
+use ipnet::IpNet;
+use nos_relay::engine::Engine;
+use nos_relay::relay::{AttachmentConfig, Relay};
+use nos_shim::arp::Arp;
+use nos_shim::channel::pair;
+use nos_shim::fib::{Action, NextHop, Route, Source};
+use nos_shim::frame::{
+    BATCH, Burst, Checksum, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
+};
+use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
+use nos_shim::ndp::{Envelope, Ndp, solicited_node};
+use nos_shim::offload::Capabilities;
+use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
+use nos_shim::shim::{Shim, ShimConfig, UplinkConfig};
+use nos_shim::time::Instant;
+
+const NOW: Instant = Instant::from_nanos(1_000_000_000);
+const ATTACHMENT: Interface = Interface::Attachment(AttachmentId(0));
+const UPLINK: Interface = Interface::Uplink(UplinkId(0));
+const CONTAINER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x0c]);
+const RELAY: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xff]);
+const NOS: MacAddr = MacAddr([2, 0, 0, 0, 1, 1]);
+const GATEWAY: MacAddr = MacAddr([2, 0, 0, 0, 1, 2]);
+const OWN_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const OWN_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+const FAR_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
+/// The container's port, and the far host's.
+const PORT: u16 = 40000;
+const FAR_PORT: u16 = 53;
+const TABLE_V4: usize = 1_000_000;
+const TABLE_V6: usize = 200_000;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Outbound,
+    Inbound,
+}
+
+use Direction::{Inbound, Outbound};
+
+/// What the frames of a run look like.
+#[derive(Clone)]
+struct Template {
+    octets: Vec<u8>,
+    offload: Offload,
+}
+
+/// A UDP packet in a frame of `len` octets, without the frame check sequence.
+fn datagram(direction: Direction, near: IpAddr, far: IpAddr, len: usize) -> Template {
+    let (link, ends, ports) = match direction {
+        Outbound => ((CONTAINER, RELAY), (near, far), (PORT, FAR_PORT)),
+        Inbound => ((GATEWAY, NOS), (far, near), (FAR_PORT, PORT)),
+    };
+    let ethernet = PacketBuilder::ethernet2(link.0.0, link.1.0);
+    let ip = match ends {
+        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+        _ => unreachable!("both are of one family"),
+    };
+    let mut octets = Vec::new();
+    let udp = ip.udp(ports.0, ports.1);
+    let payload = vec![0x5a; len.saturating_sub(udp.size(0))];
+    udp.write(&mut octets, &payload).unwrap();
+    let offload = Offload::NONE;
+    Template { octets, offload }
+}
+
+/// A TCP super-frame as a kernel hands it out: its checksum is to be completed.
+fn super_frame(direction: Direction) -> Template {
+    const MSS: NonZeroU16 = NonZeroU16::new(1460).unwrap();
+    let (link, ends, ports) = match direction {
+        Outbound => ((CONTAINER, RELAY), (OWN_V4, FAR_V4), (PORT, FAR_PORT)),
+        Inbound => ((GATEWAY, NOS), (FAR_V4, OWN_V4), (FAR_PORT, PORT)),
+    };
+    let mut octets = Vec::new();
+    PacketBuilder::ethernet2(link.0.0, link.1.0)
+        .ipv4(ends.0.octets(), ends.1.octets(), 64)
+        .tcp(ports.0, ports.1, 1, 1000)
+        .ack(1)
+        .write(&mut octets, &vec![0x5a; 65_535 - 40])
+        .unwrap();
+    let offload = Offload {
+        checksum: Checksum::Partial {
+            start: 34,
+            offset: 16,
+        },
+        segmentation: Some(Segmentation {
+            kind: GsoKind::TcpV4,
+            ecn: false,
+            size: MSS,
+        }),
+    };
+    Template { octets, offload }
+}
+
+/// Relay and NOS, joined, with one container and one gateway that is known.
+struct Path {
+    engine: Engine,
+    pool: FramePool,
+    taken: Burst,
+    hist: Vec<u32>,
+}
+
+fn claims() -> Vec<Claim> {
+    [Transport::Tcp, Transport::Udp]
+        .map(|transport| Claim {
+            transport,
+            range: PortRange::new(PORT, 44_999).unwrap(),
+            kind: ClaimKind::Ephemeral,
+        })
+        .into()
+}
+
+fn route(prefix: impl Into<IpNet>, gateway: impl Into<IpAddr>) -> Route {
+    Route {
+        vrf: VrfId::DEFAULT,
+        prefix: prefix.into(),
+        source: Source::Static { metric: 0 },
+        action: Action::Via(
+            NextHop {
+                gateway: gateway.into(),
+                uplink: UplinkId(0),
+            }
+            .into(),
+        ),
+    }
+}
+
+impl Path {
+    fn new(routes: Vec<Route>) -> Self {
+        let pool = FramePool::new(2048, MAX_FRAME);
+        let (relay_end, nos_end) = pair(64);
+        let mut relay = Relay::new(relay_end, pool.clone());
+        let mut nos = Shim::new(nos_end, pool.clone(), ShimConfig { seed: 1 });
+        let uplink = UplinkConfig {
+            id: UplinkId(0),
+            name: "up0".into(),
+            vrf: VrfId::DEFAULT,
+            mac: NOS,
+            addresses: vec![
+                "203.0.113.1/24".parse().unwrap(),
+                "2001:db8:1::1/64".parse().unwrap(),
+            ],
+            mtu: 1500,
+        };
+        nos.set_uplink(uplink, NOW).unwrap();
+        nos.set_capabilities(UplinkId(0), Capabilities::all());
+        nos.set_routes(routes).unwrap();
+        let attachment = AttachmentConfig {
+            id: AttachmentId(0),
+            name: "web".into(),
+            vrf: VrfId::DEFAULT,
+            mac: CONTAINER,
+            relay_mac: RELAY,
+            addresses: vec![OWN_V4.into(), OWN_V6.into()],
+            claims: claims(),
+            mtu: 1500,
+            capabilities: Capabilities::all(),
+        };
+        relay.attach(attachment).unwrap();
+        let engine = Engine::single(relay, nos);
+        let taken = Burst::new();
+        let mut path = Self {
+            engine,
+            pool,
+            taken,
+            hist: vec![],
+        };
+        path.engine.advance(NOW);
+        path.meet_gateway();
+        path.take();
+        path
+    }
+
+    /// The gateway asks for the NOS, and so becomes known to it.
+    fn meet_gateway(&mut self) {
+        let mut arp = self.pool.alloc().unwrap();
+        Arp::request(GATEWAY, GATEWAY_V4, OWN_V4)
+            .write(&mut arp, MacAddr::BROADCAST)
+            .unwrap();
+        let mut ndp = self.pool.alloc().unwrap();
+        Ndp::NeighborSolicit {
+            target: OWN_V6,
+            source_link_layer: Some(GATEWAY),
+        }
+        .write(
+            &mut ndp,
+            &Envelope::to_group(GATEWAY, GATEWAY_V6, solicited_node(OWN_V6)),
+        )
+        .unwrap();
+        let mut burst = [arp, ndp].into_iter().collect();
+        self.engine.handle_burst(UPLINK, &mut burst, NOW);
+        self.engine.advance(NOW);
+    }
+
+    /// What came out.
+    fn take(&mut self) -> usize {
+        let mut count = 0;
+        while let Some((_, burst)) = self.engine.poll_transmit() {
+            count += burst.len();
+            self.pool.free_all(burst);
+        }
+        count
+    }
+
+    /// A burst of the templates, in turn.
+    fn fill(&mut self, templates: &[Template], next: &mut usize, count: usize) -> Burst {
+        let mut burst = Burst::new();
+        for _ in 0..count {
+            let template = &templates[*next % templates.len()];
+            *next += 1;
+            let mut frame = self.pool.copy_from(&template.octets).unwrap();
+            frame.set_offload(template.offload);
+            burst.push(frame);
+        }
+        burst
+    }
+
+    /// Moves one burst through, into `taken`, where a device would send it from.
+    #[inline(never)]
+    fn forward(&mut self, from: Interface, burst: &mut Burst) {
+        self.engine.handle_burst(from, burst, NOW);
+        self.engine.advance(NOW);
+        while let Some((_, burst)) = self.engine.poll_transmit() {
+            self.taken.extend(burst.drain(..));
+        }
+    }
+
+    fn check(&mut self, direction: Direction, count: usize) {
+        let link = match direction {
+            Outbound => [GATEWAY.0, NOS.0].concat(),
+            Inbound => [CONTAINER.0, RELAY.0].concat(),
+        };
+        assert_eq!(self.taken.len(), count);
+        for frame in self.taken.drain(..) {
+            assert_eq!(frame.bytes()[..12], link);
+            self.pool.free(frame);
+        }
+    }
+
+    /// The time that `packets` take in bursts of `count`.
+    fn run(
+        &mut self,
+        direction: Direction,
+        templates: &[Template],
+        count: usize,
+        packets: u64,
+    ) -> Duration {
+        let from = match direction {
+            Outbound => ATTACHMENT,
+            Inbound => UPLINK,
+        };
+        let mut spent = Duration::ZERO;
+        let (mut done, mut next) = (0, 0);
+        while done < packets {
+            let mut burst = self.fill(templates, &mut next, count);
+            let begin = std::time::Instant::now();
+            let cycles = unsafe { core::arch::x86_64::_rdtsc() };
+            self.forward(from, &mut burst);
+            let cycles = unsafe { core::arch::x86_64::_rdtsc() } - cycles;
+            self.hist.push((cycles/count as u64) as u32);
+            spent += begin.elapsed();
+            self.check(direction, count);
+            done += count as u64;
+        }
+        spent.mul_f64(packets as f64 / done as f64)
+    }
+}
+
+fn bench(
+    c: &mut Criterion,
+    name: &str,
+    path: &mut Path,
+    count: usize,
+    template: impl Fn(Direction) -> Vec<Template>,
+) {
+    for (way, direction) in [("outbound", Outbound), ("inbound", Inbound)] {
+        let templates = template(direction);
+        let mut group = c.benchmark_group(format!("forward/{way}"));
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(name, |b| {
+            b.iter_custom(|packets| path.run(direction, &templates, count, packets));
+        });
+        group.finish();
+        path.hist.sort();
+        if let Some(m) = path.hist.get(path.hist.len()/2) { println!("MEDIAN {way} {name}: {} cycles p10 {} ns {:.1}", m, path.hist[path.hist.len()/10], *m as f64 / 2.596); }
+        path.hist.clear();
+    }
+}
+
+fn forward(c: &mut Criterion) {
+    let default = vec![
+        route("0.0.0.0/0".parse::<IpNet>().unwrap(), GATEWAY_V4),
+        route("::/0".parse::<IpNet>().unwrap(), GATEWAY_V6),
+    ];
+    let path = &mut Path::new(default);
+    let v4 = |direction, len| vec![datagram(direction, OWN_V4.into(), FAR_V4.into(), len)];
+    let v6 = |direction, len| vec![datagram(direction, OWN_V6.into(), FAR_V6.into(), len)];
+    bench(c, "ipv4/64", path, BATCH, |direction| v4(direction, 60));
+    bench(c, "ipv6/64", path, BATCH, |direction| v6(direction, 62));
+    bench(c, "ipv4/1500", path, BATCH, |direction| v4(direction, 1514));
+    bench(c, "ipv6/1500", path, BATCH, |direction| v6(direction, 1514));
+    bench(c, "ipv4/64KiB", path, 1, |direction| {
+        vec![super_frame(direction)]
+    });
+    bench(c, "ipv4/64 singly", path, 1, |direction| v4(direction, 60));
+}
+
+/// Random destinations and as many routes as the Internet has. Inbound, they are the sources.
+fn internet(c: &mut Criterion) {
+    let rng = &mut fastrand::Rng::with_seed(7);
+    let v4 = internet::prefixes_v4(rng, TABLE_V4);
+    let v6 = internet::prefixes_v6(rng, TABLE_V6);
+    let mut routes: Vec<_> = v4.iter().map(|&net| route(net, GATEWAY_V4)).collect();
+    routes.extend(v6.iter().map(|&net| route(net, GATEWAY_V6)));
+    routes.push(route("0.0.0.0/0".parse::<IpNet>().unwrap(), GATEWAY_V4));
+    let path = &mut Path::new(routes);
+    let far = |rng: &mut fastrand::Rng| loop {
+        let to = internet::unicast_v4(rng);
+        if !matches!(to.octets(), [127, ..] | [203, 0, 113, _]) {
+            return to;
+        }
+    };
+    let to_v4: Vec<IpAddr> = (0..1 << 16).map(|_| far(rng).into()).collect();
+    let to_v6: Vec<IpAddr> = (0..1 << 16)
+        .map(|_| {
+            let net = v6[rng.usize(0..v6.len())];
+            internet::within(rng, net).into()
+        })
+        .collect();
+    let all = |direction, near: IpAddr, far: &[IpAddr], len| {
+        far.iter()
+            .map(|&far| datagram(direction, near, far, len))
+            .collect()
+    };
+    bench(c, "internet/ipv4/64", path, BATCH, |direction| {
+        all(direction, OWN_V4.into(), &to_v4, 60)
+    });
+    bench(c, "internet/ipv6/64", path, BATCH, |direction| {
+        all(direction, OWN_V6.into(), &to_v6, 62)
+    });
+}
+
+criterion_group!(benches, forward, internet);
+criterion_main!(benches);
