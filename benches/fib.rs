@@ -17,6 +17,7 @@ use std::time::Instant;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nos_shim::fib::{Action, AdjacencyId, Fib, NextHop, Source};
+use nos_shim::frame::BATCH;
 use nos_shim::ident::{UplinkId, VrfId};
 
 use internet::{prefixes_v4, prefixes_v6, unicast_v4, within};
@@ -143,6 +144,23 @@ fn lookups(c: &mut Criterion, routes: &mut Routes) {
         b.iter(|| {
             let found = v6.iter().map(|&to| fib.lookup_v6(VRF, to).0);
             black_box(found.fold(0, |all, id| all ^ id))
+        });
+    });
+    let mut found = [AdjacencyId::NO_ROUTE; BATCH];
+    group.bench_function("ipv4 burst", |b| {
+        b.iter(|| {
+            for burst in v4.chunks(BATCH) {
+                fib.lookup_burst_v4(VRF, burst, &mut found);
+                black_box(&mut found);
+            }
+        });
+    });
+    group.bench_function("ipv6 burst", |b| {
+        b.iter(|| {
+            for burst in v6.chunks(BATCH) {
+                fib.lookup_burst_v6(VRF, burst, &mut found);
+                black_box(&mut found);
+            }
         });
     });
     // Five IPv4 packets to one of IPv6, as in the table.

@@ -31,8 +31,11 @@
 //! The cost is that of the nodes touched: for a prefix of 19 bits and more there are few, for a
 //! default route it is the whole table.
 
+use arrayvec::ArrayVec;
+
 use super::adjacency::AdjacencyId;
 use super::arena::{Arena, MAX_BLOCK, index};
+use crate::frame::BATCH;
 
 /// Address bits that the first array resolves.
 const ROOT_BITS: u32 = 18;
@@ -279,6 +282,39 @@ impl<K: Key> Table<K> {
             slot = self.step(slot, key, &mut depth);
         }
         slot.adjacency()
+    }
+
+    /// Looks up many addresses, one level of the trie at a time, so that the processor waits for
+    /// the memory of all of them at once. The shorter slice decides how many.
+    pub(super) fn lookup_burst(&self, keys: impl Iterator<Item = K>, found: &mut [AdjacencyId]) {
+        let mut keys = keys.peekable();
+        let mut found = found.iter_mut();
+        while keys.peek().is_some() && found.len() > 0 {
+            let mut lanes: ArrayVec<_, BATCH> = (&mut found)
+                .zip(&mut keys)
+                .take(BATCH)
+                .map(|(found, key)| {
+                    let slot = self.root.get(key.root()).copied().unwrap_or(Slot::NONE);
+                    (slot, ROOT_BITS, key, found)
+                })
+                .collect();
+            while self.step_all(&mut lanes) {}
+            for (slot, _, _, found) in lanes {
+                *found = slot.adjacency();
+            }
+        }
+    }
+
+    /// Returns whether any lane has further to go.
+    fn step_all(&self, lanes: &mut [(Slot, u32, K, &mut AdjacencyId)]) -> bool {
+        let mut more = false;
+        for (slot, depth, key, _) in lanes {
+            if slot.is_pointer() {
+                *slot = self.step(*slot, *key, depth);
+                more |= slot.is_pointer();
+            }
+        }
+        more
     }
 
     /// From a pointer to the next slot.

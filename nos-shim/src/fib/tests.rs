@@ -119,6 +119,42 @@ fn the_best_source_wins_and_the_next_takes_over() {
 }
 
 #[test]
+fn bursts_find_what_single_lookups_find() {
+    let fib = with(&[
+        ("0.0.0.0/0", STATIC, Action::Blackhole),
+        ("10.0.0.0/9", STATIC, Action::Unreachable),
+        ("10.1.2.0/24", STATIC, via("192.0.2.1", 0)),
+        (
+            "10.1.2.3/32",
+            Source::Local,
+            Action::Local(LocalAddressId(1)),
+        ),
+        ("2001:db8::/32", STATIC, Action::Blackhole),
+        (
+            "2001:db8::1/128",
+            Source::Local,
+            Action::Local(LocalAddressId(2)),
+        ),
+    ]);
+    let v4: Vec<_> = (0..200_u32)
+        .map(|n| Ipv4Addr::from(0x0a01_0180 + 7 * n))
+        .collect();
+    let v6: Vec<_> = (0..200_u128)
+        .map(|n| Ipv6Addr::from((0x2001_0db8 << 96) + n % 3))
+        .collect();
+    let mut found = vec![AdjacencyId(9); 201];
+    fib.lookup_burst_v4(VRF, &v4, &mut found);
+    let singly: Vec<_> = v4.iter().map(|&to| fib.lookup_v4(VRF, to)).collect();
+    assert_eq!(found[..200], singly);
+    fib.lookup_burst_v6(VRF, &v6, &mut found);
+    let singly: Vec<_> = v6.iter().map(|&to| fib.lookup_v6(VRF, to)).collect();
+    assert_eq!(found[..200], singly);
+    assert_eq!(found[200], AdjacencyId(9), "beyond the destinations");
+    fib.lookup_burst_v4(VrfId(5), &v4, &mut found);
+    assert_eq!(found[0], AdjacencyId::NO_ROUTE);
+}
+
+#[test]
 fn a_source_replaces_its_own_route() {
     let mut fib = with(&[("192.0.2.0/24", STATIC, Action::Blackhole)]);
     fib.insert(VRF, net("192.0.2.77/24"), STATIC, &Action::Unreachable)
