@@ -76,17 +76,17 @@ fn length(rng: &mut fastrand::Rng, lengths: &[(u8, u32)]) -> u8 {
 }
 
 /// A random unicast address.
-pub fn unicast_v4(rng: &mut fastrand::Rng) -> Ipv4Addr {
+pub(crate) fn unicast_v4(rng: &mut fastrand::Rng) -> Ipv4Addr {
     Ipv4Addr::from(rng.u32(0x0100_0000..0xe000_0000))
 }
 
 /// A random address of `net`.
-pub fn within(rng: &mut fastrand::Rng, net: Ipv6Net) -> Ipv6Addr {
+pub(crate) fn within(rng: &mut fastrand::Rng, net: Ipv6Net) -> Ipv6Addr {
     Ipv6Addr::from(u128::from(net.network()) | rng.u128(..) & u128::from(net.hostmask()))
 }
 
 /// So many different IPv4 prefixes.
-pub fn prefixes_v4(rng: &mut fastrand::Rng, count: usize) -> Vec<Ipv4Net> {
+pub(crate) fn prefixes_v4(rng: &mut fastrand::Rng, count: usize) -> Vec<Ipv4Net> {
     let mut seen = HashSet::new();
     let mut prefixes = Vec::with_capacity(count);
     while prefixes.len() < count {
@@ -101,7 +101,7 @@ pub fn prefixes_v4(rng: &mut fastrand::Rng, count: usize) -> Vec<Ipv4Net> {
 
 /// So many different IPv6 prefixes. Long ones lie within shorter ones, as providers cut up what they
 /// were given.
-pub fn prefixes_v6(rng: &mut fastrand::Rng, count: usize) -> Vec<Ipv6Net> {
+pub(crate) fn prefixes_v6(rng: &mut fastrand::Rng, count: usize) -> Vec<Ipv6Net> {
     let mut seen = HashSet::new();
     let mut prefixes = Vec::with_capacity(count);
     let mut allocations = Vec::new();
