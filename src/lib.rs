@@ -12,7 +12,6 @@ pub mod event_loop;
 pub mod guard;
 pub mod lab;
 pub mod link;
-mod outbox;
 pub mod port_set;
 pub mod relay;
 pub mod responder;

@@ -6,11 +6,11 @@
 //! handle_burst ── parse ── responder ── guard ── burst ═ ring ═> NOS
 //!                              │ answer
 //!                              v
-//! poll_transmit <────────── outbox <── adapt ── MAC addresses <═ ring ═ poll_channel
+//! poll_transmit <─────── transmit <── adapt ── MAC addresses <═ ring ═ poll_channel
 //! ```
 //!
 //! Frames come in by [`Relay::handle_burst`] and leave by [`Relay::poll_transmit`] or by the
-//! channel. Nothing waits but in the outbox, and that is empty after each round of
+//! channel. Nothing waits but in the transmit queues, and those are empty after each round of
 //!
 //! ```text
 //! for each readable device: relay.handle_burst(id, burst, now)
@@ -51,11 +51,11 @@ use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
 use nos_shim::ports::RegistrationRefused;
 use nos_shim::time::Instant;
+use nos_shim::transmit::TransmitQueues;
 use thiserror::Error;
 
 pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus};
 
-use crate::outbox::{Outbox, Taken};
 use attachment::{Attachment, Guarded};
 use side::Side;
 
@@ -65,6 +65,10 @@ pub const MAX_ATTACHMENTS: u32 = 1 << 16;
 /// [`Relay::poll_channel`] takes no burst while this many frames wait to be written: what is
 /// written soon after is still in cache, and queues stay short.
 const TRANSMIT_HIGH: usize = 4 * BATCH;
+
+/// Frames that wait for one attachment at most. A round of the event loop leaves far fewer, unless
+/// super-frames had to be cut into segments.
+const TRANSMIT_QUEUE: u32 = 4096;
 
 /// How many frames ahead of the one at hand are fetched into cache.
 const PREFETCH: usize = 4;
@@ -113,8 +117,7 @@ pub struct Relay {
     channel: RelayEnd,
     pool: FramePool,
     slots: Vec<Slot>,
-    outbox: Outbox,
-    in_hand: Option<InHand>,
+    transmit: TransmitQueues,
     outgoing: PacketBurst,
     events: VecDeque<RelayEvent>,
     ledger: Ledger,
@@ -128,14 +131,6 @@ struct Slot {
     stale_answers: u32,
 }
 
-/// The burst that [`Relay::poll_transmit`] has lent out.
-#[derive(Debug)]
-struct InHand {
-    taken: Taken,
-    frames: usize,
-    octets: u64,
-}
-
 impl Relay {
     /// A relay without attachments. `pool` is where it puts frames back, and takes segments from.
     #[must_use]
@@ -144,8 +139,7 @@ impl Relay {
             channel,
             pool,
             slots: Vec::new(),
-            outbox: Outbox::default(),
-            in_hand: None,
+            transmit: TransmitQueues::new(TRANSMIT_QUEUE),
             outgoing: PacketBurst::new(),
             events: VecDeque::new(),
             ledger: Ledger::default(),
@@ -206,7 +200,7 @@ impl Relay {
         let slot = slot.ok_or(RelayError::Unknown(id))?;
         let gone = slot.attachment.take().ok_or(RelayError::Unknown(id))?;
         slot.stale_answers += u32::try_from(gone.asked.len()).unwrap_or(u32::MAX);
-        for frame in self.outbox.drain(id) {
+        for frame in self.transmit.drain(id.0) {
             self.drop_frame(frame, DropReason::UnknownAttachment);
         }
         Ok(self.channel.send_control(ToNos::Withdraw(id))?)
@@ -254,7 +248,7 @@ impl Relay {
             self.handle_control(message);
         }
         for _ in 0..budget {
-            if self.outbox.held() >= TRANSMIT_HIGH {
+            if self.transmit.held() >= TRANSMIT_HIGH {
                 return true;
             }
             match self.channel.recv_burst() {
@@ -273,37 +267,21 @@ impl Relay {
     /// taken.
     pub fn poll_transmit(&mut self) -> Option<(AttachmentId, &mut Burst)> {
         self.settle();
-        let taken = self.outbox.take()?;
-        let owner = taken.owner;
-        let burst = self.outbox.burst(&taken);
-        let in_hand = InHand {
-            frames: burst.len(),
-            octets: octets(burst),
-            taken,
-        };
-        let taken = &self.in_hand.insert(in_hand).taken;
-        Some((owner, self.outbox.burst(taken)))
+        let (owner, burst) = self.transmit.lend()?;
+        Some((AttachmentId(owner), burst))
     }
 
     /// Drops what the caller left in the burst that [`Self::poll_transmit`] returned last.
     pub fn discard(&mut self, reason: DropReason) {
-        let Some(InHand { taken, .. }) = &self.in_hand else {
+        let Some((owner, mut left)) = self.transmit.take_unsent() else {
             return;
         };
-        let owner = taken.owner;
-        let left = core::mem::take(self.outbox.burst(taken));
-        let (frames, octets) = (left.len() as u64, octets(&left));
-        if let Some(in_hand) = &mut self.in_hand {
-            in_hand.frames -= left.len();
-            in_hand.octets -= octets;
-        }
+        let frames = left.len() as u64;
         self.ledger.drops.add(reason, frames);
-        if let Some(attachment) = self.attachment(owner) {
+        if let Some(attachment) = self.attachment(AttachmentId(owner)) {
             attachment.counters.drops.add(reason, frames);
         }
-        for frame in left {
-            self.pool.free(frame);
-        }
+        self.pool.free_all(&mut left);
     }
 
     /// Wakes the NOS if it sleeps and something was sent since the last call.
@@ -319,7 +297,7 @@ impl Relay {
     /// Announces that this side is about to block. Returns `false` if it must not, because there
     /// is something to do.
     pub fn try_sleep(&mut self) -> bool {
-        self.outbox.held() == 0 && self.events.is_empty() && self.channel.try_sleep()
+        self.transmit.held() == 0 && self.events.is_empty() && self.channel.try_sleep()
     }
 
     /// Ends what [`Self::try_sleep`] announced.
@@ -336,8 +314,7 @@ impl Relay {
     /// Frames that wait to be written.
     #[must_use]
     pub fn held(&self) -> usize {
-        let in_hand = self.in_hand.as_ref().map_or(0, |in_hand| in_hand.frames);
-        self.outbox.held() + in_hand
+        self.transmit.held()
     }
 
     /// Bursts of the NOS that wait in the ring.
@@ -376,7 +353,7 @@ impl Relay {
         Some(Side {
             id,
             attachment: slot.attachment.as_deref_mut()?,
-            outbox: &mut self.outbox,
+            transmit: &mut self.transmit,
             outgoing: &mut self.outgoing,
             channel: &mut self.channel,
             pool: &mut self.pool,
@@ -439,30 +416,20 @@ impl Relay {
 
     /// Counts what became of the burst that was lent out.
     fn settle(&mut self) {
-        let Some(in_hand) = self.in_hand.take() else {
+        let Some(sent) = self.transmit.settle() else {
             return;
         };
-        let InHand {
-            taken,
-            frames: lent,
-            octets: lent_octets,
-        } = in_hand;
-        let left = self.outbox.burst(&taken);
-        let sent = (lent - left.len()) as u64;
-        let sent_octets = lent_octets - octets(left);
-        let owner = taken.owner;
-        self.outbox.give_back(taken);
-        self.ledger.sent += sent;
-        if let Some(attachment) = self.attachment(owner) {
-            attachment.counters.tx_packets += sent;
-            attachment.counters.tx_octets += sent_octets;
+        self.ledger.sent += sent.frames;
+        if let Some(attachment) = self.attachment(AttachmentId(sent.interface)) {
+            attachment.counters.tx_packets += sent.frames;
+            attachment.counters.tx_octets += sent.octets;
         }
     }
 
     /// Makes of the frames that wait for an attachment what its device can take.
     #[cold]
     fn adapt_waiting(&mut self, id: AttachmentId) {
-        let frames = self.outbox.drain(id);
+        let frames = self.transmit.drain(id.0);
         if let Some(mut side) = self.side(id) {
             frames.into_iter().for_each(|frame| side.adapt(frame));
         }

@@ -45,12 +45,11 @@ use crate::reassembly::{self, Reassembler};
 use crate::time::Instant;
 use crate::transmit::TransmitQueues;
 
-use transmit::Lent;
 pub(crate) use uplinks::Uplink;
 
 /// Frames that wait for an uplink's device at most; more are dropped with
 /// [`DropReason::DeviceFull`].
-const TRANSMIT_QUEUE: usize = 4096;
+const TRANSMIT_QUEUE: u32 = 4096;
 
 /// An interface of the NOS towards the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +101,6 @@ pub struct Shim {
     pub(crate) pieces: VecDeque<Packet>,
     /// All addresses of the NOS.
     addresses: Vec<(VrfId, IpAddr)>,
-    lent: Option<Lent>,
     pub(crate) ledger: Ledger,
     pub(crate) ping: bool,
     #[cfg(feature = "stack")]
@@ -169,7 +167,6 @@ impl Shim {
             to_relay: PacketBurst::new(),
             pieces: VecDeque::new(),
             addresses: Vec::new(),
-            lent: None,
             ledger: Ledger::default(),
             ping: true,
             #[cfg(feature = "stack")]
@@ -237,10 +234,6 @@ impl Shim {
     /// Packets kept for later.
     #[must_use]
     pub fn held(&self) -> usize {
-        let lent = self
-            .lent
-            .as_ref()
-            .map_or(0, |lent| usize::try_from(lent.frames).unwrap_or(usize::MAX));
         let neighbors: usize = self
             .uplinks
             .iter()
@@ -248,7 +241,7 @@ impl Shim {
             .map(|uplink| uplink.neighbors.held())
             .sum();
         let fragments = self.fragments.held() + self.reassembler.held();
-        neighbors + fragments + self.transmit.held() + self.to_relay.len() + lent
+        neighbors + fragments + self.transmit.held() + self.to_relay.len()
     }
 
     /// Who owns which ports.

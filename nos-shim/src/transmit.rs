@@ -1,159 +1,349 @@
-//! Frames that wait for their devices, in order, without a scan over idle ones.
+//! Frames that wait for their devices: one queue for each interface, of which only those that hold
+//! something are ever looked at.
+//!
+//! A queue is a chain of bursts. The bursts of all queues lie in one arena, and in one list in the
+//! order in which they are to be sent. So ten thousand idle interfaces cost a packet nothing, the
+//! order within an interface is kept, and a frame is not moved again before its device takes it.
+//! Bursts are used again: the arena grows only until it has held the most that ever waited.
 
 use std::collections::VecDeque;
 
 use crate::frame::{Burst, Frame};
 
-/// A bounded queue for each interface, and the list of those that are not empty.
-#[derive(Debug, Default)]
+/// The place of no burst.
+const NONE: u32 = u32::MAX;
+
+/// A bounded queue for each interface.
+#[derive(Debug)]
 pub struct TransmitQueues {
-    queues: Vec<VecDeque<Frame>>,
-    active: VecDeque<usize>,
-    burst: Burst,
-    limit: usize,
+    /// Frames in one queue at most.
+    limit: u32,
+    arena: Vec<Waiting>,
+    /// Places in the arena that are not in use.
+    free: Vec<u32>,
+    /// Places of the bursts that wait, oldest first.
+    ready: VecDeque<u32>,
+    /// By interface.
+    lanes: Vec<Lane>,
+    lent: Option<Lent>,
+    /// Frames in the queues, without those of the burst that is lent.
     held: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    interface: u32,
+    burst: Burst,
+}
+
+/// The queue of one interface.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    /// The place of the youngest burst, which may still grow.
+    youngest: u32,
+    /// Frames in all its bursts.
+    len: u32,
+}
+
+/// The burst that is with its device.
+#[derive(Clone, Copy, Debug)]
+struct Lent {
+    place: u32,
+    interface: u32,
+    frames: usize,
+    octets: u64,
+}
+
+/// What a device took of a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Whose device.
+    pub interface: u32,
+    /// Frames.
+    pub frames: u64,
+    /// Octets of those frames.
+    pub octets: u64,
+}
+
+impl Lane {
+    const EMPTY: Self = Self {
+        youngest: NONE,
+        len: 0,
+    };
 }
 
 impl TransmitQueues {
     /// Queues of at most `limit` frames each.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
+    pub fn new(limit: u32) -> Self {
         Self {
             limit,
-            ..Self::default()
+            arena: Vec::new(),
+            free: Vec::new(),
+            ready: VecDeque::new(),
+            lanes: Vec::new(),
+            lent: None,
+            held: 0,
         }
     }
 
-    /// Appends `frame` to the queue of interface `index`.
+    /// Frames that wait, and those of the burst that is lent.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held + self.lent.map_or(0, |lent| lent.frames)
+    }
+
+    /// Appends `frame` to the queue of `interface`. Numbers of interfaces should be small, as they
+    /// index an array.
     ///
     /// # Errors
     ///
     /// The frame, when the queue is full.
     #[inline]
-    pub fn push(&mut self, index: usize, frame: Frame) -> Result<(), Frame> {
-        if self.queues.len() <= index {
-            self.queues.resize_with(index + 1, VecDeque::new);
-        }
-        let queue = &mut self.queues[index];
-        if queue.len() >= self.limit {
+    pub fn push(&mut self, interface: u32, frame: Frame) -> Result<(), Frame> {
+        let Lane { youngest, len } = *self.lane(interface);
+        if len >= self.limit {
             return Err(frame);
         }
-        if queue.is_empty() {
-            self.active.push_back(index);
-        }
-        queue.push_back(frame);
+        let youngest = match self.arena.get(youngest as usize) {
+            Some(waiting) if !waiting.burst.is_full() => youngest,
+            _ => self.open(interface),
+        };
+        self.arena[youngest as usize].burst.push(frame);
+        *self.lane(interface) = Lane {
+            youngest,
+            len: len + 1,
+        };
         self.held += 1;
         Ok(())
     }
 
-    /// The next burst to send, and the index of its interface; interfaces take turns. Frames that
-    /// are left in it must be [restored](Self::restore) before this is called again, or they are
-    /// dropped.
-    pub fn pop_burst(&mut self) -> Option<(usize, &mut Burst)> {
-        self.burst.clear();
-        let index = self.active.pop_front()?;
-        let queue = &mut self.queues[index];
-        let count = queue.len().min(self.burst.capacity());
-        self.burst.extend(queue.drain(..count));
-        self.held -= count;
-        if !queue.is_empty() {
-            self.active.push_back(index);
+    #[inline]
+    fn lane(&mut self, interface: u32) -> &mut Lane {
+        let index = interface as usize;
+        if index >= self.lanes.len() {
+            self.lanes.resize(index + 1, Lane::EMPTY);
         }
-        Some((index, &mut self.burst))
+        &mut self.lanes[index]
     }
 
-    /// What is left of the burst that [`Self::pop_burst`] returned last.
-    pub fn unsent(&mut self) -> &mut Burst {
-        &mut self.burst
+    /// A new burst at the end of the list.
+    fn open(&mut self, interface: u32) -> u32 {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.arena.push(Waiting {
+                interface,
+                burst: Burst::new(),
+            });
+            // Every burst holds a frame, and there are not 2^32 of those.
+            u32::try_from(self.arena.len() - 1).unwrap_or(NONE)
+        });
+        self.arena[place as usize].interface = interface;
+        self.ready.push_back(place);
+        place
     }
 
-    /// Puts what is left of that burst back in front of the queue of interface `index`.
-    pub fn restore(&mut self, index: usize) {
-        let Some(queue) = self
-            .queues
-            .get_mut(index)
-            .filter(|_| !self.burst.is_empty())
-        else {
-            return;
-        };
-        if queue.is_empty() {
-            self.active.push_front(index);
-        }
-        self.held += self.burst.len();
-        for frame in self.burst.drain(..).rev() {
-            queue.push_front(frame);
-        }
-    }
-
-    /// Takes all frames of interface `index`, in order.
-    pub fn take(&mut self, index: usize) -> VecDeque<Frame> {
-        let Some(queue) = self.queues.get_mut(index) else {
-            return VecDeque::new();
-        };
-        self.active.retain(|&active| active != index);
-        self.held -= queue.len();
-        core::mem::take(queue)
-    }
-
-    /// Takes away all frames of interface `index`, for the caller to count.
-    pub fn clear(&mut self, index: usize) -> usize {
-        let Some(queue) = self.queues.get_mut(index) else {
-            return 0;
-        };
-        let count = queue.len();
-        queue.clear();
-        self.active.retain(|&active| active != index);
-        self.held -= count;
-        count
-    }
-
-    /// Frames in all queues.
+    /// Lends the oldest burst, and says whose it is. The device takes frames from it, from the
+    /// front; [`Self::settle`] must be called before anything else is lent.
     #[must_use]
-    pub fn held(&self) -> usize {
-        self.held
+    pub fn lend(&mut self) -> Option<(u32, &mut Burst)> {
+        debug_assert!(self.lent.is_none(), "one burst at a time");
+        let place = self.ready.pop_front()?;
+        let Waiting { interface, burst } = &mut self.arena[place as usize];
+        let (interface, frames) = (*interface, burst.len());
+        self.lent = Some(Lent {
+            place,
+            interface,
+            frames,
+            octets: octets(burst),
+        });
+        self.held -= frames;
+        let lane = &mut self.lanes[interface as usize];
+        lane.len -= u32::try_from(frames).unwrap_or_default();
+        // It grows no more.
+        if lane.youngest == place {
+            lane.youngest = NONE;
+        }
+        Some((interface, burst))
     }
+
+    /// Takes back the burst that was lent, if one was. What is left in it is the first to be lent
+    /// again.
+    pub fn settle(&mut self) -> Option<Settled> {
+        let lent = self.lent.take()?;
+        let burst = &self.arena[lent.place as usize].burst;
+        let (left, left_octets) = (burst.len(), octets(burst));
+        if left == 0 {
+            self.free.push(lent.place);
+        } else {
+            self.held += left;
+            self.lanes[lent.interface as usize].len += u32::try_from(left).unwrap_or_default();
+            self.ready.push_front(lent.place);
+        }
+        Some(Settled {
+            interface: lent.interface,
+            frames: lent.frames.saturating_sub(left) as u64,
+            octets: lent.octets.saturating_sub(left_octets),
+        })
+    }
+
+    /// Takes out what the device left in the burst that is lent, for the caller to count, and says
+    /// whose it was.
+    pub fn take_unsent(&mut self) -> Option<(u32, Burst)> {
+        let lent = self.lent.as_mut()?;
+        let left = core::mem::take(&mut self.arena[lent.place as usize].burst);
+        lent.frames -= left.len();
+        lent.octets -= octets(&left);
+        Some((lent.interface, left))
+    }
+
+    /// Takes out all frames that wait for `interface`, oldest first. Looks at all bursts: meant for
+    /// rare events.
+    pub fn drain(&mut self, interface: u32) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        let Self {
+            arena, free, ready, ..
+        } = self;
+        ready.retain(|&place| {
+            let waiting = &mut arena[place as usize];
+            let other = waiting.interface != interface;
+            if !other {
+                frames.extend(waiting.burst.drain(..));
+                free.push(place);
+            }
+            other
+        });
+        self.held -= frames.len();
+        *self.lane(interface) = Lane::EMPTY;
+        frames
+    }
+}
+
+fn octets(burst: &Burst) -> u64 {
+    burst.iter().map(|frame| frame.len() as u64).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::frame::{BATCH, FramePool};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
-    fn frame(pool: &mut FramePool, n: u8) -> Frame {
-        pool.copy_from(&[n]).unwrap()
+    const LIMIT: u32 = 4096;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Push(u32, u8),
+        /// Take a burst out, and remove so many of its frames.
+        Send(usize),
+        Drain(u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..4_u32, 1..100_u8).prop_map(|(owner, count)| Step::Push(owner, count)),
+            3 => prop_oneof![Just(BATCH), 0..BATCH].prop_map(Step::Send),
+            1 => (0..5_u32).prop_map(Step::Drain),
+        ]
+    }
+
+    fn number(frame: &Frame) -> u32 {
+        u32::from_be_bytes(frame.bytes().try_into().unwrap())
+    }
+
+    proptest! {
+        /// Beside a queue for each owner.
+        #[test]
+        fn each_queue_keeps_its_order(steps in proptest::collection::vec(step(), 1..60)) {
+            let mut pool = FramePool::new(8192, 14);
+            let mut queues = TransmitQueues::new(LIMIT);
+            let mut model = BTreeMap::<u32, VecDeque<u32>>::new();
+            let mut next = 0_u32;
+            for step in steps {
+                match step {
+                    Step::Push(owner, count) => for _ in 0..count {
+                        let frame = pool.copy_from(&next.to_be_bytes()).unwrap();
+                        let queue = model.entry(owner).or_default();
+                        match queues.push(owner, frame) {
+                            Ok(()) => queue.push_back(next),
+                            Err(back) => {
+                                prop_assert_eq!(queue.len(), LIMIT as usize);
+                                prop_assert_eq!(number(&back), next);
+                            }
+                        }
+                        next += 1;
+                    },
+                    Step::Send(count) => match queues.lend() {
+                        None => prop_assert!(model.values().all(VecDeque::is_empty)),
+                        Some((owner, burst)) => {
+                            let queue = model.get_mut(&owner).unwrap();
+                            prop_assert!(!burst.is_empty());
+                            let count = count.min(burst.len());
+                            for frame in burst.drain(..count) {
+                                prop_assert_eq!(Some(number(&frame)), queue.pop_front());
+                            }
+                            let expected = Settled { interface: owner, frames: count as u64, octets: 4 * count as u64 };
+                            prop_assert_eq!(queues.settle(), Some(expected));
+                            prop_assert_eq!(queues.settle(), None);
+                        }
+                    },
+                    Step::Drain(owner) => {
+                        let drained: Vec<_> = queues.drain(owner).iter().map(number).collect();
+                        let expected = Vec::from(model.remove(&owner).unwrap_or_default());
+                        prop_assert_eq!(drained, expected);
+                    }
+                }
+                prop_assert_eq!(queues.held(), model.values().map(VecDeque::len).sum::<usize>());
+            }
+        }
     }
 
     #[test]
-    fn each_interface_keeps_its_order_and_takes_turns() {
-        let mut pool = FramePool::new(512, 64);
-        let mut queues = TransmitQueues::new(256);
-        for n in 0..150 {
-            queues.push(3, frame(&mut pool, n)).unwrap();
+    fn a_full_queue_gives_the_frame_back() {
+        let mut pool = FramePool::new(LIMIT as usize + 1, 14);
+        let mut queues = TransmitQueues::new(LIMIT);
+        for _ in 0..LIMIT {
+            assert!(queues.push(3, pool.alloc().unwrap()).is_ok());
         }
-        queues.push(1, frame(&mut pool, 200)).unwrap();
-        let mut order = Vec::new();
-        while let Some((index, burst)) = queues.pop_burst() {
-            order.push((index, burst.len(), burst[0].bytes()[0]));
-        }
-        let full = BATCH as u8;
-        assert_eq!(
-            order,
-            [(3, 64, 0), (1, 1, 200), (3, 64, full), (3, 22, 2 * full)]
-        );
-        assert_eq!(queues.held(), 0);
+        assert!(queues.push(3, pool.alloc().unwrap()).is_err());
     }
 
     #[test]
-    fn a_full_queue_refuses_and_a_cleared_one_is_silent() {
-        let mut pool = FramePool::new(8, 64);
-        let mut queues = TransmitQueues::new(2);
-        queues.push(0, frame(&mut pool, 1)).unwrap();
-        queues.push(0, frame(&mut pool, 2)).unwrap();
-        assert_eq!(
-            queues.push(0, frame(&mut pool, 3)).unwrap_err().bytes(),
-            [3]
-        );
-        assert_eq!((queues.clear(0), queues.clear(7)), (2, 0));
-        assert!(queues.pop_burst().is_none());
+    fn what_a_device_leaves_can_be_taken_out() {
+        let mut pool = FramePool::new(64, 14);
+        let mut queues = TransmitQueues::new(LIMIT);
+        for n in 0..5 {
+            queues.push(2, pool.copy_from(&[n]).unwrap()).unwrap();
+        }
+        let (_, burst) = queues.lend().unwrap();
+        burst.drain(..2);
+        assert_eq!(queues.held(), 5, "until it is settled");
+        let (interface, left) = queues.take_unsent().unwrap();
+        assert_eq!((interface, left.len()), (2, 3));
+        assert_eq!(queues.held(), 2);
+        let sent = Settled {
+            interface: 2,
+            frames: 2,
+            octets: 2,
+        };
+        assert_eq!(queues.settle(), Some(sent));
+        assert!(queues.lend().is_none() && queues.held() == 0);
+    }
+
+    #[test]
+    fn bursts_are_used_again() {
+        let mut pool = FramePool::new(256, 14);
+        let mut queues = TransmitQueues::new(LIMIT);
+        for round in 0..100 {
+            for n in 0..130 {
+                let owner = (round + n) % 3;
+                queues.push(owner, pool.alloc().unwrap()).unwrap();
+            }
+            while let Some((_, burst)) = queues.lend() {
+                burst.clear();
+                queues.settle();
+            }
+        }
+        assert_eq!((queues.held(), queues.arena.len()), (0, 3));
     }
 }

@@ -6,16 +6,16 @@ use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::adapt;
 use nos_shim::packet::{Packet, PacketBurst, Rejected};
+use nos_shim::transmit::TransmitQueues;
 
 use super::attachment::{Attachment, Verdict};
 use super::octets;
-use crate::outbox::Outbox;
 
 /// One attachment, with all that is needed to move its packets.
 pub(super) struct Side<'a> {
     pub(super) id: AttachmentId,
     pub(super) attachment: &'a mut Attachment,
-    pub(super) outbox: &'a mut Outbox,
+    pub(super) transmit: &'a mut TransmitQueues,
     /// Packets to be sent to the NOS; empty between calls.
     pub(super) outgoing: &'a mut PacketBurst,
     pub(super) channel: &'a mut RelayEnd,
@@ -109,7 +109,7 @@ impl Side<'_> {
         let Self {
             id,
             attachment,
-            outbox,
+            transmit,
             pool,
             ledger,
             ..
@@ -117,7 +117,7 @@ impl Side<'_> {
         let mut full = 0;
         let adapted = adapt(packet, attachment.capabilities, pool, &mut |packet| {
             // What does not fit is freed here, with an atomic operation: it is rare.
-            if outbox.push(*id, packet.into_frame()).is_err() {
+            if transmit.push(id.0, packet.into_frame()).is_err() {
                 full += 1;
             }
         });
@@ -132,7 +132,7 @@ impl Side<'_> {
 
     #[inline]
     fn queue(&mut self, frame: Frame) {
-        if let Err(frame) = self.outbox.push(self.id, frame) {
+        if let Err(frame) = self.transmit.push(self.id.0, frame) {
             self.drop(frame, DropReason::DeviceFull);
         }
     }

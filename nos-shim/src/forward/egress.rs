@@ -251,7 +251,7 @@ impl Shim {
 
     /// Queues a frame for an uplink's device.
     pub(super) fn queue(&mut self, frame: Frame, id: UplinkId) {
-        if let Err(frame) = self.transmit.push(id.0 as usize, frame) {
+        if let Err(frame) = self.transmit.push(id.0, frame) {
             self.discard_frame(frame, DropReason::DeviceFull);
         }
     }

@@ -109,8 +109,10 @@ impl Shim {
             return;
         };
         Self::drop_waiting(&mut uplink, &mut self.pool, &mut self.ledger);
-        let waiting = self.transmit.clear(id.0 as usize) as u64;
-        self.ledger.drops.add(DropReason::DeviceGone, waiting);
+        self.settle();
+        for frame in self.transmit.drain(id.0) {
+            self.discard_frame(frame, DropReason::DeviceGone);
+        }
         // Taking routes away cannot fill the FIB.
         let _ = self.follow_addresses();
     }
@@ -190,7 +192,7 @@ impl Shim {
 
     /// Adapts what waits for a device that turned out to take less.
     fn adapt_waiting(&mut self, id: UplinkId, capabilities: Capabilities) {
-        let waiting = self.transmit.take(id.0 as usize);
+        let waiting = self.transmit.drain(id.0);
         let Self {
             pool,
             pieces,
@@ -205,18 +207,14 @@ impl Shim {
                 .record(ledger),
                 // ARP needs no adapting, and nothing else is here that was not parsed before.
                 Err(Rejected { frame, .. }) => {
-                    if self.transmit.push(id.0 as usize, frame).is_err() {
+                    if self.transmit.push(id.0, frame).is_err() {
                         ledger.drop(DropReason::DeviceFull);
                     }
                 }
             }
         }
         while let Some(piece) = self.pieces.pop_front() {
-            if self
-                .transmit
-                .push(id.0 as usize, piece.into_frame())
-                .is_err()
-            {
+            if self.transmit.push(id.0, piece.into_frame()).is_err() {
                 self.ledger.drop(DropReason::DeviceFull);
             }
         }
