@@ -150,7 +150,7 @@ fn lookups(c: &mut Criterion, routes: &mut Routes) {
     group.bench_function("ipv4 burst", |b| {
         b.iter(|| {
             for burst in v4.chunks(BATCH) {
-                fib.lookup_burst_v4(VRF, burst, &mut found);
+                fib.lookup_burst_v4(VRF, burst.iter().copied(), &mut found);
                 black_box(&mut found);
             }
         });
@@ -158,7 +158,7 @@ fn lookups(c: &mut Criterion, routes: &mut Routes) {
     group.bench_function("ipv6 burst", |b| {
         b.iter(|| {
             for burst in v6.chunks(BATCH) {
-                fib.lookup_burst_v6(VRF, burst, &mut found);
+                fib.lookup_burst_v6(VRF, burst.iter().copied(), &mut found);
                 black_box(&mut found);
             }
         });

@@ -1,84 +1,11 @@
 //! The link between a container and the relay: who is at its two ends.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
+use nos_shim::address_set::AddressSet;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::Frame;
 use nos_shim::ident::MacAddr;
-
-/// Up to this many addresses are compared one by one, which is faster than a binary search.
-const FEW: usize = 8;
-
-/// The addresses that a container may use as its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OwnAddresses {
-    /// Sorted.
-    v4: Box<[Ipv4Addr]>,
-    /// Sorted.
-    v6: Box<[Ipv6Addr]>,
-}
-
-impl OwnAddresses {
-    /// These addresses; repetitions do no harm.
-    #[must_use]
-    pub fn new(addresses: &[IpAddr]) -> Self {
-        let mut v4: Vec<_> = addresses.iter().filter_map(as_v4).collect();
-        let mut v6: Vec<_> = addresses.iter().filter_map(as_v6).collect();
-        v4.sort_unstable();
-        v6.sort_unstable();
-        Self {
-            v4: v4.into(),
-            v6: v6.into(),
-        }
-    }
-
-    /// Whether `address` is one of them.
-    #[must_use]
-    #[inline]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match address {
-            IpAddr::V4(address) => self.contains_v4(address),
-            IpAddr::V6(address) => self.contains_v6(address),
-        }
-    }
-
-    /// Whether `address` is one of them.
-    #[must_use]
-    #[inline]
-    pub fn contains_v4(&self, address: Ipv4Addr) -> bool {
-        is_in(&self.v4, address)
-    }
-
-    /// Whether `address` is one of them.
-    #[must_use]
-    #[inline]
-    pub fn contains_v6(&self, address: Ipv6Addr) -> bool {
-        is_in(&self.v6, address)
-    }
-}
-
-fn as_v4(address: &IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    }
-}
-
-fn as_v6(address: &IpAddr) -> Option<Ipv6Addr> {
-    match address {
-        IpAddr::V4(_) => None,
-        IpAddr::V6(address) => Some(*address),
-    }
-}
-
-#[inline]
-fn is_in<T: Ord + Copy>(sorted: &[T], address: T) -> bool {
-    if sorted.len() <= FEW {
-        sorted.contains(&address)
-    } else {
-        sorted.binary_search(&address).is_ok()
-    }
-}
 
 /// A link with the container at one end and the relay at the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +13,7 @@ pub struct Link {
     /// The Ethernet addresses of a frame from the container to the relay.
     outbound: [u8; 12],
     relay_link_local: Ipv6Addr,
-    addresses: OwnAddresses,
+    addresses: AddressSet,
     mtu: u16,
 }
 
@@ -101,7 +28,7 @@ impl Link {
         Self {
             outbound,
             relay_link_local: relay_mac.link_local(),
-            addresses: OwnAddresses::new(addresses),
+            addresses: AddressSet::new(addresses.iter().copied()),
             mtu,
         }
     }
@@ -131,7 +58,7 @@ impl Link {
     /// What the container may use as its own.
     #[must_use]
     #[inline]
-    pub fn addresses(&self) -> &OwnAddresses {
+    pub fn addresses(&self) -> &AddressSet {
         &self.addresses
     }
 
@@ -179,19 +106,6 @@ impl Link {
 mod tests {
     use super::*;
     use nos_shim::frame::FramePool;
-
-    #[test]
-    fn many_addresses_are_found_as_few_are() {
-        let address = |n: u32| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + 7 * n));
-        for count in [0, 1, 7, 8, 9, 100] {
-            let addresses: Vec<_> = (0..count).rev().map(address).collect();
-            let own = OwnAddresses::new(&addresses);
-            for n in 0..110 {
-                assert_eq!(own.contains(address(n)), n < count, "{n} of {count}");
-            }
-            assert!(!own.contains("::1".parse().unwrap()));
-        }
-    }
 
     #[test]
     fn both_ends_of_a_frame_are_checked() {

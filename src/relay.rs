@@ -70,9 +70,6 @@ const TRANSMIT_HIGH: usize = 4 * BATCH;
 /// super-frames had to be cut into segments.
 const TRANSMIT_QUEUE: u32 = 4096;
 
-/// How many frames ahead of the one at hand are fetched into cache.
-const PREFETCH: usize = 4;
-
 /// Why an attachment cannot be made or changed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum RelayError {
@@ -387,23 +384,29 @@ impl Relay {
     fn deliver_burst(&mut self, burst: PacketBurst) {
         self.ledger.received += burst.len() as u64;
         let mut packets = burst.into_iter();
-        // In split mode the headers are still in the other core's cache.
-        while let Some(packet) = packets.next() {
-            if let Some(ahead) = packets.as_slice().get(PREFETCH) {
-                ahead.frame().prefetch();
-            }
-            self.deliver(packet);
+        while let Some(first) = packets.as_slice().first() {
+            let to = first.frame().interface();
+            let run = packets.as_slice().iter();
+            // In split mode the headers are still in the other core's cache.
+            let run = run.inspect(|packet| packet.frame().prefetch());
+            let run = run.take_while(|packet| packet.frame().interface() == to);
+            let count = run.count();
+            self.deliver_run(to, packets.by_ref().take(count));
         }
     }
 
+    /// Packets for one attachment.
     #[inline]
-    fn deliver(&mut self, packet: Packet) {
-        let Some(Interface::Attachment(id)) = packet.frame().interface() else {
-            return self.drop_frame(packet.into_frame(), DropReason::UnknownAttachment);
+    fn deliver_run(&mut self, to: Option<Interface>, packets: impl Iterator<Item = Packet>) {
+        let side = match to {
+            Some(Interface::Attachment(id)) => self.side(id).filter(Side::is_active),
+            _ => None,
         };
-        match self.side(id) {
-            Some(mut side) if side.is_active() => side.deliver(packet),
-            _ => self.drop_frame(packet.into_frame(), DropReason::UnknownAttachment),
+        match side {
+            Some(mut side) => packets.for_each(|packet| side.deliver(packet)),
+            None => packets.for_each(|packet| {
+                self.drop_frame(packet.into_frame(), DropReason::UnknownAttachment);
+            }),
         }
     }
 

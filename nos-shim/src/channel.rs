@@ -171,6 +171,7 @@ pub fn pair(bursts: usize) -> (RelayEnd, NosEnd) {
 impl<Out, In> End<Out, In> {
     /// Sends all packets of `burst` and leaves it empty, or, when the ring is full or the other
     /// end has gone, returns `false` and leaves it as it was. An empty burst is not sent.
+    #[inline]
     pub fn send_burst(&mut self, burst: &mut PacketBurst) -> bool {
         if burst.is_empty() {
             return true;
@@ -188,6 +189,7 @@ impl<Out, In> End<Out, In> {
     }
 
     /// The oldest burst that the other end has sent.
+    #[inline]
     pub fn recv_burst(&mut self) -> Option<PacketBurst> {
         self.bursts_in.try_recv().ok()
     }
@@ -207,6 +209,7 @@ impl<Out, In> End<Out, In> {
     }
 
     /// The oldest control message that the other end has sent.
+    #[inline]
     pub fn recv_control(&mut self) -> Option<In> {
         self.control_in.try_recv().ok()
     }

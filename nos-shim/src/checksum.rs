@@ -15,6 +15,7 @@ impl Sum {
 
     /// Adds `octets`; an odd one at the end counts as if a zero octet followed.
     #[must_use]
+    #[inline]
     pub fn plus(self, octets: &[u8]) -> Self {
         let (words, rest) = octets.as_chunks::<4>();
         // Native order: swapping the octets of every addend swaps those of the sum (RFC 1071 §2B).
@@ -88,8 +89,12 @@ impl Sum {
 
     /// Whether data that included its checksum is intact.
     #[must_use]
+    #[inline]
     pub fn is_valid(self) -> bool {
-        self.folded() == 0xffff
+        let sum = fold_to_32(fold_to_32(self.0));
+        // At most 0x1fffe. In ones' complement, both are minus zero.
+        let sum = (sum & 0xffff) + (sum >> 16);
+        sum == 0xffff || sum == 0x1fffe
     }
 }
 

@@ -9,6 +9,7 @@
     )
 )]
 
+pub mod address_set;
 pub mod arp;
 pub mod channel;
 pub mod checksum;

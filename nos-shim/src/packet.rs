@@ -197,12 +197,15 @@ impl Packet {
     /// rejected with [`DropReason::EtherType`].
     #[inline]
     pub fn parse(mut frame: Frame) -> Result<Self, Rejected> {
-        match parse(frame.bytes(), frame.offload()) {
+        let offload = frame.offload();
+        match parse(frame.bytes(), offload) {
             Ok((parsed, len)) => {
                 frame.truncate(len);
                 frame.set_parsed(parsed);
                 let mut packet = Self(frame);
-                packet.drop_idle_segmentation();
+                if offload.segmentation.is_some() {
+                    packet.drop_idle_segmentation();
+                }
                 Ok(packet)
             }
             Err(reason) => Err(Rejected { frame, reason }),
@@ -294,6 +297,18 @@ impl Packet {
                 destination: Ipv4Addr::from(chunk::<4>(bytes, ETHERNET_HEADER + 16)),
             }
         }
+    }
+
+    /// Where an IPv4 packet goes; of IPv6 these are other octets.
+    #[inline]
+    pub(crate) fn destination_v4(&self) -> Ipv4Addr {
+        Ipv4Addr::from(chunk::<4>(self.0.bytes(), ETHERNET_HEADER + 16))
+    }
+
+    /// Where an IPv6 packet goes; of IPv4 these are other octets.
+    #[inline]
+    pub(crate) fn destination_v6(&self) -> Ipv6Addr {
+        Ipv6Addr::from(chunk::<16>(self.0.bytes(), ETHERNET_HEADER + 24))
     }
 
     /// Where it comes from.
@@ -502,9 +517,17 @@ impl Packet {
     /// Writes the Ethernet addresses.
     #[inline]
     pub fn set_link(&mut self, destination: MacAddr, source: MacAddr) {
-        if let Some(link) = self.0.bytes_mut().first_chunk_mut::<12>() {
-            link[..6].copy_from_slice(&destination.0);
-            link[6..].copy_from_slice(&source.0);
+        let mut link = [0; 12];
+        link[..6].copy_from_slice(&destination.0);
+        link[6..].copy_from_slice(&source.0);
+        self.set_link_pair(&link);
+    }
+
+    /// Writes the Ethernet addresses, destination first.
+    #[inline]
+    pub fn set_link_pair(&mut self, link: &[u8; 12]) {
+        if let Some(place) = self.0.bytes_mut().first_chunk_mut::<12>() {
+            *place = *link;
         }
     }
 
@@ -690,10 +713,13 @@ fn parse_ipv4(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
     if total > ip.len() || total < header_len {
         return Err(DropReason::IpLength);
     }
-    if !ip
-        .get(..header_len)
-        .is_some_and(|header| Sum::ZERO.plus(header).is_valid())
-    {
+    // Nearly all headers are of the least length, which the compiler then knows.
+    let sum = if header_len == IPV4_HEADER {
+        Sum::ZERO.plus(fixed)
+    } else {
+        Sum::ZERO.plus(ip.get(..header_len).unwrap_or_default())
+    };
+    if !sum.is_valid() {
         return Err(DropReason::Ipv4Checksum);
     }
     let field = u16::from_be_bytes([fixed[6], fixed[7]]);

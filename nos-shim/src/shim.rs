@@ -26,11 +26,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::address_set::AddressSet;
 use crate::channel::{NosEnd, Registration};
 use crate::drop::Ledger;
 use crate::fib::{Fib, FibFull, FlowHasher, Protocol, Route};
 use crate::flows::EchoFlows;
-use crate::forward::Holder;
+use crate::forward::{Holder, Rewrites};
 use crate::fragments::{FragmentLimits, FragmentTable};
 use crate::frame::FramePool;
 use crate::ident::{MacAddr, UplinkId, VrfId};
@@ -101,6 +102,11 @@ pub struct Shim {
     pub(crate) pieces: VecDeque<Packet>,
     /// All addresses of the NOS.
     addresses: Vec<(VrfId, IpAddr)>,
+    /// The same, by VRF.
+    pub(crate) own_addresses: Vec<(VrfId, AddressSet)>,
+    pub(crate) rewrites: Rewrites,
+    /// Counts changes of routes and uplinks, and those of neighbors of uplinks that are no more.
+    pub(crate) changes: u64,
     pub(crate) ledger: Ledger,
     pub(crate) ping: bool,
     #[cfg(feature = "stack")]
@@ -167,6 +173,9 @@ impl Shim {
             to_relay: PacketBurst::new(),
             pieces: VecDeque::new(),
             addresses: Vec::new(),
+            own_addresses: Vec::new(),
+            rewrites: Rewrites::default(),
+            changes: 0,
             ledger: Ledger::default(),
             ping: true,
             #[cfg(feature = "stack")]
@@ -186,6 +195,7 @@ impl Shim {
     ///
     /// [`FibFull`]; then no route was removed, and some were inserted.
     pub fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), FibFull> {
+        self.changes += 1;
         self.fib.replace(Protocol::Static, routes).map(|_| ())
     }
 
@@ -211,18 +221,13 @@ impl Shim {
     /// When [`Self::handle_timeout`] has something to do next.
     #[must_use]
     pub fn poll_at(&self) -> Option<Instant> {
-        let neighbors = self
-            .uplinks
-            .iter()
-            .flatten()
-            .filter_map(|uplink| uplink.neighbors.poll_at());
-        let tables = [
-            self.echo.poll_at(),
-            self.fragments.poll_at(),
-            self.reassembler.poll_at(),
-            self.local_poll_at(),
-        ];
-        neighbors.chain(tables.into_iter().flatten()).min()
+        let mut first = sooner(self.echo.poll_at(), self.fragments.poll_at());
+        first = sooner(first, self.reassembler.poll_at());
+        first = sooner(first, self.local_poll_at());
+        for uplink in self.uplinks.iter().flatten() {
+            first = sooner(first, uplink.neighbors.poll_at());
+        }
+        first
     }
 
     /// What became of all packets. Frames that [`Self::poll_transmit`] lent out are still held.
@@ -261,5 +266,14 @@ impl Shim {
     pub fn uplinks(&self, now: Instant) -> Vec<UplinkSnapshot> {
         let uplinks = self.uplinks.iter().flatten();
         uplinks.map(|uplink| uplink.snapshot(now)).collect()
+    }
+}
+
+/// The earlier of two moments that may never come.
+#[inline]
+fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }

@@ -101,34 +101,32 @@ impl TransmitQueues {
     /// The frame, when the queue is full.
     #[inline]
     pub fn push(&mut self, interface: u32, frame: Frame) -> Result<(), Frame> {
-        let Lane { youngest, len } = *self.lane(interface);
-        if len >= self.limit {
+        let Some(lane) = self.lanes.get_mut(interface as usize) else {
+            return self.push_first(interface, frame);
+        };
+        if lane.len >= self.limit {
             return Err(frame);
         }
-        let youngest = match self.arena.get(youngest as usize) {
-            Some(waiting) if !waiting.burst.is_full() => youngest,
-            _ => self.open(interface),
+        let youngest = self.arena.get_mut(lane.youngest as usize);
+        let Some(waiting) = youngest.filter(|waiting| !waiting.burst.is_full()) else {
+            self.open(interface, frame);
+            return Ok(());
         };
-        self.arena[youngest as usize].burst.push(frame);
-        *self.lane(interface) = Lane {
-            youngest,
-            len: len + 1,
-        };
+        waiting.burst.push(frame);
+        lane.len += 1;
         self.held += 1;
         Ok(())
     }
 
-    #[inline]
-    fn lane(&mut self, interface: u32) -> &mut Lane {
-        let index = interface as usize;
-        if index >= self.lanes.len() {
-            self.lanes.resize(index + 1, Lane::EMPTY);
-        }
-        &mut self.lanes[index]
+    /// Into the queue of an interface that never had one.
+    #[cold]
+    fn push_first(&mut self, interface: u32, frame: Frame) -> Result<(), Frame> {
+        self.lanes.resize(interface as usize + 1, Lane::EMPTY);
+        self.push(interface, frame)
     }
 
-    /// A new burst at the end of the list.
-    fn open(&mut self, interface: u32) -> u32 {
+    /// Puts a frame into a new burst at the end of the list.
+    fn open(&mut self, interface: u32, frame: Frame) {
         let place = self.free.pop().unwrap_or_else(|| {
             self.arena.push(Waiting {
                 interface,
@@ -137,9 +135,14 @@ impl TransmitQueues {
             // Every burst holds a frame, and there are not 2^32 of those.
             u32::try_from(self.arena.len() - 1).unwrap_or(NONE)
         });
-        self.arena[place as usize].interface = interface;
+        let waiting = &mut self.arena[place as usize];
+        waiting.interface = interface;
+        waiting.burst.push(frame);
         self.ready.push_back(place);
-        place
+        let lane = &mut self.lanes[interface as usize];
+        lane.youngest = place;
+        lane.len += 1;
+        self.held += 1;
     }
 
     /// Lends the oldest burst, and says whose it is. The device takes frames from it, from the
@@ -213,7 +216,9 @@ impl TransmitQueues {
             other
         });
         self.held -= frames.len();
-        *self.lane(interface) = Lane::EMPTY;
+        if let Some(lane) = self.lanes.get_mut(interface as usize) {
+            *lane = Lane::EMPTY;
+        }
         frames
     }
 }

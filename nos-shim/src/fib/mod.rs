@@ -237,16 +237,16 @@ impl Fib {
     }
 
     /// Looks up many destinations, which takes less time than one after the other when the table is
-    /// larger than the processor's caches. The shorter slice decides how many.
+    /// larger than the processor's caches. The shorter of the two decides how many.
     pub fn lookup_burst_v4(
         &self,
         vrf: VrfId,
-        destinations: &[Ipv4Addr],
+        destinations: impl IntoIterator<Item = Ipv4Addr>,
         found: &mut [AdjacencyId],
     ) {
         match self.vrf(vrf) {
             Some(vrf) => {
-                let keys = destinations.iter().map(|&to| u32::from(to));
+                let keys = destinations.into_iter().map(u32::from);
                 vrf.v4.table.lookup_burst(keys, found);
             }
             None => found.fill(AdjacencyId::NO_ROUTE),
@@ -257,12 +257,12 @@ impl Fib {
     pub fn lookup_burst_v6(
         &self,
         vrf: VrfId,
-        destinations: &[Ipv6Addr],
+        destinations: impl IntoIterator<Item = Ipv6Addr>,
         found: &mut [AdjacencyId],
     ) {
         match self.vrf(vrf) {
             Some(vrf) => {
-                let keys = destinations.iter().map(|&to| u128::from(to));
+                let keys = destinations.into_iter().map(u128::from);
                 vrf.v6.table.lookup_burst(keys, found);
             }
             None => found.fill(AdjacencyId::NO_ROUTE),

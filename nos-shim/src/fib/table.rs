@@ -285,36 +285,39 @@ impl<K: Key> Table<K> {
     }
 
     /// Looks up many addresses, one level of the trie at a time, so that the processor waits for
-    /// the memory of all of them at once. The shorter slice decides how many.
-    pub(super) fn lookup_burst(&self, keys: impl Iterator<Item = K>, found: &mut [AdjacencyId]) {
-        let mut keys = keys.peekable();
-        let mut found = found.iter_mut();
-        while keys.peek().is_some() && found.len() > 0 {
-            let mut lanes: ArrayVec<_, BATCH> = (&mut found)
-                .zip(&mut keys)
-                .take(BATCH)
-                .map(|(found, key)| {
-                    let slot = self.root.get(key.root()).copied().unwrap_or(Slot::NONE);
-                    (slot, ROOT_BITS, key, found)
-                })
-                .collect();
-            while self.step_all(&mut lanes) {}
-            for (slot, _, _, found) in lanes {
-                *found = slot.adjacency();
-            }
+    /// the memory of all of them at once. The shorter of the two decides how many.
+    #[inline]
+    pub(super) fn lookup_burst(
+        &self,
+        mut keys: impl Iterator<Item = K>,
+        found: &mut [AdjacencyId],
+    ) {
+        for found in found.chunks_mut(BATCH) {
+            let keys: ArrayVec<K, BATCH> = keys.by_ref().take(found.len()).collect();
+            self.lookup_batch(&keys, found);
         }
     }
 
-    /// Returns whether any lane has further to go.
-    fn step_all(&self, lanes: &mut [(Slot, u32, K, &mut AdjacencyId)]) -> bool {
-        let mut more = false;
-        for (slot, depth, key, _) in lanes {
-            if slot.is_pointer() {
-                *slot = self.step(*slot, *key, depth);
-                more |= slot.is_pointer();
+    fn lookup_batch(&self, keys: &[K], found: &mut [AdjacencyId]) {
+        let mut slots = [Slot::NONE; BATCH];
+        let mut more = 0;
+        for (slot, key) in slots.iter_mut().zip(keys) {
+            *slot = self.root.get(key.root()).copied().unwrap_or(Slot::NONE);
+            more |= slot.0;
+        }
+        let mut depths = [ROOT_BITS; BATCH];
+        while more & Slot::POINTER != 0 {
+            more = 0;
+            for ((slot, depth), &key) in slots.iter_mut().zip(&mut depths).zip(keys) {
+                if slot.is_pointer() {
+                    *slot = self.step(*slot, key, depth);
+                    more |= slot.0;
+                }
             }
         }
-        more
+        for (found, slot) in found.iter_mut().zip(&slots[..keys.len()]) {
+            *found = slot.adjacency();
+        }
     }
 
     /// From a pointer to the next slot.

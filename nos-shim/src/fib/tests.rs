@@ -143,14 +143,14 @@ fn bursts_find_what_single_lookups_find() {
         .map(|n| Ipv6Addr::from((0x2001_0db8 << 96) + n % 3))
         .collect();
     let mut found = vec![AdjacencyId(9); 201];
-    fib.lookup_burst_v4(VRF, &v4, &mut found);
+    fib.lookup_burst_v4(VRF, v4.iter().copied(), &mut found);
     let singly: Vec<_> = v4.iter().map(|&to| fib.lookup_v4(VRF, to)).collect();
     assert_eq!(found[..200], singly);
-    fib.lookup_burst_v6(VRF, &v6, &mut found);
+    fib.lookup_burst_v6(VRF, v6.iter().copied(), &mut found);
     let singly: Vec<_> = v6.iter().map(|&to| fib.lookup_v6(VRF, to)).collect();
     assert_eq!(found[..200], singly);
     assert_eq!(found[200], AdjacencyId(9), "beyond the destinations");
-    fib.lookup_burst_v4(VrfId(5), &v4, &mut found);
+    fib.lookup_burst_v4(VrfId(5), v4, &mut found);
     assert_eq!(found[0], AdjacencyId::NO_ROUTE);
 }
 

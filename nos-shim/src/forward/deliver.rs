@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 
 use crate::drop::DropReason;
+use crate::fib::{Action, AdjacencyId};
 use crate::fragments::Fate;
 use crate::icmp::{self, Answer, IcmpError};
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId};
@@ -27,6 +28,26 @@ pub(crate) enum Holder {
 }
 
 impl Shim {
+    /// Hands a whole datagram to the container whose port it is for; gives back any other packet.
+    #[inline]
+    pub(super) fn deliver_ready(
+        &mut self,
+        packet: Packet,
+        adjacency: AdjacencyId,
+    ) -> Result<(), Packet> {
+        let Action::Local(address) = *self.fib.adjacency(adjacency).action() else {
+            return Err(packet);
+        };
+        if packet.fragment() != Fragment::Whole || packet.ports().is_none() {
+            return Err(packet);
+        }
+        match self.owner_of_ports(&packet, address) {
+            Verdict::Attachment(id) => self.deliver_to(packet, id),
+            _ => return Err(packet),
+        }
+        Ok(())
+    }
+
     /// A packet to one of our addresses.
     pub(super) fn deliver(
         &mut self,

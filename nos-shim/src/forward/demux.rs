@@ -55,7 +55,9 @@ impl Shim {
         }
     }
 
-    fn owner_of_ports(&self, packet: &Packet, address: LocalAddressId) -> Verdict {
+    /// Whose a TCP or UDP packet is that carries its transport header.
+    #[inline]
+    pub(super) fn owner_of_ports(&self, packet: &Packet, address: LocalAddressId) -> Verdict {
         let transport = Transport::from_protocol(packet.protocol());
         let (Some(transport), Some(ports)) = (transport, packet.ports()) else {
             return Verdict::NoProtocol;

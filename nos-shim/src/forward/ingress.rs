@@ -4,45 +4,88 @@ use core::net::{IpAddr, Ipv6Addr};
 
 use crate::arp::Arp;
 use crate::drop::DropReason;
-use crate::fib::Action;
-use crate::frame::{Frame, Offload};
+use crate::frame::{Burst, Frame, Offload};
 use crate::ident::{Interface, MacAddr, UplinkId};
 use crate::martian;
 use crate::ndp::{self, Ndp};
 use crate::neighbor::Answer;
-use crate::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
+use crate::packet::{Addresses, ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type};
 use crate::shim::Shim;
 use crate::time::Instant;
 
 use super::Origin;
 
 impl Shim {
-    /// A frame that came in on an uplink.
-    pub(super) fn ingress(&mut self, id: UplinkId, mut frame: Frame, now: Instant) {
+    /// Frames that came in on an uplink. What is to be routed is looked up together.
+    pub(super) fn ingress(&mut self, id: UplinkId, burst: &mut Burst, now: Instant) {
+        self.ledger.received += burst.len() as u64;
         let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
-            return self.discard_frame(frame, DropReason::DeviceGone);
+            for frame in burst.drain(..) {
+                self.discard_frame(frame, DropReason::DeviceGone);
+            }
+            return;
         };
-        uplink.counters.rx_packets += 1;
-        uplink.counters.rx_octets += frame.len() as u64;
-        frame.set_vrf(uplink.config.vrf);
-        frame.set_interface(Interface::Uplink(id));
-        let mac = uplink.config.mac;
-        if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
-            return self.arp(id, frame, now);
+        uplink.counters.rx_packets += burst.len() as u64;
+        uplink.counters.rx_octets += burst.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        let (vrf, mac) = (uplink.config.vrf, uplink.config.mac);
+        let mut routed = PacketBurst::new();
+        for mut frame in burst.drain(..) {
+            frame.set_vrf(vrf);
+            frame.set_interface(Interface::Uplink(id));
+            match Packet::parse(frame) {
+                Ok(packet) => match self.admit(&packet, id, mac) {
+                    // There is room: no burst is longer than another.
+                    Ok(Admitted::Route) => routed.push(packet),
+                    Ok(Admitted::Ndp) => self.ndp(id, packet, now),
+                    Ok(Admitted::LinkLocal) => self.deliver_link_local(packet, id, now),
+                    Err(reason) => self.discard(packet, reason),
+                },
+                Err(rejected) => self.ingress_other(id, rejected, now),
+            }
         }
-        match Packet::parse(frame) {
-            Ok(packet) => match self.admit(&packet, id, mac) {
-                Ok(Admitted::Route) => self.route(packet, Origin::Uplink(id), now),
-                Ok(Admitted::Ndp) => self.ndp(id, packet, now),
-                Ok(Admitted::LinkLocal) => self.deliver_link_local(packet, id, now),
-                Err(reason) => self.discard(packet, reason),
-            },
-            Err(Rejected { frame, reason }) => self.discard_frame(frame, reason),
+        let found = self.look_up(&routed);
+        for (packet, adjacency) in routed.drain(..).zip(found) {
+            if let Err(packet) = self.deliver_ready(packet, adjacency) {
+                self.follow(packet, adjacency, Origin::Uplink(id), now);
+            }
+        }
+    }
+
+    /// A frame that is no IP packet.
+    #[cold]
+    fn ingress_other(&mut self, id: UplinkId, Rejected { frame, reason }: Rejected, now: Instant) {
+        if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
+            self.arp(id, frame, now);
+        } else {
+            self.discard_frame(frame, reason);
         }
     }
 
     /// Whether a host would look at the packet any further, and as what.
+    #[inline]
     fn admit(&self, packet: &Packet, id: UplinkId, mac: MacAddr) -> Result<Admitted, DropReason> {
+        match packet.addresses() {
+            Addresses::V4 {
+                source,
+                destination,
+            } if packet.destination_mac() == mac
+                && !martian::source_is_martian(source.into())
+                && !martian::source_is_martian(destination.into())
+                && !self.is_ours(packet, source.into()) =>
+            {
+                Ok(Admitted::Route)
+            }
+            addresses => self.admit_slowly(packet, addresses, id, mac),
+        }
+    }
+
+    fn admit_slowly(
+        &self,
+        packet: &Packet,
+        addresses: Addresses,
+        id: UplinkId,
+        mac: MacAddr,
+    ) -> Result<Admitted, DropReason> {
         let link = packet.destination_mac();
         if link != mac && !link.is_multicast() {
             return Err(DropReason::OtherHost);
@@ -50,7 +93,6 @@ impl Shim {
         if ndp::is_ndp(packet) {
             return Ok(Admitted::Ndp);
         }
-        let addresses = packet.addresses();
         martian::check(addresses)?;
         let destination = addresses.destination();
         let for_all = matches!(destination, IpAddr::V6(ndp::ALL_NODES));
@@ -124,8 +166,9 @@ impl Shim {
 
     /// Whether `address` is the NOS's, in the packet's VRF.
     fn is_ours(&self, packet: &Packet, address: IpAddr) -> bool {
-        let adjacency = self.fib.lookup(packet.frame().vrf(), address);
-        matches!(self.fib.adjacency(adjacency).action(), Action::Local(_))
+        let vrf = packet.frame().vrf();
+        let mut own = self.own_addresses.iter();
+        own.any(|(of, addresses)| *of == vrf && addresses.contains(address))
     }
 
     fn is_link_local_of(&self, id: UplinkId, address: Ipv6Addr) -> bool {

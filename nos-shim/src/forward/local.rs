@@ -16,6 +16,9 @@ impl Shim {
 
     /// Sends what the local stack has to say.
     pub(super) fn poll_local(&mut self, now: Instant) {
+        if self.local.poll_at().is_none_or(|at| at > now) {
+            return;
+        }
         if self.local.status_wanted() {
             let status = status(&self.ledger);
             self.local.set_status(&status);

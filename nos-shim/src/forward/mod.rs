@@ -23,16 +23,18 @@ mod egress;
 mod ingress;
 mod local;
 mod respond;
+mod rewrite;
 
 pub(crate) use deliver::Holder;
 pub use demux::Verdict;
+pub(crate) use rewrite::Rewrites;
 
 use crate::drop::DropReason;
-use crate::fib::Action;
-use crate::frame::{Burst, Frame};
+use crate::fib::{Action, AdjacencyId};
+use crate::frame::{BATCH, Burst, Frame};
 use crate::icmp::IcmpError;
 use crate::ident::{AttachmentId, Interface, UplinkId};
-use crate::packet::{Addresses, Packet};
+use crate::packet::{Addresses, Packet, PacketBurst};
 use crate::shim::Shim;
 use crate::time::Instant;
 
@@ -61,10 +63,7 @@ impl Origin {
 impl Shim {
     /// Takes frames that an uplink's device received.
     pub fn handle_burst(&mut self, uplink: UplinkId, burst: &mut Burst, now: Instant) {
-        self.ledger.received += burst.len() as u64;
-        for frame in burst.drain(..) {
-            self.ingress(uplink, frame, now);
-        }
+        self.ingress(uplink, burst, now);
         self.poll_local(now);
         self.flush_to_relay();
     }
@@ -79,9 +78,7 @@ impl Shim {
             };
             any = true;
             self.ledger.received += burst.len() as u64;
-            for packet in burst.drain(..) {
-                self.outbound(packet, now);
-            }
+            self.outbound(&mut burst, now);
         }
         if any {
             self.poll_local(now);
@@ -113,12 +110,49 @@ impl Shim {
         self.flush_to_relay();
     }
 
-    /// A packet from a container.
-    fn outbound(&mut self, packet: Packet, now: Instant) {
+    /// Packets from containers.
+    fn outbound(&mut self, burst: &mut PacketBurst, now: Instant) {
+        self.refresh_rewrites();
+        let found = self.look_up(burst);
+        for (packet, adjacency) in burst.drain(..).zip(found) {
+            if let Err(packet) = self.send_ready(packet, adjacency, now) {
+                self.outbound_slowly(packet, adjacency, now);
+            }
+        }
+    }
+
+    /// A packet from a container that needs more than a look at its adjacency.
+    #[inline(never)]
+    fn outbound_slowly(&mut self, packet: Packet, adjacency: AdjacencyId, now: Instant) {
         let Some(Interface::Attachment(id)) = packet.frame().interface() else {
             return self.discard(packet, DropReason::UnknownAttachment);
         };
-        self.route(packet, Origin::Attachment(id), now);
+        self.follow(packet, adjacency, Origin::Attachment(id), now);
+        self.prepare_rewrite(adjacency);
+    }
+
+    /// Where the packets of a burst go. Neighbors of one family and VRF are looked up together.
+    fn look_up(&self, burst: &[Packet]) -> [AdjacencyId; BATCH] {
+        let kind = |packet: &Packet| (packet.frame().vrf(), packet.is_ipv6());
+        let mut found = [AdjacencyId::NO_ROUTE; BATCH];
+        let mut rest = &mut found[..];
+        for run in burst.chunk_by(|a, b| kind(a) == kind(b)) {
+            let Some((found, behind)) = rest.split_at_mut_checked(run.len()) else {
+                break;
+            };
+            rest = behind;
+            let Some((vrf, ipv6)) = run.first().map(kind) else {
+                continue;
+            };
+            if ipv6 {
+                let destinations = run.iter().map(Packet::destination_v6);
+                self.fib.lookup_burst_v6(vrf, destinations, found);
+            } else {
+                let destinations = run.iter().map(Packet::destination_v4);
+                self.fib.lookup_burst_v4(vrf, destinations, found);
+            }
+        }
+        found
     }
 
     /// Sends a packet where its destination says.
@@ -128,6 +162,11 @@ impl Shim {
             Addresses::V4 { destination, .. } => self.fib.lookup_v4(vrf, destination),
             Addresses::V6 { destination, .. } => self.fib.lookup_v6(vrf, destination),
         };
+        self.follow(packet, adjacency, origin, now);
+    }
+
+    /// Does with a packet what its route says.
+    fn follow(&mut self, packet: Packet, adjacency: AdjacencyId, origin: Origin, now: Instant) {
         let transit = matches!(origin, Origin::Uplink(_));
         match *self.fib.adjacency(adjacency).action() {
             Action::Local(address) => self.deliver(packet, address, origin, now),

@@ -34,6 +34,21 @@ impl<T: Copy> NeighborCache<T> {
         }
     }
 
+    /// The MAC address of `next_hop`, and until when it may be used without asking again. Whoever
+    /// keeps it must forget it when [`Self::version`] changes.
+    #[must_use]
+    pub fn known(&self, next_hop: IpAddr) -> Option<(MacAddr, Instant)> {
+        let entry = self.table.entry(self.table.find(Key::from(next_hop))?);
+        Some((entry.known_mac()?, entry.good_until))
+    }
+
+    /// A number that grows whenever what is known of a neighbor may have changed.
+    #[must_use]
+    #[inline]
+    pub fn version(&self) -> u64 {
+        self.table.version()
+    }
+
     #[inline]
     fn resolve_slot(&mut self, slot: u32, now: Instant) -> Resolution {
         let entry = self.table.entry(slot);

@@ -65,6 +65,8 @@ pub(super) struct Table {
     links: Links,
     lists: [List; LISTS],
     unresolved: usize,
+    /// Counts changes of entries.
+    version: u64,
 }
 
 impl Table {
@@ -78,6 +80,7 @@ impl Table {
             links: Links::new(capacity),
             lists: [List::EMPTY; LISTS],
             unresolved: 0,
+            version: 0,
         }
     }
 
@@ -105,6 +108,12 @@ impl Table {
         NeighborId { slot, generation }
     }
 
+    /// Changes whenever what is known of a neighbor may have changed.
+    #[inline]
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
     /// An entry, for changes that concern its queue alone.
     pub(super) fn entry_mut(&mut self, slot: u32) -> &mut Entry {
         &mut self.entries[slot as usize]
@@ -118,6 +127,7 @@ impl Table {
         let before = order(entry);
         let result = change(entry);
         let after = order(entry);
+        self.version += 1;
         if after != before {
             self.unlink(slot, before.0);
             self.link(slot, after.0);
@@ -159,6 +169,7 @@ impl Table {
 
     /// Removes an entry, whose queue is empty.
     pub(super) fn remove(&mut self, slot: u32) {
+        self.version += 1;
         self.unlink(slot, Which::of(self.entry(slot)));
         let Entry {
             key, generation, ..

@@ -5,6 +5,7 @@ use core::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::{Shim, UplinkConfig, UplinkCounters, UplinkSnapshot};
+use crate::address_set::AddressSet;
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{Action, FibFull, Protocol, Route, Source};
 use crate::forward::Origin;
@@ -96,6 +97,7 @@ impl Shim {
                     counters,
                 };
                 if let Some(mut old) = slot.replace(fresh) {
+                    self.changes += old.neighbors.version();
                     Self::drop_waiting(&mut old, &mut self.pool, &mut self.ledger);
                 }
             }
@@ -108,6 +110,7 @@ impl Shim {
         let Some(mut uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::take) else {
             return;
         };
+        self.changes += uplink.neighbors.version();
         Self::drop_waiting(&mut uplink, &mut self.pool, &mut self.ledger);
         self.settle();
         for frame in self.transmit.drain(id.0) {
@@ -126,6 +129,7 @@ impl Shim {
 
     /// Brings port table, FIB and local stack in line with the uplinks' addresses.
     fn follow_addresses(&mut self) -> Result<(), FibFull> {
+        self.changes += 1;
         let uplinks = || self.uplinks.iter().flatten();
         let ours: Vec<(VrfId, IpAddr)> = uplinks()
             .flat_map(|uplink| {
@@ -173,6 +177,7 @@ impl Shim {
             self.local
                 .set_addresses(ours.iter().map(|&(_, address)| address));
         }
+        self.own_addresses = by_vrf(&ours);
         self.addresses = ours;
         Ok(())
     }
@@ -180,6 +185,7 @@ impl Shim {
     /// Sets what an uplink's device takes.
     pub fn set_capabilities(&mut self, id: UplinkId, capabilities: Capabilities) {
         self.settle();
+        self.changes += 1;
         let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
             return;
         };
@@ -219,4 +225,17 @@ impl Shim {
             }
         }
     }
+}
+
+fn by_vrf(addresses: &[(VrfId, IpAddr)]) -> Vec<(VrfId, AddressSet)> {
+    let mut vrfs: Vec<VrfId> = addresses.iter().map(|&(vrf, _)| vrf).collect();
+    vrfs.sort_unstable();
+    vrfs.dedup();
+    let of = |wanted| {
+        let of_vrf = addresses.iter().filter(move |(vrf, _)| *vrf == wanted);
+        of_vrf.map(|&(_, address)| address)
+    };
+    vrfs.into_iter()
+        .map(|vrf| (vrf, AddressSet::new(of(vrf))))
+        .collect()
 }

@@ -1,0 +1,87 @@
+//! A few addresses, asked for every packet: those of the NOS, or those given to a container.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Up to this many addresses are compared one by one, which is faster than a binary search.
+const FEW: usize = 8;
+
+/// A set of addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressSet {
+    /// Sorted.
+    v4: Box<[Ipv4Addr]>,
+    /// Sorted.
+    v6: Box<[Ipv6Addr]>,
+}
+
+impl AddressSet {
+    /// These addresses; repetitions do no harm.
+    #[must_use]
+    pub fn new(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => v4.push(address),
+                IpAddr::V6(address) => v6.push(address),
+            }
+        }
+        v4.sort_unstable();
+        v6.sort_unstable();
+        Self {
+            v4: v4.into(),
+            v6: v6.into(),
+        }
+    }
+
+    /// Whether `address` is one of them.
+    #[must_use]
+    #[inline]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.contains_v4(address),
+            IpAddr::V6(address) => self.contains_v6(address),
+        }
+    }
+
+    /// Whether `address` is one of them.
+    #[must_use]
+    #[inline]
+    pub fn contains_v4(&self, address: Ipv4Addr) -> bool {
+        is_in(&self.v4, address)
+    }
+
+    /// Whether `address` is one of them.
+    #[must_use]
+    #[inline]
+    pub fn contains_v6(&self, address: Ipv6Addr) -> bool {
+        is_in(&self.v6, address)
+    }
+}
+
+#[inline]
+fn is_in<T: Ord + Copy>(sorted: &[T], address: T) -> bool {
+    if sorted.len() <= FEW {
+        sorted.contains(&address)
+    } else {
+        sorted.binary_search(&address).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_set_holds_what_it_was_made_of(v4: Vec<u8>, v6: Vec<u8>, asked: u8) {
+            let v4: Vec<_> = v4.into_iter().map(|n| Ipv4Addr::from([192, 0, 2, n])).collect();
+            let v6: Vec<_> = v6.into_iter().map(|n| Ipv6Addr::from_bits(n.into())).collect();
+            let all = v4.iter().copied().map(IpAddr::V4).chain(v6.iter().copied().map(IpAddr::V6));
+            let set = AddressSet::new(all);
+            let (one, other) = (Ipv4Addr::from([192, 0, 2, asked]), Ipv6Addr::from_bits(asked.into()));
+            prop_assert_eq!(set.contains(one.into()), v4.contains(&one));
+            prop_assert_eq!(set.contains(other.into()), v6.contains(&other));
+        }
+    }
+}
