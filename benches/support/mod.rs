@@ -15,6 +15,8 @@
 )]
 
 pub(crate) mod cycles;
+pub(crate) mod flows;
+pub(crate) mod live;
 pub(crate) mod packets;
 
 /// Whether each benchmark only runs once, to see that it does: then tables can be small.
