@@ -3,25 +3,39 @@
 //! Prefix lengths are distributed about as in the public tables of 2024. IPv4 destinations are
 //! random unicast addresses; IPv6 ones are random addresses within random routes, because nearly
 //! all others would be answered by the first memory access.
+//!
+//! | benchmark | what it shows |
+//! |---|---|
+//! | `lookup` | random destinations, one after the other; the processor overlaps as many as it can |
+//! | `burst` | the same in bursts of 64, with the action of each: what forwarding asks |
+//! | `latency` | each destination depends on the answer before: nothing overlaps |
+//! | `update` | random routes get another next hop, go away, or come back |
 
 #![allow(
     clippy::unwrap_used,
     reason = "a benchmark may stop where its data are wrong"
 )]
 
+mod support;
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nos_shim::fib::{Action, AdjacencyId, Fib, NextHop, Source};
+use nos_shim::frame::BATCH;
 use nos_shim::ident::{UplinkId, VrfId};
+use support::cycles::PerElement;
+use support::size;
 
 const VRF: VrfId = VrfId::DEFAULT;
 const STATIC: Source = Source::Static { metric: 0 };
 const V4_ROUTES: usize = 1_000_000;
 const V6_ROUTES: usize = 200_000;
+/// Routes of each family where the benchmark only runs once.
+const SMOKE_ROUTES: usize = 5_000;
 const DESTINATIONS: usize = 1 << 16;
 /// As many next hops as a well connected router has neighbors.
 const NEXT_HOPS: u8 = 64;
@@ -148,18 +162,19 @@ impl Routes {
 
     /// Inserts all routes, and says what that costs.
     fn fill(&mut self) {
+        let (v4_routes, v6_routes) = (self.v4.len(), self.v6.len());
         let resident_before = resident();
         let begin = Instant::now();
         self.announce(IpNet::V4(Ipv4Net::default()));
         self.announce(IpNet::V6(Ipv6Net::default()));
-        for n in 0..V4_ROUTES {
+        for n in 0..v4_routes {
             self.announce(IpNet::V4(self.v4[n]));
         }
-        for n in 0..V6_ROUTES {
+        for n in 0..v6_routes {
             self.announce(IpNet::V6(self.v6[n]));
         }
         println!(
-            "{V4_ROUTES} IPv4 and {V6_ROUTES} IPv6 routes inserted in {:?}; resident memory grew by {:.1} MiB",
+            "{v4_routes} IPv4 and {v6_routes} IPv6 routes inserted in {:?}; resident memory grew by {:.1} MiB",
             begin.elapsed(),
             mib(resident().saturating_sub(resident_before)),
         );
@@ -183,7 +198,8 @@ impl Routes {
 
     fn choose_v4(&mut self) {
         let mut seen = std::collections::HashSet::new();
-        while self.v4.len() < V4_ROUTES {
+        let routes = size(V4_ROUTES, SMOKE_ROUTES);
+        while self.v4.len() < routes {
             let len = length(&mut self.rng, V4_LENGTHS);
             let net = Ipv4Net::new(unicast_v4(&mut self.rng), len)
                 .unwrap()
@@ -198,7 +214,8 @@ impl Routes {
     fn choose_v6(&mut self) {
         let mut seen = std::collections::HashSet::new();
         let mut allocations = Vec::new();
-        while self.v6.len() < V6_ROUTES {
+        let routes = size(V6_ROUTES, SMOKE_ROUTES);
+        while self.v6.len() < routes {
             let len = length(&mut self.rng, V6_LENGTHS);
             let allocated = len <= 32 || allocations.len() < 1000;
             let parent = if allocated {
@@ -242,49 +259,77 @@ fn lookups(c: &mut Criterion, routes: &mut Routes) {
     let v4 = routes.destinations_v4();
     let v6 = routes.destinations_v6();
     let fib = &routes.fib;
+    let count = DESTINATIONS as u64;
     let mut group = c.benchmark_group("fib/lookup");
-    group.throughput(Throughput::Elements(DESTINATIONS as u64));
-    group.bench_function("ipv4", |b| {
-        b.iter(|| {
-            let found = v4.iter().map(|&to| fib.lookup_v4(VRF, to).0);
-            black_box(found.fold(0, |all, id| all ^ id))
-        });
+    group.each("ipv4", count, || {
+        let found = v4.iter().map(|&to| fib.lookup_v4(VRF, to).0);
+        found.fold(0, |all, id| all ^ id)
     });
-    group.bench_function("ipv6", |b| {
-        b.iter(|| {
-            let found = v6.iter().map(|&to| fib.lookup_v6(VRF, to).0);
-            black_box(found.fold(0, |all, id| all ^ id))
-        });
+    group.each("ipv6", count, || {
+        let found = v6.iter().map(|&to| fib.lookup_v6(VRF, to).0);
+        found.fold(0, |all, id| all ^ id)
     });
     // Five IPv4 packets to one of IPv6, as in the table.
-    group.bench_function("mixed", |b| {
-        b.iter(|| {
-            let mut all = AdjacencyId::NO_ROUTE.0;
-            for (n, (&v4, &v6)) in v4.iter().zip(&v6).enumerate() {
-                all ^= if n % 6 == 5 {
-                    fib.lookup_v6(VRF, v6).0
-                } else {
-                    fib.lookup_v4(VRF, v4).0
-                };
-            }
-            black_box(all)
-        });
+    group.each("mixed", count, || {
+        let mut all = AdjacencyId::NO_ROUTE.0;
+        for (n, (&v4, &v6)) in v4.iter().zip(&v6).enumerate() {
+            all ^= if n % 6 == 5 {
+                fib.lookup_v6(VRF, v6).0
+            } else {
+                fib.lookup_v4(VRF, v4).0
+            };
+        }
+        all
     });
     group.finish();
+
+    let mut group = c.benchmark_group("fib/burst");
+    group.each("ipv4", count, || {
+        let mut bursts = v4.chunks(BATCH);
+        assert!(bursts.all(|burst| forward(fib, burst.iter().map(|&to| fib.lookup_v4(VRF, to)))));
+    });
+    group.each("ipv6", count, || {
+        let mut bursts = v6.chunks(BATCH);
+        assert!(bursts.all(|burst| forward(fib, burst.iter().map(|&to| fib.lookup_v6(VRF, to)))));
+    });
+    group.finish();
+
+    let mut group = c.benchmark_group("fib/latency");
+    group.each("ipv4", count, || {
+        v4.iter().fold(0, |before, &to| {
+            let to = Ipv4Addr::from(u32::from(to) ^ before & 1);
+            fib.lookup_v4(VRF, to).0
+        })
+    });
+    group.each("ipv6", count, || {
+        v6.iter().fold(0, |before, &to| {
+            let to = Ipv6Addr::from(u128::from(to) ^ u128::from(before & 1));
+            fib.lookup_v6(VRF, to).0
+        })
+    });
+    group.finish();
+}
+
+/// Collects what was found for the packets of a burst, and then looks at the action of each. Returns
+/// whether they all had a way.
+#[inline(never)]
+fn forward(fib: &Fib, found: impl Iterator<Item = AdjacencyId>) -> bool {
+    let found: arrayvec::ArrayVec<AdjacencyId, BATCH> = found.collect();
+    let mut actions = found.iter().map(|&id| fib.adjacency(id).action());
+    black_box(actions.all(|action| matches!(action, Action::Via(_))))
 }
 
 /// An update gives a route another next hop, or takes it away, or brings it back.
 fn updates(c: &mut Criterion, routes: &mut Routes) {
     let mut group = c.benchmark_group("fib/update");
-    group.throughput(Throughput::Elements(1));
     let fib = &mut routes.fib;
     let rng = &mut routes.rng;
     let actions = &routes.actions;
     let v4: Vec<_> = routes.v4.iter().map(|&net| IpNet::V4(net)).collect();
     let v6: Vec<_> = routes.v6.iter().map(|&net| IpNet::V6(net)).collect();
     for (name, nets) in [("ipv4", &v4), ("ipv6", &v6)] {
-        group.bench_function(name, |b| {
-            b.iter(|| {
+        group.each(name, BATCH as u64, || {
+            for _ in 0..BATCH {
                 let net = nets[rng.usize(0..nets.len())];
                 if rng.u8(..) < 64 {
                     black_box(fib.remove(VRF, &net, STATIC));
@@ -292,7 +337,7 @@ fn updates(c: &mut Criterion, routes: &mut Routes) {
                     let action = &actions[rng.usize(0..actions.len())];
                     fib.insert(VRF, net, STATIC, action).unwrap();
                 }
-            });
+            }
         });
     }
     group.finish();
