@@ -67,7 +67,7 @@ fn lookups(c: &mut Criterion, flows: usize, table: &mut Flows) {
     group.finish();
 }
 
-/// Flows come and go while the table is as full as it is.
+/// Flows come and go while the table is as full as it is. Making the key is in it, some 5 ns.
 fn changes(c: &mut Criterion, flows: usize, table: &mut Flows) {
     let mut group = c.benchmark_group("flows");
     let mut next = 0;

@@ -83,7 +83,7 @@ impl Samples {
         let megahertz = self.total.cycles as f64 / self.total.time.as_secs_f64() / 1e6;
         if let Some(median) = self.median() {
             println!(
-                "{name:<24}cycles: {median:.1} each (reference cycles at {megahertz:.0} MHz; median)"
+                "{name:<39} cycles: {median:.1} each (reference cycles at {megahertz:.0} MHz; median)"
             );
         }
     }
