@@ -1,7 +1,14 @@
 //! The FIB with a table of Internet size: 1 M IPv4 and 200 k IPv6 routes.
 //!
-//! IPv4 destinations are random unicast addresses; IPv6 ones are random addresses within random routes, because nearly
-//! all others would be answered by the first memory access.
+//! IPv4 destinations are random unicast addresses; IPv6 ones are random addresses within random
+//! routes, because nearly all others would be answered by the first memory access.
+//!
+//! | benchmark | what it shows |
+//! |---|---|
+//! | `lookup` | random destinations, one after the other; the processor overlaps as many as it can |
+//! | `burst` | the same in bursts of 64, level by level: what forwarding does |
+//! | `latency` | each destination depends on the answer before: nothing overlaps |
+//! | `update` | random routes get another next hop, go away, or come back |
 
 #![allow(
     clippy::unwrap_used,
@@ -9,16 +16,19 @@
 )]
 
 mod internet;
+mod support;
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nos_shim::fib::{Action, AdjacencyId, Fib, NextHop, Source};
 use nos_shim::frame::BATCH;
 use nos_shim::ident::{UplinkId, VrfId};
+use support::cycles::PerElement;
+use support::size;
 
 use internet::{prefixes_v4, prefixes_v6, unicast_v4, within};
 
@@ -26,6 +36,8 @@ const VRF: VrfId = VrfId::DEFAULT;
 const STATIC: Source = Source::Static { metric: 0 };
 const V4_ROUTES: usize = 1_000_000;
 const V6_ROUTES: usize = 200_000;
+/// Routes of each family where the benchmark only runs once.
+const SMOKE_ROUTES: usize = 5_000;
 const DESTINATIONS: usize = 1 << 16;
 /// As many next hops as a well connected router has neighbors.
 const NEXT_HOPS: u8 = 64;
@@ -69,26 +81,27 @@ impl Routes {
             v6: Vec::new(),
             actions: (1..=NEXT_HOPS).map(via).collect(),
         };
-        routes.v4 = prefixes_v4(&mut routes.rng, V4_ROUTES);
-        routes.v6 = prefixes_v6(&mut routes.rng, V6_ROUTES);
+        routes.v4 = prefixes_v4(&mut routes.rng, size(V4_ROUTES, SMOKE_ROUTES));
+        routes.v6 = prefixes_v6(&mut routes.rng, size(V6_ROUTES, SMOKE_ROUTES));
         routes.fill();
         routes
     }
 
     /// Inserts all routes, and says what that costs.
     fn fill(&mut self) {
+        let (v4_routes, v6_routes) = (self.v4.len(), self.v6.len());
         let resident_before = resident();
         let begin = Instant::now();
         self.announce(IpNet::V4(Ipv4Net::default()));
         self.announce(IpNet::V6(Ipv6Net::default()));
-        for n in 0..V4_ROUTES {
+        for n in 0..v4_routes {
             self.announce(IpNet::V4(self.v4[n]));
         }
-        for n in 0..V6_ROUTES {
+        for n in 0..v6_routes {
             self.announce(IpNet::V6(self.v6[n]));
         }
         println!(
-            "{V4_ROUTES} IPv4 and {V6_ROUTES} IPv6 routes inserted in {:?}; resident memory grew by {:.1} MiB",
+            "{v4_routes} IPv4 and {v6_routes} IPv6 routes inserted in {:?}; resident memory grew by {:.1} MiB",
             begin.elapsed(),
             mib(resident().saturating_sub(resident_before)),
         );
@@ -132,50 +145,58 @@ fn lookups(c: &mut Criterion, routes: &mut Routes) {
     let v4 = routes.destinations_v4();
     let v6 = routes.destinations_v6();
     let fib = &routes.fib;
+    let count = DESTINATIONS as u64;
     let mut group = c.benchmark_group("fib/lookup");
-    group.throughput(Throughput::Elements(DESTINATIONS as u64));
-    group.bench_function("ipv4", |b| {
-        b.iter(|| {
-            let found = v4.iter().map(|&to| fib.lookup_v4(VRF, to).0);
-            black_box(found.fold(0, |all, id| all ^ id))
-        });
+    group.each("ipv4", count, || {
+        let found = v4.iter().map(|&to| fib.lookup_v4(VRF, to).0);
+        found.fold(0, |all, id| all ^ id)
     });
-    group.bench_function("ipv6", |b| {
-        b.iter(|| {
-            let found = v6.iter().map(|&to| fib.lookup_v6(VRF, to).0);
-            black_box(found.fold(0, |all, id| all ^ id))
-        });
-    });
-    let mut found = [AdjacencyId::NO_ROUTE; BATCH];
-    group.bench_function("ipv4 burst", |b| {
-        b.iter(|| {
-            for burst in v4.chunks(BATCH) {
-                fib.lookup_burst_v4(VRF, burst.iter().copied(), &mut found);
-                black_box(&mut found);
-            }
-        });
-    });
-    group.bench_function("ipv6 burst", |b| {
-        b.iter(|| {
-            for burst in v6.chunks(BATCH) {
-                fib.lookup_burst_v6(VRF, burst.iter().copied(), &mut found);
-                black_box(&mut found);
-            }
-        });
+    group.each("ipv6", count, || {
+        let found = v6.iter().map(|&to| fib.lookup_v6(VRF, to).0);
+        found.fold(0, |all, id| all ^ id)
     });
     // Five IPv4 packets to one of IPv6, as in the table.
-    group.bench_function("mixed", |b| {
-        b.iter(|| {
-            let mut all = AdjacencyId::NO_ROUTE.0;
-            for (n, (&v4, &v6)) in v4.iter().zip(&v6).enumerate() {
-                all ^= if n % 6 == 5 {
-                    fib.lookup_v6(VRF, v6).0
-                } else {
-                    fib.lookup_v4(VRF, v4).0
-                };
-            }
-            black_box(all)
-        });
+    group.each("mixed", count, || {
+        let mut all = AdjacencyId::NO_ROUTE.0;
+        for (n, (&v4, &v6)) in v4.iter().zip(&v6).enumerate() {
+            all ^= if n % 6 == 5 {
+                fib.lookup_v6(VRF, v6).0
+            } else {
+                fib.lookup_v4(VRF, v4).0
+            };
+        }
+        all
+    });
+    group.finish();
+
+    let mut group = c.benchmark_group("fib/burst");
+    let mut found = [AdjacencyId::NO_ROUTE; BATCH];
+    group.each("ipv4", count, || {
+        for burst in v4.chunks(BATCH) {
+            fib.lookup_burst_v4(VRF, burst.iter().copied(), &mut found);
+            black_box(&found);
+        }
+    });
+    group.each("ipv6", count, || {
+        for burst in v6.chunks(BATCH) {
+            fib.lookup_burst_v6(VRF, burst.iter().copied(), &mut found);
+            black_box(&found);
+        }
+    });
+    group.finish();
+
+    let mut group = c.benchmark_group("fib/latency");
+    group.each("ipv4", count, || {
+        v4.iter().fold(0, |before, &to| {
+            let to = Ipv4Addr::from(u32::from(to) ^ before & 1);
+            fib.lookup_v4(VRF, to).0
+        })
+    });
+    group.each("ipv6", count, || {
+        v6.iter().fold(0, |before, &to| {
+            let to = Ipv6Addr::from(u128::from(to) ^ u128::from(before & 1));
+            fib.lookup_v6(VRF, to).0
+        })
     });
     group.finish();
 }
@@ -183,15 +204,14 @@ fn lookups(c: &mut Criterion, routes: &mut Routes) {
 /// An update gives a route another next hop, or takes it away, or brings it back.
 fn updates(c: &mut Criterion, routes: &mut Routes) {
     let mut group = c.benchmark_group("fib/update");
-    group.throughput(Throughput::Elements(1));
     let fib = &mut routes.fib;
     let rng = &mut routes.rng;
     let actions = &routes.actions;
     let v4: Vec<_> = routes.v4.iter().map(|&net| IpNet::V4(net)).collect();
     let v6: Vec<_> = routes.v6.iter().map(|&net| IpNet::V6(net)).collect();
     for (name, nets) in [("ipv4", &v4), ("ipv6", &v6)] {
-        group.bench_function(name, |b| {
-            b.iter(|| {
+        group.each(name, BATCH as u64, || {
+            for _ in 0..BATCH {
                 let net = nets[rng.usize(0..nets.len())];
                 if rng.u8(..) < 64 {
                     black_box(fib.remove(VRF, &net, STATIC));
@@ -199,7 +219,7 @@ fn updates(c: &mut Criterion, routes: &mut Routes) {
                     let action = &actions[rng.usize(0..actions.len())];
                     fib.insert(VRF, net, STATIC, action).unwrap();
                 }
-            });
+            }
         });
     }
     group.finish();

@@ -5,7 +5,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Up to this many addresses are compared one by one, which is faster than a binary search.
 const FEW: usize = 8;
 
-/// A set of addresses.
+/// A set of addresses, each with a number: its position when those of IPv4 come before those of
+/// IPv6, and both in ascending order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressSet {
     /// Sorted.
@@ -27,9 +28,27 @@ impl AddressSet {
         }
         v4.sort_unstable();
         v6.sort_unstable();
+        v4.dedup();
+        v6.dedup();
         Self {
             v4: v4.into(),
             v6: v6.into(),
+        }
+    }
+
+    /// All of them, in the order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let v4 = self.v4.iter().copied().map(IpAddr::V4);
+        v4.chain(self.v6.iter().copied().map(IpAddr::V6))
+    }
+
+    /// The number of an address that is one of them.
+    #[must_use]
+    #[inline]
+    pub fn number(&self, address: IpAddr) -> Option<usize> {
+        match address {
+            IpAddr::V4(address) => position(&self.v4, address),
+            IpAddr::V6(address) => Some(self.v4.len() + position(&self.v6, address)?),
         }
     }
 
@@ -47,23 +66,23 @@ impl AddressSet {
     #[must_use]
     #[inline]
     pub fn contains_v4(&self, address: Ipv4Addr) -> bool {
-        is_in(&self.v4, address)
+        position(&self.v4, address).is_some()
     }
 
     /// Whether `address` is one of them.
     #[must_use]
     #[inline]
     pub fn contains_v6(&self, address: Ipv6Addr) -> bool {
-        is_in(&self.v6, address)
+        position(&self.v6, address).is_some()
     }
 }
 
 #[inline]
-fn is_in<T: Ord + Copy>(sorted: &[T], address: T) -> bool {
+fn position<T: Ord + Copy>(sorted: &[T], address: T) -> Option<usize> {
     if sorted.len() <= FEW {
-        sorted.contains(&address)
+        sorted.iter().position(|&known| known == address)
     } else {
-        sorted.binary_search(&address).is_ok()
+        sorted.binary_search(&address).ok()
     }
 }
 
@@ -82,6 +101,10 @@ mod tests {
             let (one, other) = (Ipv4Addr::from([192, 0, 2, asked]), Ipv6Addr::from_bits(asked.into()));
             prop_assert_eq!(set.contains(one.into()), v4.contains(&one));
             prop_assert_eq!(set.contains(other.into()), v6.contains(&other));
+            for (number, address) in set.iter().enumerate() {
+                prop_assert_eq!(set.number(address), Some(number));
+            }
+            prop_assert_eq!(set.number(one.into()).is_some(), v4.contains(&one));
         }
     }
 }

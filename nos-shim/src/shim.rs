@@ -26,7 +26,6 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::address_set::AddressSet;
 use crate::channel::{NosEnd, Registration};
 use crate::drop::Ledger;
 use crate::fib::{Fib, FibFull, FlowHasher, Protocol, Route};
@@ -46,7 +45,7 @@ use crate::reassembly::{self, Reassembler};
 use crate::time::Instant;
 use crate::transmit::TransmitQueues;
 
-pub(crate) use uplinks::Uplink;
+pub(crate) use uplinks::{OwnAddresses, Uplink};
 
 /// Frames that wait for an uplink's device at most; more are dropped with
 /// [`DropReason::DeviceFull`].
@@ -103,7 +102,7 @@ pub struct Shim {
     /// All addresses of the NOS.
     addresses: Vec<(VrfId, IpAddr)>,
     /// The same, by VRF.
-    pub(crate) own_addresses: Vec<(VrfId, AddressSet)>,
+    pub(crate) own_addresses: Vec<OwnAddresses>,
     pub(crate) rewrites: Rewrites,
     /// Counts changes of routes and uplinks, and those of neighbors of uplinks that are no more.
     pub(crate) changes: u64,

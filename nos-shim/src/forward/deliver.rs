@@ -3,7 +3,6 @@
 use core::net::IpAddr;
 
 use crate::drop::DropReason;
-use crate::fib::{Action, AdjacencyId};
 use crate::fragments::Fate;
 use crate::icmp::{self, Answer, IcmpError};
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId};
@@ -28,27 +27,8 @@ pub(crate) enum Holder {
 }
 
 impl Shim {
-    /// Hands a whole datagram to the container whose port it is for; gives back any other packet.
-    #[inline]
-    pub(super) fn deliver_ready(
-        &mut self,
-        packet: Packet,
-        adjacency: AdjacencyId,
-    ) -> Result<(), Packet> {
-        let Action::Local(address) = *self.fib.adjacency(adjacency).action() else {
-            return Err(packet);
-        };
-        if packet.fragment() != Fragment::Whole || packet.ports().is_none() {
-            return Err(packet);
-        }
-        match self.owner_of_ports(&packet, address) {
-            Verdict::Attachment(id) => self.deliver_to(packet, id),
-            _ => return Err(packet),
-        }
-        Ok(())
-    }
-
     /// A packet to one of our addresses.
+    #[inline]
     pub(super) fn deliver(
         &mut self,
         packet: Packet,
@@ -56,7 +36,14 @@ impl Shim {
         origin: Origin,
         now: Instant,
     ) {
-        if packet.fragment() == Fragment::Whole {
+        let whole = packet.fragment() == Fragment::Whole;
+        if whole
+            && packet.ports().is_some()
+            && let Verdict::Attachment(id) = self.owner_of_ports(&packet, address)
+        {
+            // Nearly all: with no more to be done.
+            self.deliver_to(packet, id);
+        } else if whole {
             let verdict = self.owner(&packet, address, now);
             self.carry_out(verdict, packet, origin, now);
         } else {

@@ -5,11 +5,13 @@ use core::net::{IpAddr, Ipv6Addr};
 use crate::arp::Arp;
 use crate::drop::DropReason;
 use crate::frame::{Burst, Frame, Offload};
-use crate::ident::{Interface, MacAddr, UplinkId};
+use crate::ident::{Interface, LocalAddressId, MacAddr, UplinkId};
 use crate::martian;
 use crate::ndp::{self, Ndp};
 use crate::neighbor::Answer;
-use crate::packet::{Addresses, ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type};
+use crate::packet::{
+    Addresses, ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type, protocol,
+};
 use crate::shim::Shim;
 use crate::time::Instant;
 
@@ -28,12 +30,14 @@ impl Shim {
         uplink.counters.rx_packets += burst.len() as u64;
         uplink.counters.rx_octets += burst.iter().map(|frame| frame.len() as u64).sum::<u64>();
         let (vrf, mac) = (uplink.config.vrf, uplink.config.mac);
+        let origin = Origin::Uplink(id);
         let mut routed = PacketBurst::new();
         for mut frame in burst.drain(..) {
             frame.set_vrf(vrf);
             frame.set_interface(Interface::Uplink(id));
             match Packet::parse(frame) {
                 Ok(packet) => match self.admit(&packet, id, mac) {
+                    Ok(Admitted::Local(address)) => self.deliver(packet, address, origin, now),
                     // There is room: no burst is longer than another.
                     Ok(Admitted::Route) => routed.push(packet),
                     Ok(Admitted::Ndp) => self.ndp(id, packet, now),
@@ -45,9 +49,7 @@ impl Shim {
         }
         let found = self.look_up(&routed);
         for (packet, adjacency) in routed.drain(..).zip(found) {
-            if let Err(packet) = self.deliver_ready(packet, adjacency) {
-                self.follow(packet, adjacency, Origin::Uplink(id), now);
-            }
+            self.follow(packet, adjacency, origin, now);
         }
     }
 
@@ -64,18 +66,41 @@ impl Shim {
     /// Whether a host would look at the packet any further, and as what.
     #[inline]
     fn admit(&self, packet: &Packet, id: UplinkId, mac: MacAddr) -> Result<Admitted, DropReason> {
-        match packet.addresses() {
-            Addresses::V4 {
-                source,
-                destination,
-            } if packet.destination_mac() == mac
-                && !martian::source_is_martian(source.into())
-                && !martian::source_is_martian(destination.into())
-                && !self.is_ours(packet, source.into()) =>
-            {
-                Ok(Admitted::Route)
-            }
-            addresses => self.admit_slowly(packet, addresses, id, mac),
+        let addresses = packet.addresses();
+        // Addresses that may be a source are unicast.
+        let plain = packet.destination_mac() == mac
+            && match addresses {
+                Addresses::V4 {
+                    source,
+                    destination,
+                } => {
+                    !martian::source_is_martian(source.into())
+                        && !martian::source_is_martian(destination.into())
+                }
+                Addresses::V6 {
+                    source,
+                    destination,
+                } => {
+                    !martian::source_is_martian(source.into())
+                        && !martian::source_is_martian(destination.into())
+                        && !destination.is_unicast_link_local()
+                        && packet.protocol() != protocol::ICMPV6
+                }
+            };
+        if !plain {
+            return self.admit_slowly(packet, addresses, id, mac);
+        }
+        if self.is_ours(packet, addresses.source()) {
+            return Err(DropReason::MartianSource);
+        }
+        Ok(self.local_or_routed(packet, addresses.destination()))
+    }
+
+    #[inline]
+    fn local_or_routed(&self, packet: &Packet, destination: IpAddr) -> Admitted {
+        match self.own_address(packet.frame().vrf(), destination) {
+            Some(address) => Admitted::Local(address),
+            None => Admitted::Route,
         }
     }
 
@@ -114,7 +139,7 @@ impl Shim {
                     Err(DropReason::OtherHost)
                 }
             }
-            _ => Ok(Admitted::Route),
+            _ => Ok(self.local_or_routed(packet, destination)),
         }
     }
 
@@ -165,10 +190,9 @@ impl Shim {
     }
 
     /// Whether `address` is the NOS's, in the packet's VRF.
+    #[inline]
     fn is_ours(&self, packet: &Packet, address: IpAddr) -> bool {
-        let vrf = packet.frame().vrf();
-        let mut own = self.own_addresses.iter();
-        own.any(|(of, addresses)| *of == vrf && addresses.contains(address))
+        self.own_address(packet.frame().vrf(), address).is_some()
     }
 
     fn is_link_local_of(&self, id: UplinkId, address: Ipv6Addr) -> bool {
@@ -179,6 +203,8 @@ impl Shim {
 
 /// How a packet goes on.
 enum Admitted {
+    /// To this address of the NOS.
+    Local(LocalAddressId),
     /// To the FIB.
     Route,
     /// To the neighbor cache.

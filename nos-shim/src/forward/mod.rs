@@ -198,6 +198,7 @@ impl Shim {
     }
 
     /// Hands a packet to a container.
+    #[inline]
     pub(crate) fn deliver_to(&mut self, mut packet: Packet, id: AttachmentId) {
         packet.set_interface(Interface::Attachment(id));
         if self.to_relay.is_full() {

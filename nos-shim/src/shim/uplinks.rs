@@ -10,10 +10,11 @@ use crate::drop::{DropReason, Ledger};
 use crate::fib::{Action, FibFull, Protocol, Route, Source};
 use crate::forward::Origin;
 use crate::frame::FramePool;
-use crate::ident::{UplinkId, VrfId};
+use crate::ident::{LocalAddressId, UplinkId, VrfId};
 use crate::neighbor::NeighborCache;
 use crate::offload::{Capabilities, adapt};
 use crate::packet::{Packet, Rejected};
+use crate::ports::PortTable;
 use crate::time::Instant;
 
 pub(crate) struct Uplink {
@@ -44,7 +45,45 @@ impl Uplink {
     }
 }
 
+/// The addresses of the NOS in one VRF. Routes to them win over all others, being the longest and
+/// from the best source, so no route is looked up for what they have.
+pub(crate) struct OwnAddresses {
+    vrf: VrfId,
+    addresses: AddressSet,
+    /// By number in the set.
+    ids: Vec<LocalAddressId>,
+}
+
+impl OwnAddresses {
+    fn by_vrf(all: &[(VrfId, IpAddr)], ports: &PortTable) -> Vec<Self> {
+        let mut vrfs: Vec<VrfId> = all.iter().map(|&(vrf, _)| vrf).collect();
+        vrfs.sort_unstable();
+        vrfs.dedup();
+        let new = |vrf| {
+            let of_vrf = all.iter().filter(|(of, _)| *of == vrf);
+            let addresses = AddressSet::new(of_vrf.map(|&(_, address)| address));
+            let ids = addresses
+                .iter()
+                .filter_map(|address| ports.address(vrf, address))
+                .collect();
+            Self {
+                vrf,
+                addresses,
+                ids,
+            }
+        };
+        vrfs.into_iter().map(new).collect()
+    }
+}
+
 impl Shim {
+    /// The NOS's own address that this is.
+    #[inline]
+    pub(crate) fn own_address(&self, vrf: VrfId, address: IpAddr) -> Option<LocalAddressId> {
+        let own = self.own_addresses.iter().find(|own| own.vrf == vrf)?;
+        own.ids.get(own.addresses.number(address)?).copied()
+    }
+
     pub(crate) fn uplink(&self, id: UplinkId) -> Option<&Uplink> {
         self.uplinks.get(id.0 as usize)?.as_ref()
     }
@@ -177,7 +216,7 @@ impl Shim {
             self.local
                 .set_addresses(ours.iter().map(|&(_, address)| address));
         }
-        self.own_addresses = by_vrf(&ours);
+        self.own_addresses = OwnAddresses::by_vrf(&ours, &self.ports);
         self.addresses = ours;
         Ok(())
     }
@@ -225,17 +264,4 @@ impl Shim {
             }
         }
     }
-}
-
-fn by_vrf(addresses: &[(VrfId, IpAddr)]) -> Vec<(VrfId, AddressSet)> {
-    let mut vrfs: Vec<VrfId> = addresses.iter().map(|&(vrf, _)| vrf).collect();
-    vrfs.sort_unstable();
-    vrfs.dedup();
-    let of = |wanted| {
-        let of_vrf = addresses.iter().filter(move |(vrf, _)| *vrf == wanted);
-        of_vrf.map(|&(_, address)| address)
-    };
-    vrfs.into_iter()
-        .map(|vrf| (vrf, AddressSet::new(of(vrf))))
-        .collect()
 }

@@ -1,0 +1,166 @@
+//! The port table: whose a port is, and what registering costs.
+//!
+//! Lookups go to random ports of a table with one range and with 10,000: a packet should not
+//! notice the difference.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark may stop where its data are wrong"
+)]
+
+mod support;
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use nos_shim::channel::Registration;
+use nos_shim::ident::{AttachmentId, LocalAddressId, VrfId};
+use nos_shim::ports::{Claim, ClaimKind, PortOwner, PortRange, PortTable, Transport};
+use support::cycles::PerElement;
+use support::packets::OWN4;
+
+const VRF: VrfId = VrfId::DEFAULT;
+const LOOKUPS: usize = 1 << 14;
+const RANGES: u16 = 10_000;
+/// Ports from one range of the 10,000 to the next.
+const STEP: u16 = 6;
+
+fn claim(transport: Transport, first: u16, last: u16) -> Claim {
+    Claim {
+        transport,
+        range: PortRange::new(first, last).unwrap(),
+        kind: ClaimKind::Listen,
+    }
+}
+
+fn registration(id: u32, claims: Vec<Claim>) -> Registration {
+    Registration {
+        attachment: AttachmentId(id),
+        name: format!("c{id}").into(),
+        vrf: VRF,
+        addresses: vec![OWN4.into()],
+        claims,
+        router: Ipv6Addr::UNSPECIFIED,
+    }
+}
+
+/// The range with this number: half of the ports from one range to the next.
+fn range(n: u16) -> Claim {
+    let first = 1 + n * STEP;
+    claim(Transport::Tcp, first, first + STEP / 2 - 1)
+}
+
+/// A table whose ports of the shared address are nobody's.
+fn empty() -> (PortTable, LocalAddressId) {
+    let mut table = PortTable::new();
+    let address = table.add_address(VRF, OWN4.into());
+    (table, address)
+}
+
+/// A table with 10,000 ranges, of 100 in each attachment.
+fn many() -> (PortTable, LocalAddressId) {
+    let (mut table, address) = empty();
+    for id in 0..RANGES / 100 {
+        let claims = (0..100).map(|n| range(100 * id + n)).collect();
+        table.register(&registration(id.into(), claims)).unwrap();
+    }
+    (table, address)
+}
+
+/// Random ports, half of which are somebody's.
+fn lookups(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    (table, address): &(PortTable, LocalAddressId),
+) {
+    let mut rng = fastrand::Rng::with_seed(5);
+    let ports: Vec<u16> = (0..LOOKUPS).map(|_| rng.u16(1..RANGES * STEP)).collect();
+    let owned = |&&port: &&u16| {
+        let owner = table.owner(*address, Transport::Tcp, port);
+        owner != PortOwner::Nobody
+    };
+    let share = ports.iter().filter(owned).count();
+    assert!((LOOKUPS / 3..LOOKUPS * 2 / 3).contains(&share), "{share}");
+    group.each(name, LOOKUPS as u64, || {
+        black_box(&ports).iter().filter(owned).count()
+    });
+}
+
+fn lookup(c: &mut Criterion) {
+    let mut group = c.benchmark_group("ports/lookup");
+    let (mut one, address) = empty();
+    let half = claim(Transport::Tcp, 1, RANGES * STEP / 2);
+    one.register(&registration(0, vec![half])).unwrap();
+    lookups(&mut group, "1-range", &(one, address));
+    lookups(&mut group, "10000-ranges", &many());
+    let (table, _) = many();
+    let own = IpAddr::from(OWN4);
+    group.each("address", 1, || table.address(VRF, black_box(own)));
+    group.finish();
+}
+
+/// Registers an attachment and withdraws it, beside what the table holds already.
+fn changes(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    table: &mut PortTable,
+    claims: Vec<Claim>,
+) {
+    let wanted = registration(1_000_000, claims);
+    group.each(name, 1, || {
+        table.register(black_box(&wanted)).unwrap();
+        assert!(table.withdraw(wanted.attachment));
+    });
+}
+
+fn register(c: &mut Criterion) {
+    let mut group = c.benchmark_group("ports/register-and-withdraw");
+    let services = || [20_000, 40_000].map(|first| claim(Transport::Udp, first, first + 999));
+    changes(
+        &mut group,
+        "2-ranges/empty-table",
+        &mut empty().0,
+        services().into(),
+    );
+    changes(
+        &mut group,
+        "2-ranges/10000-others",
+        &mut many().0,
+        services().into(),
+    );
+    let all = || (0..RANGES).map(range).collect();
+    changes(
+        &mut group,
+        "10000-ranges/empty-table",
+        &mut empty().0,
+        all(),
+    );
+    group.finish();
+
+    let mut group = c.benchmark_group("ports/refuse");
+    let (mut table, _) = many();
+    let clash = registration(1_000_000, vec![range(5_000)]);
+    group.each("clash-among-10000", 1, || {
+        table.register(black_box(&clash)).unwrap_err()
+    });
+    group.finish();
+
+    // An address of the NOS that goes and comes back, with the claims that name it.
+    let mut group = c.benchmark_group("ports/address");
+    let (mut table, _) = many();
+    group.each("away-and-back/10000-ranges", 1, || {
+        assert!(table.remove_address(VRF, OWN4.into()));
+        table.add_address(VRF, OWN4.into())
+    });
+    group.each("other/10000-ranges", 1, || {
+        let other = IpAddr::from(Ipv4Addr::new(203, 0, 113, 9));
+        table.add_address(VRF, other);
+        assert!(table.remove_address(VRF, other));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, lookup, register);
+criterion_main!(benches);
