@@ -29,6 +29,7 @@
 
 mod capture;
 mod character;
+mod coalesce;
 mod memory;
 mod packet;
 mod plain_tap;

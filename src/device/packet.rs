@@ -13,7 +13,8 @@
 //! Tagged traffic belongs to another network, so such frames are dropped
 //! ([`DropReason::EtherType`]), not taken for untagged ones.
 //!
-//! Frames are received and sent by `recvmmsg` and `sendmmsg`, header and frame as one piece. A
+//! Frames are received and sent by `recvmmsg` and `sendmmsg`, header and frame as one piece; runs of
+//! datagrams are sent as one message ([`super::coalesce`]). A
 //! `recvmmsg` that yields fewer messages than asked for has met an empty queue: a frame that comes
 //! later raises a new edge, so there is no need to ask once more. An error that ended it instead
 //! was stored in the socket by the kernel, which polls as an error.
@@ -39,7 +40,7 @@ use super::{
     BURST_OCTETS, DeviceCounters, DeviceKind, Egress, FrameDevice, Link, Next, OpenError, Received,
     Sending, Sent, valid_name,
 };
-use messages::Messages;
+use messages::{Messages, Refused};
 
 /// How a packet socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,20 +211,36 @@ impl FrameDevice for PacketSocket {
         }
         let mut down_before = false;
         while sending.front().is_some() {
-            let result = self.messages.send(&self.fd, sending.waiting());
+            let coalesce = self.offloads.coalesces();
+            let result = self.messages.send(&self.fd, sending.waiting(), coalesce);
             match result {
-                Ok(count) => {
-                    for _ in 0..count {
+                Ok(taken) => {
+                    for _ in 0..taken.frames {
                         if let Some(frame) = sending.front() {
                             self.offloads.taken(frame.offload());
                         }
                         sending.taken();
                     }
+                    if taken.runs {
+                        self.offloads.took_run();
+                    }
                     self.down = false;
                 }
                 // May be the trace of an outage that has ended: asking clears it.
-                Err(Errno::ENETDOWN) if !down_before => down_before = true,
-                Err(Errno::EINVAL) => {
+                Err(Refused {
+                    errno: Errno::ENETDOWN,
+                    ..
+                }) if !down_before => down_before = true,
+                Err(Refused {
+                    errno: Errno::EINVAL,
+                    run: true,
+                }) => {
+                    self.offloads.refused_run(DeviceKind::Packet, &self.name);
+                }
+                Err(Refused {
+                    errno: Errno::EINVAL,
+                    ..
+                }) => {
                     let offload = sending.front().map(|frame| frame.offload());
                     if let Some(kind) = offload.and_then(|offload| self.offloads.refused(offload)) {
                         vnet::log_fallback(DeviceKind::Packet, &self.name, kind);
@@ -232,7 +249,7 @@ impl FrameDevice for PacketSocket {
                     }
                     sending.dropped(DropReason::DeviceError);
                 }
-                Err(errno) => character::handle_refusal(&mut sending, errno),
+                Err(Refused { errno, .. }) => character::handle_refusal(&mut sending, errno),
             }
         }
         let sent = sending.finish();

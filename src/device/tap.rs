@@ -2,17 +2,20 @@
 
 use std::ffi::CStr;
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use arrayvec::ArrayVec;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::uio::writev;
 use nix::unistd::{read, write};
-use nos_shim::frame::{Burst, FramePool, VNET_HEADER};
+use nos_shim::frame::{BATCH, Burst, Frame, FramePool, VNET_HEADER};
 use nos_shim::offload::Capabilities;
 
 use super::character::{self, ReadFailure};
+use super::coalesce::{Run, run_length};
 use super::vnet::{self, Offloads};
 use super::{
     DeviceCounters, DeviceKind, FrameDevice, Link, OpenError, Received, Sending, Sent, valid_name,
@@ -106,7 +109,13 @@ impl FrameDevice for Tap {
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
         let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
-        while let Some(frame) = sending.front() {
+        while !sending.waiting().is_empty() {
+            if self.offloads.coalesces()
+                && send_run(&self.fd, &self.name, &mut self.offloads, &mut sending)
+            {
+                continue;
+            }
+            let Some(frame) = sending.front() else { break };
             let offload = frame.offload();
             let result = match vnet::put_header(frame) {
                 Ok(area) => character::write_frame(area, |area| write(&self.fd, area)),
@@ -153,6 +162,57 @@ impl FrameDevice for Tap {
 
     fn counters(&self) -> &DeviceCounters {
         &self.counters
+    }
+}
+
+/// Writes the run of datagrams at the front as one super-frame; returns whether there was one and
+/// it is done with.
+fn send_run(fd: &OwnedFd, name: &str, offloads: &mut Offloads, sending: &mut Sending<'_>) -> bool {
+    let waiting = sending.waiting();
+    let length = run_length(waiting);
+    let (frames, _) = waiting.split_at_mut(length);
+    if length < 2 {
+        return false;
+    }
+    let Some(run) = Run::begin(frames) else {
+        return false;
+    };
+    let result = write_run(fd, frames, run.headers());
+    if let Some(first) = frames.first_mut() {
+        run.undo(first);
+    }
+    match result {
+        Ok(()) => {
+            offloads.took_run();
+            (0..length).for_each(|_| sending.taken());
+            true
+        }
+        Err(Errno::EINVAL) => {
+            offloads.refused_run(DeviceKind::Tap, name);
+            false
+        }
+        // One by one, each gets its own answer.
+        Err(_) => false,
+    }
+}
+
+fn write_run(fd: &OwnedFd, frames: &mut [Frame], headers: usize) -> Result<(), Errno> {
+    let Some((first, rest)) = frames.split_first_mut() else {
+        return Ok(());
+    };
+    let area = vnet::put_header(first).map_err(|_| Errno::EMSGSIZE)?;
+    let payloads = rest
+        .iter()
+        .map(|frame| frame.bytes().get(headers..).unwrap_or_default());
+    let pieces: ArrayVec<IoSlice<'_>, BATCH> = std::iter::once(&*area)
+        .chain(payloads)
+        .map(IoSlice::new)
+        .collect();
+    loop {
+        match writev(fd, &pieces) {
+            Err(Errno::EINTR) => {}
+            result => return result.map(drop),
+        }
     }
 }
 

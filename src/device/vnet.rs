@@ -58,6 +58,10 @@ pub(super) struct Offloads {
     capabilities: Capabilities,
     /// Kinds of which it has taken one.
     proven: Capabilities,
+    /// Whether runs of datagrams may be sent as one: it has not refused one.
+    runs: bool,
+    /// It has taken a run.
+    runs_proven: bool,
 }
 
 const SUPER_FRAMES: Capabilities = Capabilities::TSO4
@@ -76,7 +80,33 @@ impl Offloads {
                 Capabilities::empty()
             },
             proven: Capabilities::empty(),
+            runs: true,
+            runs_proven: false,
         }
+    }
+
+    /// Whether runs of datagrams are to be sent as one.
+    #[inline]
+    pub(super) fn coalesces(&self) -> bool {
+        self.runs && self.capabilities.contains(Capabilities::USO)
+    }
+
+    /// The kernel took a run.
+    #[inline]
+    pub(super) fn took_run(&mut self) {
+        self.runs_proven = true;
+    }
+
+    /// The kernel called a run invalid: no more are made. If it had taken one before, that says
+    /// nothing of others, but the datagrams of this one must get out.
+    #[cold]
+    pub(super) fn refused_run(&mut self, device: DeviceKind, name: &str) {
+        self.runs = false;
+        let proven = self.runs_proven;
+        tracing::warn!(
+            proven,
+            "{device} {name}: the kernel refuses datagrams in one piece"
+        );
     }
 
     pub(super) fn capabilities(&self) -> Capabilities {

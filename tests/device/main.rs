@@ -12,6 +12,7 @@ mod support;
 
 mod bulk;
 mod capture;
+mod coalesce;
 mod harness;
 mod refusal;
 mod state;

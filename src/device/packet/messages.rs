@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{BATCH, Burst, ETHERNET_HEADER, Frame, VNET_HEADER};
 
+use super::super::coalesce::{Run, run_length};
 use super::super::vnet;
 use super::socket::PACKET_AUXDATA;
 
@@ -44,6 +45,9 @@ pub(super) struct Messages {
     headers: [libc::mmsghdr; BATCH],
     areas: [libc::iovec; BATCH],
     control: [Control; BATCH],
+    /// Of each message that is sent: how many frames it carries, and how its first frame was
+    /// before, if they are a run.
+    cargo: [(u8, Option<Run>); BATCH],
 }
 
 // SAFETY: the pointers inside are written before each system call and mean nothing after it.
@@ -58,19 +62,20 @@ impl std::fmt::Debug for Messages {
 impl Messages {
     pub(super) fn new() -> Box<Self> {
         // SAFETY: numbers and raw pointers only, for which zero octets are a value.
-        Box::new(unsafe { core::mem::zeroed() })
+        let (headers, areas, control) = unsafe { core::mem::zeroed() };
+        Box::new(Self {
+            headers,
+            areas,
+            control,
+            cargo: [(0, None); BATCH],
+        })
     }
 
-    /// Makes message `n` of `area`.
-    fn place(&mut self, n: usize, area: &mut [u8], with_control: bool) {
-        let vector = &mut self.areas[n];
-        *vector = libc::iovec {
-            iov_base: area.as_mut_ptr().cast(),
-            iov_len: area.len(),
-        };
+    /// Makes message `n` of the `count` areas from number `first` on.
+    fn place(&mut self, n: usize, first: usize, count: usize, with_control: bool) {
         let message = &mut self.headers[n].msg_hdr;
-        message.msg_iov = vector;
-        message.msg_iovlen = 1;
+        message.msg_iov = &raw mut self.areas[first];
+        message.msg_iovlen = count as _;
         message.msg_flags = 0;
         if with_control {
             message.msg_control = (&raw mut self.control[n]).cast();
@@ -84,8 +89,8 @@ impl Messages {
     /// Receives into the frames from the first on; returns how many are filled.
     pub(super) fn receive(&mut self, fd: &OwnedFd, frames: &mut Burst) -> Result<usize, Errno> {
         for (n, frame) in frames.iter_mut().enumerate() {
-            let area = frame.receive_area(VNET_HEADER).unwrap_or_default();
-            self.place(n, area, true);
+            self.areas[n] = vector(frame.receive_area(VNET_HEADER).unwrap_or_default());
+            self.place(n, n, 1, true);
         }
         retry(|| {
             // SAFETY: the first frames.len() headers have just been pointed to buffers that these
@@ -119,32 +124,110 @@ impl Messages {
         vnet::take_header(frame)
     }
 
-    /// Sends the frames from the first on; returns how many the kernel took. An error is the first
-    /// frame's.
-    pub(super) fn send(&mut self, fd: &OwnedFd, frames: &mut [Frame]) -> Result<usize, Errno> {
-        let mut ready = 0;
-        for (n, frame) in frames.iter_mut().enumerate() {
-            let Ok(area) = vnet::put_header(frame) else {
-                break;
-            };
-            self.place(n, area, false);
-            ready = n + 1;
+    /// Sends the frames from the first on, runs of datagrams as one where `coalesce` says so.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says of the first message; then none was sent, and the frames are as they
+    /// were.
+    pub(super) fn send(
+        &mut self,
+        fd: &OwnedFd,
+        frames: &mut [Frame],
+        coalesce: bool,
+    ) -> Result<Taken, Refused> {
+        let messages = self.load(frames, coalesce);
+        if messages == 0 {
+            return Err(Refused {
+                errno: Errno::EMSGSIZE,
+                run: false,
+            });
         }
-        if ready == 0 {
-            return Err(Errno::EMSGSIZE);
-        }
-        retry(|| {
-            // SAFETY: the first `ready` headers have just been pointed to buffers that these frames
-            // own, and to vectors of `self`; all outlive the call.
+        let result = retry(|| {
+            // SAFETY: the first `messages` headers have just been pointed to vectors of `self`, and
+            // those to buffers that these frames own; all outlive the call.
             unsafe {
                 libc::sendmmsg(
                     fd.as_raw_fd(),
                     self.headers.as_mut_ptr(),
-                    count(ready),
+                    count(messages),
                     libc::MSG_DONTWAIT as _,
                 )
             }
-        })
+        });
+        let taken = self.unload(frames, result.unwrap_or(0), messages);
+        let run = self.cargo[0].1.is_some();
+        result
+            .map(|_| taken)
+            .map_err(|errno| Refused { errno, run })
+    }
+
+    /// Makes messages of the frames; returns how many.
+    fn load(&mut self, frames: &mut [Frame], coalesce: bool) -> usize {
+        let (mut at, mut messages) = (0, 0);
+        while let Some(waiting) = frames.get_mut(at..).filter(|left| !left.is_empty()) {
+            let length = if coalesce { run_length(waiting) } else { 1 };
+            let (these, _) = waiting.split_at_mut(length);
+            let run = (length > 1).then(|| Run::begin(these)).flatten();
+            let headers = run.map(|run| run.headers());
+            let taken = if run.is_some() { length } else { 1 };
+            let Some((first, more)) = these.split_first_mut() else {
+                break;
+            };
+            let Ok(area) = vnet::put_header(first) else {
+                break;
+            };
+            self.areas[at] = vector(area);
+            for (place, frame) in (at + 1..at + taken).zip(more) {
+                let payload = frame.bytes_mut().get_mut(headers.unwrap_or_default()..);
+                self.areas[place] = vector(payload.unwrap_or_default());
+            }
+            self.place(messages, at, taken, false);
+            // A burst is at most 64 frames.
+            self.cargo[messages] = (u8::try_from(taken).unwrap_or(1), run);
+            messages += 1;
+            at += taken;
+        }
+        messages
+    }
+
+    /// Makes the frames of messages that were not sent what they were. Returns what was sent.
+    fn unload(&mut self, frames: &mut [Frame], sent: usize, messages: usize) -> Taken {
+        let mut taken = Taken::default();
+        let mut at = 0;
+        for (n, &(count, run)) in self.cargo[..messages].iter().enumerate() {
+            if n < sent {
+                taken.frames += usize::from(count);
+                taken.runs |= run.is_some();
+            } else if let (Some(run), Some(first)) = (run, frames.get_mut(at)) {
+                run.undo(first);
+            }
+            at += usize::from(count);
+        }
+        taken
+    }
+}
+
+/// What the kernel took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Taken {
+    pub(super) frames: usize,
+    /// There was a run among them.
+    pub(super) runs: bool,
+}
+
+/// What the kernel did not take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused {
+    pub(super) errno: Errno,
+    /// Whether it was a run.
+    pub(super) run: bool,
+}
+
+fn vector(area: &mut [u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: area.as_mut_ptr().cast(),
+        iov_len: area.len(),
     }
 }
 
