@@ -223,6 +223,17 @@ impl Seen {
         }
     }
 
+    /// The packet without IPv4 options, but with the total length and the checksum that it had.
+    pub(crate) fn without_options(&self) -> Self {
+        let mut without = self.clone();
+        if self.source.is_ipv4() {
+            without.ip.drain(20..self.header);
+            without.ip[0] = 0x45;
+            without.header = 20;
+        }
+        without
+    }
+
     /// From the transport header on.
     pub(crate) fn transport(&self) -> &[u8] {
         &self.ip[self.header..]
@@ -246,9 +257,10 @@ impl Seen {
         }
     }
 
-    /// Whether it is Neighbor or Multicast Listener Discovery, which hosts send unasked.
+    /// Whether it is Neighbor Discovery, or about membership in groups (IGMP, MLD), which hosts send
+    /// unasked.
     pub(crate) fn is_chatter(&self) -> bool {
-        self.protocol == 0
+        matches!(self.protocol, 0 | 2)
             || (self.protocol == ICMPV6 && matches!(self.transport(), [130..=143, ..]))
     }
 }
