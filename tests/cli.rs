@@ -330,6 +330,7 @@ fn counters() -> Response {
         uplinks: vec![Uplink {
             name: "up0".to_owned(),
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
+            address_conflicts: 2,
             link: link("packet", "hx"),
         }],
     })
@@ -500,7 +501,7 @@ up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                mac 02:00:5e:10:00:01       sent 3 packets, 222 B
                203.0.113.1/24              dropped 4 source-port
                mtu 1500, vrf 0             dropped 9 in the device's queue
-               offload checksum tso4 tso6
+               offload checksum tso4 tso6  address conflicts 2
 ";
 
 #[test]

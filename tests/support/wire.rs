@@ -19,6 +19,7 @@ use nix::sys::socket::{
     send, socket,
 };
 use nos_relay::lab::LabNamespace;
+use nos_shim::arp::Arp;
 use nos_shim::ident::MacAddr;
 
 /// A packet socket on an interface. It sees what arrives there, from the time it was opened on.
@@ -68,6 +69,12 @@ impl Wire {
     pub(crate) fn seen(&self) -> Vec<Seen> {
         let frames = std::iter::from_fn(|| self.receive(Instant::now()));
         frames.filter_map(|frame| Seen::parse(&frame)).collect()
+    }
+
+    /// All ARP messages that arrived so far.
+    pub(crate) fn arp_seen(&self) -> Vec<Arp> {
+        let frames = std::iter::from_fn(|| self.receive(Instant::now()));
+        frames.filter_map(|frame| Arp::parse(&frame).ok()).collect()
     }
 
     /// IP packets up to and without that which `last` knows; panics when `limit` has passed.
