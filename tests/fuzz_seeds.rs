@@ -129,6 +129,10 @@ fn scripts() -> Vec<(String, Vec<u8>, (usize, usize))> {
             (0, 1),
         );
     }
+    // Frames that a busy device left must go with their uplink.
+    let busy = [13, 0, 3, 1, 0x80, 4, 1, 13, 0xfe];
+    let script = [NETWORK, &busy].concat();
+    scripts.push(("removed-while-busy".to_owned(), script, (0, 1)));
     scripts
 }
 

@@ -105,6 +105,8 @@ impl Shim {
 
     /// Removes an uplink with its addresses and what waits for it.
     pub fn remove_uplink(&mut self, id: UplinkId) {
+        // What its device left of a burst is in the queue then.
+        self.settle();
         let Some(mut uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::take) else {
             return;
         };
