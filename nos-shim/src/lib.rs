@@ -25,7 +25,7 @@
 //! listens ([`reset`], [`icmp`]). The order of these questions is in [`forward`].
 //!
 //! Every packet is accounted for: each one that comes in or is made here is sent, consumed, held or
-//! dropped for a named reason ([`drop`]), and the sum is tested to balance.
+//! dropped for a named reason ([`mod@drop`]), and the sum is tested to balance.
 //!
 //! The feature `stack`, on by default, is the NOS's own services on smoltcp's TCP. A NOS that has a
 //! stack of its own leaves it out, and may use [`channel`], [`packet`] and [`ports`] alone.
@@ -39,7 +39,7 @@
 //! | [`frame`] | buffers in pools, and the offload state of what is in them |
 //! | [`packet`] | Ethernet, IP and transport headers, validated once |
 //! | [`checksum`], [`offload`], [`fragment_ipv6`] | sums; segmentation, completion and fragmentation on output |
-//! | [`drop`] | why packets are dropped, and the ledger |
+//! | [`mod@drop`] | why packets are dropped, and the ledger |
 //! | [`channel`] | the contract with the relay: rings of bursts, registrations, doorbell |
 //! | [`ports`] | who owns which ports of which address |
 //! | [`flows`] | flows that ports cannot tell: echo identifiers |

@@ -355,7 +355,7 @@ impl Daemon {
                     mac,
                 })) => self.address_conflict(uplink, address, mac),
                 Event::Engine(EngineEvent::Relay(event)) => {
-                    debug!(?event, "nobody waits for this any more")
+                    debug!(?event, "nobody waits for this any more");
                 }
                 Event::LoopFailed(why) => {
                     error!(why, "a data thread failed");

@@ -334,7 +334,7 @@ impl World {
             let left = !burst.is_empty();
             for frame in taken {
                 self.check_sent(to, &frame);
-                self.note_sent(to, frame);
+                self.note_sent(to, &frame);
             }
             if left && drops {
                 self.engine.discard_unsent(to, DropReason::DeviceError);
@@ -370,7 +370,7 @@ impl World {
         }
     }
 
-    fn note_sent(&mut self, to: Interface, frame: Frame) {
+    fn note_sent(&mut self, to: Interface, frame: &Frame) {
         let octets = frame.bytes().to_vec();
         match to {
             Interface::Attachment(_) => self.sent.to_containers += 1,
@@ -631,7 +631,7 @@ fn draft(from: Interface, octets: [u8; 12]) -> Draft {
         kind,
         payload: usize::from(size) * 32,
         // Offset in units of 72 octets (a UDP header and size 2), "more fragments", "don't".
-        fragment: u16::from(fragment & 0x1f) * 9 | u16::from(fragment >> 5 & 3) << 13,
+        fragment: (u16::from(fragment & 0x1f) * 9) | (u16::from(fragment >> 5 & 3) << 13),
     }
 }
 
