@@ -9,7 +9,7 @@ use nos_shim::drop::DropReason;
 use nos_shim::frame::Burst;
 use nos_shim::ident::Interface;
 use nos_shim::offload::Capabilities;
-use nos_shim::shim::Shim;
+use nos_shim::shim::{Shim, ShimEvent};
 use nos_shim::time::Instant;
 
 use crate::relay::{Relay, RelayEvent};
@@ -22,7 +22,13 @@ const PASSES: usize = 4;
 const CHANNEL_BUDGET: usize = 64;
 
 /// News for the control thread.
-pub type EngineEvent = RelayEvent;
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineEvent {
+    /// Of the container side.
+    Relay(RelayEvent),
+    /// Of the NOS side.
+    Nos(ShimEvent),
+}
 
 /// One side of the data path, or both.
 #[derive(Debug)]
@@ -142,7 +148,11 @@ impl Engine {
 
     /// News for the control thread.
     pub fn poll_event(&mut self) -> Option<EngineEvent> {
-        self.relay.as_mut()?.poll_event()
+        let of_relay = self.relay.as_mut().and_then(Relay::poll_event);
+        of_relay.map(EngineEvent::Relay).or_else(|| {
+            let of_nos = self.nos.as_mut().and_then(Shim::poll_event);
+            of_nos.map(EngineEvent::Nos)
+        })
     }
 
     /// When [`Self::advance`] has something to do next.

@@ -1,6 +1,6 @@
 //! The `nos-relay` command.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -19,14 +19,14 @@ fn main() -> ExitCode {
     match command(&cli.command) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
-            eprintln!("nos-relay: {error}");
+            let _ = writeln!(io::stderr(), "nos-relay: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
-    let (mut out, mut err) = (io::stdout(), io::stderr());
+    let (mut out, mut err) = (UntilClosed(io::stdout()), UntilClosed(io::stderr()));
     match command {
         Command::Run(run) => {
             daemon::run(&run.config, &run.control.path)?;
@@ -36,5 +36,24 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
         Command::Show(show) => Ok(show.run(&mut out, &mut err)?),
         Command::Demo(args) => Ok(demo::run(args)?),
         Command::Bench(_) => Err("not here yet".into()),
+    }
+}
+
+/// What is written goes on until nobody reads it any more, as `head` does not; that is no mistake.
+struct UntilClosed<W>(W);
+
+impl<W: Write> Write for UntilClosed<W> {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        match self.0.write(octets) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(octets.len()),
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.0.flush() {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
     }
 }

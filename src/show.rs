@@ -96,11 +96,15 @@ fn uplinks(rows: &[Uplink]) -> String {
         ];
         interface.extend(row.addresses.iter().map(ToString::to_string));
         interface.extend(properties(&row.link));
+        let mut traffic = vec![traffic(&row.link)];
+        if row.address_conflicts > 0 {
+            traffic.push(format!("address conflicts {}", row.address_conflicts));
+        }
         [
             row.name.clone(),
             state(row.link.state),
             interface.join("\n"),
-            traffic(&row.link),
+            traffic.join("\n"),
         ]
     });
     spaced(&["UPLINK", "STATE", "INTERFACE", "TRAFFIC"], &[], cells)

@@ -157,6 +157,31 @@ fn check_says_what_is_good_and_what_is_wrong() {
     );
 }
 
+/// As `nos-relay check CONFIG | head -0` does.
+#[test]
+fn output_that_nobody_reads_is_no_failure() {
+    let directory = tempfile::tempdir().unwrap();
+    let uplink = "[[uplink]]\nname = \"up0\"\ndevice = \"tap:t\"\naddresses = \"203.0.113.1/24\"\n";
+    for (name, text, code) in [("good", uplink, 0), ("bad", "x = 1", 1)] {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nos-relay"));
+        child
+            .arg("check")
+            .arg(&path)
+            .stdin(std::process::Stdio::null());
+        let (stdout, stderr) = (writer.try_clone().unwrap(), std::process::Stdio::piped());
+        let output = child.stdout(stdout).stderr(stderr).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{name}");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(errors.is_empty(), code == 0, "{errors}");
+        let status = child.stderr(writer).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{name}, without stderr");
+    }
+}
+
 #[test]
 fn show_without_a_daemon_fails_and_says_so() {
     let directory = tempfile::tempdir().unwrap();
@@ -330,6 +355,7 @@ fn counters() -> Response {
         uplinks: vec![Uplink {
             name: "up0".to_owned(),
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
+            address_conflicts: 2,
             link: link("packet", "hx"),
         }],
     })
@@ -500,7 +526,7 @@ up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                mac 02:00:5e:10:00:01       sent 3 packets, 222 B
                203.0.113.1/24              dropped 4 source-port
                mtu 1500, vrf 0             dropped 9 in the device's queue
-               offload checksum tso4 tso6
+               offload checksum tso4 tso6  address conflicts 2
 ";
 
 #[test]

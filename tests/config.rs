@@ -342,18 +342,14 @@ fn what_is_only_close_to_a_mistake_is_accepted() {
     };
     let ports =
         |one: &str, two: &str| container(&format!("{one}\n{}", second("db", "/run/netns/D", two)));
-    let twin = UPLINK
-        .replace("up0", "up1")
-        .replace("hx", "hy")
-        .replace(".1/24", ".5/24")
-        .replace("::1/64", "::5/64");
     for text in [
         // Without IPv6, less is enough.
         plus("mtu = 576").replace(", \"2001:db8:1::1/64\"", ""),
-        // A next hop on the networks of two uplinks, one of them named.
-        plus(&format!(
-            "{twin}[[route]]\nprefix = \"198.51.100.0/24\"\nvia = \"203.0.113.2\"\ndev = \"up1\""
-        )),
+        // Two addresses of one uplink on one network, and networks within one another.
+        UPLINK.replace(
+            "203.0.113.1/24",
+            "203.0.113.1/24\", \"203.0.113.2/24\", \"203.0.113.3/25",
+        ),
         // Ranges with neither protocol nor address in common, or only adjacent.
         ports(
             "tcp = \"20000-20999\"",

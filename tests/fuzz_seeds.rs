@@ -1,4 +1,4 @@
-//! The seeds of the fuzz target `config` are valid configurations.
+//! The seeds of the fuzz targets `config` and `relay` are valid, and do what they are for.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,16 +7,154 @@
     reason = "a test ends where its network cannot be built"
 )]
 
+use std::path::{Path, PathBuf};
+
+#[allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    clippy::cast_possible_truncation,
+    reason = "a part of the fuzz target, whose numbers are small"
+)]
+#[path = "../fuzz/fuzz_targets/relay"]
+mod relay {
+    pub mod frames;
+    pub mod world;
+}
+
+fn directory(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/seeds")
+        .join(target)
+}
+
 #[test]
 fn seeds_of_the_target_config_are_valid() {
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/config");
+    let directory = directory("config");
     let mut count = 0;
-    for entry in std::fs::read_dir(directory).expect("the seeds") {
+    for entry in std::fs::read_dir(&directory).expect("the seeds") {
         let path = entry.expect("a seed").path();
         if let Err(errors) = nos_relay::config::Config::load(&path) {
             panic!("{errors}");
         }
         count += 1;
     }
-    assert!(count > 0, "no seeds in {directory}");
+    assert!(count > 0, "no seeds in {}", directory.display());
+}
+
+/// Uplinks 0 and 1, a default route, all services, and containers 0 and 1.
+const NETWORK: &[u8] = &[3, 0, 0, 3, 1, 0x80, 5, 0, 6, 7, 0, 0, 0xf0, 0, 1, 0x04, 11];
+const CONTAINER_0: u8 = 0;
+const UPLINK_0: u8 = 1;
+
+/// A crafted frame: side, family, source, destination, protocol, kind, ports, size.
+fn crafted(side: u8, draft: [u8; 5], ports: (u16, u16), size: u8, fragment: u8) -> Vec<u8> {
+    let [family, source, destination, protocol, kind] = draft;
+    let mut step = vec![8, side, 0, family, source, destination, protocol, kind, 64];
+    step.extend(ports.0.to_be_bytes());
+    step.extend(ports.1.to_be_bytes());
+    step.extend([size, fragment]);
+    step
+}
+
+const REFLECT: [u8; 2] = [9, UPLINK_0];
+const RESOLVE: [u8; 1] = [11];
+const WAIT: [u8; 4] = [12, 0x03, 0xe8, 1];
+
+/// Name, script, and the least that reaches containers and uplinks.
+fn scripts() -> Vec<(String, Vec<u8>, (usize, usize))> {
+    let mut scripts = Vec::new();
+    for family in [0, 1] {
+        let name = |what: &str| format!("v{}-{what}", if family == 0 { 4 } else { 6 });
+        let mut add = |what, steps: &[&[u8]], least| {
+            let script = [NETWORK, &steps.concat()].concat();
+            scripts.push((name(what), script, least));
+        };
+        let out = crafted(CONTAINER_0, [family, 0, 2, 1, 0], (40_000, 53), 2, 0);
+        add("out-and-back", &[&out, &RESOLVE, &REFLECT], (1, 2));
+        let ping = crafted(
+            CONTAINER_0,
+            [family, 0, 4, 2, if family == 0 { 8 } else { 128 }],
+            (7, 0),
+            1,
+            0,
+        );
+        add("ping", &[&ping, &RESOLVE, &REFLECT], (1, 2));
+        let big = crafted(CONTAINER_0, [family, 0, 2, 1, 0], (40_000, 53), 80, 0);
+        add("too-big", &[&big, &RESOLVE], (usize::from(family), 1));
+        let syn = crafted(UPLINK_0, [family, 2, 0, 0, 2], (5000, 7), 0, 0);
+        add(
+            "own-service",
+            &[&syn, &RESOLVE, &REFLECT, &REFLECT, &WAIT],
+            (0, 2),
+        );
+        let closed = crafted(UPLINK_0, [family, 2, 0, 1, 0], (5000, 81), 1, 0);
+        add("refused", &[&closed, &RESOLVE], (0, 2));
+        let first = crafted(UPLINK_0, [family, 2, 0, 1, 0], (5000, 20_001), 2, 0x20);
+        let last = crafted(UPLINK_0, [family, 2, 0, 1, 0], (5000, 20_001), 2, 0x01);
+        add(
+            "fragments",
+            &[&last, &first, &WAIT, &last, &WAIT, &WAIT],
+            (2, 0),
+        );
+        let quote = [
+            &[
+                10,
+                UPLINK_0,
+                family,
+                2,
+                0,
+                0,
+                if family == 0 { 3 } else { 1 },
+            ][..],
+            &[64; 7],
+        ]
+        .concat();
+        add("error", &[&out, &RESOLVE, &quote], (1, 2));
+        let transit = crafted(UPLINK_0, [family, 2, 3, 1, 0], (5000, 53), 1, 0);
+        add("transit", &[&transit, &RESOLVE, &WAIT], (0, 2));
+        let sibling = crafted(CONTAINER_0, [family, 0, 1, 1, 0], (40_000, 21_001), 1, 0);
+        add("sibling", &[&sibling], (1, 0));
+        let nobody = crafted(CONTAINER_0, [family, 0, 6 + 8, 1, 0], (40_000, 53), 1, 0);
+        add(
+            "no-neighbor",
+            &[&nobody, &WAIT, &WAIT, &WAIT, &WAIT],
+            (1, 3),
+        );
+        let leaves = [[2, 0], [4, 0], [0, 0], [3, 0]];
+        add(
+            "come-and-go",
+            &[&out, &leaves.concat(), &[9, 0], &out, &RESOLVE],
+            (0, 1),
+        );
+    }
+    // Frames that a busy device left must go with their uplink.
+    let busy = [13, 0, 3, 1, 0x80, 4, 1, 13, 0xfe];
+    let script = [NETWORK, &busy].concat();
+    scripts.push(("removed-while-busy".to_owned(), script, (0, 1)));
+    scripts
+}
+
+/// After a change of the input format: `NOS_RELAY_WRITE_SEEDS=1 cargo test --test fuzz_seeds`.
+#[test]
+fn seeds_of_the_target_relay_move_packets() {
+    let directory = directory("relay");
+    let write = std::env::var_os("NOS_RELAY_WRITE_SEEDS").is_some();
+    let scripts = scripts();
+    for (name, script, least) in &scripts {
+        let sent = relay::world::run(script);
+        assert!(
+            sent.to_containers >= least.0 && sent.to_uplinks >= least.1,
+            "{name}: {sent:?}, less than {least:?}"
+        );
+        let path = directory.join(name);
+        if write {
+            std::fs::write(&path, script).unwrap();
+        }
+        let file = std::fs::read(&path).expect("a seed");
+        assert_eq!(&file, script, "{name} is stale");
+    }
+    let files = std::fs::read_dir(directory).expect("the seeds").count();
+    assert_eq!(files, scripts.len(), "seeds that nothing makes");
 }

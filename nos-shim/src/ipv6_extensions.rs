@@ -85,6 +85,8 @@ pub fn receive(packet: &Packet) -> Result<(), ExtensionsRefused> {
                 to_group,
             }
             .check()?,
+            // No station of a route is a group (RFC 8754 aside, which is switched off).
+            protocol::ROUTING if to_group => return Err(SILENT),
             protocol::ROUTING => check_routing(header, at)?,
             _ => {}
         }
@@ -281,6 +283,7 @@ mod tests {
     #[test]
     fn groups_hear_complaints_only_where_the_option_says_so() {
         assert_eq!(received(true, 0, "3a00c70400000000"), Err(SILENT));
+        assert_eq!(received(true, 43, "3a004d0000000000"), Err(SILENT));
         let unknown = complain(IcmpError::UnknownOption { pointer: 42 });
         assert_eq!(received(true, 0, "3a00870400000000"), Err(unknown));
     }

@@ -79,7 +79,27 @@ pub struct UplinkCounters {
     pub tx_packets: u64,
     /// Octets handed to the device.
     pub tx_octets: u64,
+    /// Messages of ARP or Neighbor Discovery by which somebody else used an address of the NOS.
+    pub address_conflicts: u64,
 }
+
+/// News for the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShimEvent {
+    /// Somebody else uses an address of the NOS. Told once for an address in
+    /// [`DEFEND_INTERVAL`](crate::neighbor::DEFEND_INTERVAL).
+    AddressConflict {
+        /// On whose link.
+        uplink: UplinkId,
+        /// The address.
+        address: IpAddr,
+        /// Who uses it.
+        mac: MacAddr,
+    },
+}
+
+/// Events that wait to be polled at most; others are not told.
+pub(crate) const EVENTS: usize = 64;
 
 /// The model of a user-mode NOS.
 pub struct Shim {
@@ -107,6 +127,7 @@ pub struct Shim {
     /// Counts changes of routes and uplinks, and those of neighbors of uplinks that are no more.
     pub(crate) changes: u64,
     pub(crate) ledger: Ledger,
+    pub(crate) events: VecDeque<ShimEvent>,
     pub(crate) ping: bool,
     #[cfg(feature = "stack")]
     pub(crate) local: crate::local::LocalStack,
@@ -176,6 +197,7 @@ impl Shim {
             rewrites: Rewrites::default(),
             changes: 0,
             ledger: Ledger::default(),
+            events: VecDeque::new(),
             ping: true,
             #[cfg(feature = "stack")]
             local: crate::local::LocalStack::new(seed),
@@ -215,6 +237,11 @@ impl Shim {
         self.local.set_services(&config.services);
         self.ping = config.ping;
         Ok(())
+    }
+
+    /// The oldest news that was not yet polled.
+    pub fn poll_event(&mut self) -> Option<ShimEvent> {
+        self.events.pop_front()
     }
 
     /// When [`Self::handle_timeout`] has something to do next.

@@ -4,6 +4,7 @@ use core::hash::Hash;
 use core::net::IpAddr;
 use std::collections::HashMap;
 
+use ipnet::IpNet;
 use nos_shim::ident::VrfId;
 
 use super::document::{At, Place};
@@ -51,7 +52,75 @@ fn uplinks(report: &Report<'_>, entries: &Entries) {
         "address",
         networks.map(|at| at.map(|network| network.addr())),
     );
+    overlaps(report, uplinks);
     mtus(report, uplinks);
+}
+
+/// One uplink's address, to be compared with others'.
+struct Connected<'a> {
+    uplink: &'a UplinkEntry,
+    address: At<IpNet>,
+}
+
+impl Connected<'_> {
+    fn network(&self) -> IpNet {
+        self.address.value.trunc()
+    }
+}
+
+/// A destination on the networks of two uplinks would be on either link. Networks of one uplink may
+/// overlap.
+fn overlaps(report: &Report<'_>, uplinks: &[UplinkEntry]) {
+    let connected = |uplink| {
+        let uplink: &UplinkEntry = uplink;
+        uplink
+            .addresses
+            .iter()
+            .map(move |&address| Connected { uplink, address })
+    };
+    let mut all: Vec<_> = uplinks.iter().flat_map(connected).collect();
+    // So every network comes after those that contain it.
+    all.sort_by_key(Connected::network);
+    let mut around: Vec<&Connected<'_>> = Vec::new();
+    for this in &all {
+        while around
+            .pop_if(|other| !other.network().contains(&this.network()))
+            .is_some()
+        {}
+        let other = around
+            .iter()
+            .rev()
+            .find(|other| !core::ptr::eq(other.uplink, this.uplink));
+        if let Some(other) = other {
+            overlap(report, this, other);
+        }
+        let again = around.last().is_some_and(|last| {
+            core::ptr::eq(last.uplink, this.uplink) && last.network() == this.network()
+        });
+        if !again {
+            around.push(this);
+        }
+    }
+}
+
+fn overlap(report: &Report<'_>, one: &Connected<'_>, two: &Connected<'_>) {
+    let line = |connected: &Connected<'_>| report.line(connected.address.place);
+    let (earlier, later) = if line(one) < line(two) {
+        (one, two)
+    } else {
+        (two, one)
+    };
+    // The same address twice is a mistake of its own.
+    if earlier.address.value.addr() != later.address.value.addr() {
+        let reason = format!(
+            "{} overlaps {} of uplink \"{}\" (line {})",
+            later.network(),
+            earlier.network(),
+            earlier.uplink.name.value,
+            line(earlier)
+        );
+        report.error(later.address.place, reason);
+    }
 }
 
 /// All uplinks carry IPv6 if one does: packets to a container may come from any of them.

@@ -121,9 +121,9 @@ impl Resolver<'_> {
             .transpose()?;
         let uplink = match named {
             Some(uplink) if is_link_local(address) => uplink,
-            Some(uplink) => self.only_on_link(address, core::slice::from_ref(uplink))?,
+            Some(uplink) => self.on_link(address, core::slice::from_ref(uplink))?,
             None if is_link_local(address) => return Err(self.needs_uplink(address)),
-            None => self.only_on_link(address, self.uplinks)?,
+            None => self.on_link(address, self.uplinks)?,
         };
         Ok(NextHop {
             address,
@@ -168,8 +168,9 @@ impl Resolver<'_> {
         format!("{address} is link-local: name its uplink, as in dev = \"{example}\"")
     }
 
-    /// The one of `uplinks` on whose network `address` is.
-    fn only_on_link<'b>(
+    /// The one of `uplinks` on whose network `address` is. Networks of two that overlap have been
+    /// reported.
+    fn on_link<'b>(
         &self,
         address: IpAddr,
         uplinks: &'b [UplinkEntry],
@@ -187,14 +188,7 @@ impl Resolver<'_> {
         if let Some(what) = not_a_host(network, address) {
             return Err(format!("{address} is the {what} address of {network}"));
         }
-        match found.next() {
-            None => Ok(uplink),
-            Some((other, _)) => Err(format!(
-                "{address} is on networks of uplinks \"{0}\" and \"{1}\": name one, as in \
-                 dev = \"{0}\"",
-                uplink.name.value, other.name.value
-            )),
-        }
+        Ok(uplink)
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Uplink {
     pub name: String,
     /// Addresses of the NOS on it.
     pub addresses: Vec<IpNet>,
+    /// Messages of ARP or Neighbor Discovery by which somebody else used one of them.
+    pub address_conflicts: u64,
     /// Its device.
     #[serde(flatten)]
     pub link: Link,

@@ -27,11 +27,13 @@ mod uplink;
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token, Waker};
-use nos_shim::ident::{AttachmentId, Interface, UplinkId};
+use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
+use nos_shim::shim::ShimEvent;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
@@ -42,6 +44,7 @@ use crate::attach::{Namespace, NamespaceError};
 use crate::config::{Config, ConfigErrors, Container, Uplink};
 use crate::control::{self, Request, Server};
 use crate::device::CaptureError;
+use crate::engine::EngineEvent;
 use crate::event_loop::{Event, Stopped};
 use crate::relay::RelayEvent;
 
@@ -325,8 +328,10 @@ impl Daemon {
                 ));
             };
             match event {
-                Event::Engine(RelayEvent::Accepted(of)) if of == id => return Ok(()),
-                Event::Engine(RelayEvent::Refused(of, reason)) if of == id => {
+                Event::Engine(EngineEvent::Relay(RelayEvent::Accepted(of))) if of == id => {
+                    return Ok(());
+                }
+                Event::Engine(EngineEvent::Relay(RelayEvent::Refused(of, reason))) if of == id => {
                     return Err(DaemonError::container(config, reason));
                 }
                 other => self.backlog.push_back(other),
@@ -344,7 +349,14 @@ impl Daemon {
             match event {
                 Event::DeviceGone(Interface::Attachment(id), why) => self.container_gone(id, &why),
                 Event::DeviceGone(Interface::Uplink(id), why) => self.uplink_gone(id, &why),
-                Event::Engine(event) => debug!(?event, "nobody waits for this any more"),
+                Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
+                    uplink,
+                    address,
+                    mac,
+                })) => self.address_conflict(uplink, address, mac),
+                Event::Engine(EngineEvent::Relay(event)) => {
+                    debug!(?event, "nobody waits for this any more");
+                }
                 Event::LoopFailed(why) => {
                     error!(why, "a data thread failed");
                     return Err(Stopped.into());
@@ -368,6 +380,13 @@ impl Daemon {
         if self.plane.on_relay(move |relay| relay.detach(id)).is_err() {
             warn!("the data thread has stopped");
         }
+    }
+
+    /// The NOS tells it once in a while, so this may be logged each time.
+    fn address_conflict(&self, id: UplinkId, address: IpAddr, mac: MacAddr) {
+        let uplink = self.uplinks.iter().find(|uplink| uplink.id == id);
+        let name = uplink.map_or("", |uplink| uplink.config.name.as_str());
+        warn!(uplink = name, %address, %mac, "somebody else uses an address of the NOS");
     }
 
     fn uplink_gone(&mut self, id: UplinkId, why: &str) {

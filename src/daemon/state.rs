@@ -225,6 +225,7 @@ fn shown_uplink(
     Uplink {
         name: config.name.to_string(),
         addresses: config.addresses.clone(),
+        address_conflicts: counters.address_conflicts,
         link: Link {
             device: match config.device {
                 crate::config::UplinkDevice::Packet(_) => "packet".to_owned(),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::socket::{Shutdown, SockaddrStorage, recvfrom, shutdown};
 use parking_lot::Mutex;
 
 use super::{LabError, LabNamespace};
@@ -72,8 +73,7 @@ impl Drop for EchoServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         // Ends a blocked receive, although the kernel says ENOTCONN.
-        let _ =
-            nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -84,7 +84,7 @@ fn echo(socket: &UdpSocket, peers: &Mutex<Vec<SocketAddr>>, stop: &AtomicBool) {
     let mut buffer = vec![0; LARGEST];
     while !stop.load(Ordering::Acquire) {
         // An error is an ICMP error about an earlier answer: its client is gone.
-        let Ok((length, peer)) = socket.recv_from(&mut buffer) else {
+        let Some((length, peer)) = receive(socket, &mut buffer) else {
             continue;
         };
         if stop.load(Ordering::Acquire) {
@@ -93,6 +93,20 @@ fn echo(socket: &UdpSocket, peers: &Mutex<Vec<SocketAddr>>, stop: &AtomicBool) {
         peers.lock().push(peer);
         let _ = socket.send_to(&buffer[..length], peer);
     }
+}
+
+/// A datagram's length and sender. The standard library's `recv_from` insists on a sender, and
+/// panics when the socket is shut down, as there is none then.
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+    let (length, sender) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), buffer).ok()?;
+    let sender = sender?;
+    let v4 = sender.as_sockaddr_in().map(|sender| (*sender).into());
+    let v6 = || sender.as_sockaddr_in6().map(|sender| (*sender).into());
+    Some((
+        length,
+        v4.map(SocketAddr::V4)
+            .or_else(|| v6().map(SocketAddr::V6))?,
+    ))
 }
 
 /// Sends `payload` to an echo server and waits for it to come back; returns the address and port

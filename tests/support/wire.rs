@@ -19,6 +19,7 @@ use nix::sys::socket::{
     send, socket,
 };
 use nos_relay::lab::LabNamespace;
+use nos_shim::arp::Arp;
 use nos_shim::ident::MacAddr;
 
 /// A packet socket on an interface. It sees what arrives there, from the time it was opened on.
@@ -68,6 +69,12 @@ impl Wire {
     pub(crate) fn seen(&self) -> Vec<Seen> {
         let frames = std::iter::from_fn(|| self.receive(Instant::now()));
         frames.filter_map(|frame| Seen::parse(&frame)).collect()
+    }
+
+    /// All ARP messages that arrived so far.
+    pub(crate) fn arp_seen(&self) -> Vec<Arp> {
+        let frames = std::iter::from_fn(|| self.receive(Instant::now()));
+        frames.filter_map(|frame| Arp::parse(&frame).ok()).collect()
     }
 
     /// IP packets up to and without that which `last` knows; panics when `limit` has passed.
@@ -223,6 +230,17 @@ impl Seen {
         }
     }
 
+    /// The packet without IPv4 options, but with the total length and the checksum that it had.
+    pub(crate) fn without_options(&self) -> Self {
+        let mut without = self.clone();
+        if self.source.is_ipv4() {
+            without.ip.drain(20..self.header);
+            without.ip[0] = 0x45;
+            without.header = 20;
+        }
+        without
+    }
+
     /// From the transport header on.
     pub(crate) fn transport(&self) -> &[u8] {
         &self.ip[self.header..]
@@ -246,9 +264,10 @@ impl Seen {
         }
     }
 
-    /// Whether it is Neighbor or Multicast Listener Discovery, which hosts send unasked.
+    /// Whether it is Neighbor Discovery, or about membership in groups (IGMP, MLD), which hosts send
+    /// unasked.
     pub(crate) fn is_chatter(&self) -> bool {
-        self.protocol == 0
+        matches!(self.protocol, 0 | 2)
             || (self.protocol == ICMPV6 && matches!(self.transport(), [130..=143, ..]))
     }
 }

@@ -182,11 +182,28 @@ impl Shim {
 
     /// A packet to the NOS's own link-local address, or to all nodes of the link: the NOS has no
     /// services there, but it is a host.
-    pub(super) fn deliver_link_local(&mut self, packet: Packet, uplink: UplinkId, now: Instant) {
+    pub(super) fn deliver_link_local(
+        &mut self,
+        mut packet: Packet,
+        uplink: UplinkId,
+        now: Instant,
+    ) {
         let origin = Origin::Uplink(uplink);
-        let own = self
-            .uplink(uplink)
-            .map(|uplink| IpAddr::V6(uplink.link_local()));
+        match receive_options(&mut packet, now) {
+            Ok(()) => {}
+            Err((reason, None)) => return self.discard(packet, reason),
+            Err((reason, Some(error))) => return self.refuse(packet, origin, error, reason, now),
+        }
+        let own = self.uplink(uplink).map(|uplink| {
+            let link_local = IpAddr::V6(uplink.link_local());
+            // An answer about a group comes from an address of the peer's scope (RFC 6724 §5).
+            match packet.source() {
+                IpAddr::V6(peer) if !peer.is_unicast_link_local() => {
+                    uplink.address(true).unwrap_or(link_local)
+                }
+                _ => link_local,
+            }
+        });
         match (
             packet.icmp(),
             crate::ports::Transport::from_protocol(packet.protocol()),

@@ -12,7 +12,7 @@ use crate::neighbor::Answer;
 use crate::packet::{
     Addresses, ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type, protocol,
 };
-use crate::shim::Shim;
+use crate::shim::{EVENTS, Shim, ShimEvent};
 use crate::time::Instant;
 
 use super::Origin;
@@ -185,7 +185,29 @@ impl Shim {
                 self.ledger.originated += 1;
                 self.queue(frame, id);
             }
-            Answer::Reply(_) | Answer::Conflict { .. } | Answer::Nothing => self.pool.free(frame),
+            Answer::Conflict {
+                address,
+                mac,
+                first,
+            } => {
+                self.pool.free(frame);
+                self.conflict(id, address, mac, first);
+            }
+            Answer::Reply(_) | Answer::Nothing => self.pool.free(frame),
+        }
+    }
+
+    /// Counts that somebody else uses an address of ours, and tells if it is news.
+    fn conflict(&mut self, id: UplinkId, address: IpAddr, mac: MacAddr, first: bool) {
+        if let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) {
+            uplink.counters.address_conflicts += 1;
+        }
+        if first && self.events.len() < EVENTS {
+            self.events.push_back(ShimEvent::AddressConflict {
+                uplink: id,
+                address,
+                mac,
+            });
         }
     }
 

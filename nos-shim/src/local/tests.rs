@@ -370,6 +370,33 @@ fn udp_echo_answers_in_place() {
 }
 
 #[test]
+fn udp_echo_to_a_datagram_without_checksum_has_one() {
+    let mut lab = Lab::new();
+    let draft = Draft::v4();
+    let mut packet = draft.udp_packet(&mut lab.pool, (5000, 7), b"hello");
+    let at = packet.transport_offset() + 6;
+    packet.frame_mut().bytes_mut()[at..at + 2].fill(0);
+    lab.give(packet).unwrap();
+    let reply = lab.reply();
+    assert_ne!(reply.transport()[6..8], [0, 0]);
+    assert!(reply.transport_checksum_ok());
+}
+
+#[test]
+fn udp_echo_returns_the_datagram_and_not_what_follows_it() {
+    let mut lab = Lab::new();
+    let draft = Draft::v4();
+    let mut udp = draft.udp((5000, 7), b"hello");
+    udp.extend(*b"more");
+    let packet = draft.packet(&mut lab.pool, 17, &udp);
+    lab.give(packet).unwrap();
+    let reply = lab.reply();
+    assert_eq!(reply.transport()[8..], *b"hello");
+    assert_eq!(reply.ip().len(), 33);
+    assert!(reply.transport_checksum_ok());
+}
+
+#[test]
 fn options_and_extension_headers_are_left_behind() {
     let mut lab = Lab::new();
     let mut draft = Draft::v4();

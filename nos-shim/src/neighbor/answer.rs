@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv6Addr};
 
 use super::entry::{Claim, Key};
-use super::{Answer, Message, NeighborCache};
+use super::{Answer, DEFEND_INTERVAL, Message, NeighborCache, Output};
 use crate::arp::{Arp, Operation};
 use crate::ident::MacAddr;
 use crate::ndp::{ALL_NODES, Envelope, Ndp};
@@ -28,10 +28,7 @@ impl<T: Copy> NeighborCache<T> {
         }
         let sender = IpAddr::V4(arp.sender_ip);
         if self.addresses.contains(sender) {
-            return Answer::Conflict {
-                address: sender,
-                mac: arp.sender_mac,
-            };
+            return self.conflict(sender, arp.sender_mac, now);
         }
         if !self.addresses.may_be_neighbor(sender) {
             return Answer::Nothing;
@@ -48,6 +45,31 @@ impl<T: Copy> NeighborCache<T> {
             }
             Operation::Other(_) => Answer::Nothing,
         }
+    }
+
+    /// Somebody uses an address of ours: it is defended, but not against each message.
+    fn conflict(&mut self, address: IpAddr, mac: MacAddr, now: Instant) -> Answer {
+        let first = self.is_first_conflict(address, now);
+        if let (true, IpAddr::V4(address)) = (first, address) {
+            let announcement = self.arp_announcement(address);
+            self.outputs.push_back(Output::Send(announcement));
+        }
+        Answer::Conflict {
+            address,
+            mac,
+            first,
+        }
+    }
+
+    /// Notes when an address was defended; there are no more notes than addresses.
+    fn is_first_conflict(&mut self, address: IpAddr, now: Instant) -> bool {
+        let mut known = self.defended.iter_mut();
+        match known.find(|(known, _)| *known == address) {
+            Some((_, at)) if now.since(*at) < DEFEND_INTERVAL => return false,
+            Some((_, at)) => *at = now,
+            None => self.defended.push((address, now)),
+        }
+        true
     }
 
     fn arp_reply(&self, request: &Arp) -> Answer {
@@ -133,7 +155,7 @@ impl<T: Copy> NeighborCache<T> {
         }
         let address = IpAddr::V6(source);
         if self.addresses.contains(address) {
-            return Answer::Conflict { address, mac };
+            return self.conflict(address, mac, now);
         }
         if !self.addresses.may_be_neighbor(address) {
             return Answer::Nothing;
@@ -192,10 +214,7 @@ impl<T: Copy> NeighborCache<T> {
             return Answer::Nothing;
         }
         if self.addresses.contains(target) {
-            return Answer::Conflict {
-                address: target,
-                mac,
-            };
+            return self.conflict(target, mac, now);
         }
         if let Some(slot) = self.table.find(Key::from(target)) {
             self.hear(slot, claim, now);

@@ -25,6 +25,17 @@
 //! given to the next, but none before it has had 250 ms to answer; so there are bounded numbers of
 //! places, of packets that wait, and of solicitations in a second. Neighbors that are in use or
 //! have answered lately are never given up for others, and gateways can be pinned.
+//!
+//! # Conflicts
+//!
+//! Who else uses an address of ours is reported, and our IPv4 address defended for ever, by one
+//! announcement in [`DEFEND_INTERVAL`] (RFC 5227 §2.4 (c), which is for routers and others whose
+//! address must not change: the containers' flows hang on it). Linux does not defend. For IPv6 no
+//! RFC asks for anything once duplicate address detection is over (RFC 4862 §5.4.4), so nothing is
+//! sent.
+//!
+//! # What is learnt
+//!
 //! Advertisements, replies and gratuitous ARP change neighbors that are known but add none; only
 //! who asks for one of our addresses, from a subnet of ours, is added.
 
@@ -37,7 +48,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 use std::collections::VecDeque;
 
 use ipnet::IpNet;
@@ -143,18 +154,23 @@ impl Message {
     }
 }
 
+/// How often an address is defended against others, and the operator told (RFC 5227 §2.4).
+pub const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+
 /// What to do about a message that was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Send this.
     Reply(Message),
-    /// Somebody else uses an address of ours (RFC 5227 §2.4, RFC 4862 §5.4.4). There is nothing to
-    /// send; the operator should know.
+    /// Somebody else uses an address of ours (RFC 5227 §2.4, RFC 4862 §5.4.4). The operator should
+    /// know; what there is to send comes from [`NeighborCache::poll_output`].
     Conflict {
         /// The address.
         address: IpAddr,
         /// Who uses it.
         mac: MacAddr,
+        /// Whether it was the first for this address in [`DEFEND_INTERVAL`].
+        first: bool,
     },
     /// Nothing.
     Nothing,
@@ -238,6 +254,8 @@ pub struct NeighborCache<T> {
     /// Packets in `outputs`.
     leaving: usize,
     random: fastrand::Rng,
+    /// Addresses of ours that others use, and when each was last defended.
+    defended: Vec<(IpAddr, Instant)>,
 }
 
 impl<T: Copy> NeighborCache<T> {
@@ -262,6 +280,7 @@ impl<T: Copy> NeighborCache<T> {
             outputs: VecDeque::new(),
             leaving: 0,
             random: fastrand::Rng::with_seed(seed),
+            defended: Vec::new(),
         }
     }
 
@@ -269,6 +288,8 @@ impl<T: Copy> NeighborCache<T> {
     /// for a whole subnet now. Nothing is announced; see [`Self::announce`].
     pub fn set_addresses(&mut self, addresses: &[IpNet]) {
         self.addresses.set(addresses);
+        self.defended
+            .retain(|(address, _)| self.addresses.contains(*address));
         for slot in self.table.slots() {
             let entry = self.table.entry(slot);
             if entry.state.is_some() && !self.addresses.may_be_neighbor(entry.key.address()) {
@@ -403,13 +424,17 @@ impl<T: Copy> NeighborCache<T> {
     pub fn announce(&mut self) {
         for address in self.addresses.iter() {
             let message = match address {
-                IpAddr::V4(address) => Message::Arp {
-                    arp: Arp::request(self.mac, address, address),
-                    destination: MacAddr::BROADCAST,
-                },
+                IpAddr::V4(address) => self.arp_announcement(address),
                 IpAddr::V6(address) => self.advert_to_all(address),
             };
             self.outputs.push_back(Output::Send(message));
+        }
+    }
+
+    fn arp_announcement(&self, address: Ipv4Addr) -> Message {
+        Message::Arp {
+            arp: Arp::request(self.mac, address, address),
+            destination: MacAddr::BROADCAST,
         }
     }
 

@@ -529,19 +529,53 @@ fn no_station_has_a_group_address_none_or_ours() {
 #[test]
 fn who_uses_our_address_is_reported() {
     let mut bench = Bench::new();
-    let conflict = |address: IpAddr| Answer::Conflict { address, mac: A };
-    for target in [FRIEND_V4, OURS_V4] {
+    let conflict = |address: IpAddr, first| Answer::Conflict {
+        address,
+        mac: A,
+        first,
+    };
+    for (target, first) in [(FRIEND_V4, true), (OURS_V4, false)] {
         let request = Arp::request(A, OURS_V4, target);
         let answer = bench.cache.handle_arp(&request, bench.now);
-        assert_eq!(answer, conflict(OURS_V4.into()));
+        assert_eq!(answer, conflict(OURS_V4.into(), first));
     }
     for ours in [OURS_V6, MAC.link_local()] {
         let answer = bench.hear_advert(ours, Some(A), false, true);
-        assert_eq!(answer, conflict(ours.into()));
+        assert_eq!(answer, conflict(ours.into(), true));
     }
     let answer = bench.solicit(OURS_V6, MAC.link_local(), Some(A));
-    assert_eq!(answer, conflict(MAC.link_local().into()));
+    assert_eq!(answer, conflict(MAC.link_local().into(), false));
     assert_eq!(bench.cache.entries(bench.now).count(), 0);
+}
+
+/// RFC 5227 §2.4 (c): once in ten seconds, for ever.
+#[test]
+fn our_address_is_defended_against_others() {
+    let mut bench = Bench::new();
+    let announcement = Message::Arp {
+        arp: Arp::request(MAC, OURS_V4, OURS_V4),
+        destination: MacAddr::BROADCAST,
+    };
+    let mut defended = 0;
+    for second in 0..=30 {
+        let claim = Arp::request(A, OURS_V4, OURS_V4);
+        let Answer::Conflict { first, .. } = bench.cache.handle_arp(&claim, bench.now) else {
+            panic!("nobody else has it")
+        };
+        assert_eq!(first, second % 10 == 0, "after {second} s");
+        while let Some(output) = bench.cache.poll_output() {
+            assert!(matches!(output, Output::Send(message) if message == announcement));
+            assert!(first);
+            defended += 1;
+        }
+        bench.now = bench.now + Duration::from_secs(1);
+    }
+    assert_eq!(defended, 4);
+    // An address that we give up is nobody's to defend.
+    bench.cache.set_addresses(&nets(&["192.0.2.77/24"]));
+    let claim = Arp::request(A, OURS_V4, OURS_V4);
+    let answer = bench.cache.handle_arp(&claim, bench.now);
+    assert_eq!(answer, Answer::Nothing);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::Shim;
 use crate::channel::{Registration, ToNos, ToRelay};
+use crate::forward::Holder;
 use crate::ident::AttachmentId;
 use crate::ports::Owner;
 
@@ -40,8 +41,84 @@ impl Shim {
     fn withdraw(&mut self, id: AttachmentId) {
         self.ports.withdraw(id);
         self.echo.flush(Owner::Attachment(id));
+        self.fragments.flush(Holder::Attachment(id));
         if let Some(slot) = self.attachments.get_mut(id.0 as usize) {
             *slot = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{RelayEnd, pair};
+    use crate::drop::DropReason;
+    use crate::frame::FramePool;
+    use crate::ident::{MacAddr, UplinkId, VrfId};
+    use crate::ports::{Claim, ClaimKind, PortRange, Transport};
+    use crate::shim::{ShimConfig, UplinkConfig};
+    use crate::test_packets::Draft;
+    use crate::time::Instant;
+
+    const A: AttachmentId = AttachmentId(0);
+    const NOW: Instant = Instant::ZERO;
+    const MORE: u16 = 0x2000;
+
+    fn registration(draft: &Draft, port: u16) -> ToNos {
+        ToNos::Register(Registration {
+            attachment: A,
+            name: "a".into(),
+            vrf: VrfId::DEFAULT,
+            addresses: vec![draft.destination],
+            claims: vec![Claim {
+                transport: Transport::Udp,
+                range: PortRange::new(port, port).unwrap(),
+                kind: ClaimKind::Listen,
+            }],
+            router: MacAddr([2; 6]).link_local(),
+        })
+    }
+
+    fn handle(shim: &mut Shim, pool: &mut FramePool, draft: &Draft, udp: &[u8]) {
+        let frame = pool.copy_from(&draft.frame(17, udp)).unwrap();
+        shim.handle_burst(UplinkId(0), &mut [frame].into_iter().collect(), NOW);
+    }
+
+    fn received(relay: &mut RelayEnd) -> usize {
+        std::iter::from_fn(|| relay.recv_burst()).flatten().count()
+    }
+
+    #[test]
+    fn a_withdrawn_attachment_leaves_no_fragments_to_its_successor() {
+        let (mut relay, nos) = pair(8);
+        let mut pool = FramePool::new(16, 2000);
+        let mut shim = Shim::new(nos, pool.clone(), ShimConfig::default());
+        let mut draft = Draft::v4();
+        let uplink = UplinkConfig {
+            id: UplinkId(0),
+            name: "up0".into(),
+            vrf: VrfId::DEFAULT,
+            mac: MacAddr(draft.mac),
+            addresses: vec![format!("{}/24", draft.destination).parse().unwrap()],
+            mtu: 1500,
+        };
+        shim.set_uplink(uplink, NOW).unwrap();
+        relay.send_control(registration(&draft, 5000)).unwrap();
+        shim.poll_channel(NOW, 1);
+        let udp = draft.udp((9, 5000), &[7; 24]);
+        draft.fragment = MORE;
+        handle(&mut shim, &mut pool, &draft, &udp[..16]);
+        assert_eq!(received(&mut relay), 1);
+        // Another container gets the number, and has another port.
+        relay.send_control(ToNos::Withdraw(A)).unwrap();
+        relay.send_control(registration(&draft, 6000)).unwrap();
+        shim.poll_channel(NOW, 1);
+        draft.fragment = 2;
+        handle(&mut shim, &mut pool, &draft, &udp[16..]);
+        assert_eq!(received(&mut relay), 0);
+        assert_eq!(shim.held(), 1);
+        shim.handle_timeout(Instant::from_millis(60_000));
+        assert_eq!(shim.ledger().drops.of(DropReason::FragmentTimeout), 1);
+        assert_eq!(shim.ledger().unaccounted(), shim.held() as i128);
     }
 }

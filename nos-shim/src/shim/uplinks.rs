@@ -146,12 +146,13 @@ impl Shim {
 
     /// Removes an uplink with its addresses and what waits for it.
     pub fn remove_uplink(&mut self, id: UplinkId) {
+        // What its device left of a burst is in the queue then.
+        self.settle();
         let Some(mut uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::take) else {
             return;
         };
         self.changes += uplink.neighbors.version();
         Self::drop_waiting(&mut uplink, &mut self.pool, &mut self.ledger);
-        self.settle();
         for frame in self.transmit.drain(id.0) {
             self.discard_frame(frame, DropReason::DeviceGone);
         }
