@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
 use nos_relay::config::RelayConfig;
-use nos_relay::engine::Engine;
+use nos_relay::engine::{Engine, EngineEvent};
 use nos_relay::relay::{AttachmentConfig, Relay, RelayEvent};
 use nos_shim::arp::{Arp, Operation};
 use nos_shim::channel::pair;
@@ -239,7 +239,8 @@ impl Lab {
         self.relay().attach(config).unwrap();
         self.engine.advance(self.now);
         let event = self.engine.poll_event();
-        assert_eq!(event, Some(RelayEvent::Accepted(id)));
+        let accepted = RelayEvent::Accepted(id);
+        assert_eq!(event, Some(EngineEvent::Relay(accepted)));
     }
 
     /// Makes every device take nothing but whole packets.
