@@ -336,9 +336,17 @@ fn raise_descriptor_limit() {
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
         return;
     }
-    limit.rlim_cur = DESCRIPTORS.min(limit.rlim_max).max(limit.rlim_cur);
-    // SAFETY: the kernel only reads the structure.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    let raised = libc::rlimit {
+        rlim_cur: limit.rlim_cur.max(DESCRIPTORS),
+        rlim_max: limit.rlim_max.max(DESCRIPTORS),
+    };
+    limit.rlim_cur = limit.rlim_max;
+    for wanted in [raised, limit] {
+        // SAFETY: the kernel only reads the structure.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wanted) } == 0 {
+            return;
+        }
+    }
 }
 
 fn write(args: &BenchArgs, report: &Report<'_>) -> Result<(), BenchError> {

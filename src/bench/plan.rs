@@ -191,6 +191,11 @@ impl Row {
         matches!(self.load, Load::Idle | Load::Memory)
     }
 
+    /// Whether a figure says more beside another path's.
+    pub(super) fn has_ratios(&self) -> bool {
+        !matches!(self.load, Load::Idle | Load::Memory | Load::Fairness)
+    }
+
     pub(super) fn needs_two_containers(&self) -> bool {
         self.load == Load::Fairness
     }
@@ -244,7 +249,6 @@ impl Row {
     pub fn peer_target(&self, peer: Path) -> Option<Target> {
         match self.load {
             Load::Bulk { .. } if peer == Path::Pasta1500 => Some(Target::AtLeast(10.0)),
-            Load::Idle | Load::Memory => None,
             _ => Some(match self.better() {
                 Better::Higher => Target::AtLeast(1.0),
                 Better::Lower => Target::AtMost(1.0),

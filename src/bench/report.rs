@@ -1,12 +1,13 @@
 //! The results as text: a table with a heading for each row, and what follows from it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::baseline::{Change, Verdict};
+use super::path::{Family, Path};
 use super::results::{Document, Figure, Ratio, Wanted};
 
 /// A document, and what is said about its making. Displays as the text for stdout.
@@ -197,26 +198,32 @@ fn more(one: &Figure) -> String {
     texts.collect::<Vec<_>>().join(", ")
 }
 
-/// How relays do beside other programs.
+/// How relays do beside other programs: their ratio to each.
 fn peers(document: &Document) -> Option<String> {
-    let others: Vec<_> = document
-        .ratios
-        .iter()
-        .filter(|ratio| !ratio.to.starts_with("bare-"))
-        .collect();
-    if others.is_empty() {
+    let others = Path::ALL
+        .into_iter()
+        .filter(|path| path.family() == Family::Other);
+    let others: Vec<_> = others.map(Path::name).collect();
+    let mut cells = BTreeMap::<(usize, &str, &str), Vec<String>>::new();
+    for (number, ratio) in document.ratios.iter().enumerate() {
+        let Some(column) = others.iter().position(|&other| other == ratio.to) else {
+            continue;
+        };
+        let same = |one: &Ratio| one.row == ratio.row && one.path == ratio.path;
+        let first = document.ratios.iter().position(same).unwrap_or(number);
+        let line = cells.entry((first, &ratio.row, &ratio.path)).or_default();
+        line.resize(others.len(), String::new());
+        let target = ratio.target.as_ref().map(target_text).unwrap_or_default();
+        line[column] = format!("{} {target}", figure(ratio.ratio));
+    }
+    if cells.is_empty() {
         return None;
     }
-    let mut table = table(&["BESIDE OTHERS", "PATH", "RATIO", "", "TARGET"]);
-    right(&mut table, &[2]);
-    for ratio in others {
-        table.add_row([
-            ratio.row.clone(),
-            ratio.path.clone(),
-            format!("{:.2}", ratio.ratio),
-            format!("x {}", ratio.to),
-            ratio.target.as_ref().map(target_text).unwrap_or_default(),
-        ]);
+    let header: Vec<_> = ["RATIO TO", "OF"].into_iter().chain(others).collect();
+    let mut table = table(&header);
+    for ((_, row, path), line) in cells {
+        let names = [row.to_owned(), path.to_owned()];
+        table.add_row(names.into_iter().chain(line));
     }
     Some(lines(table).join("\n"))
 }
@@ -277,7 +284,6 @@ fn lines(mut table: Table) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::path::Path;
     use super::super::results::tests::document;
     use super::super::results::{Failure, Missing};
     use super::*;
@@ -325,7 +331,7 @@ mod tests {
         );
         assert_eq!(words[10..], ["met", "0.750", "0.250", "0", "p99", "19.2"]);
         assert!(after[1].trim_start().starts_with("bare-tap "), "{text}");
-        assert!(text.contains("19.20  x pasta-1500  ≥ 10 met"), "{text}");
+        assert!(text.contains("19.2 ≥ 10 met"), "{text}");
         assert!(
             text.ends_with(
                 "9 samples in 7 s, 2 of 2 targets met. All that arrived was as it was sent.\n"

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use nix::sys::utsname::uname;
 use serde::{Deserialize, Serialize};
 
-use super::path::Path;
-use super::plan::{Better, Plan, Row};
+use super::path::{Family, Path};
+use super::plan::{Better, Load, Plan, Row};
 
 /// The version of the document. It changes when fields change their meaning or go.
 pub const FORMAT: u32 = 1;
@@ -291,15 +291,9 @@ impl Collected {
                     continue;
                 };
                 results.extend(figure(row, path, samples));
-                let better = best(row, path.yardsticks(), of_path);
-                ratios.extend(better.and_then(|to| ratio(row, path, to, of_path)));
-                if path.yardsticks().is_empty() {
-                    continue;
+                if row.has_ratios() {
+                    ratios.extend(ratios_of(row, path, of_path));
                 }
-                let others = [Path::Kernel, Path::Pasta, Path::Pasta1500]
-                    .into_iter()
-                    .chain([Path::Slirp4netns, Path::Slirp4netns1500]);
-                ratios.extend(others.filter_map(|to| ratio(row, path, to, of_path)));
             }
         }
         Document {
@@ -358,6 +352,30 @@ fn best<'a>(
         Better::Lower => b.1.total_cmp(&a.1),
     };
     medians.max_by(compared).map(|(path, _)| path)
+}
+
+/// A relay's ratios: to the better bare forwarder; and, in one thread, to what others offer, each
+/// at its best MTU.
+fn ratios_of<'a>(
+    row: &Row,
+    path: Path,
+    of_path: impl Fn(Path) -> Option<&'a Samples> + Copy,
+) -> Vec<Ratio> {
+    let mut others: Vec<_> = best(row, path.yardsticks(), of_path).into_iter().collect();
+    if path.family() == Family::Relay && !path.is_split() {
+        others.push(Path::Kernel);
+        others.extend(best(row, &[Path::Pasta, Path::Pasta1500], of_path));
+        // There is a target of its own.
+        if matches!(row.load, Load::Bulk { .. }) && !others.contains(&Path::Pasta1500) {
+            others.push(Path::Pasta1500);
+        }
+        let slirp = [Path::Slirp4netns, Path::Slirp4netns1500];
+        others.extend(best(row, &slirp, of_path));
+    }
+    let ratios = others.into_iter();
+    ratios
+        .filter_map(|to| ratio(row, path, to, of_path))
+        .collect()
 }
 
 fn ratio<'a>(

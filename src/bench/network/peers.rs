@@ -1,11 +1,16 @@
 //! Other programs that give a container a network from user space.
 
+use std::ffi::{CStr, CString};
 use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path as FilePath;
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 use super::{LINK_LIMIT, LISTEN, Network};
 use crate::bench::BenchError;
@@ -56,6 +61,8 @@ pub(super) fn pasta(children: &Children, path: Path) -> Result<Network, BenchErr
     let topology = topology()?;
     let container = topology.containers.first();
     let container = container.ok_or(BenchError::Missing("a container"))?;
+    let name = children.directory().join(format!("{path}.netns"));
+    std::fs::write(&name, "").map_err(BenchError::io(format!("write {}", name.display())))?;
     let ports = format!("{}-{}", LISTEN.start(), LISTEN.end());
     let mut command = Command::new(installed("pasta").ok_or(BenchError::Missing("pasta"))?);
     command
@@ -63,10 +70,43 @@ pub(super) fn pasta(children: &Children, path: Path) -> Result<Network, BenchErr
         .args(["-I", "eth0", "-m", mtu(path)])
         .args(["-t", &ports, "-u", &ports, "-T", "none", "-U", "none"])
         .arg("--netns")
-        .arg(container.path());
+        .arg(&name);
+    let mounted = mount_in_child(&mut command, &container.path(), &name);
+    mounted.map_err(BenchError::io("name a namespace"))?;
     let process = children.start(&topology.device, command, &format!("{path}.log"))?;
     await_address(container, &process, IpAddr::V4(Topology::DEVICE_V4))?;
     network(path, &topology, process)
+}
+
+/// Gives a namespace a name that only the child knows: pasta may not look into /proc of others.
+///
+/// The child gets a mount namespace of its own, in which the file `name` is the namespace.
+fn mount_in_child(
+    command: &mut Command,
+    namespace: &FilePath,
+    name: &FilePath,
+) -> std::io::Result<()> {
+    let [namespace, name] =
+        [namespace, name].map(|path| CString::new(path.as_os_str().as_encoded_bytes()));
+    let (namespace, name) = (namespace?, name?);
+    let mount_it = move || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none = None::<&CStr>;
+        mount(
+            none,
+            c"/",
+            none,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            none,
+        )?;
+        let source = Some(namespace.as_c_str());
+        mount(source, name.as_c_str(), none, MsFlags::MS_BIND, none)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes three system calls on strings made before;
+    // it takes no lock and allocates nothing.
+    unsafe { command.pre_exec(mount_it) };
+    Ok(())
 }
 
 /// The address that slirp4netns gives a container by default.
