@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::mkdtemp;
 use parking_lot::Mutex;
@@ -177,10 +177,12 @@ impl Process {
         answer.map_err(|_| io::ErrorKind::TimedOut.into())
     }
 
-    /// All that it writes until it ends.
-    pub(super) fn output(&self) -> String {
-        let lines: Vec<_> = self.lines.iter().collect();
-        lines.join("\n")
+    /// All that it writes until it ends, or until `limit` has passed.
+    pub(super) fn output(&self, limit: Duration) -> String {
+        let until = Instant::now() + limit;
+        let left = || until.saturating_duration_since(Instant::now());
+        let lines = std::iter::from_fn(|| self.lines.recv_timeout(left()).ok());
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// How it ended before its time.

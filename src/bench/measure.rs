@@ -1,6 +1,7 @@
 //! One sample: some traffic on a path, and what it cost.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -19,8 +20,14 @@ use super::traffic::search::{search, trial};
 use super::traffic::{IpVersion, Sizes, TrafficError, Transport, Way};
 use super::{BenchError, Problem};
 
-/// After a row with traffic connections end and neighbors are asked once more; then it is quiet.
-const SETTLE: Duration = Duration::from_millis(200);
+/// How much longer than its test iperf3 may take.
+const IPERF3_LIMIT: Duration = Duration::from_secs(10);
+
+/// After a row with traffic connections end and neighbors are asked once more: it is idle once it
+/// was not woken for this time.
+const QUIET: Duration = Duration::from_millis(100);
+/// A process that is not quiet after so many looks will not be.
+const LOOKS: u32 = 30;
 
 /// What some traffic achieved.
 #[derive(Default)]
@@ -60,7 +67,7 @@ pub(super) fn measure(
     let lost = || (row.load != Load::Idle).then(|| network.lost_in_queues());
     let lost_before = lost().flatten();
     if row.load == Load::Idle {
-        std::thread::sleep(SETTLE);
+        settle(network).map_err(BenchError::io("read what was spent"))?;
     }
     let begin = Instant::now();
     let before = account::machine().and_then(|machine| Ok((machine, process()?)));
@@ -100,6 +107,22 @@ pub(super) fn measure(
             .zip(lost_before)
             .map(|(after, before)| after.saturating_sub(before)),
     })
+}
+
+/// Waits until the process is quiet, or does not become so.
+fn settle(network: &Network) -> io::Result<()> {
+    let Some(process) = &network.forwarder else {
+        return Ok(());
+    };
+    let mut wakeups = None;
+    for _ in 0..LOOKS {
+        let now = account::process(process.pid())?.wakeups;
+        if wakeups.replace(now) == Some(now) {
+            break;
+        }
+        std::thread::sleep(QUIET);
+    }
+    Ok(())
 }
 
 fn difference(before: Option<Spent>, after: Option<Spent>) -> Option<Spent> {
@@ -185,6 +208,7 @@ impl Measuring<'_> {
     }
 
     fn flood(&self, way: Way, sizes: Sizes, flows: usize) -> Result<Achieved, Problem> {
+        let flows = flows.min(super::descriptors());
         let stream = Stream {
             sizes,
             flows,
@@ -202,6 +226,10 @@ impl Measuring<'_> {
         }
         .with("sent kpps", delivery.offered() / 1e3)
         .with("loss %", delivery.loss() * 100.0);
+        let achieved = match flows {
+            1 => achieved,
+            _ => achieved.with("flows", flows as f64),
+        };
         // Not the path's fault: the generator was too slow.
         Ok(match delivery.lost_at_receiver {
             0 => achieved,
@@ -242,6 +270,7 @@ impl Measuring<'_> {
 
     fn many(&self, count: usize) -> Result<Achieved, Problem> {
         let route = self.network.route(Way::Out, IpVersion::V4);
+        let count = count.min(super::descriptors() / 2);
         let (opened, exchanged) = connections::many(&route, count, self.duration)?;
         Ok(Achieved {
             value: exchanged.rate() / 1e3,
@@ -249,6 +278,7 @@ impl Measuring<'_> {
             operations: exchanged.number,
             ..Achieved::default()
         }
+        .with("connections", count as f64)
         .with("opened 1/s", opened.rate()))
     }
 
@@ -328,7 +358,7 @@ impl Measuring<'_> {
             let client = self
                 .children
                 .start(route.client, client, "iperf3-client.log")?;
-            let text = client.output();
+            let text = client.output(self.duration + IPERF3_LIMIT);
             // Nothing tells when the server listens.
             if !text.contains("\"error\"") || Instant::now() > until {
                 break text;

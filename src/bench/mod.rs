@@ -41,6 +41,7 @@ use std::io::{self, Write};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 
 use crate::cli::{BenchArgs, Outcome};
@@ -326,27 +327,23 @@ fn obtain_namespaces() -> Result<(), BenchError> {
     }
 }
 
-/// As far as allowed: rows that need more say so.
+/// As far as allowed: rows that need more make do with less, and say so.
 fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the kernel fills in the structure, which outlives the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+    let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return;
-    }
-    let raised = libc::rlimit {
-        rlim_cur: limit.rlim_cur.max(DESCRIPTORS),
-        rlim_max: limit.rlim_max.max(DESCRIPTORS),
     };
-    limit.rlim_cur = limit.rlim_max;
-    for wanted in [raised, limit] {
-        // SAFETY: the kernel only reads the structure.
-        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wanted) } == 0 {
-            return;
-        }
+    let wanted = most.max(DESCRIPTORS);
+    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
+        // Who may not raise the hard limit gets what it allows, or what there was.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
+}
+
+/// Descriptors that sockets may take, some being needed elsewhere.
+fn descriptors() -> usize {
+    const ELSEWHERE: u64 = 1000;
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(now, _)| now);
+    usize::try_from(limit.saturating_sub(ELSEWHERE)).unwrap_or(usize::MAX)
 }
 
 fn write(args: &BenchArgs, report: &Report<'_>) -> Result<(), BenchError> {

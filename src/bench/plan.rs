@@ -219,8 +219,10 @@ impl Row {
             _ if !single => None,
             Load::Bulk { .. } if self.setting == Setting::USUAL => Some(Target::AtLeast(0.95)),
             Load::Flood {
-                sizes, flows: 1, ..
-            } if sizes == Sizes::Fixed(64) => {
+                sizes: Sizes::Fixed(64),
+                flows: 1,
+                ..
+            } => {
                 let tap = path.is_tap();
                 Some(Target::AtLeast(if tap { 0.95 } else { 1.5 }))
             }

@@ -43,7 +43,9 @@ pub(in crate::bench) fn bulk(
     let begin = Instant::now();
     let end = begin + duration;
     let received = std::thread::scope(|scope| {
-        let work = pairs.into_iter().map(|(sender, receiver)| {
+        // Both ends stay open until the last octet is received: a program may not forward what
+        // is left of a connection whose sender is gone.
+        let work = pairs.iter().map(|(sender, receiver)| {
             let sending = scope.spawn(move || send(sender, end));
             let receiving = scope.spawn(move || receive(receiver, begin, moved));
             (sending, receiving)
@@ -86,7 +88,7 @@ fn total(
 }
 
 /// Sends the pattern until `end`, then the end of the stream; returns how many octets.
-fn send(mut stream: TcpStream, end: Instant) -> io::Result<u64> {
+fn send(mut stream: &TcpStream, end: Instant) -> io::Result<u64> {
     stream.set_write_timeout(Some(LOOK))?;
     let mut offset = 0;
     let mut progress = Instant::now();
@@ -105,7 +107,6 @@ fn send(mut stream: TcpStream, end: Instant) -> io::Result<u64> {
         }
     }
     stream.shutdown(Shutdown::Write)?;
-    // Closing a socket with unsent octets keeps sending them.
     Ok(offset)
 }
 
@@ -117,7 +118,7 @@ struct Received {
 }
 
 fn receive(
-    mut stream: TcpStream,
+    mut stream: &TcpStream,
     begin: Instant,
     moved: &AtomicU64,
 ) -> Result<Received, TrafficError> {

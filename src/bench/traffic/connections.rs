@@ -68,7 +68,7 @@ fn visit(route: &Route<'_>, duration: Duration) -> Result<Count, TrafficError> {
 }
 
 fn ask(route: &Route<'_>, octet: u8) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(route.connect)?;
+    let mut stream = TcpStream::connect_timeout(&route.connect, LIMIT)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(&[octet])?;

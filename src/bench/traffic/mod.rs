@@ -14,7 +14,7 @@ pub(super) mod search;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 use thiserror::Error;
@@ -23,6 +23,9 @@ use crate::lab::{LabError, LabNamespace};
 
 /// Time for a connection to be made, and for anything that should come at once.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
+
+/// Time for many connections to be made.
+const MANY_LIMIT: Duration = Duration::from_secs(20);
 
 /// An IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,11 +209,23 @@ impl Route<'_> {
     /// `count` connections.
     fn connect(&self, count: usize) -> Result<Vec<TcpStream>, TrafficError> {
         let address = self.connect;
-        Ok(self.client.try_run(&format!("connect to {address}"), || {
-            (0..count)
-                .map(|_| TcpStream::connect_timeout(&address, LIMIT))
-                .collect()
-        })?)
+        let until = Instant::now() + MANY_LIMIT;
+        let connect = || {
+            let mut streams = Vec::with_capacity(count);
+            while streams.len() < count && Instant::now() < until {
+                streams.push(TcpStream::connect_timeout(&address, LIMIT)?);
+            }
+            Ok(streams)
+        };
+        let action = format!("connect to {address}");
+        let streams = self.client.try_run(&action, connect)?;
+        if streams.len() == count {
+            return Ok(streams);
+        }
+        let (made, seconds) = (streams.len(), MANY_LIMIT.as_secs());
+        Err(TrafficError::Stalled(format!(
+            "{made} of {count} connections were made within {seconds} s"
+        )))
     }
 
     fn receiver(&self) -> Result<UdpSocket, TrafficError> {
