@@ -181,7 +181,7 @@ impl Path {
     /// Why it cannot be measured here.
     #[must_use]
     pub fn missing(self) -> Option<String> {
-        if self.is_tap()
+        if (self.is_tap() || self.is_foreign())
             && let Err(error) = tun_access()
         {
             return Some(format!("no TAP here: /dev/net/tun: {error}"));

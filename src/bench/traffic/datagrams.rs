@@ -11,6 +11,8 @@ use super::{Route, Sizes, TrafficError, joined};
 
 /// The receiver waits so long for what is still on its way.
 const DRAIN: Duration = Duration::from_millis(100);
+/// What is on its way and in no queue has arrived by then.
+const MOMENT: Duration = Duration::from_millis(10);
 /// Between two datagrams at a rate that leaves time to sleep.
 const NAP: Duration = Duration::from_micros(50);
 
@@ -34,6 +36,8 @@ pub(in crate::bench) struct Delivery {
     pub(in crate::bench) received: u64,
     /// Of those, the ones that had arrived when the sender stopped.
     pub(in crate::bench) in_time: u64,
+    /// And those that had arrived a moment later: what had not lay in a queue that was filling.
+    pub(in crate::bench) prompt: u64,
     /// Octets of payload that arrived.
     pub(in crate::bench) octets: u64,
     /// Lost at the receiver's socket, which was too slow: the generator's fault.
@@ -51,6 +55,15 @@ impl Delivery {
     /// Datagrams sent a second.
     pub(in crate::bench) fn offered(&self) -> f64 {
         self.sent as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// The part that was lost or late, 0 to 1: what a longer run at this rate would lose, as no
+    /// queue fills for ever.
+    pub(in crate::bench) fn late_or_lost(&self) -> f64 {
+        match self.sent {
+            0 => 1.0,
+            sent => 1.0 - self.prompt as f64 / sent as f64,
+        }
     }
 
     /// The part that was lost, 0 to 1.
@@ -80,12 +93,15 @@ pub(in crate::bench) fn datagrams(
         let sent = send(&senders, stream);
         let elapsed = begin.elapsed();
         let in_time = received.load(Ordering::Relaxed);
+        std::thread::sleep(MOMENT);
+        let prompt = received.load(Ordering::Relaxed);
         sent_all.store(true, Ordering::Release);
         let (received, octets) = joined(receiving)?;
         Ok(Delivery {
             sent: sent.map_err(TrafficError::io("send datagrams"))?,
             received,
             in_time,
+            prompt,
             octets,
             lost_at_receiver: socket_drops(&receiver),
             elapsed,
@@ -290,10 +306,12 @@ mod tests {
             sent: 200,
             received: 150,
             in_time: 100,
+            prompt: 120,
             elapsed: Duration::from_millis(500),
             ..Delivery::default()
         };
         assert!((delivery.loss() - 0.25).abs() < 1e-9);
+        assert!((delivery.late_or_lost() - 0.4).abs() < 1e-9);
         assert!((delivery.rate() - 200.0).abs() < 1e-9);
         assert!((delivery.offered() - 400.0).abs() < 1e-9);
     }
