@@ -218,7 +218,7 @@ impl<'a> Bench<'a> {
 
     fn measure(&mut self, round: u32, row: &Row, path: Path) {
         let key = (path, row.setting);
-        if self.broken.contains(&key) {
+        if self.broken.contains(&key) || self.collected.is_hopeless(row, path) {
             return;
         }
         let of = self.plan.rounds;

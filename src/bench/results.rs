@@ -259,6 +259,12 @@ impl Collected {
         }
     }
 
+    /// Whether another program has failed at a row: it would again, and takes its time to do so.
+    pub(super) fn is_hopeless(&self, row: &Row, path: Path) -> bool {
+        let same = |one: &Failure| !one.counts && one.row == row.name && one.path == path.name();
+        self.failures.iter().any(same)
+    }
+
     fn fail(&mut self, row: &Row, path: Path, round: u32, why: String) {
         self.failures.push(Failure {
             row: row.name.clone(),
@@ -515,6 +521,8 @@ pub(super) mod tests {
         for (path, correct) in [(Path::Pasta, true), (Path::Kernel, false)] {
             let mut collected = Collected::default();
             collected.add(&rows[0], path, 1, Err("stalled".to_owned()));
+            assert_eq!(collected.is_hopeless(&rows[0], path), correct);
+            assert!(!collected.is_hopeless(&rows[1], path));
             let document = collected.document(&plan(&[path]), true, Vec::new());
             assert_eq!(document.correct, correct);
             assert_eq!(document.failures.len(), 1);
