@@ -1,7 +1,8 @@
 //! Comparison with an earlier run.
 //!
 //! A difference counts only where the two runs' samples do not overlap, and where it is more than
-//! [`LEAST`]. Machines drift: where both runs have the ratio to the bare forwarder in the same run,
+//! [`LEAST`]. Few samples often lie apart by chance (two and two in one case of three): below
+//! [`ENOUGH`] only a factor of [`PLAIN`] counts. Machines drift: where both runs have the ratio to the bare forwarder in the same run,
 //! that is compared, otherwise the medians themselves.
 
 use std::fmt;
@@ -17,6 +18,12 @@ use super::results::{Document, FORMAT, Figure, Machine, Ratio};
 
 /// Differences below one part in a hundred are noise on any machine.
 const LEAST: f64 = 0.01;
+
+/// Of so many samples each, hardly one pair in thirty lies apart by chance.
+const ENOUGH: usize = 4;
+
+/// A difference that few samples show as well.
+const PLAIN: f64 = 2.0;
 
 /// An earlier run that this one can be compared with.
 #[derive(Clone, Debug)]
@@ -146,8 +153,10 @@ impl Baseline {
             let then = self.document.figure(&figure.row, &figure.path)?;
             let ratios = now.ratio(figure).zip(self.document.ratio(figure));
             Some(match ratios {
-                Some((now, then)) if now.to == then.to => of_ratios(figure, then, now),
-                _ => of_medians(figure, then),
+                Some((now, before)) if now.to == before.to => {
+                    of_ratios(figure, few(then, figure), before, now)
+                }
+                _ => of_medians(figure, few(then, figure), then),
             })
         };
         now.results.iter().filter_map(verdict).collect()
@@ -191,7 +200,11 @@ impl Document {
     }
 }
 
-fn of_ratios(figure: &Figure, then: &Ratio, now: &Ratio) -> Verdict {
+fn few(then: &Figure, now: &Figure) -> bool {
+    then.samples.len().min(now.samples.len()) < ENOUGH
+}
+
+fn of_ratios(figure: &Figure, few: bool, then: &Ratio, now: &Ratio) -> Verdict {
     let range = |ratio: &Ratio| (ratio.min, ratio.ratio, ratio.max);
     Verdict {
         row: figure.row.clone(),
@@ -199,11 +212,11 @@ fn of_ratios(figure: &Figure, then: &Ratio, now: &Ratio) -> Verdict {
         what: format!("x {}", now.to),
         then: then.ratio,
         now: now.ratio,
-        change: change(figure.better, range(then), range(now)),
+        change: change(figure.better, few, range(then), range(now)),
     }
 }
 
-fn of_medians(figure: &Figure, then: &Figure) -> Verdict {
+fn of_medians(figure: &Figure, few: bool, then: &Figure) -> Verdict {
     let range = |figure: &Figure| (figure.spread.min, figure.spread.median, figure.spread.max);
     Verdict {
         row: figure.row.clone(),
@@ -211,14 +224,17 @@ fn of_medians(figure: &Figure, then: &Figure) -> Verdict {
         what: figure.unit.clone(),
         then: then.spread.median,
         now: figure.spread.median,
-        change: change(figure.better, range(then), range(figure)),
+        change: change(figure.better, few, range(then), range(figure)),
     }
 }
 
 /// Compares two ranges with their medians: least, median, greatest.
-fn change(better: Better, then: (f64, f64, f64), now: (f64, f64, f64)) -> Change {
+fn change(better: Better, few: bool, then: (f64, f64, f64), now: (f64, f64, f64)) -> Change {
     let overlap = then.0 <= now.2 && now.0 <= then.2;
-    let little = (now.1 - then.1).abs() <= LEAST * then.1.abs();
+    let little = match few {
+        true => now.1.max(then.1) < PLAIN * now.1.min(then.1),
+        false => (now.1 - then.1).abs() <= LEAST * then.1.abs(),
+    };
     if overlap || little {
         return Change::WithinNoise;
     }
@@ -237,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_overlaps_is_noise() {
-        let higher = |then, now| change(Better::Higher, then, now);
+        let higher = |then, now| change(Better::Higher, false, then, now);
         assert_eq!(
             higher((9.0, 10.0, 11.0), (10.5, 12.0, 13.0)),
             Change::WithinNoise
@@ -251,10 +267,19 @@ mod tests {
             higher((10.0, 10.0, 10.0), (10.05, 10.05, 10.05)),
             Change::WithinNoise
         );
-        let lower = change(Better::Lower, (9.0, 10.0, 11.0), (7.0, 8.0, 8.5));
+        let lower = change(Better::Lower, false, (9.0, 10.0, 11.0), (7.0, 8.0, 8.5));
         assert_eq!(lower, Change::Better);
-        let from_nothing = change(Better::Lower, (0.0, 0.0, 0.0), (5.0, 5.0, 5.0));
+        let from_nothing = change(Better::Lower, false, (0.0, 0.0, 0.0), (5.0, 5.0, 5.0));
         assert_eq!(from_nothing, Change::Worse);
+    }
+
+    #[test]
+    fn few_samples_show_plain_differences_only() {
+        let few = |now| change(Better::Higher, true, (9.0, 10.0, 11.0), (now, now, now));
+        assert_eq!(few(6.0), Change::WithinNoise);
+        assert_eq!(few(19.0), Change::WithinNoise);
+        assert_eq!(few(4.0), Change::Worse);
+        assert_eq!(few(21.0), Change::Better);
     }
 
     #[test]
@@ -267,9 +292,9 @@ mod tests {
         };
         // A machine half as fast, and the relay as good as before.
         let baseline = Baseline {
-            document: run(&[9.0, 9.1, 9.2], &[10.0, 10.1, 10.2]),
+            document: run(&[9.0, 9.1, 9.2, 9.1], &[10.0, 10.1, 10.2, 10.1]),
         };
-        let verdicts = baseline.compare(&run(&[4.5, 4.6, 4.55], &[5.0, 5.1, 5.05]));
+        let verdicts = baseline.compare(&run(&[4.5, 4.6, 4.55, 4.5], &[5.0, 5.1, 5.05, 5.0]));
         assert_eq!(verdicts[0].change, Change::WithinNoise, "{verdicts:?}");
         assert_eq!(verdicts[0].what, "x bare-packet");
         assert_eq!(verdicts[1].change, Change::Worse);
