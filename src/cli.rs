@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::bench::forwarder::EndSpec;
 use crate::config::Config;
 use crate::control::{self, QUERY_TIMEOUT, Request, Table};
 use crate::show;
@@ -45,6 +46,9 @@ pub enum Command {
     Demo(DemoArgs),
     /// Measure, in network namespaces of its own.
     Bench(BenchArgs),
+    /// The bare forwarder that `bench` measures beside the relay.
+    #[command(hide = true)]
+    BenchForward(ForwardArgs),
 }
 
 /// Arguments of `run`.
@@ -90,6 +94,10 @@ pub struct DemoArgs {
 
 /// Arguments of `bench`.
 #[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Exit codes: 0 all was measured and arrived as it was sent, 1 failure, \
+                        2 wrong usage, 130 interrupted. A missed target is no failure."
+)]
 pub struct BenchArgs {
     /// Few and short runs: shows that it works, not how fast it is.
     #[arg(long)]
@@ -103,6 +111,36 @@ pub struct BenchArgs {
     /// Compare with the results in this file, which --json wrote.
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
+    /// Measure only these rows: names, or parts of names, separated by commas.
+    #[arg(long, value_name = "FILTER")]
+    pub rows: Option<String>,
+    /// Measure only these paths: names, or parts of names, separated by commas.
+    #[arg(long, value_name = "FILTER")]
+    pub paths: Option<String>,
+    /// How often each row is measured on each path.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: Option<u32>,
+    /// How long a sample takes, more or less.
+    #[arg(long, value_name = "N", value_parser = sample_seconds)]
+    pub seconds: Option<f64>,
+    /// Show all rows and paths, and measure nothing.
+    #[arg(long)]
+    pub list: bool,
+}
+
+/// Arguments of `bench-forward`, which `bench` starts.
+#[derive(Args, Clone, Debug)]
+pub struct ForwardArgs {
+    /// The two ends: `tap|packet,NETNS,INTERFACE,MAC`, the MAC address being that of the station
+    /// there.
+    #[arg(long, required = true)]
+    pub end: Vec<EndSpec>,
+    /// One frame at a time.
+    #[arg(long)]
+    pub single: bool,
+    /// Without offload.
+    #[arg(long)]
+    pub plain: bool,
 }
 
 /// Where the control socket is.
@@ -193,5 +231,14 @@ fn log_filter(text: &str) -> Result<String, String> {
     match EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A duration from 10 milliseconds to an hour.
+fn sample_seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+    match (0.01..=3600.0).contains(&seconds) {
+        true => Ok(seconds),
+        false => Err("want 0.01 to 3600 seconds".to_owned()),
     }
 }

@@ -1,6 +1,7 @@
 //! The container side of nos-relay, and the process around it.
 
 pub mod attach;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;

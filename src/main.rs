@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nos_relay::cli::{Cli, Command, Outcome};
-use nos_relay::{daemon, demo};
+use nos_relay::{bench, daemon, demo};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -35,7 +35,11 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
         Command::Check(check) => Ok(check.run(&mut out, &mut err)?),
         Command::Show(show) => Ok(show.run(&mut out, &mut err)?),
         Command::Demo(args) => Ok(demo::run(args)?),
-        Command::Bench(_) => Err("not here yet".into()),
+        Command::Bench(args) => Ok(bench::run(args)?),
+        Command::BenchForward(args) => {
+            bench::forwarder::run(args).map_err(|error| error.to_string())?;
+            Ok(Outcome::Success)
+        }
     }
 }
 

@@ -151,7 +151,7 @@ fn command(config: &Path, control: &Path, errors: File) -> Command {
 }
 
 /// Lets the kernel kill the child when this thread, the main one, ends in whatever way.
-fn die_with_us(command: &mut Command) {
+pub(crate) fn die_with_us(command: &mut Command) {
     let us = Pid::this();
     let tie = move || {
         set_pdeathsig(Signal::SIGKILL)?;

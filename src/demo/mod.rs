@@ -20,9 +20,9 @@
 
 mod belongings;
 mod checks;
-mod daemon;
+pub(crate) mod daemon;
 mod network;
-mod progress;
+pub(crate) mod progress;
 mod report;
 
 use std::io::{self, Write};
