@@ -231,7 +231,7 @@ fn open_end(spec: &EndSpec, offload: bool) -> Result<End, ForwardError> {
         true => Capabilities::all(),
         false => Capabilities::empty(),
     };
-    let (device, takeover): (Box<dyn FrameDevice>, _) = if spec.tap {
+    let (mut device, takeover): (Box<dyn FrameDevice>, _) = if spec.tap {
         (namespace.run(|| open_tap(&spec.interface, offload))??, None)
     } else {
         let takeover = Takeover::of(&namespace, &spec.interface)?;
@@ -242,6 +242,8 @@ fn open_end(spec: &EndSpec, offload: bool) -> Result<End, ForwardError> {
         let socket = namespace.run(|| PacketSocket::open(&spec.interface, options))??;
         (Box::new(socket), Some(takeover))
     };
+    // Nothing but frames in and frames out: that is the yardstick.
+    device.set_coalescing(false);
     Ok(End {
         device,
         _takeover: takeover,

@@ -232,6 +232,10 @@ impl<D: FrameDevice> FrameDevice for Capture<D> {
         self.device.counters()
     }
 
+    fn set_coalescing(&mut self, on: bool) {
+        self.device.set_coalescing(on);
+    }
+
     fn kernel_drops(&mut self) -> u64 {
         self.device.kernel_drops()
     }

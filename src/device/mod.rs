@@ -90,6 +90,10 @@ pub trait FrameDevice: Send {
     /// What became of all frames so far.
     fn counters(&self) -> &DeviceCounters;
 
+    /// Whether runs of datagrams are handed to the kernel as one super-frame, where it takes such.
+    /// At first they are.
+    fn set_coalescing(&mut self, _on: bool) {}
+
     /// Frames that the kernel had for us and lost because its queue was full, so far. Of a TAP
     /// only the interface's own statistics tell (`tx_dropped`).
     fn kernel_drops(&mut self) -> u64 {
@@ -128,6 +132,10 @@ impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
 
     fn counters(&self) -> &DeviceCounters {
         (**self).counters()
+    }
+
+    fn set_coalescing(&mut self, on: bool) {
+        (**self).set_coalescing(on);
     }
 
     fn kernel_drops(&mut self) -> u64 {

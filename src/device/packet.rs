@@ -293,6 +293,10 @@ impl FrameDevice for PacketSocket {
         &self.counters
     }
 
+    fn set_coalescing(&mut self, on: bool) {
+        self.offloads.set_coalescing(on);
+    }
+
     fn kernel_drops(&mut self) -> u64 {
         // Reading sets the kernel's counters to zero.
         self.kernel_drops += u64::from(socket::take_drops(&self.fd).unwrap_or(0));

@@ -163,6 +163,10 @@ impl FrameDevice for Tap {
     fn counters(&self) -> &DeviceCounters {
         &self.counters
     }
+
+    fn set_coalescing(&mut self, on: bool) {
+        self.offloads.set_coalescing(on);
+    }
 }
 
 /// Writes the run of datagrams at the front as one super-frame; returns whether there was one and

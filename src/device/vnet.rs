@@ -58,7 +58,7 @@ pub(super) struct Offloads {
     capabilities: Capabilities,
     /// Kinds of which it has taken one.
     proven: Capabilities,
-    /// Whether runs of datagrams may be sent as one: it has not refused one.
+    /// Whether runs of datagrams may be sent as one: that is wanted, and it has not refused one.
     runs: bool,
     /// It has taken a run.
     runs_proven: bool,
@@ -83,6 +83,10 @@ impl Offloads {
             runs: true,
             runs_proven: false,
         }
+    }
+
+    pub(super) fn set_coalescing(&mut self, on: bool) {
+        self.runs = on;
     }
 
     /// Whether runs of datagrams are to be sent as one.
