@@ -14,8 +14,8 @@ use nos_shim::time::Instant;
 
 use crate::relay::{Relay, RelayEvent};
 
-/// Passes over the channel within one round. A packet between two containers crosses it twice,
-/// and the answer that it provokes twice more.
+/// Passes over the channel within one round. What the NOS sends is taken in the same pass, and
+/// nothing that the relay takes makes it send; so more than one is for a backlog.
 const PASSES: usize = 4;
 
 /// Bursts taken from the channel in one pass: enough to empty a ring of the default size.
@@ -87,15 +87,11 @@ impl Engine {
     /// Moves what waits in the channel, and does what is due.
     pub fn advance(&mut self, now: Instant) {
         for _ in 0..PASSES {
-            let nos = self
-                .nos
-                .as_mut()
-                .is_some_and(|nos| nos.poll_channel(now, CHANNEL_BUDGET));
-            let relay = &mut self.relay;
-            let relay = relay
-                .as_mut()
-                .is_some_and(|relay| relay.poll_channel(now, CHANNEL_BUDGET));
-            if !nos && !relay {
+            if let Some(nos) = &mut self.nos {
+                nos.poll_channel(now, CHANNEL_BUDGET);
+            }
+            let relay = self.relay.as_mut();
+            if !relay.is_some_and(|relay| relay.poll_channel(now, CHANNEL_BUDGET)) {
                 break;
             }
         }

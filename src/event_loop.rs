@@ -11,7 +11,8 @@
 //!   take turns: one that is always busy starves no other.
 //! - **Growing turns**: a device's first turn after a quiet time is one frame, which leaves at
 //!   once; while there is more, each turn doubles, up to a full burst. So a lone frame waits for
-//!   no second `read`, and a flood is handled in bursts.
+//!   no second `read`, and a flood is handled in bursts. Of a packet socket the first turn is two
+//!   frames: one call then takes the lone frame and learns that there is no other.
 //! - **Transmission follows each turn**, so that buffers return to the pool while they are still in
 //!   cache, and a device that takes nothing costs counted drops, never a stalled source.
 //! - **Sleep**: when nothing is ready the thread announces its sleep on the channel
@@ -218,6 +219,21 @@ struct Slot {
     down: bool,
 }
 
+impl Slot {
+    /// Nothing is left: the next event begins anew.
+    fn rest(&mut self) {
+        (self.turn, self.ready) = (first_turn(self.device.kind()), false);
+    }
+}
+
+/// Frames of the first turn after a quiet time.
+fn first_turn(kind: DeviceKind) -> usize {
+    match kind {
+        DeviceKind::Packet => 2,
+        DeviceKind::Tap | DeviceKind::PlainTap | DeviceKind::Memory => 1,
+    }
+}
+
 /// The devices and the engine of one data thread.
 pub struct EventLoop {
     poll: Poll,
@@ -328,8 +344,9 @@ impl EventLoop {
         while self.obey() {
             let now = self.now();
             self.check_links(now);
-            self.serve_ready(now);
-            self.advance(now);
+            if !self.serve_ready(now) {
+                self.advance(now);
+            }
             self.report();
             self.wait()?;
         }
@@ -397,10 +414,11 @@ impl EventLoop {
         }
         self.engine
             .set_capabilities(interface, device.capabilities());
+        let turn = first_turn(device.kind());
         // What came in before epoll watched gives no edge.
         slots[id] = Some(Slot {
             device,
-            turn: 1,
+            turn,
             ready: true,
             down: false,
         });
@@ -434,16 +452,18 @@ impl EventLoop {
             .notify(Event::DeviceGone(interface, reason.to_owned()));
     }
 
-    /// Gives each device that is ready now one turn.
-    fn serve_ready(&mut self, now: Instant) {
+    /// Gives each device that is ready now one turn, and the engine one after each. Returns whether
+    /// there were any.
+    fn serve_ready(&mut self, now: Instant) -> bool {
         self.starved = false;
-        for _ in 0..self.ready.len() {
-            let Some(interface) = self.ready.pop_front() else {
-                return;
-            };
-            self.serve(interface, now);
-            self.advance(now);
+        let count = self.ready.len();
+        for _ in 0..count {
+            if let Some(interface) = self.ready.pop_front() {
+                self.serve(interface, now);
+                self.advance(now);
+            }
         }
+        count > 0
     }
 
     fn serve(&mut self, interface: Interface, now: Instant) {
@@ -461,9 +481,9 @@ impl EventLoop {
                 self.starved = true;
                 self.ready.push_back(interface);
             }
-            Next::Drained => (slot.turn, slot.ready) = (1, false),
+            Next::Drained => slot.rest(),
             Next::Down => {
-                (slot.turn, slot.ready) = (1, false);
+                slot.rest();
                 if !std::mem::replace(&mut slot.down, true) {
                     self.down.push(interface);
                     self.next_link_check = now + LINK_CHECK;

@@ -88,6 +88,7 @@ pub mod offload;
 pub mod originate;
 pub mod packet;
 pub mod ports;
+mod prefetch;
 pub mod rate_limit;
 pub mod reassembly;
 pub mod reset;

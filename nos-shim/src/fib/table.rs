@@ -36,6 +36,7 @@ use arrayvec::ArrayVec;
 use super::adjacency::AdjacencyId;
 use super::arena::{Arena, MAX_BLOCK, index};
 use crate::frame::BATCH;
+use crate::prefetch::prefetch;
 
 /// Address bits that the first array resolves.
 const ROOT_BITS: u32 = 18;
@@ -303,6 +304,7 @@ impl<K: Key> Table<K> {
         let mut more = 0;
         for (slot, key) in slots.iter_mut().zip(keys) {
             *slot = self.root.get(key.root()).copied().unwrap_or(Slot::NONE);
+            self.fetch(*slot);
             more |= slot.0;
         }
         let mut depths = [ROOT_BITS; BATCH];
@@ -311,12 +313,24 @@ impl<K: Key> Table<K> {
             for ((slot, depth), &key) in slots.iter_mut().zip(&mut depths).zip(keys) {
                 if slot.is_pointer() {
                     *slot = self.step(*slot, key, depth);
+                    self.fetch(*slot);
                     more |= slot.0;
                 }
             }
         }
         for (found, slot) in found.iter_mut().zip(&slots[..keys.len()]) {
             *found = slot.adjacency();
+        }
+    }
+
+    /// Has the processor load where a pointer leads. Without that it waits for each lookup whose way
+    /// it has guessed wrongly.
+    #[inline]
+    fn fetch(&self, slot: Slot) {
+        if slot.is_pointer()
+            && let Some(block) = self.arena.words().get(slot.block())
+        {
+            prefetch(block);
         }
     }
 
