@@ -24,7 +24,7 @@ use nos_relay::engine::Engine;
 use nos_relay::relay::{AttachmentConfig, Relay};
 use nos_shim::arp::Arp;
 use nos_shim::channel::pair;
-use nos_shim::fib::{Action, NextHop, Route, Source};
+use nos_shim::fib::{self, Action, NextHop, Route};
 use nos_shim::frame::{
     BATCH, Burst, Checksum, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
 };
@@ -50,8 +50,8 @@ const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
 const FAR_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
-/// The container's port, and the far host's.
-const PORT: u16 = 40000;
+/// The first container's first port, and the far host's.
+const PORT: u16 = 30000;
 const FAR_PORT: u16 = 53;
 const TABLE_V4: usize = 1_000_000;
 const TABLE_V6: usize = 200_000;
@@ -66,18 +66,107 @@ enum Direction {
 
 use Direction::{Inbound, Outbound};
 
-/// What the frames of a run look like.
-#[derive(Clone)]
+/// What a frame looks like.
 struct Template {
     octets: Vec<u8>,
     offload: Offload,
 }
 
+/// What comes in at one place, in turn.
+struct Source {
+    from: Interface,
+    templates: Vec<Template>,
+    next: usize,
+}
+
+impl Source {
+    fn new(from: Interface, templates: Vec<Template>) -> Self {
+        Self {
+            from,
+            templates,
+            next: 0,
+        }
+    }
+
+    fn burst(&mut self, pool: &mut FramePool, count: usize) -> Burst {
+        let mut burst = Burst::new();
+        for _ in 0..count {
+            let template = &self.templates[self.next];
+            self.next = (self.next + 1) % self.templates.len();
+            let mut frame = pool.copy_from(&template.octets).unwrap();
+            frame.set_offload(template.offload);
+            burst.push(frame);
+        }
+        burst
+    }
+}
+
+/// What there is besides routes.
+#[derive(Clone, Copy)]
+struct Size {
+    attachments: u32,
+    /// Of each attachment, on each protocol.
+    ranges: u16,
+    /// Ports of each.
+    width: u16,
+}
+
+impl Size {
+    const ONE: Self = Self {
+        attachments: 1,
+        ranges: 1,
+        width: 1000,
+    };
+
+    /// The first port of a range. Ranges do not touch, or they would be one.
+    fn port(self, attachment: u32, range: u16) -> u16 {
+        let attachment = u16::try_from(attachment).unwrap();
+        PORT + (attachment * self.ranges + range) * (self.width + 1)
+    }
+
+    fn claims(self, attachment: u32) -> Vec<Claim> {
+        let ranges = 0..self.ranges;
+        ranges
+            .flat_map(|range| {
+                let first = self.port(attachment, range);
+                [Transport::Tcp, Transport::Udp].map(|transport| Claim {
+                    transport,
+                    range: PortRange::new(first, first + self.width - 1).unwrap(),
+                    kind: ClaimKind::Listen,
+                })
+            })
+            .collect()
+    }
+
+    /// Packets of all attachments, from one of its ports or to one, in a random order. What comes
+    /// from the network is mixed; a container's burst is its own.
+    fn sources(self, direction: Direction) -> Vec<Source> {
+        let mut random = fastrand::Rng::with_seed(9);
+        let mut order: Vec<_> = (0..self.attachments.max(1024)).collect();
+        random.shuffle(&mut order);
+        let packets = order.into_iter().map(|n| {
+            let attachment = n % self.attachments;
+            let port = self.port(attachment, random.u16(0..self.ranges));
+            let template = datagram(direction, port, OWN_V4.into(), FAR_V4.into(), 60);
+            (attachment, template)
+        });
+        match direction {
+            Outbound => packets
+                .map(|(attachment, template)| {
+                    let from = Interface::Attachment(AttachmentId(attachment));
+                    Source::new(from, vec![template])
+                })
+                .collect(),
+            Inbound => vec![Source::new(UPLINK, packets.map(|(_, it)| it).collect())],
+        }
+    }
+}
+
 /// A UDP packet in a frame of `len` octets, without the frame check sequence.
-fn datagram(direction: Direction, near: IpAddr, far: IpAddr, len: usize) -> Template {
+fn datagram(direction: Direction, port: u16, near: IpAddr, far: IpAddr, len: usize) -> Template {
     let (link, ends, ports) = match direction {
-        Outbound => ((CONTAINER, RELAY), (near, far), (PORT, FAR_PORT)),
-        Inbound => ((GATEWAY, NOS), (far, near), (FAR_PORT, PORT)),
+        Outbound => ((CONTAINER, RELAY), (near, far), (port, FAR_PORT)),
+        Inbound => ((GATEWAY, NOS), (far, near), (FAR_PORT, port)),
     };
     let ethernet = PacketBuilder::ethernet2(link.0.0, link.1.0);
     let ip = match ends {
@@ -89,8 +178,10 @@ fn datagram(direction: Direction, near: IpAddr, far: IpAddr, len: usize) -> Temp
     let udp = ip.udp(ports.0, ports.1);
     let payload = vec![0x5a; len.saturating_sub(udp.size(0))];
     udp.write(&mut octets, &payload).unwrap();
-    let offload = Offload::NONE;
-    Template { octets, offload }
+    Template {
+        octets,
+        offload: Offload::NONE,
+    }
 }
 
 /// A TCP super-frame as a kernel hands it out: its checksum is to be completed.
@@ -121,28 +212,27 @@ fn super_frame(direction: Direction) -> Template {
     Template { octets, offload }
 }
 
-/// Relay and NOS, joined, with one container and one gateway that is known.
+/// All from one place.
+fn from_one(direction: Direction, templates: Vec<Template>) -> Vec<Source> {
+    let from = match direction {
+        Outbound => ATTACHMENT,
+        Inbound => UPLINK,
+    };
+    vec![Source::new(from, templates)]
+}
+
+/// Relay and NOS, joined, with containers and a gateway that is known.
 struct Path {
     engine: Engine,
     pool: FramePool,
     taken: Burst,
 }
 
-fn claims() -> Vec<Claim> {
-    [Transport::Tcp, Transport::Udp]
-        .map(|transport| Claim {
-            transport,
-            range: PortRange::new(PORT, 44_999).unwrap(),
-            kind: ClaimKind::Ephemeral,
-        })
-        .into()
-}
-
 fn route(prefix: impl Into<IpNet>, gateway: impl Into<IpAddr>) -> Route {
     Route {
         vrf: VrfId::DEFAULT,
         prefix: prefix.into(),
-        source: Source::Static { metric: 0 },
+        source: fib::Source::Static { metric: 0 },
         action: Action::Via(
             NextHop {
                 gateway: gateway.into(),
@@ -154,7 +244,7 @@ fn route(prefix: impl Into<IpNet>, gateway: impl Into<IpAddr>) -> Route {
 }
 
 impl Path {
-    fn new(routes: Vec<Route>) -> Self {
+    fn new(routes: Vec<Route>, size: Size) -> Self {
         let pool = FramePool::new(2048, MAX_FRAME);
         let (relay_end, nos_end) = pair(64);
         let mut relay = Relay::new(relay_end, pool.clone());
@@ -173,18 +263,21 @@ impl Path {
         nos.set_uplink(uplink, NOW).unwrap();
         nos.set_capabilities(UplinkId(0), Capabilities::all());
         nos.set_routes(routes).unwrap();
-        let attachment = AttachmentConfig {
-            id: AttachmentId(0),
-            name: "web".into(),
-            vrf: VrfId::DEFAULT,
-            mac: CONTAINER,
-            relay_mac: RELAY,
-            addresses: vec![OWN_V4.into(), OWN_V6.into()],
-            claims: claims(),
-            mtu: 1500,
-            capabilities: Capabilities::all(),
-        };
-        relay.attach(attachment).unwrap();
+        for id in 0..size.attachments {
+            let attachment = AttachmentConfig {
+                id: AttachmentId(id),
+                name: format!("c{id}").into(),
+                vrf: VrfId::DEFAULT,
+                mac: CONTAINER,
+                relay_mac: RELAY,
+                addresses: vec![OWN_V4.into(), OWN_V6.into()],
+                claims: size.claims(id),
+                mtu: 1500,
+                capabilities: Capabilities::all(),
+            };
+            relay.attach(attachment).unwrap();
+            nos.poll_channel(NOW, 1);
+        }
         let engine = Engine::single(relay, nos);
         let taken = Burst::new();
         let mut path = Self {
@@ -229,19 +322,6 @@ impl Path {
         count
     }
 
-    /// A burst of the templates, in turn.
-    fn fill(&mut self, templates: &[Template], next: &mut usize, count: usize) -> Burst {
-        let mut burst = Burst::new();
-        for _ in 0..count {
-            let template = &templates[*next % templates.len()];
-            *next += 1;
-            let mut frame = self.pool.copy_from(&template.octets).unwrap();
-            frame.set_offload(template.offload);
-            burst.push(frame);
-        }
-        burst
-    }
-
     /// Moves one burst through, into `taken`, where a device would send it from.
     #[inline(never)]
     fn forward(&mut self, from: Interface, burst: &mut Burst) {
@@ -268,19 +348,18 @@ impl Path {
     fn run(
         &mut self,
         direction: Direction,
-        templates: &[Template],
+        sources: &mut [Source],
         count: usize,
         packets: u64,
     ) -> Run {
-        let from = match direction {
-            Outbound => ATTACHMENT,
-            Inbound => UPLINK,
-        };
         let mut time = Duration::ZERO;
         let mut bursts = Vec::new();
-        let (mut done, mut next) = (0, 0);
+        let mut done = 0;
+        let places = sources.len();
         while done < packets {
-            let mut burst = self.fill(templates, &mut next, count);
+            let source = &mut sources[bursts.len() % places];
+            let from = source.from;
+            let mut burst = source.burst(&mut self.pool, count);
             let (begin, first) = (std::time::Instant::now(), reference_cycles());
             self.forward(from, &mut burst);
             bursts.push(reference_cycles() - first);
@@ -310,16 +389,18 @@ fn bench(
     name: &str,
     path: &LazyCell<RefCell<Path>, impl FnOnce() -> RefCell<Path>>,
     count: usize,
-    template: impl Fn(Direction) -> Vec<Template>,
+    sources: impl Fn(Direction) -> Vec<Source>,
 ) {
     for (way, direction) in [("outbound", Outbound), ("inbound", Inbound)] {
-        let templates = LazyCell::new(|| template(direction));
+        let sources = LazyCell::new(|| RefCell::new(sources(direction)));
         let cycles = Cell::new(0);
         let mut group = c.benchmark_group(format!("forward/{way}"));
         group.throughput(Throughput::Elements(1));
         group.bench_function(name, |b| {
             b.iter_custom(|packets| {
-                let run = path.borrow_mut().run(direction, &templates, count, packets);
+                let run =
+                    path.borrow_mut()
+                        .run(direction, &mut sources.borrow_mut(), count, packets);
                 cycles.set(run.cycles);
                 run.time
             });
@@ -342,15 +423,18 @@ fn default_routes() -> Vec<Route> {
 }
 
 fn forward(c: &mut Criterion) {
-    let path = &LazyCell::new(|| RefCell::new(Path::new(default_routes())));
-    let v4 = |direction, len| vec![datagram(direction, OWN_V4.into(), FAR_V4.into(), len)];
-    let v6 = |direction, len| vec![datagram(direction, OWN_V6.into(), FAR_V6.into(), len)];
+    let path = &LazyCell::new(|| RefCell::new(Path::new(default_routes(), Size::ONE)));
+    let one = |direction, near, far, len| {
+        from_one(direction, vec![datagram(direction, PORT, near, far, len)])
+    };
+    let v4 = |direction, len| one(direction, OWN_V4.into(), FAR_V4.into(), len);
+    let v6 = |direction, len| one(direction, OWN_V6.into(), FAR_V6.into(), len);
     bench(c, "ipv4/64", path, BATCH, |direction| v4(direction, 60));
     bench(c, "ipv6/64", path, BATCH, |direction| v6(direction, 62));
     bench(c, "ipv4/1500", path, BATCH, |direction| v4(direction, 1514));
     bench(c, "ipv6/1500", path, BATCH, |direction| v6(direction, 1514));
     bench(c, "ipv4/64KiB", path, 1, |direction| {
-        vec![super_frame(direction)]
+        from_one(direction, vec![super_frame(direction)])
     });
     bench(c, "ipv4/64 singly", path, 1, |direction| v4(direction, 60));
 }
@@ -366,14 +450,14 @@ fn internet(c: &mut Criterion) {
         let mut routes = default_routes();
         routes.extend(prefixes.0.iter().map(|&net| route(net, GATEWAY_V4)));
         routes.extend(prefixes.1.iter().map(|&net| route(net, GATEWAY_V6)));
-        RefCell::new(Path::new(routes))
+        RefCell::new(Path::new(routes, Size::ONE))
     });
     bench(c, "internet/ipv4/64", path, BATCH, |direction| {
         let rng = &mut fastrand::Rng::with_seed(8);
         let mut host = || random_host(rng).into();
-        (0..size(HOSTS, 64))
-            .map(|_| datagram(direction, OWN_V4.into(), host(), 60))
-            .collect()
+        let hosts = 0..size(HOSTS, 64);
+        let packets = hosts.map(|_| datagram(direction, PORT, OWN_V4.into(), host(), 60));
+        from_one(direction, packets.collect())
     });
     bench(c, "internet/ipv6/64", path, BATCH, |direction| {
         let rng = &mut fastrand::Rng::with_seed(8);
@@ -381,9 +465,9 @@ fn internet(c: &mut Criterion) {
             let net = prefixes.1[rng.usize(0..prefixes.1.len())];
             internet::within(rng, net).into()
         };
-        (0..size(HOSTS, 64))
-            .map(|_| datagram(direction, OWN_V6.into(), host(), 62))
-            .collect()
+        let hosts = 0..size(HOSTS, 64);
+        let packets = hosts.map(|_| datagram(direction, PORT, OWN_V6.into(), host(), 62));
+        from_one(direction, packets.collect())
     });
 }
 
@@ -396,5 +480,39 @@ fn random_host(rng: &mut fastrand::Rng) -> Ipv4Addr {
     }
 }
 
-criterion_group!(benches, forward, internet);
+/// What a packet costs when there is more of everything.
+fn growth(c: &mut Criterion) {
+    for attachments in [1, 10, 100, 1000] {
+        let size = Size {
+            attachments,
+            ranges: 1,
+            width: 20,
+        };
+        let path = &LazyCell::new(|| RefCell::new(Path::new(default_routes(), size)));
+        bench(
+            c,
+            &format!("growth/{attachments} attachments"),
+            path,
+            BATCH,
+            |direction| size.sources(direction),
+        );
+    }
+    for ranges in [1, 100, 10_000] {
+        let size = Size {
+            attachments: 1,
+            ranges,
+            width: 1,
+        };
+        let path = &LazyCell::new(|| RefCell::new(Path::new(default_routes(), size)));
+        bench(
+            c,
+            &format!("growth/{ranges} ranges"),
+            path,
+            BATCH,
+            |direction| size.sources(direction),
+        );
+    }
+}
+
+criterion_group!(benches, forward, internet, growth);
 criterion_main!(benches);

@@ -108,7 +108,6 @@ fn fragment(packet: &Packet, octets: &[u8], place: Place, pool: &mut FramePool) 
 mod tests {
     use super::*;
     use crate::frame::{Checksum, Offload};
-    use crate::originate::pseudo_sum;
     use crate::test_packets::{Draft, pool};
 
     fn cut(packet: Packet, mtu: usize, pool: &mut FramePool) -> (Adapted, Vec<Packet>) {
@@ -156,7 +155,7 @@ mod tests {
         let mut udp = draft.udp((1, 2), &[9; 3000]);
         let complete = udp.clone();
         let packet = draft.packet(&mut pool, 17, &udp);
-        let pseudo = pseudo_sum(packet.addresses(), 17, udp.len()).folded();
+        let pseudo = packet.addresses().pseudo_sum(17, udp.len()).folded();
         udp[6..8].copy_from_slice(&pseudo.to_be_bytes());
         let mut frame = pool.copy_from(&draft.frame(17, &udp)).unwrap();
         frame.set_offload(Offload {

@@ -258,26 +258,6 @@ pub(crate) fn addresses(source: IpAddr, destination: IpAddr) -> Option<Addresses
     }
 }
 
-/// The pseudo-header's sum for a transport header and payload of `len` octets.
-pub(crate) fn pseudo_sum(addresses: Addresses, protocol: u8, len: usize) -> Sum {
-    match addresses {
-        Addresses::V4 {
-            source,
-            destination,
-        } => {
-            let len = u16::try_from(len).unwrap_or(u16::MAX);
-            Sum::ZERO.pseudo_v4(source, destination, protocol, len)
-        }
-        Addresses::V6 {
-            source,
-            destination,
-        } => {
-            let len = u32::try_from(len).unwrap_or(u32::MAX);
-            Sum::ZERO.pseudo_v6(source, destination, protocol, len)
-        }
-    }
-}
-
 /// Distinguishes flows by their ports.
 pub(crate) fn flow_of(ports: Ports) -> u32 {
     u32::from(ports.source) << 16 | u32::from(ports.destination)

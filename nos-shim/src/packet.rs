@@ -130,6 +130,27 @@ impl Addresses {
             Self::V6 { destination, .. } => destination.into(),
         }
     }
+
+    /// The pseudo-header's sum for a transport header and payload of `len` octets.
+    #[must_use]
+    pub fn pseudo_sum(self, protocol: u8, len: usize) -> Sum {
+        match self {
+            Self::V4 {
+                source,
+                destination,
+            } => {
+                let len = u16::try_from(len).unwrap_or(u16::MAX);
+                Sum::ZERO.pseudo_v4(source, destination, protocol, len)
+            }
+            Self::V6 {
+                source,
+                destination,
+            } => {
+                let len = u32::try_from(len).unwrap_or(u32::MAX);
+                Sum::ZERO.pseudo_v6(source, destination, protocol, len)
+            }
+        }
+    }
 }
 
 /// TCP or UDP ports, as on the wire: zero is possible.
@@ -628,23 +649,7 @@ impl Packet {
     /// The pseudo-header's sum for a transport header and payload of `len` octets.
     #[must_use]
     pub fn pseudo_sum(&self, len: usize) -> Sum {
-        let protocol = self.protocol();
-        match self.addresses() {
-            Addresses::V4 {
-                source,
-                destination,
-            } => {
-                let len = u16::try_from(len).unwrap_or(u16::MAX);
-                Sum::ZERO.pseudo_v4(source, destination, protocol, len)
-            }
-            Addresses::V6 {
-                source,
-                destination,
-            } => {
-                let len = u32::try_from(len).unwrap_or(u32::MAX);
-                Sum::ZERO.pseudo_v6(source, destination, protocol, len)
-            }
-        }
+        self.addresses().pseudo_sum(self.protocol(), len)
     }
 }
 

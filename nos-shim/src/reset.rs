@@ -6,7 +6,7 @@ use crate::drop::DropReason;
 use crate::frame::FramePool;
 use crate::ipv4_options;
 use crate::originate::{
-    Network, Originator, addresses, flow_of, is_unicast, names_one_host, pseudo_sum, traffic_class,
+    Network, Originator, addresses, flow_of, is_unicast, names_one_host, traffic_class,
 };
 use crate::packet::{Packet, Ports, protocol};
 
@@ -86,7 +86,8 @@ fn build(
         tcp[8..12].copy_from_slice(&acknowledgment.to_be_bytes());
         tcp[12] = 5 << 4;
         tcp[13] = flags;
-        let checksum = pseudo_sum(addresses, protocol::TCP, TCP_HEADER)
+        let checksum = addresses
+            .pseudo_sum(protocol::TCP, TCP_HEADER)
             .plus(tcp)
             .checksum();
         tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
@@ -336,7 +337,7 @@ mod tests {
         };
         let mut tcp = draft.tcp(&segment);
         let addresses = addresses(draft.source, draft.destination).unwrap();
-        let pseudo: Sum = pseudo_sum(addresses, 6, tcp.len());
+        let pseudo: Sum = addresses.pseudo_sum(6, tcp.len());
         tcp[16..18].copy_from_slice(&pseudo.folded().to_be_bytes());
         let mut frame = pool.copy_from(&draft.frame(6, &tcp)).unwrap();
         frame.set_offload(Offload {

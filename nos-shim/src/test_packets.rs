@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::Sum;
 use crate::frame::FramePool;
-use crate::originate::{addresses, pseudo_sum};
+use crate::originate::addresses;
 use crate::packet::{Packet, protocol};
 
 /// Outsider and NOS of the lab in which Linux was observed.
@@ -135,7 +135,7 @@ impl Draft {
 
     fn sum(&self, protocol: u8, transport: &[u8]) -> u16 {
         let addresses = addresses(self.source, self.destination).unwrap();
-        let sum = pseudo_sum(addresses, protocol, transport.len());
+        let sum = addresses.pseudo_sum(protocol, transport.len());
         sum.plus(transport).checksum()
     }
 

@@ -6,9 +6,7 @@ use super::{v4, v6};
 use crate::checksum::Sum;
 use crate::frame::{Checksum, ETHERNET_HEADER, FramePool};
 use crate::ipv4_options;
-use crate::originate::{
-    Network, Originator, addresses, is_unicast, names_one_host, pseudo_sum, traffic_class,
-};
+use crate::originate::{Network, Originator, addresses, is_unicast, names_one_host, traffic_class};
 use crate::packet::{Addresses, Fragment, IPV4_HEADER, IPV6_HEADER, Packet, protocol};
 
 /// Octets of the longest ICMP error for IPv4, IP header included (RFC 1812 §4.3.2.3).
@@ -303,7 +301,7 @@ fn patch(out: &mut [u8], at: usize, value: u16) {
 pub(super) fn seal(addresses: Addresses, icmp: &mut [u8]) {
     let sum = match addresses {
         Addresses::V4 { .. } => Sum::ZERO,
-        Addresses::V6 { .. } => pseudo_sum(addresses, protocol::ICMPV6, icmp.len()),
+        Addresses::V6 { .. } => addresses.pseudo_sum(protocol::ICMPV6, icmp.len()),
     };
     let checksum = sum.plus(icmp).checksum();
     icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
@@ -564,7 +562,10 @@ mod tests {
                 let complete = draft.packet(&mut pool, 17, &transport);
                 let expected = build(IcmpError::PortUnreachable, &complete, &mut pool);
 
-                let pseudo = pseudo_sum(complete.addresses(), 17, transport.len()).folded();
+                let pseudo = complete
+                    .addresses()
+                    .pseudo_sum(17, transport.len())
+                    .folded();
                 transport[6..8].copy_from_slice(&pseudo.to_be_bytes());
                 let mut frame = pool.copy_from(&draft.frame(17, &transport)).unwrap();
                 frame.set_offload(Offload {
@@ -602,7 +603,7 @@ mod tests {
 
             let mut transport = draft.tcp(&all);
             let addresses = addresses(draft.source, draft.destination).unwrap();
-            let pseudo = pseudo_sum(addresses, 6, transport.len()).folded();
+            let pseudo = addresses.pseudo_sum(6, transport.len()).folded();
             transport[16..18].copy_from_slice(&pseudo.to_be_bytes());
             let frame = draft.frame(6, &transport);
             let start = (frame.len() - transport.len()) as u16;
@@ -630,7 +631,7 @@ mod tests {
         let expected = build(IcmpError::PortUnreachable, &expected, &mut pool);
         let mut transport = draft.udp((1, 2), &payload);
         let addresses = addresses(draft.source, draft.destination).unwrap();
-        let pseudo = pseudo_sum(addresses, 17, transport.len()).folded();
+        let pseudo = addresses.pseudo_sum(17, transport.len()).folded();
         transport[6..8].copy_from_slice(&pseudo.to_be_bytes());
         let mut frame = pool.copy_from(&draft.frame(17, &transport)).unwrap();
         frame.set_offload(Offload {

@@ -437,7 +437,7 @@ fn acknowledge(
         tcp[12] = 5 << 4;
         tcp[13] = ACK;
         tcp[14..16].copy_from_slice(&last.window.to_be_bytes());
-        let sum = originate::pseudo_sum(addresses, protocol::TCP, TCP_HEADER);
+        let sum = addresses.pseudo_sum(protocol::TCP, TCP_HEADER);
         let checksum = sum.plus(tcp).checksum();
         tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
     };
