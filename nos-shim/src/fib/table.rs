@@ -324,13 +324,17 @@ impl<K: Key> Table<K> {
     }
 
     /// Has the processor load where a pointer leads. Without that it waits for each lookup whose way
-    /// it has guessed wrongly.
+    /// it has guessed wrongly. Most nodes are no longer than a cache line, but begin anywhere in one.
     #[inline]
     fn fetch(&self, slot: Slot) {
-        if slot.is_pointer()
-            && let Some(block) = self.arena.words().get(slot.block())
-        {
-            prefetch(block);
+        const USUAL: usize = 12;
+        if !slot.is_pointer() {
+            return;
+        }
+        let words = self.arena.words();
+        if let Some([first, .., last]) = words.get(slot.block()..slot.block() + USUAL) {
+            prefetch(first);
+            prefetch(last);
         }
     }
 
