@@ -18,19 +18,23 @@
 //!
 //! A pool is one allocation that never grows. [`FramePool`] is a thread's handle to it: it keeps a
 //! stack of free buffers (last in, first out: the next frame is likely still in cache) and
-//! exchanges lists of [`BATCH`] buffers with the other handles through a lock-free queue. So a
-//! thread that only receives and one that only sends cost two atomic operations a batch, and a
-//! thread that does both costs none.
+//! exchanges lists of [`BATCH`] buffers with the other handles. So a thread that only receives and
+//! one that only sends cost a few atomic operations a batch, and a thread that does both costs none.
 //!
-//! Every buffer that is out of the shared queue counts as one reference to the allocation, and so
+//! Lists are exchanged last in, first out as well: memory becomes resident where frames have been,
+//! and going round through all buffers would make the whole pool so. They lie on a stack, which is
+//! only ever tried for, never waited for; what finds it in use goes by a lock-free queue.
+//!
+//! Every buffer that is out of the shared lists counts as one reference to the allocation, and so
 //! does every handle. References are added and removed a batch at a time. A frame may therefore
-//! outlive its pool, and dropping a frame anywhere is safe: it goes to the shared queue.
+//! outlive its pool, and dropping a frame anywhere is safe: it goes to the shared lists.
 
 use core::fmt;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::sync::{Mutex, PoisonError, TryLockError};
 
 use crossbeam_queue::ArrayQueue;
 use thiserror::Error;
@@ -67,7 +71,7 @@ const FIRST_HEAD: u32 = 138;
 const _: () = assert!(FIRST_HEAD as usize == LINE + HEADROOM);
 
 /// A handle that keeps this many free buffers gives a batch back.
-const CACHE_LIMIT: usize = 4 * BATCH;
+const CACHE_LIMIT: usize = 2 * BATCH;
 
 /// Up to [`BATCH`] frames that travel together.
 pub type Burst = arrayvec::ArrayVec<Frame, BATCH>;
@@ -224,7 +228,7 @@ pub struct FrameFull {
 #[repr(C, align(64))]
 struct Header {
     home: NonNull<Home>,
-    /// The next buffer of a list, while the buffer is in the shared queue.
+    /// The next buffer of a list, while the buffer is in a shared list.
     next: Option<NonNull<Header>>,
     /// Octets from the start of the buffer to the start of the frame.
     head: u32,
@@ -252,13 +256,15 @@ struct Home {
     references: AtomicUsize,
     /// Buffers that have ever been used: those with lower numbers.
     used: AtomicUsize,
-    /// Lists of free buffers, linked by [`Header::next`].
-    free: ArrayQueue<FreeList>,
+    /// Lists of free buffers, linked by [`Header::next`]. There is room for as many as can be.
+    stack: Mutex<Vec<FreeList>>,
+    /// More of them.
+    queue: ArrayQueue<FreeList>,
 }
 
 struct FreeList(NonNull<Header>);
 
-// SAFETY: a list in the queue owns its buffers; nobody else has a pointer to them.
+// SAFETY: a shared list owns its buffers; nobody else has a pointer to them.
 unsafe impl Send for FreeList {}
 
 impl Home {
@@ -290,7 +296,8 @@ impl Home {
             count,
             references: AtomicUsize::new(1),
             used: AtomicUsize::new(0),
-            free: ArrayQueue::new(count),
+            stack: Mutex::new(Vec::with_capacity(count)),
+            queue: ArrayQueue::new(count),
         };
         NonNull::from(Box::leak(Box::new(home)))
     }
@@ -330,11 +337,33 @@ impl Home {
         next.map(FreeList)
     }
 
-    /// Puts a list into the queue. There can be no more lists than buffers, so it always fits.
+    /// Takes what others gave back, without waiting for anybody.
+    fn take_given(&self) -> Option<FreeList> {
+        let stack = match self.stack.try_lock() {
+            Ok(mut stack) => stack.pop(),
+            Err(TryLockError::Poisoned(stack)) => stack.into_inner().pop(),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        stack.or_else(|| self.queue.pop())
+    }
+
+    /// The same when there is nothing else: then it is worth waiting for the stack.
+    #[cold]
+    fn take_last(&self) -> Option<FreeList> {
+        let mut stack = self.stack.lock().unwrap_or_else(PoisonError::into_inner);
+        stack.pop().or_else(|| self.queue.pop())
+    }
+
+    /// Gives a list back. There can be no more lists than buffers, so it always fits.
     fn give(&self, list: Option<NonNull<Header>>) {
-        if let Some(first) = list {
-            let pushed = self.free.push(FreeList(first));
-            debug_assert!(pushed.is_ok(), "more lists than buffers");
+        let Some(first) = list else { return };
+        match self.stack.try_lock() {
+            Ok(mut stack) => stack.push(FreeList(first)),
+            Err(TryLockError::Poisoned(stack)) => stack.into_inner().push(FreeList(first)),
+            Err(TryLockError::WouldBlock) => {
+                let pushed = self.queue.push(FreeList(first));
+                debug_assert!(pushed.is_ok(), "more lists than buffers");
+            }
         }
     }
 
@@ -352,7 +381,7 @@ impl Home {
         fence(Ordering::Acquire);
         // SAFETY: made by Box::leak, and this was the last reference.
         let home = unsafe { Box::from_raw(home.as_ptr()) };
-        // SAFETY: allocated with this layout; no buffer is out of the queue.
+        // SAFETY: allocated with this layout; no buffer is out of the shared lists.
         unsafe { dealloc(home.allocation.as_ptr(), home.layout) };
     }
 }
@@ -456,24 +485,25 @@ impl FramePool {
         }
     }
 
-    /// Fills the empty cache with one list from the queue, or else with buffers not used before.
+    /// Fills the empty cache with a list that was given back, or else with buffers not used before.
     #[cold]
     fn refill(&mut self) {
-        let list = self.home().free.pop();
+        let list = self.home().take_given();
         // SAFETY: the handle's own reference keeps the pool valid.
         let list = list.or_else(|| unsafe { Home::take_fresh(self.home) });
+        let list = list.or_else(|| self.home().take_last());
         let Some(FreeList(first)) = list else { return };
         let mut next = Some(first);
         while let Some(buffer) = next {
             self.cache.push(buffer);
-            // SAFETY: the list came from the queue, so its buffers are ours now.
+            // SAFETY: the list was taken out, so its buffers are ours now.
             next = unsafe { buffer.as_ref() }.next;
         }
         let taken = self.cache.len();
         self.home().references.fetch_add(taken, Ordering::Relaxed);
     }
 
-    /// Gives up to `count` of the buffers that were freed longest ago to the queue.
+    /// Gives up to `count` of the buffers that were freed longest ago to the others.
     #[cold]
     fn spill(&mut self, count: usize) {
         let count = count.min(self.cache.len());
@@ -800,7 +830,7 @@ impl Drop for Frame {
         self.header_mut().next = None;
         // SAFETY: the buffer itself is a reference to its home.
         unsafe { home.as_ref() }.give(Some(self.buffer));
-        // SAFETY: that reference ends now that the buffer is in the queue.
+        // SAFETY: that reference ends now that the buffer is in a shared list.
         unsafe { Home::release(home, 1) };
     }
 }
