@@ -41,14 +41,20 @@ pub(super) fn first_difference(offset: u64, octets: &[u8]) -> Option<u64> {
 fn block() -> &'static [u8] {
     static BLOCK: OnceLock<Box<[u8]>> = OnceLock::new();
     BLOCK.get_or_init(|| {
-        let octet = |position: usize| {
-            let word = (position as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            word.to_be_bytes()[1]
-        };
+        let octet = |position: usize| mixed(position as u64).to_be_bytes()[0];
         (0..PERIOD + LONGEST)
             .map(|position| octet(position % PERIOD))
             .collect()
     })
+}
+
+/// Numbers that follow each other without a rule (the mixing of SplitMix64): multiples of one number
+/// alone would nearly repeat themselves now and then.
+fn mixed(number: u64) -> u64 {
+    let mut word = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
 }
 
 #[cfg(test)]
@@ -56,6 +62,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn no_part_is_like_another() {
+        let all = at(0, PERIOD + 64);
+        let parts: std::collections::HashSet<_> = all.windows(16).take(PERIOD).collect();
+        assert_eq!(parts.len(), PERIOD);
+    }
 
     proptest! {
         #[test]
@@ -77,6 +90,7 @@ mod tests {
 
         #[test]
         fn moved_segments_are_found(segment in 64..1460_u64, moved in 1..65_000_u64) {
+            prop_assume!(!(segment * moved).is_multiple_of(PERIOD as u64));
             let part = at(segment * moved, 64);
             prop_assert!(first_difference(0, part).is_some());
         }
