@@ -222,15 +222,7 @@ struct Slot {
 impl Slot {
     /// Nothing is left: the next event begins anew.
     fn rest(&mut self) {
-        (self.turn, self.ready) = (first_turn(self.device.kind()), false);
-    }
-}
-
-/// Frames of the first turn after a quiet time.
-fn first_turn(kind: DeviceKind) -> usize {
-    match kind {
-        DeviceKind::Packet => 2,
-        DeviceKind::Tap | DeviceKind::PlainTap | DeviceKind::Memory => 1,
+        (self.turn, self.ready) = (self.device.kind().first_turn(), false);
     }
 }
 
@@ -414,7 +406,7 @@ impl EventLoop {
         }
         self.engine
             .set_capabilities(interface, device.capabilities());
-        let turn = first_turn(device.kind());
+        let turn = device.kind().first_turn();
         // What came in before epoll watched gives no edge.
         slots[id] = Some(Slot {
             device,

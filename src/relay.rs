@@ -450,9 +450,5 @@ fn register(config: AttachmentConfig) -> ToNos {
     })
 }
 
-fn octets(burst: &Burst) -> u64 {
-    burst.iter().map(|frame| frame.len() as u64).sum()
-}
-
 #[cfg(test)]
 mod tests;

@@ -34,7 +34,7 @@ use core::num::NonZeroU16;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crossbeam_queue::ArrayQueue;
 use thiserror::Error;
@@ -42,6 +42,7 @@ use thiserror::Error;
 use crate::drop::DropReason;
 use crate::ident::{Interface, VrfId};
 use crate::packet::Parsed;
+use crate::prefetch::prefetch;
 
 /// Frames that move as one: the size of a [`Burst`], and of the lists that handles of one pool
 /// exchange.
@@ -75,6 +76,12 @@ const CACHE_LIMIT: usize = 2 * BATCH;
 
 /// Up to [`BATCH`] frames that travel together.
 pub type Burst = arrayvec::ArrayVec<Frame, BATCH>;
+
+/// Octets of all frames, Ethernet headers included.
+#[must_use]
+pub fn octets(frames: &[Frame]) -> u64 {
+    frames.iter().map(|frame| frame.len() as u64).sum()
+}
 
 /// Which checksum work remains on a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -337,14 +344,19 @@ impl Home {
         next.map(FreeList)
     }
 
+    /// The stack, if nobody else has it in hand.
+    fn try_stack(&self) -> Option<MutexGuard<'_, Vec<FreeList>>> {
+        match self.stack.try_lock() {
+            Ok(stack) => Some(stack),
+            Err(TryLockError::Poisoned(stack)) => Some(stack.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Takes what others gave back, without waiting for anybody.
     fn take_given(&self) -> Option<FreeList> {
-        let stack = match self.stack.try_lock() {
-            Ok(mut stack) => stack.pop(),
-            Err(TryLockError::Poisoned(stack)) => stack.into_inner().pop(),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        stack.or_else(|| self.queue.pop())
+        let list = self.try_stack().and_then(|mut stack| stack.pop());
+        list.or_else(|| self.queue.pop())
     }
 
     /// The same when there is nothing else: then it is worth waiting for the stack.
@@ -357,13 +369,11 @@ impl Home {
     /// Gives a list back. There can be no more lists than buffers, so it always fits.
     fn give(&self, list: Option<NonNull<Header>>) {
         let Some(first) = list else { return };
-        match self.stack.try_lock() {
-            Ok(mut stack) => stack.push(FreeList(first)),
-            Err(TryLockError::Poisoned(stack)) => stack.into_inner().push(FreeList(first)),
-            Err(TryLockError::WouldBlock) => {
-                let pushed = self.queue.push(FreeList(first));
-                debug_assert!(pushed.is_ok(), "more lists than buffers");
-            }
+        if let Some(mut stack) = self.try_stack() {
+            stack.push(FreeList(first));
+        } else {
+            let pushed = self.queue.push(FreeList(first));
+            debug_assert!(pushed.is_ok(), "more lists than buffers");
         }
     }
 
@@ -792,16 +802,9 @@ impl Frame {
 
     /// Hints the processor to load the frame's metadata and its headers.
     pub fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let start = self.buffer.as_ptr().cast::<i8>();
-            // SAFETY: both lines lie inside the buffer, and a prefetch has no effect on memory.
-            unsafe {
-                _mm_prefetch(start, _MM_HINT_T0);
-                _mm_prefetch(start.add(2 * LINE), _MM_HINT_T0);
-            }
-        }
+        let start = self.buffer.as_ptr().cast::<u8>();
+        prefetch(start);
+        prefetch(start.wrapping_add(2 * LINE));
     }
 
     /// Gives the buffer up as a raw pointer, to be carried by code that knows nothing of frames.

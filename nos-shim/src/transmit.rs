@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use crate::frame::{Burst, Frame};
+use crate::frame::{Burst, Frame, octets};
 
 /// The place of no burst.
 const NONE: u32 = u32::MAX;
@@ -221,10 +221,6 @@ impl TransmitQueues {
         }
         frames
     }
-}
-
-fn octets(burst: &Burst) -> u64 {
-    burst.iter().map(|frame| frame.len() as u64).sum()
 }
 
 #[cfg(test)]

@@ -4,26 +4,23 @@
 //! that nothing new is started or made while the process ends. Namespaces need no care: they go
 //! with their last user.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use nix::unistd::mkdtemp;
 use parking_lot::Mutex;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use super::BenchError;
-use crate::demo::daemon::die_with_us;
+use crate::demo::belongings::leave_on_signal;
+use crate::demo::daemon::{die_with_us, lines};
 use crate::demo::progress::Progress;
 use crate::lab::LabNamespace;
 
-/// 128 + SIGINT, as shells have it.
-const INTERRUPTED: i32 = 130;
 /// Time for a child to get ready.
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// Time for a child to answer a question.
@@ -46,7 +43,8 @@ impl Children {
     /// Makes the directory, for this user alone, and starts the thread that waits for signals.
     pub(super) fn new(progress: Progress) -> Result<Self, BenchError> {
         let owned = Arc::<Mutex<Owned>>::default();
-        leave_on_signal(Arc::clone(&owned), progress).map_err(BenchError::io("catch signals"))?;
+        leave_on_signal("bench", Arc::clone(&owned), Owned::leave, progress)
+            .map_err(BenchError::io("catch signals"))?;
         let directory = {
             let mut owned = owned.lock();
             let template = std::env::temp_dir().join("nos-relay-bench.XXXXXX");
@@ -209,39 +207,4 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.children.end(self.pid);
     }
-}
-
-fn lines(stdout: Option<std::process::ChildStdout>) -> io::Result<Receiver<String>> {
-    let (sender, receiver) = channel();
-    let read = move || {
-        for line in stdout
-            .into_iter()
-            .flat_map(|out| BufReader::new(out).lines())
-        {
-            let Ok(line) = line else { return };
-            // Read on to the end all the same: a full pipe would block the child.
-            let _ = sender.send(line);
-        }
-    };
-    std::thread::Builder::new()
-        .name("child-stdout".to_owned())
-        .spawn(read)?;
-    Ok(receiver)
-}
-
-fn leave_on_signal(owned: Arc<Mutex<Owned>>, progress: Progress) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    let wait = move || {
-        if signals.forever().next().is_some() {
-            let mut owned = owned.lock();
-            owned.leave();
-            progress.clear();
-            eprintln!("nos-relay: bench interrupted");
-            std::process::exit(INTERRUPTED);
-        }
-    };
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(wait)?;
-    Ok(())
 }

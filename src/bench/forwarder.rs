@@ -24,7 +24,7 @@ use nos_shim::offload::Capabilities;
 
 use crate::attach::Namespace;
 use crate::cli::ForwardArgs;
-use crate::device::{DeviceKind, FrameDevice, Next, PacketOptions, PacketSocket, open_tap};
+use crate::device::{FrameDevice, Next, PacketOptions, PacketSocket, open_tap};
 use crate::takeover::Takeover;
 
 /// What can go wrong, for one line on stderr.
@@ -191,7 +191,9 @@ impl Forwarder {
             .recv_burst(&mut self.pool, &mut self.burst, from.turn);
         match received.next {
             Next::More | Next::NoBuffer => from.turn = (from.turn * 2).min(self.most),
-            Next::Drained | Next::Down => (from.turn, from.ready) = (from.first_turn(), false),
+            Next::Drained | Next::Down => {
+                (from.turn, from.ready) = (from.device.kind().first_turn(), false);
+            }
             Next::Gone(error) => return Err(format!("{}: {error}", from.device.name()).into()),
         }
         for frame in &mut self.burst {
@@ -219,11 +221,6 @@ impl Forwarder {
 }
 
 impl End {
-    /// Frames of the first turn after a quiet time, as the relay has it.
-    fn first_turn(&self) -> usize {
-        1 + usize::from(self.device.kind() == DeviceKind::Packet)
-    }
-
     /// Frames that found a queue full, on the way in or out.
     fn lost(&mut self) -> u64 {
         self.device.kernel_drops() + self.device.counters().sent.drops.total()

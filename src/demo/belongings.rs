@@ -38,7 +38,8 @@ impl Belongings {
     pub(super) fn new(progress: Progress) -> Result<Self, DemoError> {
         let owned = Arc::<Mutex<Owned>>::default();
         // Before there is anything to leave behind.
-        leave_on_signal(Arc::clone(&owned), progress).map_err(DemoError::io("catch signals"))?;
+        leave_on_signal("demo", Arc::clone(&owned), Owned::leave, progress)
+            .map_err(DemoError::io("catch signals"))?;
         let directory = make_directory(&mut owned.lock())?;
         Ok(Self { owned, directory })
     }
@@ -129,14 +130,21 @@ fn make_directory(owned: &mut Owned) -> Result<PathBuf, DemoError> {
     Ok(directory)
 }
 
-fn leave_on_signal(owned: Arc<Mutex<Owned>>, progress: Progress) -> io::Result<()> {
+/// On a signal has `leave` clean up, and ends the process; `what` was interrupted. The lock is never
+/// given back.
+pub(crate) fn leave_on_signal<T: Send + 'static>(
+    what: &'static str,
+    owned: Arc<Mutex<T>>,
+    leave: fn(&mut T),
+    progress: Progress,
+) -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let wait = move || {
         if signals.forever().next().is_some() {
             let mut owned = owned.lock();
-            owned.leave();
+            leave(&mut owned);
             progress.clear();
-            eprintln!("nos-relay: demo interrupted");
+            eprintln!("nos-relay: {what} interrupted");
             std::process::exit(INTERRUPTED);
         }
     };

@@ -166,7 +166,8 @@ pub(crate) fn die_with_us(command: &mut Command) {
     unsafe { command.pre_exec(tie) };
 }
 
-fn lines(stdout: Option<ChildStdout>) -> io::Result<Receiver<String>> {
+/// The lines of a child's stdout, read by a thread of its own.
+pub(crate) fn lines(stdout: Option<ChildStdout>) -> io::Result<Receiver<String>> {
     let (sender, receiver) = channel();
     let read = move || {
         for line in stdout
@@ -174,12 +175,12 @@ fn lines(stdout: Option<ChildStdout>) -> io::Result<Receiver<String>> {
             .flat_map(|out| BufReader::new(out).lines())
         {
             let Ok(line) = line else { return };
-            // Read on to the end all the same: a full pipe would block the daemon.
+            // Read on to the end all the same: a full pipe would block the child.
             let _ = sender.send(line);
         }
     };
     std::thread::Builder::new()
-        .name("daemon-stdout".to_owned())
+        .name("child-stdout".to_owned())
         .spawn(read)?;
     Ok(receiver)
 }

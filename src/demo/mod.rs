@@ -18,7 +18,7 @@
 //!
 //! Only a demo that is killed by SIGKILL leaves something: its temporary directory.
 
-mod belongings;
+pub(crate) mod belongings;
 mod checks;
 pub(crate) mod daemon;
 mod network;

@@ -227,6 +227,18 @@ pub enum DeviceKind {
     Memory,
 }
 
+impl DeviceKind {
+    /// Frames to ask for at first after a quiet time. Of a packet socket one call then takes a lone
+    /// frame and learns that there is no other.
+    #[must_use]
+    pub fn first_turn(self) -> usize {
+        match self {
+            Self::Packet => 2,
+            Self::Tap | Self::PlainTap | Self::Memory => 1,
+        }
+    }
+}
+
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -2,14 +2,13 @@
 
 use nos_shim::channel::RelayEnd;
 use nos_shim::drop::{DropReason, Ledger};
-use nos_shim::frame::{Burst, Frame, FramePool};
+use nos_shim::frame::{Burst, Frame, FramePool, octets};
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::adapt;
 use nos_shim::packet::{Packet, PacketBurst, Rejected};
 use nos_shim::transmit::TransmitQueues;
 
 use super::attachment::{Attachment, Verdict};
-use super::octets;
 
 /// One attachment, with all that is needed to move its packets.
 pub(super) struct Side<'a> {

@@ -36,14 +36,7 @@ impl Shim {
         origin: Origin,
         now: Instant,
     ) {
-        let whole = packet.fragment() == Fragment::Whole;
-        if whole
-            && packet.ports().is_some()
-            && let Verdict::Attachment(id) = self.owner_of_ports(&packet, address)
-        {
-            // Nearly all: with no more to be done.
-            self.deliver_to(packet, id);
-        } else if whole {
+        if packet.fragment() == Fragment::Whole {
             let verdict = self.owner(&packet, address, now);
             self.carry_out(verdict, packet, origin, now);
         } else {
@@ -51,6 +44,7 @@ impl Shim {
         }
     }
 
+    #[inline]
     fn carry_out(&mut self, verdict: Verdict, mut packet: Packet, origin: Origin, now: Instant) {
         match verdict {
             Verdict::Attachment(id) => self.deliver_to(packet, id),
@@ -60,12 +54,23 @@ impl Shim {
             }
             Verdict::Drop(reason) => self.discard(packet, reason),
             // A container's own kernel looks at options; for the rest the NOS does.
-            _ => match receive_options(&mut packet, now) {
-                Ok(()) => self.handle_own(verdict, packet, origin, now),
-                Err((reason, None)) => self.discard(packet, reason),
-                Err((reason, Some(error))) => self.refuse(packet, origin, error, reason, now),
-            },
+            _ => {
+                if let Some(packet) = self.take_options(packet, origin, now) {
+                    self.handle_own(verdict, packet, origin, now);
+                }
+            }
         }
+    }
+
+    /// Looks at options and extension headers of a packet that the NOS itself gets. A packet that is
+    /// dropped or refused for them is not given back.
+    fn take_options(&mut self, mut packet: Packet, origin: Origin, now: Instant) -> Option<Packet> {
+        match receive_options(&mut packet, now) {
+            Ok(()) => return Some(packet),
+            Err((reason, None)) => self.discard(packet, reason),
+            Err((reason, Some(error))) => self.refuse(packet, origin, error, reason, now),
+        }
+        None
     }
 
     /// A packet that no container gets.
@@ -182,18 +187,11 @@ impl Shim {
 
     /// A packet to the NOS's own link-local address, or to all nodes of the link: the NOS has no
     /// services there, but it is a host.
-    pub(super) fn deliver_link_local(
-        &mut self,
-        mut packet: Packet,
-        uplink: UplinkId,
-        now: Instant,
-    ) {
+    pub(super) fn deliver_link_local(&mut self, packet: Packet, uplink: UplinkId, now: Instant) {
         let origin = Origin::Uplink(uplink);
-        match receive_options(&mut packet, now) {
-            Ok(()) => {}
-            Err((reason, None)) => return self.discard(packet, reason),
-            Err((reason, Some(error))) => return self.refuse(packet, origin, error, reason, now),
-        }
+        let Some(packet) = self.take_options(packet, origin, now) else {
+            return;
+        };
         let own = self.uplink(uplink).map(|uplink| {
             let link_local = IpAddr::V6(uplink.link_local());
             // An answer about a group comes from an address of the peer's scope (RFC 6724 §5).

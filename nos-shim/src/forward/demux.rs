@@ -40,6 +40,7 @@ pub enum Verdict {
 
 impl Shim {
     /// Whose a packet is that carries its transport header.
+    #[inline]
     pub(super) fn owner(
         &mut self,
         packet: &Packet,
@@ -55,9 +56,8 @@ impl Shim {
         }
     }
 
-    /// Whose a TCP or UDP packet is that carries its transport header.
     #[inline]
-    pub(super) fn owner_of_ports(&self, packet: &Packet, address: LocalAddressId) -> Verdict {
+    fn owner_of_ports(&self, packet: &Packet, address: LocalAddressId) -> Verdict {
         let transport = Transport::from_protocol(packet.protocol());
         let (Some(transport), Some(ports)) = (transport, packet.ports()) else {
             return Verdict::NoProtocol;

@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv6Addr};
 
 use crate::arp::Arp;
 use crate::drop::DropReason;
-use crate::frame::{Burst, Frame, Offload};
+use crate::frame::{Burst, Frame, Offload, octets};
 use crate::ident::{Interface, LocalAddressId, MacAddr, UplinkId};
 use crate::martian;
 use crate::ndp::{self, Ndp};
@@ -28,7 +28,7 @@ impl Shim {
             return;
         };
         uplink.counters.rx_packets += burst.len() as u64;
-        uplink.counters.rx_octets += burst.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        uplink.counters.rx_octets += octets(burst);
         let (vrf, mac) = (uplink.config.vrf, uplink.config.mac);
         let origin = Origin::Uplink(id);
         let mut routed = PacketBurst::new();
