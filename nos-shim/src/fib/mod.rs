@@ -27,12 +27,10 @@ mod rib;
 mod route;
 mod table;
 
-use core::hash::Hash;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hashbrown::HashMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use prefix_trie::Prefix;
 use thiserror::Error;
 
 pub use adjacency::{Adjacency, AdjacencyId};
@@ -41,7 +39,7 @@ pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protoco
 
 use crate::ident::{UplinkId, VrfId};
 use adjacency::Adjacencies;
-use rib::{Best, Change, Rib};
+use rib::{Best, Change, Prefix, Rib};
 use table::{Key, Table};
 
 /// The most prefixes of one family that a VRF holds.
@@ -112,12 +110,12 @@ pub struct Memory {
 
 /// Routes of one VRF and family.
 #[derive(Clone)]
-struct Family<P: Prefix> {
-    rib: Rib<P>,
-    table: Table<P::R>,
+struct Family<K: Key> {
+    rib: Rib<K>,
+    table: Table<K>,
 }
 
-impl<P: Prefix<R: Key> + Copy + Eq + Hash> Family<P> {
+impl<K: Key> Family<K> {
     fn new() -> Self {
         Self {
             rib: Rib::new(),
@@ -125,37 +123,62 @@ impl<P: Prefix<R: Key> + Copy + Eq + Hash> Family<P> {
         }
     }
 
-    fn offer(&mut self, prefix: P, offer: AdjacencyId, all: &Adjacencies) -> Change {
+    fn offer(&mut self, prefix: Prefix<K>, offer: AdjacencyId, all: &Adjacencies) -> Change {
+        self.table.prepare(prefix.key);
         let change = self.rib.offer(prefix, offer, all);
         self.forward(prefix, change.best);
         change
     }
 
-    fn withdraw(&mut self, prefix: P, source: Source, all: &Adjacencies) -> Option<Change> {
+    fn withdraw(&mut self, prefix: Prefix<K>, source: Source, all: &Adjacencies) -> Option<Change> {
+        self.table.prepare(prefix.key);
         let change = self.rib.withdraw(prefix, source, all)?;
         self.forward(prefix, change.best);
         Some(change)
     }
 
-    fn forward(&mut self, prefix: P, best: Best) {
-        let (key, len) = (prefix.repr(), u32::from(prefix.prefix_len()));
+    fn forward(&mut self, prefix: Prefix<K>, best: Best) {
+        let (key, len) = (prefix.key, u32::from(prefix.len));
         match best {
             Best::Same => {}
             Best::Now(adjacency) => self.table.insert(key, len, adjacency),
             Best::Gone => {
-                let cover = self.rib.covering(prefix);
-                let cover = cover.map(|(cover, id)| (u32::from(cover.prefix_len()), id));
+                let cover = self.rib.cover(prefix);
+                let cover = cover.map(|(len, id)| (u32::from(len), id));
                 self.table.remove(key, len, cover);
             }
         }
     }
 }
 
+fn prefix_v4(net: Ipv4Net) -> Prefix<u32> {
+    Prefix {
+        key: net.network().into(),
+        len: net.prefix_len(),
+    }
+}
+
+fn prefix_v6(net: Ipv6Net) -> Prefix<u128> {
+    Prefix {
+        key: net.network().into(),
+        len: net.prefix_len(),
+    }
+}
+
+fn net_v4(prefix: Prefix<u32>) -> IpNet {
+    // A prefix is made from a net, whose length is one that the family has.
+    IpNet::V4(Ipv4Net::new(prefix.key.into(), prefix.len).unwrap_or_default())
+}
+
+fn net_v6(prefix: Prefix<u128>) -> IpNet {
+    IpNet::V6(Ipv6Net::new(prefix.key.into(), prefix.len).unwrap_or_default())
+}
+
 /// Routes of one VRF.
 #[derive(Clone)]
 struct Vrf {
-    v4: Family<Ipv4Net>,
-    v6: Family<Ipv6Net>,
+    v4: Family<u32>,
+    v6: Family<u128>,
 }
 
 impl Vrf {
@@ -174,11 +197,20 @@ impl Vrf {
         prefixes >= MAX_PREFIXES
     }
 
+    /// All offers, in any order.
     fn iter(&self) -> impl Iterator<Item = (IpNet, AdjacencyId, bool)> + '_ {
         let v4 = self.v4.rib.iter();
         let v6 = self.v6.rib.iter();
-        v4.map(|(prefix, offer, active)| (IpNet::V4(prefix), offer, active))
-            .chain(v6.map(|(prefix, offer, active)| (IpNet::V6(prefix), offer, active)))
+        v4.map(|(prefix, offer, active)| (net_v4(prefix), offer, active))
+            .chain(v6.map(|(prefix, offer, active)| (net_v6(prefix), offer, active)))
+    }
+
+    /// All offers in the order of prefixes.
+    fn sorted(&self) -> impl Iterator<Item = (IpNet, AdjacencyId, bool)> + '_ {
+        let v4 = self.v4.rib.sorted();
+        let v6 = self.v6.rib.sorted();
+        v4.map(|(prefix, offer, active)| (net_v4(prefix), offer, active))
+            .chain(v6.map(|(prefix, offer, active)| (net_v6(prefix), offer, active)))
     }
 }
 
@@ -303,8 +335,8 @@ impl Fib {
         let offer = offer.ok_or(FibFull::Actions)?;
         let all = &self.adjacencies;
         let change = match prefix {
-            IpNet::V4(prefix) => entry.v4.offer(prefix.trunc(), offer, all),
-            IpNet::V6(prefix) => entry.v6.offer(prefix.trunc(), offer, all),
+            IpNet::V4(prefix) => entry.v4.offer(prefix_v4(prefix), offer, all),
+            IpNet::V6(prefix) => entry.v6.offer(prefix_v6(prefix), offer, all),
         };
         self.release(change);
         Ok(())
@@ -317,8 +349,8 @@ impl Fib {
         };
         let all = &self.adjacencies;
         let change = match prefix {
-            IpNet::V4(prefix) => entry.v4.withdraw(prefix.trunc(), source, all),
-            IpNet::V6(prefix) => entry.v6.withdraw(prefix.trunc(), source, all),
+            IpNet::V4(prefix) => entry.v4.withdraw(prefix_v4(*prefix), source, all),
+            IpNet::V6(prefix) => entry.v6.withdraw(prefix_v6(*prefix), source, all),
         };
         change.map(|change| self.release(change)).is_some()
     }
@@ -381,11 +413,11 @@ impl Fib {
         &self,
         protocol: Protocol,
     ) -> impl Iterator<Item = ((VrfId, IpNet, Source), &Action)> {
-        self.vrfs().flat_map(move |vrf| {
-            let ours = self
-                .routes(vrf)
-                .filter(move |route| route.source.protocol() == protocol);
-            ours.map(move |route| ((vrf, route.prefix, route.source), route.action))
+        self.vrfs().flat_map(move |id| {
+            let offers = self.vrf(id).into_iter().flat_map(Vrf::iter);
+            let routes = offers.map(|offer| self.route_entry(offer));
+            let ours = routes.filter(move |route| route.source.protocol() == protocol);
+            ours.map(move |route| ((id, route.prefix, route.source), route.action))
         })
     }
 
@@ -398,16 +430,18 @@ impl Fib {
     /// All routes of a VRF, IPv4 before IPv6, in the order of prefixes; of several for one prefix
     /// the best first.
     pub fn routes(&self, vrf: VrfId) -> impl Iterator<Item = RouteEntry<'_>> {
-        let offers = self.vrf(vrf).into_iter().flat_map(Vrf::iter);
-        offers.map(|(prefix, offer, active)| {
-            let adjacency = self.adjacency(offer);
-            RouteEntry {
-                prefix,
-                source: adjacency.source(),
-                action: adjacency.action(),
-                active,
-            }
-        })
+        let offers = self.vrf(vrf).into_iter().flat_map(Vrf::sorted);
+        offers.map(|offer| self.route_entry(offer))
+    }
+
+    fn route_entry(&self, (prefix, offer, active): (IpNet, AdjacencyId, bool)) -> RouteEntry<'_> {
+        let adjacency = self.adjacency(offer);
+        RouteEntry {
+            prefix,
+            source: adjacency.source(),
+            action: adjacency.action(),
+            active,
+        }
     }
 
     /// The uplink on whose link `gateway` is a station: next hops are not resolved through further

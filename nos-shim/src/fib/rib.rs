@@ -1,13 +1,40 @@
 //! Every route that was offered, of one VRF and address family: the source of truth.
+//!
+//! Forwarding never looks here, so it need not be searched by address: a hash table of prefixes
+//! takes half the memory of a trie, and a change reaches its entry at once instead of walking from
+//! node to node. What a trie would know, it has to find out: which prefix covers another, by asking
+//! for one length after the other when a prefix goes, and the order of prefixes, by sorting when
+//! somebody wants to see it.
 
 use core::cmp::Ordering;
-use core::hash::Hash;
+use core::hash::BuildHasher;
 
-use hashbrown::HashMap;
-use prefix_trie::{Prefix, PrefixMap, map::Entry};
+use foldhash::fast::RandomState;
+use hashbrown::hash_table::Entry;
+use hashbrown::{HashMap, HashTable};
 
 use super::adjacency::{Adjacencies, AdjacencyId};
 use super::route::Source;
+use super::table::Key;
+
+/// Lengths that a prefix of either family may have.
+const LENGTHS: usize = 129;
+
+/// The first `len` bits of an address. The other bits are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Prefix<K> {
+    pub(super) key: K,
+    pub(super) len: u8,
+}
+
+impl<K: Key> Prefix<K> {
+    fn truncated(self, len: u8) -> Self {
+        Self {
+            key: self.key.truncated(u32::from(len)),
+            len,
+        }
+    }
+}
 
 /// What a change of offers means for forwarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,38 +56,59 @@ pub(super) enum Best {
     Gone,
 }
 
-/// Prefixes and offers. Nearly every prefix has one offer, so only the best stands in the trie.
+/// Prefixes and offers. Nearly every prefix has one offer, so only the best stands in the table.
 #[derive(Clone)]
-pub(super) struct Rib<P: Prefix> {
-    best: PrefixMap<P, Held>,
+pub(super) struct Rib<K: Key> {
+    best: HashTable<Held<K>>,
     /// The other offers of prefixes with more than one, best first.
-    others: HashMap<P, Vec<AdjacencyId>, foldhash::fast::RandomState>,
+    others: HashMap<Prefix<K>, Vec<AdjacencyId>, RandomState>,
+    hasher: RandomState,
+    /// How many prefixes of each length there are.
+    lengths: [u32; LENGTHS],
 }
 
-/// The best offer, in as few octets as possible: its adjacency, which knows the source, and in the
-/// lowest bit whether there are others.
+/// A prefix and its best offer, in as few octets as possible.
+///
+/// ```text
+/// adjacency, which knows the source (23 bits) · whether there are others (1 bit) · length (8 bits)
+/// ```
 #[derive(Clone, Copy)]
-struct Held(u32);
+struct Held<K: Key> {
+    key: K::Packed,
+    word: u32,
+}
 
-impl Held {
-    fn new(best: AdjacencyId, others: bool) -> Self {
-        Self(best.0 << 1 | u32::from(others))
+impl<K: Key> Held<K> {
+    fn new(prefix: Prefix<K>, best: AdjacencyId, others: bool) -> Self {
+        debug_assert!(best.0 < AdjacencyId::LIMIT);
+        Self {
+            key: prefix.key.pack(),
+            word: best.0 << 9 | u32::from(others) << 8 | u32::from(prefix.len),
+        }
     }
 
-    fn best(self) -> AdjacencyId {
-        AdjacencyId(self.0 >> 1)
+    fn prefix(&self) -> Prefix<K> {
+        let [len, ..] = self.word.to_le_bytes();
+        let key = K::unpack(self.key);
+        Prefix { key, len }
     }
 
-    fn has_others(self) -> bool {
-        self.0 & 1 == 1
+    fn best(&self) -> AdjacencyId {
+        AdjacencyId(self.word >> 9)
+    }
+
+    fn has_others(&self) -> bool {
+        self.word & 1 << 8 != 0
     }
 }
 
-impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
+impl<K: Key> Rib<K> {
     pub(super) fn new() -> Self {
         Self {
-            best: PrefixMap::new(),
+            best: HashTable::new(),
             others: HashMap::default(),
+            hasher: RandomState::default(),
+            lengths: [0; LENGTHS],
         }
     }
 
@@ -69,11 +117,21 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
         self.best.len()
     }
 
-    /// Takes an offer, in place of the same source's earlier one. `prefix` must have no host bits.
-    pub(super) fn offer(&mut self, prefix: P, offer: AdjacencyId, all: &Adjacencies) -> Change {
-        let held = match self.best.entry(prefix) {
+    /// Takes an offer, in place of the same source's earlier one.
+    pub(super) fn offer(
+        &mut self,
+        prefix: Prefix<K>,
+        offer: AdjacencyId,
+        all: &Adjacencies,
+    ) -> Change {
+        let hasher = &self.hasher;
+        let hash = hasher.hash_one(prefix);
+        let same = |held: &Held<K>| held.prefix() == prefix;
+        let rehash = |held: &Held<K>| hasher.hash_one(held.prefix());
+        let mut entry = match self.best.entry(hash, same, rehash) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Held::new(offer, false));
+                vacant.insert(Held::new(prefix, offer, false));
+                self.lengths[usize::from(prefix.len)] += 1;
                 return Change {
                     released: None,
                     best: Best::Now(offer),
@@ -81,19 +139,20 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
             }
             Entry::Occupied(occupied) => occupied,
         };
-        let (old, others) = (held.get().best(), held.get().has_others());
+        let held = entry.get_mut();
+        let (old, others) = (held.best(), held.has_others());
         let (first, second) = match all.source(offer).cmp(&all.source(old)) {
             Ordering::Less => (offer, old),
             Ordering::Greater => (old, offer),
             Ordering::Equal => {
-                held.insert(Held::new(offer, others));
+                *held = Held::new(prefix, offer, others);
                 return Change {
                     released: Some(old),
                     best: changed(old, offer),
                 };
             }
         };
-        held.insert(Held::new(first, true));
+        *held = Held::new(prefix, first, true);
         Change {
             released: put(self.others.entry(prefix).or_default(), second, all),
             best: changed(old, first),
@@ -103,15 +162,19 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
     /// Takes back what `source` offered; `None` if it offered nothing.
     pub(super) fn withdraw(
         &mut self,
-        prefix: P,
+        prefix: Prefix<K>,
         source: Source,
         all: &Adjacencies,
     ) -> Option<Change> {
-        let held = self.best.get_mut(&prefix)?;
+        let hash = self.hasher.hash_one(prefix);
+        let same = |held: &Held<K>| held.prefix() == prefix;
+        let mut entry = self.best.find_entry(hash, same).ok()?;
+        let held = entry.get_mut();
         let old = held.best();
         let is_old = all.source(old) == source;
         if !held.has_others() {
-            is_old.then(|| self.best.remove(&prefix))?;
+            is_old.then(|| entry.remove())?;
+            self.lengths[usize::from(prefix.len)] -= 1;
             return Some(Change {
                 released: Some(old),
                 best: Best::Gone,
@@ -127,7 +190,7 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
             (others.remove(at), old)
         };
         let more = !others.is_empty();
-        *held = Held::new(first, more);
+        *held = Held::new(prefix, first, more);
         if !more {
             self.others.remove(&prefix);
         }
@@ -137,26 +200,43 @@ impl<P: Prefix + Copy + Eq + Hash> Rib<P> {
         })
     }
 
-    /// The longest prefix with a route that covers `prefix`, which may be that itself.
-    pub(super) fn covering(&self, prefix: P) -> Option<(P, AdjacencyId)> {
-        let (cover, held) = self.best.get_lpm(&prefix)?;
-        Some((cover, held.best()))
+    /// The longest shorter prefix with a route that covers `prefix`.
+    pub(super) fn cover(&self, prefix: Prefix<K>) -> Option<(u8, AdjacencyId)> {
+        let shorter = (0..prefix.len).rev();
+        let used = shorter.filter(|&len| self.lengths[usize::from(len)] > 0);
+        used.map(|len| prefix.truncated(len))
+            .find_map(|cover| Some((cover.len, self.get(cover)?.best())))
+    }
+
+    fn get(&self, prefix: Prefix<K>) -> Option<&Held<K>> {
+        let hash = self.hasher.hash_one(prefix);
+        self.best.find(hash, |held| held.prefix() == prefix)
+    }
+
+    /// All offers in any order, the best of each prefix first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Prefix<K>, AdjacencyId, bool)> + '_ {
+        self.best.iter().flat_map(|held| self.offers(held))
     }
 
     /// All offers in the order of prefixes, the best of each prefix first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (P, AdjacencyId, bool)> + '_ {
-        self.best.iter().flat_map(|(prefix, held)| {
-            let others = held.has_others().then(|| self.others.get(&prefix));
-            let others = others.flatten().into_iter().flatten();
-            let best = core::iter::once((prefix, held.best(), true));
-            best.chain(others.map(move |&other| (prefix, other, false)))
-        })
+    pub(super) fn sorted(&self) -> impl Iterator<Item = (Prefix<K>, AdjacencyId, bool)> + '_ {
+        let mut order: Vec<_> = self.best.iter().collect();
+        order.sort_unstable_by_key(|held| held.prefix());
+        order.into_iter().flat_map(|held| self.offers(held))
+    }
+
+    fn offers(&self, held: &Held<K>) -> impl Iterator<Item = (Prefix<K>, AdjacencyId, bool)> + '_ {
+        let prefix = held.prefix();
+        let others = held.has_others().then(|| self.others.get(&prefix));
+        let others = others.flatten().into_iter().flatten();
+        let best = core::iter::once((prefix, held.best(), true));
+        best.chain(others.map(move |&other| (prefix, other, false)))
     }
 
     /// Octets of heap memory.
     pub(super) fn mem_size(&self) -> usize {
         let others = self.others.values();
-        self.best.mem_size()
+        self.best.allocation_size()
             + self.others.allocation_size()
             + others
                 .map(|other| other.capacity() * size_of::<AdjacencyId>())

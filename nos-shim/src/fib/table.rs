@@ -99,13 +99,15 @@ impl Slot {
 }
 
 /// An address as the table sees it.
-pub(super) trait Key: Copy + Eq + core::fmt::Debug {
+pub(super) trait Key: Copy + Ord + core::hash::Hash + core::fmt::Debug {
     /// Bits of an address.
     const WIDTH: u32;
     /// Whether nodes with one way on are skipped.
     const SKIP: bool;
     /// Words of an address.
     const WORDS: usize;
+    /// An address in memory without gaps before or after.
+    type Packed: Copy;
 
     /// The first [`ROOT_BITS`].
     fn root(self) -> usize;
@@ -123,6 +125,8 @@ pub(super) trait Key: Copy + Eq + core::fmt::Debug {
     fn load(words: &[u32]) -> Self;
     /// Writes [`Self::WORDS`] words.
     fn store(self, words: &mut [u32]);
+    fn pack(self) -> Self::Packed;
+    fn unpack(packed: Self::Packed) -> Self;
 }
 
 macro_rules! key {
@@ -141,6 +145,7 @@ macro_rules! key {
             const WIDTH: u32 = <$type>::BITS;
             const SKIP: bool = $skip;
             const WORDS: usize = size_of::<$type>() / 4;
+            type Packed = [u32; size_of::<$type>() / 4];
 
             #[inline]
             fn root(self) -> usize {
@@ -179,6 +184,18 @@ macro_rules! key {
                 for (n, word) in (0..).zip(&mut words[..Self::WORDS]) {
                     *word = (self >> (32 * n)) as u32;
                 }
+            }
+
+            #[inline]
+            fn pack(self) -> Self::Packed {
+                let mut words = [0; Self::WORDS];
+                self.store(&mut words);
+                words
+            }
+
+            #[inline]
+            fn unpack(packed: Self::Packed) -> Self {
+                Self::load(&packed)
             }
         }
     };
@@ -233,6 +250,13 @@ impl<K: Key> Node<K> {
 
     fn end(&self) -> usize {
         self.at + 2 + self.runs()
+    }
+
+    /// How many slots the run has that begins there; `None` if none does.
+    fn run_at(&self, chunk: usize) -> Option<usize> {
+        let from = self.bitmap >> chunk;
+        let next = (from & !1).trailing_zeros() as usize;
+        (from & 1 == 1).then_some(next.min(SLOTS - chunk))
     }
 
     /// The word that holds a slot.
@@ -355,6 +379,14 @@ impl<K: Key> Table<K> {
         Slot(block[1 + rank(bitmap(block[0], block[1]), chunk)])
     }
 
+    /// Has the processor load what an update of this address, soon to come, will look at first.
+    #[inline]
+    pub(super) fn prepare(&self, key: K) {
+        if let Some(&slot) = self.root.get(key.root()) {
+            self.fetch(slot);
+        }
+    }
+
     /// Makes `adjacency` the answer for the addresses that the first `len` bits of `key` cover and
     /// no longer prefix does. The other bits must be zero.
     pub(super) fn insert(&mut self, key: K, len: u32, adjacency: AdjacencyId) {
@@ -392,7 +424,9 @@ impl<K: Key> Table<K> {
         }
         let first = update.key.root();
         if update.len > ROOT_BITS {
-            self.root[first] = self.descend(self.root[first], ROOT_BITS, update);
+            if let Some(slot) = self.descend(self.root[first], ROOT_BITS, update) {
+                self.root[first] = slot;
+            }
             return;
         }
         for root in first..first + (1 << (ROOT_BITS - update.len)) {
@@ -400,13 +434,12 @@ impl<K: Key> Table<K> {
         }
     }
 
-    /// Updates a slot at `depth` of which the prefix covers a part. Returns the slot in its place.
-    fn descend(&mut self, slot: Slot, depth: u32, update: &Update<K>) -> Slot {
+    /// Updates what is below a slot at `depth` of which the prefix covers a part. Returns the slot
+    /// in its place; `None` if what leads to it may stay as it is.
+    fn descend(&mut self, slot: Slot, depth: u32, update: &Update<K>) -> Option<Slot> {
         let Some(node) = self.open(slot, depth) else {
-            if !update.concerns(slot) {
-                return slot;
-            }
-            return self.rewrite([slot; SLOTS], depth, update);
+            let concerned = update.concerns(slot);
+            return concerned.then(|| self.rewrite([slot; SLOTS], depth, update));
         };
         if let Some((miss, path)) = node.skip
             && (update.len <= node.depth || !update.key.agrees(path, node.depth))
@@ -414,30 +447,66 @@ impl<K: Key> Table<K> {
             let mut slots = [miss; SLOTS];
             let next = depth + STRIDE;
             slots[path.chunk(depth)] = self.shorten(slot, &node, next);
-            return self.rewrite(slots, depth, update);
+            return Some(self.rewrite(slots, depth, update));
         }
         let next = node.depth + STRIDE;
-        if update.len > next {
-            let chunk = update.key.chunk(node.depth);
-            let position = node.position(chunk);
-            let child = Slot(self.arena.words()[position]);
-            if child.is_pointer() {
-                let new = self.descend(child, next, update);
-                if new.is_pointer() && !node.may_lead_one_way() {
-                    self.arena.words_mut()[position] = new.0;
-                    return slot;
-                }
-                let mut slots = self.decode(&node);
-                slots[chunk] = new;
-                return self.replace(&node, &slots, depth, update.key);
-            }
+        if update.len <= next {
+            return self.update_node(&node, depth, update);
+        }
+        let chunk = update.key.chunk(node.depth);
+        let position = node.position(chunk);
+        let child = Slot(self.arena.words()[position]);
+        if !child.is_pointer() {
+            return self.update_node(&node, depth, update);
+        }
+        let new = self.descend(child, next, update)?;
+        if new.is_pointer() && !node.may_lead_one_way() {
+            self.arena.words_mut()[position] = new.0;
+            return None;
         }
         let mut slots = self.decode(&node);
-        if self.update_slots(&mut slots, node.depth, update) || node.may_lead_one_way() {
-            self.replace(&node, &slots, depth, update.key)
-        } else {
-            slot
+        slots[chunk] = new;
+        Some(self.replace(&node, &slots, depth, update.key))
+    }
+
+    /// Updates a node, found behind a slot at `depth`, that has no node below it of which the prefix
+    /// covers a part. Returns as [`Self::descend`] does.
+    fn update_node(&mut self, node: &Node<K>, depth: u32, update: &Update<K>) -> Option<Slot> {
+        if self.update_run(node, update) {
+            return None;
         }
+        let mut slots = self.decode(node);
+        let changed = self.update_slots(&mut slots, node.depth, update);
+        (changed || node.may_lead_one_way()).then(|| self.replace(node, &slots, depth, update.key))
+    }
+
+    /// Updates a leaf of a node in place. Returns whether that was possible: the prefix must be a run
+    /// of its own, and stay one. That is what most changes of a next hop find.
+    fn update_run(&mut self, node: &Node<K>, update: &Update<K>) -> bool {
+        let Some(len) = (node.depth + STRIDE).checked_sub(update.len) else {
+            return false;
+        };
+        let first = update.key.chunk(node.depth);
+        if node.run_at(first) != Some(1 << len) {
+            return false;
+        }
+        let run = node.position(first) - (node.at + 2);
+        let runs = &mut self.arena.words_mut()[node.at + 2..node.end()];
+        let old = Slot(runs[run]);
+        let before = run.checked_sub(1).map(|before| runs[before]);
+        let after = runs.get(run + 1).copied();
+        let new = update.apply(old).0;
+        if old.is_pointer() || before == Some(new) || after == Some(new) {
+            return false;
+        }
+        runs[run] = new;
+        // With one more there are too many for one way.
+        let few: ArrayVec<Slot, 4> = runs.iter().take(4).map(|&run| Slot(run)).collect();
+        let one_way = K::SKIP && only_way(&few).is_some();
+        if one_way {
+            runs[run] = old.0;
+        }
+        !one_way
     }
 
     fn rewrite(&mut self, mut slots: Slots, depth: u32, update: &Update<K>) -> Slot {
@@ -450,9 +519,9 @@ impl<K: Key> Table<K> {
         let first = update.key.chunk(depth);
         let next = depth + STRIDE;
         if update.len > next {
-            let old = slots[first];
-            slots[first] = self.descend(old, next, update);
-            return slots[first] != old;
+            let new = self.descend(slots[first], next, update);
+            slots[first] = new.unwrap_or(slots[first]);
+            return new.is_some();
         }
         let covered = first..first + (1 << (next - update.len));
         let path = update.key;
@@ -487,6 +556,9 @@ impl<K: Key> Table<K> {
         update: &Update<K>,
     ) -> bool {
         let mut changed = false;
+        for &slot in &slots[covered.clone()] {
+            self.fetch(slot);
+        }
         for chunk in covered {
             let old = slots[chunk];
             slots[chunk] = if old.is_pointer() {
