@@ -13,6 +13,10 @@
 //!   once; while there is more, each turn doubles, up to a full burst. So a lone frame waits for
 //!   no second `read`, and a flood is handled in bursts. Of a packet socket the first turn is two
 //!   frames: one call then takes the lone frame and learns that there is no other.
+//! - **Work is counted, not frames**: a super-frame takes as long as many short frames. Turns
+//!   shrink while they hold more than [`TURN_WORK`], and epoll is asked whenever that much has
+//!   been done. So what arrives on an idle device waits for about one turn of each busy one,
+//!   whatever the others send.
 //! - **Transmission follows each turn**, so that buffers return to the pool while they are still in
 //!   cache, and a device that takes nothing costs counted drops, never a stalled source.
 //! - **Sleep**: when nothing is ready the thread announces its sleep on the channel
@@ -32,7 +36,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use nos_shim::channel::Wake;
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{BATCH, Burst, FramePool};
+use nos_shim::frame::{BATCH, Burst, Frame, FramePool, octets};
 use nos_shim::ident::{AttachmentId, Interface, UplinkId};
 use nos_shim::offload::Capabilities;
 use nos_shim::time::Instant;
@@ -44,8 +48,14 @@ use crate::engine::{Engine, EngineEvent};
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 256;
 
-/// Rounds between two looks at epoll while devices are busy.
+/// Rounds between two looks at epoll while devices are busy, at most.
 const ROUNDS_PER_POLL: u32 = 8;
+
+/// Work of a turn, as [`work_of`] counts it.
+const TURN_WORK: usize = BATCH;
+
+/// Octets that cost about as much as handling a frame does.
+const OCTETS_PER_WORK: u64 = 4096;
 
 /// How long a thread without free buffers waits for the other side to return some.
 const STARVED_WAIT: Duration = Duration::from_millis(1);
@@ -226,6 +236,21 @@ impl Slot {
     }
 }
 
+/// How much work frames are: one for each, and more for long ones.
+fn work_of(burst: &[Frame]) -> usize {
+    let long = octets(burst) / OCTETS_PER_WORK;
+    burst.len() + usize::try_from(long).unwrap_or(TURN_WORK)
+}
+
+/// The frames of the turn after one of `turn` frames with so much work.
+fn next_turn(turn: usize, work: usize) -> usize {
+    if work > TURN_WORK {
+        (turn / 2).max(1)
+    } else {
+        (turn * 2).min(BATCH)
+    }
+}
+
 /// The devices and the engine of one data thread.
 pub struct EventLoop {
     poll: Poll,
@@ -242,6 +267,8 @@ pub struct EventLoop {
     burst: Burst,
     epoch: std::time::Instant,
     rounds: u32,
+    /// Work since epoll was asked.
+    work: usize,
     starved: bool,
 }
 
@@ -316,6 +343,7 @@ impl EventLoop {
             burst: Burst::new(),
             epoch,
             rounds: 0,
+            work: 0,
             starved: false,
         };
         Ok((
@@ -464,9 +492,11 @@ impl EventLoop {
         let received = slot
             .device
             .recv_burst(&mut self.pool, &mut self.burst, slot.turn);
+        let work = work_of(&self.burst);
+        self.work += work;
         match received.next {
             Next::More => {
-                slot.turn = (slot.turn * 2).min(BATCH);
+                slot.turn = next_turn(slot.turn, work);
                 self.ready.push_back(interface);
             }
             Next::NoBuffer => {
@@ -547,8 +577,9 @@ impl EventLoop {
             return Some(Some(STARVED_WAIT));
         }
         if !self.ready.is_empty() {
-            self.rounds = (self.rounds + 1) % ROUNDS_PER_POLL;
-            return (self.rounds == 0).then_some(Some(Duration::ZERO));
+            self.rounds += 1;
+            let due = self.work >= TURN_WORK || self.rounds >= ROUNDS_PER_POLL;
+            return due.then_some(Some(Duration::ZERO));
         }
         if !self.commands.is_empty() || !self.engine.try_sleep() {
             return None;
@@ -562,6 +593,7 @@ impl EventLoop {
         let Some(timeout) = self.patience() else {
             return Ok(());
         };
+        (self.work, self.rounds) = (0, 0);
         let polled = self.poll.poll(&mut self.events, timeout);
         self.engine.awake();
         match polled {
@@ -591,6 +623,27 @@ impl EventLoop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nos_shim::frame::MAX_FRAME;
+
+    #[test]
+    fn turns_grow_to_a_burst_and_shrink_under_super_frames() {
+        let mut turn = 1;
+        for _ in 0..10 {
+            turn = next_turn(turn, turn);
+        }
+        assert_eq!(turn, BATCH);
+        let mut pool = FramePool::new(BATCH, MAX_FRAME);
+        let super_frame = vec![0; 1 << 16];
+        let mut turns = Vec::new();
+        for _ in 0..12 {
+            let burst: Burst = (0..turn)
+                .map(|_| pool.copy_from(&super_frame).unwrap())
+                .collect();
+            turn = next_turn(turn, work_of(&burst));
+            turns.push(turn);
+        }
+        assert_eq!(turns[8..], [2, 4, 2, 4]);
+    }
 
     #[test]
     fn a_token_names_one_interface() {

@@ -214,6 +214,7 @@ impl Measuring<'_> {
             flows,
             rate: None,
             duration: self.duration,
+            background: false,
         };
         let route = self.network.route(way, IpVersion::V4);
         let delivery = datagrams(&route, &stream)?;
@@ -318,6 +319,7 @@ impl Measuring<'_> {
             flows: 1,
             rate: None,
             duration: self.duration + self.duration / 4,
+            background: true,
         };
         let (loaded, flood) = std::thread::scope(|scope| {
             let flooding = scope.spawn(|| datagrams(&flooder, &stream));

@@ -74,6 +74,7 @@ pub(in crate::bench) fn trial(
         flows: 1,
         rate,
         duration: (duration / 4).max(Duration::from_millis(50)),
+        background: false,
     };
     datagrams(route, &stream)
 }
