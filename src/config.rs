@@ -77,7 +77,7 @@ impl RelayConfig {
     /// Frame buffers unless the configuration says otherwise.
     pub const DEFAULT_BUFFERS: NonZeroU32 = NonZeroU32::new(2048).unwrap();
     /// Bursts a ring unless the configuration says otherwise.
-    pub const DEFAULT_RING: NonZeroU32 = NonZeroU32::new(128).unwrap();
+    pub const DEFAULT_RING: NonZeroU32 = NonZeroU32::new(8).unwrap();
 }
 
 impl Default for RelayConfig {

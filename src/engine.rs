@@ -84,6 +84,18 @@ impl Engine {
         }
     }
 
+    /// Whether frames from an interface find room in the ring that they may have to go through. If
+    /// not, they had better stay with their device, where each source has a queue of its own.
+    #[must_use]
+    #[inline]
+    pub fn has_room(&self, from: Interface) -> bool {
+        match (from, &self.relay, &self.nos) {
+            (Interface::Attachment(_), Some(relay), _) => relay.has_room(),
+            (Interface::Uplink(_), _, Some(nos)) => nos.has_room(),
+            _ => true,
+        }
+    }
+
     /// Moves what waits in the channel, and does what is due.
     pub fn advance(&mut self, now: Instant) {
         for _ in 0..PASSES {
@@ -177,7 +189,18 @@ impl Engine {
         relay && nos
     }
 
-    /// Takes the announcement back.
+    /// Announces a wait for room in the ring that this side fills. Returns `false` when there is
+    /// some.
+    pub fn try_await_room(&mut self) -> bool {
+        match (&mut self.relay, &mut self.nos) {
+            (Some(relay), None) => relay.try_await_room(),
+            (None, Some(nos)) => nos.channel().try_await_room(),
+            // Both ends are here: the next round makes room.
+            _ => false,
+        }
+    }
+
+    /// Takes the announcements back.
     pub fn awake(&mut self) {
         if let Some(relay) = &mut self.relay {
             relay.awake();

@@ -17,6 +17,10 @@
 //!   shrink while they hold more than [`TURN_WORK`], and epoll is asked whenever that much has
 //!   been done. So what arrives on an idle device waits for about one turn of each busy one,
 //!   whatever the others send.
+//! - **A full ring holds turns back**: with two threads, a device whose frames would find the ring
+//!   full is not read. What overflows then is the device's own queue, not the ring that all share.
+//!   A ring that stays full has nobody who takes: after [`HOLD_LIMIT`] devices are read all the
+//!   same, and what finds the ring full is dropped and counted.
 //! - **Transmission follows each turn**, so that buffers return to the pool while they are still in
 //!   cache, and a device that takes nothing costs counted drops, never a stalled source.
 //! - **Sleep**: when nothing is ready the thread announces its sleep on the channel
@@ -59,6 +63,9 @@ const OCTETS_PER_WORK: u64 = 4096;
 
 /// How long a thread without free buffers waits for the other side to return some.
 const STARVED_WAIT: Duration = Duration::from_millis(1);
+
+/// How long a full ring may hold turns back: much longer than a taker that lives needs.
+const HOLD_LIMIT: Duration = Duration::from_millis(100);
 
 /// How often a device that is down is asked whether it has gone.
 const LINK_CHECK: Duration = Duration::from_secs(1);
@@ -270,6 +277,10 @@ pub struct EventLoop {
     /// Work since epoll was asked.
     work: usize,
     starved: bool,
+    /// Devices whose turn was held back in this round.
+    held_back: usize,
+    /// Since when the ring has been full.
+    held_since: Option<Instant>,
 }
 
 impl std::fmt::Debug for EventLoop {
@@ -345,6 +356,8 @@ impl EventLoop {
             rounds: 0,
             work: 0,
             starved: false,
+            held_back: 0,
+            held_since: None,
         };
         Ok((
             this,
@@ -475,15 +488,33 @@ impl EventLoop {
     /// Gives each device that is ready now one turn, and the engine one after each. Returns whether
     /// there were any.
     fn serve_ready(&mut self, now: Instant) -> bool {
-        self.starved = false;
+        (self.starved, self.held_back) = (false, 0);
         let count = self.ready.len();
+        if count == 0 {
+            self.held_since = None;
+        }
         for _ in 0..count {
-            if let Some(interface) = self.ready.pop_front() {
+            let Some(interface) = self.ready.pop_front() else {
+                break;
+            };
+            if self.may_serve(interface, now) {
                 self.serve(interface, now);
                 self.advance(now);
+            } else {
+                self.held_back += 1;
+                self.ready.push_back(interface);
             }
         }
-        count > 0
+        count > self.held_back
+    }
+
+    /// Whether what a device has would find room, or has waited for it long enough.
+    fn may_serve(&mut self, interface: Interface, now: Instant) -> bool {
+        if self.engine.has_room(interface) {
+            self.held_since = None;
+            return true;
+        }
+        now >= *self.held_since.get_or_insert(now) + HOLD_LIMIT
     }
 
     fn serve(&mut self, interface: Interface, now: Instant) {
@@ -576,7 +607,8 @@ impl EventLoop {
         if self.starved {
             return Some(Some(STARVED_WAIT));
         }
-        if !self.ready.is_empty() {
+        let waits_for_room = self.held_back > 0 && self.held_back == self.ready.len();
+        if !self.ready.is_empty() && !waits_for_room {
             self.rounds += 1;
             let due = self.work >= TURN_WORK || self.rounds >= ROUNDS_PER_POLL;
             return due.then_some(Some(Duration::ZERO));
@@ -584,8 +616,15 @@ impl EventLoop {
         if !self.commands.is_empty() || !self.engine.try_sleep() {
             return None;
         }
+        if waits_for_room && !self.engine.try_await_room() {
+            self.engine.awake();
+            return None;
+        }
         let check = (!self.down.is_empty()).then_some(self.next_link_check);
-        let next = [self.engine.poll_at(), check].into_iter().flatten().min();
+        let room = self.held_since.filter(|_| waits_for_room);
+        let room = room.map(|since| since + HOLD_LIMIT);
+        let next = [self.engine.poll_at(), check, room];
+        let next = next.into_iter().flatten().min();
         Some(next.map(|at| at.since(self.now())))
     }
 

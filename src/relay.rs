@@ -297,7 +297,20 @@ impl Relay {
         self.transmit.held() == 0 && self.events.is_empty() && self.channel.try_sleep()
     }
 
-    /// Ends what [`Self::try_sleep`] announced.
+    /// Whether the ring to the NOS takes another burst.
+    #[must_use]
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.channel.has_room()
+    }
+
+    /// Announces that this side is about to block until there is room in the ring to the NOS.
+    /// Returns `false` if it must not, because there is some.
+    pub fn try_await_room(&mut self) -> bool {
+        self.channel.try_await_room()
+    }
+
+    /// Ends what [`Self::try_sleep`] and [`Self::try_await_room`] announced.
     pub fn awake(&mut self) {
         self.channel.awake();
     }

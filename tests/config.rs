@@ -671,7 +671,7 @@ fn what_comes_and_goes_is_listed() {
     let expected = [
         restart("relay.threads", "single", "split"),
         restart("relay.buffers", "2048", "4096"),
-        restart("relay.ring", "128", "64"),
+        restart("relay.ring", "8", "64"),
     ];
     assert_eq!(changes.restart, expected);
 

@@ -28,6 +28,14 @@
 //!
 //! Both sides put a sequentially consistent fence between their two steps, so that at least one of
 //! them sees the other's: either the sleeper finds the message, or the sender finds the sleeper.
+//!
+//! # Room
+//!
+//! Rings are short, so that what waits in them waits for a bounded time. Who would rather leave
+//! packets with their devices, where each source has a queue of its own, than drop what finds the
+//! ring full, asks [`End::has_room`] before it reads more. It may block until there is room, having
+//! announced that with [`End::try_await_room`]: the taker's [`End::ring`] wakes it by the same
+//! protocol as soon as the ring is half empty.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv6Addr};
@@ -91,30 +99,33 @@ pub trait Wake: Send + Sync {
 /// The bell of one side.
 #[derive(Default)]
 struct Doorbell {
+    /// Blocks until something comes.
     asleep: AtomicBool,
+    /// Blocks until there is room for more.
+    wants_room: AtomicBool,
     waker: OnceLock<Box<dyn Wake>>,
 }
 
 impl Doorbell {
-    fn ring(&self) {
-        fence(Ordering::SeqCst);
-        let asleep = self.asleep.load(Ordering::Relaxed);
-        if asleep
-            && self.asleep.swap(false, Ordering::AcqRel)
+    /// To be called after a fence.
+    fn answer(&self, announced: &AtomicBool) {
+        if announced.load(Ordering::Relaxed)
+            && announced.swap(false, Ordering::AcqRel)
             && let Some(waker) = self.waker.get()
         {
             waker.wake();
         }
     }
 
-    fn announce_sleep(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
     fn awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
+        self.wants_room.store(false, Ordering::Relaxed);
     }
+}
+
+fn announce(what: &AtomicBool) {
+    what.store(true, Ordering::Relaxed);
+    fence(Ordering::SeqCst);
 }
 
 /// The other end of the channel has been dropped.
@@ -132,6 +143,8 @@ pub struct End<Out, In> {
     theirs: Arc<Doorbell>,
     /// Something was sent since the other side's bell was last rung.
     unrung: bool,
+    /// Something was taken since the other side was last told of room.
+    took: bool,
 }
 
 /// The relay's end.
@@ -155,6 +168,7 @@ pub fn pair(bursts: usize) -> (RelayEnd, NosEnd) {
         mine: Arc::clone(&relay_bell),
         theirs: Arc::clone(&nos_bell),
         unrung: false,
+        took: false,
     };
     let nos = End {
         bursts_out: to_relay,
@@ -164,6 +178,7 @@ pub fn pair(bursts: usize) -> (RelayEnd, NosEnd) {
         mine: nos_bell,
         theirs: relay_bell,
         unrung: false,
+        took: false,
     };
     (relay, nos)
 }
@@ -191,7 +206,16 @@ impl<Out, In> End<Out, In> {
     /// The oldest burst that the other end has sent.
     #[inline]
     pub fn recv_burst(&mut self) -> Option<PacketBurst> {
-        self.bursts_in.try_recv().ok()
+        let burst = self.bursts_in.try_recv().ok()?;
+        self.took = true;
+        Some(burst)
+    }
+
+    /// Whether the ring takes another burst. Only this end fills it, so it stays true until then.
+    #[must_use]
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        !self.bursts_out.is_full()
     }
 
     /// Sends a control message and rings.
@@ -214,11 +238,23 @@ impl<Out, In> End<Out, In> {
         self.control_in.try_recv().ok()
     }
 
-    /// Wakes the other side if it sleeps and something was sent since the last call. Call it once
-    /// after a round of sending.
+    /// Wakes the other side if it sleeps and something was sent since the last call, or if it waits
+    /// for room and there is some. Call it once after a round of sending or taking.
     pub fn ring(&mut self) {
-        if core::mem::take(&mut self.unrung) {
-            self.theirs.ring();
+        let (sent, took) = (
+            core::mem::take(&mut self.unrung),
+            core::mem::take(&mut self.took),
+        );
+        if !sent && !took {
+            return;
+        }
+        fence(Ordering::SeqCst);
+        if sent {
+            self.theirs.answer(&self.theirs.asleep);
+        }
+        // Half a ring at a time, or the two would take turns for every burst.
+        if took && self.bursts_in.len() <= self.capacity() / 2 {
+            self.theirs.answer(&self.theirs.wants_room);
         }
     }
 
@@ -231,7 +267,7 @@ impl<Out, In> End<Out, In> {
     /// Announces that this side is about to block. Returns `false` if it must not, because
     /// something waits in a ring.
     pub fn try_sleep(&mut self) -> bool {
-        self.mine.announce_sleep();
+        announce(&self.mine.asleep);
         let idle = self.bursts_in.is_empty() && self.control_in.is_empty();
         if !idle {
             self.mine.awake();
@@ -239,7 +275,20 @@ impl<Out, In> End<Out, In> {
         idle
     }
 
-    /// Ends what [`Self::try_sleep`] announced, so that nobody rings in vain.
+    /// Announces that this side is about to block until the ring that it fills is half empty.
+    /// Returns `false` if it must not, because it is. It does not look for what came in: who wants
+    /// to be woken for that too calls [`Self::try_sleep`] as well.
+    pub fn try_await_room(&mut self) -> bool {
+        announce(&self.mine.wants_room);
+        let full = self.bursts_out.len() > self.capacity() / 2;
+        if !full {
+            self.mine.wants_room.store(false, Ordering::Relaxed);
+        }
+        full
+    }
+
+    /// Ends what [`Self::try_sleep`] and [`Self::try_await_room`] announced, so that nobody rings in
+    /// vain.
     pub fn awake(&mut self) {
         self.mine.awake();
     }
@@ -373,6 +422,56 @@ mod tests {
             }
         }
         receiver.join().unwrap();
+    }
+
+    /// As above, for a sender that waits for room and never finds the ring full.
+    #[test]
+    fn no_room_is_overlooked_between_threads() {
+        const PACKETS: u32 = 20_000;
+        let (mut relay, mut nos) = pair(4);
+        let (bell, woken) = mpsc::sync_channel(1);
+        relay.set_waker(Box::new(Bell(bell)));
+        let receiver = std::thread::spawn(move || {
+            let mut expected = 0;
+            while expected < PACKETS {
+                match nos.recv_burst() {
+                    Some(burst) => {
+                        assert_eq!(number(&burst[0]), expected);
+                        expected += 1;
+                    }
+                    None => std::thread::yield_now(),
+                }
+                nos.ring();
+            }
+        });
+        let mut pool = FramePool::new(64, 64);
+        let mut burst = PacketBurst::new();
+        for n in 0..PACKETS {
+            if !relay.has_room() && relay.try_await_room() {
+                woken
+                    .recv_timeout(Duration::from_secs(20))
+                    .expect("woken when there is room");
+                relay.awake();
+            }
+            burst.push(packet(&mut pool, n));
+            assert!(relay.send_burst(&mut burst), "there was room");
+        }
+        receiver.join().unwrap();
+    }
+
+    #[test]
+    fn a_side_with_room_does_not_wait_for_it() {
+        let mut pool = FramePool::new(8, MAX_FRAME);
+        let (mut relay, mut nos) = pair(2);
+        let mut burst = PacketBurst::new();
+        assert!(relay.has_room() && !relay.try_await_room());
+        for n in 0..2 {
+            burst.push(packet(&mut pool, n));
+            relay.send_burst(&mut burst);
+        }
+        assert!(!relay.has_room() && relay.try_await_room());
+        assert!(nos.recv_burst().is_some());
+        assert!(relay.has_room() && !relay.try_await_room());
     }
 
     #[test]

@@ -87,6 +87,13 @@ impl Shim {
         any
     }
 
+    /// Whether the ring to the relay takes another burst.
+    #[must_use]
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.channel.has_room()
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.poll_at().is_none_or(|at| at > now) {
