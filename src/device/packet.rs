@@ -215,14 +215,11 @@ impl FrameDevice for PacketSocket {
             let result = self.messages.send(&self.fd, sending.waiting(), coalesce);
             match result {
                 Ok(taken) => {
-                    for _ in 0..taken.frames {
+                    for _ in 0..taken {
                         if let Some(frame) = sending.front() {
                             self.offloads.taken(frame.offload());
                         }
                         sending.taken();
-                    }
-                    if taken.runs {
-                        self.offloads.took_run();
                     }
                     self.down = false;
                 }

@@ -187,7 +187,6 @@ fn send_run(fd: &OwnedFd, name: &str, offloads: &mut Offloads, sending: &mut Sen
     }
     match result {
         Ok(()) => {
-            offloads.took_run();
             (0..length).for_each(|_| sending.taken());
             true
         }

@@ -60,8 +60,6 @@ pub(super) struct Offloads {
     proven: Capabilities,
     /// Whether runs of datagrams may be sent as one: that is wanted, and it has not refused one.
     runs: bool,
-    /// It has taken a run.
-    runs_proven: bool,
 }
 
 const SUPER_FRAMES: Capabilities = Capabilities::TSO4
@@ -81,7 +79,6 @@ impl Offloads {
             },
             proven: Capabilities::empty(),
             runs: true,
-            runs_proven: false,
         }
     }
 
@@ -95,22 +92,12 @@ impl Offloads {
         self.runs && self.capabilities.contains(Capabilities::USO)
     }
 
-    /// The kernel took a run.
-    #[inline]
-    pub(super) fn took_run(&mut self) {
-        self.runs_proven = true;
-    }
-
-    /// The kernel called a run invalid: no more are made. If it had taken one before, that says
+    /// The kernel called a run invalid: no more are made. Had it taken one before, that would say
     /// nothing of others, but the datagrams of this one must get out.
     #[cold]
     pub(super) fn refused_run(&mut self, device: DeviceKind, name: &str) {
         self.runs = false;
-        let proven = self.runs_proven;
-        tracing::warn!(
-            proven,
-            "{device} {name}: the kernel refuses datagrams in one piece"
-        );
+        tracing::warn!("{device} {name}: the kernel refuses datagrams in one piece");
     }
 
     pub(super) fn capabilities(&self) -> Capabilities {

@@ -16,6 +16,7 @@
 
 mod link;
 mod namespace;
+pub(crate) mod pattern;
 pub mod ping;
 mod privileges;
 pub mod tcp;

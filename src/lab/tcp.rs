@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use socket2::{Domain, Socket, Type};
 
-use super::{LabError, LabNamespace};
+use super::{LabError, LabNamespace, pattern};
 
 /// A listener in a namespace that sends back what it gets, until dropped.
 #[derive(Debug)]
@@ -290,12 +290,10 @@ const BLOCK: usize = 64 * 1024;
 
 /// Sends the first `octets` octets of the pattern, then the end of the stream.
 fn send(mut stream: TcpStream, octets: u64, deadline: Instant) -> io::Result<()> {
-    let mut block = vec![0; BLOCK];
     let mut offset = 0;
     while offset < octets {
         let left = usize::try_from(octets - offset).unwrap_or(BLOCK);
-        let part = &mut block[..left.min(BLOCK)];
-        pattern::fill(offset, part);
+        let part = pattern::at(offset, left.min(BLOCK));
         stream.set_write_timeout(Some(left_until(deadline)?))?;
         stream.write_all(part)?;
         offset += part.len() as u64;
@@ -337,91 +335,4 @@ fn left_until(deadline: Instant) -> io::Result<Duration> {
         return Err(io::ErrorKind::TimedOut.into());
     }
     Ok(left.max(Duration::from_millis(1)))
-}
-
-/// A sequence of octets in which each depends on its position: what is lost, repeated or moved
-/// shows, at the cost of a multiplication for eight octets.
-mod pattern {
-    const WORD: u64 = 8;
-
-    fn word(index: u64) -> [u8; 8] {
-        // An odd factor near 2^64 / golden ratio: neighbors differ in every octet.
-        (index.wrapping_add(1))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .to_le_bytes()
-    }
-
-    /// Writes the octets from `offset` on, which is a multiple of eight, into `out`.
-    pub(super) fn fill(offset: u64, out: &mut [u8]) {
-        debug_assert_eq!(offset % WORD, 0);
-        for (chunk, index) in out.chunks_mut(8).zip(offset / WORD..) {
-            chunk.copy_from_slice(&word(index)[..chunk.len()]);
-        }
-    }
-
-    /// Position in the stream of the first octet of `octets`, which begin at `offset`, that is
-    /// not as it should be.
-    pub(super) fn first_difference(offset: u64, octets: &[u8]) -> Option<u64> {
-        let within = usize::try_from(offset % WORD).unwrap_or(0);
-        let head = octets.len().min((8 - within) % 8);
-        let (head, rest) = octets.split_at(head);
-        let first = word(offset / WORD);
-        if head != &first[within..within + head.len()] {
-            return slow_difference(offset, octets);
-        }
-        let begin = (offset + head.len() as u64) / WORD;
-        let matches = rest
-            .chunks(8)
-            .zip(begin..)
-            .all(|(chunk, index)| chunk == &word(index)[..chunk.len()]);
-        if matches {
-            None
-        } else {
-            slow_difference(offset, octets)
-        }
-    }
-
-    fn slow_difference(offset: u64, octets: &[u8]) -> Option<u64> {
-        let expected = |at: u64| word(at / WORD)[usize::try_from(at % WORD).unwrap_or(0)];
-        let mut positions = octets.iter().zip(offset..);
-        positions.find_map(|(octet, at)| (*octet != expected(at)).then_some(at))
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use proptest::prelude::*;
-
-        use super::*;
-
-        proptest! {
-            #[test]
-            fn any_part_of_the_pattern_is_recognised(
-                from in 0_usize..4000, length in 0_usize..500,
-            ) {
-                let mut stream = vec![0; 5000];
-                fill(0, &mut stream);
-                let part = &stream[from..from + length];
-                prop_assert_eq!(first_difference(from as u64, part), None);
-            }
-
-            #[test]
-            fn a_changed_octet_is_found(
-                from in 0_usize..4000, length in 1_usize..500, at in any::<prop::sample::Index>(),
-            ) {
-                let mut stream = vec![0; 5000];
-                fill(0, &mut stream);
-                let at = from + at.index(length);
-                stream[at] ^= 0x10;
-                let part = &stream[from..from + length];
-                prop_assert_eq!(first_difference(from as u64, part), Some(at as u64));
-            }
-
-            #[test]
-            fn moved_octets_are_found(shift in 1_u64..100_000) {
-                let mut block = vec![0; 64];
-                fill(0, &mut block);
-                prop_assert!(first_difference(shift, &block).is_some());
-            }
-        }
-    }
 }

@@ -5,7 +5,8 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Route, TrafficError, accept, joined, pattern};
+use super::{Route, TrafficError, accept, joined};
+use crate::lab::pattern;
 
 /// A stream without progress for so long has stalled.
 const PATIENCE: Duration = Duration::from_secs(3);

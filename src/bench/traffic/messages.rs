@@ -7,7 +7,8 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
-use super::{Sizes, pattern};
+use super::Sizes;
+use crate::lab::pattern;
 
 /// Datagrams of one system call at most.
 pub(super) const BATCH: usize = 64;

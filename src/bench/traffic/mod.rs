@@ -8,7 +8,6 @@ pub(super) mod connections;
 pub(super) mod datagrams;
 pub(super) mod exchange;
 mod messages;
-mod pattern;
 pub(super) mod search;
 
 use std::fmt;

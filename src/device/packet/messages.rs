@@ -125,6 +125,7 @@ impl Messages {
     }
 
     /// Sends the frames from the first on, runs of datagrams as one where `coalesce` says so.
+    /// Returns how many frames were sent.
     ///
     /// # Errors
     ///
@@ -135,7 +136,7 @@ impl Messages {
         fd: &OwnedFd,
         frames: &mut [Frame],
         coalesce: bool,
-    ) -> Result<Taken, Refused> {
+    ) -> Result<usize, Refused> {
         let messages = self.load(frames, coalesce);
         if messages == 0 {
             return Err(Refused {
@@ -191,14 +192,13 @@ impl Messages {
         messages
     }
 
-    /// Makes the frames of messages that were not sent what they were. Returns what was sent.
-    fn unload(&mut self, frames: &mut [Frame], sent: usize, messages: usize) -> Taken {
-        let mut taken = Taken::default();
+    /// Makes the frames of messages that were not sent what they were. Returns how many were sent.
+    fn unload(&mut self, frames: &mut [Frame], sent: usize, messages: usize) -> usize {
+        let mut taken = 0;
         let mut at = 0;
         for (n, &(count, run)) in self.cargo[..messages].iter().enumerate() {
             if n < sent {
-                taken.frames += usize::from(count);
-                taken.runs |= run.is_some();
+                taken += usize::from(count);
             } else if let (Some(run), Some(first)) = (run, frames.get_mut(at)) {
                 run.undo(first);
             }
@@ -206,14 +206,6 @@ impl Messages {
         }
         taken
     }
-}
-
-/// What the kernel took.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Taken {
-    pub(super) frames: usize,
-    /// There was a run among them.
-    pub(super) runs: bool,
 }
 
 /// What the kernel did not take.

@@ -7,24 +7,24 @@
 use std::sync::OnceLock;
 
 /// Octets after which the pattern repeats.
-pub(super) const PERIOD: usize = 65_521;
+pub(crate) const PERIOD: usize = 65_521;
 
 /// The longest piece that can be had at once.
-pub(super) const LONGEST: usize = 128 * 1024;
+pub(crate) const LONGEST: usize = 128 * 1024;
 
 /// The octets of the stream from `offset` on.
 ///
 /// # Panics
 ///
 /// If `length` is more than [`LONGEST`].
-pub(super) fn at(offset: u64, length: usize) -> &'static [u8] {
+pub(crate) fn at(offset: u64, length: usize) -> &'static [u8] {
     let start = usize::try_from(offset % PERIOD as u64).unwrap_or(0);
     &block()[start..start + length]
 }
 
 /// The position in the stream of the first octet of `octets`, which begin at `offset`, that is not
 /// as it should be.
-pub(super) fn first_difference(offset: u64, octets: &[u8]) -> Option<u64> {
+pub(crate) fn first_difference(offset: u64, octets: &[u8]) -> Option<u64> {
     let mut offset = offset;
     for piece in octets.chunks(LONGEST) {
         let wanted = at(offset, piece.len());
