@@ -18,8 +18,9 @@ use crate::relay::{Relay, RelayEvent};
 /// nothing that the relay takes makes it send; so more than one is for a backlog.
 const PASSES: usize = 4;
 
-/// Bursts taken from the channel in one pass: enough to empty a ring of the default size.
-const CHANNEL_BUDGET: usize = 64;
+/// Bursts taken from the channel in one pass. What is taken waits for its device, and takes memory,
+/// as what is in the ring does; so no more is taken than makes passes worth their while.
+const CHANNEL_BUDGET: usize = 2;
 
 /// News for the control thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
