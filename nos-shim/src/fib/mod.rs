@@ -39,7 +39,7 @@ pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protoco
 
 use crate::ident::{UplinkId, VrfId};
 use adjacency::Adjacencies;
-use rib::{Best, Change, Prefix, Rib};
+use rib::{Best, Change, Offer, Prefix, Rib};
 use table::{Key, Table};
 
 /// The most prefixes of one family that a VRF holds.
@@ -198,20 +198,23 @@ impl Vrf {
     }
 
     /// All offers, in any order.
-    fn iter(&self) -> impl Iterator<Item = (IpNet, AdjacencyId, bool)> + '_ {
-        let v4 = self.v4.rib.iter();
-        let v6 = self.v6.rib.iter();
-        v4.map(|(prefix, offer, active)| (net_v4(prefix), offer, active))
-            .chain(v6.map(|(prefix, offer, active)| (net_v6(prefix), offer, active)))
+    fn iter(&self) -> impl Iterator<Item = Offer<IpNet>> + '_ {
+        named(self.v4.rib.iter(), self.v6.rib.iter())
     }
 
     /// All offers in the order of prefixes.
-    fn sorted(&self) -> impl Iterator<Item = (IpNet, AdjacencyId, bool)> + '_ {
-        let v4 = self.v4.rib.sorted();
-        let v6 = self.v6.rib.sorted();
-        v4.map(|(prefix, offer, active)| (net_v4(prefix), offer, active))
-            .chain(v6.map(|(prefix, offer, active)| (net_v6(prefix), offer, active)))
+    fn sorted(&self) -> impl Iterator<Item = Offer<IpNet>> + '_ {
+        named(self.v4.rib.sorted(), self.v6.rib.sorted())
     }
+}
+
+/// Offers of both families as one list.
+fn named(
+    v4: impl Iterator<Item = Offer<Prefix<u32>>>,
+    v6: impl Iterator<Item = Offer<Prefix<u128>>>,
+) -> impl Iterator<Item = Offer<IpNet>> {
+    v4.map(|(prefix, offer, active)| (net_v4(prefix), offer, active))
+        .chain(v6.map(|(prefix, offer, active)| (net_v6(prefix), offer, active)))
 }
 
 /// The forwarding information of all VRFs.
@@ -434,7 +437,7 @@ impl Fib {
         offers.map(|offer| self.route_entry(offer))
     }
 
-    fn route_entry(&self, (prefix, offer, active): (IpNet, AdjacencyId, bool)) -> RouteEntry<'_> {
+    fn route_entry(&self, (prefix, offer, active): Offer<IpNet>) -> RouteEntry<'_> {
         let adjacency = self.adjacency(offer);
         RouteEntry {
             prefix,

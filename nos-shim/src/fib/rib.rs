@@ -36,6 +36,9 @@ impl<K: Key> Prefix<K> {
     }
 }
 
+/// For which destinations, what happens to them, and whether it is the best of its prefix.
+pub(super) type Offer<P> = (P, AdjacencyId, bool);
+
 /// What a change of offers means for forwarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
@@ -214,18 +217,18 @@ impl<K: Key> Rib<K> {
     }
 
     /// All offers in any order, the best of each prefix first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Prefix<K>, AdjacencyId, bool)> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = Offer<Prefix<K>>> + '_ {
         self.best.iter().flat_map(|held| self.offers(held))
     }
 
     /// All offers in the order of prefixes, the best of each prefix first.
-    pub(super) fn sorted(&self) -> impl Iterator<Item = (Prefix<K>, AdjacencyId, bool)> + '_ {
+    pub(super) fn sorted(&self) -> impl Iterator<Item = Offer<Prefix<K>>> + '_ {
         let mut order: Vec<_> = self.best.iter().collect();
         order.sort_unstable_by_key(|held| held.prefix());
         order.into_iter().flat_map(|held| self.offers(held))
     }
 
-    fn offers(&self, held: &Held<K>) -> impl Iterator<Item = (Prefix<K>, AdjacencyId, bool)> + '_ {
+    fn offers(&self, held: &Held<K>) -> impl Iterator<Item = Offer<Prefix<K>>> + '_ {
         let prefix = held.prefix();
         let others = held.has_others().then(|| self.others.get(&prefix));
         let others = others.flatten().into_iter().flatten();
