@@ -14,9 +14,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use nos_relay::guard::Guard;
-use nos_relay::link::Link;
-use nos_relay::responder::{Answer, answer_arp, answer_ip};
+use nos_relay::data::guard::Guard;
+use nos_relay::data::link::Link;
+use nos_relay::data::responder::{Answer, answer_arp, answer_ip};
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{BATCH, Burst, FramePool};
 use nos_shim::packet::{Packet, PacketBurst};

@@ -1,20 +1,15 @@
 //! The container side of nos-relay, and the process around it.
+//!
+//! | folder | plane | runs on |
+//! |---|---|---|
+//! | [`data`] | data path: reads, decides, writes and waits, and makes no other system call | data threads |
+//! | [`control`] | control plane: plans, applies and heals; configuration, kernel, control socket | the control thread |
+//! | [`cli`] | the commands of the program | the program's main thread |
+//! | [`lab`] | networks of namespaces to try, show and measure it in | processes of their own |
+//!
+//! `control` knows `data`, never the other way.
 
-pub mod attach;
-pub mod bench;
 pub mod cli;
-pub mod config;
 pub mod control;
-pub mod daemon;
-pub mod demo;
-pub mod device;
-pub mod engine;
-pub mod event_loop;
-pub mod guard;
+pub mod data;
 pub mod lab;
-pub mod link;
-pub mod port_set;
-pub mod relay;
-pub mod responder;
-pub mod show;
-pub mod takeover;

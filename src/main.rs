@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nos_relay::cli::{Cli, Command, Outcome};
-use nos_relay::{bench, daemon, demo};
+use nos_relay::control::daemon;
+use nos_relay::lab::{bench, demo};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {

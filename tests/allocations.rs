@@ -19,9 +19,9 @@ mod support;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
-use nos_relay::config::RelayConfig;
-use nos_relay::engine::{Engine, EngineEvent};
-use nos_relay::relay::{AttachmentConfig, Relay, RelayEvent};
+use nos_relay::control::config::RelayConfig;
+use nos_relay::data::engine::{Engine, EngineEvent};
+use nos_relay::data::relay::{AttachmentConfig, Relay, RelayEvent};
 use nos_shim::arp::{Arp, Operation};
 use nos_shim::channel::pair;
 use nos_shim::checksum::Sum;

@@ -14,11 +14,12 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use nos_relay::attach::{
-    AttachError, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, InterfaceName, VethPair,
-    host_end_name, link, link_statistics, make_room,
+use nos_relay::control::attach::{
+    AttachError, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, VethPair, host_end_name, link,
+    link_statistics, make_room,
 };
-use nos_relay::lab::{LabNamespace, tun_access, veth};
+use nos_relay::control::kernel::InterfaceName;
+use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
 use nos_shim::ident::MacAddr;
 use support::{lab_test, skip};
 use tun_tap::{Iface, Mode};

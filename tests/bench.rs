@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nos_relay::bench::path::Path as BenchPath;
-use nos_relay::bench::results::{Document, FORMAT};
-use nos_relay::lab::{LabNamespace, tun_access};
+use nos_relay::lab::bench::path::Path as BenchPath;
+use nos_relay::lab::bench::results::{Document, FORMAT};
+use nos_relay::lab::testbed::{LabNamespace, tun_access};
 use support::daemon::program;
 use support::{lab_test, skip};
 use tempfile::TempDir;
@@ -333,7 +333,7 @@ fn the_list_names_all_rows_and_paths() {
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(0));
     let out = text(&output.stdout);
-    for row in nos_relay::bench::plan::rows() {
+    for row in nos_relay::lab::bench::plan::rows() {
         assert!(out.contains(&format!(" {} ", row.name)), "{}", row.name);
     }
     for path in BenchPath::ALL {

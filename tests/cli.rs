@@ -9,13 +9,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser};
+use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, Outcome, ShowArgs};
-use nos_relay::control::snapshot::{
+use nos_relay::control::api::snapshot::{
     Attachment, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port, PortKind,
     Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
 };
-use nos_relay::control::{Response, Table};
-use nos_relay::show;
+use nos_relay::control::api::{Response, Table};
 use nos_shim::channel::Registration;
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
@@ -89,7 +89,7 @@ fn the_other_commands_are_taken() {
 #[test]
 fn log_filters_are_checked() {
     assert_eq!(parse("nos-relay --log debug demo").log, "debug");
-    let filter = "warn,nos_relay::attach=trace";
+    let filter = "warn,nos_relay::control::attach=trace";
     assert_eq!(parse(&format!("nos-relay demo --log {filter}")).log, filter);
     let (code, text) = refused("nos-relay --log a=b=c demo");
     assert_eq!(code, 2);

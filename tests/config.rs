@@ -6,7 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
-use nos_relay::config::{
+use nos_relay::control::config::{
     Config, ConfigErrors, ContainerAspects, ContainerDevice, MAX_TEXT, Mtu, NeedsRestart, NetnsRef,
     RouteAction, Service, ServiceChanges, Threads, UplinkAspects, UplinkDevice,
 };
@@ -159,7 +159,8 @@ fn next_hops_are_resolved_to_uplinks() {
         let RouteAction::Via(hops) = &config.routes[route].action else {
             panic!("{:?}", config.routes[route])
         };
-        let text = |hop: &nos_relay::config::NextHop| format!("{} {}", hop.address, hop.uplink);
+        let text =
+            |hop: &nos_relay::control::config::NextHop| format!("{} {}", hop.address, hop.uplink);
         hops.iter().map(text).collect::<Vec<_>>()
     };
     assert_eq!(hops(0), ["203.0.113.2 up0", "198.51.100.0 up1"]);
@@ -644,7 +645,7 @@ fn containers_follow_the_addresses_of_the_nos() {
 #[test]
 fn what_comes_and_goes_is_listed() {
     let (old, new) = (config(UPLINK), config(FULL));
-    let names = |containers: &[&nos_relay::config::Container]| {
+    let names = |containers: &[&nos_relay::control::config::Container]| {
         let names = containers
             .iter()
             .map(|container| container.name.to_string());

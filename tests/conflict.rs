@@ -9,7 +9,7 @@
 
 mod support;
 
-use nos_relay::lab::{Topology, ping::ping};
+use nos_relay::lab::testbed::{Topology, ping::ping};
 use nos_shim::arp::Arp;
 use nos_shim::frame::FramePool;
 use nos_shim::ident::MacAddr;

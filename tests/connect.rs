@@ -14,9 +14,9 @@ use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use nos_relay::control::snapshot::LinkState;
-use nos_relay::lab::ping::{Echo, ping};
-use nos_relay::lab::{LabNamespace, Topology, tcp, udp};
+use nos_relay::control::api::snapshot::LinkState;
+use nos_relay::lab::testbed::ping::{Echo, ping};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
 use nos_shim::ident::MacAddr;
 use support::daemon::{Daemon, LIMIT};
 use support::lab_test;

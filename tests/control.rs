@@ -15,8 +15,8 @@ use std::thread;
 use std::time::Duration;
 
 use mio::{Events, Poll, Token};
-use nos_relay::control::snapshot::{Port, PortKind, Protocol};
-use nos_relay::control::{
+use nos_relay::control::api::snapshot::{Port, PortKind, Protocol};
+use nos_relay::control::api::{
     BindError, ConnectionId, ControlError, MAX_CONNECTIONS, MAX_REQUEST, REQUEST_TIMEOUT,
     RESPONSE_TIMEOUT, Refusal, RefusalCode, Request, Response, Server, Table, query,
 };

@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::sys::signal::Signal;
-use nos_relay::control::Table;
-use nos_relay::control::snapshot::{LinkState, RouteAction};
-use nos_relay::lab::ping::{Echo, ping};
-use nos_relay::lab::{LabNamespace, Topology, tcp, udp, veth};
+use nos_relay::control::api::Table;
+use nos_relay::control::api::snapshot::{LinkState, RouteAction};
+use nos_relay::lab::testbed::ping::{Echo, ping};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp, veth};
 use support::daemon::{Daemon, Files, LIMIT, await_that, program};
 use support::lab_test;
 use support::scenario::{

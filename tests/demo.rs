@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
-use nos_relay::lab::{LabNamespace, user_namespace_on_spawn};
+use nos_relay::lab::testbed::{LabNamespace, user_namespace_on_spawn};
 use support::{lab_test, skip};
 use tempfile::TempDir;
 
@@ -222,10 +222,10 @@ lab_test! {
         // The daemon holds interfaces in the containers; some of the checks have been done.
         let talking = || {
             let Some(socket) = place.socket() else { return false };
-            let table = nos_relay::control::Table::Counters;
-            let request = nos_relay::control::Request::Show { table };
-            let answer = nos_relay::control::query(&socket, &request, LIMIT);
-            let Ok(nos_relay::control::Response::Counters(counters)) = answer else { return false };
+            let table = nos_relay::control::api::Table::Counters;
+            let request = nos_relay::control::api::Request::Show { table };
+            let answer = nos_relay::control::api::query(&socket, &request, LIMIT);
+            let Ok(nos_relay::control::api::Response::Counters(counters)) = answer else { return false };
             counters.stages.iter().any(|stage| stage.received > 500)
         };
         let (status, out) = interrupted(&place, Signal::SIGINT, talking);
@@ -328,7 +328,9 @@ fn an_ordinary_user_sees_it_in_a_user_namespace() {
         }
         chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         as_nobody(&mut command);
-    } else if nos_relay::lab::privileges() != nos_relay::lab::Privileges::UserNamespace {
+    } else if nos_relay::lab::testbed::privileges()
+        != nos_relay::lab::testbed::Privileges::UserNamespace
+    {
         return skip("an_ordinary_user_sees_it_in_a_user_namespace: the kernel refuses");
     }
     command

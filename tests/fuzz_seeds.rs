@@ -35,7 +35,7 @@ fn seeds_of_the_target_config_are_valid() {
     let mut count = 0;
     for entry in std::fs::read_dir(&directory).expect("the seeds") {
         let path = entry.expect("a seed").path();
-        if let Err(errors) = nos_relay::config::Config::load(&path) {
+        if let Err(errors) = nos_relay::control::config::Config::load(&path) {
             panic!("{errors}");
         }
         count += 1;

@@ -12,7 +12,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use nos_relay::lab::Topology;
+use nos_relay::lab::testbed::Topology;
 use nos_shim::ident::MacAddr;
 use support::daemon::LIMIT;
 use support::scenario::{FAMILIES, Family, Scenario, Variant, variant_tests};

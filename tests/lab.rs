@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
-use nos_relay::attach::Namespace;
-use nos_relay::lab::ping::{Echo, Ping, ping};
-use nos_relay::lab::{
+use nos_relay::control::kernel::Namespace;
+use nos_relay::lab::testbed::ping::{Echo, Ping, ping};
+use nos_relay::lab::testbed::{
     LabError, LabNamespace, Privileges, Topology, UserNamespaceError, enter_user_namespace,
     privileges, tcp, udp, veth,
 };

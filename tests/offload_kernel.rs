@@ -32,7 +32,7 @@ use support::lab_test;
 
 /// Runs `test` in a thread with a network namespace of its own, without IPv6 chatter.
 fn in_namespace(test: impl FnOnce() + Send) {
-    if let Err(error) = nos_relay::lab::tun_access() {
+    if let Err(error) = nos_relay::lab::testbed::tun_access() {
         support::skip(&format!("/dev/net/tun: {error}"));
         return;
     }

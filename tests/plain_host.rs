@@ -26,7 +26,7 @@ mod support;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use craft::{ACK, CLOSED, SYN, Step, datagram, icmp, segment, segment_of};
-use nos_relay::lab::{LabNamespace, Topology, tcp, udp};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
 use nos_shim::ident::MacAddr;
 use support::daemon::{Daemon, LIMIT};
 use support::lab_test;
@@ -95,7 +95,7 @@ impl Outside {
             peer: MacAddr::ZERO,
         };
         for family in FAMILIES {
-            nos_relay::lab::ping::ping(&this.external, family.nos, 1, LIMIT).unwrap();
+            nos_relay::lab::testbed::ping::ping(&this.external, family.nos, 1, LIMIT).unwrap();
         }
         let reply = this
             .wire

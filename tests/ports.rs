@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 
-use nos_relay::control::snapshot::{Port, PortKind, Protocol};
-use nos_relay::lab::{LabNamespace, Topology, tcp, udp};
+use nos_relay::control::api::snapshot::{Port, PortKind, Protocol};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
 use nos_shim::ident::MacAddr;
 use support::daemon::{Daemon, LIMIT};
 use support::lab_test;

@@ -8,10 +8,10 @@
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
-use nos_relay::device::{FrameDevice, MemoryDevice, pollable_memory_pair};
-use nos_relay::engine::Engine;
-use nos_relay::event_loop::{Event, EventLoop, Listener, LoopHandle};
-use nos_relay::relay::{AttachmentConfig, Relay};
+use nos_relay::data::device::{FrameDevice, MemoryDevice, pollable_memory_pair};
+use nos_relay::data::engine::Engine;
+use nos_relay::data::event_loop::{Event, EventLoop, Listener, LoopHandle};
+use nos_relay::data::relay::{AttachmentConfig, Relay};
 use nos_shim::channel::{NosEnd, ToRelay, pair};
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{BATCH, Burst, FramePool, MAX_FRAME};

@@ -15,10 +15,10 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use nos_relay::control::snapshot::{NeighborState, NextHop, RouteAction, RouteSource};
-use nos_relay::lab::ping::{Echo, Ping, ping};
-use nos_relay::lab::tcp::{Direction, Transfer};
-use nos_relay::lab::{LabNamespace, Topology, tcp, udp, veth};
+use nos_relay::control::api::snapshot::{NeighborState, NextHop, RouteAction, RouteSource};
+use nos_relay::lab::testbed::ping::{Echo, Ping, ping};
+use nos_relay::lab::testbed::tcp::{Direction, Transfer};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp, veth};
 use support::daemon::{Daemon, LIMIT, await_that};
 use support::lab_test;
 use support::scenario::{

@@ -13,8 +13,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use nos_relay::lab::ping::{Echo, Ping, ping};
-use nos_relay::lab::{LabNamespace, Topology, tcp, udp};
+use nos_relay::lab::testbed::ping::{Echo, Ping, ping};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
 use support::daemon::{Daemon, LIMIT, await_that};
 use support::lab_test;
 use support::scenario::{FAMILIES, Scenario, V4, Variant, config, edited, variant_tests};

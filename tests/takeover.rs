@@ -19,10 +19,10 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recv,
     socket,
 };
-use nos_relay::attach::Namespace;
-use nos_relay::lab::ping::{Echo, ping};
-use nos_relay::lab::{LabNamespace, Topology, tcp, udp, veth};
-use nos_relay::takeover::{Takeover, TakeoverError};
+use nos_relay::control::kernel::Namespace;
+use nos_relay::control::kernel::takeover::{Takeover, TakeoverError};
+use nos_relay::lab::testbed::ping::{Echo, ping};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp, veth};
 use nos_shim::ident::MacAddr;
 use support::daemon::Daemon;
 use support::lab_test;

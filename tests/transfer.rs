@@ -17,8 +17,8 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use nos_relay::control::snapshot::Link;
-use nos_relay::lab::{LabNamespace, Topology};
+use nos_relay::control::api::snapshot::Link;
+use nos_relay::lab::testbed::{LabNamespace, Topology};
 use sha2::{Digest, Sha256};
 use support::daemon::{Daemon, LIMIT};
 use support::scenario::{

@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nos_relay::config::Config;
+use nos_relay::control::config::Config;
 
 fuzz_target!(|text: &str| {
     match Config::parse("fuzz.toml", text) {

@@ -10,8 +10,8 @@ use std::thread;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use nix::sys::socket::{setsockopt, sockopt};
-use nos_relay::device::{Egress, FrameDevice, Next, PacketOptions};
-use nos_relay::lab::LabNamespace;
+use nos_relay::data::device::{Egress, FrameDevice, Next, PacketOptions};
+use nos_relay::lab::testbed::LabNamespace;
 use nos_shim::frame::{Burst, FramePool, GsoKind, MAX_FRAME, Segmentation};
 use nos_shim::offload::Capabilities;
 

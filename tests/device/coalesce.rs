@@ -1,6 +1,6 @@
 //! Datagrams that are handed to the kernel together reach their socket one by one.
 
-use nos_relay::device::{PacketOptions, PacketSocket};
+use nos_relay::data::device::{PacketOptions, PacketSocket};
 use nos_shim::frame::{Checksum, GsoKind, Offload};
 use nos_shim::offload::Capabilities;
 

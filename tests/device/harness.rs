@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use nos_relay::device::{Egress, FrameDevice, Next, PacketOptions, PacketSocket, Sent, open_tap};
-use nos_relay::lab::{LabNamespace, tun_access, veth};
+use nos_relay::data::device::{
+    Egress, FrameDevice, Next, PacketOptions, PacketSocket, Sent, open_tap,
+};
+use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
 use nos_shim::checksum::Sum;
 use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, Offload};
 use nos_shim::ident::MacAddr;

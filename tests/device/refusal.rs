@@ -1,6 +1,6 @@
 //! What a device cannot take, and what that does to the rest.
 
-use nos_relay::device::{Egress, Next, PacketOptions};
+use nos_relay::data::device::{Egress, Next, PacketOptions};
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{
     Burst, Checksum, Frame, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use nos_relay::device::{Egress, Link, Next, PacketOptions};
+use nos_relay::data::device::{Egress, Link, Next, PacketOptions};
 use nos_shim::drop::DropReason;
 
 use crate::harness::{

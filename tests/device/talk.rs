@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nos_relay::device::{
+use nos_relay::data::device::{
     Egress, FrameDevice, Next, OpenError, PacketOptions, PacketSocket, PlainTap, Tap,
     pollable_memory_pair,
 };

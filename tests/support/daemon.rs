@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nos_relay::control::snapshot::{Attachment, Counters, Neighbor, Port, Route, Uplink};
-use nos_relay::control::{ControlError, Request, Response, Table, query};
-use nos_relay::lab::LabNamespace;
+use nos_relay::control::api::snapshot::{Attachment, Counters, Neighbor, Port, Route, Uplink};
+use nos_relay::control::api::{ControlError, Request, Response, Table, query};
+use nos_relay::lab::testbed::LabNamespace;
 use tempfile::TempDir;
 
 /// Time for anything that the daemon is to do. Machines that build several things at once are

@@ -20,7 +20,7 @@ pub(crate) mod wire;
 use std::io::Write;
 use std::process::Command;
 
-use nos_relay::lab::{Privileges, privileges, user_namespace_on_spawn};
+use nos_relay::lab::testbed::{Privileges, privileges, user_namespace_on_spawn};
 
 /// Defines a test that needs network namespaces.
 ///

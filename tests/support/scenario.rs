@@ -10,7 +10,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use nos_relay::lab::{LabNamespace, Topology, tun_access};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tun_access};
 
 use super::daemon::Daemon;
 use super::skip;

@@ -18,7 +18,7 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recv,
     send, socket,
 };
-use nos_relay::lab::LabNamespace;
+use nos_relay::lab::testbed::LabNamespace;
 use nos_shim::arp::Arp;
 use nos_shim::ident::MacAddr;
 

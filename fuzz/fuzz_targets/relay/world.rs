@@ -26,8 +26,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use nos_relay::engine::Engine;
-use nos_relay::relay::{AttachmentConfig, Relay};
+use nos_relay::data::engine::Engine;
+use nos_relay::data::relay::{AttachmentConfig, Relay};
 use nos_shim::arp::{Arp, Operation};
 use nos_shim::channel::pair;
 use nos_shim::drop::DropReason;

@@ -1,0 +1,447 @@
+//! The daemon's state as tables for people and as JSON for programs.
+//!
+//! Tables have no borders and no colour; they fit 100 columns unless a name or an address is
+//! long. Nothing is cut off or wrapped, so that what is shown can be copied.
+
+use core::fmt::Display;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::control::api::Response;
+use crate::control::api::snapshot::{
+    Attachment, Counters, Drops, Link, LinkState, Neighbor, NeighborState, NextHop, Port, PortKind,
+    Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+};
+
+/// The response as a table, with a newline at the end. What is empty says so in words.
+#[must_use]
+pub fn table(response: &Response) -> String {
+    let text = match response {
+        Response::Attachments(rows) => attachments(rows),
+        Response::Ports(rows) => ports(rows),
+        Response::Routes(rows) => routes(rows),
+        Response::Neighbors(rows) => neighbors(rows),
+        Response::Counters(counters) => self::counters(counters),
+        Response::Refused(refusal) => refusal.to_string(),
+    };
+    format!("{text}\n")
+}
+
+/// What the response holds as JSON, with a newline at the end: an array of the table's rows, or an
+/// object of counters. The fields are those of [`crate::control::api::snapshot`].
+#[must_use]
+pub fn json(response: &Response) -> String {
+    let json = match response {
+        Response::Attachments(rows) => serde_json::to_string_pretty(rows),
+        Response::Ports(rows) => serde_json::to_string_pretty(rows),
+        Response::Routes(rows) => serde_json::to_string_pretty(rows),
+        Response::Neighbors(rows) => serde_json::to_string_pretty(rows),
+        Response::Counters(counters) => serde_json::to_string_pretty(counters),
+        Response::Refused(refusal) => serde_json::to_string_pretty(refusal),
+    };
+    // Plain structs with text keys always serialise.
+    format!("{}\n", json.unwrap_or_default())
+}
+
+/// Puts the rows in the order in which people look for them.
+pub fn sort(response: &mut Response) {
+    match response {
+        Response::Attachments(rows) => rows.sort_by_key(|row| row.id),
+        Response::Ports(rows) => rows.sort_by_key(|row| (row.vrf, row.protocol, row.range)),
+        Response::Routes(rows) => {
+            rows.sort_by_key(|row| (row.vrf, row.prefix.addr().is_ipv6(), row.prefix, row.metric));
+        }
+        Response::Neighbors(rows) => {
+            rows.sort_by(|a, b| (&a.uplink, a.address).cmp(&(&b.uplink, b.address)));
+        }
+        Response::Counters(_) | Response::Refused(_) => {}
+    }
+}
+
+fn attachments(rows: &[Attachment]) -> String {
+    if rows.is_empty() {
+        return "No container is attached.".to_owned();
+    }
+    let cells = rows.iter().map(|row| {
+        let mut interface = vec![
+            format!(
+                "{} ({}) in {}",
+                row.link.interface, row.link.device, row.netns
+            ),
+            format!("mac {}", row.container_mac),
+            format!("mac {} of the NOS", row.link.mac),
+        ];
+        interface.extend(row.addresses.iter().map(ToString::to_string));
+        interface.extend(properties(&row.link));
+        [
+            row.id.0.to_string(),
+            row.name.clone(),
+            state(row.link.state),
+            interface.join("\n"),
+            traffic(&row.link),
+        ]
+    });
+    spaced(
+        &["ID", "CONTAINER", "STATE", "INTERFACE", "TRAFFIC"],
+        &[0],
+        cells,
+    )
+}
+
+fn uplinks(rows: &[Uplink]) -> String {
+    let cells = rows.iter().map(|row| {
+        let mut interface = vec![
+            format!("{} ({})", row.link.interface, row.link.device),
+            format!("mac {}", row.link.mac),
+        ];
+        interface.extend(row.addresses.iter().map(ToString::to_string));
+        interface.extend(properties(&row.link));
+        let mut traffic = vec![traffic(&row.link)];
+        if row.address_conflicts > 0 {
+            traffic.push(format!("address conflicts {}", row.address_conflicts));
+        }
+        [
+            row.name.clone(),
+            state(row.link.state),
+            interface.join("\n"),
+            traffic.join("\n"),
+        ]
+    });
+    spaced(&["UPLINK", "STATE", "INTERFACE", "TRAFFIC"], &[], cells)
+}
+
+fn properties(link: &Link) -> [String; 2] {
+    let offload = match link.offload.is_empty() {
+        true => "none".to_owned(),
+        false => link.offload.join(" "),
+    };
+    [
+        format!("mtu {}, vrf {}", link.mtu, link.vrf.0),
+        format!("offload {offload}"),
+    ]
+}
+
+fn traffic(link: &Link) -> String {
+    let direction = |name: &str, traffic: Traffic| {
+        format!(
+            "{name} {} packets, {}",
+            traffic.packets,
+            octets(traffic.octets)
+        )
+    };
+    let mut lines = vec![direction("received", link.rx), direction("sent", link.tx)];
+    lines.extend(
+        link.drops
+            .iter()
+            .map(|(reason, packets)| format!("dropped {packets} {reason}")),
+    );
+    if let Some(dropped) = link.device_tx_dropped.filter(|&dropped| dropped > 0) {
+        lines.push(format!("dropped {dropped} in the device's queue"));
+    }
+    lines.join("\n")
+}
+
+fn ports(rows: &[Port]) -> String {
+    if rows.is_empty() {
+        return "No ports are registered.".to_owned();
+    }
+    let cells = rows.iter().map(|row| {
+        let kind = match row.kind {
+            PortKind::Listen => "listen",
+            PortKind::Ephemeral => "ephemeral",
+            PortKind::Service => "service of the NOS",
+        };
+        let protocol = match row.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        [
+            row.vrf.0.to_string(),
+            protocol.to_owned(),
+            row.range.to_string(),
+            kind.to_owned(),
+            row.owner.clone(),
+            row.addresses
+                .as_deref()
+                .map_or_else(|| "all".to_owned(), lines),
+        ]
+    });
+    plain(
+        &["VRF", "PROTOCOL", "PORTS", "KIND", "OWNER", "ADDRESSES"],
+        &[0],
+        cells,
+    )
+}
+
+fn routes(rows: &[Route]) -> String {
+    if rows.is_empty() {
+        return "There are no routes.".to_owned();
+    }
+    let cells = rows.iter().map(|row| {
+        let source = match row.source {
+            RouteSource::Connected => "connected",
+            RouteSource::Static => "static",
+        };
+        [
+            row.vrf.0.to_string(),
+            row.prefix.to_string(),
+            source.to_owned(),
+            row.metric.to_string(),
+            route_action(row),
+        ]
+    });
+    plain(
+        &["VRF", "PREFIX", "SOURCE", "METRIC", "ACTION"],
+        &[0, 3],
+        cells,
+    )
+}
+
+fn route_action(row: &Route) -> String {
+    let word = match row.action {
+        RouteAction::Via => "via",
+        RouteAction::Connected => "connected",
+        RouteAction::Local => "local",
+        RouteAction::Blackhole => "blackhole",
+        RouteAction::Unreachable => "unreachable",
+    };
+    let hop = |hop: &NextHop| match hop.address {
+        Some(address) => format!("{word} {address} on {}", hop.uplink),
+        None => format!("{word} on {}", hop.uplink),
+    };
+    match &row.next_hops[..] {
+        [] => word.to_owned(),
+        hops => hops.iter().map(hop).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+fn neighbors(rows: &[Neighbor]) -> String {
+    if rows.is_empty() {
+        return "No neighbors are known.".to_owned();
+    }
+    let cells = rows.iter().map(|row| {
+        let state = match row.state {
+            NeighborState::Incomplete => "incomplete",
+            NeighborState::Reachable => "reachable",
+            NeighborState::Stale => "stale",
+            NeighborState::Delay => "delay",
+            NeighborState::Probe => "probe",
+            NeighborState::Failed => "failed",
+        };
+        let mac = row
+            .mac
+            .map_or_else(|| "-".to_owned(), |mac| mac.to_string());
+        [
+            row.uplink.clone(),
+            row.address.to_string(),
+            mac,
+            state.to_owned(),
+            age(row.age_ms),
+            row.queued.to_string(),
+        ]
+    });
+    plain(
+        &["UPLINK", "ADDRESS", "MAC", "STATE", "AGE", "QUEUED"],
+        &[4, 5],
+        cells,
+    )
+}
+
+fn counters(counters: &Counters) -> String {
+    let Counters {
+        stages: of_stages,
+        rings: of_rings,
+        uplinks: of_uplinks,
+    } = counters;
+    let mut parts = Vec::new();
+    if !of_stages.is_empty() {
+        parts.push(stages(of_stages));
+    }
+    if !of_rings.is_empty() {
+        parts.push(rings(of_rings));
+    }
+    if !of_uplinks.is_empty() {
+        parts.push(uplinks(of_uplinks));
+    }
+    match parts.is_empty() {
+        true => "There is nothing to count.".to_owned(),
+        false => parts.join("\n\n"),
+    }
+}
+
+fn stages(stages: &[Stage]) -> String {
+    let mut header = vec!["PACKETS".to_owned()];
+    header.extend(stages.iter().map(|stage| stage.name.to_uppercase()));
+    let row = |name: &str, number: &dyn Fn(&Stage) -> String| {
+        let numbers = stages.iter().map(number);
+        core::iter::once(name.to_owned())
+            .chain(numbers)
+            .collect::<Vec<_>>()
+    };
+    let mut rows = vec![
+        row("received", &|stage| stage.received.to_string()),
+        row("originated", &|stage| stage.originated.to_string()),
+        row("sent", &|stage| stage.sent.to_string()),
+        row("consumed", &|stage| stage.consumed.to_string()),
+        row("held", &|stage| stage.held.to_string()),
+        row("dropped", &|stage| {
+            stage.drops.values().sum::<u64>().to_string()
+        }),
+    ];
+    for reason in reasons(stages) {
+        let of = |drops: &Drops| drops.get(reason).copied().unwrap_or_default().to_string();
+        rows.push(row(&format!("  {reason}"), &|stage| of(&stage.drops)));
+    }
+    rows.push(row("unaccounted", &|stage| stage.unaccounted().to_string()));
+    let numbers: Vec<_> = (1..header.len()).collect();
+    plain(&header, &numbers, rows)
+}
+
+/// The reasons for which any stage dropped.
+fn reasons(stages: &[Stage]) -> Vec<&str> {
+    let mut reasons: Vec<&str> = stages
+        .iter()
+        .flat_map(|stage| stage.drops.keys())
+        .map(String::as_str)
+        .collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    reasons
+}
+
+fn rings(rings: &[Ring]) -> String {
+    let cells = rings.iter().map(|ring| {
+        [
+            ring.name.clone(),
+            ring.capacity.to_string(),
+            ring.depth.to_string(),
+            ring.full_drops.to_string(),
+        ]
+    });
+    let header = ["RING", "BURSTS AT MOST", "BURSTS NOW", "PACKETS DROPPED"];
+    plain(&header, &[1, 2, 3], cells)
+}
+
+fn state(state: LinkState) -> String {
+    match state {
+        LinkState::Up => "up",
+        LinkState::Down => "down",
+        LinkState::Gone => "gone",
+    }
+    .to_owned()
+}
+
+/// Each value on a line of its own.
+fn lines<T: Display>(values: &[T]) -> String {
+    values
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// A table whose rows take several lines: with an empty line between them.
+fn spaced<const N: usize>(
+    header: &[&str],
+    numbers: &[usize],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
+    let mut rows: Vec<_> = rows.collect();
+    let all_but_last = rows.len().saturating_sub(1);
+    for row in &mut rows[..all_but_last] {
+        let lines = row
+            .iter()
+            .map(|cell| cell.lines().count())
+            .max()
+            .unwrap_or_default();
+        if let Some(cell) = row.last_mut() {
+            let missing = lines + 1 - cell.lines().count();
+            cell.push_str(&"\n".repeat(missing));
+        }
+    }
+    plain(header, numbers, rows)
+}
+
+/// Columns side by side, those in `numbers` aligned to the right.
+fn plain<H, R>(header: &[H], numbers: &[usize], rows: impl IntoIterator<Item = R>) -> String
+where
+    H: Display,
+    R: IntoIterator<Item = String>,
+{
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.iter().map(ToString::to_string));
+    for row in rows {
+        table.add_row(row);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if numbers.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// `532 B`, `1.5 kB`, `12.0 GB`: powers of 1000.
+fn octets(octets: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if octets < 1000 {
+        return format!("{octets} B");
+    }
+    let mut tenths = octets / 100;
+    let mut unit = 0;
+    while tenths >= 10_000 {
+        tenths /= 1000;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// `0.5 s`, `12 s`, `3 min`, `2 h`, `4 d`.
+fn age(millis: u64) -> String {
+    let seconds = millis / 1000;
+    match seconds {
+        0..10 => format!("{seconds}.{} s", millis % 1000 / 100),
+        10..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octets_have_a_readable_unit() {
+        for (number, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (1_550, "1.5 kB"),
+            (999_999, "999.9 kB"),
+            (1_000_000, "1.0 MB"),
+            (10_737_418_240, "10.7 GB"),
+            (u64::MAX, "18.4 EB"),
+        ] {
+            assert_eq!(octets(number), text);
+        }
+    }
+
+    #[test]
+    fn ages_have_a_readable_unit() {
+        for (millis, text) in [
+            (0, "0.0 s"),
+            (9_999, "9.9 s"),
+            (10_000, "10 s"),
+            (119_999, "119 s"),
+            (120_000, "2 min"),
+            (7_200_000, "2 h"),
+            (172_800_000, "2 d"),
+        ] {
+            assert_eq!(age(millis), text);
+        }
+    }
+}

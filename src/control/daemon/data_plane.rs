@@ -1,0 +1,183 @@
+//! The data threads, and the control thread's hold on them.
+
+use std::io;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use mio::Waker;
+use nos_shim::channel;
+use nos_shim::frame::{FramePool, MAX_FRAME};
+use nos_shim::shim::{Shim, ShimConfig};
+use std::sync::Arc;
+use tracing::error;
+
+use crate::control::config::{RelayConfig, Threads};
+use crate::data::device::FrameDevice;
+use crate::data::engine::Engine;
+use crate::data::event_loop::{DeviceReport, Event, EventLoop, Listener, LoopHandle, Stopped};
+use crate::data::relay::Relay;
+use nos_shim::ident::Interface;
+use nos_shim::time::Instant;
+
+/// The running data path.
+#[derive(Debug)]
+pub(super) struct DataPlane {
+    relay: LoopHandle,
+    nos: LoopHandle,
+    threads: Vec<JoinHandle<()>>,
+    events: Receiver<Event>,
+    epoch: std::time::Instant,
+}
+
+/// Puts events into a queue and wakes the control thread.
+#[derive(Clone)]
+struct Queue {
+    events: Sender<Event>,
+    waker: Arc<Waker>,
+}
+
+impl Listener for Queue {
+    fn notify(&self, event: Event) {
+        // Without a control thread nobody is left to tell.
+        if self.events.send(event).is_ok() {
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+impl DataPlane {
+    /// Starts one data thread or two. `waker` is called when there are events.
+    pub(super) fn start(settings: &RelayConfig, waker: Waker) -> io::Result<Self> {
+        let buffers = usize::try_from(settings.buffers.get()).unwrap_or(usize::MAX);
+        let ring = usize::try_from(settings.ring.get()).unwrap_or(usize::MAX);
+        let pool = FramePool::new(buffers, MAX_FRAME);
+        let (relay_end, nos_end) = channel::pair(ring);
+        let (sender, events) = unbounded();
+        let listener = Queue {
+            events: sender,
+            waker: Arc::new(waker),
+        };
+        let epoch = std::time::Instant::now();
+        let spawn = |name: &str, event_loop: EventLoop| {
+            let listener = listener.clone();
+            let run = move || {
+                if let Err(error) = event_loop.run() {
+                    listener.notify(Event::LoopFailed(error.to_string()));
+                }
+            };
+            thread::Builder::new().name(name.to_owned()).spawn(run)
+        };
+        let new_loop =
+            |engine, pool| EventLoop::new(engine, pool, epoch, Box::new(listener.clone()));
+        let seed = seed();
+        let shim = |end, pool| Shim::new(end, pool, ShimConfig { seed });
+        match settings.threads {
+            Threads::Single => {
+                let engine = Engine::single(
+                    Relay::new(relay_end, pool.clone()),
+                    shim(nos_end, pool.clone()),
+                );
+                let (event_loop, handle) = new_loop(engine, pool)?;
+                let threads = vec![spawn("data", event_loop)?];
+                Ok(Self {
+                    relay: handle.clone(),
+                    nos: handle,
+                    threads,
+                    events,
+                    epoch,
+                })
+            }
+            Threads::Split => {
+                let engine = Engine::relay_side(Relay::new(relay_end, pool.clone()));
+                let (relay_loop, relay) = new_loop(engine, pool.clone())?;
+                let engine = Engine::nos_side(shim(nos_end, pool.clone()));
+                let (nos_loop, nos) = new_loop(engine, pool)?;
+                let threads = vec![spawn("relay", relay_loop)?, spawn("nos", nos_loop)?];
+                Ok(Self {
+                    relay,
+                    nos,
+                    threads,
+                    events,
+                    epoch,
+                })
+            }
+        }
+    }
+
+    /// Runs `work` on the container side.
+    pub(super) fn on_relay<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Relay) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        self.relay
+            .call(|engine| engine.relay().map(work))?
+            .ok_or(Stopped)
+    }
+
+    /// Runs `work` on the NOS side.
+    pub(super) fn on_nos<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Shim) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        self.nos
+            .call(|engine| engine.nos().map(work))?
+            .ok_or(Stopped)
+    }
+
+    fn side(&self, interface: Interface) -> &LoopHandle {
+        match interface {
+            Interface::Attachment(_) => &self.relay,
+            Interface::Uplink(_) => &self.nos,
+        }
+    }
+
+    /// Serves `device` as `interface` from now on.
+    pub(super) fn add_device(
+        &self,
+        interface: Interface,
+        device: Box<dyn FrameDevice>,
+    ) -> io::Result<()> {
+        self.side(interface).add_device(interface, device)
+    }
+
+    /// Closes the device of `interface`.
+    pub(super) fn remove_device(&self, interface: Interface) -> Result<(), Stopped> {
+        self.side(interface).remove_device(interface)
+    }
+
+    /// The time, as the data threads count it.
+    pub(super) fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// The state of all devices.
+    pub(super) fn devices(&self) -> Result<Vec<DeviceReport>, Stopped> {
+        let mut devices = self.relay.devices()?;
+        if self.threads.len() > 1 {
+            devices.extend(self.nos.devices()?);
+        }
+        Ok(devices)
+    }
+
+    /// What happened on the data threads.
+    pub(super) fn events(&self) -> &Receiver<Event> {
+        &self.events
+    }
+
+    /// Ends the data threads and closes all devices.
+    pub(super) fn stop(self) {
+        self.relay.stop();
+        self.nos.stop();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                error!("a data thread panicked");
+            }
+        }
+    }
+}
+
+/// A seed that outsiders cannot guess, for hashes, identifiers and timers.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}

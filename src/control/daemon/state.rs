@@ -1,0 +1,347 @@
+//! What `show` shows, gathered from the data threads, the kernel and the control thread.
+
+use std::net::IpAddr;
+
+use nos_shim::drop::DropReason;
+use nos_shim::fib::{Action, RouteEntry, Source};
+use nos_shim::ident::{Interface, UplinkId, VrfId};
+use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
+use nos_shim::offload::Capabilities;
+use nos_shim::shim::UplinkSnapshot;
+
+use crate::control::api::snapshot::{
+    self, Attachment, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port, Ring,
+    Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+};
+use crate::control::api::{Refusal, RefusalCode, Response, Table};
+use crate::control::attach::{link, link_statistics};
+use crate::data::device::{DeviceKind, Link as DeviceLink};
+use crate::data::event_loop::{DeviceReport, Stopped};
+use crate::data::relay::{AttachmentCounters, RelaySnapshot};
+
+use super::Daemon;
+use super::container::{AttachedContainer, container_mac, relay_mac};
+use super::uplink::OpenUplink;
+
+impl Daemon {
+    /// Answers a question about the present state.
+    pub(super) fn show(&self, table: Table) -> Response {
+        let answer = match table {
+            Table::Attachments => self.attachments().map(Response::Attachments),
+            Table::Ports => self.ports().map(Response::Ports),
+            Table::Routes => self.routes().map(Response::Routes),
+            Table::Neighbors => self.neighbors().map(Response::Neighbors),
+            Table::Counters => self.counters().map(Response::Counters),
+        };
+        answer.unwrap_or_else(|Stopped| {
+            let refusal = Refusal::new(RefusalCode::Unavailable, "a data thread has stopped");
+            Response::Refused(refusal)
+        })
+    }
+
+    fn attachments(&self) -> Result<Vec<Attachment>, Stopped> {
+        let relay = self.plane.on_relay(|relay| relay.snapshot())?;
+        let devices = self.plane.devices()?;
+        let shown = self
+            .containers
+            .iter()
+            .map(|container| attachment(container, &relay, &devices));
+        Ok(shown.collect())
+    }
+
+    fn ports(&self) -> Result<Vec<Port>, Stopped> {
+        self.plane.on_nos(|nos| {
+            nos.ports()
+                .claims()
+                .map(|holding| Port::from(&holding))
+                .collect()
+        })
+    }
+
+    fn routes(&self) -> Result<Vec<Route>, Stopped> {
+        let names = self.uplink_names();
+        let routes = move |nos: &mut nos_shim::shim::Shim| {
+            let fib = nos.fib();
+            let of_vrf = |vrf| fib.routes(vrf).map(move |entry| (vrf, entry));
+            let all = fib
+                .vrfs()
+                .flat_map(of_vrf)
+                .filter(|(_, entry)| entry.active);
+            all.filter_map(|(vrf, entry)| route(vrf, &entry, &names))
+                .collect()
+        };
+        self.plane.on_nos(routes)
+    }
+
+    fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
+        let uplinks = self.uplink_snapshots()?;
+        let of_uplink = |uplink: &UplinkSnapshot| {
+            let name = uplink.config.name.to_string();
+            let shown = uplink
+                .neighbors
+                .iter()
+                .map(move |status| neighbor(&name, status));
+            shown.collect::<Vec<_>>()
+        };
+        Ok(uplinks.iter().flat_map(of_uplink).collect())
+    }
+
+    fn counters(&self) -> Result<Counters, Stopped> {
+        let relay = self.plane.on_relay(|relay| {
+            (
+                *relay.ledger(),
+                relay.held(),
+                relay.depth(),
+                relay.capacity(),
+            )
+        })?;
+        let nos = self.plane.on_nos(|nos| {
+            (
+                *nos.ledger(),
+                nos.held(),
+                nos.channel().depth(),
+                nos.channel().capacity(),
+            )
+        })?;
+        let devices = self.plane.devices()?;
+        let snapshots = self.uplink_snapshots()?;
+        let uplinks = self.uplinks.iter().filter_map(|uplink| {
+            let snapshot = snapshots
+                .iter()
+                .find(|snapshot| snapshot.config.id == uplink.id)?;
+            Some(shown_uplink(uplink, snapshot, &devices))
+        });
+        let ring = |name: &str, depth: usize, capacity: usize, full_drops| Ring {
+            name: name.to_owned(),
+            capacity: capacity as u64,
+            depth: depth as u64,
+            full_drops,
+        };
+        Ok(Counters {
+            stages: vec![
+                Stage::new("relay", &relay.0, relay.1 as u64),
+                Stage::new("nos", &nos.0, nos.1 as u64),
+            ],
+            rings: vec![
+                ring(
+                    "relay-to-nos",
+                    nos.2,
+                    nos.3,
+                    relay.0.drops.of(DropReason::RingFull),
+                ),
+                ring(
+                    "nos-to-relay",
+                    relay.2,
+                    relay.3,
+                    nos.0.drops.of(DropReason::RingFull),
+                ),
+            ],
+            uplinks: uplinks.collect(),
+        })
+    }
+
+    fn uplink_snapshots(&self) -> Result<Vec<UplinkSnapshot>, Stopped> {
+        let now = self.plane.now();
+        self.plane.on_nos(move |nos| nos.uplinks(now))
+    }
+
+    fn uplink_names(&self) -> Vec<(UplinkId, String)> {
+        let named = |uplink: &OpenUplink| (uplink.id, uplink.config.name.to_string());
+        self.uplinks.iter().map(named).collect()
+    }
+}
+
+fn attachment(
+    container: &AttachedContainer,
+    relay: &RelaySnapshot,
+    devices: &[DeviceReport],
+) -> Attachment {
+    let config = &container.config;
+    let status = relay
+        .attachments
+        .iter()
+        .find(|status| status.id == container.id);
+    let counters = status.map_or_else(AttachmentCounters::default, |status| status.counters);
+    let device = device_of(devices, Interface::Attachment(container.id));
+    let mut drops = counters.drops;
+    if let Some(device) = device {
+        drops.merge(&device.counters.received.drops);
+        drops.merge(&device.counters.sent.drops);
+    }
+    Attachment {
+        id: container.id,
+        name: config.name.to_string(),
+        netns: config.netns.to_string(),
+        container_mac: container_mac(config),
+        addresses: config.addresses.clone(),
+        link: Link {
+            device: config.device.to_string(),
+            interface: config.interface.to_string(),
+            state: container_state(container, device),
+            mac: relay_mac(config),
+            vrf: config.vrf,
+            mtu: config.mtu.octets(),
+            offload: device.map(offload).unwrap_or_default(),
+            rx: Traffic {
+                packets: counters.rx_packets,
+                octets: counters.rx_octets,
+            },
+            tx: Traffic {
+                packets: counters.tx_packets,
+                octets: counters.tx_octets,
+            },
+            drops: snapshot::drops(&drops),
+            device_tx_dropped: kernel_drops(container, device),
+        },
+    }
+}
+
+/// What the kernel lost of the container's packets because the relay did not read them in time.
+fn kernel_drops(container: &AttachedContainer, device: Option<&DeviceReport>) -> Option<u64> {
+    let device = device?;
+    match device.kind {
+        DeviceKind::Tap | DeviceKind::PlainTap => {
+            let interface = container.config.interface.as_str();
+            let statistics = link_statistics(&container.namespace().ok()?, interface).ok()?;
+            Some(statistics.tx_dropped)
+        }
+        DeviceKind::Packet | DeviceKind::Memory => Some(device.kernel_drops),
+    }
+}
+
+fn shown_uplink(
+    uplink: &OpenUplink,
+    snapshot: &UplinkSnapshot,
+    devices: &[DeviceReport],
+) -> Uplink {
+    let config = &uplink.config;
+    let device = device_of(devices, Interface::Uplink(uplink.id));
+    let mut drops = nos_shim::drop::DropCounters::default();
+    if let Some(device) = device {
+        drops.merge(&device.counters.received.drops);
+        drops.merge(&device.counters.sent.drops);
+    }
+    let counters = snapshot.counters;
+    Uplink {
+        name: config.name.to_string(),
+        addresses: config.addresses.clone(),
+        address_conflicts: counters.address_conflicts,
+        link: Link {
+            device: match config.device {
+                crate::control::config::UplinkDevice::Packet(_) => "packet".to_owned(),
+                crate::control::config::UplinkDevice::Tap(_) => "tap".to_owned(),
+            },
+            interface: config.device.interface().to_string(),
+            state: state(device, uplink.gone),
+            mac: uplink.mac,
+            vrf: config.vrf,
+            mtu: config.mtu.octets(),
+            offload: device.map(offload).unwrap_or_default(),
+            rx: Traffic {
+                packets: counters.rx_packets,
+                octets: counters.rx_octets,
+            },
+            tx: Traffic {
+                packets: counters.tx_packets,
+                octets: counters.tx_octets,
+            },
+            drops: snapshot::drops(&drops),
+            device_tx_dropped: device.map(|device| device.kernel_drops),
+        },
+    }
+}
+
+fn device_of(devices: &[DeviceReport], interface: Interface) -> Option<&DeviceReport> {
+    devices.iter().find(|device| device.interface == interface)
+}
+
+/// The container may set its interface down, which its device does not tell.
+fn container_state(container: &AttachedContainer, device: Option<&DeviceReport>) -> LinkState {
+    let interface = container.config.interface.as_str();
+    let namespace = container.namespace().ok();
+    let inside = namespace.and_then(|namespace| link(&namespace, interface).ok());
+    match (state(device, container.gone), inside) {
+        (LinkState::Up, Some(None)) => LinkState::Gone,
+        (LinkState::Up, Some(Some(facts))) if !facts.up => LinkState::Down,
+        (state, _) => state,
+    }
+}
+
+fn state(device: Option<&DeviceReport>, gone: bool) -> LinkState {
+    match device.map(|device| device.link) {
+        _ if gone => LinkState::Gone,
+        None | Some(DeviceLink::Gone) => LinkState::Gone,
+        Some(DeviceLink::Down) => LinkState::Down,
+        Some(DeviceLink::Up) => LinkState::Up,
+    }
+}
+
+fn offload(device: &DeviceReport) -> Vec<String> {
+    let names = [
+        (Capabilities::CHECKSUM, "checksum"),
+        (Capabilities::TSO4, "tso4"),
+        (Capabilities::TSO6, "tso6"),
+        (Capabilities::USO, "uso"),
+    ];
+    let used = names
+        .iter()
+        .filter(|(one, _)| device.capabilities.contains(*one));
+    used.map(|(_, name)| (*name).to_owned()).collect()
+}
+
+fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Option<Route> {
+    let name = |id: UplinkId| {
+        let named = names.iter().find(|(known, _)| *known == id);
+        named.map_or_else(|| id.to_string(), |(_, name)| name.clone())
+    };
+    let hop = |address: Option<IpAddr>, id| NextHop {
+        address,
+        uplink: name(id),
+    };
+    let (action, next_hops) = match entry.action {
+        // Broadcast addresses follow from the connected prefix.
+        Action::NoRoute | Action::Broadcast(_) => return None,
+        Action::Local(_) => (RouteAction::Local, Vec::new()),
+        Action::Connected(uplink) => (RouteAction::Connected, vec![hop(None, *uplink)]),
+        Action::Blackhole => (RouteAction::Blackhole, Vec::new()),
+        Action::Unreachable => (RouteAction::Unreachable, Vec::new()),
+        Action::Via(hops) => {
+            let hops = hops
+                .as_slice()
+                .iter()
+                .map(|next| hop(Some(next.gateway), next.uplink));
+            (RouteAction::Via, hops.collect())
+        }
+    };
+    let source = match entry.source {
+        Source::Local | Source::Connected => RouteSource::Connected,
+        Source::Static { .. } => RouteSource::Static,
+    };
+    let metric = u32::from(entry.source.metric());
+    Some(Route {
+        vrf,
+        prefix: entry.prefix,
+        source,
+        metric,
+        action,
+        next_hops,
+    })
+}
+
+fn neighbor(uplink: &str, status: &NeighborStatus) -> Neighbor {
+    Neighbor {
+        uplink: uplink.to_owned(),
+        address: status.address,
+        mac: status.mac,
+        state: match status.state {
+            ShimNeighborState::Incomplete => NeighborState::Incomplete,
+            ShimNeighborState::Reachable => NeighborState::Reachable,
+            ShimNeighborState::Stale => NeighborState::Stale,
+            ShimNeighborState::Delay => NeighborState::Delay,
+            ShimNeighborState::Probe => NeighborState::Probe,
+            ShimNeighborState::Failed => NeighborState::Failed,
+        },
+        age_ms: u64::try_from(status.age.as_millis()).unwrap_or(u64::MAX),
+        queued: status.queued as u64,
+    }
+}

@@ -1,0 +1,12 @@
+//! What the control plane asks of the kernel: namespaces, netlink, sysctls, interfaces taken over.
+
+pub(crate) mod changes;
+mod namespace;
+pub(crate) mod netlink;
+pub(crate) mod sysctl;
+pub mod takeover;
+
+pub use namespace::{Namespace, NamespaceError, NamespaceId, NamespaceName};
+pub use netlink::{
+    InterfaceName, InterfaceNameError, LinkFacts, LinkStatistics, NetlinkError, NetlinkOpenError,
+};

@@ -1,0 +1,15 @@
+//! The control plane: plans what has to change, applies it, and heals what went away.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`] | configuration: text in, validated typed entries out |
+//! | [`kernel`] | the floor: namespaces, netlink, sysctls, taking interfaces over |
+//! | [`attach`] | a container's side of its link |
+//! | [`api`] | the control socket: protocol, server, client |
+//! | [`daemon`] | the process |
+
+pub mod api;
+pub mod attach;
+pub mod config;
+pub mod daemon;
+pub mod kernel;

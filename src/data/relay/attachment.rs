@@ -1,0 +1,207 @@
+//! One attachment: what it was given, and what went through it.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nos_shim::drop::{DropCounters, DropReason};
+use nos_shim::frame::Frame;
+use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
+use nos_shim::offload::Capabilities;
+use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
+use nos_shim::ports::Claim;
+
+use crate::data::guard::Guard;
+use crate::data::link::Link;
+use crate::data::responder::{Answer, answer_arp, answer_ip};
+
+/// A container's interface, as the relay has to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachmentConfig {
+    /// A number that no other attachment has now, less than
+    /// [`MAX_ATTACHMENTS`](super::MAX_ATTACHMENTS); best a small one.
+    pub id: AttachmentId,
+    /// What operators call it.
+    pub name: Arc<str>,
+    /// Where its packets are looked up.
+    pub vrf: VrfId,
+    /// The container's MAC address.
+    pub mac: MacAddr,
+    /// The relay's MAC address on this link.
+    pub relay_mac: MacAddr,
+    /// NOS addresses that the container uses as its own.
+    pub addresses: Vec<IpAddr>,
+    /// Its ports on them.
+    pub claims: Vec<Claim>,
+    /// Octets of the longest IP packet on the link.
+    pub mtu: u16,
+    /// What the device towards the container takes.
+    pub capabilities: Capabilities,
+}
+
+/// What went through an attachment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttachmentCounters {
+    /// Frames from the container.
+    pub rx_packets: u64,
+    /// Their octets, Ethernet headers included.
+    pub rx_octets: u64,
+    /// Frames written to the container.
+    pub tx_packets: u64,
+    /// Their octets, Ethernet headers included.
+    pub tx_octets: u64,
+    /// Frames dropped, either way.
+    pub drops: DropCounters,
+}
+
+/// An attachment at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachmentStatus {
+    /// Its number.
+    pub id: AttachmentId,
+    /// What operators call it.
+    pub name: Arc<str>,
+    /// Whether the NOS has accepted it.
+    pub active: bool,
+    /// What went through it.
+    pub counters: AttachmentCounters,
+}
+
+#[derive(Debug)]
+pub(super) struct Attachment {
+    guard: Guard,
+    vrf: VrfId,
+    active: bool,
+    pub(super) capabilities: Capabilities,
+    pub(super) counters: AttachmentCounters,
+    name: Arc<str>,
+    /// What was asked of the NOS and not yet answered, oldest first.
+    pub(super) asked: VecDeque<Guarded>,
+}
+
+/// What an attachment becomes when the NOS accepts it.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    guard: Guard,
+    vrf: VrfId,
+    name: Arc<str>,
+}
+
+/// What becomes of a frame from a container.
+pub(super) enum Verdict {
+    Forward(Packet),
+    Reply(Frame),
+    Consumed(Frame),
+    Drop(Frame, DropReason),
+}
+
+impl Attachment {
+    /// An attachment that has just been registered.
+    pub(super) fn new(config: &AttachmentConfig) -> Self {
+        let Guarded { guard, vrf, name } = Guarded::new(config);
+        Self {
+            guard: guard.clone(),
+            vrf,
+            active: false,
+            capabilities: config.capabilities,
+            counters: AttachmentCounters::default(),
+            name: Arc::clone(&name),
+            asked: VecDeque::from([Guarded { guard, vrf, name }]),
+        }
+    }
+
+    /// The NOS's answer to what was asked first: yes or no.
+    pub(super) fn answered(&mut self, accepted: bool) {
+        if let Some(Guarded { guard, vrf, name }) = self.asked.pop_front()
+            && accepted
+        {
+            self.guard = guard;
+            self.vrf = vrf;
+            self.name = name;
+            self.active = true;
+        }
+    }
+
+    /// Whether the NOS has accepted it.
+    #[inline]
+    pub(super) fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// Where its packets are looked up.
+    #[inline]
+    pub(super) fn vrf(&self) -> VrfId {
+        self.vrf
+    }
+
+    /// The link to the container.
+    #[inline]
+    pub(super) fn link(&self) -> &Link {
+        self.guard.link()
+    }
+
+    pub(super) fn status(&self, id: AttachmentId) -> AttachmentStatus {
+        AttachmentStatus {
+            id,
+            name: Arc::clone(&self.name),
+            active: self.active,
+            counters: self.counters,
+        }
+    }
+
+    /// What becomes of a frame from the container.
+    #[inline]
+    pub(super) fn judge(&self, frame: Frame) -> Verdict {
+        let packet = match Packet::parse(frame) {
+            Ok(packet) => packet,
+            Err(rejected) => return self.judge_other(rejected),
+        };
+        match answer_ip(self.guard.link(), packet) {
+            Answer::NotMine(packet) => match self.check(&packet) {
+                Ok(()) => Verdict::Forward(packet),
+                Err(reason) => Verdict::Drop(packet.into_frame(), reason),
+            },
+            answer => verdict(answer),
+        }
+    }
+
+    /// What becomes of a frame that is no IP packet.
+    #[cold]
+    fn judge_other(&self, Rejected { frame, reason }: Rejected) -> Verdict {
+        if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
+            verdict(answer_arp(self.guard.link(), frame))
+        } else {
+            Verdict::Drop(frame, reason)
+        }
+    }
+
+    #[inline]
+    fn check(&self, packet: &Packet) -> Result<(), DropReason> {
+        self.guard.check(packet)?;
+        if self.active {
+            Ok(())
+        } else {
+            Err(DropReason::UnknownAttachment)
+        }
+    }
+}
+
+impl Guarded {
+    pub(super) fn new(config: &AttachmentConfig) -> Self {
+        let link = Link::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
+        Self {
+            guard: Guard::new(link, &config.claims),
+            vrf: config.vrf,
+            name: Arc::clone(&config.name),
+        }
+    }
+}
+
+fn verdict(answer: Answer) -> Verdict {
+    match answer {
+        Answer::Reply(frame) => Verdict::Reply(frame),
+        Answer::Consumed(frame) => Verdict::Consumed(frame),
+        Answer::Drop(frame, reason) => Verdict::Drop(frame, reason),
+        Answer::NotMine(packet) => Verdict::Forward(packet),
+    }
+}

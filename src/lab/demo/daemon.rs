@@ -1,0 +1,186 @@
+//! The daemon: this program once more, in the device's namespace.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
+
+use super::DemoError;
+use super::belongings::Belongings;
+use super::network::Network;
+use crate::control::api::snapshot::Counters;
+use crate::control::api::{self, ControlError, Request, Response, Table};
+
+const READY_LIMIT: Duration = Duration::from_secs(15);
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+const QUERY_LIMIT: Duration = Duration::from_secs(5);
+/// Lines of its log that are shown when something is wrong.
+const LOG_LINES: usize = 40;
+
+/// The running daemon. It ends with the [`Belongings`].
+pub(super) struct Daemon<'a> {
+    belongings: &'a Belongings,
+    /// What it writes to stdout, until its end.
+    lines: Receiver<String>,
+    control: PathBuf,
+    log: PathBuf,
+}
+
+/// How the daemon ended when it was asked to.
+pub(super) struct Ended {
+    pub(super) status: ExitStatus,
+    pub(super) elapsed: Duration,
+}
+
+impl<'a> Daemon<'a> {
+    /// Starts it and waits until it is ready.
+    pub(super) fn start(belongings: &'a Belongings, network: &Network) -> Result<Self, DemoError> {
+        let directory = belongings.directory();
+        let [config, control, log] =
+            ["demo.toml", "control.sock", "log"].map(|name| directory.join(name));
+        std::fs::write(&config, network.configuration())
+            .map_err(DemoError::io(format!("write {}", config.display())))?;
+        let errors =
+            File::create(&log).map_err(DemoError::io(format!("write {}", log.display())))?;
+        let stdout = belongings.start(|| {
+            let command = command(&config, &control, errors);
+            let mut child = network.topology.device.spawn(command)?;
+            let stdout = child.stdout.take();
+            Ok::<(Child, _), DemoError>((child, stdout))
+        })?;
+        let daemon = Self {
+            belongings,
+            lines: lines(stdout).map_err(DemoError::io("start a thread"))?,
+            control,
+            log,
+        };
+        daemon.await_ready()?;
+        Ok(daemon)
+    }
+
+    /// Its counters, as they are now.
+    pub(super) fn counters(&self) -> Result<Counters, ControlError> {
+        let table = Table::Counters;
+        match api::query(&self.control, &Request::Show { table }, QUERY_LIMIT)? {
+            Response::Counters(counters) => Ok(counters),
+            other => Err(ControlError::Malformed {
+                path: self.control.clone(),
+                why: format!("{other:?} instead of counters"),
+            }),
+        }
+    }
+
+    /// How it ended, if it did.
+    pub(super) fn death(&self) -> Option<String> {
+        match self.belongings.ended() {
+            Ok(status) => status.map(|status| format!("ended: {status}")),
+            Err(error) => Some(format!("is lost: {error}")),
+        }
+    }
+
+    /// The end of what it logged.
+    pub(super) fn log(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    /// Asks it to end, and makes it after a while.
+    pub(super) fn stop(&self) -> io::Result<Ended> {
+        let begin = Instant::now();
+        self.belongings.terminate()?;
+        // Its stdout is closed when it has ended, not before.
+        while let Some(left) = STOP_LIMIT.checked_sub(begin.elapsed()) {
+            if self.lines.recv_timeout(left) == Err(RecvTimeoutError::Disconnected) {
+                break;
+            }
+        }
+        let elapsed = begin.elapsed();
+        let status = if elapsed < STOP_LIMIT {
+            self.belongings.wait()?
+        } else {
+            self.belongings.kill()?
+        };
+        let status = status.ok_or_else(|| io::Error::other("it was not running"))?;
+        Ok(Ended { status, elapsed })
+    }
+
+    fn await_ready(&self) -> Result<(), DemoError> {
+        let how = match self.lines.recv_timeout(READY_LIMIT) {
+            Ok(line) if line == "ready" => return Ok(()),
+            Ok(line) => format!("says {line:?} instead of \"ready\""),
+            Err(RecvTimeoutError::Timeout) => {
+                format!("was not ready within {} s", READY_LIMIT.as_secs())
+            }
+            Err(RecvTimeoutError::Disconnected) => match self.belongings.wait() {
+                Ok(Some(status)) => format!("failed: {status}"),
+                _ => "failed".to_owned(),
+            },
+        };
+        let log = self.log();
+        Err(DemoError::Daemon { how, log })
+    }
+}
+
+fn command(config: &Path, control: &Path, errors: File) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("nos-relay")
+        .args(["run".as_ref(), config.as_os_str(), "--control".as_ref()])
+        .arg(control)
+        // Readiness is for us, not for who started us.
+        .env_remove("NOTIFY_SOCKET")
+        // Its log goes to a file.
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(errors)
+        // Ctrl-C is for us to hear; we end it then.
+        .process_group(0);
+    die_with_us(&mut command);
+    command
+}
+
+/// Lets the kernel kill the child when this thread, the main one, ends in whatever way.
+pub(crate) fn die_with_us(command: &mut Command) {
+    let us = Pid::this();
+    let tie = move || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // Too late for the signal.
+        if getppid() != us {
+            return Err(Errno::ESRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls; it takes no lock and
+    // allocates nothing.
+    unsafe { command.pre_exec(tie) };
+}
+
+/// The lines of a child's stdout, read by a thread of its own.
+pub(crate) fn lines(stdout: Option<ChildStdout>) -> io::Result<Receiver<String>> {
+    let (sender, receiver) = channel();
+    let read = move || {
+        for line in stdout
+            .into_iter()
+            .flat_map(|out| BufReader::new(out).lines())
+        {
+            let Ok(line) = line else { return };
+            // Read on to the end all the same: a full pipe would block the child.
+            let _ = sender.send(line);
+        }
+    };
+    std::thread::Builder::new()
+        .name("child-stdout".to_owned())
+        .spawn(read)?;
+    Ok(receiver)
+}

@@ -1,0 +1,184 @@
+//! `nos-relay demo`: the relay at work, on networks of its own.
+//!
+//! # Theory of operation
+//!
+//! Goals: who has just built the program sees within seconds what it does, between real kernels;
+//! each line of the table is a fact that was measured, and one that is not as it should be makes
+//! the exit code 1. The machine needs no preparation, and nothing stays behind.
+//!
+//! 1. May I? An ordinary user gets a user namespace, before there is a second thread.
+//! 2. [`belongings`]: a temporary directory, later the daemon, and a thread that waits for signals
+//!    and clears both away.
+//! 3. [`network`]: anonymous namespaces, which vanish with their last process; and a configuration.
+//! 4. [`daemon`]: this program once more, as `nos-relay run` in the device's namespace. It dies
+//!    with the demo, however that ends.
+//! 5. [`checks`]: one after the other, each with time limits. When the daemon has died, the others
+//!    are not tried.
+//! 6. [`report`]: table, dropped packets, summary.
+//!
+//! Only a demo that is killed by SIGKILL leaves something: its temporary directory.
+
+pub(crate) mod belongings;
+mod checks;
+pub(crate) mod daemon;
+mod network;
+pub(crate) mod progress;
+mod report;
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::cli::{DemoArgs, Outcome};
+use crate::lab::testbed::{self, LabError, Privileges, UserNamespaceError};
+
+use belongings::Belongings;
+use checks::Measured;
+use daemon::Daemon;
+use network::Network;
+use progress::Progress;
+use report::{Report, Row};
+
+/// How long each bulk transfer takes, more or less.
+const BULK: Duration = Duration::from_millis(800);
+/// The same for `--quick`.
+const QUICK_BULK: Duration = Duration::from_millis(50);
+
+/// Why the demo could not begin, or not go on.
+#[derive(Debug, Error)]
+pub enum DemoError {
+    /// No namespaces.
+    #[error("the demo needs network namespaces of its own: {0}; run it as root")]
+    Privileges(UserNamespaceError),
+    /// No network.
+    #[error("cannot build the demo's network: {0}")]
+    Network(#[from] LabError),
+    /// Some other need.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The daemon does not start.
+    #[error("`nos-relay run` {how}\n{log}")]
+    Daemon {
+        /// How it failed.
+        how: String,
+        /// The end of what it logged.
+        log: String,
+    },
+}
+
+impl DemoError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// Runs the demo: the report goes to stdout, progress to stderr where that is a terminal.
+///
+/// Call it on the main thread, while there is no other: see [`testbed::enter_user_namespace`]. On
+/// SIGINT, SIGTERM and SIGHUP it ends the process with exit code 130.
+///
+/// # Errors
+///
+/// [`DemoError`]: nothing could be shown. Failed checks are [`Outcome::Failure`].
+pub fn run(args: &DemoArgs) -> Result<Outcome, DemoError> {
+    let begin = Instant::now();
+    let user_namespace = obtain_namespaces()?;
+    let progress = Progress::new();
+    let belongings = Belongings::new(progress.clone())?;
+    let bulk = if args.quick { QUICK_BULK } else { BULK };
+    let performed = perform(&belongings, &progress, user_namespace, bulk);
+    belongings.leave();
+    progress.clear();
+    let (network, mut report) = performed?;
+    report.took = begin.elapsed();
+    write(&network, &report).map_err(DemoError::io("write the report"))?;
+    Ok(report.outcome())
+}
+
+fn perform(
+    belongings: &Belongings,
+    progress: &Progress,
+    user_namespace: bool,
+    bulk: Duration,
+) -> Result<(Network, Report), DemoError> {
+    progress.show("building networks");
+    let network = Network::build(user_namespace)?;
+    progress.show("starting the relay");
+    let daemon = Daemon::start(belongings, &network)?;
+    let demo = Demo {
+        network: &network,
+        daemon: &daemon,
+        progress,
+        bulk,
+    };
+    let report = demo.perform();
+    Ok((network, report))
+}
+
+/// What the checks work with.
+struct Demo<'a> {
+    network: &'a Network,
+    daemon: &'a Daemon<'a>,
+    progress: &'a Progress,
+    /// How long each bulk transfer shall take.
+    bulk: Duration,
+}
+
+impl Demo<'_> {
+    fn perform(&self) -> Report {
+        let mut report = Report::default();
+        let checks = checks::all(self);
+        // Ending the daemon is the last check.
+        let total = checks.len() + 1;
+        for (number, check) in checks.iter().enumerate() {
+            let step = format!("[{}/{total}] {}", number + 1, check.name());
+            self.progress.show(&step);
+            let row = Row::new(check, check.run());
+            let failed = row.measured.is_err();
+            report.rows.push(row);
+            if failed && let Some(how) = self.daemon.death() {
+                report.died = Some(how);
+                report.untried = total - report.rows.len();
+                report.log = self.daemon.log();
+                return report;
+            }
+        }
+        report.counters = self.daemon.counters().ok();
+        let ending = checks::ending(self);
+        self.progress
+            .show(&format!("[{total}/{total}] {}", ending.name()));
+        report.rows.push(Row::new(&ending, ending.run()));
+        if report.failed() > 0 {
+            report.log = self.daemon.log();
+        }
+        report
+    }
+}
+
+/// Whether it took a user namespace.
+fn obtain_namespaces() -> Result<bool, DemoError> {
+    match testbed::privileges() {
+        Privileges::Root => Ok(false),
+        Privileges::UserNamespace => testbed::enter_user_namespace()
+            .map(|()| true)
+            .map_err(DemoError::Privileges),
+        Privileges::Nothing(reason) => Err(DemoError::Privileges(reason)),
+    }
+}
+
+fn write(network: &Network, report: &Report) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    write!(out, "{network}\n{report}")?;
+    out.flush()?;
+    if !report.log.is_empty() {
+        eprintln!("The relay's log ends with:\n{}", report.log);
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! Interfaces, addresses and routes of lab namespaces.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use netlink_packet_route::link::{InfoData, InfoVeth};
+use netlink_packet_route::route::RouteMessage;
+use nos_shim::ident::MacAddr;
+use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::{LabError, LabNamespace};
+use crate::control::kernel::LinkFacts;
+use crate::control::kernel::changes::{Changes, Topic};
+use crate::control::kernel::netlink::Netlink;
+
+/// Joins two namespaces by a veth pair whose ends are up and able to pass frames.
+///
+/// # Errors
+/// A name is taken or no interface name, or the kernel lacks veth.
+pub fn veth(
+    (near, near_name): (&LabNamespace, &str),
+    (far, far_name): (&LabNamespace, &str),
+) -> Result<(), LabError> {
+    let far_end = LinkUnspec::new_with_name(far_name)
+        .setns_by_fd(std::os::fd::AsFd::as_fd(far.namespace()).as_raw_fd())
+        .build();
+    let pair = LinkVeth::new(near_name, far_name)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
+        .build();
+    Netlink::open(near.namespace())?.add_link(&format!("veth {near_name}"), pair)?;
+    near.set_up(near_name)?;
+    far.set_up(far_name)?;
+    near.wait_operational(near_name, VETH_LIMIT)?;
+    far.wait_operational(far_name, VETH_LIMIT)
+}
+
+const VETH_LIMIT: Duration = Duration::from_secs(5);
+
+impl LabNamespace {
+    /// What the kernel says of an interface; `None` where there is none by that name.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn link(&self, interface: &str) -> Result<Option<LinkFacts>, LabError> {
+        Ok(self.netlink()?.link(interface)?)
+    }
+
+    /// Sets an interface up.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn set_up(&self, interface: &str) -> Result<(), LabError> {
+        self.change(interface, |link| link.up())
+    }
+
+    /// Sets an interface down.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn set_down(&self, interface: &str) -> Result<(), LabError> {
+        self.change(interface, |link| link.down())
+    }
+
+    /// Gives an interface a MAC address.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot change its address.
+    pub fn set_mac(&self, interface: &str, mac: MacAddr) -> Result<(), LabError> {
+        self.change(interface, |link| link.address(mac.0.to_vec()))
+    }
+
+    /// Gives an interface an MTU, in octets.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot carry as much.
+    pub fn set_mtu(&self, interface: &str, mtu: u32) -> Result<(), LabError> {
+        self.change(interface, |link| link.mtu(mtu))
+    }
+
+    /// Makes a bridge, up.
+    ///
+    /// # Errors
+    /// The name is taken, or the kernel lacks bridges.
+    pub fn add_bridge(&self, bridge: &str) -> Result<(), LabError> {
+        let message = LinkBridge::new(bridge).up().build();
+        Ok(self
+            .netlink()?
+            .add_link(&format!("bridge {bridge}"), message)?)
+    }
+
+    /// Makes `port` a port of `bridge`.
+    ///
+    /// # Errors
+    /// One of them is missing, or `bridge` is none.
+    pub fn join_bridge(&self, bridge: &str, port: &str) -> Result<(), LabError> {
+        let bridge = self.netlink()?.existing_link(bridge)?.index;
+        self.change(port, |link| link.controller(bridge))
+    }
+
+    /// Deletes an interface.
+    ///
+    /// # Errors
+    /// There is no such interface, or it cannot be deleted.
+    pub fn delete_link(&self, interface: &str) -> Result<(), LabError> {
+        let netlink = self.netlink()?;
+        let link = netlink.existing_link(interface)?;
+        Ok(netlink.delete_link(&link)?)
+    }
+
+    /// Adds an address that can be used at once, with its on-link prefix.
+    ///
+    /// # Errors
+    /// There is no such interface, or it has the address already.
+    pub fn add_address(&self, interface: &str, address: IpNet) -> Result<(), LabError> {
+        let netlink = self.netlink()?;
+        let index = netlink.existing_link(interface)?.index;
+        netlink.add_address(index, address.addr(), address.prefix_len(), false)?;
+        Ok(netlink.wait_local(self.namespace(), index, address.addr())?)
+    }
+
+    /// The addresses of an interface, with their prefix lengths.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn addresses(&self, interface: &str) -> Result<Vec<IpNet>, LabError> {
+        let netlink = self.netlink()?;
+        let index = netlink.existing_link(interface)?.index;
+        let addresses = netlink.addresses(index)?;
+        let nets = addresses
+            .iter()
+            .filter_map(|facts| IpNet::new(facts.address, facts.prefix_length).ok());
+        Ok(nets.collect())
+    }
+
+    /// Adds a route by way of the neighbor `via`.
+    ///
+    /// # Errors
+    /// The neighbor is not on a connected network, or the families differ.
+    pub fn add_route(&self, prefix: IpNet, via: IpAddr) -> Result<(), LabError> {
+        let message = route_message(prefix, via)
+            .ok_or_else(|| LabError::io(format!("route {prefix} via {via}"), mixed_families()))?;
+        Ok(self
+            .netlink()?
+            .add_route(&format!("{prefix} via {via}"), message)?)
+    }
+
+    /// Adds a permanent neighbor.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn add_neighbor(
+        &self,
+        interface: &str,
+        address: IpAddr,
+        mac: MacAddr,
+    ) -> Result<(), LabError> {
+        let netlink = self.netlink()?;
+        let index = netlink.existing_link(interface)?.index;
+        Ok(netlink.add_neighbor(index, address, mac)?)
+    }
+
+    /// Waits until an interface is up and has its carrier.
+    ///
+    /// # Errors
+    /// It is not there, or not up, when `limit` has passed.
+    pub fn wait_operational(&self, interface: &str, limit: Duration) -> Result<(), LabError> {
+        self.wait_link(interface, "operational", limit, |link| {
+            link.is_some_and(|facts| facts.operational)
+        })
+    }
+
+    /// Waits until `reached` holds of an interface, which need not exist yet (or any more);
+    /// `state` names the condition in the error.
+    ///
+    /// # Errors
+    /// It does not hold when `limit` has passed.
+    pub fn wait_link(
+        &self,
+        interface: &str,
+        state: &'static str,
+        limit: Duration,
+        reached: impl Fn(Option<&LinkFacts>) -> bool,
+    ) -> Result<(), LabError> {
+        // Subscribed before the first look, so that no change falls between.
+        let changes = Changes::watch(self.namespace(), Topic::Links)?
+            .map_err(|error| LabError::io("watch links", error))?;
+        let netlink = self.netlink()?;
+        let reached = changes.wait(limit, || {
+            Ok::<_, LabError>(reached(netlink.link(interface)?.as_ref()))
+        })?;
+        if reached {
+            return Ok(());
+        }
+        Err(LabError::Timeout {
+            interface: interface.to_owned(),
+            namespace: self.namespace().to_string(),
+            state,
+            limit,
+        })
+    }
+
+    fn netlink(&self) -> Result<Netlink, LabError> {
+        Ok(Netlink::open(self.namespace())?)
+    }
+
+    fn change(
+        &self,
+        interface: &str,
+        change: impl FnOnce(LinkChange) -> LinkChange,
+    ) -> Result<(), LabError> {
+        let netlink = self.netlink()?;
+        let index = netlink.existing_link(interface)?.index;
+        let message = change(LinkUnspec::new_with_index(index)).build();
+        Ok(netlink.change_link(interface, message)?)
+    }
+}
+
+type LinkChange = rtnetlink::LinkMessageBuilder<LinkUnspec>;
+
+fn route_message(prefix: IpNet, via: IpAddr) -> Option<RouteMessage> {
+    match (prefix, via) {
+        (IpNet::V4(prefix), IpAddr::V4(via)) => Some(
+            RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(prefix.network(), prefix.prefix_len())
+                .gateway(via)
+                .build(),
+        ),
+        (IpNet::V6(prefix), IpAddr::V6(via)) => Some(
+            RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(prefix.network(), prefix.prefix_len())
+                .gateway(via)
+                .build(),
+        ),
+        _ => None,
+    }
+}
+
+fn mixed_families() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "one is IPv4, the other IPv6".to_owned(),
+    )
+}
