@@ -7,13 +7,76 @@ use core::str::FromStr;
 
 use thiserror::Error;
 
-/// Identifies one container interface joined to the relay, for the life of the process.
+/// Identifies one container interface joined to the relay: an index into tables, and above it a
+/// generation. An index is used again after its attachment has gone, with the next generation, so
+/// that what is still on its way to or from the old attachment does not reach the new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttachmentId(pub u32);
 
-/// Identifies one interface of the NOS towards the network, for the life of the process.
+/// Identifies one interface of the NOS towards the network: an index and a generation, as in
+/// [`AttachmentId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UplinkId(pub u32);
+
+/// Bits of an identifier that are its index.
+const INDEX_BITS: u32 = 16;
+/// Bits of an identifier that are its generation. The port table packs identifiers into 29 bits.
+const GENERATION_BITS: u32 = 13;
+
+/// What is an index and a generation: [`AttachmentId`], [`UplinkId`].
+pub trait Identifier: Copy + Eq {
+    /// Where tables keep what belongs to it: less than 65,536.
+    fn index(self) -> usize;
+}
+
+/// Index and generation of an identifier.
+macro_rules! generational {
+    ($id:ident) => {
+        impl $id {
+            /// Indices are less than this.
+            pub const INDICES: u32 = 1 << INDEX_BITS;
+            /// Generations are less than this, and begin anew behind the last.
+            pub const GENERATIONS: u16 = 1 << GENERATION_BITS;
+
+            /// The identifier of this index and generation, modulo [`Self::GENERATIONS`].
+            #[must_use]
+            pub const fn new(index: u16, generation: u16) -> Self {
+                let generation = generation % Self::GENERATIONS;
+                Self((generation as u32) << INDEX_BITS | index as u32)
+            }
+
+            /// Where tables keep what belongs to it.
+            #[must_use]
+            #[inline]
+            pub const fn index(self) -> usize {
+                (self.0 % Self::INDICES) as usize
+            }
+
+            /// Which user of its index it is.
+            #[must_use]
+            pub const fn generation(self) -> u16 {
+                (self.0 >> INDEX_BITS) as u16
+            }
+
+            /// The next user of the same index.
+            #[must_use]
+            pub const fn successor(self) -> Self {
+                let index = (self.0 % Self::INDICES) as u16;
+                Self::new(index, self.generation() + 1)
+            }
+        }
+
+        impl Identifier for $id {
+            #[inline]
+            fn index(self) -> usize {
+                Self::index(self)
+            }
+        }
+    };
+}
+
+generational!(AttachmentId);
+generational!(UplinkId);
 
 /// Identifies a routing and forwarding instance. Every table is keyed by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,13 +93,13 @@ impl VrfId {
 
 impl fmt::Display for AttachmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "attachment {}", self.0)
+        write!(f, "attachment {}", self.index())
     }
 }
 
 impl fmt::Display for UplinkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "uplink {}", self.0)
+        write!(f, "uplink {}", self.index())
     }
 }
 

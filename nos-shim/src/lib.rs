@@ -36,6 +36,7 @@
 //! | module | one line |
 //! |---|---|
 //! | [`ident`], [`time`] | identifiers, addresses of Ethernet; instants and durations |
+//! | [`id_table`] | tables by identifier |
 //! | [`frame`] | buffers in pools, and the offload state of what is in them |
 //! | [`packet`] | Ethernet, IP and transport headers, validated once |
 //! | [`checksum`], [`offload`], [`fragment_ipv6`] | sums; segmentation, completion and fragmentation on output |
@@ -74,6 +75,7 @@ pub mod fragment_ipv6;
 pub mod fragments;
 pub mod frame;
 pub mod icmp;
+pub mod id_table;
 pub mod ident;
 mod index;
 pub mod ipv4_options;

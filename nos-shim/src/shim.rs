@@ -33,7 +33,8 @@ use crate::flows::EchoFlows;
 use crate::forward::{Holder, Rewrites};
 use crate::fragments::{FragmentLimits, FragmentTable};
 use crate::frame::FramePool;
-use crate::ident::{MacAddr, UplinkId, VrfId};
+use crate::id_table::IdTable;
+use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
 use crate::neighbor::NeighborStatus;
 use crate::originate::Originator;
 use crate::packet::{Packet, PacketBurst};
@@ -111,8 +112,8 @@ pub struct Shim {
     pub(crate) echo: EchoFlows,
     pub(crate) fragments: FragmentTable<Holder>,
     pub(crate) reassembler: Reassembler,
-    pub(crate) uplinks: Vec<Option<Uplink>>,
-    pub(crate) attachments: Vec<Option<Registration>>,
+    pub(crate) uplinks: IdTable<UplinkId, Uplink>,
+    pub(crate) attachments: IdTable<AttachmentId, Registration>,
     pub(crate) limiter: IcmpLimiter,
     pub(crate) originator: Originator,
     pub(crate) transmit: TransmitQueues,
@@ -185,8 +186,8 @@ impl Shim {
             echo: EchoFlows::default(),
             fragments: FragmentTable::new(FragmentLimits::default()),
             reassembler: Reassembler::new(reassembly::Limits::default(), seed),
-            uplinks: Vec::new(),
-            attachments: Vec::new(),
+            uplinks: IdTable::new(),
+            attachments: IdTable::new(),
             limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
             originator: Originator::new(seed),
             transmit: TransmitQueues::new(TRANSMIT_QUEUE),
@@ -250,7 +251,7 @@ impl Shim {
         let mut first = sooner(self.echo.poll_at(), self.fragments.poll_at());
         first = sooner(first, self.reassembler.poll_at());
         first = sooner(first, self.local_poll_at());
-        for uplink in self.uplinks.iter().flatten() {
+        for uplink in self.uplinks.values() {
             first = sooner(first, uplink.neighbors.poll_at());
         }
         first
@@ -267,8 +268,7 @@ impl Shim {
     pub fn held(&self) -> usize {
         let neighbors: usize = self
             .uplinks
-            .iter()
-            .flatten()
+            .values()
             .map(|uplink| uplink.neighbors.held())
             .sum();
         let fragments = self.fragments.held() + self.reassembler.held();
@@ -290,7 +290,7 @@ impl Shim {
     /// All uplinks at this moment.
     #[must_use]
     pub fn uplinks(&self, now: Instant) -> Vec<UplinkSnapshot> {
-        let uplinks = self.uplinks.iter().flatten();
+        let uplinks = self.uplinks.values();
         uplinks.map(|uplink| uplink.snapshot(now)).collect()
     }
 }

@@ -9,9 +9,15 @@
 use std::collections::VecDeque;
 
 use crate::frame::{Burst, Frame, octets};
+use crate::ident::UplinkId;
 
 /// The place of no burst.
 const NONE: u32 = u32::MAX;
+
+/// The queue of an interface: by index, without the generation.
+const fn lane_of(interface: u32) -> usize {
+    UplinkId(interface).index()
+}
 
 /// A bounded queue for each interface.
 #[derive(Debug)]
@@ -93,15 +99,16 @@ impl TransmitQueues {
         self.held + self.lent.map_or(0, |lent| lent.frames)
     }
 
-    /// Appends `frame` to the queue of `interface`. Numbers of interfaces should be small, as they
-    /// index an array.
+    /// Appends `frame` to the queue of `interface`: the number of an
+    /// [attachment](crate::ident::AttachmentId) or [uplink](UplinkId). Two generations of one
+    /// index share a queue, so [`Self::drain`] it between them.
     ///
     /// # Errors
     ///
     /// The frame, when the queue is full.
     #[inline]
     pub fn push(&mut self, interface: u32, frame: Frame) -> Result<(), Frame> {
-        let Some(lane) = self.lanes.get_mut(interface as usize) else {
+        let Some(lane) = self.lanes.get_mut(lane_of(interface)) else {
             return self.push_first(interface, frame);
         };
         if lane.len >= self.limit {
@@ -121,7 +128,7 @@ impl TransmitQueues {
     /// Into the queue of an interface that never had one.
     #[cold]
     fn push_first(&mut self, interface: u32, frame: Frame) -> Result<(), Frame> {
-        self.lanes.resize(interface as usize + 1, Lane::EMPTY);
+        self.lanes.resize(lane_of(interface) + 1, Lane::EMPTY);
         self.push(interface, frame)
     }
 
@@ -139,7 +146,7 @@ impl TransmitQueues {
         waiting.interface = interface;
         waiting.burst.push(frame);
         self.ready.push_back(place);
-        let lane = &mut self.lanes[interface as usize];
+        let lane = &mut self.lanes[lane_of(interface)];
         lane.youngest = place;
         lane.len += 1;
         self.held += 1;
@@ -160,7 +167,7 @@ impl TransmitQueues {
             octets: octets(burst),
         });
         self.held -= frames;
-        let lane = &mut self.lanes[interface as usize];
+        let lane = &mut self.lanes[lane_of(interface)];
         lane.len -= u32::try_from(frames).unwrap_or_default();
         // It grows no more.
         if lane.youngest == place {
@@ -179,7 +186,7 @@ impl TransmitQueues {
             self.free.push(lent.place);
         } else {
             self.held += left;
-            self.lanes[lent.interface as usize].len += u32::try_from(left).unwrap_or_default();
+            self.lanes[lane_of(lent.interface)].len += u32::try_from(left).unwrap_or_default();
             self.ready.push_front(lent.place);
         }
         Some(Settled {
@@ -216,7 +223,7 @@ impl TransmitQueues {
             other
         });
         self.held -= frames.len();
-        if let Some(lane) = self.lanes.get_mut(interface as usize) {
+        if let Some(lane) = self.lanes.get_mut(lane_of(interface)) {
             *lane = Lane::EMPTY;
         }
         frames

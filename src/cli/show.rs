@@ -74,7 +74,7 @@ fn attachments(rows: &[Attachment]) -> String {
         interface.extend(row.addresses.iter().map(ToString::to_string));
         interface.extend(properties(&row.link));
         [
-            row.id.0.to_string(),
+            row.id.index().to_string(),
             row.name.clone(),
             state(row.link.state),
             interface.join("\n"),

@@ -41,6 +41,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use nos_shim::channel::Wake;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{BATCH, Burst, Frame, FramePool, octets};
+use nos_shim::id_table::IdTable;
 use nos_shim::ident::{AttachmentId, Interface, UplinkId};
 use nos_shim::offload::Capabilities;
 use nos_shim::time::Instant;
@@ -266,8 +267,8 @@ pub struct EventLoop {
     listener: Box<dyn Listener>,
     engine: Engine,
     pool: FramePool,
-    attachments: Vec<Option<Slot>>,
-    uplinks: Vec<Option<Slot>>,
+    attachments: IdTable<AttachmentId, Slot>,
+    uplinks: IdTable<UplinkId, Slot>,
     ready: VecDeque<Interface>,
     down: Vec<Interface>,
     next_link_check: Instant,
@@ -310,15 +311,14 @@ fn interface(token: Token) -> Option<Interface> {
 }
 
 fn slot_of<'a>(
-    attachments: &'a mut [Option<Slot>],
-    uplinks: &'a mut [Option<Slot>],
+    attachments: &'a mut IdTable<AttachmentId, Slot>,
+    uplinks: &'a mut IdTable<UplinkId, Slot>,
     interface: Interface,
 ) -> Option<&'a mut Slot> {
     match interface {
-        Interface::Attachment(id) => attachments.get_mut(id.0 as usize),
-        Interface::Uplink(id) => uplinks.get_mut(id.0 as usize),
-    }?
-    .as_mut()
+        Interface::Attachment(id) => attachments.get_mut(id),
+        Interface::Uplink(id) => uplinks.get_mut(id),
+    }
 }
 
 impl EventLoop {
@@ -346,8 +346,8 @@ impl EventLoop {
             listener,
             engine,
             pool,
-            attachments: Vec::new(),
-            uplinks: Vec::new(),
+            attachments: IdTable::new(),
+            uplinks: IdTable::new(),
             ready: VecDeque::new(),
             down: Vec::new(),
             next_link_check: Instant::ZERO,
@@ -414,20 +414,13 @@ impl EventLoop {
     }
 
     fn reports(&mut self) -> Vec<DeviceReport> {
-        let slots = |slots: &mut [Option<Slot>], name: fn(u32) -> Interface| {
-            let numbered = (0..).zip(slots.iter_mut());
-            let present = numbered.filter_map(|(id, slot)| Some((name(id), slot.as_mut()?)));
-            present
-                .map(|(interface, slot)| DeviceReport::of(interface, slot))
-                .collect::<Vec<_>>()
-        };
-        let mut reports = slots(&mut self.attachments, |id| {
-            Interface::Attachment(AttachmentId(id))
-        });
-        reports.extend(slots(&mut self.uplinks, |id| {
-            Interface::Uplink(UplinkId(id))
-        }));
-        reports
+        let attachments = self.attachments.iter_mut();
+        let attachments = attachments.map(|(id, slot)| (Interface::Attachment(id), slot));
+        let uplinks = self.uplinks.iter_mut();
+        let uplinks = uplinks.map(|(id, slot)| (Interface::Uplink(id), slot));
+        let all = attachments.chain(uplinks);
+        all.map(|(interface, slot)| DeviceReport::of(interface, slot))
+            .collect()
     }
 
     fn add_device(&mut self, interface: Interface, device: Box<dyn FrameDevice>) -> io::Result<()> {
@@ -438,35 +431,30 @@ impl EventLoop {
                 .registry()
                 .register(&mut source, token(interface), Interest::READABLE)?;
         }
-        let (slots, id) = match interface {
-            Interface::Attachment(id) => (&mut self.attachments, id.0 as usize),
-            Interface::Uplink(id) => (&mut self.uplinks, id.0 as usize),
-        };
-        if slots.len() <= id {
-            slots.resize_with(id + 1, || None);
-        }
         self.engine
             .set_capabilities(interface, device.capabilities());
         let turn = device.kind().first_turn();
         // What came in before epoll watched gives no edge.
-        slots[id] = Some(Slot {
+        let slot = Slot {
             device,
             turn,
             ready: true,
             down: false,
-        });
+        };
+        match interface {
+            Interface::Attachment(id) => drop(self.attachments.insert(id, slot)),
+            Interface::Uplink(id) => drop(self.uplinks.insert(id, slot)),
+        }
         self.ready.push_back(interface);
         Ok(())
     }
 
     fn remove_device(&mut self, interface: Interface) {
         let slot = match interface {
-            Interface::Attachment(id) => self.attachments.get_mut(id.0 as usize),
-            Interface::Uplink(id) => self.uplinks.get_mut(id.0 as usize),
+            Interface::Attachment(id) => self.attachments.remove(id),
+            Interface::Uplink(id) => self.uplinks.remove(id),
         };
-        let Some(slot) = slot.and_then(Option::take) else {
-            return;
-        };
+        let Some(slot) = slot else { return };
         self.ready.retain(|&ready| ready != interface);
         self.down.retain(|&down| down != interface);
         let Some(fd) = slot.device.fd() else { return };

@@ -46,6 +46,7 @@ use std::collections::VecDeque;
 use nos_shim::channel::{Disconnected, Registration, RelayEnd, ToNos, ToRelay, Wake};
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{BATCH, Burst, Frame, FramePool};
+use nos_shim::id_table::IdTable;
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
@@ -58,9 +59,6 @@ pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus};
 
 use attachment::{Attachment, Guarded};
 use side::Side;
-
-/// One more than the greatest number of an attachment. Tables are indexed by it.
-pub const MAX_ATTACHMENTS: u32 = 1 << 16;
 
 /// [`Relay::poll_channel`] takes no burst while this many frames wait to be written: what is
 /// written soon after is still in cache, and queues stay short.
@@ -79,9 +77,6 @@ pub enum RelayError {
     /// There is none with this number.
     #[error("{0} does not exist")]
     Unknown(AttachmentId),
-    /// The number is too great.
-    #[error("{0} is out of range; numbers are less than {MAX_ATTACHMENTS}")]
-    OutOfRange(AttachmentId),
     /// The NOS does not listen.
     #[error("the NOS cannot be told: {0}")]
     Disconnected(#[from] Disconnected),
@@ -113,19 +108,11 @@ pub struct RelaySnapshot {
 pub struct Relay {
     channel: RelayEnd,
     pool: FramePool,
-    slots: Vec<Slot>,
+    attachments: IdTable<AttachmentId, Box<Attachment>>,
     transmit: TransmitQueues,
     outgoing: PacketBurst,
     events: VecDeque<RelayEvent>,
     ledger: Ledger,
-}
-
-/// The place of one attachment number.
-#[derive(Debug, Default)]
-struct Slot {
-    attachment: Option<Box<Attachment>>,
-    /// Answers to come which are for attachments that have gone.
-    stale_answers: u32,
 }
 
 impl Relay {
@@ -135,7 +122,7 @@ impl Relay {
         Self {
             channel,
             pool,
-            slots: Vec::new(),
+            attachments: IdTable::new(),
             transmit: TransmitQueues::new(TRANSMIT_QUEUE),
             outgoing: PacketBurst::new(),
             events: VecDeque::new(),
@@ -149,20 +136,13 @@ impl Relay {
     ///
     /// [`RelayError`]; nothing has changed then.
     pub fn attach(&mut self, config: AttachmentConfig) -> Result<(), RelayError> {
-        let AttachmentId(index) = config.id;
-        if index >= MAX_ATTACHMENTS {
-            return Err(RelayError::OutOfRange(config.id));
-        }
-        if self.attachment(config.id).is_some() {
-            return Err(RelayError::Exists(config.id));
+        let id = config.id;
+        if let Some(holder) = self.attachments.holder(id) {
+            return Err(RelayError::Exists(holder));
         }
         let attachment = Attachment::new(&config);
         self.channel.send_control(register(config))?;
-        let index = index as usize;
-        if index >= self.slots.len() {
-            self.slots.resize_with(index + 1, Slot::default);
-        }
-        self.slots[index].attachment = Some(Box::new(attachment));
+        self.attachments.insert(id, Box::new(attachment));
         Ok(())
     }
 
@@ -193,10 +173,9 @@ impl Relay {
     /// attachment is removed all the same.
     pub fn detach(&mut self, id: AttachmentId) -> Result<(), RelayError> {
         self.settle();
-        let slot = self.slots.get_mut(id.0 as usize);
-        let slot = slot.ok_or(RelayError::Unknown(id))?;
-        let gone = slot.attachment.take().ok_or(RelayError::Unknown(id))?;
-        slot.stale_answers += u32::try_from(gone.asked.len()).unwrap_or(u32::MAX);
+        if self.attachments.remove(id).is_none() {
+            return Err(RelayError::Unknown(id));
+        }
         for frame in self.transmit.drain(id.0) {
             self.drop_frame(frame, DropReason::UnknownAttachment);
         }
@@ -342,27 +321,26 @@ impl Relay {
     /// A copy of all that can be shown.
     #[must_use]
     pub fn snapshot(&self) -> RelaySnapshot {
-        let numbered = (0..).map(AttachmentId).zip(&self.slots);
+        let attachments = self.attachments.iter();
         RelaySnapshot {
             ledger: self.ledger,
             held: self.held(),
-            attachments: numbered
-                .filter_map(|(id, slot)| Some(slot.attachment.as_ref()?.status(id)))
+            attachments: attachments
+                .map(|(id, attachment)| attachment.status(id))
                 .collect(),
         }
     }
 
     fn attachment(&mut self, id: AttachmentId) -> Option<&mut Attachment> {
-        self.slots.get_mut(id.0 as usize)?.attachment.as_deref_mut()
+        self.attachments.get_mut(id).map(Box::as_mut)
     }
 
     /// An attachment, with all that is needed to move its packets.
     #[inline]
     fn side(&mut self, id: AttachmentId) -> Option<Side<'_>> {
-        let slot = self.slots.get_mut(id.0 as usize)?;
         Some(Side {
             id,
-            attachment: slot.attachment.as_deref_mut()?,
+            attachment: self.attachments.get_mut(id)?,
             transmit: &mut self.transmit,
             outgoing: &mut self.outgoing,
             channel: &mut self.channel,
@@ -375,14 +353,8 @@ impl Relay {
         let id = match message {
             ToRelay::Accepted(id) | ToRelay::Refused(id, _) => id,
         };
-        let Some(slot) = self.slots.get_mut(id.0 as usize) else {
-            return;
-        };
-        if slot.stale_answers > 0 {
-            slot.stale_answers -= 1;
-            return;
-        }
-        let Some(attachment) = slot.attachment.as_deref_mut() else {
+        // Of an attachment that has gone, or of the one before it with this index: nobody asks.
+        let Some(attachment) = self.attachment(id) else {
             return;
         };
         attachment.answered(matches!(message, ToRelay::Accepted(_)));

@@ -88,7 +88,7 @@ fn identity(hop: &NextHop) -> u64 {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     };
-    mix_address(u64::from(hop.uplink.0), u128::from(address))
+    mix_address(hop.uplink.index() as u64, u128::from(address))
 }
 
 fn mix_address(hash: u64, address: u128) -> u64 {

@@ -170,7 +170,7 @@ impl Shim {
         origin: Origin,
         now: Instant,
     ) {
-        let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+        let Some(uplink) = self.uplinks.get_mut(id) else {
             return self.discard(packet, DropReason::DeviceGone);
         };
         match uplink.neighbors.resolve(next_hop, now) {
@@ -189,7 +189,7 @@ impl Shim {
     /// Carries out what the neighbor cache wants.
     pub(crate) fn poll_neighbors(&mut self, id: UplinkId, now: Instant) {
         loop {
-            let uplink = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut);
+            let uplink = self.uplinks.get_mut(id);
             let Some(output) = uplink.and_then(|uplink| uplink.neighbors.poll_output()) else {
                 return;
             };
@@ -225,7 +225,7 @@ impl Shim {
 
     /// Sends a packet to a station whose MAC address is known.
     fn emit(&mut self, mut packet: Packet, id: UplinkId, mac: MacAddr) {
-        let Some(uplink) = self.uplinks.get(id.0 as usize).and_then(Option::as_ref) else {
+        let Some(uplink) = self.uplinks.get(id) else {
             return self.discard(packet, DropReason::DeviceGone);
         };
         packet.set_link(mac, uplink.config.mac);

@@ -21,7 +21,7 @@ impl Shim {
     /// Frames that came in on an uplink. What is to be routed is looked up together.
     pub(super) fn ingress(&mut self, id: UplinkId, burst: &mut Burst, now: Instant) {
         self.ledger.received += burst.len() as u64;
-        let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+        let Some(uplink) = self.uplinks.get_mut(id) else {
             for frame in burst.drain(..) {
                 self.discard_frame(frame, DropReason::DeviceGone);
             }
@@ -149,7 +149,7 @@ impl Shim {
             Ok(arp) => arp,
             Err(reason) => return self.discard_frame(frame, reason),
         };
-        let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+        let Some(uplink) = self.uplinks.get_mut(id) else {
             return self.discard_frame(frame, DropReason::DeviceGone);
         };
         let answer = uplink.neighbors.handle_arp(&arp, now);
@@ -164,7 +164,7 @@ impl Shim {
             Err(reason) => return self.discard(packet, reason),
         };
         let (source, mac) = (packet.source(), packet.source_mac());
-        let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+        let Some(uplink) = self.uplinks.get_mut(id) else {
             return self.discard(packet, DropReason::DeviceGone);
         };
         let IpAddr::V6(source) = source else {
@@ -199,7 +199,7 @@ impl Shim {
 
     /// Counts that somebody else uses an address of ours, and tells if it is news.
     fn conflict(&mut self, id: UplinkId, address: IpAddr, mac: MacAddr, first: bool) {
-        if let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) {
+        if let Some(uplink) = self.uplinks.get_mut(id) {
             uplink.counters.address_conflicts += 1;
         }
         if first && self.events.len() < EVENTS {
@@ -218,7 +218,7 @@ impl Shim {
     }
 
     fn is_link_local_of(&self, id: UplinkId, address: Ipv6Addr) -> bool {
-        let uplink = self.uplinks.get(id.0 as usize).and_then(Option::as_ref);
+        let uplink = self.uplinks.get(id);
         uplink.is_some_and(|uplink| uplink.link_local() == address)
     }
 }

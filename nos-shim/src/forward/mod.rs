@@ -38,6 +38,9 @@ use crate::packet::{Addresses, Packet, PacketBurst};
 use crate::shim::Shim;
 use crate::time::Instant;
 
+/// Uplinks whose neighbors are due.
+type UplinkBurst = arrayvec::ArrayVec<UplinkId, BATCH>;
+
 /// Where a packet comes from: answers and errors go back there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -99,15 +102,16 @@ impl Shim {
         if self.poll_at().is_none_or(|at| at > now) {
             return;
         }
-        for index in 0..self.uplinks.len() {
-            let Some(uplink) = self.uplinks[index].as_mut() else {
-                continue;
-            };
-            if uplink.neighbors.poll_at().is_some_and(|at| at <= now) {
-                let id = uplink.config.id;
+        let mut due = UplinkBurst::new();
+        for (id, uplink) in self.uplinks.iter_mut() {
+            if uplink.neighbors.poll_at().is_some_and(|at| at <= now) && !due.is_full() {
                 uplink.neighbors.handle_timeout(now);
-                self.poll_neighbors(id, now);
+                due.push(id);
             }
+        }
+        // More than fit are still due, and come with the next call.
+        for id in due {
+            self.poll_neighbors(id, now);
         }
         self.echo.expire(now);
         self.fragments.expire(now);

@@ -97,7 +97,7 @@ impl Shim {
 
     /// The address by which a container knows its router.
     fn router_of(&self, id: AttachmentId, ipv6: bool) -> IpAddr {
-        let attachment = self.attachments.get(id.0 as usize).and_then(Option::as_ref);
+        let attachment = self.attachments.get(id);
         match attachment {
             Some(attachment) if ipv6 => attachment.router.into(),
             _ if ipv6 => core::net::Ipv6Addr::UNSPECIFIED.into(),

@@ -67,7 +67,7 @@ impl Shim {
     /// to [`Shim::changes`].
     #[inline]
     pub(super) fn refresh_rewrites(&mut self) {
-        let uplinks = self.uplinks.iter().flatten();
+        let uplinks = self.uplinks.values();
         let neighbors: u64 = uplinks.map(|uplink| uplink.neighbors.version()).sum();
         self.rewrites.epoch = self.changes + neighbors + 1;
     }

@@ -30,11 +30,7 @@ impl Shim {
         if let Err(refused) = self.ports.register(&registration) {
             return ToRelay::Refused(id, refused);
         }
-        let index = id.0 as usize;
-        if self.attachments.len() <= index {
-            self.attachments.resize_with(index + 1, || None);
-        }
-        self.attachments[index] = Some(registration);
+        self.attachments.insert(id, registration);
         ToRelay::Accepted(id)
     }
 
@@ -42,9 +38,7 @@ impl Shim {
         self.ports.withdraw(id);
         self.echo.flush(Owner::Attachment(id));
         self.fragments.flush(Holder::Attachment(id));
-        if let Some(slot) = self.attachments.get_mut(id.0 as usize) {
-            *slot = None;
-        }
+        self.attachments.remove(id);
     }
 }
 

@@ -21,8 +21,7 @@ impl Shim {
             return;
         };
         self.ledger.sent += sent.frames;
-        let uplink = self.uplinks.get_mut(sent.interface as usize);
-        if let Some(uplink) = uplink.and_then(Option::as_mut) {
+        if let Some(uplink) = self.uplinks.get_mut(UplinkId(sent.interface)) {
             uplink.counters.tx_packets += sent.frames;
             uplink.counters.tx_octets += sent.octets;
         }

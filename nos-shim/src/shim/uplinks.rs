@@ -85,7 +85,7 @@ impl Shim {
     }
 
     pub(crate) fn uplink(&self, id: UplinkId) -> Option<&Uplink> {
-        self.uplinks.get(id.0 as usize)?.as_ref()
+        self.uplinks.get(id)
     }
 
     /// Adds an uplink, or changes one. Its addresses become the NOS's, with the routes that follow
@@ -106,26 +106,22 @@ impl Shim {
     /// Tells the link which addresses are the NOS's: to be called once the uplink's device is
     /// there.
     pub fn announce(&mut self, id: UplinkId, now: Instant) {
-        let uplink = self.uplinks.get_mut(id.0 as usize);
-        if let Some(uplink) = uplink.and_then(Option::as_mut) {
+        if let Some(uplink) = self.uplinks.get_mut(id) {
             uplink.neighbors.announce();
         }
         self.poll_neighbors(id, now);
     }
 
     fn place_uplink(&mut self, config: UplinkConfig) -> Result<(), FibFull> {
-        let index = config.id.0 as usize;
-        if self.uplinks.len() <= index {
-            self.uplinks.resize_with(index + 1, || None);
-        }
-        match &mut self.uplinks[index] {
+        let id = config.id;
+        match self.uplinks.get_mut(id) {
             Some(uplink) if uplink.config.mac == config.mac => {
                 uplink.neighbors.set_addresses(&config.addresses);
                 uplink.neighbors.announce();
                 uplink.config = config;
             }
-            slot => {
-                let seed = self.seed ^ index as u64;
+            _ => {
+                let seed = self.seed ^ u64::from(id.0);
                 let neighbors = NeighborCache::new(config.mac, &config.addresses, seed);
                 let capabilities = Capabilities::empty();
                 let counters = UplinkCounters::default();
@@ -135,7 +131,7 @@ impl Shim {
                     neighbors,
                     counters,
                 };
-                if let Some(mut old) = slot.replace(fresh) {
+                if let Some((_, mut old)) = self.uplinks.insert(id, fresh) {
                     self.changes += old.neighbors.version();
                     Self::drop_waiting(&mut old, &mut self.pool, &mut self.ledger);
                 }
@@ -148,7 +144,7 @@ impl Shim {
     pub fn remove_uplink(&mut self, id: UplinkId) {
         // What its device left of a burst is in the queue then.
         self.settle();
-        let Some(mut uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::take) else {
+        let Some(mut uplink) = self.uplinks.remove(id) else {
             return;
         };
         self.changes += uplink.neighbors.version();
@@ -170,7 +166,7 @@ impl Shim {
     /// Brings port table, FIB and local stack in line with the uplinks' addresses.
     fn follow_addresses(&mut self) -> Result<(), FibFull> {
         self.changes += 1;
-        let uplinks = || self.uplinks.iter().flatten();
+        let uplinks = || self.uplinks.values();
         let ours: Vec<(VrfId, IpAddr)> = uplinks()
             .flat_map(|uplink| {
                 uplink
@@ -207,12 +203,7 @@ impl Shim {
         }
         #[cfg(feature = "stack")]
         {
-            let least = self
-                .uplinks
-                .iter()
-                .flatten()
-                .map(|uplink| uplink.config.mtu)
-                .min();
+            let least = self.uplinks.values().map(|uplink| uplink.config.mtu).min();
             self.local.set_mtu(least.unwrap_or(usize::MAX));
             self.local
                 .set_addresses(ours.iter().map(|&(_, address)| address));
@@ -226,7 +217,7 @@ impl Shim {
     pub fn set_capabilities(&mut self, id: UplinkId, capabilities: Capabilities) {
         self.settle();
         self.changes += 1;
-        let Some(uplink) = self.uplinks.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+        let Some(uplink) = self.uplinks.get_mut(id) else {
             return;
         };
         let shrunk = !capabilities.contains(uplink.capabilities);

@@ -19,7 +19,7 @@ pub type Drops = BTreeMap<String, u64>;
 /// A container interface that is joined to the relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Unique for the life of the daemon.
+    /// Index, and above its 16 bits the generation; not used again for 8,192 generations.
     #[serde(with = "AttachmentNumber")]
     pub id: AttachmentId,
     /// The container's name.

@@ -18,8 +18,8 @@ use crate::data::responder::{Answer, answer_arp, answer_ip};
 /// A container's interface, as the relay has to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachmentConfig {
-    /// A number that no other attachment has now, less than
-    /// [`MAX_ATTACHMENTS`](super::MAX_ATTACHMENTS); best a small one.
+    /// An index that no other attachment has now, best a small one, and a generation that the
+    /// last user of the index did not have.
     pub id: AttachmentId,
     /// What operators call it.
     pub name: Arc<str>,

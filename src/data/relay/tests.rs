@@ -242,11 +242,11 @@ fn errors_name_the_attachment() {
     assert_eq!(setup.relay.attach(config(A)), Err(RelayError::Exists(A)));
     assert_eq!(setup.relay.detach(B), Err(RelayError::Unknown(B)));
     assert_eq!(setup.relay.update(config(B)), Err(RelayError::Unknown(B)));
-    let far = AttachmentId(MAX_ATTACHMENTS);
-    let error = setup.relay.attach(config(far)).unwrap_err();
-    let text = "attachment 65536 is out of range; numbers are less than 65536";
-    assert_eq!(error.to_string(), text);
-    assert_eq!(setup.relay.detach(far), Err(RelayError::Unknown(far)));
+    let next = A.successor();
+    let error = setup.relay.attach(config(next)).unwrap_err();
+    assert_eq!(error, RelayError::Exists(A), "the index is in use");
+    assert_eq!(error.to_string(), "attachment 0 exists already");
+    assert_eq!(setup.relay.detach(next), Err(RelayError::Unknown(next)));
     drop(setup.nos);
     let gone = Err(RelayError::Disconnected(Disconnected));
     assert_eq!(setup.relay.attach(config(B)), gone);
@@ -295,23 +295,27 @@ fn a_refused_attachment_stays_until_it_is_detached() {
 }
 
 #[test]
-fn late_answers_are_not_taken_for_the_successor() {
+fn what_was_meant_for_the_predecessor_does_not_reach_the_successor() {
     let mut setup = Setup::new(8, &[]);
+    let next = A.successor();
     setup.relay.attach(config(A)).unwrap();
     setup.relay.update(config(A)).unwrap();
     setup.relay.detach(A).unwrap();
-    setup.relay.attach(config(A)).unwrap();
+    setup.relay.attach(config(next)).unwrap();
     setup.answer(ToRelay::Accepted(A));
     setup.answer(ToRelay::Accepted(A));
     assert_eq!(setup.relay.poll_event(), None);
-    assert!(!setup.status(A).active);
-    let (answer, event) = refused(A);
+    assert!(!setup.status(next).active);
+    setup.deliver(A, &[inbound(b"late")]);
+    setup.handle(A, &[datagram(40000, b"late")]);
+    assert_eq!(setup.drops(), [(DropReason::UnknownAttachment, 2)]);
+    let (answer, event) = refused(next);
     setup.answer(answer);
     assert_eq!(setup.relay.poll_event(), Some(event));
     // Answers about nothing do no harm.
     setup.answer(ToRelay::Accepted(AttachmentId(9)));
-    setup.answer(ToRelay::Accepted(A));
-    assert!(!setup.status(A).active);
+    setup.answer(ToRelay::Accepted(next));
+    assert!(!setup.status(next).active);
 }
 
 #[test]
