@@ -6,6 +6,7 @@
 //! | [`kernel`] | the floor: namespaces, netlink, sysctls, taking interfaces over |
 //! | [`attach`] | a container's side of its link |
 //! | [`api`] | the control socket: protocol, server, client |
+//! | [`plan`] | what has to be done to get from one state to another |
 //! | [`daemon`] | the process |
 
 pub mod api;
@@ -13,3 +14,4 @@ pub mod attach;
 pub mod config;
 pub mod daemon;
 pub mod kernel;
+pub mod plan;

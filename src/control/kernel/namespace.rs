@@ -92,6 +92,14 @@ pub enum NamespaceError {
     },
 }
 
+impl NamespaceId {
+    /// The namespace whose file has this device and inode.
+    #[must_use]
+    pub const fn new(device: u64, inode: u64) -> Self {
+        Self { device, inode }
+    }
+}
+
 impl Namespace {
     /// Opens the namespace that `path` names, such as `/run/netns/C` or `/proc/1234/fd/5`.
     ///

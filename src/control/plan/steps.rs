@@ -1,0 +1,284 @@
+//! The steps from one state to another.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::needs::{Circle, circles};
+use super::{Change, Claim, ContainerLink, Entity, Group, Network, OpenDevice, Phase, State, Step};
+use crate::control::config::{Name, Nos};
+
+/// What has to be done to get from `state` to `wanted`, routes left aside. Entities of `repair`
+/// that stay have their interface looked at again.
+#[must_use]
+pub fn plan(state: &State, wanted: &State, repair: &BTreeSet<Name>) -> Vec<Group> {
+    let differing = differing(state, wanted, repair);
+    let circles = circles(state, wanted, &differing);
+    let group = |circle| group(state, wanted, repair, circle);
+    circles.into_iter().map(group).collect()
+}
+
+fn differing(state: &State, wanted: &State, repair: &BTreeSet<Name>) -> BTreeSet<Entity> {
+    let mut differing = BTreeSet::new();
+    for one in [state, wanted] {
+        let containers = one.claims.keys().chain(one.links.keys());
+        let uplinks = one.networks.keys().chain(one.devices.keys());
+        let entities = containers
+            .map(|name| Entity::Container(name.clone()))
+            .chain(
+                uplinks
+                    .flat_map(|name| [Entity::Uplink(name.clone()), Entity::Device(name.clone())]),
+            );
+        differing.extend(entities.filter(|entity| differs(state, wanted, entity)));
+    }
+    if state.services != wanted.services {
+        differing.insert(Entity::Services);
+    }
+    let present = repair.iter().filter(|name| state.links.contains_key(*name));
+    differing.extend(present.cloned().map(Entity::Container));
+    differing
+}
+
+fn differs(state: &State, wanted: &State, entity: &Entity) -> bool {
+    let captures = |of: &Entity| state.captures.get(of) != wanted.captures.get(of);
+    match entity {
+        Entity::Container(name) => {
+            state.claims.get(name) != wanted.claims.get(name)
+                || state.links.get(name) != wanted.links.get(name)
+                || captures(entity)
+        }
+        Entity::Uplink(name) if state.devices.contains_key(name) => {
+            state.networks.get(name) != wanted.networks.get(name)
+                || state.devices.get(name) != wanted.devices.get(name)
+                || captures(entity)
+        }
+        Entity::Uplink(name) => state.networks.get(name) != wanted.networks.get(name),
+        Entity::Device(name) => {
+            !state.devices.contains_key(name) && wanted.devices.contains_key(name)
+        }
+        Entity::Services | Entity::Routes => false,
+    }
+}
+
+fn group(state: &State, wanted: &State, repair: &BTreeSet<Name>, circle: Circle) -> Group {
+    let Circle { entities, needs } = circle;
+    let mut steps = Vec::new();
+    for entity in &entities {
+        match entity {
+            Entity::Container(name) => {
+                capture_steps(state, wanted, entity, &mut steps);
+                let change = change_of(&state.links, &wanted.links, name);
+                link_steps(name, change, repair.contains(name), &mut steps);
+            }
+            Entity::Uplink(name) | Entity::Device(name) => {
+                let opens = !state.devices.contains_key(name);
+                if opens == matches!(entity, Entity::Device(_)) {
+                    let uplink = Entity::Uplink(name.clone());
+                    capture_steps(state, wanted, &uplink, &mut steps);
+                    let change = change_of(&state.devices, &wanted.devices, name);
+                    device_steps(name, change, &mut steps);
+                }
+            }
+            Entity::Services => service_steps(&state.services, &wanted.services, &mut steps),
+            Entity::Routes => {}
+        }
+    }
+    network_steps(state, wanted, &entities, &mut steps);
+    claim_step(state, wanted, &entities, &mut steps);
+    steps.sort_by_key(|(phase, _)| *phase);
+    Group {
+        entities,
+        needs,
+        steps,
+    }
+}
+
+fn change_of<T: Clone>(
+    state: &BTreeMap<Name, T>,
+    wanted: &BTreeMap<Name, T>,
+    name: &Name,
+) -> Change<T> {
+    Change::between(state.get(name).cloned(), wanted.get(name).cloned())
+}
+
+/// A capture ends with its device, and begins with it. One that moves to another file ends first.
+fn capture_steps(state: &State, wanted: &State, entity: &Entity, steps: &mut Vec<(Phase, Step)>) {
+    let (old, new) = (state.captures.get(entity), wanted.captures.get(entity));
+    if old == new && keeps_device(state, wanted, entity) {
+        return;
+    }
+    if let Some(old) = old {
+        let change = Change::between(Some(old.clone()), None);
+        steps.push((Phase::EndCaptures, Step::Capture(entity.clone(), change)));
+    }
+    if let Some(new) = new {
+        let change = Change::between(None, Some(new.clone()));
+        steps.push((Phase::BeginCaptures, Step::Capture(entity.clone(), change)));
+    }
+}
+
+fn keeps_device(state: &State, wanted: &State, entity: &Entity) -> bool {
+    match entity {
+        Entity::Container(name) => match (state.links.get(name), wanted.links.get(name)) {
+            (Some(old), Some(new)) => old.keeps_interface(new),
+            (old, new) => old.is_none() && new.is_none(),
+        },
+        Entity::Uplink(name) | Entity::Device(name) => {
+            match (state.devices.get(name), wanted.devices.get(name)) {
+                (Some(old), Some(new)) => old.keeps_device(new),
+                (old, new) => old.is_none() && new.is_none(),
+            }
+        }
+        Entity::Services | Entity::Routes => true,
+    }
+}
+
+/// An interface that cannot stay goes before the new one comes.
+fn link_steps(
+    name: &Name,
+    change: Change<ContainerLink>,
+    repair: bool,
+    steps: &mut Vec<(Phase, Step)>,
+) {
+    let Change { old, new } = change;
+    if old == new && !repair {
+        return;
+    }
+    let stays = match (&old, &new) {
+        (Some(old), Some(new)) => old.keeps_interface(new),
+        _ => false,
+    };
+    if stays {
+        let step = Step::Link(name.clone(), Change::between(old, new));
+        steps.push((Phase::Attach, step));
+        return;
+    }
+    if let Some(old) = old {
+        let gone = Step::Link(name.clone(), Change::between(Some(old), None));
+        steps.push((Phase::Detach, gone));
+    }
+    if let Some(new) = new {
+        let fresh = Step::Link(name.clone(), Change::between(None, Some(new)));
+        steps.push((Phase::Attach, fresh));
+    }
+}
+
+fn device_steps(name: &Name, change: Change<OpenDevice>, steps: &mut Vec<(Phase, Step)>) {
+    let Change { old, new } = change;
+    match (old, new) {
+        (old, new) if old == new => {}
+        (Some(old), Some(new)) if old.keeps_device(&new) => {
+            let step = Step::Device(name.clone(), Change::between(Some(old), Some(new)));
+            steps.push((Phase::Open, step));
+        }
+        (old, new) => {
+            if let Some(old) = old {
+                let gone = Step::Device(name.clone(), Change::between(Some(old), None));
+                steps.push((Phase::Close, gone));
+            }
+            if let Some(new) = new {
+                let fresh = Step::Device(name.clone(), Change::between(None, Some(new)));
+                steps.push((Phase::Open, fresh));
+            }
+        }
+    }
+}
+
+/// Services that stay are left alone. Whether pings are answered changes with those that begin.
+fn service_steps(old: &Nos, new: &Nos, steps: &mut Vec<(Phase, Step)>) {
+    let mut fewer = old.clone();
+    fewer
+        .services
+        .retain(|service| new.services.contains(service));
+    for (phase, old, new) in [
+        (Phase::EndServices, old, &fewer),
+        (Phase::BeginServices, &fewer, new),
+    ] {
+        if old != new {
+            let step = Step::Services {
+                old: old.clone(),
+                new: new.clone(),
+            };
+            steps.push((phase, step));
+        }
+    }
+}
+
+/// First everything that comes while nothing goes, then what goes: containers follow in between.
+fn network_steps(
+    state: &State,
+    wanted: &State,
+    entities: &[Entity],
+    steps: &mut Vec<(Phase, Step)>,
+) {
+    let names = entities.iter().filter_map(|entity| match entity {
+        Entity::Uplink(name) => Some(name),
+        _ => None,
+    });
+    let changes: Vec<_> = names
+        .map(|name| (name, change_of(&state.networks, &wanted.networks, name)))
+        .filter(|(_, change)| change.old != change.new)
+        .collect();
+    let (mut widen, mut narrow) = (Vec::new(), Vec::new());
+    for (name, change) in &changes {
+        let wide = widened(change, &changes);
+        if change.old != wide {
+            let first = Change::between(change.old.clone(), wide.clone());
+            widen.push(((*name).clone(), first));
+        }
+        if wide != change.new {
+            let last = Change::between(wide, change.new.clone());
+            narrow.push(((*name).clone(), last));
+        }
+    }
+    for (phase, changes) in [(Phase::Widen, widen), (Phase::Narrow, narrow)] {
+        if !changes.is_empty() {
+            steps.push((phase, Step::Networks(changes)));
+        }
+    }
+}
+
+/// The uplink as it shall be, with the addresses that it still has. What another uplink has now, or
+/// keeps for now, comes later.
+fn widened(change: &Change<Network>, all: &[(&Name, Change<Network>)]) -> Option<Network> {
+    let Some(new) = &change.new else {
+        return change.old.clone();
+    };
+    let old = change.old.as_ref();
+    let own = old.map_or(&[][..], |old| &old.addresses);
+    let others = all.iter().map(|(_, other)| other).filter(|other| {
+        // Two changes of one uplink are one.
+        !core::ptr::eq(*other, change)
+    });
+    let held: Vec<_> = others
+        .filter_map(|other| other.old.as_ref())
+        .flat_map(|other| &other.addresses)
+        .map(ipnet::IpNet::trunc)
+        .collect();
+    let free = |address: &&ipnet::IpNet| {
+        let network = address.trunc();
+        let clear = held
+            .iter()
+            .all(|held| !held.contains(&network) && !network.contains(held));
+        let twice = own.iter().any(|own| own.addr() == address.addr());
+        clear && !twice
+    };
+    let mut addresses: Vec<_> = own.to_vec();
+    addresses.extend(new.addresses.iter().filter(free));
+    Some(Network {
+        addresses,
+        ..new.clone()
+    })
+}
+
+fn claim_step(state: &State, wanted: &State, entities: &[Entity], steps: &mut Vec<(Phase, Step)>) {
+    let names = entities.iter().filter_map(|entity| match entity {
+        Entity::Container(name) => Some(name),
+        _ => None,
+    });
+    let changes: Vec<(Name, Change<Claim>)> = names
+        .map(|name| (name.clone(), change_of(&state.claims, &wanted.claims, name)))
+        .filter(|(_, change)| change.old != change.new)
+        .collect();
+    if !changes.is_empty() {
+        steps.push((Phase::Claim, Step::Claims(changes)));
+    }
+}

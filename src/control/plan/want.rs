@@ -1,0 +1,243 @@
+//! What is wanted, of a configuration, as far as it is there.
+
+use std::collections::{BTreeMap, HashMap};
+
+use nos_shim::ident::MacAddr;
+
+use super::{Claim, ContainerLink, Entity, Network, OpenDevice, State};
+use crate::control::config::{
+    Config, Container, Name, NextHop, Route, RouteAction, Uplink, UplinkDevice,
+};
+use crate::control::kernel::NamespaceId;
+
+/// What was found of what a configuration names.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The daemon's own namespace.
+    pub host: NamespaceId,
+    /// By container.
+    pub namespaces: HashMap<Name, NamespacePresence>,
+    /// By uplink: the interface of one that uses a packet socket.
+    pub links: HashMap<Name, LinkPresence>,
+}
+
+/// Whether a container's namespace is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamespacePresence {
+    /// It is.
+    Here(NamespaceId),
+    /// It is not, and why.
+    Missing(String),
+}
+
+/// Whether an uplink's interface is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkPresence {
+    /// It is.
+    Here {
+        /// The kernel's number of it.
+        index: u32,
+        /// Its MAC address.
+        mac: Option<MacAddr>,
+        /// Octets of the longest IP packet.
+        mtu: u32,
+    },
+    /// It is not, and why.
+    Missing(String),
+}
+
+/// What is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// The state that all that is there shall have, without routes: see [`routes_of`].
+    pub state: State,
+    /// What is wanted and not there, and what it waits for.
+    pub waiting: BTreeMap<Entity, String>,
+    /// What cannot be, and why.
+    pub refused: BTreeMap<Entity, String>,
+}
+
+impl Want {
+    /// What `config` wants of what is there.
+    #[must_use]
+    pub fn of(config: &Config, observed: &Observed) -> Self {
+        let mut want = Self::default();
+        want.state.services = config.nos.clone();
+        for uplink in &config.uplinks {
+            want.uplink(uplink, observed);
+        }
+        let mut taken = HashMap::new();
+        for container in &config.containers {
+            want.container(container, observed, &mut taken);
+        }
+        want
+    }
+
+    /// The NOS has the addresses of an uplink that is away: they are its own, as a host's are whose
+    /// cable is unplugged.
+    fn uplink(&mut self, uplink: &Uplink, observed: &Observed) {
+        let entity = Entity::Uplink(uplink.name.clone());
+        let device = match wanted_device(uplink, observed) {
+            Ok(device) => Some(device),
+            Err(missing) => {
+                self.waiting.insert(entity.clone(), missing);
+                None
+            }
+        };
+        let configured = uplink.mtu.octets();
+        let most = device.as_ref().map_or(u32::MAX, |device| device.mtu);
+        let network = Network {
+            vrf: uplink.vrf,
+            addresses: uplink.addresses.clone(),
+            mac: device
+                .as_ref()
+                .map_or_else(|| own_mac(uplink), |device| device.mac),
+            mtu: u16::try_from(most).map_or(configured, |most| configured.min(most)),
+        };
+        self.state.networks.insert(uplink.name.clone(), network);
+        let Some(device) = device else { return };
+        self.state.devices.insert(uplink.name.clone(), device);
+        if let Some(file) = &uplink.capture {
+            self.state.captures.insert(entity, file.clone());
+        }
+    }
+
+    fn container<'a>(
+        &mut self,
+        container: &'a Container,
+        observed: &Observed,
+        taken: &mut HashMap<NamespaceId, &'a Name>,
+    ) {
+        let entity = Entity::Container(container.name.clone());
+        let namespace = match observed.namespaces.get(&container.name) {
+            Some(NamespacePresence::Here(namespace)) => *namespace,
+            Some(NamespacePresence::Missing(reason)) => {
+                self.waiting.insert(entity, reason.clone());
+                return;
+            }
+            None => {
+                self.waiting.insert(entity, "its namespace".to_owned());
+                return;
+            }
+        };
+        if let Some(reason) = conflict(container, namespace, observed.host, taken) {
+            self.refused.insert(entity, reason);
+            return;
+        }
+        taken.insert(namespace, &container.name);
+        let name = container.name.clone();
+        self.state.claims.insert(name.clone(), claim(container));
+        self.state.links.insert(name, link(container, namespace));
+        if let Some(file) = &container.capture {
+            self.state.captures.insert(entity, file.clone());
+        }
+    }
+}
+
+/// Routes, addresses and port range of a namespace are one container's.
+fn conflict(
+    container: &Container,
+    namespace: NamespaceId,
+    host: NamespaceId,
+    taken: &HashMap<NamespaceId, &Name>,
+) -> Option<String> {
+    if namespace == host {
+        return Some(format!(
+            "{} is the namespace of nos-relay itself",
+            container.netns
+        ));
+    }
+    let other = taken.get(&namespace)?;
+    Some(format!(
+        "{} is the namespace of container '{other}'",
+        container.netns
+    ))
+}
+
+fn wanted_device(uplink: &Uplink, observed: &Observed) -> Result<OpenDevice, String> {
+    let open = |index, mac, mtu| OpenDevice {
+        device: uplink.device.clone(),
+        index,
+        mac,
+        offload: uplink.offload,
+        mtu,
+    };
+    let name = match &uplink.device {
+        UplinkDevice::Tap(_) => {
+            return Ok(open(0, own_mac(uplink), uplink.mtu.octets().into()));
+        }
+        UplinkDevice::Packet(name) => name,
+    };
+    match observed.links.get(&uplink.name) {
+        Some(&LinkPresence::Here { index, mac, mtu }) => {
+            let mac = uplink.mac.or(mac).filter(|mac| mac.is_unicast());
+            let mac = mac.ok_or_else(|| format!("a MAC address of {name}; set `mac`"))?;
+            Ok(open(index, mac, mtu))
+        }
+        Some(LinkPresence::Missing(reason)) => Err(reason.clone()),
+        None => Err(format!("interface {name}")),
+    }
+}
+
+/// The MAC address of an uplink whose interface does not say one.
+fn own_mac(uplink: &Uplink) -> MacAddr {
+    let stable = || MacAddr::stable(&format!("uplink {}", uplink.name));
+    uplink.mac.unwrap_or_else(stable)
+}
+
+fn claim(container: &Container) -> Claim {
+    Claim {
+        vrf: container.vrf,
+        addresses: container.addresses.clone(),
+        tcp: container.tcp.clone(),
+        udp: container.udp.clone(),
+        ephemeral: container.ephemeral,
+        mtu: container.mtu,
+        mac: container_mac(container),
+    }
+}
+
+fn link(container: &Container, namespace: NamespaceId) -> ContainerLink {
+    ContainerLink {
+        netns: container.netns.clone(),
+        namespace,
+        device: container.device,
+        interface: container.interface.clone(),
+        mac: container_mac(container),
+        offload: container.offload,
+        addresses: container.addresses.clone(),
+        ephemeral: container.ephemeral,
+        mtu: container.mtu,
+    }
+}
+
+/// The MAC address of a container's interface.
+fn container_mac(container: &Container) -> MacAddr {
+    let stable = || MacAddr::stable(&format!("container {}", container.name));
+    container.mac.unwrap_or_else(stable)
+}
+
+/// The routes that can be installed: with those next hops whose uplink the NOS has. The others'
+/// prefixes are returned as well.
+#[must_use]
+pub fn routes_of(routes: &[Route], state: &State) -> (Vec<Route>, Vec<String>) {
+    let (mut installed, mut left) = (Vec::with_capacity(routes.len()), Vec::new());
+    for route in routes {
+        let RouteAction::Via(hops) = &route.action else {
+            installed.push(route.clone());
+            continue;
+        };
+        let known = |hop: &&NextHop| state.networks.contains_key(&hop.uplink);
+        let known: Vec<NextHop> = hops.iter().filter(known).cloned().collect();
+        if known.len() < hops.len() {
+            left.push(route.prefix.to_string());
+        }
+        if !known.is_empty() {
+            installed.push(Route {
+                action: RouteAction::Via(known),
+                ..route.clone()
+            });
+        }
+    }
+    (installed, left)
+}
