@@ -54,12 +54,14 @@ macro_rules! generational {
 
             /// Which user of its index it is.
             #[must_use]
+            #[expect(clippy::cast_possible_truncation, reason = "13 bits, or 16 of a raw number")]
             pub const fn generation(self) -> u16 {
                 (self.0 >> INDEX_BITS) as u16
             }
 
             /// The next user of the same index.
             #[must_use]
+            #[expect(clippy::cast_possible_truncation, reason = "an index has 16 bits")]
             pub const fn successor(self) -> Self {
                 let index = (self.0 % Self::INDICES) as u16;
                 Self::new(index, self.generation() + 1)
