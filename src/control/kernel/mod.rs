@@ -5,6 +5,7 @@ mod namespace;
 pub(crate) mod netlink;
 pub(crate) mod sysctl;
 pub mod takeover;
+pub mod watch;
 
 pub use namespace::{Namespace, NamespaceError, NamespaceId, NamespaceName};
 pub use netlink::{

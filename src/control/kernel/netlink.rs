@@ -434,7 +434,7 @@ pub enum NetlinkOpenError {
 }
 
 impl LinkFacts {
-    fn of(message: &LinkMessage) -> Self {
+    pub(super) fn of(message: &LinkMessage) -> Self {
         let flags = message.header.flags;
         let mut facts = Self {
             index: message.header.index,
