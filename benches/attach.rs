@@ -11,6 +11,7 @@
     reason = "a bench ends where its network cannot be built, and prints"
 )]
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use nos_relay::control::attach::{
@@ -56,8 +57,14 @@ fn measure(size: usize, veth: bool) {
         return;
     }
     let host = Namespace::anonymous("host").expect("a namespace");
-    let containers: Vec<_> = (0..size)
+    // An anonymous namespace has no name by which it can be opened again: its descriptor lends it.
+    let kept: Vec<_> = (0..size)
         .map(|number| Namespace::anonymous(&format!("c{number}")).expect("a namespace"))
+        .collect();
+    let containers: Vec<_> = kept
+        .iter()
+        .map(|namespace| format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd()))
+        .map(|path| Namespace::open(path).expect("a namespace with a name"))
         .collect();
     // As the control thread, which lives on the host.
     let work = || run(&Host::open(host.clone()).expect("a host"), &containers, veth);
