@@ -7,9 +7,11 @@
 //! | [`cli`] | the commands of the program | the program's main thread |
 //! | [`lab`] | networks of namespaces to try, show and measure it in | processes of their own |
 //!
-//! `control` knows `data`, never the other way.
+//! `control` knows `data`, never the other way. What both use stands beside them:
+//! [`interface_name`].
 
 pub mod cli;
 pub mod control;
 pub mod data;
+pub mod interface_name;
 pub mod lab;

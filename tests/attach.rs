@@ -15,8 +15,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use nos_relay::control::attach::{
-    AttachError, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, VethPair, host_end_name, link,
-    link_statistics, make_room,
+    AttachError, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, Host, VethPair, host_end_name,
+    link, link_statistics, make_room,
 };
 use nos_relay::control::kernel::InterfaceName;
 use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
@@ -29,19 +29,28 @@ const LIMIT: Duration = Duration::from_secs(5);
 struct Lab {
     host: LabNamespace,
     container: LabNamespace,
+    /// The relay's side in `host`.
+    relay: Host,
 }
 
 impl Lab {
     fn new() -> Self {
+        let host = LabNamespace::new("host").unwrap();
+        Self::beside(&host, "container")
+    }
+
+    /// Another container of the same host.
+    fn beside(host: &LabNamespace, container: &str) -> Self {
         Self {
-            host: LabNamespace::new("host").unwrap(),
-            container: LabNamespace::new("container").unwrap(),
+            relay: Host::open(host.namespace().clone()).unwrap(),
+            host: host.clone(),
+            container: LabNamespace::new(container).unwrap(),
         }
     }
 
     fn veth(&self, spec: &ContainerSpec) -> Result<VethPair, AttachError> {
         VethPair::create(
-            self.host.namespace(),
+            &self.relay,
             self.container.namespace(),
             spec,
             MacAddr::stable("relay"),
@@ -49,7 +58,8 @@ impl Lab {
     }
 
     fn configure(&self, spec: ContainerSpec) -> Result<ContainerSide, AttachError> {
-        ContainerSide::configure(self.container.namespace(), spec)
+        let (side, _) = ContainerSide::configure(self.container.namespace(), spec)?;
+        Ok(side)
     }
 
     /// What somebody in the container can see of the parts that attaching touches.
@@ -157,7 +167,7 @@ lab_test! {
     fn tap_is_configured_and_undone() {
         let lab = Lab::new();
         let before = lab.snapshot();
-        make_room(lab.host.namespace(), lab.container.namespace(), &eth0()).unwrap();
+        make_room(&lab.relay, lab.container.namespace(), &eth0()).unwrap();
         let Some(device) = tap(&lab) else { return };
         let side = lab.configure(spec()).unwrap();
         assert_configured(&lab);
@@ -247,6 +257,7 @@ lab_test! {
         let mut side = lab.configure(spec()).unwrap();
         // Down takes the routes away.
         lab.container.set_down("eth0").unwrap();
+        lab.container.set_up("eth0").unwrap();
         lab.container.set_mtu("eth0", 1300).unwrap();
         lab.container.sysctl("net/ipv4/ip_local_port_range", "1024 65535").unwrap();
         side.update(spec()).unwrap();
@@ -340,7 +351,7 @@ lab_test! {
 lab_test! {
     fn leftover_under_another_name_or_container_is_replaced() {
         let lab = Lab::new();
-        let elsewhere = Lab { host: lab.host.clone(), container: LabNamespace::new("old").unwrap() };
+        let elsewhere = Lab::beside(&lab.host, "old");
         // The same attachment in another namespace: its host end has the name we need.
         elsewhere.veth(&spec()).unwrap().abandon();
         // Another attachment in our namespace: its interface has the name we need.
@@ -374,7 +385,7 @@ lab_test! {
         let lab = Lab::new();
         let Some(_device) = tap(&lab) else { return };
         let _side = lab.configure(spec()).unwrap();
-        let error = make_room(lab.host.namespace(), lab.container.namespace(), &eth0()).unwrap_err();
+        let error = make_room(&lab.relay, lab.container.namespace(), &eth0()).unwrap_err();
         assert!(matches!(&error, AttachError::Held { owner, .. } if owner == "web"), "{error}");
     }
 }
@@ -426,11 +437,12 @@ lab_test! {
 }
 
 lab_test! {
-    fn disabled_ipv6_matters_only_where_ipv6_is_asked_for() {
+    fn disabled_ipv6_matters_only_where_ipv6_alone_is_asked_for() {
         let lab = Lab::new();
         lab.container.sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         let pair = lab.veth(&spec()).unwrap();
-        let error = lab.configure(spec()).unwrap_err();
+        let v6 = ContainerSpec { addresses: addresses(&["2001:db8:1::1"]), ..spec() };
+        let error = lab.configure(v6).unwrap_err();
         assert!(matches!(error, AttachError::NoIpv6 { .. }));
         assert!(error.to_string().contains("2001:db8:1::1") && error.to_string().contains("disabled on lo"), "{error}");
         let v4 = ContainerSpec { addresses: addresses(&["203.0.113.1"]), ..spec() };
@@ -481,8 +493,8 @@ lab_test! {
 
 lab_test! {
     fn detach_from_a_container_that_is_gone() {
-        let Lab { host, container } = Lab::new();
-        let lab = Lab { host: host.clone(), container };
+        let host = LabNamespace::new("host").unwrap();
+        let lab = Lab::beside(&host, "container");
         let pair = lab.veth(&spec()).unwrap();
         let name = pair.host_interface().to_owned();
         lab.configure(spec()).unwrap().abandon();

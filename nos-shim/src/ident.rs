@@ -54,7 +54,6 @@ macro_rules! generational {
 
             /// Which user of its index it is.
             #[must_use]
-            #[expect(clippy::cast_possible_truncation, reason = "13 bits, or 16 of a raw number")]
             pub const fn generation(self) -> u16 {
                 (self.0 >> INDEX_BITS) as u16
             }

@@ -30,6 +30,8 @@ use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::PortRange;
 use thiserror::Error;
 
+use crate::interface_name::InterfaceName;
+
 mod check;
 mod claims;
 mod diff;
@@ -135,15 +137,15 @@ pub struct Uplink {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UplinkDevice {
     /// A packet socket on an interface that exists.
-    Packet(IfName),
+    Packet(InterfaceName),
     /// A TAP that is made under this name.
-    Tap(IfName),
+    Tap(InterfaceName),
 }
 
 impl UplinkDevice {
     /// The interface that is used or made.
     #[must_use]
-    pub fn interface(&self) -> &IfName {
+    pub fn interface(&self) -> &InterfaceName {
         match self {
             Self::Packet(name) | Self::Tap(name) => name,
         }
@@ -202,7 +204,7 @@ pub struct Container {
     /// The kind of device that joins it.
     pub device: ContainerDevice,
     /// The interface's name inside.
-    pub interface: IfName,
+    pub interface: InterfaceName,
     /// NOS addresses that it uses as its own; the first of each family is the preferred source.
     pub addresses: Vec<IpAddr>,
     /// MTU of its interface: the least of the uplinks that hold its addresses.
@@ -344,25 +346,6 @@ pub enum NameError {
     Character(char),
 }
 
-/// A network interface's name, as the kernel takes it: 1 to 15 visible ASCII characters without
-/// `/`, `:` and `%`, and neither `.` nor `..`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct IfName(String);
-
-/// Text that cannot be an [`IfName`].
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum IfNameError {
-    /// No octet, or more than 15.
-    #[error("has {0} octets; an interface name has 1 to 15")]
-    Length(usize),
-    /// A character that the kernel refuses or reads as a pattern.
-    #[error("contains {0:?}, which no interface name may")]
-    Character(char),
-    /// `.` or `..`.
-    #[error("is a directory's name, which no interface may have")]
-    Dots,
-}
-
 macro_rules! text_newtype {
     ($name:ident, $error:ident, $check:ident) => {
         impl $name {
@@ -396,7 +379,6 @@ macro_rules! text_newtype {
 }
 
 text_newtype!(Name, NameError, check_name);
-text_newtype!(IfName, IfNameError, check_ifname);
 
 fn check_name(text: &str) -> Result<(), NameError> {
     let allowed = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);
@@ -404,16 +386,6 @@ fn check_name(text: &str) -> Result<(), NameError> {
         Some(other) => Err(NameError::Character(other)),
         None if (1..=64).contains(&text.len()) => Ok(()),
         None => Err(NameError::Length(text.len())),
-    }
-}
-
-fn check_ifname(text: &str) -> Result<(), IfNameError> {
-    let allowed = |c: &char| c.is_ascii_graphic() && !"/:%".contains(*c);
-    match text.chars().find(|c| !allowed(c)) {
-        Some(other) => Err(IfNameError::Character(other)),
-        None if !(1..=15).contains(&text.len()) => Err(IfNameError::Length(text.len())),
-        None if text == "." || text == ".." => Err(IfNameError::Dots),
-        None => Ok(()),
     }
 }
 

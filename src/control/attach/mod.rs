@@ -13,12 +13,15 @@
 //! | default routes | on-link through the interface, source: the first shared address | removal |
 //! | `ip_local_port_range` | the ephemeral range | the value found before |
 //!
-//! Order: [`make_room`], then the interface (a TAP opened by its device and [moved](move_link) in,
-//! or a [`VethPair`]), then [`ContainerSide::configure`].
+//! How: [`attach`] visits the namespace once and brings back a netlink socket, the setting of the
+//! ports, and a TAP where one is wanted (`interior`). All else is done from outside: what is there
+//! is read, compared with what shall be there (`plan`, which is pure), and the difference goes to
+//! the kernel as one batch of requests (`side`). A container that is as it shall be is only read.
+//! Many are detached together by [`detach_all`].
 //!
-//! Nothing here keeps a container's namespace alive once it is attached, so that the kernel can
-//! delete it, and the device with it, when the container ends: [`ContainerSide::park`]. That is also
-//! why a TAP is not opened inside: its descriptor holds the namespace in which it was opened.
+//! A container that is attached keeps its namespace alive only by a TAP that was opened inside
+//! ([`Placement::Inside`]). Everything else lets go of it ([`ContainerSide::park`]), so that the
+//! kernel can delete it, and the device with it, when the container ends.
 //!
 //! How ours is told from others' without a file that could be stale: interfaces carry the alias
 //! `nos-relay:<attachment>`, host ends a name derived from the attachment's, addresses
@@ -26,112 +29,183 @@
 //! adopted; a thing without one is never removed, and in our way it is an error that names it. A
 //! TAP dies with its process, so one with our alias has a living owner.
 //!
-//! Limits: one attachment to a namespace. Calls block for some milliseconds, and each drives a
-//! small runtime of its own: for the control thread only, never from async code.
+//! Limits: one attachment to a namespace. Calls block for about a millisecond, those that delete or
+//! close for some 20: for the control thread only.
 
-mod container;
+mod detach;
+mod error;
+mod host;
+mod interior;
+mod mark;
+mod plan;
+mod side;
+mod spec;
 mod veth;
 
-use std::io;
-use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use nos_shim::ident::MacAddr;
+use nos_shim::offload::Capabilities;
 
-use rtnetlink::LinkUnspec;
-use thiserror::Error;
+use crate::control::kernel::netlink::{LinkChange, Netlink};
+use crate::control::kernel::{LinkFacts, LinkStatistics, Namespace};
+use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
+use interior::Interior;
+use mark::tap_name;
+use veth::{make_room_through, remove_leftover_host_end};
 
-use crate::control::kernel::netlink::Netlink;
-use crate::control::kernel::takeover::TakeoverError;
-use crate::control::kernel::{
-    InterfaceName, LinkFacts, LinkStatistics, Namespace, NamespaceError, NetlinkError,
-    NetlinkOpenError,
-};
+pub use detach::{Detachment, close_all, detach_all};
+pub use error::{AttachError, Warning};
+pub use host::Host;
+pub use mark::host_end_name;
+pub use plan::Families;
+pub use side::{ContainerSide, ParkedSide, SideReport};
+pub use spec::{AttachRequest, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Placement};
+pub use veth::{VethPair, make_room};
 
-pub use container::{ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, ParkedSide};
-pub use veth::{VethPair, host_end_name, make_room, tap_name};
+/// A container that is attached.
+pub struct Attached {
+    /// The relay's end.
+    pub device: Box<dyn FrameDevice>,
+    /// The container's side.
+    pub side: ParkedSide,
+    /// The pair that carries a packet socket; `None` with a TAP.
+    pub veth: Option<VethPair>,
+    /// How the container's side is, with what is left out of it.
+    pub report: SideReport,
+}
 
-/// Why a container could not be attached, changed or detached.
-#[derive(Debug, Error)]
-pub enum AttachError {
-    /// The namespace cannot be opened or entered.
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// No netlink socket.
-    #[error(transparent)]
-    Open(#[from] NetlinkOpenError),
-    /// The kernel refused a change.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The host end of a veth cannot be kept from the kernel's IP stack.
-    #[error(transparent)]
-    Takeover(#[from] TakeoverError),
-    /// There is an interface by that name which somebody else made.
-    #[error(
-        "{namespace} already has an interface {interface}{}, which nos-relay did not make; \
-         remove it or choose another interface name",
-        kind.as_ref().map(|kind| format!(" (a {kind})")).unwrap_or_default()
-    )]
-    ForeignInterface {
-        /// The interface in the way.
-        interface: String,
-        /// Its kind, for virtual ones.
-        kind: Option<String>,
-        /// Where it is.
-        namespace: String,
-    },
-    /// Another nos-relay process that still lives has attached this container.
-    #[error("{interface} in {namespace} belongs to attachment '{owner}' of a running nos-relay")]
-    Held {
-        /// The interface in the way.
-        interface: String,
-        /// Where it is.
-        namespace: String,
-        /// The attachment that holds it.
-        owner: String,
-    },
-    /// A default route that somebody else made would win over ours.
-    #[error("{namespace} already has {route}, which nos-relay did not make; remove it")]
-    ForeignRoute {
-        /// The route in the way.
-        route: String,
-        /// Where it is.
-        namespace: String,
-    },
-    /// An IPv6 address was asked for where there is no IPv6.
-    #[error("cannot give {address} to {namespace}: {reason}")]
-    NoIpv6 {
-        /// The first IPv6 address asked for.
-        address: IpAddr,
-        /// The container.
-        namespace: String,
-        /// The setting that says so.
-        reason: String,
-    },
-    /// The MTU is below the least that IPv6 allows (RFC 8200 section 5).
-    #[error("an MTU of {mtu} octets is too small for {address}: IPv6 needs 1280")]
-    MtuTooSmall {
-        /// The MTU asked for, in octets.
-        mtu: u32,
-        /// The first IPv6 address asked for.
-        address: IpAddr,
-    },
-    /// No host can have this address.
-    #[error("{0} cannot be a container's address")]
-    NotUnicast(IpAddr),
-    /// The kernel refused a setting.
-    #[error("cannot set {key} to '{value}' in {namespace}: {source}")]
-    Sysctl {
-        /// Path below `/proc/sys`.
-        key: String,
-        /// The value refused.
-        value: String,
-        /// Where.
-        namespace: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// An update names another attachment or interface; that takes a new attachment.
-    #[error("attachment '{0}' cannot change its name or interface while attached")]
-    Identity(String),
+impl std::fmt::Debug for Attached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attached")
+            .field("device", &self.device.name())
+            .field("side", &self.side)
+            .field("veth", &self.veth)
+            .field("report", &self.report)
+            .finish()
+    }
+}
+
+impl Attached {
+    /// What [`detach_all`] takes away.
+    #[must_use]
+    pub fn into_detachment(self) -> Detachment {
+        Detachment {
+            side: Some(self.side),
+            veth: self.veth,
+            device: Some(self.device),
+        }
+    }
+}
+
+/// Attaches a container: makes its device and puts its side in place.
+///
+/// The container's namespace is entered once, and the host's where the calling thread is elsewhere.
+///
+/// # Errors
+/// The container is the host itself; it has an interface by the wanted name, or a default route,
+/// from elsewhere; a living nos-relay has attached it; the spec cannot be met; the kernel refuses.
+/// All that was done until then is undone.
+pub fn attach(
+    host: &Host,
+    container: &Namespace,
+    request: AttachRequest,
+) -> Result<Attached, AttachError> {
+    host.refuse_own(container)?;
+    request.spec.validate()?;
+    let attach = || match request.device {
+        DeviceRequest::Tap => attach_tap(host, container, request),
+        DeviceRequest::Veth { relay_mac } => attach_veth(host, container, request, relay_mac),
+    };
+    // Where the caller is on the host already, as the control thread is, this costs nothing.
+    host.namespace().run(attach)?
+}
+
+fn attach_tap(
+    host: &Host,
+    container: &Namespace,
+    request: AttachRequest,
+) -> Result<Attached, AttachError> {
+    let AttachRequest {
+        spec,
+        offload,
+        placement,
+        ..
+    } = request;
+    let wanted = offloads(offload);
+    // On an error from here on the device is dropped, and the TAP goes with it.
+    let (interior, device) = match placement {
+        Placement::Inside => Interior::visit(container, |netlink| {
+            make_room_through(host, netlink, container, &spec.interface)?;
+            Ok(open_tap(spec.interface.as_str(), wanted)?)
+        })?,
+        Placement::Moved => {
+            let interior = Interior::open(container)?;
+            make_room_through(host, &interior.netlink, container, &spec.interface)?;
+            let device = open_tap(&tap_name(&spec.name), wanted)?;
+            move_inside(host, container, &spec)?;
+            (interior, device)
+        }
+    };
+    finish(&interior, container, spec, device, None)
+}
+
+fn attach_veth(
+    host: &Host,
+    container: &Namespace,
+    request: AttachRequest,
+    relay_mac: MacAddr,
+) -> Result<Attached, AttachError> {
+    let AttachRequest { spec, offload, .. } = request;
+    // First, since the container's end goes with it.
+    remove_leftover_host_end(host, &spec.name)?;
+    let interior = Interior::open(container)?;
+    make_room_through(host, &interior.netlink, container, &spec.interface)?;
+    // On an error from here on the pair is dropped, which deletes it.
+    let pair = VethPair::create_in_room(host, &interior.netlink, container, &spec, relay_mac)?;
+    let options = PacketOptions {
+        offload: offloads(offload),
+        ..PacketOptions::default()
+    };
+    let device = Box::new(PacketSocket::open(pair.host_interface(), options)?);
+    finish(&interior, container, spec, device, Some(pair))
+}
+
+fn finish(
+    interior: &Interior,
+    container: &Namespace,
+    spec: ContainerSpec,
+    device: Box<dyn FrameDevice>,
+    veth: Option<VethPair>,
+) -> Result<Attached, AttachError> {
+    let (side, report) = ContainerSide::configure_through(interior, container, spec)?;
+    Ok(Attached {
+        device,
+        side: side.park(),
+        veth,
+        report,
+    })
+}
+
+/// Moves the TAP of an attachment from the host into the container, where it gets its name.
+fn move_inside(
+    host: &Host,
+    container: &Namespace,
+    spec: &ContainerSpec,
+) -> Result<(), AttachError> {
+    let name = tap_name(&spec.name);
+    let link = host.netlink().existing_link(&name)?;
+    let change = LinkChange::of(link.index)
+        .into_namespace(container)
+        .name(spec.interface.as_str());
+    let what = format!("{name}, to be {} in {container}", spec.interface);
+    Ok(host.netlink().call(&change.request(&what))?)
+}
+
+fn offloads(wanted: bool) -> Capabilities {
+    if wanted {
+        Capabilities::all()
+    } else {
+        Capabilities::empty()
+    }
 }
 
 /// What the kernel says of an interface; `None` where there is none by that name.
@@ -149,32 +223,13 @@ pub fn link(namespace: &Namespace, interface: &str) -> Result<Option<LinkFacts>,
 /// There is no such interface, or the kernel refuses.
 pub fn bring_up(namespace: &Namespace, interface: &str, mtu: u32) -> Result<(), AttachError> {
     let netlink = Netlink::open(namespace)?;
-    let link = netlink.existing_link(interface)?;
-    let change = LinkUnspec::new_with_index(link.index)
+    let index = netlink.existing_link(interface)?.index;
+    let prepare = LinkChange::of(index)
         .mtu(mtu)
-        .txqueuelen(DEFAULT_TX_QUEUE_LEN)
-        .up()
-        .build();
-    Ok(netlink.change_link(interface, change)?)
-}
-
-/// Moves an interface from one namespace into another, where it is named `name`.
-///
-/// # Errors
-/// There is no such interface, or `to` has one by that name already, or the kernel refuses.
-pub fn move_link(
-    from: &Namespace,
-    interface: &str,
-    to: &Namespace,
-    name: &InterfaceName,
-) -> Result<(), AttachError> {
-    let netlink = Netlink::open(from)?;
-    let link = netlink.existing_link(interface)?;
-    let change = LinkUnspec::new_with_index(link.index)
-        .setns_by_fd(to.as_fd().as_raw_fd())
-        .name(name.as_str().to_owned())
-        .build();
-    Ok(netlink.change_link(&format!("{interface}, to be {name} in {to}"), change)?)
+        .tx_queue_len(DEFAULT_TX_QUEUE_LEN);
+    netlink.call(&prepare.request(interface))?;
+    // The kernel changes the queue only after it has set the interface up: hence two requests.
+    Ok(netlink.call(&LinkChange::of(index).up().request(interface))?)
 }
 
 /// The kernel's counters of an interface.

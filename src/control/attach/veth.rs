@@ -1,20 +1,15 @@
 //! Veth pairs between the daemon and a container, and the removal of what is in their way.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use nos_shim::ident::MacAddr;
-use rtnetlink::{LinkUnspec, LinkVeth};
 use tracing::{debug, info, warn};
 
-use super::{AttachError, ContainerSpec};
-use crate::control::kernel::netlink::Netlink;
-use crate::control::kernel::takeover::{Takeover, TakeoverError};
+use super::mark::{Mark, host_end_name, owner};
+use super::{AttachError, ContainerSpec, Host};
+use crate::control::kernel::netlink::{LinkChange, LinkSelector, Netlink};
+use crate::control::kernel::takeover::{Takeover, TakeoverError, Takeovers};
 use crate::control::kernel::{InterfaceName, LinkFacts, Namespace, sysctl};
-
-/// What the alias of every interface of ours begins with; the attachment's name follows.
-const ALIAS_PREFIX: &str = "nos-relay:";
 
 /// The host end of a veth pair whose other end is a container's interface.
 ///
@@ -22,7 +17,7 @@ const ALIAS_PREFIX: &str = "nos-relay:";
 /// deletes both ends.
 #[derive(Debug)]
 pub struct VethPair {
-    host: Namespace,
+    host: Host,
     interface: String,
     index: u32,
     takeover: Option<Takeover>,
@@ -39,21 +34,29 @@ impl VethPair {
     /// The container has such an interface from elsewhere; a living nos-relay holds the pair; the
     /// kernel refuses.
     pub fn create(
-        host: &Namespace,
+        host: &Host,
+        container: &Namespace,
+        spec: &ContainerSpec,
+        host_mac: MacAddr,
+    ) -> Result<Self, AttachError> {
+        remove_leftover_host_end(host, &spec.name)?;
+        let inside = Netlink::open(container)?;
+        make_room_through(host, &inside, container, &spec.interface)?;
+        Self::create_in_room(host, &inside, container, spec, host_mac)
+    }
+
+    /// The same, where nothing is in the way; `inside` is a socket in the container.
+    pub(super) fn create_in_room(
+        host: &Host,
+        inside: &Netlink,
         container: &Namespace,
         spec: &ContainerSpec,
         host_mac: MacAddr,
     ) -> Result<Self, AttachError> {
         let name = host_end_name(&spec.name);
-        remove_leftover_host_end(host, &name, &spec.name)?;
-        make_room(host, container, &spec.interface)?;
-
-        let netlink = Netlink::open(host)?;
-        let pair = pair_message(&name, container, spec, host_mac);
-        netlink.add_link(
-            &format!("veth {name} to {} in {container}", spec.interface),
-            pair,
-        )?;
+        let netlink = host.netlink();
+        let what = format!("veth {name} to {} in {container}", spec.interface);
+        netlink.call(&pair_change(&name, container, spec, host_mac).create(&what))?;
         let mut pair = Self {
             host: host.clone(),
             index: netlink.existing_link(&name)?.index,
@@ -62,14 +65,12 @@ impl VethPair {
             abandoned: false,
         };
         // From here on an error drops the pair, which deletes it.
-        mark(&netlink, pair.index, &spec.name)?;
-        let inside = Netlink::open(container)?;
-        let end = inside.existing_link(spec.interface.as_str())?;
-        mark(&inside, end.index, &spec.name)?;
-        silence(host, &pair.interface)?;
-        pair.takeover = Some(Takeover::of(host, &pair.interface)?);
-        let up = LinkUnspec::new_with_index(pair.index).up().build();
-        netlink.change_link(&pair.interface, up)?;
+        let mark = LinkChange::named(spec.interface.as_str()).mark(&spec.name);
+        inside.call(&mark.request(spec.interface.as_str()))?;
+        silence(host.namespace(), &pair.interface)?;
+        pair.takeover = Some(host.take(&pair.interface, pair.index)?);
+        let change = LinkChange::of(pair.index).mark(&spec.name).up();
+        netlink.call(&change.request(&pair.interface))?;
         Ok(pair)
     }
 
@@ -90,9 +91,9 @@ impl VethPair {
     /// # Errors
     /// The pair is gone, or the kernel cannot.
     pub fn set_mtu(&self, mtu: u32) -> Result<(), AttachError> {
-        let netlink = Netlink::open(&self.host)?;
-        let change = LinkUnspec::new_with_index(self.index).mtu(mtu).build();
-        Ok(netlink.change_link(&self.interface, change)?)
+        let change = LinkChange::of(self.index).mtu(mtu);
+        let request = change.request(&self.interface);
+        Ok(self.host.netlink().call(&request)?)
     }
 
     /// Deletes both ends. One that went with its namespace is no error.
@@ -110,12 +111,9 @@ impl VethPair {
     }
 
     fn delete(&self) -> Result<(), AttachError> {
-        let netlink = Netlink::open(&self.host)?;
-        match netlink.link(&self.interface)? {
-            // Another index: somebody else's by now.
-            Some(link) if link.index == self.index => delete_unless_gone(&netlink, &link),
-            _ => Ok(()),
-        }
+        // The kernel gives an index to one interface only, as long as a machine runs.
+        let request = LinkChange::delete(self.index, &self.interface);
+        tolerate_gone(self.host.netlink().call(&request))
     }
 }
 
@@ -130,22 +128,60 @@ impl Drop for VethPair {
     }
 }
 
-/// The name of the host end for an attachment: the same in every run, 13 octets.
-#[must_use]
-pub fn host_end_name(attachment: &str) -> String {
-    format!("nr-{}", name_suffix(attachment))
+/// Pairs below this number are deleted one by one: to find a group that is free costs more.
+const GROUP_FROM: usize = 4;
+
+/// Deletes many pairs in about the time of one, and says of each what came of it.
+pub(super) fn delete_pairs(host: &Host, mut pairs: Vec<VethPair>) -> Vec<Result<(), AttachError>> {
+    for pair in &mut pairs {
+        pair.abandoned = true;
+    }
+    if pairs.len() >= GROUP_FROM
+        && let Err(error) = delete_as_group(host.netlink(), &pairs)
+    {
+        debug!("{error}; deleting one by one");
+    }
+    // What the group did not take along, if anything.
+    let requests: Vec<_> = pairs
+        .iter()
+        .map(|pair| LinkChange::delete(pair.index, &pair.interface))
+        .collect();
+    let outcomes = host.netlink().submit(&requests.iter().collect::<Vec<_>>());
+    Takeovers::give_back(
+        pairs
+            .iter_mut()
+            .filter_map(|pair| pair.takeover.take())
+            .collect(),
+    );
+    outcomes.into_iter().map(tolerate_gone).collect()
 }
 
-/// The name of an attachment's TAP on the host until it is moved into the container.
-#[must_use]
-pub fn tap_name(attachment: &str) -> String {
-    format!("nt-{}", name_suffix(attachment))
+/// Puts all pairs in a group of interfaces that nobody else uses, and deletes the group.
+fn delete_as_group(netlink: &Netlink, pairs: &[VethPair]) -> Result<(), AttachError> {
+    let Some(group) = free_group(netlink)? else {
+        return Ok(());
+    };
+    let requests: Vec<_> = pairs
+        .iter()
+        .map(|pair| {
+            LinkChange::of(pair.index)
+                .group(group)
+                .request(&pair.interface)
+        })
+        .collect();
+    // One that is gone already is not in the group; that is all right.
+    netlink.submit(&requests.iter().collect::<Vec<_>>());
+    Ok(netlink.call(&LinkChange::delete_group(group))?)
 }
 
-/// Ten octets that hardly any other attachment has.
-fn name_suffix(attachment: &str) -> String {
-    let [_, a, b, c, d, e] = MacAddr::stable(attachment).0;
-    format!("{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}")
+/// A number that no interface has as its group.
+fn free_group(netlink: &Netlink) -> Result<Option<u32>, AttachError> {
+    /// "nr" in ASCII, followed by a number.
+    const FIRST: u32 = 0x6e72_0000;
+    const LAST: u32 = 0x6e72_ffff;
+    let links = netlink.all_links()?;
+    let used: std::collections::HashSet<_> = links.iter().map(|link| link.group).collect();
+    Ok((FIRST..=LAST).find(|group| !used.contains(group)))
 }
 
 /// Sees to it that `container` has no interface by this name, so that one can be made.
@@ -155,18 +191,27 @@ fn name_suffix(attachment: &str) -> String {
 /// # Errors
 /// The interface is not ours, or its owner lives.
 pub fn make_room(
-    host: &Namespace,
+    host: &Host,
     container: &Namespace,
     interface: &InterfaceName,
 ) -> Result<(), AttachError> {
-    let netlink = Netlink::open(container)?;
+    make_room_through(host, &Netlink::open(container)?, container, interface)
+}
+
+/// The same, with a socket in the container.
+pub(super) fn make_room_through(
+    host: &Host,
+    netlink: &Netlink,
+    container: &Namespace,
+    interface: &InterfaceName,
+) -> Result<(), AttachError> {
     let Some(link) = netlink.link(interface.as_str())? else {
         return Ok(());
     };
     let Some(owner) = owner(&link) else {
         return Err(foreign(&link, container));
     };
-    if link.kind.as_deref() == Some("tun") || is_taken(host, &host_end_name(owner)) {
+    if link.kind.as_deref() == Some("tun") || is_taken(host, &host_end_name(owner))? {
         return Err(AttachError::Held {
             interface: link.name.clone(),
             namespace: container.to_string(),
@@ -174,55 +219,44 @@ pub fn make_room(
         });
     }
     info!("replacing {interface} in {container}, left by an earlier run");
-    delete_unless_gone(&netlink, &link)
+    tolerate_gone(netlink.delete_link(&link))
 }
 
-/// The attachment that an interface says it belongs to.
-fn owner(link: &LinkFacts) -> Option<&str> {
-    link.alias.as_deref()?.strip_prefix(ALIAS_PREFIX)
+/// Whether a living process keeps the kernel off an interface.
+fn is_taken(host: &Host, interface: &str) -> Result<bool, AttachError> {
+    match host.netlink().link(interface)? {
+        None => Ok(false),
+        Some(link) => Ok(is_link_taken(host, &link)),
+    }
 }
 
-/// Whether an interface carries the mark of this attachment.
-pub(super) fn is_marked(link: &LinkFacts, attachment: &str) -> bool {
-    owner(link) == Some(attachment)
-}
-
-/// Writes onto an interface whose it is.
-pub(super) fn mark(netlink: &Netlink, index: u32, attachment: &str) -> Result<(), AttachError> {
-    let alias = format!("{ALIAS_PREFIX}{attachment}");
-    let change = LinkUnspec::new_with_index(index).alias(alias).build();
-    Ok(netlink.change_link("alias", change)?)
-}
-
-fn is_taken(host: &Namespace, interface: &str) -> bool {
+fn is_link_taken(host: &Host, link: &LinkFacts) -> bool {
     matches!(
-        Takeover::of(host, interface),
+        host.take(&link.name, link.index),
         Err(TakeoverError::Taken { .. })
     )
 }
 
-/// A killed run's host end may lack its alias, so the name alone tells: nobody else makes such.
-fn remove_leftover_host_end(
-    host: &Namespace,
-    name: &str,
-    attachment: &str,
-) -> Result<(), AttachError> {
-    let netlink = Netlink::open(host)?;
-    let Some(link) = netlink.link(name)? else {
+/// Deletes the host end that a killed run left, and with it the container's end. It may lack its
+/// alias, so the name alone tells: nobody else makes such.
+pub(super) fn remove_leftover_host_end(host: &Host, attachment: &str) -> Result<(), AttachError> {
+    let name = host_end_name(attachment);
+    let found = host.netlink().links(&[LinkSelector::Name(&name)])?;
+    let Some(link) = found.into_iter().flatten().next() else {
         return Ok(());
     };
     if link.kind.as_deref() != Some("veth") {
-        return Err(foreign(&link, host));
+        return Err(foreign(&link, host.namespace()));
     }
-    if is_taken(host, name) {
+    if is_link_taken(host, &link) {
         return Err(AttachError::Held {
-            interface: name.to_owned(),
-            namespace: host.to_string(),
+            interface: name,
+            namespace: host.namespace().to_string(),
             owner: attachment.to_owned(),
         });
     }
     info!("replacing {name}, left by an earlier run");
-    delete_unless_gone(&netlink, &link)
+    tolerate_gone(host.netlink().delete_link(&link))
 }
 
 fn foreign(link: &LinkFacts, namespace: &Namespace) -> AttachError {
@@ -233,32 +267,32 @@ fn foreign(link: &LinkFacts, namespace: &Namespace) -> AttachError {
     }
 }
 
-fn delete_unless_gone(netlink: &Netlink, link: &LinkFacts) -> Result<(), AttachError> {
-    match netlink.delete_link(link) {
-        // It went with the namespace of its other end.
+/// It went with the namespace of its other end, or in a group.
+fn tolerate_gone(
+    result: Result<(), crate::control::kernel::NetlinkError>,
+) -> Result<(), AttachError> {
+    match result {
         Err(error) if error.is(&[libc::ENODEV]) => Ok(()),
         result => Ok(result?),
     }
 }
 
-fn pair_message(
+fn pair_change(
     name: &str,
     container: &Namespace,
     spec: &ContainerSpec,
     host_mac: MacAddr,
-) -> LinkMessage {
-    let container_end = LinkUnspec::new_with_name(spec.interface.as_str())
-        .setns_by_fd(container.as_fd().as_raw_fd())
-        .address(spec.mac.0.to_vec())
+) -> LinkChange {
+    let container_end = LinkChange::named(spec.interface.as_str())
+        .into_namespace(container)
+        .mac(spec.mac)
         .mtu(spec.mtu)
-        .txqueuelen(spec.tx_queue_len)
-        .build();
-    LinkVeth::new(name, spec.interface.as_str())
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(container_end)))
-        .address(host_mac.0.to_vec())
+        .tx_queue_len(spec.tx_queue_len);
+    LinkChange::named(name)
+        .mac(host_mac)
         .mtu(spec.mtu)
-        .txqueuelen(spec.tx_queue_len)
-        .build()
+        .tx_queue_len(spec.tx_queue_len)
+        .veth(container_end)
 }
 
 /// Keeps the kernel's IPv6 from speaking on the host end, which is still down and silent.
@@ -276,20 +310,5 @@ fn silence(host: &Namespace, interface: &str) -> Result<(), AttachError> {
             source,
         }),
         Ok(()) => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_ends_are_named_stably_and_fit() {
-        assert_eq!(host_end_name("web"), host_end_name("web"));
-        assert_ne!(host_end_name("web"), host_end_name("db"));
-        let long = "a-container-name-that-is-longer-than-an-interface-name-may-be";
-        for name in [host_end_name(long), host_end_name("")] {
-            assert!(name.parse::<InterfaceName>().is_ok(), "{name}");
-        }
     }
 }

@@ -10,12 +10,13 @@ use nos_shim::ports::PortRange;
 use toml::Spanned;
 use toml::de::DeTable;
 
+use crate::interface_name::InterfaceName;
+
 use super::document::{At, Section};
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{
-    ContainerDevice, IfName, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads,
-    UplinkDevice,
+    ContainerDevice, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads, UplinkDevice,
 };
 
 /// The entries that are sound.
@@ -59,7 +60,7 @@ pub(super) struct ContainerEntry {
     pub(super) name: At<Name>,
     pub(super) netns: At<NetnsRef>,
     pub(super) device: ContainerDevice,
-    pub(super) interface: IfName,
+    pub(super) interface: InterfaceName,
     /// Every NOS address when `None`.
     pub(super) addresses: Option<Vec<At<IpAddr>>>,
     pub(super) tcp: Vec<At<PortRange>>,
@@ -242,8 +243,8 @@ fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     })
 }
 
-fn default_interface() -> IfName {
-    IfName("eth0".to_owned())
+fn default_interface() -> InterfaceName {
+    InterfaceName::eth0()
 }
 
 fn namespace(

@@ -12,9 +12,9 @@ use nos_shim::ident::MacAddr;
 use nos_shim::ports::{PortRange, PortRangeError};
 use toml::de::DeValue;
 
-use super::{
-    ContainerDevice, IfName, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
-};
+use crate::interface_name::InterfaceName;
+
+use super::{ContainerDevice, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice};
 
 /// Characters of a value that errors quote.
 const MAX_QUOTED: usize = 60;
@@ -36,7 +36,7 @@ pub(super) fn name(value: &DeValue<'_>) -> Result<Name, String> {
     parsed(text(value, "a name")?)
 }
 
-pub(super) fn interface(value: &DeValue<'_>) -> Result<IfName, String> {
+pub(super) fn interface(value: &DeValue<'_>) -> Result<InterfaceName, String> {
     parsed(text(value, "an interface name")?)
 }
 

@@ -41,6 +41,7 @@ use thiserror::Error;
 use tracing::{debug, error, info, warn};
 
 use crate::control::api::{self, Request, Server};
+use crate::control::attach::{AttachError, Host};
 use crate::control::config::{Config, ConfigErrors, Container, Uplink};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::data::device::CaptureError;
@@ -79,6 +80,9 @@ pub enum DaemonError {
     /// The daemon's own namespace.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// The sockets by which the daemon's own namespace is changed.
+    #[error(transparent)]
+    Host(#[from] AttachError),
     /// A data thread has ended by itself.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -154,7 +158,7 @@ pub fn run(config_path: &Path, control_path: &Path) -> Result<(), DaemonError> {
     let plane =
         DataPlane::start(&config.relay, waker).map_err(DaemonError::start("start data threads"))?;
     let mut daemon = Daemon {
-        host: Namespace::current()?,
+        host: Host::open(Namespace::current()?)?,
         plane,
         config_path: config_path.to_owned(),
         settings: config.relay.clone(),
@@ -226,7 +230,7 @@ fn serve(
 
 /// What the control thread knows.
 pub(crate) struct Daemon {
-    host: Namespace,
+    host: Host,
     plane: DataPlane,
     config_path: PathBuf,
     /// Settings with which the data threads were started.
@@ -259,7 +263,7 @@ impl Daemon {
     fn open_uplink(&mut self, config: Uplink) -> Result<(), DaemonError> {
         let id = UplinkId(self.next_uplink);
         self.next_uplink += 1;
-        let opened = OpenUplink::open(&self.host, &self.plane, id, config);
+        let opened = OpenUplink::open(self.host.namespace(), &self.plane, id, config);
         match opened {
             Ok(uplink) => {
                 self.uplinks.push(uplink);

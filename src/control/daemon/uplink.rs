@@ -11,9 +11,8 @@ use crate::control::attach;
 use crate::control::config::{Uplink, UplinkDevice};
 use crate::control::kernel::Namespace;
 use crate::control::kernel::takeover::Takeover;
-use crate::data::device::{FrameDevice, PacketOptions, PacketSocket};
+use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap as open_device};
 
-use super::container::tap;
 use super::data_plane::DataPlane;
 use super::{DaemonError, capture};
 
@@ -106,14 +105,9 @@ fn open_packet(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError>
         warn!(uplink = %config.name, interface = name, "the interface is down");
     }
     let takeover = Takeover::of(host, name).map_err(|error| failed(error.into()))?;
-    let offload = if config.offload {
-        Capabilities::all()
-    } else {
-        Capabilities::empty()
-    };
     let promiscuous = link.mac != Some(mac);
     let options = PacketOptions {
-        offload,
+        offload: offload(config),
         promiscuous,
         ..PacketOptions::default()
     };
@@ -123,12 +117,20 @@ fn open_packet(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError>
     Ok((Box::new(socket), mac, Some(takeover)))
 }
 
+fn offload(config: &Uplink) -> Capabilities {
+    if config.offload {
+        Capabilities::all()
+    } else {
+        Capabilities::empty()
+    }
+}
+
 fn open_tap(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError> {
     let failed =
         |error: Box<dyn std::error::Error + Send + Sync>| DaemonError::uplink(config, error);
     let name = config.device.interface().as_str();
     let device = host
-        .run(|| tap(name, config.offload))
+        .run(|| open_device(name, offload(config)))
         .map_err(|error| failed(error.into()))?;
     let device = device.map_err(|error| failed(error.into()))?;
     let up = attach::bring_up(host, name, u32::from(config.mtu.octets()));

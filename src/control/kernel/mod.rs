@@ -7,7 +7,6 @@ pub(crate) mod sysctl;
 pub mod takeover;
 pub mod watch;
 
+pub use crate::interface_name::{InterfaceName, InterfaceNameError};
 pub use namespace::{Namespace, NamespaceError, NamespaceId, NamespaceName};
-pub use netlink::{
-    InterfaceName, InterfaceNameError, LinkFacts, LinkStatistics, NetlinkError, NetlinkOpenError,
-};
+pub use netlink::{LinkFacts, LinkStatistics, NetlinkError, NetlinkOpenError};

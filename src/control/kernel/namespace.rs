@@ -176,15 +176,20 @@ impl Namespace {
         }
     }
 
-    /// Runs `task` on a fresh thread inside this namespace and waits for it.
+    /// Runs `task` inside this namespace and waits for it: on the calling thread if that is inside
+    /// already, otherwise on a fresh one.
     ///
-    /// The thread ends with the task, so nothing else ever runs in the wrong namespace. Sockets
-    /// and devices that the task opens stay in this namespace wherever they are used later. A
-    /// panic of the task goes on in the caller.
+    /// A fresh thread ends with the task, so nothing else ever runs in the wrong namespace, and
+    /// the task of a process that may not enter its own namespace again works all the same.
+    /// Sockets and devices that the task opens stay in this namespace wherever they are used
+    /// later. A panic of the task goes on in the caller.
     ///
     /// # Errors
     /// The namespace cannot be entered; the task has not run then.
     pub fn run<R: Send>(&self, task: impl FnOnce() -> R + Send) -> Result<R, NamespaceError> {
+        if self.is_here() {
+            return Ok(task());
+        }
         on_fresh_thread(&self.origin, || {
             setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|error| NamespaceError::Enter {
                 origin: self.to_string(),
@@ -192,6 +197,12 @@ impl Namespace {
             })?;
             Ok(task())
         })?
+    }
+
+    /// Whether the calling thread is inside.
+    fn is_here(&self) -> bool {
+        let here = nix::sys::stat::stat("/proc/thread-self/ns/net");
+        here.is_ok_and(|stat| NamespaceId::of(&stat) == self.id)
     }
 
     fn open_file(path: &Path, origin: Origin) -> Result<Self, NamespaceError> {
@@ -219,12 +230,18 @@ impl Namespace {
         let stat = nix::sys::stat::fstat(&file).map_err(|error| open_error(error.into()))?;
         Ok(Self {
             fd: Arc::new(file.into()),
-            id: NamespaceId {
-                device: stat.st_dev,
-                inode: stat.st_ino,
-            },
+            id: NamespaceId::of(&stat),
             origin,
         })
+    }
+}
+
+impl NamespaceId {
+    fn of(stat: &nix::sys::stat::FileStat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        }
     }
 }
 
@@ -324,6 +341,13 @@ mod tests {
         assert_eq!(own, Namespace::open("/proc/self/ns/net").unwrap());
         assert!(own.is_still_named());
         assert_eq!(own.name().open().unwrap(), own);
+    }
+
+    #[test]
+    fn a_task_for_the_own_namespace_needs_no_thread() {
+        let own = Namespace::current().unwrap();
+        let thread = own.run(|| std::thread::current().id()).unwrap();
+        assert_eq!(thread, std::thread::current().id());
     }
 
     #[test]

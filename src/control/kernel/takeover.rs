@@ -29,9 +29,12 @@ mod message;
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use netlink_sys::{Socket, SocketAddr};
+use parking_lot::Mutex;
 use thiserror::Error;
+use tracing::debug;
 
 use crate::control::kernel::netlink::Netlink;
 use crate::control::kernel::{Namespace, NamespaceError, NetlinkError, NetlinkOpenError};
@@ -39,12 +42,30 @@ use message::{Answer, Request};
 
 /// Keeps the kernel's IP stack off one interface for as long as it lives.
 ///
-/// Close comes with drop, and the kernel then gives the interface back at once.
+/// With drop, the kernel has the interface back at once.
 #[must_use = "the interface is given back when this is dropped"]
 pub struct Takeover {
-    /// Owns the table: the kernel removes that with this socket.
-    _socket: Socket,
+    owner: Arc<Owner>,
     interface: String,
+    /// Index of the interface, which names the table.
+    index: u32,
+    /// Whether the table is to be removed with this value.
+    held: bool,
+}
+
+/// Takes interfaces of one namespace, all on one socket: giving many back costs the kernel no more
+/// than giving back one.
+///
+/// What was taken stays taken while its [`Takeover`] lives, also after this value is dropped.
+#[derive(Clone)]
+pub struct Takeovers {
+    owner: Arc<Owner>,
+}
+
+/// The socket that owns the tables: the kernel removes them when it is closed.
+struct Owner {
+    namespace: String,
+    socket: Mutex<Socket>,
 }
 
 /// Why an interface could not be taken from the kernel.
@@ -100,6 +121,86 @@ pub enum TakeoverError {
     },
 }
 
+impl Takeovers {
+    /// Opens the socket, by a visit to `namespace`.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or the kernel knows no nfnetlink.
+    pub fn open(namespace: &Namespace) -> Result<Self, TakeoverError> {
+        match namespace.run(nfnetlink_socket)? {
+            Ok(socket) => Ok(Self {
+                owner: Arc::new(Owner {
+                    namespace: namespace.to_string(),
+                    socket: Mutex::new(socket),
+                }),
+            }),
+            Err(source) => Err(explain(
+                Refusal::here(source),
+                &namespace.to_string(),
+                "an interface",
+            )),
+        }
+    }
+
+    /// Takes the interface that has this name and index.
+    ///
+    /// # Errors
+    /// There is no such interface, it is taken already, or the kernel cannot or will not.
+    pub(crate) fn take(&self, interface: &str, index: u32) -> Result<Takeover, TakeoverError> {
+        let installed = install(&self.owner.socket.lock(), &table_name(index), interface);
+        installed.map_err(|refusal| explain(refusal, &self.owner.namespace, interface))?;
+        Ok(Takeover {
+            owner: Arc::clone(&self.owner),
+            interface: interface.to_owned(),
+            index,
+            held: true,
+        })
+    }
+
+    /// Gives interfaces back, in few transactions.
+    pub(crate) fn give_back(taken: Vec<Takeover>) {
+        let mut taken = taken.into_iter().peekable();
+        while let Some(first) = taken.next() {
+            let owner = Arc::clone(&first.owner);
+            let same = |other: &Takeover| Arc::ptr_eq(&other.owner, &owner);
+            let mut batch = vec![first];
+            while batch.len() < RELEASES && taken.peek().is_some_and(same) {
+                batch.extend(taken.next());
+            }
+            owner.remove(&mut batch);
+        }
+    }
+}
+
+/// Tables that are removed in one transaction: their acknowledgements must fit in the receive
+/// buffer together.
+const RELEASES: usize = 64;
+
+impl Owner {
+    fn remove(&self, taken: &mut [Takeover]) {
+        for takeover in taken.iter_mut() {
+            takeover.held = false;
+        }
+        let requests: Vec<_> = taken
+            .iter()
+            .map(|takeover| Request::delete_table(&table_name(takeover.index)))
+            .collect();
+        let socket = self.socket.lock();
+        if transact(&socket, &requests).is_ok() {
+            return;
+        }
+        // All or none: one table that somebody else removed must not keep the others.
+        for request in requests.chunks(1) {
+            if let Err(Refusal { source, .. }) = transact(&socket, request) {
+                debug!(
+                    "cannot give an interface back in {}: {source}",
+                    self.namespace
+                );
+            }
+        }
+    }
+}
+
 impl Takeover {
     /// Takes `interface` of `namespace`.
     ///
@@ -107,21 +208,7 @@ impl Takeover {
     /// There is no such interface, another process has it, or the kernel cannot or will not.
     pub fn of(namespace: &Namespace, interface: &str) -> Result<Self, TakeoverError> {
         let index = Netlink::open(namespace)?.existing_link(interface)?.index;
-        let takeover = |source| (Step::Socket, source, String::new());
-        let socket = namespace
-            .run(nfnetlink_socket)?
-            .map_err(takeover)
-            .and_then(|socket| {
-                install(&socket, &format!("nos-relay-{index}"), interface)?;
-                Ok(socket)
-            });
-        match socket {
-            Ok(socket) => Ok(Self {
-                _socket: socket,
-                interface: interface.to_owned(),
-            }),
-            Err(refusal) => Err(explain(refusal, namespace, interface)),
-        }
+        Takeovers::open(namespace)?.take(interface, index)
     }
 
     /// The interface that was taken.
@@ -131,10 +218,31 @@ impl Takeover {
     }
 }
 
+impl Drop for Takeover {
+    fn drop(&mut self) {
+        // The last one closes the socket, with which the kernel removes the table.
+        if self.held && Arc::strong_count(&self.owner) > 1 {
+            let owner = Arc::clone(&self.owner);
+            owner.remove(std::slice::from_mut(self));
+        }
+    }
+}
+
 impl fmt::Debug for Takeover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Takeover({})", self.interface)
     }
+}
+
+impl fmt::Debug for Takeovers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Takeovers({})", self.owner.namespace)
+    }
+}
+
+/// The index makes two processes choose the same name for one interface.
+fn table_name(index: u32) -> String {
+    format!("nos-relay-{index}")
 }
 
 /// What the kernel refused.
@@ -142,11 +250,29 @@ impl fmt::Debug for Takeover {
 enum Step {
     Socket,
     Batch,
+    /// The n-th request, from 1.
+    Request(u32),
     Table,
     Chain,
 }
 
-type Refusal = (Step, io::Error, String);
+/// A step that failed, and why.
+struct Refusal {
+    step: Step,
+    source: io::Error,
+    /// The same in words; often empty.
+    reason: String,
+}
+
+impl Refusal {
+    fn here(source: io::Error) -> Self {
+        Self {
+            step: Step::Socket,
+            source,
+            reason: String::new(),
+        }
+    }
+}
 
 fn nfnetlink_socket() -> io::Result<Socket> {
     let mut socket = Socket::new(netlink_sys::protocols::NETLINK_NETFILTER)?;
@@ -160,42 +286,61 @@ fn nfnetlink_socket() -> io::Result<Socket> {
 
 /// Makes table and chain in one transaction.
 fn install(socket: &Socket, table: &str, interface: &str) -> Result<(), Refusal> {
-    let here = |source| (Step::Socket, source, String::new());
-    let steps = [Step::Batch, Step::Table, Step::Chain];
     let requests = [
         Request::owned_table(table),
         Request::drop_all(table, interface),
     ];
-    let batch = message::batch(&requests);
-    socket
-        .send_to(&batch, &SocketAddr::new(0, 0), 0)
-        .map_err(here)?;
+    transact(socket, &requests).map_err(|mut refusal| {
+        refusal.step = match refusal.step {
+            Step::Request(1) => Step::Table,
+            Step::Request(2) => Step::Chain,
+            step => step,
+        };
+        refusal
+    })
+}
+
+/// Has the kernel carry out all requests, or none.
+fn transact(socket: &Socket, requests: &[Request]) -> Result<(), Refusal> {
+    let batch = message::batch(requests);
+    let sent = socket.send_to(&batch, &SocketAddr::new(0, 0), 0);
+    sent.map_err(Refusal::here)?;
 
     let mut done = 0;
-    // The kernel carries a batch out within send, so every answer is there already.
-    while let Some(answers) = receive(socket).map_err(here)? {
+    let mut first_refusal = None;
+    // The kernel carries a batch out within send, so every answer is there already. All are read,
+    // so that none is left for the next transaction on this socket.
+    while let Some(answers) = receive(socket).map_err(Refusal::here)? {
         for Answer {
             sequence,
             error,
             reason,
         } in answers
         {
-            let step = usize::try_from(sequence).ok().and_then(|i| steps.get(i));
-            match (error, step) {
-                (Some(error), step) => {
-                    return Err((*step.unwrap_or(&Step::Batch), error, reason));
+            match error {
+                None if sequence > 0 => done += 1,
+                None => {}
+                Some(source) => {
+                    let step = match sequence {
+                        0 => Step::Batch,
+                        number => Step::Request(number),
+                    };
+                    first_refusal.get_or_insert(Refusal {
+                        step,
+                        source,
+                        reason,
+                    });
                 }
-                (None, Some(Step::Table | Step::Chain)) => done += 1,
-                (None, _) => {}
             }
         }
     }
-    if done == requests.len() {
-        return Ok(());
+    match first_refusal {
+        Some(refusal) => Err(refusal),
+        None if done == requests.len() => Ok(()),
+        None => Err(Refusal::here(io::Error::other(
+            "the kernel did not confirm the change",
+        ))),
     }
-    Err(here(io::Error::other(
-        "the kernel did not confirm the table",
-    )))
 }
 
 /// The next datagram's answers; `None` when there is no further one.
@@ -208,13 +353,13 @@ fn receive(socket: &Socket) -> io::Result<Option<Vec<Answer>>> {
     }
 }
 
-fn explain(
-    (step, source, reason): Refusal,
-    namespace: &Namespace,
-    interface: &str,
-) -> TakeoverError {
-    let interface = interface.to_owned();
-    let namespace = namespace.to_string();
+fn explain(refusal: Refusal, namespace: &str, interface: &str) -> TakeoverError {
+    let Refusal {
+        step,
+        source,
+        reason,
+    } = refusal;
+    let (interface, namespace) = (interface.to_owned(), namespace.to_owned());
     match (step, source.raw_os_error()) {
         // EPERM: the table is there and another socket owns it. EEXIST: nobody does.
         (Step::Table, Some(libc::EPERM | libc::EEXIST)) => TakeoverError::Taken {

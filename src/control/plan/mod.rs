@@ -38,10 +38,9 @@ use ipnet::IpNet;
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::PortRange;
 
-use crate::control::config::{
-    ContainerDevice, IfName, Mtu, Name, NetnsRef, Nos, Route, UplinkDevice,
-};
+use crate::control::config::{ContainerDevice, Mtu, Name, NetnsRef, Nos, Route, UplinkDevice};
 use crate::control::kernel::NamespaceId;
+use crate::interface_name::InterfaceName;
 
 pub use carry_out::{Cause, Executor, Failure, Outcome, carry_out};
 pub use steps::plan;
@@ -139,7 +138,7 @@ pub struct ContainerLink {
     /// The kind of device.
     pub device: ContainerDevice,
     /// The interface's name inside.
-    pub interface: IfName,
+    pub interface: InterfaceName,
     /// MAC address of the interface.
     pub mac: MacAddr,
     /// Whether checksum and segmentation offload may be used.

@@ -1,20 +1,16 @@
 //! Interfaces, addresses and routes of lab namespaces.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use netlink_packet_route::link::{InfoData, InfoVeth};
-use netlink_packet_route::route::RouteMessage;
 use nos_shim::ident::MacAddr;
-use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{LabError, LabNamespace};
 use crate::control::kernel::LinkFacts;
 use crate::control::kernel::changes::{Changes, Topic};
-use crate::control::kernel::netlink::Netlink;
+use crate::control::kernel::netlink::{AddressFacts, LinkChange, Netlink, RouteFacts};
 
 /// Joins two namespaces by a veth pair whose ends are up and able to pass frames.
 ///
@@ -24,13 +20,9 @@ pub fn veth(
     (near, near_name): (&LabNamespace, &str),
     (far, far_name): (&LabNamespace, &str),
 ) -> Result<(), LabError> {
-    let far_end = LinkUnspec::new_with_name(far_name)
-        .setns_by_fd(std::os::fd::AsFd::as_fd(far.namespace()).as_raw_fd())
-        .build();
-    let pair = LinkVeth::new(near_name, far_name)
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
-        .build();
-    Netlink::open(near.namespace())?.add_link(&format!("veth {near_name}"), pair)?;
+    let far_end = LinkChange::named(far_name).into_namespace(far.namespace());
+    let pair = LinkChange::named(near_name).veth(far_end);
+    Netlink::open(near.namespace())?.call(&pair.create(&format!("veth {near_name}")))?;
     near.set_up(near_name)?;
     far.set_up(far_name)?;
     near.wait_operational(near_name, VETH_LIMIT)?;
@@ -53,7 +45,7 @@ impl LabNamespace {
     /// # Errors
     /// There is no such interface.
     pub fn set_up(&self, interface: &str) -> Result<(), LabError> {
-        self.change(interface, |link| link.up())
+        self.change(interface, LinkChange::up)
     }
 
     /// Sets an interface down.
@@ -61,7 +53,7 @@ impl LabNamespace {
     /// # Errors
     /// There is no such interface.
     pub fn set_down(&self, interface: &str) -> Result<(), LabError> {
-        self.change(interface, |link| link.down())
+        self.change(interface, LinkChange::down)
     }
 
     /// Gives an interface a MAC address.
@@ -69,7 +61,7 @@ impl LabNamespace {
     /// # Errors
     /// There is no such interface, or it cannot change its address.
     pub fn set_mac(&self, interface: &str, mac: MacAddr) -> Result<(), LabError> {
-        self.change(interface, |link| link.address(mac.0.to_vec()))
+        self.change(interface, |link| link.mac(mac))
     }
 
     /// Gives an interface an MTU, in octets.
@@ -85,10 +77,9 @@ impl LabNamespace {
     /// # Errors
     /// The name is taken, or the kernel lacks bridges.
     pub fn add_bridge(&self, bridge: &str) -> Result<(), LabError> {
-        let message = LinkBridge::new(bridge).up().build();
-        Ok(self
-            .netlink()?
-            .add_link(&format!("bridge {bridge}"), message)?)
+        let request = LinkChange::named(bridge).bridge().up();
+        let request = request.create(&format!("bridge {bridge}"));
+        Ok(self.netlink()?.call(&request)?)
     }
 
     /// Makes `port` a port of `bridge`.
@@ -117,8 +108,14 @@ impl LabNamespace {
     pub fn add_address(&self, interface: &str, address: IpNet) -> Result<(), LabError> {
         let netlink = self.netlink()?;
         let index = netlink.existing_link(interface)?.index;
-        netlink.add_address(index, address.addr(), address.prefix_len(), false)?;
-        Ok(netlink.wait_local(self.namespace(), index, address.addr())?)
+        let facts = AddressFacts {
+            interface: index,
+            address: address.addr(),
+            prefix_length: address.prefix_len(),
+            marked: false,
+        };
+        netlink.call(&facts.add())?;
+        Ok(netlink.wait_local(self.namespace(), index, &[address.addr()])?)
     }
 
     /// The addresses of an interface, with their prefix lengths.
@@ -128,9 +125,10 @@ impl LabNamespace {
     pub fn addresses(&self, interface: &str) -> Result<Vec<IpNet>, LabError> {
         let netlink = self.netlink()?;
         let index = netlink.existing_link(interface)?.index;
-        let addresses = netlink.addresses(index)?;
+        let addresses = netlink.addresses()?;
         let nets = addresses
             .iter()
+            .filter(|facts| facts.interface == index)
             .filter_map(|facts| IpNet::new(facts.address, facts.prefix_length).ok());
         Ok(nets.collect())
     }
@@ -140,11 +138,10 @@ impl LabNamespace {
     /// # Errors
     /// The neighbor is not on a connected network, or the families differ.
     pub fn add_route(&self, prefix: IpNet, via: IpAddr) -> Result<(), LabError> {
-        let message = route_message(prefix, via)
+        let route = RouteFacts::via(prefix, via)
             .ok_or_else(|| LabError::io(format!("route {prefix} via {via}"), mixed_families()))?;
-        Ok(self
-            .netlink()?
-            .add_route(&format!("{prefix} via {via}"), message)?)
+        let request = route.add(&format!("{prefix} via {via}"));
+        Ok(self.netlink()?.call(&request)?)
     }
 
     /// Adds a permanent neighbor.
@@ -213,28 +210,8 @@ impl LabNamespace {
     ) -> Result<(), LabError> {
         let netlink = self.netlink()?;
         let index = netlink.existing_link(interface)?.index;
-        let message = change(LinkUnspec::new_with_index(index)).build();
-        Ok(netlink.change_link(interface, message)?)
-    }
-}
-
-type LinkChange = rtnetlink::LinkMessageBuilder<LinkUnspec>;
-
-fn route_message(prefix: IpNet, via: IpAddr) -> Option<RouteMessage> {
-    match (prefix, via) {
-        (IpNet::V4(prefix), IpAddr::V4(via)) => Some(
-            RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(prefix.network(), prefix.prefix_len())
-                .gateway(via)
-                .build(),
-        ),
-        (IpNet::V6(prefix), IpAddr::V6(via)) => Some(
-            RouteMessageBuilder::<Ipv6Addr>::new()
-                .destination_prefix(prefix.network(), prefix.prefix_len())
-                .gateway(via)
-                .build(),
-        ),
-        _ => None,
+        let request = change(LinkChange::of(index)).request(interface);
+        Ok(netlink.call(&request)?)
     }
 }
 

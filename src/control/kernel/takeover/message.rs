@@ -20,6 +20,7 @@ const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_NETDEV: u8 = 5;
 
 const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
@@ -39,6 +40,7 @@ const NLA_F_NESTED: u16 = 0x8000;
 /// One change of the ruleset.
 pub(super) struct Request {
     kind: u16,
+    flags: u16,
     attributes: Attributes,
 }
 
@@ -50,7 +52,17 @@ impl Request {
             .number(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER);
         Self {
             kind: NFT_MSG_NEWTABLE,
+            flags: NLM_F_CREATE | NLM_F_EXCL,
             attributes,
+        }
+    }
+
+    /// Removes a table of family netdev with all that is in it.
+    pub(super) fn delete_table(name: &str) -> Self {
+        Self {
+            kind: NFT_MSG_DELTABLE,
+            flags: 0,
+            attributes: Attributes::default().text(NFTA_TABLE_NAME, name),
         }
     }
 
@@ -68,6 +80,7 @@ impl Request {
             .text(NFTA_CHAIN_TYPE, "filter");
         Self {
             kind: NFT_MSG_NEWCHAIN,
+            flags: NLM_F_CREATE | NLM_F_EXCL,
             attributes,
         }
     }
@@ -88,7 +101,7 @@ pub(super) fn batch(requests: &[Request]) -> Vec<u8> {
     for (request, sequence) in requests.iter().zip(1..) {
         let header = Header {
             kind: NFNL_SUBSYS_NFTABLES << 8 | request.kind,
-            flags: NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+            flags: NLM_F_REQUEST | NLM_F_ACK | request.flags,
             sequence,
             family: NFPROTO_NETDEV,
             resource: 0,

@@ -1,0 +1,67 @@
+//! What all attachments share on the relay's side.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::AttachError;
+use crate::control::kernel::Namespace;
+use crate::control::kernel::netlink::Netlink;
+use crate::control::kernel::takeover::{Takeover, TakeoverError, Takeovers};
+
+/// The namespace of the relay, with the sockets by which it is changed. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Host(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    namespace: Namespace,
+    netlink: Netlink,
+    /// Opened for the first veth: TAPs work on kernels without nf_tables too.
+    takeovers: Mutex<Option<Takeovers>>,
+}
+
+impl Host {
+    /// Opens the sockets.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or there are no descriptors left.
+    pub fn open(namespace: Namespace) -> Result<Self, AttachError> {
+        let netlink = Netlink::open(&namespace)?;
+        Ok(Self(Arc::new(Inner {
+            namespace,
+            netlink,
+            takeovers: Mutex::new(None),
+        })))
+    }
+
+    /// The namespace of the relay.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.0.namespace
+    }
+
+    pub(super) fn netlink(&self) -> &Netlink {
+        &self.0.netlink
+    }
+
+    /// Keeps the kernel's IP stack off an interface.
+    pub(super) fn take(&self, interface: &str, index: u32) -> Result<Takeover, TakeoverError> {
+        let mut takeovers = self.0.takeovers.lock();
+        let takeovers = match &mut *takeovers {
+            Some(open) => open,
+            none => none.insert(Takeovers::open(&self.0.namespace)?),
+        };
+        takeovers.take(interface, index)
+    }
+
+    /// Refuses a container that is the relay itself.
+    pub(super) fn refuse_own(&self, container: &Namespace) -> Result<(), AttachError> {
+        if container == self.namespace() {
+            return Err(AttachError::OwnNamespace {
+                namespace: container.to_string(),
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+//! What is needed to work on a container's namespace from outside.
+
+use std::io;
+
+use netlink_packet_route::AddressFamily;
+
+use super::AttachError;
+use super::mark::find_marked;
+use crate::control::kernel::netlink::{AddressFacts, LinkSelector, Netlink, RouteFacts};
+use crate::control::kernel::sysctl::Setting;
+use crate::control::kernel::{LinkFacts, Namespace};
+
+/// `net.ipv4.ip_local_port_range`, which holds for IPv6 as well.
+pub(super) const PORT_RANGE: &str = "net/ipv4/ip_local_port_range";
+
+/// A socket and a setting of a namespace, brought back by one visit, and used from any thread.
+///
+/// The value keeps the namespace alive.
+pub(super) struct Interior {
+    pub(super) netlink: Netlink,
+    ports: io::Result<Setting>,
+}
+
+/// What a container has at present, of all that attaching touches.
+pub(super) struct Found {
+    pub(super) lo: LinkFacts,
+    pub(super) link: LinkFacts,
+    /// Of all interfaces.
+    pub(super) addresses: Vec<AddressFacts>,
+    /// Default routes of the main table.
+    pub(super) ipv4_defaults: Vec<RouteFacts>,
+    /// Default routes of the main table.
+    pub(super) ipv6_defaults: Vec<RouteFacts>,
+}
+
+impl Interior {
+    /// Visits `namespace`, and has `task` do there what only works inside.
+    pub(super) fn visit<R: Send>(
+        namespace: &Namespace,
+        task: impl FnOnce(&Netlink) -> Result<R, AttachError> + Send,
+    ) -> Result<(Self, R), AttachError> {
+        namespace.run(|| {
+            let interior = Self {
+                netlink: Netlink::open_here(namespace)?,
+                ports: Setting::open_here(PORT_RANGE),
+            };
+            let result = task(&interior.netlink)?;
+            Ok((interior, result))
+        })?
+    }
+
+    /// Visits `namespace` for the sake of what the visit brings back.
+    pub(super) fn open(namespace: &Namespace) -> Result<Self, AttachError> {
+        Ok(Self::visit(namespace, |_| Ok(()))?.0)
+    }
+
+    /// The present range of ports, as the kernel writes it.
+    pub(super) fn ports(&self) -> io::Result<String> {
+        self.setting()?.read()
+    }
+
+    pub(super) fn set_ports(&self, range: &str) -> io::Result<()> {
+        self.setting()?.write(range)
+    }
+
+    fn setting(&self) -> io::Result<&Setting> {
+        let setting = self.ports.as_ref();
+        setting.map_err(|error| match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => error.kind().into(),
+        })
+    }
+
+    /// Reads all that attaching touches.
+    pub(super) fn observe(&self, lo: LinkFacts, link: LinkFacts) -> Result<Found, AttachError> {
+        Ok(Found {
+            lo,
+            link,
+            addresses: self.netlink.addresses()?,
+            ipv4_defaults: self.default_routes(AddressFamily::Inet)?,
+            ipv6_defaults: self.default_routes(AddressFamily::Inet6)?,
+        })
+    }
+
+    /// `lo`, and the interface that has this name.
+    pub(super) fn links_by_name(
+        &self,
+        interface: &str,
+    ) -> Result<(LinkFacts, LinkFacts), AttachError> {
+        let (lo, link) = self.links(LinkSelector::Name(interface))?;
+        let link = link.ok_or_else(|| self.netlink.no_link(interface))?;
+        Ok((lo, link))
+    }
+
+    /// `lo`, and the interface of an attachment under whatever name it has now: by its index, or
+    /// by its mark where that index is gone.
+    pub(super) fn links_by_index(
+        &self,
+        index: u32,
+        attachment: &str,
+        interface: &str,
+    ) -> Result<(LinkFacts, LinkFacts), AttachError> {
+        let (lo, link) = self.links(LinkSelector::Index(index))?;
+        let link = match link {
+            Some(link) => link,
+            None => find_marked(&self.netlink, attachment)?
+                .ok_or_else(|| self.netlink.no_link(interface))?,
+        };
+        Ok((lo, link))
+    }
+
+    fn links(
+        &self,
+        selector: LinkSelector<'_>,
+    ) -> Result<(LinkFacts, Option<LinkFacts>), AttachError> {
+        let found = self.netlink.links(&[LinkSelector::Name("lo"), selector])?;
+        let mut found = found.into_iter();
+        let lo = found.next().flatten();
+        let lo = lo.ok_or_else(|| self.netlink.no_link("lo"))?;
+        Ok((lo, found.next().flatten()))
+    }
+
+    pub(super) fn default_routes(
+        &self,
+        family: AddressFamily,
+    ) -> Result<Vec<RouteFacts>, AttachError> {
+        let routes = self.netlink.routes(family)?.into_iter();
+        Ok(routes.filter(RouteFacts::is_default).collect())
+    }
+}

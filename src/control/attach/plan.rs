@@ -1,0 +1,331 @@
+//! The difference between what a container has and what it shall have, as requests in order.
+//!
+//! Pure: from what was read, without asking the kernel anything.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::interior::Found;
+use super::mark::{Mark, is_marked};
+use super::{AttachError, ContainerSpec, Warning};
+use crate::control::kernel::LinkFacts;
+use crate::control::kernel::netlink::{AddressFacts, Ipv6State, LinkChange, Request, RouteFacts};
+
+/// Whether an interface that is down is to be set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// It was made a moment ago, and is still down.
+    Attach,
+    /// Somebody inside has set it down, and it stays so.
+    Update,
+}
+
+/// One request, with what becomes of it.
+pub(super) struct Step {
+    pub(super) request: Request,
+    /// Codes of the kernel that are as good as success: somebody was faster.
+    pub(super) tolerated: &'static [i32],
+    pub(super) effect: Effect,
+}
+
+/// What a request that was carried out changes in our books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    None,
+    Added(IpAddr),
+    Removed(IpAddr),
+}
+
+/// Codes of the removal of what is gone already.
+const GONE: &[i32] = &[libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL];
+/// Codes of the addition of what is there already.
+const THERE: &[i32] = &[libc::EEXIST];
+
+/// What brings a container into the state asked for.
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) warnings: Vec<Warning>,
+    /// Families that the container speaks with the shared addresses.
+    pub(super) families: Families,
+    /// IPv6 addresses that are added to `lo`, and to the interface.
+    pub(super) fresh_on_lo: Vec<IpAddr>,
+    pub(super) fresh_on_link: Option<IpAddr>,
+    /// A route of somebody else that is in the way of ours, which is left out.
+    pub(super) foreign_route: Option<String>,
+    /// Whether the interface is up afterwards.
+    pub(super) up: bool,
+}
+
+/// Families of addresses that an attachment speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Families {
+    /// It has an IPv4 address and a way out.
+    pub ipv4: bool,
+    /// It has an IPv6 address and a way out.
+    pub ipv6: bool,
+}
+
+impl Plan {
+    /// Compares. `added` are the addresses that we have added before, for kernels that do not keep
+    /// the mark.
+    pub(super) fn new(
+        spec: &ContainerSpec,
+        found: &Found,
+        added: &BTreeSet<IpAddr>,
+        occasion: Occasion,
+        namespace: &dyn std::fmt::Display,
+    ) -> Result<Self, AttachError> {
+        let mut plan = Self {
+            steps: Vec::new(),
+            warnings: Vec::new(),
+            families: Families::default(),
+            fresh_on_lo: Vec::new(),
+            fresh_on_link: None,
+            foreign_route: None,
+            up: found.link.up || occasion == Occasion::Attach,
+        };
+        let addresses = plan.possible(spec, found, namespace)?;
+        if !found.lo.up {
+            plan.step(LinkChange::of(found.lo.index).up().request("lo"));
+        }
+        plan.add_addresses(&addresses, found);
+        plan.set_link(spec, &addresses, found);
+        for family in [
+            Family {
+                source: addresses.iter().copied().find(IpAddr::is_ipv4),
+                defaults: &found.ipv4_defaults,
+            },
+            Family {
+                source: addresses.iter().copied().find(IpAddr::is_ipv6),
+                defaults: &found.ipv6_defaults,
+            },
+        ] {
+            plan.set_default_route(&family, found);
+        }
+        // Last: with an address the kernel removes the routes whose source it is.
+        let stale = found.ours_on_lo(added);
+        for facts in stale.filter(|facts| !spec.addresses.contains(&facts.address)) {
+            plan.remove_address(facts);
+        }
+        Ok(plan)
+    }
+
+    /// What takes everything of ours away again; the interface goes with its owner.
+    pub(super) fn undo(
+        lo: u32,
+        addresses: &[AddressFacts],
+        routes: Vec<RouteFacts>,
+        added: &BTreeSet<IpAddr>,
+    ) -> Vec<Step> {
+        let routes = routes.into_iter().filter(RouteFacts::is_ours);
+        let mut steps: Vec<_> = routes
+            .map(|route| Step::tolerant(route.remove(), GONE, Effect::None))
+            .collect();
+        let ours = addresses
+            .iter()
+            .filter(|facts| is_our_address(facts, lo, added));
+        steps.extend(ours.map(|facts| removal(*facts)));
+        steps
+    }
+
+    /// The addresses that the container can have: without IPv6 only those of IPv4.
+    fn possible(
+        &mut self,
+        spec: &ContainerSpec,
+        found: &Found,
+        namespace: &dyn std::fmt::Display,
+    ) -> Result<Vec<IpAddr>, AttachError> {
+        let first_ipv6 = spec.addresses.iter().find(|address| address.is_ipv6());
+        let (Some(&address), Some(reason)) = (first_ipv6, ipv6_obstacle(found)) else {
+            return Ok(spec.addresses.clone());
+        };
+        if spec.addresses.iter().all(IpAddr::is_ipv6) {
+            return Err(AttachError::NoIpv6 {
+                address,
+                namespace: namespace.to_string(),
+                reason,
+            });
+        }
+        self.warnings.push(Warning::NoIpv6 { address, reason });
+        let ipv4 = spec.addresses.iter().copied().filter(IpAddr::is_ipv4);
+        Ok(ipv4.collect())
+    }
+
+    fn add_addresses(&mut self, addresses: &[IpAddr], found: &Found) {
+        let lo = found.lo.index;
+        for &address in addresses {
+            if found.has_address(lo, address) {
+                continue;
+            }
+            let facts = AddressFacts {
+                interface: lo,
+                address,
+                prefix_length: host_prefix(address),
+                marked: true,
+            };
+            self.fresh_on_lo.push(address);
+            self.steps
+                .push(Step::tolerant(facts.add(), THERE, Effect::Added(address)));
+        }
+    }
+
+    fn remove_address(&mut self, facts: &AddressFacts) {
+        self.steps.push(removal(*facts));
+    }
+
+    fn set_link(&mut self, spec: &ContainerSpec, addresses: &[IpAddr], found: &Found) {
+        let link = &found.link;
+        let change = link_change(spec, link);
+        if !change.is_empty() {
+            self.step(change.request(&link.name));
+        }
+        if addresses.iter().any(IpAddr::is_ipv6) && self.up {
+            self.add_link_local(spec.mac.link_local().into(), found);
+        }
+        if self.up && !link.up {
+            // A message of its own, and last: the kernel changes the queue only after it has set
+            // the interface up, and loses what it sends meanwhile.
+            self.step(LinkChange::of(link.index).up().request(&link.name));
+        }
+    }
+
+    /// Gives the interface the link-local address that the kernel would give it, but without
+    /// duplicate address detection: only the relay is at the other end, and until detection ends
+    /// (1 s) the kernel would not resolve IPv6 neighbors.
+    fn add_link_local(&mut self, address: IpAddr, found: &Found) {
+        let interface = found.link.index;
+        if found.has_address(interface, address) {
+            return;
+        }
+        let facts = AddressFacts {
+            interface,
+            address,
+            prefix_length: 64,
+            marked: false,
+        };
+        self.fresh_on_link = Some(address);
+        self.steps
+            .push(Step::tolerant(facts.add(), THERE, Effect::None));
+    }
+
+    fn set_default_route(&mut self, family: &Family<'_>, found: &Found) {
+        let ours = family.defaults.iter().find(|route| route.is_ours());
+        let Some(source) = family.source else {
+            if let Some(old) = ours {
+                let removal = Step::tolerant(old.clone().remove(), GONE, Effect::None);
+                self.steps.push(removal);
+            }
+            return;
+        };
+        let foreign = family
+            .defaults
+            .iter()
+            .find(|route| !route.is_ours() && route.wins_over_ours());
+        if let Some(route) = foreign {
+            self.foreign_route.get_or_insert_with(|| route.describe());
+            return;
+        }
+        match source {
+            IpAddr::V4(_) => self.families.ipv4 = self.up,
+            IpAddr::V6(_) => self.families.ipv6 = self.up,
+        }
+        if !self.up {
+            return;
+        }
+        let wanted = RouteFacts::our_default(found.link.index, source);
+        let what = format!("default dev {} src {source}", found.link.name);
+        match ours {
+            None => self.step(wanted.add(&what)),
+            Some(old) if old.is_same(&wanted) => {}
+            Some(_) => self.step(wanted.replace(&what)),
+        }
+    }
+
+    fn step(&mut self, request: Request) {
+        self.steps.push(Step::tolerant(request, &[], Effect::None));
+    }
+}
+
+/// What matters for the default route of one family.
+struct Family<'a> {
+    source: Option<IpAddr>,
+    defaults: &'a [RouteFacts],
+}
+
+impl Step {
+    fn tolerant(request: Request, tolerated: &'static [i32], effect: Effect) -> Self {
+        Self {
+            request,
+            tolerated,
+            effect,
+        }
+    }
+}
+
+impl Found {
+    fn has_address(&self, interface: u32, address: IpAddr) -> bool {
+        let here = |facts: &AddressFacts| facts.interface == interface && facts.address == address;
+        self.addresses.iter().any(here)
+    }
+
+    /// Whether a killed run has left addresses here.
+    pub(super) fn has_leftovers(&self) -> bool {
+        let left = |facts: &AddressFacts| facts.interface == self.lo.index && facts.marked;
+        self.addresses.iter().any(left)
+    }
+
+    fn ours_on_lo<'a>(
+        &'a self,
+        added: &'a BTreeSet<IpAddr>,
+    ) -> impl Iterator<Item = &'a AddressFacts> {
+        let addresses = self.addresses.iter();
+        addresses.filter(|facts| is_our_address(facts, self.lo.index, added))
+    }
+}
+
+fn removal(facts: AddressFacts) -> Step {
+    Step::tolerant(facts.remove(), GONE, Effect::Removed(facts.address))
+}
+
+fn is_our_address(facts: &AddressFacts, lo: u32, added: &BTreeSet<IpAddr>) -> bool {
+    facts.interface == lo
+        && facts.prefix_length == host_prefix(facts.address)
+        && (facts.marked || added.contains(&facts.address))
+}
+
+fn link_change(spec: &ContainerSpec, link: &LinkFacts) -> LinkChange {
+    let mut change = LinkChange::of(link.index);
+    if !is_marked(link, &spec.name) {
+        change = change.mark(&spec.name);
+    }
+    if link.mac != Some(spec.mac) {
+        change = change.mac(spec.mac);
+    }
+    if link.mtu != spec.mtu {
+        change = change.mtu(spec.mtu);
+    }
+    if link.tx_queue_len != spec.tx_queue_len {
+        change = change.tx_queue_len(spec.tx_queue_len);
+    }
+    change
+}
+
+/// Why the container cannot have IPv6 addresses, if so.
+fn ipv6_obstacle(found: &Found) -> Option<String> {
+    let disabled = |interface: &str| {
+        format!(
+            "IPv6 is disabled on {interface} there (/proc/sys/net/ipv6/conf/{interface}/disable_ipv6)"
+        )
+    };
+    match (found.lo.ipv6, found.link.ipv6) {
+        (Ipv6State::Absent, _) => Some("the kernel has no IPv6".to_owned()),
+        (Ipv6State::Disabled, _) => Some(disabled("lo")),
+        (_, Ipv6State::Disabled) => Some(disabled(&found.link.name)),
+        // Absent from the interface alone: its MTU is too small, which the spec changes.
+        _ => None,
+    }
+}
+
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}

@@ -1,0 +1,411 @@
+//! A container's side: put in place, kept up to date, and taken away again.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_route::AddressFamily;
+use tracing::{debug, warn};
+
+use super::interior::{Found, Interior, PORT_RANGE};
+use super::plan::{Effect, Families, Occasion, Plan, Step};
+use super::{AttachError, ContainerSpec, Warning};
+use crate::control::kernel::netlink::Request;
+use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceName};
+
+/// What the kernel gives every new namespace.
+const PORT_RANGE_DEFAULT: &str = "32768\t60999";
+
+/// A container's namespace in the state that a [`ContainerSpec`] asks for.
+///
+/// Dropping the value undoes it.
+#[derive(Debug)]
+pub struct ContainerSide {
+    namespace: Namespace,
+    state: SideState,
+    detached: bool,
+}
+
+/// A [`ContainerSide`] that does not keep its namespace alive.
+///
+/// Dropping the value leaves everything in place.
+#[derive(Debug)]
+#[must_use = "the container's side stays as it is unless it is resumed and detached"]
+pub struct ParkedSide {
+    name: NamespaceName,
+    state: SideState,
+}
+
+/// What has to be remembered of a container's side.
+#[derive(Clone, Debug)]
+struct SideState {
+    spec: ContainerSpec,
+    /// Index of the interface inside, which it keeps when it is renamed.
+    index: u32,
+    /// Addresses added by this value, for kernels that do not keep the mark.
+    added: BTreeSet<IpAddr>,
+    /// The port range before us; `None` while it has not been touched.
+    ports_before: Option<String>,
+}
+
+/// How a container's side is, after it was put in place or looked after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SideReport {
+    /// Present name of the interface: somebody inside may have renamed it.
+    pub interface: String,
+    /// Its index in the container's namespace.
+    pub index: u32,
+    /// Whether it is up. Once attached it is not set up again: it is down by somebody's will.
+    pub up: bool,
+    /// Its MTU in octets.
+    pub mtu: u32,
+    /// The families that the container speaks.
+    pub families: Families,
+    /// What was asked for and is left out.
+    pub warnings: Vec<Warning>,
+    /// Whether anything had to be changed.
+    pub changed: bool,
+}
+
+impl ParkedSide {
+    /// Opens the namespace again.
+    ///
+    /// # Errors
+    /// It cannot be found by its name any more; most likely it was deleted, and there is nothing
+    /// to change or undo.
+    pub fn resume(&self) -> Result<ContainerSide, NamespaceError> {
+        Ok(ContainerSide {
+            namespace: self.name.open()?,
+            state: self.state.clone(),
+            detached: false,
+        })
+    }
+
+    /// By what the container's namespace can be opened.
+    #[must_use]
+    pub fn namespace(&self) -> &NamespaceName {
+        &self.name
+    }
+
+    /// The state asked for.
+    #[must_use]
+    pub fn spec(&self) -> &ContainerSpec {
+        &self.state.spec
+    }
+
+    /// Index of the interface inside.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.state.index
+    }
+
+    /// Changes what differs from `spec`: see [`ContainerSide::update`].
+    ///
+    /// # Errors
+    /// The namespace is gone, the spec cannot be met, or the kernel refuses a part.
+    pub fn update(&mut self, spec: ContainerSpec) -> Result<SideReport, AttachError> {
+        let mut side = self.resume()?;
+        let updated = side.update(spec);
+        *self = side.park();
+        updated
+    }
+
+    /// Puts back what was damaged or has vanished. A healthy container is only read.
+    ///
+    /// # Errors
+    /// As for [`Self::update`].
+    pub fn repair(&mut self) -> Result<SideReport, AttachError> {
+        self.update(self.state.spec.clone())
+    }
+
+    /// Undoes it: see [`ContainerSide::detach`].
+    ///
+    /// # Errors
+    /// The namespace is gone, or the kernel refuses a part.
+    pub fn detach(self) -> Result<(), AttachError> {
+        self.resume()?.detach()
+    }
+}
+
+impl ContainerSide {
+    /// Brings the namespace into the state that `spec` asks for. The interface must exist, made
+    /// after [`super::make_room`].
+    ///
+    /// On an error everything done so far is undone.
+    ///
+    /// # Errors
+    /// The spec cannot be met, or the kernel refuses a part of it.
+    pub fn configure(
+        namespace: &Namespace,
+        spec: ContainerSpec,
+    ) -> Result<(Self, SideReport), AttachError> {
+        spec.validate()?;
+        Self::configure_through(&Interior::open(namespace)?, namespace, spec)
+    }
+
+    /// The same, with what a visit has brought back.
+    pub(super) fn configure_through(
+        interior: &Interior,
+        namespace: &Namespace,
+        spec: ContainerSpec,
+    ) -> Result<(Self, SideReport), AttachError> {
+        let (lo, link) = interior.links_by_name(spec.interface.as_str())?;
+        let mut side = Self {
+            namespace: namespace.clone(),
+            state: SideState {
+                index: link.index,
+                spec,
+                added: BTreeSet::new(),
+                ports_before: None,
+            },
+            detached: false,
+        };
+        match side.apply(interior, lo, link, Occasion::Attach) {
+            Ok(report) => Ok((side, report)),
+            Err(error) => {
+                side.detached = true;
+                side.undo_logged(interior);
+                Err(error)
+            }
+        }
+    }
+
+    /// Changes what differs from `spec` and leaves the rest: connections of addresses that stay
+    /// live on. With the same spec it repairs what was changed from inside.
+    ///
+    /// The interface is followed by its index, under whatever name it has. One that is down stays
+    /// down, and has no routes until it is up again.
+    ///
+    /// # Errors
+    /// The spec cannot be met or the kernel refuses a part; the other parts are done, and another
+    /// call goes on from there.
+    pub fn update(&mut self, spec: ContainerSpec) -> Result<SideReport, AttachError> {
+        spec.validate()?;
+        let present = &self.state.spec;
+        if spec.name != present.name || spec.interface != present.interface {
+            return Err(AttachError::Identity(present.name.clone()));
+        }
+        self.state.spec = spec;
+        let interior = Interior::open(&self.namespace)?;
+        let SideState { index, spec, .. } = &self.state;
+        let (lo, link) = interior.links_by_index(*index, &spec.name, spec.interface.as_str())?;
+        self.state.index = link.index;
+        self.apply(&interior, lo, link, Occasion::Update)
+    }
+
+    /// The state asked for.
+    #[must_use]
+    pub fn spec(&self) -> &ContainerSpec {
+        &self.state.spec
+    }
+
+    /// The namespace of the container.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Undoes it: routes, addresses and settings of ours go, those of others stay. What is gone
+    /// already is no error. The interface goes with its owner.
+    ///
+    /// # Errors
+    /// The first refusal; the rest is undone all the same.
+    pub fn detach(mut self) -> Result<(), AttachError> {
+        self.detached = true;
+        let interior = Interior::open(&self.namespace)?;
+        self.undo(&interior)
+    }
+
+    /// Leaves everything in place, as a killed process would.
+    pub fn abandon(mut self) {
+        self.detached = true;
+    }
+
+    /// Lets go of the namespace, so that the kernel can delete it together with the container, and
+    /// leaves everything in place.
+    pub fn park(mut self) -> ParkedSide {
+        self.detached = true;
+        ParkedSide {
+            name: self.namespace.name(),
+            state: self.state.clone(),
+        }
+    }
+
+    fn apply(
+        &mut self,
+        interior: &Interior,
+        lo: LinkFacts,
+        link: LinkFacts,
+        occasion: Occasion,
+    ) -> Result<SideReport, AttachError> {
+        let found = interior.observe(lo, link)?;
+        let state = &self.state;
+        let plan = Plan::new(&state.spec, &found, &state.added, occasion, &self.namespace)?;
+        if occasion == Occasion::Attach {
+            self.refuse_foreign(&plan)?;
+        }
+        // Ports first: no flow shall start outside the range.
+        let ports_changed = self.set_ports(interior, found.has_leftovers())?;
+        let report = self.report(&plan, &found, ports_changed);
+        self.carry_out(interior, plan.steps.iter())?;
+        self.refuse_foreign(&plan)?;
+        self.wait_local(interior, &plan, &found)?;
+        Ok(report)
+    }
+
+    fn report(&self, plan: &Plan, found: &Found, ports_changed: bool) -> SideReport {
+        SideReport {
+            interface: found.link.name.clone(),
+            index: found.link.index,
+            up: plan.up,
+            mtu: self.state.spec.mtu,
+            families: plan.families,
+            warnings: plan.warnings.clone(),
+            changed: ports_changed || !plan.steps.is_empty(),
+        }
+    }
+
+    fn refuse_foreign(&self, plan: &Plan) -> Result<(), AttachError> {
+        match &plan.foreign_route {
+            None => Ok(()),
+            Some(route) => Err(AttachError::ForeignRoute {
+                route: route.clone(),
+                namespace: self.namespace.to_string(),
+            }),
+        }
+    }
+
+    /// Has the kernel carry out all steps at once. The first refusal is the error; the steps
+    /// behind it are done all the same.
+    fn carry_out<'a>(
+        &mut self,
+        interior: &Interior,
+        steps: impl Iterator<Item = &'a Step> + Clone,
+    ) -> Result<(), AttachError> {
+        let requests: Vec<&Request> = steps.clone().map(|step| &step.request).collect();
+        let mut first = Ok(());
+        for (step, outcome) in steps.zip(interior.netlink.submit(&requests)) {
+            match outcome {
+                Ok(()) => self.state.record(step.effect),
+                Err(error) if error.is(step.tolerated) => {}
+                Err(error) if first.is_ok() => first = Err(error.into()),
+                Err(error) => debug!("'{}': {error}", self.state.spec.name),
+            }
+        }
+        first
+    }
+
+    /// Without this, packets to a new IPv6 address would go elsewhere for a moment.
+    fn wait_local(
+        &self,
+        interior: &Interior,
+        plan: &Plan,
+        found: &Found,
+    ) -> Result<(), AttachError> {
+        let netlink = &interior.netlink;
+        netlink.wait_local(&self.namespace, found.lo.index, &plan.fresh_on_lo)?;
+        Ok(netlink.wait_local(
+            &self.namespace,
+            found.link.index,
+            plan.fresh_on_link.as_slice(),
+        )?)
+    }
+
+    fn undo(&mut self, interior: &Interior) -> Result<(), AttachError> {
+        let ports = self.restore_ports(interior);
+        let removed = self.remove_ours(interior);
+        match (ports, removed) {
+            (Ok(_), removed) => removed,
+            (Err(error), Ok(())) => Err(error),
+            (Err(first), Err(second)) => {
+                warn!("while detaching '{}': {second}", self.state.spec.name);
+                Err(first)
+            }
+        }
+    }
+
+    fn remove_ours(&mut self, interior: &Interior) -> Result<(), AttachError> {
+        let lo = interior.netlink.existing_link("lo")?.index;
+        let addresses = interior.netlink.addresses()?;
+        let mut routes = interior.default_routes(AddressFamily::Inet)?;
+        routes.extend(interior.default_routes(AddressFamily::Inet6)?);
+        let steps = Plan::undo(lo, &addresses, routes, &self.state.added);
+        self.carry_out(interior, steps.iter())
+    }
+
+    fn undo_logged(&mut self, interior: &Interior) {
+        if let Err(error) = self.undo(interior) {
+            warn!("cannot detach '{}': {error}", self.state.spec.name);
+        }
+    }
+
+    /// `leftover`: an earlier run was killed here, so the present range may be its. Returns whether
+    /// the range was changed.
+    fn set_ports(&mut self, interior: &Interior, leftover: bool) -> Result<bool, AttachError> {
+        let Some(range) = &self.state.spec.ephemeral else {
+            return self.restore_ports(interior);
+        };
+        let wanted = format!("{}\t{}", range.start(), range.end());
+        let present = self.sysctl(&wanted, interior.ports())?;
+        if self.state.ports_before.is_none() {
+            let before = if leftover {
+                PORT_RANGE_DEFAULT.to_owned()
+            } else {
+                present.clone()
+            };
+            self.state.ports_before = Some(before);
+        }
+        if present == wanted {
+            return Ok(false);
+        }
+        debug!(
+            "{PORT_RANGE} in {}: '{present}' becomes '{wanted}'",
+            self.namespace
+        );
+        self.sysctl(&wanted, interior.set_ports(&wanted))?;
+        Ok(true)
+    }
+
+    fn restore_ports(&mut self, interior: &Interior) -> Result<bool, AttachError> {
+        let Some(before) = self.state.ports_before.take() else {
+            return Ok(false);
+        };
+        self.sysctl(&before, interior.set_ports(&before))?;
+        Ok(true)
+    }
+
+    fn sysctl<T>(&self, value: &str, result: io::Result<T>) -> Result<T, AttachError> {
+        result.map_err(|source| AttachError::Sysctl {
+            key: PORT_RANGE.to_owned(),
+            value: value.replace('\t', " "),
+            namespace: self.namespace.to_string(),
+            source,
+        })
+    }
+}
+
+impl SideState {
+    fn record(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Added(address) => {
+                self.added.insert(address);
+            }
+            Effect::Removed(address) => {
+                self.added.remove(&address);
+            }
+        }
+    }
+}
+
+impl Drop for ContainerSide {
+    fn drop(&mut self) {
+        if self.detached {
+            return;
+        }
+        match Interior::open(&self.namespace) {
+            Ok(interior) => self.undo_logged(&interior),
+            Err(error) => warn!("cannot detach '{}': {error}", self.state.spec.name),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What is asked for.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use nos_shim::ident::MacAddr;
+
+use super::AttachError;
+use crate::control::kernel::InterfaceName;
+
+/// Transmit queue of a container's interface, in packets: larger than a TCP window of small
+/// segments, so that a burst of one connection does not overflow it.
+pub const DEFAULT_TX_QUEUE_LEN: u32 = 4096;
+
+/// RFC 8200 section 5, in octets. Linux disables IPv6 on an interface with less.
+const IPV6_MIN_MTU: u32 = 1280;
+
+/// What a container's side shall look like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Name of the attachment, unique in the daemon.
+    pub name: String,
+    /// Name of the interface inside, usually `eth0`.
+    pub interface: InterfaceName,
+    /// MAC address of the interface inside.
+    pub mac: MacAddr,
+    /// MTU in octets: largest IP packet.
+    pub mtu: u32,
+    /// Length of the interface's transmit queue in packets.
+    pub tx_queue_len: u32,
+    /// Shared addresses. The first of each family is the source of what the container sends.
+    pub addresses: Vec<IpAddr>,
+    /// Ports from which the container opens flows; `None` leaves the namespace's setting.
+    pub ephemeral: Option<RangeInclusive<u16>>,
+}
+
+impl ContainerSpec {
+    pub(super) fn validate(&self) -> Result<(), AttachError> {
+        for address in &self.addresses {
+            if !is_host_address(*address) {
+                return Err(AttachError::NotUnicast(*address));
+            }
+            if address.is_ipv6() && self.mtu < IPV6_MIN_MTU {
+                return Err(AttachError::MtuTooSmall {
+                    mtu: self.mtu,
+                    address: *address,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an attachment is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// The container's side.
+    pub spec: ContainerSpec,
+    /// The kind of its interface.
+    pub device: DeviceRequest,
+    /// Whether offload is asked of the kernel.
+    pub offload: bool,
+    /// Where a TAP is opened. A veth does not care.
+    pub placement: Placement,
+}
+
+/// The kind of a container's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceRequest {
+    /// A TAP.
+    Tap,
+    /// A veth pair with a packet socket on the host end.
+    Veth {
+        /// MAC address of the host end.
+        relay_mac: MacAddr,
+    },
+}
+
+/// Where a TAP is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// Inside the container, in well under a millisecond. The kernel does not delete the namespace
+    /// while the device is open: right where the caller notices the end of the container by
+    /// itself, and closes the device then.
+    Inside,
+    /// On the host, and then moved inside, which takes the kernel some 20 ms. The namespace can
+    /// end while the device is open, and the device with it.
+    Moved,
+}
+
+fn is_host_address(address: IpAddr) -> bool {
+    let special = match address {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some() || v6.is_unicast_link_local(),
+    };
+    !(special || address.is_unspecified() || address.is_multicast() || address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_host_addresses_are_taken() {
+        for good in ["203.0.113.1", "10.0.0.1", "2001:db8::1", "fd00::1"] {
+            assert!(is_host_address(good.parse().unwrap()), "{good}");
+        }
+        for bad in [
+            "0.0.0.0",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+            "::ffff:192.0.2.1",
+        ] {
+            assert!(!is_host_address(bad.parse().unwrap()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Addresses of interfaces, and neighbors.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
+    AddressScope,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteType;
+use nos_shim::ident::MacAddr;
+
+use super::PROTOCOL;
+use super::client::{Netlink, Request};
+use super::error::NetlinkError;
+use super::route::family_of;
+use crate::control::kernel::changes::{Changes, Topic};
+use crate::control::kernel::namespace::Namespace;
+
+/// How long the kernel may take to make an address local; milliseconds are usual.
+const LOCAL_LIMIT: Duration = Duration::from_secs(5);
+
+/// An address of an interface, as the kernel lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AddressFacts {
+    /// Index of the interface.
+    pub(crate) interface: u32,
+    pub(crate) address: IpAddr,
+    pub(crate) prefix_length: u8,
+    /// Carries [`PROTOCOL`].
+    pub(crate) marked: bool,
+}
+
+impl Netlink {
+    /// The addresses of all interfaces.
+    pub(crate) fn addresses(&self) -> Result<Vec<AddressFacts>, NetlinkError> {
+        let all = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let objects = self.dump("list addresses", &all)?;
+        Ok(objects.iter().filter_map(address_facts).collect())
+    }
+
+    /// Waits until packets to each of `addresses` of interface `index` are delivered here.
+    ///
+    /// The kernel makes an IPv6 address local a moment after it was added, on a thread of its own.
+    /// Until then it would route packets for it elsewhere.
+    pub(crate) fn wait_local(
+        &self,
+        namespace: &Namespace,
+        index: u32,
+        addresses: &[IpAddr],
+    ) -> Result<(), NetlinkError> {
+        let missing = self.not_yet_local(index, addresses)?;
+        let Some(first) = missing.first() else {
+            return Ok(());
+        };
+        let action = || format!("wait until {first} is in use");
+        let failed = |source| self.failed(action(), source);
+        let changes = Changes::watch(namespace, Topic::Ipv6Routes)
+            .map_err(|error| failed(io::Error::other(error)))?
+            .map_err(failed)?;
+        let reached = || {
+            let missing = self.not_yet_local(index, &missing);
+            Ok::<_, io::Error>(missing.map_err(io::Error::other)?.is_empty())
+        };
+        match changes.wait(LOCAL_LIMIT, reached) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(io::ErrorKind::TimedOut.into())),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Those of `addresses` to which the kernel would not deliver yet.
+    fn not_yet_local(&self, index: u32, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, NetlinkError> {
+        // IPv4 addresses are local at once.
+        let asked: Vec<_> = addresses.iter().copied().filter(IpAddr::is_ipv6).collect();
+        let types = self.route_types(index, &asked)?;
+        let with_type = asked.into_iter().zip(types);
+        Ok(with_type
+            .filter(|(_, kind)| *kind != Some(RouteType::Local))
+            .map(|(address, _)| address)
+            .collect())
+    }
+
+    pub(crate) fn add_neighbor(
+        &self,
+        index: u32,
+        address: IpAddr,
+        mac: MacAddr,
+    ) -> Result<(), NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family_of(address);
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Permanent;
+        message.header.kind = RouteType::Unspec;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(match address {
+                IpAddr::V4(address) => NeighbourAddress::Inet(address),
+                IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+            }),
+            NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+        ];
+        let action = format!("add neighbor {address} at {mac}");
+        self.call(&Request::replace(
+            action,
+            RouteNetlinkMessage::NewNeighbour(message),
+        ))
+    }
+}
+
+impl AddressFacts {
+    /// The request to add an address that is usable at once: without duplicate address detection.
+    pub(crate) fn add(self) -> Request {
+        let mut message = self.message();
+        // The attribute replaces the flags of the header, except on old kernels.
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        if self.marked {
+            let mark = AddressProtocol::Other(PROTOCOL);
+            message.attributes.push(AddressAttribute::Protocol(mark));
+        }
+        Request::create(
+            format!("add address {}/{}", self.address, self.prefix_length),
+            RouteNetlinkMessage::NewAddress(message),
+        )
+    }
+
+    /// The request to remove it.
+    pub(crate) fn remove(self) -> Request {
+        Request::change(
+            format!("remove address {}/{}", self.address, self.prefix_length),
+            RouteNetlinkMessage::DelAddress(self.message()),
+        )
+    }
+
+    fn message(self) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.index = self.interface;
+        message.header.prefix_len = self.prefix_length;
+        message.header.family = family_of(self.address);
+        message.header.scope = AddressScope::Universe;
+        message.attributes = vec![
+            AddressAttribute::Local(self.address),
+            AddressAttribute::Address(self.address),
+        ];
+        if let (IpAddr::V4(address), 1..=30) = (self.address, self.prefix_length) {
+            let hosts = u32::MAX >> self.prefix_length;
+            let broadcast = (u32::from(address) | hosts).into();
+            message
+                .attributes
+                .push(AddressAttribute::Broadcast(broadcast));
+        }
+        message
+    }
+
+    fn of(message: &AddressMessage) -> Option<Self> {
+        // IFA_ADDRESS is the far end on point-to-point links; IFA_LOCAL, where present, is ours.
+        let local = message.attributes.iter().find_map(|attribute| {
+            let AddressAttribute::Local(address) = attribute else {
+                return None;
+            };
+            Some(*address)
+        });
+        let plain = message.attributes.iter().find_map(|attribute| {
+            let AddressAttribute::Address(address) = attribute else {
+                return None;
+            };
+            Some(*address)
+        });
+        let mark = AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL));
+        Some(Self {
+            interface: message.header.index,
+            address: local.or(plain)?,
+            prefix_length: message.header.prefix_len,
+            marked: message.attributes.contains(&mark),
+        })
+    }
+}
+
+fn address_facts(object: &RouteNetlinkMessage) -> Option<AddressFacts> {
+    match object {
+        RouteNetlinkMessage::NewAddress(message) => AddressFacts::of(message),
+        _ => None,
+    }
+}

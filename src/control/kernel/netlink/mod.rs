@@ -1,0 +1,33 @@
+//! rtnetlink requests to one namespace, as plain calls that return when the kernel has answered.
+//!
+//! Theory of operation: [`Netlink`] is one socket, opened by a short visit to a namespace and used
+//! from any thread afterwards. The kernel carries a request out within `send`, so that its answer
+//! is in the socket's queue when `send` returns; nothing here ever waits for somebody else. That is
+//! also why several requests go out in one `send` ([`Netlink::submit`]): they are carried out in
+//! their order, one after the other, and each is acknowledged by its sequence number. A refused
+//! request does not keep the kernel from carrying out the next one.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `client` | the socket, requests, acknowledgements, dumps |
+//! | `error` | refusals in words |
+//! | `link` | interfaces |
+//! | `address` `route` | addresses, routes, neighbors |
+
+mod address;
+mod client;
+mod error;
+mod link;
+mod route;
+
+pub(crate) use address::AddressFacts;
+pub(crate) use client::{Netlink, Request};
+pub(crate) use error::extended_ack;
+pub use error::{NetlinkError, NetlinkOpenError};
+pub(crate) use link::{Ipv6State, LinkChange, LinkSelector};
+pub use link::{LinkFacts, LinkStatistics};
+pub(crate) use route::RouteFacts;
+
+/// Marks addresses (IFA_PROTO, Linux 5.18) and routes (rtm_protocol) as ours. Any value that no
+/// routing daemon in `/etc/iproute2/rt_protos` uses would do.
+pub(crate) const PROTOCOL: u8 = 206;

@@ -1,0 +1,250 @@
+//! Routes, and the default route that a container gets.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::PROTOCOL;
+use super::client::{Netlink, Request};
+use super::error::NetlinkError;
+
+/// Metric of our IPv6 default route: the kernel's own choice when none is given.
+const IPV6_METRIC: u32 = 1024;
+
+/// A route as the kernel lists it, or as it shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RouteFacts(RouteMessage);
+
+impl RouteFacts {
+    /// A default route through the interface, on-link: there is no gateway. It carries our mark.
+    pub(crate) fn our_default(interface: u32, source: IpAddr) -> Self {
+        let mut route = Self::unicast(source);
+        route.0.header.protocol = mark();
+        route.0.attributes = vec![
+            RouteAttribute::Oif(interface),
+            RouteAttribute::PrefSource(source.into()),
+        ];
+        match source {
+            IpAddr::V4(_) => route.0.header.scope = RouteScope::Link,
+            IpAddr::V6(_) => {
+                let metric = RouteAttribute::Priority(IPV6_METRIC);
+                route.0.attributes.push(metric);
+            }
+        }
+        route
+    }
+
+    /// A route to `prefix` by way of the neighbor `via`; `None` if their families differ.
+    pub(crate) fn via(prefix: IpNet, via: IpAddr) -> Option<Self> {
+        if prefix.addr().is_ipv4() != via.is_ipv4() {
+            return None;
+        }
+        let mut route = Self::unicast(via);
+        route.0.header.protocol = RouteProtocol::Static;
+        route.0.header.destination_prefix_length = prefix.prefix_len();
+        route.0.attributes = vec![
+            RouteAttribute::Destination(prefix.network().into()),
+            RouteAttribute::Gateway(via.into()),
+        ];
+        Some(route)
+    }
+
+    fn unicast(like: IpAddr) -> Self {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(like);
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        Self(message)
+    }
+
+    /// The request to add it, where no route has the same destination and metric.
+    pub(crate) fn add(self, what: &str) -> Request {
+        Request::create(
+            format!("add route {what}"),
+            RouteNetlinkMessage::NewRoute(self.0),
+        )
+    }
+
+    /// The request to put it in the place of the one with the same destination and metric.
+    pub(crate) fn replace(self, what: &str) -> Request {
+        Request::replace(
+            format!("replace route {what}"),
+            RouteNetlinkMessage::NewRoute(self.0),
+        )
+    }
+
+    /// The request to remove it.
+    pub(crate) fn remove(self) -> Request {
+        let action = format!("remove route {}", self.describe());
+        Request::change(action, RouteNetlinkMessage::DelRoute(self.0))
+    }
+
+    /// Whether it is a default route of the main table.
+    pub(crate) fn is_default(&self) -> bool {
+        let header = &self.0.header;
+        header.destination_prefix_length == 0 && header.table == RouteHeader::RT_TABLE_MAIN
+    }
+
+    /// Whether it is a default route that carries our mark.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.0.header.protocol == mark() && self.is_default()
+    }
+
+    /// Whether both send the same packets the same way.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.0.header.scope == other.0.header.scope
+            && self.interface() == other.interface()
+            && self.source() == other.source()
+    }
+
+    /// Whether it is preferred to our default route of the same family, or as good.
+    pub(crate) fn wins_over_ours(&self) -> bool {
+        let ours = match self.0.header.address_family {
+            AddressFamily::Inet6 => IPV6_METRIC,
+            _ => 0,
+        };
+        self.metric() <= ours
+    }
+
+    /// What an error calls it.
+    pub(crate) fn describe(&self) -> String {
+        let family = match self.0.header.address_family {
+            AddressFamily::Inet6 => "IPv6",
+            _ => "IPv4",
+        };
+        let gateway = self.attribute(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(format!(" via {address}")),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => {
+                Some(format!(" via {address}"))
+            }
+            _ => None,
+        });
+        let output = self.interface();
+        let output = output.map(|index| format!(" through interface {index}"));
+        let [gateway, output] = [gateway, output].map(Option::unwrap_or_default);
+        format!("an {family} default route{gateway}{output}")
+    }
+
+    /// Index of the interface that it leads through.
+    fn interface(&self) -> Option<u32> {
+        self.attribute(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
+    }
+
+    fn source(&self) -> Option<&RouteAddress> {
+        self.attribute(|attribute| match attribute {
+            RouteAttribute::PrefSource(address) => Some(address),
+            _ => None,
+        })
+    }
+
+    fn metric(&self) -> u32 {
+        let metric = self.attribute(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        });
+        metric.unwrap_or(0)
+    }
+
+    fn attribute<'a, T>(&'a self, read: impl Fn(&'a RouteAttribute) -> Option<T>) -> Option<T> {
+        self.0.attributes.iter().find_map(read)
+    }
+}
+
+impl Netlink {
+    /// The routes of a family, of all tables.
+    pub(crate) fn routes(&self, family: AddressFamily) -> Result<Vec<RouteFacts>, NetlinkError> {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = family;
+        let objects = self.dump("list routes", &RouteNetlinkMessage::GetRoute(filter))?;
+        Ok(objects.into_iter().filter_map(route_facts).collect())
+    }
+
+    /// Where the kernel would send packets to each address of interface `index`; `None` where it
+    /// knows no way.
+    pub(super) fn route_types(
+        &self,
+        index: u32,
+        addresses: &[IpAddr],
+    ) -> Result<Vec<Option<RouteType>>, NetlinkError> {
+        let questions: Vec<_> = addresses
+            .iter()
+            .map(|address| route_question(index, *address))
+            .collect();
+        let Some(first) = addresses.first() else {
+            return Ok(Vec::new());
+        };
+        self.ask(&format!("look up the route to {first}"), &questions)
+            .into_iter()
+            .map(|answer| match answer {
+                Ok(objects) => Ok(objects.into_iter().find_map(route_facts)),
+                Err(error) if error.is(&[libc::ENETUNREACH, libc::EHOSTUNREACH]) => Ok(None),
+                Err(error) => Err(error),
+            })
+            .map(|route| route.map(|route| route.map(|route| route.0.header.kind)))
+            .collect()
+    }
+}
+
+fn route_question(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+    let mut question = RouteMessage::default();
+    question.header.address_family = family_of(address);
+    question.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+    // A link-local address is one on a link only.
+    question.attributes = vec![
+        RouteAttribute::Destination(address.into()),
+        RouteAttribute::Oif(index),
+    ];
+    RouteNetlinkMessage::GetRoute(question)
+}
+
+fn route_facts(object: RouteNetlinkMessage) -> Option<RouteFacts> {
+    match object {
+        RouteNetlinkMessage::NewRoute(message) => Some(RouteFacts(message)),
+        _ => None,
+    }
+}
+
+/// The protocol that marks our routes.
+fn mark() -> RouteProtocol {
+    RouteProtocol::from(PROTOCOL)
+}
+
+/// The address family of an address, in netlink's terms.
+pub(crate) fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_compared_by_what_matters() {
+        let source = "203.0.113.1".parse().unwrap();
+        let route = RouteFacts::our_default(2, source);
+        assert!(route.is_ours());
+        assert!(route.is_same(&route.clone()));
+        assert!(!route.is_same(&RouteFacts::our_default(3, source)));
+        let other = "203.0.113.9".parse().unwrap();
+        assert!(!route.is_same(&RouteFacts::our_default(2, other)));
+    }
+
+    #[test]
+    fn a_route_has_one_family() {
+        let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap());
+        let default: IpNet = "0.0.0.0/0".parse().unwrap();
+        assert!(RouteFacts::via(default, v4).is_some_and(|route| route.is_default()));
+        assert!(RouteFacts::via(default, v6).is_none());
+    }
+}
