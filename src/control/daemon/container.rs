@@ -11,7 +11,9 @@ use crate::control::attach::{
 };
 use crate::control::config::{Container, ContainerDevice, NetnsRef};
 use crate::control::kernel::{InterfaceName, Namespace, NamespaceError};
-use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, PlainTap, Tap};
+use crate::data::device::{
+    CaptureWriter, Captured, FrameDevice, Inspector, PacketOptions, PacketSocket, PlainTap, Tap,
+};
 use crate::data::relay::AttachmentConfig;
 
 use super::data_plane::DataPlane;
@@ -24,6 +26,9 @@ pub(super) struct AttachedContainer {
     pub(super) config: Container,
     /// Set when its device went away by itself, and until it is attached anew.
     pub(super) gone: bool,
+    /// What the kernel knows of its device.
+    pub(super) inspector: Inspector,
+    pub(super) capture: Option<CaptureWriter>,
     side: ParkedSide,
     veth: Option<VethPair>,
 }
@@ -120,19 +125,41 @@ impl AttachedContainer {
                 (open_veth(host, &pair, &config)?, Some(pair))
             }
         };
-        let device = capture::wrap(device, config.capture.as_deref(), config.name.as_str())?;
+        let (sink, capture) = capture::open(config.capture.as_deref(), config.name.as_str())?.unzip();
+        let inspector = device.inspector();
+        let device = Captured { device, sink };
         let side =
             ContainerSide::configure(&namespace, spec).map_err(|error| failed(error.into()))?;
         let device = plane.add_device(Interface::Attachment(id), device);
-        device.map_err(|error| failed(error.into()))?;
+        device.map_err(|error| failed(error.source.into()))?;
         info!(container = %config.name, device = %config.device, netns = %config.netns, "attached");
         Ok(Self {
             id,
             config,
             gone: false,
+            inspector,
+            capture,
             side: side.park(),
             veth,
         })
+    }
+
+    /// Records its frames as `config` says from now on.
+    pub(super) fn set_capture(
+        &mut self,
+        plane: &DataPlane,
+        config: &Container,
+    ) -> Result<(), DaemonError> {
+        if self.config.capture == config.capture {
+            return Ok(());
+        }
+        let opened = capture::open(config.capture.as_deref(), config.name.as_str())?;
+        let (sink, writer) = opened.unzip();
+        let before = plane.set_capture(Interface::Attachment(self.id), sink);
+        let before = before.map_err(|error| DaemonError::container(config, error))?;
+        capture::end(before, std::mem::replace(&mut self.capture, writer));
+        self.config.capture.clone_from(&config.capture);
+        Ok(())
     }
 
     /// Follows a change of addresses, ephemeral range or MTU.
@@ -172,9 +199,10 @@ impl AttachedContainer {
             }
             Err(error) => info!(container = %name, %error, "nothing to undo"),
         }
-        // A TAP goes with its descriptor.
-        if plane.remove_device(Interface::Attachment(self.id)).is_err() {
-            warn!(container = %name, "the data thread has stopped");
+        match plane.remove_device(Interface::Attachment(self.id)) {
+            // A TAP goes with its descriptor.
+            Ok(device) => capture::end(device.and_then(|device| device.sink), self.capture.take()),
+            Err(error) => warn!(container = %name, %error),
         }
         if let Some(veth) = self.veth.take()
             && let Err(error) = veth.detach()
