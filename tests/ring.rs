@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use etherparse::PacketBuilder;
 use nos_relay::data::device::{FrameDevice, MemoryDevice, pollable_memory_pair};
 use nos_relay::data::engine::Engine;
-use nos_relay::data::event_loop::{Event, EventLoop, Listener, LoopHandle};
+use nos_relay::data::event_loop::{Ended, Event, EventLoop, Listener, LoopHandle};
 use nos_relay::data::relay::{AttachmentConfig, Relay};
 use nos_shim::channel::{NosEnd, ToRelay, pair};
 use nos_shim::drop::{DropReason, Ledger};
@@ -39,7 +39,7 @@ impl Listener for Nobody {
 /// A relay's data thread with one container, and the NOS's end of its ring.
 struct Setup {
     handle: LoopHandle,
-    thread: std::thread::JoinHandle<std::io::Result<()>>,
+    thread: std::thread::JoinHandle<Ended>,
     nos: NosEnd,
     container: MemoryDevice,
     pool: FramePool,
@@ -75,7 +75,8 @@ impl Setup {
         let thread = std::thread::spawn(move || event_loop.run());
         let [device, container] = pollable_memory_pair(["eth0", "c"], FRAMES).unwrap();
         let interface = Interface::Attachment(ID);
-        handle.add_device(interface, Box::new(device)).unwrap();
+        let device: Box<dyn FrameDevice> = Box::new(device);
+        handle.add_device(interface, device).unwrap();
         Self {
             handle,
             thread,
@@ -118,7 +119,9 @@ impl Setup {
 
     fn end(self) {
         self.handle.stop();
-        self.thread.join().unwrap().unwrap();
+        let ended = self.thread.join().unwrap();
+        ended.result.unwrap();
+        assert_eq!(ended.devices.len(), 1);
     }
 }
 

@@ -36,7 +36,7 @@
 //! | module | one line |
 //! |---|---|
 //! | [`ident`], [`time`] | identifiers, addresses of Ethernet; instants and durations |
-//! | [`id_table`] | tables by identifier |
+//! | [`id_table`], [`page`] | tables by identifier; reading long tables in parts |
 //! | [`frame`] | buffers in pools, and the offload state of what is in them |
 //! | [`packet`] | Ethernet, IP and transport headers, validated once |
 //! | [`checksum`], [`offload`], [`fragment_ipv6`] | sums; segmentation, completion and fragmentation on output |
@@ -89,6 +89,7 @@ pub mod neighbor;
 pub mod offload;
 pub mod originate;
 pub mod packet;
+pub mod page;
 pub mod ports;
 mod prefetch;
 pub mod rate_limit;

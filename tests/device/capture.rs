@@ -4,20 +4,22 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nos_relay::data::device::{Capture, CaptureOptions, FrameDevice, PacketOptions};
+use nos_relay::data::device::{CaptureOptions, CaptureWriter, Captured, FrameDevice, PacketOptions};
 use nos_shim::frame::{FramePool, MAX_FRAME};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::Packet;
 use pcap_file::pcapng::{Block, PcapNgParser};
 
 use crate::bulk::{check_bulk, host};
-use crate::harness::{Opened, packet, tap, taps};
+use crate::harness::{LIMIT, Opened, packet, tap, taps};
 use crate::support::lab_test;
 
 /// Puts a capture around a host's device.
-fn captured((lab, device, others): Opened, path: &Path) -> Opened {
-    let capture = Capture::create(device, path, CaptureOptions::default()).unwrap();
-    (lab, Box::new(capture), others)
+fn captured((lab, device, others): Opened, path: &Path) -> (Opened, CaptureWriter) {
+    let options = CaptureOptions::default();
+    let (sink, writer) = CaptureWriter::create(path, device.name(), options).unwrap();
+    let sink = Some(sink);
+    ((lab, Box::new(Captured { device, sink }), others), writer)
 }
 
 lab_test! {
@@ -30,15 +32,17 @@ lab_test! {
             packet(host("first"), PacketOptions::default())
         };
         let second = packet(host("second"), PacketOptions::default());
-        let hosts = [captured(first, &paths[0]), captured(second, &paths[1])];
-        let forwarded = check_bulk(hosts, 1 << 20);
+        let [(first, one), (second, other)] = [captured(first, &paths[0]), captured(second, &paths[1])];
+        let forwarded = check_bulk([first, second], 1 << 20);
         assert!(forwarded.super_frames.as_flattened().iter().all(|&count| count > 0));
         let passed = forwarded.devices.each_ref().map(|device| {
             let counters = device.counters();
             counters.received.frames + counters.sent.frames
         });
-        // Dropping the devices completes the files.
         drop(forwarded);
+        for writer in [one, other] {
+            writer.finish(LIMIT).unwrap();
+        }
         for (path, passed) in paths.iter().zip(passed) {
             assert_eq!(check_file(path), passed);
             check_with_tshark(path);

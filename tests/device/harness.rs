@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nos_relay::data::device::{
-    Egress, FrameDevice, Next, PacketOptions, PacketSocket, Sent, open_tap,
+    Egress, FrameDevice, Inspector, Next, PacketOptions, PacketSocket, Sent, open_tap,
 };
 use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
 use nos_shim::checksum::Sum;
@@ -79,6 +79,7 @@ pub(crate) fn every_kind() -> Vec<Opened> {
 /// A device under an edge-triggered poll.
 pub(crate) struct Polled {
     pub(crate) device: Box<dyn FrameDevice>,
+    pub(crate) inspector: Inspector,
     pub(crate) pool: FramePool,
     pub(crate) poll: Poll,
     /// Whether the device may have frames without a further event.
@@ -99,6 +100,7 @@ impl Polled {
             .register(&mut SourceFd(&fd), Token(0), interest)
             .unwrap();
         Self {
+            inspector: device.inspector(),
             device,
             pool,
             poll,
@@ -171,7 +173,7 @@ impl Polled {
     /// Frames handed up, dropped, or lost in the kernel so far.
     pub(crate) fn accounted(&mut self) -> u64 {
         let received = self.device.counters().received;
-        received.frames + received.drops.total() + self.device.kernel_drops()
+        received.frames + received.drops.total() + self.inspector.kernel_drops()
     }
 
     pub(crate) fn send(&mut self, frames: impl IntoIterator<Item = Frame>) -> Sent {

@@ -24,7 +24,7 @@ lab_test! {
                 socket.send_to(&[0; 500], to_us()).unwrap();
             }
             assert!(!polled.account(500 * round, 500).is_empty());
-            assert!(polled.device.kernel_drops() > 0);
+            assert!(polled.inspector.kernel_drops() > 0);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use nos_relay::data::device::{Egress, Link, Next, PacketOptions};
+use nos_relay::data::device::{DeviceKind, Egress, LinkState, Next, PacketOptions};
 use nos_shim::drop::DropReason;
 
 use crate::harness::{
@@ -18,16 +18,21 @@ lab_test! {
             let name = device.kind().to_string();
             let mut polled = Polled::new(device);
             polled.drain();
-            assert_eq!(polled.device.link(), Link::Up);
+            assert_eq!(polled.inspector.link(), LinkState::Up);
             lab.delete_link("eth0").unwrap();
             let before = polled.calls;
-            // A packet socket may hear that the interface is down before it has gone, and of the
-            // rest only when it asks.
-            match polled.receive_state(|next| matches!(next, Next::Gone(_) | Next::Down)) {
-                Next::Down => while polled.device.link() != Link::Gone { thread::yield_now(); },
-                _ => assert_eq!(polled.device.link(), Link::Gone, "{name}"),
-            }
+            // A packet socket is told that the interface is down before it has gone, and of the rest
+            // by the first frame that is sent.
+            let next = polled.receive_state(|next| matches!(next, Next::Gone(_) | Next::Down));
+            while polled.inspector.link() != LinkState::Gone { thread::yield_now(); }
             assert!(polled.calls - before < 10, "{name}: {} calls", polled.calls - before);
+            let mut refused = 0;
+            if next == Next::Down {
+                assert_eq!(polled.device.kind(), DeviceKind::Packet);
+                let frame = polled.frame(&arp_request());
+                assert!(matches!(polled.send([frame]).egress, Egress::Gone(_)), "{name}");
+                refused = 1;
+            }
             for _ in 0..3 {
                 polled.ready = true;
                 assert!(matches!(polled.receive().1, Next::Gone(_)), "{name}");
@@ -37,8 +42,8 @@ lab_test! {
                 assert_eq!((sent.frames, sent.dropped), (0, 2), "{name}");
             }
             let drops = polled.device.counters().sent.drops;
-            assert_eq!(drops.of(DropReason::DeviceGone), 6, "{name}");
-            assert_eq!(drops.total(), 6, "{name}");
+            assert_eq!(drops.of(DropReason::DeviceGone), 6 + refused, "{name}");
+            assert_eq!(drops.total(), 6 + refused, "{name}");
         }
     }
 }
@@ -55,7 +60,7 @@ lab_test! {
                 place.set_down(interface).unwrap();
                 if !is_tap {
                     assert_eq!(polled.receive_state(|next| next == Next::Down), Next::Down);
-                    assert_eq!(polled.device.link(), Link::Down);
+                    assert_eq!(polled.inspector.link(), LinkState::Down);
                 }
                 let request = polled.frame(&arp_request());
                 let sent = polled.send([request]);
@@ -64,7 +69,7 @@ lab_test! {
                 place.set_up(interface).unwrap();
                 place.wait_operational(interface, LIMIT).unwrap();
                 lab.wait_operational("eth0", LIMIT).unwrap();
-                assert_eq!(polled.device.link(), Link::Up, "{name}");
+                assert_eq!(polled.inspector.link(), LinkState::Up, "{name}");
                 // Frames raise events again, and the first one sent is taken.
                 polled.drain();
                 polled.event(Duration::ZERO);

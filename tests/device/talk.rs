@@ -49,7 +49,7 @@ lab_test! {
             let counters = polled.device.counters();
             assert_eq!((counters.sent.frames, counters.sent.drops.total()), (41, 0), "{name}");
             assert_eq!((counters.received.frames, counters.received.drops.total()), (41, 0), "{name}");
-            assert_eq!(polled.device.kernel_drops(), 0);
+            assert_eq!(polled.inspector.kernel_drops(), 0);
         }
     }
 }

@@ -12,6 +12,8 @@ use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::ports::{ClaimKind, Holding, Owner, PortRange, Transport};
 use serde::{Deserialize, Serialize};
 
+pub use crate::data::device::LinkState;
+
 /// Dropped packets by [`DropReason::label`](nos_shim::drop::DropReason::label); only reasons that
 /// occurred.
 pub type Drops = BTreeMap<String, u64>;
@@ -77,18 +79,6 @@ pub struct Link {
     pub drops: Drops,
     /// Packets that the kernel dropped because the device's queue was full, where it says.
     pub device_tx_dropped: Option<u64>,
-}
-
-/// Whether a device works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LinkState {
-    /// It carries packets.
-    Up,
-    /// It exists, but is down.
-    Down,
-    /// It has vanished.
-    Gone,
 }
 
 /// Packets and their octets, link-layer headers included. A super-frame counts as one packet.

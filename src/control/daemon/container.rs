@@ -6,11 +6,14 @@ use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
 use tracing::{info, warn};
 
 use crate::control::attach::{
-    AttachRequest, Attached, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest,
-    Host, ParkedSide, Placement, VethPair, attach,
+    ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, ParkedSide, VethPair, make_room, move_link,
+    tap_name,
 };
 use crate::control::config::{Container, ContainerDevice, NetnsRef};
-use crate::control::kernel::{Namespace, NamespaceError};
+use crate::control::kernel::{InterfaceName, Namespace, NamespaceError};
+use crate::data::device::{
+    CaptureWriter, Captured, FrameDevice, Inspector, PacketOptions, PacketSocket, PlainTap, Tap,
+};
 use crate::data::relay::AttachmentConfig;
 
 use super::data_plane::DataPlane;
@@ -23,6 +26,9 @@ pub(super) struct AttachedContainer {
     pub(super) config: Container,
     /// Set when its device went away by itself, and until it is attached anew.
     pub(super) gone: bool,
+    /// What the kernel knows of its device.
+    pub(super) inspector: Inspector,
+    pub(super) capture: Option<CaptureWriter>,
     side: ParkedSide,
     veth: Option<VethPair>,
 }
@@ -80,36 +86,27 @@ fn claims(config: &Container) -> Vec<Claim> {
     claims
 }
 
-fn spec(config: &Container) -> ContainerSpec {
-    ContainerSpec {
+fn spec(config: &Container) -> Result<ContainerSpec, DaemonError> {
+    Ok(ContainerSpec {
         name: config.name.to_string(),
-        interface: config.interface.clone(),
+        interface: interface_name(config)?,
         mac: container_mac(config),
         mtu: u32::from(config.mtu.octets()),
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: config.addresses.clone(),
         ephemeral: config.ephemeral.map(|range| range.first()..=range.last()),
-    }
+    })
 }
 
-fn request(config: &Container) -> AttachRequest {
-    AttachRequest {
-        spec: spec(config),
-        device: match config.device {
-            ContainerDevice::Tap => DeviceRequest::Tap,
-            ContainerDevice::Veth => DeviceRequest::Veth {
-                relay_mac: relay_mac(config),
-            },
-        },
-        offload: config.offload,
-        placement: Placement::Moved,
-    }
+fn interface_name(config: &Container) -> Result<InterfaceName, DaemonError> {
+    let name = config.interface.as_str().parse::<InterfaceName>();
+    name.map_err(|error| DaemonError::container(config, error))
 }
 
 impl AttachedContainer {
     /// Makes the device and the container's side. The registration must have been accepted.
     pub(super) fn attach(
-        host: &Host,
+        host: &Namespace,
         plane: &DataPlane,
         id: AttachmentId,
         config: Container,
@@ -118,41 +115,67 @@ impl AttachedContainer {
             DaemonError::container(&config, error)
         };
         let namespace = open(&config.netns).map_err(|error| failed(error.into()))?;
-        let attached = attach(host, &namespace, request(&config));
-        let Attached {
-            device,
-            side,
-            veth,
-            report,
-        } = attached.map_err(|error| failed(error.into()))?;
-        for warning in &report.warnings {
-            warn!(container = %config.name, "{warning}");
-        }
-        let device = capture::wrap(device, config.capture.as_deref(), config.name.as_str())?;
+        let spec = spec(&config)?;
+        make_room(host, &namespace, &spec.interface).map_err(|error| failed(error.into()))?;
+        let (device, veth) = match config.device {
+            ContainerDevice::Tap => (open_tap(host, &namespace, &spec, &config)?, None),
+            ContainerDevice::Veth => {
+                let pair = VethPair::create(host, &namespace, &spec, relay_mac(&config));
+                let pair = pair.map_err(|error| failed(error.into()))?;
+                (open_veth(host, &pair, &config)?, Some(pair))
+            }
+        };
+        let (sink, capture) = capture::open(config.capture.as_deref(), config.name.as_str())?.unzip();
+        let inspector = device.inspector();
+        let device = Captured { device, sink };
+        let side =
+            ContainerSide::configure(&namespace, spec).map_err(|error| failed(error.into()))?;
         let device = plane.add_device(Interface::Attachment(id), device);
-        device.map_err(|error| failed(error.into()))?;
+        device.map_err(|error| failed(error.source.into()))?;
         info!(container = %config.name, device = %config.device, netns = %config.netns, "attached");
         Ok(Self {
             id,
             config,
             gone: false,
-            side,
+            inspector,
+            capture,
+            side: side.park(),
             veth,
         })
     }
 
+    /// Records its frames as `config` says from now on.
+    pub(super) fn set_capture(
+        &mut self,
+        plane: &DataPlane,
+        config: &Container,
+    ) -> Result<(), DaemonError> {
+        if self.config.capture == config.capture {
+            return Ok(());
+        }
+        let opened = capture::open(config.capture.as_deref(), config.name.as_str())?;
+        let (sink, writer) = opened.unzip();
+        let before = plane.set_capture(Interface::Attachment(self.id), sink);
+        let before = before.map_err(|error| DaemonError::container(config, error))?;
+        capture::end(before, std::mem::replace(&mut self.capture, writer));
+        self.config.capture.clone_from(&config.capture);
+        Ok(())
+    }
+
     /// Follows a change of addresses, ephemeral range or MTU.
     pub(super) fn update(&mut self, config: Container) -> Result<(), DaemonError> {
-        let spec = spec(&config);
+        let spec = spec(&config)?;
         if let Some(veth) = &self.veth {
             let changed = veth.set_mtu(spec.mtu);
             changed.map_err(|error| DaemonError::container(&config, error))?;
         }
-        let updated = self.side.update(spec);
-        let report = updated.map_err(|error| DaemonError::container(&config, error))?;
-        for warning in &report.warnings {
-            warn!(container = %config.name, "{warning}");
-        }
+        let mut side = self
+            .side
+            .resume()
+            .map_err(|error| DaemonError::container(&config, error))?;
+        let updated = side.update(spec);
+        self.side = side.park();
+        updated.map_err(|error| DaemonError::container(&config, error))?;
         self.config = config;
         Ok(())
     }
@@ -176,9 +199,10 @@ impl AttachedContainer {
             }
             Err(error) => info!(container = %name, %error, "nothing to undo"),
         }
-        // A TAP goes with its descriptor.
-        if plane.remove_device(Interface::Attachment(self.id)).is_err() {
-            warn!(container = %name, "the data thread has stopped");
+        match plane.remove_device(Interface::Attachment(self.id)) {
+            // A TAP goes with its descriptor.
+            Ok(device) => capture::end(device.and_then(|device| device.sink), self.capture.take()),
+            Err(error) => warn!(container = %name, %error),
         }
         if let Some(veth) = self.veth.take()
             && let Err(error) = veth.detach()
@@ -193,5 +217,66 @@ fn open(netns: &NetnsRef) -> Result<Namespace, crate::control::kernel::Namespace
     match netns {
         NetnsRef::Path(path) => Namespace::open(path),
         NetnsRef::Pid(pid) => Namespace::of_process(pid.get()),
+    }
+}
+
+/// Opens a TAP and moves it into the container. One that is opened inside would keep the namespace
+/// alive as long as its descriptor.
+fn open_tap(
+    host: &Namespace,
+    namespace: &Namespace,
+    spec: &ContainerSpec,
+    config: &Container,
+) -> Result<Box<dyn FrameDevice>, DaemonError> {
+    let name = tap_name(&spec.name);
+    let opened = host.run(|| tap(&name, config.offload));
+    let opened = opened.map_err(|error| DaemonError::container(config, error))?;
+    let device = opened.map_err(|error| DaemonError::container(config, error))?;
+    // On an error the device is dropped, and the TAP goes with it.
+    move_link(host, &name, namespace, &spec.interface)
+        .map_err(|error| DaemonError::container(config, error))?;
+    Ok(device)
+}
+
+/// Opens a TAP in the current namespace: with virtio-net headers if `offload` is wished and the
+/// kernel can, plain otherwise.
+pub(super) fn tap(
+    name: &str,
+    offload: bool,
+) -> Result<Box<dyn FrameDevice>, crate::data::device::OpenError> {
+    if !offload {
+        return Ok(Box::new(PlainTap::open(name)?));
+    }
+    match Tap::open(name, Capabilities::all()) {
+        Ok(tap) => Ok(Box::new(tap)),
+        Err(crate::data::device::OpenError::NoVnetHeader { .. }) => {
+            warn!(
+                interface = name,
+                "the kernel gives no virtio-net header; going on without offload"
+            );
+            Ok(Box::new(PlainTap::open(name)?))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn open_veth(
+    host: &Namespace,
+    pair: &VethPair,
+    config: &Container,
+) -> Result<Box<dyn FrameDevice>, DaemonError> {
+    let offload = if config.offload {
+        Capabilities::all()
+    } else {
+        Capabilities::empty()
+    };
+    let options = PacketOptions {
+        offload,
+        ..PacketOptions::default()
+    };
+    match host.run(|| PacketSocket::open(pair.host_interface(), options)) {
+        Ok(Ok(socket)) => Ok(Box::new(socket)),
+        Ok(Err(error)) => Err(DaemonError::container(config, error)),
+        Err(error) => Err(DaemonError::container(config, error)),
     }
 }

@@ -12,9 +12,12 @@ use std::sync::Arc;
 use tracing::error;
 
 use crate::control::config::{RelayConfig, Threads};
-use crate::data::device::FrameDevice;
+use crate::data::device::CaptureSink;
 use crate::data::engine::Engine;
-use crate::data::event_loop::{DeviceReport, Event, EventLoop, Listener, LoopHandle, Stopped};
+use crate::data::event_loop::{
+    AddDeviceError, DeviceReport, Ended, Event, EventLoop, Listener, LoopDevice, LoopHandle,
+    SetCaptureError, Stopped, TurnTimes,
+};
 use crate::data::relay::Relay;
 use nos_shim::ident::Interface;
 use nos_shim::time::Instant;
@@ -24,7 +27,7 @@ use nos_shim::time::Instant;
 pub(super) struct DataPlane {
     relay: LoopHandle,
     nos: LoopHandle,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<Ended>>,
     events: Receiver<Event>,
     epoch: std::time::Instant,
 }
@@ -61,9 +64,11 @@ impl DataPlane {
         let spawn = |name: &str, event_loop: EventLoop| {
             let listener = listener.clone();
             let run = move || {
-                if let Err(error) = event_loop.run() {
+                let ended = event_loop.run();
+                if let Err(error) = &ended.result {
                     listener.notify(Event::LoopFailed(error.to_string()));
                 }
+                ended
             };
             thread::Builder::new().name(name.to_owned()).spawn(run)
         };
@@ -135,14 +140,35 @@ impl DataPlane {
     pub(super) fn add_device(
         &self,
         interface: Interface,
-        device: Box<dyn FrameDevice>,
-    ) -> io::Result<()> {
+        device: LoopDevice,
+    ) -> Result<(), AddDeviceError> {
         self.side(interface).add_device(interface, device)
     }
 
-    /// Closes the device of `interface`.
-    pub(super) fn remove_device(&self, interface: Interface) -> Result<(), Stopped> {
+    /// Takes the device of `interface` back.
+    pub(super) fn remove_device(
+        &self,
+        interface: Interface,
+    ) -> Result<Option<LoopDevice>, Stopped> {
         self.side(interface).remove_device(interface)
+    }
+
+    /// Changes where the frames of `interface` are recorded; returns what was in use before.
+    pub(super) fn set_capture(
+        &self,
+        interface: Interface,
+        sink: Option<CaptureSink>,
+    ) -> Result<Option<CaptureSink>, SetCaptureError> {
+        self.side(interface).set_capture(interface, sink)
+    }
+
+    /// The data threads, each with the time that its turns took.
+    pub(super) fn turn_times(&self) -> Result<Vec<(&'static str, TurnTimes)>, Stopped> {
+        if self.threads.len() == 1 {
+            return Ok(vec![("data", self.relay.turn_times()?)]);
+        }
+        let (relay, nos) = (self.relay.turn_times()?, self.nos.turn_times()?);
+        Ok(vec![("relay", relay), ("nos", nos)])
     }
 
     /// The time, as the data threads count it.
@@ -169,8 +195,9 @@ impl DataPlane {
         self.relay.stop();
         self.nos.stop();
         for thread in self.threads {
-            if thread.join().is_err() {
-                error!("a data thread panicked");
+            match thread.join() {
+                Ok(ended) => drop(ended.devices),
+                Err(_) => error!("a data thread panicked"),
             }
         }
     }

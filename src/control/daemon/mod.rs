@@ -20,6 +20,7 @@
 mod capture;
 mod container;
 mod data_plane;
+mod links;
 mod reload;
 mod state;
 mod uplink;
@@ -46,11 +47,12 @@ use crate::control::config::{Config, ConfigErrors, Container, Uplink};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::data::device::CaptureError;
 use crate::data::engine::EngineEvent;
-use crate::data::event_loop::{Event, Stopped};
+use crate::data::event_loop::{Event, LoopDevice, Stopped};
 use crate::data::relay::RelayEvent;
 
 use container::AttachedContainer;
 use data_plane::DataPlane;
+use links::DownLinks;
 use uplink::OpenUplink;
 
 /// How long the NOS may take to answer a registration.
@@ -173,6 +175,7 @@ pub fn run(config_path: &Path, control_path: &Path) -> Result<(), DaemonError> {
         free_attachments: Vec::new(),
         next_attachment: 0,
         backlog: VecDeque::new(),
+        down: DownLinks::default(),
     };
     let result = daemon.start(&config).and_then(|()| {
         announce_ready();
@@ -200,7 +203,9 @@ fn serve(
 ) -> Result<(), DaemonError> {
     let mut events = Events::with_capacity(64);
     loop {
-        let timeout = server.poll_at().map(|at| at.since(daemon.plane.now()));
+        let next = [server.poll_at(), daemon.down.poll_at()];
+        let next = next.into_iter().flatten().min();
+        let timeout = next.map(|at| at.since(daemon.plane.now()));
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(DaemonError::start("wait for events"))?,
@@ -216,6 +221,7 @@ fn serve(
             server.respond(connection, &response, daemon.plane.now());
         }
         daemon.handle_events()?;
+        daemon.check_links(daemon.plane.now());
         for signal in signals.pending() {
             match signal {
                 SIGHUP => daemon.reload(),
@@ -245,6 +251,7 @@ pub(crate) struct Daemon {
     free_attachments: Vec<AttachmentId>,
     /// Events that arrived while the answer to a registration was awaited.
     backlog: VecDeque<Event>,
+    down: DownLinks,
 }
 
 impl Daemon {
@@ -351,8 +358,12 @@ impl Daemon {
             .or_else(|| self.plane.events().try_recv().ok())
         {
             match event {
-                Event::DeviceGone(Interface::Attachment(id), why) => self.container_gone(id, &why),
-                Event::DeviceGone(Interface::Uplink(id), why) => self.uplink_gone(id, &why),
+                Event::DeviceGone {
+                    interface,
+                    device,
+                    reason,
+                } => self.device_gone(interface, device, reason),
+                Event::DeviceDown(interface) => self.device_down(interface),
                 Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
                     uplink,
                     address,
@@ -368,6 +379,27 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// A device went away by itself, or was taken away because its interface did.
+    fn device_gone(&mut self, interface: Interface, device: LoopDevice, why: &str) {
+        match interface {
+            Interface::Attachment(id) => self.container_gone(id, why),
+            Interface::Uplink(id) => self.uplink_gone(id, why),
+        }
+        let sink = device.sink;
+        let writer = match interface {
+            Interface::Attachment(id) => {
+                let mut containers = self.containers.iter_mut();
+                let container = containers.find(|container| container.id == id);
+                container.and_then(|container| container.capture.take())
+            }
+            Interface::Uplink(id) => {
+                let uplink = self.uplinks.iter_mut().find(|uplink| uplink.id == id);
+                uplink.and_then(|uplink| uplink.capture.take())
+            }
+        };
+        capture::end(sink, writer);
     }
 
     /// A container whose namespace was deleted takes its device along. Its ports are free at once.

@@ -70,7 +70,7 @@ impl Daemon {
 
     fn remove(&mut self, changes: &Changes<'_>) {
         let anew = |aspects: ContainerAspects| {
-            aspects.intersects(ContainerAspects::DEVICE | ContainerAspects::CAPTURE)
+            aspects.intersects(ContainerAspects::DEVICE)
         };
         let containers = &changes.containers;
         let replaced = containers
@@ -83,7 +83,7 @@ impl Daemon {
         }
         self.detach_gone();
         let anew = |aspects: UplinkAspects| {
-            aspects.intersects(UplinkAspects::DEVICE | UplinkAspects::CAPTURE)
+            aspects.intersects(UplinkAspects::DEVICE)
         };
         let uplinks = &changes.uplinks;
         let replaced = uplinks
@@ -104,7 +104,7 @@ impl Daemon {
     }
 
     fn change_uplinks(&mut self, changes: &Changes<'_>) {
-        let kept = UplinkAspects::ADDRESSES | UplinkAspects::MTU;
+        let kept = UplinkAspects::ADDRESSES | UplinkAspects::MTU | UplinkAspects::CAPTURE;
         let changed = changes.uplinks.changed.iter();
         for changed in changed.filter(|changed| kept.contains(changed.aspects)) {
             report(self.change_uplink(changed.new));
@@ -201,6 +201,7 @@ impl Daemon {
             .iter_mut()
             .find(|uplink| uplink.config.name == new.name);
         let Some(uplink) = uplink else { return Ok(()) };
+        uplink.set_capture(&self.plane, new)?;
         uplink.config = new.clone();
         uplink.publish(&self.plane)?;
         info!(uplink = %new.name, "changed");
@@ -229,6 +230,7 @@ impl Daemon {
             .position(|container| container.config.name == new.name);
         let Some(at) = at else { return Ok(()) };
         let id = self.containers[at].id;
+        self.containers[at].set_capture(&self.plane, new)?;
         self.update_registration(super::container::attachment(id, new), new)?;
         self.containers[at].update(new.clone())?;
         info!(container = %new.name, "changed");
@@ -280,7 +282,7 @@ impl Daemon {
 fn kept_containers<'a>(
     changes: &'a Changes<'a>,
 ) -> impl Iterator<Item = &'a Changed<'a, Container, ContainerAspects>> {
-    let device = ContainerAspects::DEVICE | ContainerAspects::CAPTURE;
+    let device = ContainerAspects::DEVICE;
     let changed = changes.containers.changed.iter();
     changed.filter(move |changed| !changed.aspects.intersects(device))
 }

@@ -15,7 +15,7 @@ use crate::control::api::snapshot::{
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::{link, link_statistics};
-use crate::data::device::{DeviceKind, Link as DeviceLink};
+use crate::data::device::{DeviceKind, Inspector};
 use crate::data::event_loop::{DeviceReport, Stopped};
 use crate::data::relay::{AttachmentCounters, RelaySnapshot};
 
@@ -177,7 +177,7 @@ fn attachment(
         link: Link {
             device: config.device.to_string(),
             interface: config.interface.to_string(),
-            state: container_state(container, device),
+            state: container_state(container),
             mac: relay_mac(config),
             vrf: config.vrf,
             mtu: config.mtu.octets(),
@@ -205,7 +205,7 @@ fn kernel_drops(container: &AttachedContainer, device: Option<&DeviceReport>) ->
             let statistics = link_statistics(&container.namespace().ok()?, interface).ok()?;
             Some(statistics.tx_dropped)
         }
-        DeviceKind::Packet | DeviceKind::Memory => Some(device.kernel_drops),
+        DeviceKind::Packet | DeviceKind::Memory => Some(container.inspector.kernel_drops()),
     }
 }
 
@@ -232,7 +232,7 @@ fn shown_uplink(
                 crate::control::config::UplinkDevice::Tap(_) => "tap".to_owned(),
             },
             interface: config.device.interface().to_string(),
-            state: state(device, uplink.gone),
+            state: state(&uplink.inspector, uplink.gone),
             mac: uplink.mac,
             vrf: config.vrf,
             mtu: config.mtu.octets(),
@@ -246,7 +246,7 @@ fn shown_uplink(
                 octets: counters.tx_octets,
             },
             drops: snapshot::drops(&drops),
-            device_tx_dropped: device.map(|device| device.kernel_drops),
+            device_tx_dropped: device.map(|_| uplink.inspector.kernel_drops()),
         },
     }
 }
@@ -256,23 +256,21 @@ fn device_of(devices: &[DeviceReport], interface: Interface) -> Option<&DeviceRe
 }
 
 /// The container may set its interface down, which its device does not tell.
-fn container_state(container: &AttachedContainer, device: Option<&DeviceReport>) -> LinkState {
+fn container_state(container: &AttachedContainer) -> LinkState {
     let interface = container.config.interface.as_str();
     let namespace = container.namespace().ok();
     let inside = namespace.and_then(|namespace| link(&namespace, interface).ok());
-    match (state(device, container.gone), inside) {
+    match (state(&container.inspector, container.gone), inside) {
         (LinkState::Up, Some(None)) => LinkState::Gone,
         (LinkState::Up, Some(Some(facts))) if !facts.up => LinkState::Down,
         (state, _) => state,
     }
 }
 
-fn state(device: Option<&DeviceReport>, gone: bool) -> LinkState {
-    match device.map(|device| device.link) {
-        _ if gone => LinkState::Gone,
-        None | Some(DeviceLink::Gone) => LinkState::Gone,
-        Some(DeviceLink::Down) => LinkState::Down,
-        Some(DeviceLink::Up) => LinkState::Up,
+fn state(inspector: &Inspector, gone: bool) -> LinkState {
+    match gone {
+        true => LinkState::Gone,
+        false => inspector.link(),
     }
 }
 

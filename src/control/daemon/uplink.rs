@@ -11,8 +11,11 @@ use crate::control::attach;
 use crate::control::config::{Uplink, UplinkDevice};
 use crate::control::kernel::Namespace;
 use crate::control::kernel::takeover::Takeover;
-use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap as open_device};
+use crate::data::device::{
+    CaptureWriter, Captured, FrameDevice, Inspector, PacketOptions, PacketSocket,
+};
 
+use super::container::tap;
 use super::data_plane::DataPlane;
 use super::{DaemonError, capture};
 
@@ -24,6 +27,9 @@ pub(super) struct OpenUplink {
     /// Set when its device went away by itself.
     pub(super) gone: bool,
     pub(super) mac: MacAddr,
+    /// What the kernel knows of its device.
+    pub(super) inspector: Inspector,
+    pub(super) capture: Option<CaptureWriter>,
     /// Keeps the kernel from answering what is ours, as long as it lives.
     _takeover: Option<Takeover>,
 }
@@ -40,12 +46,16 @@ impl OpenUplink {
             UplinkDevice::Packet(_) => open_packet(host, &config)?,
             UplinkDevice::Tap(_) => open_tap(host, &config)?,
         };
-        let device = capture::wrap(device, config.capture.as_deref(), config.name.as_str())?;
+        let (sink, capture) = capture::open(config.capture.as_deref(), config.name.as_str())?.unzip();
+        let inspector = device.inspector();
+        let device = Captured { device, sink };
         let uplink = Self {
             id,
             config,
             gone: false,
             mac,
+            inspector,
+            capture,
             _takeover: takeover,
         };
         uplink.publish(plane)?;
@@ -72,15 +82,32 @@ impl OpenUplink {
         set.map_err(|error| DaemonError::uplink(&self.config, error))
     }
 
+    /// Records its frames as `config` says from now on.
+    pub(super) fn set_capture(
+        &mut self,
+        plane: &DataPlane,
+        config: &Uplink,
+    ) -> Result<(), DaemonError> {
+        if self.config.capture == config.capture {
+            return Ok(());
+        }
+        let opened = capture::open(config.capture.as_deref(), config.name.as_str())?;
+        let (sink, writer) = opened.unzip();
+        let before = plane.set_capture(Interface::Uplink(self.id), sink);
+        let before = before.map_err(|error| DaemonError::uplink(config, error))?;
+        capture::end(before, std::mem::replace(&mut self.capture, writer));
+        self.config.capture.clone_from(&config.capture);
+        Ok(())
+    }
+
     /// Closes the device and gives the interface back to the kernel.
-    pub(super) fn close(self, plane: &DataPlane) {
+    pub(super) fn close(mut self, plane: &DataPlane) {
         let id = self.id;
         let removed = plane.remove_device(Interface::Uplink(id));
-        if removed
-            .and_then(|()| plane.on_nos(move |nos| nos.remove_uplink(id)))
-            .is_err()
-        {
-            warn!(uplink = %self.config.name, "the data thread has stopped");
+        let withdrawn = plane.on_nos(move |nos| nos.remove_uplink(id));
+        match removed.and_then(|device| withdrawn.map(|()| device)) {
+            Ok(device) => capture::end(device.and_then(|device| device.sink), self.capture.take()),
+            Err(error) => warn!(uplink = %self.config.name, %error),
         }
         info!(uplink = %self.config.name, "uplink closed");
     }
@@ -105,9 +132,14 @@ fn open_packet(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError>
         warn!(uplink = %config.name, interface = name, "the interface is down");
     }
     let takeover = Takeover::of(host, name).map_err(|error| failed(error.into()))?;
+    let offload = if config.offload {
+        Capabilities::all()
+    } else {
+        Capabilities::empty()
+    };
     let promiscuous = link.mac != Some(mac);
     let options = PacketOptions {
-        offload: offload(config),
+        offload,
         promiscuous,
         ..PacketOptions::default()
     };
@@ -117,20 +149,12 @@ fn open_packet(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError>
     Ok((Box::new(socket), mac, Some(takeover)))
 }
 
-fn offload(config: &Uplink) -> Capabilities {
-    if config.offload {
-        Capabilities::all()
-    } else {
-        Capabilities::empty()
-    }
-}
-
 fn open_tap(host: &Namespace, config: &Uplink) -> Result<Opened, DaemonError> {
     let failed =
         |error: Box<dyn std::error::Error + Send + Sync>| DaemonError::uplink(config, error);
     let name = config.device.interface().as_str();
     let device = host
-        .run(|| open_device(name, offload(config)))
+        .run(|| tap(name, config.offload))
         .map_err(|error| failed(error.into()))?;
     let device = device.map_err(|error| failed(error.into()))?;
     let up = attach::bring_up(host, name, u32::from(config.mtu.octets()));

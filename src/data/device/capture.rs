@@ -1,58 +1,67 @@
-//! Captures what passes a device into a pcapng file.
+//! Captures: what passes a device, in a pcapng file.
 //!
 //! # Theory of operation
 //!
-//! A [`Capture`] wraps a device. Frames that came from it, and frames handed to it, are copied and
-//! encoded; at the end of a burst they join what waits for the disk, and a thread of its own writes
-//! that. So a slow or full disk never holds traffic up:
+//! ```text
+//! data thread                                     thread "capture"
+//! Captured ──copies──► CaptureSink ══ ring ══► encode as pcapng ──► file
 //!
-//! - at most [`CaptureOptions::BACKLOG`] octets wait; bursts beyond that are left out, and the next frame recorded
-//!   says how many frames were (`epb_dropcount`);
-//! - after the first error the capture has ended, which is logged and shown.
+//! control side: CaptureWriter (status; a limited wait for the rest to be written)
+//! ```
+//!
+//! A capture makes nobody wait:
+//!
+//! - The data thread copies frames into a ring of [`CaptureOptions::backlog`] octets. A burst that
+//!   finds no room is left out, and the next frame recorded says how many frames were
+//!   (`epb_dropcount`).
+//! - A thread of its own encodes and writes. It may be stuck for ever, in a FIFO that nobody reads
+//!   or on a disk that hangs; nobody joins it. [`CaptureWriter::finish`] waits for a limited time
+//!   and then leaves it behind.
+//! - Opening a FIFO that nobody reads is an error.
+//! - After the first error of writing the capture has ended, which is logged and shown.
 //!
 //! The thread keeps nothing back: the file is complete up to the last burst whenever the disk has
-//! caught up, and whole when the device is dropped.
+//! caught up, and whole once the sink was dropped and the writer has finished.
 //!
 //! A frame with a partial checksum is completed in the copy. A super-frame is recorded as it is:
 //! its IP and UDP lengths are those of the whole, and the checksum is completed over the whole, so
 //! that it reads as one large correct packet.
 
 mod encode;
-mod writing;
+mod record;
+mod writer;
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use nos_shim::frame::{Burst, Frame, FramePool};
+use nos_shim::frame::{Burst, FramePool};
 use nos_shim::offload::Capabilities;
 use thiserror::Error;
 
-use encode::{Direction, Encoder};
-use writing::Writing;
+pub use record::CaptureSink;
+pub use writer::{CaptureUnfinished, CaptureWriter};
 
-use super::{DeviceCounters, DeviceKind, FrameDevice, Link, Received, Sent};
+use super::{DeviceCounters, DeviceKind, FrameDevice, Inspector, Received, Sent};
+use record::Direction;
 
 /// How a capture is made.
 #[derive(Clone, Copy, Debug)]
 pub struct CaptureOptions {
     /// Octets recorded of each frame, from its Ethernet header on; 0 for all.
     pub snap_length: u32,
+    /// Octets that may wait for the disk; about a quarter MiB more may be on its way to it.
+    pub backlog: usize,
     /// Tells the time since 1970-01-01 00:00:00 UTC. Asked once a burst.
     pub clock: fn() -> Duration,
-}
-
-impl CaptureOptions {
-    /// Octets that may wait for the disk; as many again may be on their way to it.
-    pub const BACKLOG: usize = 16 << 20;
 }
 
 impl Default for CaptureOptions {
     fn default() -> Self {
         Self {
             snap_length: 0,
+            backlog: 16 << 20,
             clock: system_time,
         }
     }
@@ -64,11 +73,11 @@ fn system_time() -> Duration {
 }
 
 /// How a capture fares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CaptureStatus {
     /// Frames handed to the writing thread.
     pub recorded: u64,
-    /// Frames left out because the disk could not keep up, or after the end.
+    /// Frames left out because the disk could not keep up, or after writing has failed.
     pub missed: u64,
     /// Writing failed, and the capture has ended.
     pub failed: bool,
@@ -85,126 +94,52 @@ pub enum CaptureError {
         /// The reason.
         source: io::Error,
     },
+    /// Opening it for writing would wait.
+    #[error("capture {path}: this is a FIFO that nobody reads; start its reader first", path = path.display())]
+    NoReader {
+        /// The FIFO.
+        path: PathBuf,
+    },
     /// No thread can be started.
     #[error("capture: cannot start a thread to write it: {0}")]
     Thread(io::Error),
 }
 
-/// A device whose frames are recorded.
+/// A device, and where its frames are recorded, if anywhere.
 #[derive(Debug)]
-pub struct Capture<D> {
-    device: D,
-    clock: fn() -> Duration,
-    encoder: Encoder,
-    writing: Writing,
-    recorded: u64,
-    missed: u64,
-    /// Frames left out since one was recorded.
-    gap: u64,
+pub struct Captured<D = Box<dyn FrameDevice>> {
+    /// The device.
+    pub device: D,
+    /// Where frames are recorded.
+    pub sink: Option<CaptureSink>,
 }
 
-impl<D: FrameDevice> Capture<D> {
-    /// Records what passes `device` into a new file at `path`.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be created, or no thread started.
-    pub fn create(
-        device: D,
-        path: impl AsRef<Path>,
-        options: CaptureOptions,
-    ) -> Result<Self, CaptureError> {
-        let path = path.as_ref();
-        let file = File::create(path).map_err(|source| CaptureError::File {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::new(device, file, path, options)
-    }
-
-    /// Records what passes `device` into `sink`, which `path` names in messages.
-    ///
-    /// # Errors
-    ///
-    /// No thread can be started.
-    pub fn new(
-        device: D,
-        sink: impl Write + Send + 'static,
-        path: &Path,
-        options: CaptureOptions,
-    ) -> Result<Self, CaptureError> {
-        let encoder = Encoder::new(device.name(), options.snap_length);
-        let writing = Writing::start(sink, path, encoder.octets()).map_err(CaptureError::Thread)?;
-        Ok(Self {
-            device,
-            clock: options.clock,
-            encoder,
-            writing,
-            recorded: 0,
-            missed: 0,
-            gap: 0,
-        })
-    }
-
-    /// How the capture fares.
-    #[must_use]
-    pub fn status(&self) -> CaptureStatus {
-        CaptureStatus {
-            recorded: self.recorded,
-            missed: self.missed,
-            failed: self.writing.has_failed(),
-        }
-    }
-
-    /// Encodes `frames`, unless the capture has ended.
-    fn encode(&mut self, frames: &[Frame], direction: Direction) {
-        if frames.is_empty() || self.writing.has_failed() {
-            return;
-        }
-        self.encoder.begin((self.clock)(), self.gap);
-        for frame in frames {
-            self.encoder.push(frame, direction);
-        }
-    }
-
-    /// Hands what was encoded of the first `frames` of these frames to the writing thread.
-    fn record(&mut self, frames: usize) {
-        let encoded = self.encoder.first(frames);
-        if self.writing.offer(encoded) {
-            self.recorded += frames as u64;
-            self.gap = 0;
-        } else {
-            self.missed += frames as u64;
-            self.gap += frames as u64;
-        }
-    }
-
-    /// The device itself.
-    pub fn device(&self) -> &D {
-        &self.device
+impl From<Box<dyn FrameDevice>> for Captured {
+    fn from(device: Box<dyn FrameDevice>) -> Self {
+        Self { device, sink: None }
     }
 }
 
-impl<D: FrameDevice> FrameDevice for Capture<D> {
+impl<D: FrameDevice> FrameDevice for Captured<D> {
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
         let before = burst.len();
         let received = self.device.recv_burst(pool, burst, limit);
-        let frames = burst.get(before..).unwrap_or_default();
-        if !frames.is_empty() {
-            self.encode(frames, Direction::Inbound);
-            self.record(frames.len());
+        if let Some(sink) = &mut self.sink {
+            let frames = burst.get(before..).unwrap_or_default();
+            sink.record(frames, Direction::Inbound).commit(frames.len());
         }
         received
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        let Some(sink) = &mut self.sink else {
+            return self.device.send_burst(burst, pool);
+        };
         let offered = burst.len();
-        self.encode(burst, Direction::Outbound);
+        let copies = sink.record(burst, Direction::Outbound);
         let sent = self.device.send_burst(burst, pool);
         // Frames that stay in the burst come again, adapted.
-        if offered > burst.len() {
-            self.record(offered - burst.len());
-        }
+        copies.commit(offered - burst.len());
         sent
     }
 
@@ -216,8 +151,8 @@ impl<D: FrameDevice> FrameDevice for Capture<D> {
         self.device.fd()
     }
 
-    fn link(&mut self) -> Link {
-        self.device.link()
+    fn inspector(&self) -> Inspector {
+        self.device.inspector()
     }
 
     fn name(&self) -> &str {
@@ -234,10 +169,6 @@ impl<D: FrameDevice> FrameDevice for Capture<D> {
 
     fn set_coalescing(&mut self, on: bool) {
         self.device.set_coalescing(on);
-    }
-
-    fn kernel_drops(&mut self) -> u64 {
-        self.device.kernel_drops()
     }
 }
 

@@ -6,8 +6,8 @@ use nos_shim::frame::{Burst, ETHERNET_HEADER, Frame, FramePool};
 
 use super::{BURST_OCTETS, Egress, Next, Received, Sending, Traffic};
 
-/// A device that answers so many reads of one burst with errors is taken for gone: it would keep
-/// the loop busy for nothing.
+/// A device that answers so many reads in a row with errors, all in one burst, is taken for gone: it
+/// would keep the loop busy for nothing.
 pub(super) const ERRORS_TOLERATED: u32 = 16;
 
 /// Why a read yielded no frame.
@@ -72,13 +72,17 @@ pub(super) fn recv_burst(
                 received.frames += 1;
                 received.octets += frame.len();
                 burst.push(frame);
+                errors = 0;
                 continue;
             }
             Err(failure) => failure,
         };
         pool.free(frame);
         match failure {
-            ReadFailure::Dropped(reason) => traffic.drops.add(reason, 1),
+            ReadFailure::Dropped(reason) => {
+                traffic.drops.add(reason, 1);
+                errors = 0;
+            }
             ReadFailure::Errno(Errno::EAGAIN) => {
                 received.next = Next::Drained;
                 break;
@@ -186,6 +190,9 @@ mod tests {
         assert_eq!(burst.len(), 1);
         let (received, ..) = script(&[Err(Errno::EPERM); 64], 64, 2000);
         assert_eq!(received.next, Next::Gone(Errno::EPERM));
+        // Frames between the errors show that the device works.
+        let (received, burst, _) = script(&[Err(Errno::EPERM), Ok(60)].repeat(32), 64, 2000);
+        assert_eq!((received.next, burst.len()), (Next::More, 32));
     }
 
     #[test]

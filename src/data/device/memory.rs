@@ -16,7 +16,8 @@ use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::offload::Capabilities;
 
 use super::{
-    BURST_OCTETS, DeviceCounters, DeviceKind, Egress, FrameDevice, Link, Next, Received, Sent,
+    BURST_OCTETS, DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, LinkState, Next,
+    Received, Sent,
 };
 
 /// One of two devices that are joined back to back.
@@ -34,7 +35,7 @@ pub struct MemoryDevice {
 
 /// One direction.
 #[derive(Debug)]
-struct Queue {
+pub(super) struct Queue {
     frames: ArrayQueue<Frame>,
     doorbell: Option<EventFd>,
     /// One of the ends was dropped.
@@ -175,12 +176,8 @@ impl FrameDevice for MemoryDevice {
         self.incoming.doorbell.as_ref().map(AsFd::as_fd)
     }
 
-    fn link(&mut self) -> Link {
-        if self.incoming.is_closed() {
-            Link::Gone
-        } else {
-            Link::Up
-        }
+    fn inspector(&self) -> Inspector {
+        Inspector::of_memory(&self.incoming)
     }
 
     fn name(&self) -> &str {
@@ -228,6 +225,15 @@ impl Queue {
 
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether both ends are there.
+    pub(super) fn link(&self) -> LinkState {
+        if self.is_closed() {
+            LinkState::Gone
+        } else {
+            LinkState::Up
+        }
     }
 
     fn close(&self) {
@@ -308,6 +314,6 @@ mod tests {
         let sent = right.send_burst(&mut burst, &mut pool);
         assert_eq!((sent.dropped, sent.egress), (2, Egress::Gone(Errno::EPIPE)));
         assert_eq!(right.counters().sent.drops.of(DropReason::DeviceGone), 2);
-        assert_eq!(right.link(), Link::Gone);
+        assert_eq!(right.inspector().link(), LinkState::Gone);
     }
 }

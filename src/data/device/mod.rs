@@ -9,7 +9,7 @@
 //! | [`PlainTap`] | the same without, where the kernel can give no more or on request | no |
 //! | [`PacketSocket`] | any Ethernet interface: host end of a veth, bridge, physical NIC | yes |
 //! | [`MemoryDevice`] | another device in this process | as configured |
-//! | [`Capture`] | wraps any of them and writes a pcapng file | as the one inside |
+//! | [`Captured`] | any of them, whose frames are recorded in a pcapng file or not | as the one inside |
 //!
 //! # Events
 //!
@@ -20,16 +20,21 @@
 //! progress for ever: frames that it cannot hand up it drops with a named reason, and an interface
 //! that has gone is reported as such in every later call.
 //!
+//! A device in use makes no system call but to move frames. Opening and closing it takes
+//! milliseconds, and asking the kernel about it may: that is for the control side, which keeps its
+//! [`Inspector`].
+//!
 //! # Counts
 //!
 //! [`FrameDevice::counters`] accounts for every frame. A frame that the kernel had for us is either
 //! handed up or in `received.drops`; one handed down is either taken by the kernel or in
 //! `sent.drops`. What a full kernel queue lost before we saw it is in
-//! [`FrameDevice::kernel_drops`].
+//! [`Inspector::kernel_drops`].
 
 mod capture;
 mod character;
 mod coalesce;
+mod inspector;
 mod memory;
 mod packet;
 mod plain_tap;
@@ -48,7 +53,11 @@ use thiserror::Error;
 
 use crate::interface_name::InterfaceName;
 
-pub use capture::{Capture, CaptureError, CaptureOptions, CaptureStatus};
+pub use capture::{
+    CaptureError, CaptureOptions, CaptureSink, CaptureStatus, CaptureUnfinished, CaptureWriter,
+    Captured,
+};
+pub use inspector::{Inspector, LinkState};
 pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
 pub use packet::{PacketOptions, PacketSocket};
 pub use plain_tap::PlainTap;
@@ -59,7 +68,7 @@ pub use tap::Tap;
 pub const BURST_OCTETS: usize = 64 * 1024;
 
 /// Where frames enter and leave.
-pub trait FrameDevice: Send {
+pub trait FrameDevice: fmt::Debug + Send {
     /// Receives frames and appends them to `burst`: at most `limit`, as many as fit, and not many
     /// more than [`BURST_OCTETS`]. Offload state is set; interface and VRF are the caller's.
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received;
@@ -79,9 +88,8 @@ pub trait FrameDevice: Send {
     /// The descriptor to poll, edge-triggered. `None` for a device that must be asked by itself.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Whether the interface is there, asked of the kernel: for slow checks, as in
-    /// [`Next::Down`].
-    fn link(&mut self) -> Link;
+    /// A view of the kernel side, for the control side to keep.
+    fn inspector(&self) -> Inspector;
 
     /// The name of the interface when the device was opened.
     fn name(&self) -> &str;
@@ -95,12 +103,6 @@ pub trait FrameDevice: Send {
     /// Whether runs of datagrams are handed to the kernel as one super-frame, where it takes such.
     /// At first they are.
     fn set_coalescing(&mut self, _on: bool) {}
-
-    /// Frames that the kernel had for us and lost because its queue was full, so far. Of a TAP
-    /// only the interface's own statistics tell (`tx_dropped`).
-    fn kernel_drops(&mut self) -> u64 {
-        0
-    }
 }
 
 impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
@@ -120,8 +122,8 @@ impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
         (**self).fd()
     }
 
-    fn link(&mut self) -> Link {
-        (**self).link()
+    fn inspector(&self) -> Inspector {
+        (**self).inspector()
     }
 
     fn name(&self) -> &str {
@@ -138,10 +140,6 @@ impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
 
     fn set_coalescing(&mut self, on: bool) {
         (**self).set_coalescing(on);
-    }
-
-    fn kernel_drops(&mut self) -> u64 {
-        (**self).kernel_drops()
     }
 }
 
@@ -168,8 +166,8 @@ pub enum Next {
     /// device meanwhile.
     NoBuffer,
     /// As [`Self::Drained`], but the interface was down when last heard of. Frames raise an event
-    /// when it is up again. The kernel does not tell when it is deleted while down: ask
-    /// [`FrameDevice::link`] about once a second, until it is up.
+    /// when it is up again. A packet socket is not told when the interface is deleted while down:
+    /// the control side hears of that, and takes the device away.
     Down,
     /// Stop polling and close the device: the interface has gone, or answers with nothing but
     /// this error.
@@ -203,17 +201,6 @@ pub enum Egress {
     Down,
     /// Close the device: the interface has gone.
     Gone(Errno),
-}
-
-/// Whether the interface behind a device is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
-    /// It is there. Of a TAP this does not say that it is up.
-    Up,
-    /// It is down.
-    Down,
-    /// It has gone.
-    Gone,
 }
 
 /// The kinds of devices.

@@ -21,26 +21,31 @@
 //!
 //! When the interface goes down, the kernel stores `ENETDOWN` in the socket, once, and takes up
 //! delivery by itself when it comes up. When the interface is deleted, that is the same event
-//! followed by a silent change of the bound index to -1, which [`FrameDevice::link`] looks at.
+//! followed by a silent change of the bound index to -1: [`link`] looks at it for the control side,
+//! and the next frame that is sent is refused with `ENXIO`.
 
 mod messages;
+mod reception;
 mod socket;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{BATCH, Burst, FramePool};
+use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::offload::Capabilities;
 
-use super::character::{self, ERRORS_TOLERATED};
+use super::character;
 use super::vnet::{self, Offloads};
-use super::window::Window;
 use super::{
-    BURST_OCTETS, DeviceCounters, DeviceKind, Egress, FrameDevice, Link, Next, OpenError, Received,
+    DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, OpenError, Received,
     Sending, Sent, valid_name,
 };
 use messages::{Messages, Refused};
+use reception::Reception;
+
+pub(super) use socket::{link, take_drops};
 
 /// How a packet socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +57,6 @@ pub struct PacketOptions {
     /// process without rights in the initial user namespace gets at most `net.core.rmem_max` and
     /// `wmem_max`.
     pub buffer: usize,
-    /// Hand frames to the driver past the queueing discipline (and past `tc` on egress).
-    pub bypass_qdisc: bool,
     /// Receive frames for other stations as well: needed where ours is not the interface's own MAC
     /// address. Multicast frames are received in any case.
     pub promiscuous: bool,
@@ -64,7 +67,6 @@ impl Default for PacketOptions {
         Self {
             offload: Capabilities::all(),
             buffer: 16 << 20,
-            bypass_qdisc: false,
             promiscuous: false,
         }
     }
@@ -73,16 +75,11 @@ impl Default for PacketOptions {
 /// A packet socket bound to one interface.
 #[derive(Debug)]
 pub struct PacketSocket {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     name: String,
     offloads: Offloads,
-    window: Window,
     messages: Box<Messages>,
-    /// The interface was down when last heard of.
-    down: bool,
-    /// Set for good once the interface has gone.
-    gone: Option<Errno>,
-    kernel_drops: u64,
+    reception: Reception,
     counters: DeviceCounters,
 }
 
@@ -97,115 +94,30 @@ impl PacketSocket {
         let name = valid_name(name)?;
         let fd = socket::open(name, options)?;
         Ok(Self {
-            fd,
+            fd: Arc::new(fd),
             name: name.to_owned(),
             offloads: Offloads::new(options.offload),
-            window: Window::new(),
             messages: Messages::new(),
-            down: false,
-            gone: None,
-            kernel_drops: 0,
+            reception: Reception::new(),
             counters: DeviceCounters::default(),
         })
-    }
-
-    /// Receives into `frames` by one system call, and sorts them into `burst` and back into `pool`;
-    /// returns how many messages came.
-    fn receive(
-        &mut self,
-        mut frames: Burst,
-        pool: &mut FramePool,
-        burst: &mut Burst,
-        received: &mut Received,
-    ) -> Result<usize, Errno> {
-        let result = self.messages.receive(&self.fd, &mut frames);
-        let came = result.unwrap_or(0);
-        for (n, mut frame) in frames.drain(..).enumerate() {
-            if n >= came {
-                pool.free(frame);
-                continue;
-            }
-            match self.messages.accept(n, &mut frame) {
-                Ok(()) => {
-                    self.counters.received.count(frame.len());
-                    received.frames += 1;
-                    received.octets += frame.len();
-                    burst.push(frame);
-                }
-                Err(reason) => {
-                    self.counters.received.drops.add(reason, 1);
-                    pool.free(frame);
-                }
-            }
-        }
-        result
-    }
-
-    /// Draws the consequences of an error that the socket has told, and thereby cleared; `errors`
-    /// of them came during this burst. Frames may wait behind it.
-    fn handle_error(&mut self, errno: Errno, errors: u32) {
-        if errors == ERRORS_TOLERATED {
-            self.gone = Some(errno);
-        } else if errno == Errno::ENETDOWN {
-            self.down = true;
-            self.gone = socket::index(&self.fd).err();
-        }
-    }
-
-    /// What follows when nothing more is to be had.
-    fn after_the_last(&self) -> Next {
-        match self.gone {
-            Some(errno) => Next::Gone(errno),
-            None if self.down => Next::Down,
-            None => Next::Drained,
-        }
     }
 }
 
 impl FrameDevice for PacketSocket {
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
-        let mut received = Received {
-            frames: 0,
-            octets: 0,
-            next: Next::More,
+        let mut socket = Kernel {
+            fd: &self.fd,
+            messages: &mut self.messages,
         };
-        // Dropped frames count too, so that a flood of them does not hold the thread here.
-        let mut budget = limit.min(burst.remaining_capacity());
-        let mut errors = 0;
-        while budget > 0 && received.octets < BURST_OCTETS {
-            if self.gone.is_some() {
-                received.next = self.after_the_last();
-                break;
-            }
-            let before = received.octets;
-            let frames = reserve(pool, self.window.ask(budget, BURST_OCTETS - before));
-            let asked = frames.len();
-            if asked == 0 {
-                received.next = Next::NoBuffer;
-                break;
-            }
-            let came = match self.receive(frames, pool, burst, &mut received) {
-                Ok(came) => came,
-                Err(Errno::EAGAIN) => 0,
-                Err(errno) => {
-                    errors += 1;
-                    self.handle_error(errno, errors);
-                    continue;
-                }
-            };
-            self.window.learn(asked, came, received.octets - before);
-            budget -= came;
-            if came < asked {
-                received.next = self.after_the_last();
-                break;
-            }
-        }
-        received
+        let traffic = &mut self.counters.received;
+        self.reception
+            .recv_burst(&mut socket, pool, burst, limit, traffic)
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
         let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
-        if let Some(errno) = self.gone {
+        if let Some(errno) = self.reception.gone() {
             sending.lost(Egress::Gone(errno));
             return sending.finish();
         }
@@ -221,7 +133,7 @@ impl FrameDevice for PacketSocket {
                         }
                         sending.taken();
                     }
-                    self.down = false;
+                    self.reception.link_is_up();
                 }
                 // May be the trace of an outage that has ended: asking clears it.
                 Err(Refused {
@@ -251,8 +163,8 @@ impl FrameDevice for PacketSocket {
         }
         let sent = sending.finish();
         match sent.egress {
-            Egress::Gone(errno) => self.gone = Some(errno),
-            Egress::Down => self.down = true,
+            Egress::Gone(errno) => self.reception.link_has_gone(errno),
+            Egress::Down => self.reception.link_is_down(),
             Egress::Ready | Egress::Adapt => {}
         }
         sent
@@ -266,16 +178,8 @@ impl FrameDevice for PacketSocket {
         Some(self.fd.as_fd())
     }
 
-    fn link(&mut self) -> Link {
-        match socket::is_up(&self.fd) {
-            Ok(up) => self.down = !up,
-            Err(errno) => self.gone = Some(errno),
-        }
-        match (self.gone, self.down) {
-            (Some(_), _) => Link::Gone,
-            (None, true) => Link::Down,
-            (None, false) => Link::Up,
-        }
+    fn inspector(&self) -> Inspector {
+        Inspector::of_packet(&self.fd)
     }
 
     fn name(&self) -> &str {
@@ -293,17 +197,20 @@ impl FrameDevice for PacketSocket {
     fn set_coalescing(&mut self, on: bool) {
         self.offloads.set_coalescing(on);
     }
-
-    fn kernel_drops(&mut self) -> u64 {
-        // Reading sets the kernel's counters to zero.
-        self.kernel_drops += u64::from(socket::take_drops(&self.fd).unwrap_or(0));
-        self.kernel_drops
-    }
 }
 
-/// Up to `count` empty frames, fewer if the pool has no more.
-fn reserve(pool: &mut FramePool, count: usize) -> Burst {
-    core::iter::from_fn(|| pool.alloc())
-        .take(count.min(BATCH))
-        .collect()
+/// The socket that frames are received from.
+struct Kernel<'a> {
+    fd: &'a OwnedFd,
+    messages: &'a mut Messages,
+}
+
+impl reception::Socket for Kernel<'_> {
+    fn receive(&mut self, frames: &mut Burst) -> Result<usize, Errno> {
+        self.messages.receive(self.fd, frames)
+    }
+
+    fn accept(&self, n: usize, frame: &mut Frame) -> Result<(), DropReason> {
+        self.messages.accept(n, frame)
+    }
 }

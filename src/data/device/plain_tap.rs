@@ -2,15 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nos_shim::frame::{Burst, FramePool, Offload};
 use nos_shim::offload::Capabilities;
 use tun_tap::{Iface, Mode};
 
-use super::tap::{self, IntoErrno};
+use super::tap::IntoErrno;
 use super::{
-    DeviceCounters, DeviceKind, FrameDevice, Link, OpenError, Received, Sending, Sent, character,
+    DeviceCounters, DeviceKind, FrameDevice, Inspector, OpenError, Received, Sending, Sent, character,
     valid_name,
 };
 
@@ -19,7 +20,7 @@ use super::{
 /// The kernel completes checksums and cuts super-frames before we see them.
 #[derive(Debug)]
 pub struct PlainTap {
-    interface: Iface,
+    interface: Arc<Iface>,
     counters: DeviceCounters,
 }
 
@@ -47,7 +48,7 @@ impl PlainTap {
             .set_non_blocking()
             .map_err(refused("make it non-blocking"))?;
         Ok(Self {
-            interface,
+            interface: Arc::new(interface),
             counters: DeviceCounters::default(),
         })
     }
@@ -95,8 +96,8 @@ impl FrameDevice for PlainTap {
         Some(self.borrowed())
     }
 
-    fn link(&mut self) -> Link {
-        tap::link(self.borrowed())
+    fn inspector(&self) -> Inspector {
+        Inspector::of_plain_tap(&self.interface)
     }
 
     fn name(&self) -> &str {

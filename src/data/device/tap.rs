@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
@@ -18,7 +19,8 @@ use super::character::{self, ReadFailure};
 use super::coalesce::{Run, run_length};
 use super::vnet::{self, Offloads};
 use super::{
-    DeviceCounters, DeviceKind, FrameDevice, Link, OpenError, Received, Sending, Sent, valid_name,
+    DeviceCounters, DeviceKind, FrameDevice, Inspector, LinkState, OpenError, Received, Sending, Sent,
+    valid_name,
 };
 
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -33,7 +35,7 @@ const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// a write never has to wait.
 #[derive(Debug)]
 pub struct Tap {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     name: String,
     offloads: Offloads,
     counters: DeviceCounters,
@@ -89,7 +91,7 @@ impl Tap {
         let capabilities =
             probe_offloads(&fd, wanted).map_err(refused(&name, "turn offloads on"))?;
         Ok(Self {
-            fd,
+            fd: Arc::new(fd),
             name,
             offloads: Offloads::new(capabilities),
             counters: DeviceCounters::default(),
@@ -99,7 +101,7 @@ impl Tap {
 
 impl FrameDevice for Tap {
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
-        let fd = &self.fd;
+        let fd = &*self.fd;
         let traffic = &mut self.counters.received;
         character::recv_burst(pool, burst, limit, traffic, |frame| {
             character::read_frame(frame, VNET_HEADER, |area| read(fd, area))?;
@@ -118,7 +120,7 @@ impl FrameDevice for Tap {
             let Some(frame) = sending.front() else { break };
             let offload = frame.offload();
             let result = match vnet::put_header(frame) {
-                Ok(area) => character::write_frame(area, |area| write(&self.fd, area)),
+                Ok(area) => character::write_frame(area, |area| write(&*self.fd, area)),
                 Err(_) => Err(Errno::EMSGSIZE),
             };
             match result {
@@ -148,8 +150,8 @@ impl FrameDevice for Tap {
         Some(self.fd.as_fd())
     }
 
-    fn link(&mut self) -> Link {
-        link(&self.fd)
+    fn inspector(&self) -> Inspector {
+        Inspector::of_tap(&self.fd)
     }
 
     fn name(&self) -> &str {
@@ -220,10 +222,10 @@ fn write_run(fd: &OwnedFd, frames: &mut [Frame], headers: usize) -> Result<(), E
 }
 
 /// Whether the descriptor of a TAP still has its interface.
-pub(super) fn link(fd: impl AsFd) -> Link {
+pub(super) fn link(fd: impl AsFd) -> LinkState {
     match interface(fd) {
-        Ok(_) => Link::Up,
-        Err(_) => Link::Gone,
+        Ok(_) => LinkState::Up,
+        Err(_) => LinkState::Gone,
     }
 }
 

@@ -223,7 +223,7 @@ impl Forwarder {
 impl End {
     /// Frames that found a queue full, on the way in or out.
     fn lost(&mut self) -> u64 {
-        self.device.kernel_drops() + self.device.counters().sent.drops.total()
+        self.device.inspector().kernel_drops() + self.device.counters().sent.drops.total()
     }
 }
 

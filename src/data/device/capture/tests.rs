@@ -8,6 +8,8 @@ use pcap_file::pcapng::{Block, PcapNgParser};
 
 use super::*;
 use crate::data::device::{MemoryDevice, memory_pair};
+use std::io::Write;
+use std::path::Path;
 
 /// What was written, seen from outside.
 #[derive(Clone, Default)]
@@ -52,6 +54,7 @@ fn options(snap_length: u32) -> CaptureOptions {
     CaptureOptions {
         snap_length,
         clock: || Duration::new(1_700_000_000, 123_456_789),
+        ..CaptureOptions::default()
     }
 }
 
@@ -87,10 +90,45 @@ fn parse(paper: &Paper) -> (String, Vec<Recorded>) {
     (name.unwrap(), frames)
 }
 
-fn pair(sink: impl Write + Send + 'static, snap: u32) -> (Capture<MemoryDevice>, MemoryDevice) {
+/// Longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A device that is captured, and the hold on its capture.
+struct Near {
+    device: Captured<MemoryDevice>,
+    writer: CaptureWriter,
+}
+
+impl Near {
+    fn new((sink, writer): (CaptureSink, CaptureWriter), device: MemoryDevice) -> Self {
+        let sink = Some(sink);
+        let device = Captured { device, sink };
+        Self { device, writer }
+    }
+
+    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        self.device.send_burst(burst, pool)
+    }
+
+    fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
+        self.device.recv_burst(pool, burst, limit)
+    }
+
+    fn status(&self) -> CaptureStatus {
+        self.writer.status()
+    }
+
+    /// Ends the capture, and waits until it is written.
+    fn finish(self) -> CaptureStatus {
+        drop(self.device);
+        self.writer.finish(LIMIT).unwrap()
+    }
+}
+
+fn pair(file: impl Write + Send + 'static, snap: u32) -> (Near, MemoryDevice) {
     let [near, far] = memory_pair(["near", "far"], 4096);
-    let path = Path::new("test");
-    (Capture::new(near, sink, path, options(snap)).unwrap(), far)
+    let started = CaptureWriter::start(file, Path::new("test"), near.name(), options(snap));
+    (Near::new(started.unwrap(), near), far)
 }
 
 fn burst(pool: &mut FramePool, frames: &[&[u8]]) -> Burst {
@@ -114,7 +152,7 @@ fn both_directions_are_recorded_in_order() {
         (status.recorded, status.missed, status.failed),
         (3, 0, false)
     );
-    drop(near);
+    near.finish();
     let (name, frames) = parse(&paper);
     assert_eq!(name, "near");
     let data: Vec<_> = frames.iter().map(|frame| frame.data.clone()).collect();
@@ -131,7 +169,7 @@ fn long_frames_are_cut_and_say_how_long_they_were() {
     let paper = Paper::default();
     let (mut near, _far) = pair(paper.clone(), 100);
     let _ = near.send_burst(&mut burst(&mut pool, &[&[1; 1500], &[2; 60]]), &mut pool);
-    drop(near);
+    near.finish();
     let (_, frames) = parse(&paper);
     let lengths: Vec<_> = frames.iter().map(|f| (f.data.len(), f.original)).collect();
     assert_eq!(lengths, [(100, 1500), (60, 60)]);
@@ -151,7 +189,7 @@ fn partial_checksums_are_complete_in_the_file_only() {
         segmentation: None,
     });
     let _ = near.send_burst(&mut sent, &mut pool);
-    drop(near);
+    near.finish();
     let mut got = Burst::new();
     let _ = far.recv_burst(&mut pool, &mut got, 64);
     assert_eq!(got[0].bytes(), [0x11; 80]);
@@ -198,7 +236,7 @@ fn a_slow_disk_leaves_frames_out_and_says_so() {
         pool.free_all(&mut got);
     }
     let status = near.status();
-    drop(near);
+    near.finish();
     let (_, frames) = parse(&paper);
     assert_eq!(frames.len() as u64, status.recorded);
     let last = frames.last().unwrap();
@@ -213,7 +251,8 @@ fn a_slow_disk_leaves_frames_out_and_says_so() {
 fn a_full_disk_ends_the_capture_and_not_the_traffic() {
     let mut pool = FramePool::new(64, 2000);
     let [near, mut far] = memory_pair(["near", "far"], 4096);
-    let mut near = Capture::create(near, "/dev/full", options(0)).unwrap();
+    let started = CaptureWriter::create("/dev/full", near.name(), options(0));
+    let mut near = Near::new(started.unwrap(), near);
     while !near.status().failed {
         std::thread::yield_now();
     }
@@ -227,8 +266,7 @@ fn a_full_disk_ends_the_capture_and_not_the_traffic() {
 
 #[test]
 fn a_path_that_cannot_be_is_named() {
-    let [near, _far] = memory_pair(["near", "far"], 1);
-    let error = Capture::create(near, "/nowhere/file.pcapng", options(0)).unwrap_err();
+    let error = CaptureWriter::create("/nowhere/file.pcapng", "near", options(0)).unwrap_err();
     let text = error.to_string();
     assert!(
         text.starts_with("capture /nowhere/file.pcapng: No such file"),

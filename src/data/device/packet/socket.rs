@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
-use super::super::{DeviceKind, OpenError};
+use super::super::{DeviceKind, LinkState, OpenError};
 use super::PacketOptions;
 
 // linux/if_packet.h
@@ -16,7 +16,6 @@ const PACKET_MR_PROMISC: libc::c_ushort = 1;
 const PACKET_MR_ALLMULTI: libc::c_ushort = 2;
 pub(super) const PACKET_AUXDATA: libc::c_int = 8;
 const PACKET_VNET_HDR: libc::c_int = 15;
-const PACKET_QDISC_BYPASS: libc::c_int = 20;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 const PACKET_OUTGOING: u32 = 4;
 
@@ -35,9 +34,6 @@ pub(super) fn open(name: &str, options: PacketOptions) -> Result<OwnedFd, OpenEr
     set_option(&fd, PACKET_VNET_HDR, 1).map_err(refused("turn on virtio-net headers"))?;
     set_option(&fd, PACKET_AUXDATA, 1).map_err(refused("turn on auxiliary data"))?;
     ignore_outgoing(&fd).map_err(refused("leave out what the kernel sends"))?;
-    if options.bypass_qdisc {
-        set_option(&fd, PACKET_QDISC_BYPASS, 1).map_err(refused("bypass the qdisc"))?;
-    }
     size_buffers(&fd, options.buffer).map_err(refused("size its buffers"))?;
     bind(&fd, index).map_err(refused("bind to the interface"))?;
     join(&fd, index, options.promiscuous).map_err(refused("receive more than its own frames"))?;
@@ -53,22 +49,26 @@ pub(super) fn open(name: &str, options: PacketOptions) -> Result<OwnedFd, OpenEr
     }
 }
 
+/// Whether the interface is there and up.
+pub(in super::super) fn link(fd: &OwnedFd) -> LinkState {
+    match index(fd).and_then(|index| flags(fd, index)) {
+        Ok(flags) if flags & libc::IFF_UP != 0 => LinkState::Up,
+        Ok(_) => LinkState::Down,
+        Err(_) => LinkState::Gone,
+    }
+}
+
 /// The index of the interface; `ENXIO` when it has gone.
-pub(super) fn index(fd: &OwnedFd) -> Result<libc::c_int, Errno> {
+fn index(fd: &OwnedFd) -> Result<libc::c_int, Errno> {
     match address(fd)?.sll_ifindex {
         index if index > 0 => Ok(index),
         _ => Err(Errno::ENXIO),
     }
 }
 
-/// Whether the interface is up.
-pub(super) fn is_up(fd: &OwnedFd) -> Result<bool, Errno> {
-    Ok(flags(fd, index(fd)?)? & libc::IFF_UP != 0)
-}
-
 /// Frames lost because the receive queue was full, since this was last asked.
-pub(super) fn take_drops(fd: &OwnedFd) -> Result<u32, Errno> {
-    Ok(option::<Statistics>(fd, PACKET_STATISTICS)?.drops)
+pub(in super::super) fn take_drops(fd: &OwnedFd) -> u32 {
+    option::<Statistics>(fd, PACKET_STATISTICS).map_or(0, |statistics| statistics.drops)
 }
 
 fn deaf_socket() -> Result<OwnedFd, Errno> {

@@ -1,0 +1,107 @@
+//! What the control side asks a device's kernel side, while a data thread has the device.
+//!
+//! Asking takes system calls, some of which wait for locks that the kernel holds for milliseconds.
+//! So a data thread does not ask: whoever opens a device takes an [`Inspector`] first, and keeps it.
+
+use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use serde::{Deserialize, Serialize};
+use tun_tap::Iface;
+
+use super::{memory, packet, tap};
+
+/// Whether an interface works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    /// It carries packets. Of a TAP alone this does not say that it is up: see the interface.
+    Up,
+    /// It exists, but is down.
+    Down,
+    /// It has vanished.
+    Gone,
+}
+
+impl fmt::Display for LinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Gone => "gone",
+        })
+    }
+}
+
+/// A view of a device's kernel side. It does not keep the device open: once the device is closed,
+/// its interface counts as gone.
+#[derive(Debug)]
+pub struct Inspector {
+    view: View,
+    /// Frames that the kernel lost so far.
+    kernel_drops: AtomicU64,
+}
+
+#[derive(Debug)]
+enum View {
+    Tap(Weak<OwnedFd>),
+    PlainTap(Weak<Iface>),
+    Packet(Weak<OwnedFd>),
+    Memory(Weak<memory::Queue>),
+}
+
+impl Inspector {
+    pub(super) fn of_tap(fd: &Arc<OwnedFd>) -> Self {
+        Self::new(View::Tap(Arc::downgrade(fd)))
+    }
+
+    pub(super) fn of_plain_tap(interface: &Arc<Iface>) -> Self {
+        Self::new(View::PlainTap(Arc::downgrade(interface)))
+    }
+
+    pub(super) fn of_packet(fd: &Arc<OwnedFd>) -> Self {
+        Self::new(View::Packet(Arc::downgrade(fd)))
+    }
+
+    pub(super) fn of_memory(incoming: &Arc<memory::Queue>) -> Self {
+        Self::new(View::Memory(Arc::downgrade(incoming)))
+    }
+
+    fn new(view: View) -> Self {
+        Self {
+            view,
+            kernel_drops: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the interface is there, asked of the kernel.
+    #[must_use]
+    pub fn link(&self) -> LinkState {
+        let state = match &self.view {
+            View::Tap(fd) => fd.upgrade().map(tap::link),
+            View::PlainTap(interface) => interface.upgrade().map(|interface| {
+                // SAFETY: the interface keeps its descriptor open for as long as it is borrowed.
+                tap::link(unsafe { BorrowedFd::borrow_raw(interface.as_raw_fd()) })
+            }),
+            View::Packet(fd) => fd.upgrade().map(|fd| packet::link(&fd)),
+            View::Memory(incoming) => incoming.upgrade().map(|incoming| incoming.link()),
+        };
+        state.unwrap_or(LinkState::Gone)
+    }
+
+    /// Frames that the kernel had for us and lost because its queue was full, so far. Of a TAP
+    /// only the interface's own statistics tell (`tx_dropped`).
+    #[must_use]
+    pub fn kernel_drops(&self) -> u64 {
+        if let View::Packet(fd) = &self.view
+            && let Some(fd) = fd.upgrade()
+        {
+            // Reading sets the kernel's counters to zero.
+            let drops = u64::from(packet::take_drops(&fd));
+            self.kernel_drops.fetch_add(drops, Ordering::Relaxed);
+        }
+        self.kernel_drops.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,315 @@
+//! The control thread's hold on a data thread: commands one way, events the other.
+//!
+//! Everything about a device that takes a system call is done here, on the caller's thread: epoll
+//! begins to watch a device before the data thread gets it, and ceases after the data thread has
+//! given it back; closing it is the caller's.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Waker};
+use nos_shim::ident::Interface;
+use nos_shim::page::Page;
+use thiserror::Error;
+use tracing::debug;
+
+use super::devices::{DeviceCursor, DeviceReport, LoopDevice, token};
+use super::watchdog::TurnTimes;
+use crate::data::device::{CaptureSink, FrameDevice};
+use crate::data::engine::{Engine, EngineEvent};
+
+/// How long the control thread waits for a data thread's answer. Data threads never block, so
+/// only one that has died takes this long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What happened on a data thread that the control thread must know.
+#[derive(Debug)]
+pub enum Event {
+    /// The engine's news.
+    Engine(EngineEvent),
+    /// A device went away by itself. It is not served any more; dropping it closes it.
+    DeviceGone {
+        /// Which interface it served.
+        interface: Interface,
+        /// The device, and its capture.
+        device: LoopDevice,
+        /// How it was noticed.
+        reason: &'static str,
+    },
+    /// A device found its interface down; told once for an outage. The device stays. An interface
+    /// that is deleted soon after gives no further event: ask its
+    /// [`Inspector`](crate::data::device::Inspector), or the kernel.
+    DeviceDown(Interface),
+    /// The thread cannot go on.
+    LoopFailed(String),
+}
+
+/// Whom the data threads tell what happened.
+pub trait Listener: Send {
+    /// Takes an event, without blocking.
+    fn notify(&self, event: Event);
+}
+
+/// What the control thread asks of a data thread.
+pub(super) enum Command {
+    Engine(Box<dyn FnOnce(&mut Engine) + Send>),
+    /// Answered with the device if its interface has one already.
+    AddDevice(Interface, LoopDevice, Sender<Option<LoopDevice>>),
+    RemoveDevice(Interface, Sender<Option<LoopDevice>>),
+    SetCapture(Interface, Option<CaptureSink>, Sender<CaptureChange>),
+    WakeDevice(Interface),
+    Devices(Option<DeviceCursor>, Sender<Page<DeviceReport, DeviceCursor>>),
+    TurnTimes(Sender<TurnTimes>),
+    Stop,
+}
+
+/// What became of a capture.
+pub(super) struct CaptureChange {
+    /// Whether there is such a device.
+    pub(super) done: bool,
+    /// What is not in use (any more).
+    pub(super) left: Option<CaptureSink>,
+}
+
+/// A data thread did not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the data thread has stopped")]
+pub struct Stopped;
+
+/// Why a device is not served.
+#[derive(Debug, Error)]
+#[error("{source}")]
+pub struct AddDeviceError {
+    /// The device, to be closed by whoever gets this; `None` if the thread ended with it.
+    pub device: Option<LoopDevice>,
+    /// What epoll says of it, that the thread has ended, or that the interface has a device.
+    pub source: io::Error,
+}
+
+/// Why a capture was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SetCaptureError {
+    /// The interface has no device.
+    #[error("{0} has no device")]
+    NoDevice(Interface),
+    /// The thread has ended.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// The control thread's hold on a data thread.
+#[derive(Clone)]
+pub struct LoopHandle {
+    commands: Sender<Command>,
+    waker: Arc<Waker>,
+    registry: Arc<Registry>,
+}
+
+impl fmt::Debug for LoopHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoopHandle").finish_non_exhaustive()
+    }
+}
+
+impl LoopHandle {
+    pub(super) fn new(commands: Sender<Command>, waker: Arc<Waker>, registry: Registry) -> Self {
+        Self {
+            commands,
+            waker,
+            registry: Arc::new(registry),
+        }
+    }
+
+    fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).map_err(|_| Stopped)?;
+        self.waker.wake().map_err(|_| Stopped)
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, Stopped> {
+        let (reply, answer) = bounded(1);
+        self.send(command(reply))?;
+        Self::answer(&answer)
+    }
+
+    fn answer<T>(answer: &Receiver<T>) -> Result<T, Stopped> {
+        answer.recv_timeout(ANSWER_TIMEOUT).map_err(|_| Stopped)
+    }
+
+    /// Runs `work` on the data thread between two bursts, and returns what it returned. `work` must
+    /// be short, and make no system call: all packets wait for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Engine) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        self.ask(|reply| {
+            Command::Engine(Box::new(move |engine| {
+                // Nobody waits any more if this fails.
+                let _ = reply.try_send(work(engine));
+            }))
+        })
+    }
+
+    /// Reads a table of the engine, page after page: `read` returns the page that begins at a
+    /// cursor. Bursts are moved between two pages.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn pages<R: Send + 'static, C: Send + 'static>(
+        &self,
+        read: impl Fn(&mut Engine, Option<C>) -> Page<R, C> + Clone + Send + 'static,
+    ) -> Result<Vec<R>, Stopped> {
+        collect(|cursor| {
+            let read = read.clone();
+            self.call(move |engine| read(engine, cursor))
+        })
+    }
+
+    /// Gives the data thread a device to serve as `interface`, with its capture if it has one.
+    ///
+    /// # Errors
+    ///
+    /// [`AddDeviceError`] returns the device: epoll cannot watch it, the interface's index has a
+    /// device already, or the thread has ended.
+    pub fn add_device(
+        &self,
+        interface: Interface,
+        device: impl Into<LoopDevice>,
+    ) -> Result<(), AddDeviceError> {
+        let device = device.into();
+        if let Err(source) = self.watch(interface, &device) {
+            return Err(AddDeviceError {
+                device: Some(device),
+                source,
+            });
+        }
+        let (reply, answer) = bounded(1);
+        let command = Command::AddDevice(interface, device, reply);
+        let (device, source) = match self.commands.send(command) {
+            Ok(()) => match self.waker.wake().and_then(|()| {
+                Self::answer(&answer).map_err(io::Error::other)
+            }) {
+                Ok(None) => return Ok(()),
+                Ok(Some(device)) => (Some(device), io::ErrorKind::AlreadyExists.into()),
+                Err(error) => (None, error),
+            },
+            Err(unsent) => (device_of(unsent.into_inner()), io::Error::other(Stopped)),
+        };
+        let device = device.inspect(|device| self.unwatch(interface, device));
+        Err(AddDeviceError { device, source })
+    }
+
+    /// Takes a device away and returns it, with its capture; `None` if there is none. The caller
+    /// closes it by dropping it.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended; it has returned its devices then.
+    pub fn remove_device(&self, interface: Interface) -> Result<Option<LoopDevice>, Stopped> {
+        let device = self.ask(|reply| Command::RemoveDevice(interface, reply))?;
+        Ok(device.inspect(|device| self.unwatch(interface, device)))
+    }
+
+    /// Records a device's frames in another capture from now on, or in none, and returns the one
+    /// before. The device is not touched.
+    ///
+    /// # Errors
+    ///
+    /// [`SetCaptureError`]; `sink` is dropped then.
+    pub fn set_capture(
+        &self,
+        interface: Interface,
+        sink: Option<CaptureSink>,
+    ) -> Result<Option<CaptureSink>, SetCaptureError> {
+        let change = self.ask(|reply| Command::SetCapture(interface, sink, reply))?;
+        match change.done {
+            true => Ok(change.left),
+            false => Err(SetCaptureError::NoDevice(interface)),
+        }
+    }
+
+    /// Has a device asked for frames although epoll told nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn wake_device(&self, interface: Interface) -> Result<(), Stopped> {
+        self.send(Command::WakeDevice(interface))
+    }
+
+    /// What the thread knows of all its devices, page by page.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn devices(&self) -> Result<Vec<DeviceReport>, Stopped> {
+        collect(|cursor| self.ask(|reply| Command::Devices(cursor, reply)))
+    }
+
+    /// How long the thread's turns took so far.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn turn_times(&self) -> Result<TurnTimes, Stopped> {
+        self.ask(Command::TurnTimes)
+    }
+
+    /// Ends the thread. It returns its devices: see [`Ended`](super::Ended).
+    pub fn stop(&self) {
+        // A thread that has ended already needs no telling.
+        let _ = self.send(Command::Stop);
+    }
+
+    fn watch(&self, interface: Interface, device: &LoopDevice) -> io::Result<()> {
+        let Some(fd) = device.fd() else {
+            return Ok(());
+        };
+        let fd = fd.as_raw_fd();
+        let mut source = SourceFd(&fd);
+        self.registry
+            .register(&mut source, token(interface), Interest::READABLE)
+    }
+
+    fn unwatch(&self, interface: Interface, device: &LoopDevice) {
+        let Some(fd) = device.fd() else {
+            return;
+        };
+        let fd = fd.as_raw_fd();
+        if let Err(error) = self.registry.deregister(&mut SourceFd(&fd)) {
+            debug!(%interface, %error, "epoll had forgotten the device");
+        }
+    }
+}
+
+fn device_of(command: Command) -> Option<LoopDevice> {
+    match command {
+        Command::AddDevice(_, device, _) => Some(device),
+        _ => None,
+    }
+}
+
+/// All rows of a table that is read page by page.
+fn collect<R, C>(
+    mut read: impl FnMut(Option<C>) -> Result<Page<R, C>, Stopped>,
+) -> Result<Vec<R>, Stopped> {
+    let mut rows = Vec::new();
+    let mut cursor = None;
+    loop {
+        let page = read(cursor)?;
+        rows.extend(page.rows);
+        cursor = page.next;
+        if cursor.is_none() {
+            return Ok(rows);
+        }
+    }
+}
