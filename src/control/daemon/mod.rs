@@ -3,64 +3,68 @@
 //! # Theory of operation
 //!
 //! The control thread owns all state of this module and does everything that may block for some
-//! milliseconds: netlink, files, the control socket. The data threads ([`crate::data::event_loop`])
-//! never wait for it.
+//! milliseconds: netlink, files, the control socket. The data threads
+//! ([`crate::data::event_loop`]) never wait for it.
 //!
-//! Start: data threads; uplinks, routes and services; then each container in the order of the
-//! file: register its ports, make its device, configure its side. When the last is attached,
-//! `ready` appears on stdout and systemd is told. An error before that undoes what was done and
-//! ends the process.
+//! There is one way to change anything, which start, reload, healing and stop take:
 //!
-//! Reload (SIGHUP): the new file is checked whole; a bad one changes nothing. A good one is
-//! compared with what runs, and only what differs is touched: removals first, then changes, then
-//! additions. An entry that fails is logged, and the others go on.
+//! ```text
+//! configuration ─ want ──┐
+//!                        ├─ plan ── carry_out ── live: kernel, NOS, data threads
+//! kernel ─ watch ─ news ─┘            │
+//!                                     └─ state: what was accepted; standing: what was not, and why
+//! ```
 //!
-//! End (SIGTERM, SIGINT): every container is detached and every uplink given back to the kernel.
+//! [`reconcile`] compares what is wanted, as far as it is there, with what is in place;
+//! [`crate::control::plan`] says what to do; [`live`] does it. What is missing is waited for: the
+//! kernel tells ([`crate::control::kernel::watch`]) when it comes, and it is reconciled again.
+//!
+//! Start: `ready` appears on stdout, and systemd is told, when all that is there is attached. With
+//! `--strict`, something that is missing or refused is an error instead; what was done is undone.
+//!
+//! Reload (SIGHUP): the new file is checked whole; a bad one changes nothing.
+//!
+//! End (SIGTERM, SIGINT): nothing is wanted any more, and so everything is taken away.
 
-mod capture;
-mod container;
+mod captures;
+mod containers;
 mod data_plane;
-mod links;
-mod reload;
-mod state;
-mod uplink;
+mod identifiers;
+mod live;
+mod news;
+mod reconcile;
+mod services;
+mod show;
+mod standing;
+mod uplinks;
+mod watched;
 
-use std::collections::VecDeque;
-use std::fmt::Display;
 use std::io::{self, Write};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token, Waker};
-use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
-use nos_shim::shim::ShimEvent;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 use thiserror::Error;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::control::api::{self, Request, Server};
 use crate::control::attach::{AttachError, Host};
-use crate::control::config::{Config, ConfigErrors, Container, Uplink};
+use crate::control::config::{Config, ConfigErrors, RelayConfig};
+use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
-use crate::data::device::CaptureError;
-use crate::data::engine::EngineEvent;
-use crate::data::event_loop::{Event, LoopDevice, Stopped};
-use crate::data::relay::RelayEvent;
+use crate::data::event_loop::Stopped;
 
-use container::AttachedContainer;
 use data_plane::DataPlane;
-use links::DownLinks;
-use uplink::OpenUplink;
-
-/// How long the NOS may take to answer a registration.
-const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
+use live::Live;
+use reconcile::Reconciler;
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
 const CONTROL: Token = Token(2);
+const KERNEL: Token = Token(3);
 
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, Error)]
@@ -82,62 +86,35 @@ pub enum DaemonError {
     /// The daemon's own namespace.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
-    /// The sockets by which the daemon's own namespace is changed.
+    /// The daemon's own namespace cannot be changed.
     #[error(transparent)]
     Host(#[from] AttachError),
+    /// The kernel cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// A data thread has ended by itself.
     #[error(transparent)]
     Stopped(#[from] Stopped),
-    /// A container cannot be attached or changed.
-    #[error("container '{name}': {reason}")]
-    Container {
-        /// Which one.
-        name: String,
-        /// Why not.
-        reason: String,
-    },
-    /// An uplink cannot be opened or changed.
-    #[error("uplink '{name}': {reason}")]
-    Uplink {
-        /// Which one.
-        name: String,
-        /// Why not.
-        reason: String,
-    },
-    /// A capture file cannot be written.
-    #[error("'{name}': {source}")]
-    Capture {
-        /// The container or uplink.
-        name: String,
-        /// Why not.
-        source: CaptureError,
-    },
-    /// The routes cannot be installed.
-    #[error("routes: {0}")]
-    Routes(String),
-    /// The NOS's own services cannot be started.
-    #[error("services: {0}")]
-    Services(String),
+    /// With `--strict`: not all that is configured is in place.
+    #[error("{}", .0.join("\n"))]
+    Strict(Vec<String>),
 }
 
 impl DaemonError {
-    fn container(config: &Container, reason: impl Display) -> Self {
-        Self::Container {
-            name: config.name.to_string(),
-            reason: reason.to_string(),
-        }
-    }
-
-    fn uplink(config: &Uplink, reason: impl Display) -> Self {
-        Self::Uplink {
-            name: config.name.to_string(),
-            reason: reason.to_string(),
-        }
-    }
-
     fn start(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Start { what, source }
     }
+}
+
+/// Where the daemon finds what it needs, and what it is strict about.
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The control socket.
+    pub control: PathBuf,
+    /// Whether something that is missing or refused at start ends the process.
+    pub strict: bool,
 }
 
 /// Runs the daemon until a signal ends it.
@@ -145,39 +122,34 @@ impl DaemonError {
 /// # Errors
 ///
 /// [`DaemonError`]; everything that was put in place has been undone.
-pub fn run(config_path: &Path, control_path: &Path) -> Result<(), DaemonError> {
-    let config = Config::load(config_path)?;
+pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let poll = Poll::new().map_err(DaemonError::start("create an epoll instance"))?;
-    // Signals first: one that arrives while containers are being attached must not kill us.
+    // Signals first: one that arrives while a large configuration is read must not kill us.
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(DaemonError::start("catch signals"))?;
     poll.registry()
         .register(&mut signals, SIGNALS, Interest::READABLE)
         .map_err(DaemonError::start("watch signals"))?;
-    let server = Server::bind(control_path, poll.registry(), CONTROL)?;
+    let config = Config::load(&options.config)?;
+    let server = Server::bind(&options.control, poll.registry(), CONTROL)?;
     let waker =
         Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
+    let namespace = Namespace::current()?;
+    let watch = KernelWatch::open(&namespace)?;
+    let registered = watch.register(poll.registry(), KERNEL);
+    registered.map_err(DaemonError::start("watch the kernel"))?;
+    let host = Host::open(namespace)?;
     let plane =
         DataPlane::start(&config.relay, waker).map_err(DaemonError::start("start data threads"))?;
     let mut daemon = Daemon {
-        host: Host::open(Namespace::current()?)?,
-        plane,
-        config_path: config_path.to_owned(),
+        live: Live::new(host, plane),
+        reconciler: Reconciler::new(),
+        watch,
+        config_path: options.config.clone(),
         settings: config.relay.clone(),
-        routes: Vec::new(),
-        nos: crate::control::config::Nos {
-            services: Vec::new(),
-            ping: true,
-        },
-        uplinks: Vec::new(),
-        containers: Vec::new(),
-        next_uplink: 0,
-        free_attachments: Vec::new(),
-        next_attachment: 0,
-        backlog: VecDeque::new(),
-        down: DownLinks::default(),
     };
-    let result = daemon.start(&config).and_then(|()| {
+    daemon.follow(config);
+    let result = daemon.check_strictness(options.strict).and_then(|()| {
         announce_ready();
         serve(&mut daemon, poll, signals, server)
     });
@@ -203,25 +175,26 @@ fn serve(
 ) -> Result<(), DaemonError> {
     let mut events = Events::with_capacity(64);
     loop {
-        let next = [server.poll_at(), daemon.down.poll_at()];
-        let next = next.into_iter().flatten().min();
-        let timeout = next.map(|at| at.since(daemon.plane.now()));
+        let answer = server
+            .poll_at()
+            .map(|at| at.since(daemon.live.plane.now()));
+        let timeout = [answer, daemon.pause()].into_iter().flatten().min();
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(DaemonError::start("wait for events"))?,
         }
-        let now = daemon.plane.now();
+        let now = daemon.live.plane.now();
         server.handle_timeout(now);
         for event in &events {
             server.handle_ready(event.token(), now);
         }
+        // What happened comes before what is asked, so that answers are of the present.
+        daemon.heal()?;
         while let Some((connection, request)) = server.poll_request() {
             let Request::Show { table } = request;
             let response = daemon.show(table);
-            server.respond(connection, &response, daemon.plane.now());
+            server.respond(connection, &response, daemon.live.plane.now());
         }
-        daemon.handle_events()?;
-        daemon.check_links(daemon.plane.now());
         for signal in signals.pending() {
             match signal {
                 SIGHUP => daemon.reload(),
@@ -236,210 +209,78 @@ fn serve(
 
 /// What the control thread knows.
 pub(crate) struct Daemon {
-    host: Host,
-    plane: DataPlane,
+    live: Live,
+    reconciler: Reconciler,
+    watch: KernelWatch,
     config_path: PathBuf,
     /// Settings with which the data threads were started.
-    settings: crate::control::config::RelayConfig,
-    routes: Vec<crate::control::config::Route>,
-    nos: crate::control::config::Nos,
-    uplinks: Vec<OpenUplink>,
-    containers: Vec<AttachedContainer>,
-    next_uplink: u32,
-    next_attachment: u32,
-    /// Numbers of detached attachments, to be used again: the data path indexes arrays by them.
-    free_attachments: Vec<AttachmentId>,
-    /// Events that arrived while the answer to a registration was awaited.
-    backlog: VecDeque<Event>,
-    down: DownLinks,
+    settings: RelayConfig,
 }
 
 impl Daemon {
-    fn start(&mut self, config: &Config) -> Result<(), DaemonError> {
-        for uplink in &config.uplinks {
-            self.open_uplink(uplink.clone())?;
-        }
-        self.set_routes(config.routes.clone())?;
-        self.set_services(config.nos.clone())?;
-        for container in &config.containers {
-            self.attach(container.clone())?;
-        }
-        Ok(())
+    /// Wants `config` from now on.
+    fn follow(&mut self, config: Config) {
+        self.reconciler.want(config, &mut self.watch);
+        self.reconcile();
     }
 
-    fn open_uplink(&mut self, config: Uplink) -> Result<(), DaemonError> {
-        let id = UplinkId(self.next_uplink);
-        self.next_uplink += 1;
-        let opened = OpenUplink::open(self.host.namespace(), &self.plane, id, config);
-        match opened {
-            Ok(uplink) => {
-                self.uplinks.push(uplink);
-                Ok(())
-            }
-            Err(error) => {
-                let _ = self.plane.remove_device(Interface::Uplink(id));
-                let _ = self.plane.on_nos(move |nos| nos.remove_uplink(id));
-                Err(error)
-            }
-        }
+    fn reconcile(&mut self) {
+        self.reconciler.reconcile(&mut self.live, &mut self.watch);
     }
 
-    fn attach(&mut self, config: Container) -> Result<(), DaemonError> {
-        let id = self.free_attachments.pop().unwrap_or_else(|| {
-            self.next_attachment += 1;
-            AttachmentId(self.next_attachment - 1)
-        });
-        let attached = self
-            .register(id, &config)
-            .and_then(|()| AttachedContainer::attach(&self.host, &self.plane, id, config));
-        match attached {
-            Ok(container) => {
-                self.containers.push(container);
-                Ok(())
-            }
-            Err(error) => {
-                let _ = self.plane.remove_device(Interface::Attachment(id));
-                self.withdraw(id);
-                Err(error)
-            }
-        }
-    }
-
-    fn withdraw(&mut self, id: AttachmentId) {
-        if self.plane.on_relay(move |relay| relay.detach(id)).is_ok() {
-            self.free_attachments.push(id);
-        }
-    }
-
-    fn detach(&mut self, container: AttachedContainer) {
-        let id = container.id;
-        container.detach(&self.plane);
-        self.withdraw(id);
-    }
-
-    /// Asks the NOS for a container's ports and waits for its answer.
-    fn register(&mut self, id: AttachmentId, config: &Container) -> Result<(), DaemonError> {
-        let attachment = container::attachment(id, config);
-        let sent = self.plane.on_relay(move |relay| relay.attach(attachment))?;
-        sent.map_err(|error| DaemonError::container(config, error))?;
-        self.await_registration(id, config)
-    }
-
-    fn await_registration(
-        &mut self,
-        id: AttachmentId,
-        config: &Container,
-    ) -> Result<(), DaemonError> {
-        let deadline = Instant::now() + REGISTRATION_TIMEOUT;
-        loop {
-            let Ok(event) = self.plane.events().recv_deadline(deadline) else {
-                return Err(DaemonError::container(
-                    config,
-                    "the NOS does not answer the registration",
-                ));
-            };
-            match event {
-                Event::Engine(EngineEvent::Relay(RelayEvent::Accepted(of))) if of == id => {
-                    return Ok(());
-                }
-                Event::Engine(EngineEvent::Relay(RelayEvent::Refused(of, reason))) if of == id => {
-                    return Err(DaemonError::container(config, reason));
-                }
-                other => self.backlog.push_back(other),
-            }
-        }
-    }
-
-    /// Deals with what happened on the data threads.
-    fn handle_events(&mut self) -> Result<(), DaemonError> {
-        while let Some(event) = self
-            .backlog
-            .pop_front()
-            .or_else(|| self.plane.events().try_recv().ok())
-        {
-            match event {
-                Event::DeviceGone {
-                    interface,
-                    device,
-                    reason,
-                } => self.device_gone(interface, device, reason),
-                Event::DeviceDown(interface) => self.device_down(interface),
-                Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
-                    uplink,
-                    address,
-                    mac,
-                })) => self.address_conflict(uplink, address, mac),
-                Event::Engine(EngineEvent::Relay(event)) => {
-                    debug!(?event, "nobody waits for this any more");
-                }
-                Event::LoopFailed(why) => {
-                    error!(why, "a data thread failed");
-                    return Err(Stopped.into());
-                }
-            }
+    /// Looks at what happened, and puts it right.
+    fn heal(&mut self) -> Result<(), DaemonError> {
+        let kernel = self.handle_kernel_events();
+        let data = self.handle_data_events()?;
+        let due = self.pause().is_some_and(|pause| pause.is_zero());
+        if kernel || data || due {
+            self.reconcile();
         }
         Ok(())
     }
 
-    /// A device went away by itself, or was taken away because its interface did.
-    fn device_gone(&mut self, interface: Interface, device: LoopDevice, why: &str) {
-        match interface {
-            Interface::Attachment(id) => self.container_gone(id, why),
-            Interface::Uplink(id) => self.uplink_gone(id, why),
+    /// How long nothing that paused has to be tried again.
+    fn pause(&self) -> Option<Duration> {
+        let at = self.reconciler.poll_at()?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    fn check_strictness(&self, strict: bool) -> Result<(), DaemonError> {
+        let standing = &self.reconciler.standing;
+        if !strict || standing.is_empty() {
+            return Ok(());
         }
-        let sink = device.sink;
-        let writer = match interface {
-            Interface::Attachment(id) => {
-                let mut containers = self.containers.iter_mut();
-                let container = containers.find(|container| container.id == id);
-                container.and_then(|container| container.capture.take())
-            }
-            Interface::Uplink(id) => {
-                let uplink = self.uplinks.iter_mut().find(|uplink| uplink.id == id);
-                uplink.and_then(|uplink| uplink.capture.take())
-            }
-        };
-        capture::end(sink, writer);
+        let missing = standing
+            .iter()
+            .map(|(entity, entry)| format!("{entity}: {}", entry.condition.reason()));
+        Err(DaemonError::Strict(missing.collect()))
     }
 
-    /// A container whose namespace was deleted takes its device along. Its ports are free at once.
-    fn container_gone(&mut self, id: AttachmentId, why: &str) {
-        let Some(container) = self
-            .containers
-            .iter_mut()
-            .find(|container| container.id == id)
-        else {
-            return;
-        };
-        container.gone = true;
-        warn!(container = %container.config.name, why, "the container's device is gone; reload to attach it again");
-        if self.plane.on_relay(move |relay| relay.detach(id)).is_err() {
-            warn!("the data thread has stopped");
+    /// Reads the configuration again and follows it. A bad file changes nothing.
+    fn reload(&mut self) {
+        let _ = NotifyState::monotonic_usec_now()
+            .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
+        match Config::load(&self.config_path) {
+            Ok(config) => {
+                for setting in RelayConfig::differences(&self.settings, &config.relay) {
+                    warn!(
+                        key = setting.key,
+                        old = setting.old,
+                        new = setting.new,
+                        "takes effect at the next start"
+                    );
+                }
+                self.follow(config);
+                info!("configuration reloaded");
+            }
+            Err(errors) => error!("the configuration stays as it was:\n{errors}"),
         }
-    }
-
-    /// The NOS tells it once in a while, so this may be logged each time.
-    fn address_conflict(&self, id: UplinkId, address: IpAddr, mac: MacAddr) {
-        let uplink = self.uplinks.iter().find(|uplink| uplink.id == id);
-        let name = uplink.map_or("", |uplink| uplink.config.name.as_str());
-        warn!(uplink = name, %address, %mac, "somebody else uses an address of the NOS");
-    }
-
-    fn uplink_gone(&mut self, id: UplinkId, why: &str) {
-        let Some(uplink) = self.uplinks.iter_mut().find(|uplink| uplink.id == id) else {
-            return;
-        };
-        uplink.gone = true;
-        warn!(uplink = %uplink.config.name, why, "the uplink's device is gone; reload to open it again");
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
 
     fn stop(mut self) {
-        for container in std::mem::take(&mut self.containers) {
-            self.detach(container);
-        }
-        for uplink in self.uplinks {
-            uplink.close(&self.plane);
-        }
-        self.plane.stop();
+        self.reconciler.undo_all(&mut self.live);
+        self.live.stop();
     }
 }
+

@@ -1,0 +1,338 @@
+//! Steps of containers: what they register with the NOS, and their interfaces.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nos_shim::channel::RequestId;
+use nos_shim::ident::{AttachmentId, Interface, MacAddr};
+use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
+use tracing::{info, warn};
+
+use crate::control::attach::{
+    AttachRequest, AttachError, ContainerSpec, DEFAULT_TX_QUEUE_LEN, Detachment, DeviceRequest,
+    ParkedSide, Placement, SideReport, VethPair, attach, detach_all,
+};
+use crate::control::config::{ContainerDevice, Name, NetnsRef};
+use crate::control::kernel::watch::{NameKind, NetnsName};
+use crate::control::kernel::{Namespace, NamespaceError};
+use crate::control::plan::{Change, Claim, ContainerLink};
+use crate::data::device::Inspector;
+use crate::data::engine::EngineEvent;
+use crate::data::event_loop::{AddDeviceError, Event, LoopDevice};
+use crate::data::relay::{AttachmentConfig, AttachmentExchange, RelayEvent};
+
+use super::live::{Live, StepError};
+
+/// How long the NOS may take to answer a registration.
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Changes of what containers have registered.
+pub(super) type ClaimChanges = Vec<(Name, Change<Claim>)>;
+
+/// A container that the NOS knows.
+#[derive(Debug)]
+pub(super) struct LiveContainer {
+    pub(super) id: AttachmentId,
+    pub(super) link: Option<LiveLink>,
+}
+
+/// The interface of a container, and what is inside.
+#[derive(Debug)]
+pub(super) struct LiveLink {
+    side: ParkedSide,
+    veth: Option<VethPair>,
+    pub(super) inspector: Inspector,
+    /// How it was when it was looked at last.
+    pub(super) report: SideReport,
+}
+
+impl LiveLink {
+    /// The kernel's number of the host end of a veth.
+    pub(super) fn host_index(&self) -> Option<u32> {
+        self.veth.as_ref().map(VethPair::host_index)
+    }
+
+    /// Where the container is.
+    ///
+    /// # Errors
+    ///
+    /// The namespace is not found by its name any more.
+    pub(super) fn namespace(&self) -> Result<Namespace, NamespaceError> {
+        self.side.namespace().open()
+    }
+
+    /// What there is to take away, of a device that is `None` if it is away already.
+    pub(super) fn into_detachment(self, device: Option<LoopDevice>) -> Detachment {
+        Detachment {
+            side: Some(self.side),
+            veth: self.veth,
+            device: device.map(|device| device.device),
+        }
+    }
+}
+
+/// The MAC address of the relay on a container's link.
+pub(super) fn relay_mac(name: &Name) -> MacAddr {
+    MacAddr::stable(&format!("relay {name}"))
+}
+
+/// The name of a namespace, for the kernel's watch.
+pub(super) fn netns_name(netns: &NetnsRef) -> NetnsName {
+    match netns {
+        NetnsRef::Path(path) => NetnsName::Path(path.clone()),
+        NetnsRef::Pid(pid) => NetnsName::Process(*pid),
+    }
+}
+
+/// Opens the namespace that a name leads to now.
+pub(super) fn open(netns: &NetnsRef) -> Result<Namespace, NamespaceError> {
+    match netns {
+        NetnsRef::Path(path) => Namespace::open(path),
+        NetnsRef::Pid(pid) => Namespace::of_process(pid.get()),
+    }
+}
+
+impl Live {
+    /// Asks the NOS for a change of who owns which ports, and waits for its answer.
+    pub(super) fn change_claims(&mut self, changes: &ClaimChanges) -> Result<(), StepError> {
+        let mut exchange = AttachmentExchange::default();
+        let mut fresh = Vec::new();
+        for (name, change) in changes {
+            let known = self.containers.get(name).map(|container| container.id);
+            match (&change.new, known) {
+                (Some(new), Some(id)) => exchange.attach.push(attachment(id, name, new)),
+                (Some(new), None) => {
+                    let Some(id) = self.attachment_ids.take() else {
+                        self.release(&fresh);
+                        return Err(StepError::new("all 65,536 attachments are in use"));
+                    };
+                    fresh.push((name.clone(), id));
+                    exchange.attach.push(attachment(id, name, new));
+                }
+                (None, Some(id)) => exchange.detach.push(id),
+                (None, None) => {}
+            }
+        }
+        if let Err(error) = self.exchange(exchange) {
+            self.release(&fresh);
+            return Err(error);
+        }
+        for (name, id) in fresh {
+            self.containers.insert(name, LiveContainer { id, link: None });
+        }
+        for (name, _) in changes.iter().filter(|(_, change)| change.new.is_none()) {
+            if let Some(gone) = self.containers.remove(name) {
+                self.attachment_ids.give_back(gone.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back identifiers whose attachments were refused; the relay lets go of them.
+    fn release(&mut self, fresh: &[(Name, AttachmentId)]) {
+        for &(_, id) in fresh {
+            // It is unknown if the relay never heard of it.
+            let _ = self.plane.on_relay(move |relay| relay.detach(id));
+            self.attachment_ids.give_back(id);
+        }
+    }
+
+    fn exchange(&mut self, exchange: AttachmentExchange) -> Result<(), StepError> {
+        let asked = self.plane.on_relay(move |relay| relay.exchange(exchange))?;
+        self.await_answer(asked.map_err(StepError::new)?)
+    }
+
+    /// Waits for the NOS's decision. What else happens meanwhile is looked at later.
+    fn await_answer(&mut self, request: RequestId) -> Result<(), StepError> {
+        let deadline = Instant::now() + REGISTRATION_TIMEOUT;
+        loop {
+            let Ok(event) = self.plane.events().recv_deadline(deadline) else {
+                return Err(StepError::new("the NOS does not answer the registration"));
+            };
+            match event {
+                Event::Engine(EngineEvent::Relay(RelayEvent::Accepted(of))) if of == request => {
+                    return Ok(());
+                }
+                Event::Engine(EngineEvent::Relay(RelayEvent::Refused(of, refused)))
+                    if of == request =>
+                {
+                    return Err(StepError::new(refused));
+                }
+                other => self.backlog.push_back(other),
+            }
+        }
+    }
+
+    pub(super) fn change_link(
+        &mut self,
+        name: &Name,
+        change: &Change<ContainerLink>,
+    ) -> Result<(), StepError> {
+        match (&change.old, &change.new) {
+            (_, None) => self.detach(std::slice::from_ref(name)).pop().unwrap_or(Ok(())),
+            (None, Some(new)) => self.attach(name, new),
+            (Some(_), Some(new)) => self.update(name, new),
+        }
+    }
+
+    fn attach(&mut self, name: &Name, link: &ContainerLink) -> Result<(), StepError> {
+        let Some(container) = self.containers.get(name) else {
+            return Err(StepError::new("it is not registered"));
+        };
+        let id = container.id;
+        let namespace = open(&link.netns).map_err(StepError::new)?;
+        if namespace.id() != link.namespace {
+            return Err(StepError::new(format_args!("{namespace} is another one by now")));
+        }
+        let attached = attach(&self.host, &namespace, request(name, link));
+        let attached = attached.map_err(StepError::new)?;
+        let (device, side, veth, report) =
+            (attached.device, attached.side, attached.veth, attached.report);
+        let live = LiveLink {
+            side,
+            veth,
+            inspector: device.inspector(),
+            report,
+        };
+        let added = self.plane.add_device(Interface::Attachment(id), LoopDevice::from(device));
+        if let Err(AddDeviceError { device, source }) = added {
+            let detachment = live.into_detachment(device);
+            log_detached(name, detach_all(&self.host, vec![detachment]).pop());
+            return Err(StepError::new(source));
+        }
+        for warning in &live.report.warnings {
+            warn!(container = %name, "{warning}");
+        }
+        info!(container = %name, device = %link.device, netns = %link.netns, "attached");
+        if let Some(container) = self.containers.get_mut(name) {
+            container.link = Some(live);
+        }
+        Ok(())
+    }
+
+    /// Follows a change of addresses, ephemeral range or MTU, and puts back what somebody took away
+    /// inside.
+    fn update(&mut self, name: &Name, link: &ContainerLink) -> Result<(), StepError> {
+        let container = self.containers.get_mut(name);
+        let Some(live) = container.and_then(|container| container.link.as_mut()) else {
+            return Err(StepError::new("it is not attached"));
+        };
+        let spec = spec(name, link);
+        if let Some(veth) = &live.veth
+            && live.side.spec().mtu != spec.mtu
+        {
+            veth.set_mtu(spec.mtu).map_err(StepError::new)?;
+        }
+        let report = live.side.update(spec).map_err(StepError::new)?;
+        for warning in &report.warnings {
+            if !live.report.warnings.contains(warning) {
+                warn!(container = %name, "{warning}");
+            }
+        }
+        if report.changed {
+            info!(container = %name, "changed inside");
+        }
+        live.report = report;
+        Ok(())
+    }
+
+    /// Takes containers' interfaces away. What cannot be undone inside is logged, and the rest is
+    /// undone: a container that goes can always go.
+    pub(super) fn detach(&mut self, names: &[Name]) -> Vec<Result<(), StepError>> {
+        let mut detachments = Vec::with_capacity(names.len());
+        for name in names {
+            let container = self.containers.get_mut(name);
+            let taken = container.and_then(|container| Some((container.id, container.link.take()?)));
+            let detachment = taken.map(|(id, link)| {
+                let device = self.take_device(Interface::Attachment(id));
+                link.into_detachment(device)
+            });
+            detachments.push(detachment.unwrap_or_default());
+        }
+        let outcomes = detach_all(&self.host, detachments);
+        for (name, outcome) in names.iter().zip(outcomes) {
+            log_detached(name, Some(outcome));
+        }
+        names.iter().map(|_| Ok(())).collect()
+    }
+}
+
+fn log_detached(name: &Name, outcome: Option<Result<(), AttachError>>) {
+    match outcome {
+        Some(Ok(())) | None => info!(container = %name, "detached"),
+        // Its namespace ended before it: nothing was left to undo.
+        Some(Err(AttachError::Namespace(error))) => {
+            info!(container = %name, %error, "detached");
+        }
+        Some(Err(error)) => {
+            warn!(container = %name, %error, "not all of the container's side could be undone");
+        }
+    }
+}
+
+/// What the relay has to know of a container.
+fn attachment(id: AttachmentId, name: &Name, claim: &Claim) -> AttachmentConfig {
+    AttachmentConfig {
+        id,
+        name: Arc::from(name.as_str()),
+        vrf: claim.vrf,
+        mac: claim.mac,
+        relay_mac: relay_mac(name),
+        addresses: claim.addresses.clone(),
+        claims: port_claims(claim),
+        mtu: claim.mtu.octets(),
+    }
+}
+
+fn port_claims(claim: &Claim) -> Vec<PortClaim> {
+    let of = |transport, range, kind| PortClaim {
+        transport,
+        range,
+        kind,
+    };
+    let listen = |transport, ranges: &[PortRange]| -> Vec<PortClaim> {
+        let ranges = ranges.iter();
+        ranges
+            .map(|&range| of(transport, range, ClaimKind::Listen))
+            .collect()
+    };
+    let ephemeral = |transport| {
+        let range = claim.ephemeral.into_iter();
+        range.map(move |range| of(transport, range, ClaimKind::Ephemeral))
+    };
+    let mut claims = listen(Transport::Tcp, &claim.tcp);
+    claims.extend(listen(Transport::Udp, &claim.udp));
+    claims.extend(ephemeral(Transport::Tcp));
+    claims.extend(ephemeral(Transport::Udp));
+    claims
+}
+
+fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
+    ContainerSpec {
+        name: name.to_string(),
+        interface: link.interface.clone(),
+        mac: link.mac,
+        mtu: u32::from(link.mtu.octets()),
+        tx_queue_len: DEFAULT_TX_QUEUE_LEN,
+        addresses: link.addresses.clone(),
+        ephemeral: link.ephemeral.map(|range| range.first()..=range.last()),
+    }
+}
+
+fn request(name: &Name, link: &ContainerLink) -> AttachRequest {
+    let noticed = NameKind::of(&netns_name(&link.netns)).end_is_noticed();
+    AttachRequest {
+        spec: spec(name, link),
+        device: match link.device {
+            ContainerDevice::Tap => DeviceRequest::Tap,
+            ContainerDevice::Veth => DeviceRequest::Veth {
+                relay_mac: relay_mac(name),
+            },
+        },
+        offload: link.offload,
+        placement: match noticed {
+            true => Placement::Inside,
+            false => Placement::Moved,
+        },
+    }
+}

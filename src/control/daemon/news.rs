@@ -1,0 +1,258 @@
+//! What the data threads and the kernel tell, and what follows from it.
+
+use std::time::Instant;
+
+use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
+use nos_shim::shim::ShimEvent;
+use tracing::{debug, error, info, warn};
+
+use crate::control::attach::{Detachment, detach_all};
+use crate::control::config::Name;
+use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
+use crate::control::plan::Entity;
+use crate::data::engine::EngineEvent;
+use crate::data::event_loop::{Event, LoopDevice, Stopped};
+
+use super::{Daemon, DaemonError};
+
+impl Daemon {
+    /// Looks at what happened on the data threads. Returns whether something has to be reconciled.
+    pub(super) fn handle_data_events(&mut self) -> Result<bool, DaemonError> {
+        let mut any = false;
+        let mut dead = Vec::new();
+        while let Some(event) = self.live.next_event() {
+            match event {
+                Event::DeviceGone {
+                    interface,
+                    device,
+                    reason,
+                } => {
+                    any = true;
+                    dead.push(self.device_gone(interface, device, reason));
+                }
+                Event::DeviceDown(interface) => debug!(%interface, "down"),
+                Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
+                    uplink,
+                    address,
+                    mac,
+                })) => self.address_conflict(uplink, address, mac),
+                Event::Engine(EngineEvent::Relay(event)) => {
+                    debug!(?event, "nobody waits for this any more");
+                }
+                Event::LoopFailed(why) => {
+                    error!(why, "a data thread failed");
+                    return Err(Stopped.into());
+                }
+            }
+        }
+        // Closing waits for the kernel: all together.
+        for outcome in detach_all(&self.live.host, dead) {
+            if let Err(error) = outcome {
+                debug!(%error, "of a device that has gone");
+            }
+        }
+        Ok(any)
+    }
+
+    /// A device went away by itself: what it was for is not in place any more. Returns what there
+    /// is to close.
+    fn device_gone(&mut self, interface: Interface, device: LoopDevice, why: &str) -> Detachment {
+        if self.live.is_stale(interface) {
+            return closing(device);
+        }
+        match interface {
+            Interface::Attachment(id) => self.container_gone(id, device, why),
+            Interface::Uplink(id) => self.uplink_gone(id, device, why),
+        }
+    }
+
+    /// A container whose namespace was deleted takes its device along; or somebody deleted the
+    /// interface alone.
+    fn container_gone(&mut self, id: AttachmentId, device: LoopDevice, why: &str) -> Detachment {
+        let mut containers = self.live.containers.iter_mut();
+        let Some((name, container)) = containers.find(|(_, container)| container.id == id) else {
+            return closing(device);
+        };
+        let (name, link) = (name.clone(), container.link.take());
+        info!(container = %name, why, "the container's device is gone");
+        self.link_lost(&name);
+        self.end_capture(&Entity::Container(name), device, |device| match link {
+            Some(link) => link.into_detachment(Some(device)),
+            None => closing(device),
+        })
+    }
+
+    fn uplink_gone(&mut self, id: UplinkId, device: LoopDevice, why: &str) -> Detachment {
+        let mut uplinks = self.live.uplinks.iter_mut();
+        let Some((name, uplink)) = uplinks.find(|(_, uplink)| uplink.id == id) else {
+            return closing(device);
+        };
+        let name = name.clone();
+        warn!(uplink = %name, why, "the uplink's device is gone");
+        drop(uplink.device.take());
+        self.live.uplink_lost(&name);
+        self.reconciler.state.devices.remove(&name);
+        self.reconciler
+            .standing
+            .release(&Entity::Device(name.clone()), Instant::now());
+        self.end_capture(&Entity::Uplink(name), device, closing)
+    }
+
+    /// The interface of a container is not there any more.
+    fn link_lost(&mut self, name: &Name) {
+        self.reconciler.state.links.remove(name);
+        self.reconciler.follow_name(name, Instant::now());
+    }
+
+    fn end_capture(
+        &mut self,
+        of: &Entity,
+        mut device: LoopDevice,
+        then: impl FnOnce(LoopDevice) -> Detachment,
+    ) -> Detachment {
+        self.live.finish_capture(of, device.sink.take());
+        self.reconciler.state.captures.remove(of);
+        then(device)
+    }
+
+    /// The NOS tells it once in a while, so this may be logged each time.
+    fn address_conflict(&self, id: UplinkId, address: std::net::IpAddr, mac: MacAddr) {
+        let mut uplinks = self.live.uplinks.iter();
+        let found = uplinks.find(|(_, uplink)| uplink.id == id);
+        let name = found.map_or("", |(name, _)| name.as_str());
+        warn!(uplink = name, %address, %mac, "somebody else uses an address of the NOS");
+    }
+
+    /// Looks at what the kernel tells. Returns whether something has to be reconciled.
+    pub(super) fn handle_kernel_events(&mut self) -> bool {
+        let mut events = Vec::new();
+        self.watch.drain(&mut events);
+        let now = Instant::now();
+        let mut any = false;
+        for event in events {
+            any |= match event {
+                KernelEvent::Link(change) => self.link_changed(change, now),
+                KernelEvent::Inside { key, changes } => {
+                    let Some(name) = self.reconciler.container_of(key).cloned() else {
+                        continue;
+                    };
+                    if changes.contains(InsideChanges::ENDED) {
+                        self.reconciler.inside_ended(key);
+                        self.reconciler.follow_name(&name, now);
+                    }
+                    self.look_inside(&name, now);
+                    true
+                }
+                KernelEvent::Name { key } => {
+                    let Some(name) = self.reconciler.container_of(key).cloned() else {
+                        continue;
+                    };
+                    self.reconciler.follow_name(&name, now);
+                    true
+                }
+                KernelEvent::Overrun => {
+                    self.reconciler.look_at_all(now);
+                    self.reconciler.release_uplinks(now);
+                    self.refresh_uplinks();
+                    true
+                }
+            };
+        }
+        any
+    }
+
+    /// Something changed inside a container. An interface that was deleted is made anew.
+    fn look_inside(&mut self, name: &Name, now: Instant) {
+        let Some(container) = self.live.containers.get_mut(name) else {
+            return self.reconciler.look_inside(name, now);
+        };
+        let gone = container
+            .link
+            .as_ref()
+            .is_some_and(|link| link.inspector.link() == crate::data::device::LinkState::Gone);
+        if !gone {
+            return self.reconciler.look_inside(name, now);
+        }
+        let interface = Interface::Attachment(container.id);
+        if let Some(device) = self.live.take_device(interface) {
+            let reason = "its interface was deleted";
+            let detachment = self.device_gone(interface, device, reason);
+            detach_all(&self.live.host, vec![detachment]);
+        }
+    }
+
+    /// An interface of the host was made, changed or deleted.
+    fn link_changed(&mut self, change: LinkChange, now: Instant) -> bool {
+        let LinkChange { facts, deleted } = change;
+        let index = facts.index;
+        let mut uplinks = self.live.uplinks.iter();
+        let of_uplink = uplinks.find(|(_, uplink)| {
+            let device = uplink.device.as_ref();
+            device.is_some_and(|device| device.facts.index == index)
+        });
+        if let Some((name, uplink)) = of_uplink {
+            let (name, id) = (name.clone(), uplink.id);
+            if !deleted {
+                self.live.follow_link(&name, facts);
+                return true;
+            }
+            let interface = Interface::Uplink(id);
+            if let Some(device) = self.live.take_device(interface) {
+                let gone = self.device_gone(interface, device, "the interface was deleted");
+                detach_all(&self.live.host, vec![gone]);
+            }
+            return true;
+        }
+        if deleted {
+            return self.host_end_deleted(index);
+        }
+        let wanted = self.reconciler.wanted();
+        let is_uplink = wanted.is_some_and(|wanted| {
+            let mut uplinks = wanted.uplinks.iter();
+            uplinks.any(|uplink| uplink.device.interface().as_str() == facts.name)
+        });
+        if is_uplink {
+            self.reconciler.release_uplinks(now);
+        }
+        is_uplink
+    }
+
+    /// The host end of a veth went, with the container or by somebody's hand.
+    fn host_end_deleted(&mut self, index: u32) -> bool {
+        let mut containers = self.live.containers.values();
+        let container = containers.find(|container| {
+            let link = container.link.as_ref();
+            link.and_then(super::containers::LiveLink::host_index) == Some(index)
+        });
+        let Some(id) = container.map(|container| container.id) else {
+            return false;
+        };
+        let interface = Interface::Attachment(id);
+        if let Some(device) = self.live.take_device(interface) {
+            let gone = self.device_gone(interface, device, "the interface was deleted");
+            detach_all(&self.live.host, vec![gone]);
+        }
+        true
+    }
+
+    /// Asks the kernel how the uplinks' interfaces are, after news of them was lost.
+    fn refresh_uplinks(&mut self) {
+        let open = self.live.uplinks.iter();
+        let indices: Vec<_> = open
+            .filter_map(|(name, uplink)| Some((name.clone(), uplink.device.as_ref()?.facts.index)))
+            .collect();
+        for (name, index) in indices {
+            if let Ok(Some(facts)) = self.live.host.link_by_index(index) {
+                self.live.follow_link(&name, facts);
+            }
+        }
+    }
+}
+
+/// A device that only has to be closed.
+fn closing(device: LoopDevice) -> Detachment {
+    Detachment {
+        device: Some(device.device),
+        ..Detachment::default()
+    }
+}

@@ -1,0 +1,378 @@
+//! One way for start, reload, healing and stop: what is wanted, as far as it is there, is compared
+//! with what is in place, and the difference carried out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use crate::control::attach;
+use crate::control::config::{Config, Name, UplinkDevice};
+use crate::control::kernel::watch::{KernelWatch, Watched};
+use crate::control::plan::{
+    Entity, LinkPresence, NamespacePresence, Observed, Outcome, State, Want, carry_out, plan,
+    routes_of,
+};
+
+use super::containers::{netns_name, open};
+use super::live::{Live, StepError};
+use super::standing::{Condition, Standing};
+use super::watched::WatchedContainers;
+
+/// Repairs of one container that change something, within [`REPAIR_WINDOW`]. Who undoes them faster
+/// than that is left to it for the rest of the time.
+const REPAIRS: u32 = 20;
+const REPAIR_WINDOW: Duration = Duration::from_secs(10);
+
+/// What is wanted, what is in place, and what has to be looked at.
+#[derive(Debug)]
+pub(super) struct Reconciler {
+    wanted: Option<Config>,
+    pub(super) state: State,
+    pub(super) standing: Standing,
+    watched: WatchedContainers,
+    namespaces: HashMap<Name, NamespacePresence>,
+    /// Containers whose name has to be followed again.
+    names: BTreeSet<Name>,
+    /// Containers whose inside has to be looked at again.
+    repairs: BTreeSet<Name>,
+    paces: HashMap<Name, Pace>,
+}
+
+/// How often a container was repaired lately.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    repairs: u32,
+}
+
+impl Pace {
+    fn allows(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= REPAIR_WINDOW {
+            *self = Self {
+                since: now,
+                repairs: 0,
+            };
+        }
+        self.repairs < REPAIRS
+    }
+}
+
+impl Reconciler {
+    pub(super) fn new() -> Self {
+        Self {
+            wanted: None,
+            state: State::default(),
+            standing: Standing::default(),
+            watched: WatchedContainers::default(),
+            namespaces: HashMap::new(),
+            names: BTreeSet::new(),
+            repairs: BTreeSet::new(),
+            paces: HashMap::new(),
+        }
+    }
+
+    /// The configuration that is wanted, if any.
+    pub(super) fn wanted(&self) -> Option<&Config> {
+        self.wanted.as_ref()
+    }
+
+    /// Wants `config` from now on, all of it looked at anew.
+    pub(super) fn want(&mut self, config: Config, watch: &mut KernelWatch) {
+        let names = config.containers.iter().map(|container| &container.name);
+        self.names = names.clone().cloned().collect();
+        self.repairs.clone_from(&self.names);
+        self.paces.clear();
+        self.standing.release_all();
+        let known: BTreeSet<_> = names.clone().collect();
+        self.namespaces.retain(|name, _| known.contains(name));
+        self.watched.retain(watch, |name| known.contains(name));
+        self.standing.retain(|entity| is_wanted(&config, entity));
+        for container in &config.containers {
+            let watched = self
+                .watched
+                .watch(watch, &container.name, &netns_name(&container.netns));
+            if let Watched::Partly(reason) = watched {
+                info!(container = %container.name, "{reason}");
+            }
+        }
+        self.wanted = Some(config);
+    }
+
+    /// The container of a number that the kernel's watch was given.
+    pub(super) fn container_of(
+        &self,
+        key: crate::control::kernel::watch::WatchKey,
+    ) -> Option<&Name> {
+        self.watched.name_of(key)
+    }
+
+    /// The name of a container's namespace may lead elsewhere.
+    pub(super) fn follow_name(&mut self, name: &Name, now: Instant) {
+        self.names.insert(name.clone());
+        self.standing.release(&Entity::Container(name.clone()), now);
+    }
+
+    /// Something inside a container may have changed.
+    pub(super) fn look_inside(&mut self, name: &Name, now: Instant) {
+        self.repairs.insert(name.clone());
+        self.standing.release(&Entity::Container(name.clone()), now);
+    }
+
+    /// Everything may have changed.
+    pub(super) fn look_at_all(&mut self, now: Instant) {
+        let Some(wanted) = &self.wanted else { return };
+        let names: Vec<_> = wanted
+            .containers
+            .iter()
+            .map(|container| container.name.clone())
+            .collect();
+        for name in names {
+            self.follow_name(&name, now);
+            self.look_inside(&name, now);
+        }
+    }
+
+    /// An interface of the host has changed.
+    pub(super) fn release_uplinks(&mut self, now: Instant) {
+        let Some(wanted) = &self.wanted else { return };
+        for uplink in &wanted.uplinks {
+            let name = &uplink.name;
+            self.standing.release(&Entity::Uplink(name.clone()), now);
+            self.standing.release(&Entity::Device(name.clone()), now);
+        }
+    }
+
+    /// When something that paused is tried again.
+    pub(super) fn poll_at(&self) -> Option<Instant> {
+        let paused = |name: &Name| Some(self.paces.get(name)?.since + REPAIR_WINDOW);
+        let repairs = self.repairs.iter().filter_map(paused).min();
+        [self.standing.poll_at(), repairs]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Brings what is in place in line with what is wanted.
+    pub(super) fn reconcile(&mut self, live: &mut Live, watch: &mut KernelWatch) {
+        let now = Instant::now();
+        self.standing.handle_timeout(now);
+        let Some(config) = self.wanted.clone() else {
+            return;
+        };
+        let observed = self.observe(&config, live);
+        let Want {
+            state: mut wanted,
+            waiting,
+            refused,
+        } = Want::of(&config, &observed);
+        for entity in self.standing.held() {
+            wanted.copy_entity(&entity, &self.state);
+        }
+        self.note(waiting, Condition::Waiting, now);
+        self.note(refused, Condition::Refused, now);
+        let repairs = self.due_repairs(live, now);
+        let groups = plan(&self.state, &wanted, &repairs);
+        let outcome = carry_out(groups, &mut self.state, live);
+        self.digest(outcome, &wanted, now);
+        self.set_routes(&config, live);
+        self.note_repairs(&repairs, live, now);
+        self.watched.watch_inside(watch, live);
+    }
+
+    /// Takes everything away.
+    pub(super) fn undo_all(&mut self, live: &mut Live) {
+        let nothing = State::default();
+        let groups = plan(&self.state, &nothing, &BTreeSet::new());
+        let outcome = carry_out(groups, &mut self.state, live);
+        for failure in outcome.failed {
+            warn!("{}: {}", failure.entity, failure.cause);
+        }
+        self.wanted = None;
+    }
+
+    fn observe(&mut self, config: &Config, live: &Live) -> Observed {
+        let names = std::mem::take(&mut self.names);
+        for container in &config.containers {
+            let known = self.namespaces.contains_key(&container.name);
+            if known && !names.contains(&container.name) {
+                continue;
+            }
+            let presence = match open(&container.netns) {
+                Ok(namespace) => NamespacePresence::Here(namespace.id()),
+                Err(error) => NamespacePresence::Missing(error.to_string()),
+            };
+            self.namespaces.insert(container.name.clone(), presence);
+        }
+        let uplinks = config.uplinks.iter();
+        let links = uplinks.filter_map(|uplink| match &uplink.device {
+            UplinkDevice::Packet(name) => {
+                let presence = link_presence(&uplink.name, name.as_str(), live);
+                Some((uplink.name.clone(), presence))
+            }
+            UplinkDevice::Tap(_) => None,
+        });
+        Observed {
+            host: live.host.namespace().id(),
+            namespaces: self.namespaces.clone(),
+            links: links.collect(),
+        }
+    }
+
+    /// Notes what is not in place, and logs what is new of it.
+    fn note(
+        &mut self,
+        entities: BTreeMap<Entity, String>,
+        condition: fn(String) -> Condition,
+        now: Instant,
+    ) {
+        for (entity, reason) in entities {
+            let held = self.standing.of(&entity).is_some_and(|entry| {
+                entry.condition == condition(reason.clone())
+            });
+            if !held && self.standing.note(entity.clone(), condition(reason.clone()), now) {
+                match condition(String::new()) {
+                    Condition::Waiting(_) => info!("{entity} waits: {reason}"),
+                    Condition::Refused(_) => error!("{entity}: {reason}"),
+                }
+            }
+        }
+    }
+
+    /// Notes what became of a plan.
+    fn digest(&mut self, outcome: Outcome<StepError>, wanted: &State, now: Instant) {
+        for failure in outcome.failed {
+            let reason = failure.cause.to_string();
+            error!("{}: {reason}", failure.entity);
+            for (entity, error) in &failure.not_undone {
+                warn!("{entity} is not as it was: {error}");
+            }
+            for entity in failure.group {
+                let told = match entity == failure.entity {
+                    true => reason.clone(),
+                    false => format!("{}: {reason}", failure.entity),
+                };
+                self.standing.note(entity, Condition::Refused(told), now);
+            }
+        }
+        let (state, held) = (&self.state, self.standing.held());
+        let settled = |entity: &Entity| {
+            let (mut is, mut shall) = (State::default(), State::default());
+            is.copy_entity(entity, state);
+            shall.copy_entity(entity, wanted);
+            is == shall && !held.contains(entity)
+        };
+        let waiting = |entry: &super::standing::Entry| {
+            matches!(entry.condition, Condition::Waiting(_))
+        };
+        let present: Vec<Entity> = self
+            .standing
+            .iter()
+            .filter(|(entity, entry)| {
+                settled(entity) && (!waiting(entry) || !is_away(state, entity))
+            })
+            .map(|(entity, _)| entity.clone())
+            .collect();
+        for entity in present {
+            if self.standing.clear(&entity).is_some() {
+                info!("{entity} is as it is wanted");
+            }
+        }
+    }
+
+    /// Installs the routes whose uplinks the NOS has.
+    fn set_routes(&mut self, config: &Config, live: &mut Live) {
+        let (routes, left) = routes_of(&config.routes, &self.state);
+        if routes == self.state.routes && !live.routes_lost {
+            return;
+        }
+        match live.set_routes(&routes) {
+            Ok(()) => {
+                self.state.routes = routes;
+                self.standing.clear(&Entity::Routes);
+            }
+            Err(error) => {
+                let condition = Condition::Refused(error.to_string());
+                if self.standing.note(Entity::Routes, condition, Instant::now()) {
+                    error!("routes: {error}");
+                }
+            }
+        }
+        for prefix in left {
+            warn!(prefix, "some next hops are left out: the NOS lacks their uplink");
+        }
+    }
+
+    /// Containers to be looked at now. One whose interface has vanished is not repaired but
+    /// attached again.
+    fn due_repairs(&mut self, live: &Live, now: Instant) -> BTreeSet<Name> {
+        let repairs = std::mem::take(&mut self.repairs);
+        let (due, later): (BTreeSet<_>, BTreeSet<_>) = repairs.into_iter().partition(|name| {
+            let pace = self.paces.get_mut(name);
+            pace.is_none_or(|pace| pace.allows(now))
+        });
+        self.repairs = later;
+        let attached = |name: &&Name| {
+            let container = live.containers.get(*name);
+            container.is_some_and(|container| container.link.is_some())
+        };
+        due.iter().filter(attached).cloned().collect()
+    }
+
+    fn note_repairs(&mut self, repaired: &BTreeSet<Name>, live: &Live, now: Instant) {
+        for name in repaired {
+            let container = live.containers.get(name);
+            let link = container.and_then(|container| container.link.as_ref());
+            if link.is_none_or(|link| !link.report.changed) {
+                continue;
+            }
+            let pace = self.paces.entry(name.clone()).or_insert(Pace {
+                since: now,
+                repairs: 0,
+            });
+            pace.repairs += 1;
+            if pace.repairs == REPAIRS {
+                warn!(container = %name, "somebody inside undoes what is repaired; waiting");
+            }
+        }
+    }
+}
+
+/// Whether a configuration still speaks of an entity.
+fn is_wanted(config: &Config, entity: &Entity) -> bool {
+    match entity {
+        Entity::Uplink(name) | Entity::Device(name) => config.uplink(name).is_some(),
+        Entity::Container(name) => config.container(name).is_some(),
+        Entity::Services | Entity::Routes => true,
+    }
+}
+
+/// Whether an entity that waits is still away.
+fn is_away(state: &State, entity: &Entity) -> bool {
+    match entity {
+        Entity::Uplink(name) | Entity::Device(name) => !state.devices.contains_key(name),
+        Entity::Container(name) => !state.links.contains_key(name),
+        Entity::Services | Entity::Routes => false,
+    }
+}
+
+/// Whether an uplink's interface is there: by its name, or, once the uplink is open, under whatever
+/// name it has by now.
+fn link_presence(uplink: &Name, interface: &str, live: &Live) -> LinkPresence {
+    let missing = || LinkPresence::Missing(format!("there is no interface {interface}"));
+    let by_name = match attach::link(live.host.namespace(), interface) {
+        Ok(facts) => facts,
+        Err(error) => return LinkPresence::Missing(error.to_string()),
+    };
+    let open = live.uplinks.get(uplink);
+    let index = open.and_then(|uplink| Some(uplink.device.as_ref()?.facts.index));
+    let renamed = || live.host.link_by_index(index?).ok().flatten();
+    match by_name.or_else(renamed) {
+        None => missing(),
+        Some(facts) => LinkPresence::Here {
+            index: facts.index,
+            mac: facts.mac,
+            mtu: facts.mtu,
+        },
+    }
+}

@@ -1,0 +1,65 @@
+//! Steps of the NOS itself: its services, and static routes.
+
+use nos_shim::fib::{Action, NextHop, NextHops, Route as FibRoute, Source};
+use nos_shim::ident::UplinkId;
+use nos_shim::services::{Service as LocalService, ServiceConfig};
+
+use crate::control::config::{Name, Nos, Route, RouteAction, Service};
+
+use super::live::{Live, StepError};
+
+impl Live {
+    pub(super) fn set_services(&mut self, wanted: &Nos) -> Result<(), StepError> {
+        let config = ServiceConfig {
+            ping: wanted.ping,
+            services: wanted.services.iter().copied().map(local).collect(),
+        };
+        let set = self.plane.on_nos(move |nos| nos.set_services(&config))?;
+        set.map_err(StepError::new)
+    }
+}
+
+fn local(service: Service) -> LocalService {
+    match service {
+        Service::Echo => LocalService::Echo,
+        Service::Discard => LocalService::Discard,
+        Service::Http(port) => LocalService::Http(port),
+    }
+}
+
+/// A static route as the FIB has it.
+pub(super) fn fib_route(
+    route: &Route,
+    uplink: impl Fn(&Name) -> Option<UplinkId>,
+) -> Result<FibRoute, StepError> {
+    let action = match &route.action {
+        RouteAction::Blackhole => Action::Blackhole,
+        RouteAction::Unreachable => Action::Unreachable,
+        RouteAction::Via(hops) => {
+            let hop = |hop: &crate::control::config::NextHop| {
+                let missing = || {
+                    StepError::new(format_args!(
+                        "{}: next hop {}: the NOS has no uplink '{}'",
+                        route.prefix, hop.address, hop.uplink
+                    ))
+                };
+                Ok(NextHop {
+                    gateway: hop.address,
+                    uplink: uplink(&hop.uplink).ok_or_else(missing)?,
+                })
+            };
+            let hops: Result<Vec<_>, StepError> = hops.iter().map(hop).collect();
+            let hops = NextHops::new(hops?);
+            let named = |error| StepError::new(format_args!("{}: {error}", route.prefix));
+            Action::Via(hops.map_err(named)?)
+        }
+    };
+    Ok(FibRoute {
+        vrf: route.vrf,
+        prefix: route.prefix,
+        source: Source::Static {
+            metric: route.metric,
+        },
+        action,
+    })
+}

@@ -1,0 +1,277 @@
+//! Steps of uplinks: what the NOS knows of them, and their devices.
+
+use std::sync::Arc;
+
+use nos_shim::ident::{Interface, UplinkId};
+use nos_shim::offload::Capabilities;
+use nos_shim::shim::{LinkState, UplinkConfig};
+use tracing::{info, warn};
+
+use crate::control::attach::{self, close_all};
+use crate::control::config::{Name, UplinkDevice};
+use crate::control::kernel::LinkFacts;
+use crate::control::kernel::takeover::Takeover;
+use crate::control::plan::{Change, Network, OpenDevice};
+use crate::data::device::{FrameDevice, Inspector, PacketOptions, PacketSocket, open_tap};
+use crate::data::event_loop::{AddDeviceError, LoopDevice, Stopped};
+
+use super::live::{Live, StepError};
+
+/// An uplink that the NOS knows.
+#[derive(Debug)]
+pub(super) struct LiveUplink {
+    pub(super) id: UplinkId,
+    pub(super) network: Network,
+    pub(super) device: Option<LiveDevice>,
+}
+
+/// The device of an uplink.
+#[derive(Debug)]
+pub(super) struct LiveDevice {
+    pub(super) inspector: Inspector,
+    /// The interface, as the kernel told last. It is followed by its index.
+    pub(super) facts: LinkFacts,
+    /// What the NOS was told last.
+    told: LinkState,
+    /// Keeps the kernel from answering what is ours, as long as it lives.
+    _takeover: Option<Takeover>,
+}
+
+/// Whether an interface carries packets.
+fn link_state(facts: &LinkFacts) -> LinkState {
+    match facts.up && facts.operational {
+        true => LinkState::Up,
+        false => LinkState::Down,
+    }
+}
+
+impl Live {
+    /// Changes what the NOS knows of uplinks, all at once.
+    pub(super) fn change_networks(
+        &mut self,
+        changes: &[(Name, Change<Network>)],
+    ) -> Result<(), StepError> {
+        let mut fresh = Vec::new();
+        let mut configs = Vec::new();
+        for (name, uplink) in &self.uplinks {
+            if !changes.iter().any(|(of, _)| of == name) {
+                configs.push(uplink_config(uplink.id, name, &uplink.network));
+            }
+        }
+        for (name, change) in changes {
+            let Some(new) = &change.new else { continue };
+            let known = self.uplinks.get(name).map(|uplink| uplink.id);
+            let Some(id) = known.or_else(|| self.uplink_ids.take()) else {
+                return Err(StepError::new("all 65,536 uplinks are in use"));
+            };
+            if known.is_none() {
+                fresh.push((name, id));
+            }
+            configs.push(uplink_config(id, name, new));
+        }
+        if let Err(error) = self.publish(configs) {
+            for (_, id) in fresh {
+                self.uplink_ids.give_back(id);
+            }
+            return Err(error);
+        }
+        for (name, id) in fresh {
+            self.know(name, id, changes);
+        }
+        self.note_networks(changes);
+        Ok(())
+    }
+
+    fn publish(&mut self, configs: Vec<UplinkConfig>) -> Result<(), StepError> {
+        let now = self.plane.now();
+        let set = self.plane.on_nos(move |nos| nos.set_uplinks(configs, now))?;
+        set.map_err(StepError::new)
+    }
+
+    fn know(&mut self, name: &Name, id: UplinkId, changes: &[(Name, Change<Network>)]) {
+        let change = changes.iter().find(|(of, _)| of == name);
+        if let Some(network) = change.and_then(|(_, change)| change.new.clone()) {
+            let uplink = LiveUplink {
+                id,
+                network,
+                device: None,
+            };
+            self.uplinks.insert(name.clone(), uplink);
+        }
+    }
+
+    fn note_networks(&mut self, changes: &[(Name, Change<Network>)]) {
+        for (name, change) in changes {
+            match &change.new {
+                Some(new) => {
+                    if let Some(uplink) = self.uplinks.get_mut(name) {
+                        uplink.network.clone_from(new);
+                    }
+                }
+                None => {
+                    self.routes_lost = true;
+                    if let Some(gone) = self.uplinks.remove(name) {
+                        self.uplink_ids.give_back(gone.id);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn change_device(
+        &mut self,
+        name: &Name,
+        change: &Change<OpenDevice>,
+    ) -> Result<(), StepError> {
+        match (&change.old, &change.new) {
+            (_, None) => self.close(name),
+            (None, Some(new)) => self.open(name, new)?,
+            (Some(_), Some(new)) => self.adjust(new)?,
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, name: &Name, wanted: &OpenDevice) -> Result<(), StepError> {
+        let Some(id) = self.uplinks.get(name).map(|uplink| uplink.id) else {
+            return Err(StepError::new("the NOS does not know it"));
+        };
+        let (device, takeover) = match &wanted.device {
+            UplinkDevice::Packet(_) => self.open_packet(wanted)?,
+            UplinkDevice::Tap(_) => (self.open_tap(wanted)?, None),
+        };
+        let inspector = device.inspector();
+        let facts = self.facts_of(wanted)?;
+        let interface = Interface::Uplink(id);
+        let added = self.plane.add_device(interface, LoopDevice::from(device));
+        if let Err(AddDeviceError { device, source }) = added {
+            close_all(device.into_iter().map(|device| device.device).collect());
+            return Err(StepError::new(source));
+        }
+        if !facts.up {
+            warn!(uplink = %name, interface = facts.name, "the interface is down");
+        }
+        info!(uplink = %name, device = %wanted.device, mac = %wanted.mac, "uplink open");
+        if let Some(uplink) = self.uplinks.get_mut(name) {
+            uplink.device = Some(LiveDevice {
+                inspector,
+                facts: facts.clone(),
+                told: LinkState::Down,
+                _takeover: takeover,
+            });
+        }
+        self.follow_link(name, facts);
+        Ok(())
+    }
+
+    fn open_packet(
+        &self,
+        wanted: &OpenDevice,
+    ) -> Result<(Box<dyn FrameDevice>, Option<Takeover>), StepError> {
+        let facts = self.facts_of(wanted)?;
+        let takeover = self.host.take(&facts.name, facts.index);
+        let takeover = takeover.map_err(StepError::new)?;
+        let options = PacketOptions {
+            offload: offloads(wanted.offload),
+            promiscuous: facts.mac != Some(wanted.mac),
+            ..PacketOptions::default()
+        };
+        let open = || PacketSocket::open(&facts.name, options);
+        let socket = self.host.namespace().run(open).map_err(StepError::new)?;
+        Ok((Box::new(socket.map_err(StepError::new)?), Some(takeover)))
+    }
+
+    fn open_tap(&self, wanted: &OpenDevice) -> Result<Box<dyn FrameDevice>, StepError> {
+        let name = wanted.device.interface().as_str();
+        let open = || open_tap(name, offloads(wanted.offload));
+        let opened = self.host.namespace().run(open).map_err(StepError::new)?;
+        let device = opened.map_err(StepError::new)?;
+        // On an error the device is dropped, and the TAP goes with it.
+        attach::bring_up(self.host.namespace(), name, wanted.mtu).map_err(StepError::new)?;
+        Ok(device)
+    }
+
+    /// Of a TAP, the MTU can change while it is open. Other interfaces are somebody else's.
+    fn adjust(&self, wanted: &OpenDevice) -> Result<(), StepError> {
+        let UplinkDevice::Tap(name) = &wanted.device else {
+            return Ok(());
+        };
+        attach::bring_up(self.host.namespace(), name.as_str(), wanted.mtu).map_err(StepError::new)
+    }
+
+    /// What the kernel says of the interface: under its present name, if it was renamed.
+    fn facts_of(&self, wanted: &OpenDevice) -> Result<LinkFacts, StepError> {
+        let name = wanted.device.interface().as_str();
+        let by_name = attach::link(self.host.namespace(), name).map_err(StepError::new)?;
+        let facts = match by_name {
+            Some(facts) if wanted.index == 0 || facts.index == wanted.index => Some(facts),
+            _ => self.host.link_by_index(wanted.index).map_err(StepError::new)?,
+        };
+        facts.ok_or_else(|| StepError::new(format_args!("there is no interface {name}")))
+    }
+
+    /// Closes the device, and gives the interface back to the kernel.
+    fn close(&mut self, name: &Name) {
+        let Some(uplink) = self.uplinks.get_mut(name) else {
+            return;
+        };
+        let (id, open) = (uplink.id, uplink.device.take());
+        self.tell(id, LinkState::Down);
+        let device = self.take_device(Interface::Uplink(id));
+        close_all(device.into_iter().map(|device| device.device).collect());
+        drop(open);
+        info!(uplink = %name, "uplink closed");
+    }
+
+    /// Follows what the kernel says of an uplink's interface: its name, and whether it carries
+    /// packets. While it does not, routes over it are withdrawn.
+    pub(super) fn follow_link(&mut self, name: &Name, facts: LinkFacts) {
+        let Some(uplink) = self.uplinks.get_mut(name) else {
+            return;
+        };
+        let id = uplink.id;
+        let Some(device) = &mut uplink.device else {
+            return;
+        };
+        let state = link_state(&facts);
+        device.facts = facts;
+        if std::mem::replace(&mut device.told, state) == state {
+            return;
+        }
+        if state == LinkState::Down {
+            warn!(uplink = %name, "the link is down; its routes are withdrawn");
+        } else {
+            info!(uplink = %name, "the link is up");
+        }
+        self.tell(id, state);
+        if state == LinkState::Up {
+            // What came in meanwhile gives no edge. A data thread that has stopped needs no waking.
+            let _ = self.plane.wake_device(Interface::Uplink(id));
+        }
+    }
+
+    fn tell(&self, id: UplinkId, state: LinkState) {
+        let now = self.plane.now();
+        match self.plane.on_nos(move |nos| nos.set_link(id, state, now)) {
+            Ok(Ok(())) | Err(Stopped) => {}
+            Ok(Err(error)) => warn!(uplink = %id, %error, "routes are missing"),
+        }
+    }
+}
+
+fn uplink_config(id: UplinkId, name: &Name, network: &Network) -> UplinkConfig {
+    UplinkConfig {
+        id,
+        name: Arc::from(name.as_str()),
+        vrf: network.vrf,
+        mac: network.mac,
+        addresses: network.addresses.clone(),
+        mtu: usize::from(network.mtu),
+    }
+}
+
+fn offloads(wanted: bool) -> Capabilities {
+    match wanted {
+        true => Capabilities::all(),
+        false => Capabilities::empty(),
+    }
+}
