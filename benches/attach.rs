@@ -67,7 +67,13 @@ fn measure(size: usize, veth: bool) {
         .map(|path| Namespace::open(path).expect("a namespace with a name"))
         .collect();
     // As the control thread, which lives on the host.
-    let work = || run(&Host::open(host.clone()).expect("a host"), &containers, veth);
+    let work = || {
+        run(
+            &Host::open(host.clone()).expect("a host"),
+            &containers,
+            veth,
+        )
+    };
     let (attaching, detaching) = host.run(work).expect("the host's namespace");
     println!(
         "| {kind} | {size} | {:.3} s | {:.2} ms | {:.3} s | {:.2} ms |",

@@ -89,7 +89,14 @@ mod tests {
         for dots in [".", ".."] {
             assert_eq!(error(dots), InterfaceNameError::Dots);
         }
-        for (text, character) in [("a/b", '/'), ("a b", ' '), ("a:1", ':'), ("tap%d", '%'), ("a\0b", '\0'), ("éth0", 'é')] {
+        for (text, character) in [
+            ("a/b", '/'),
+            ("a b", ' '),
+            ("a:1", ':'),
+            ("tap%d", '%'),
+            ("a\0b", '\0'),
+            ("éth0", 'é'),
+        ] {
             assert_eq!(error(text), InterfaceNameError::Character(character));
         }
     }

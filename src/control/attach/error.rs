@@ -124,7 +124,10 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoIpv6 { address, reason } => {
-                write!(f, "{address} and other IPv6 addresses are left out: {reason}")
+                write!(
+                    f,
+                    "{address} and other IPv6 addresses are left out: {reason}"
+                )
             }
         }
     }

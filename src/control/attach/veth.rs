@@ -147,7 +147,12 @@ pub(super) fn delete_pairs(host: &Host, mut pairs: Vec<VethPair>) -> Vec<Result<
         .map(|pair| LinkChange::delete(pair.index, &pair.interface))
         .collect();
     let outcomes = host.netlink().submit(&requests.iter().collect::<Vec<_>>());
-    Takeovers::give_back(pairs.iter_mut().filter_map(|pair| pair.takeover.take()).collect());
+    Takeovers::give_back(
+        pairs
+            .iter_mut()
+            .filter_map(|pair| pair.takeover.take())
+            .collect(),
+    );
     outcomes.into_iter().map(tolerate_gone).collect()
 }
 
@@ -158,7 +163,11 @@ fn delete_as_group(netlink: &Netlink, pairs: &[VethPair]) -> Result<(), AttachEr
     };
     let requests: Vec<_> = pairs
         .iter()
-        .map(|pair| LinkChange::of(pair.index).group(group).request(&pair.interface))
+        .map(|pair| {
+            LinkChange::of(pair.index)
+                .group(group)
+                .request(&pair.interface)
+        })
         .collect();
     // One that is gone already is not in the group; that is all right.
     netlink.submit(&requests.iter().collect::<Vec<_>>());

@@ -16,8 +16,7 @@ use super::document::{At, Section};
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{
-    ContainerDevice, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads,
-    UplinkDevice,
+    ContainerDevice, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads, UplinkDevice,
 };
 
 /// The entries that are sound.

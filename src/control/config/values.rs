@@ -14,9 +14,7 @@ use toml::de::DeValue;
 
 use crate::interface_name::InterfaceName;
 
-use super::{
-    ContainerDevice, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
-};
+use super::{ContainerDevice, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice};
 
 /// Characters of a value that errors quote.
 const MAX_QUOTED: usize = 60;

@@ -41,8 +41,8 @@ use thiserror::Error;
 use tracing::{debug, error, info, warn};
 
 use crate::control::api::{self, Request, Server};
-use crate::control::config::{Config, ConfigErrors, Container, Uplink};
 use crate::control::attach::{AttachError, Host};
+use crate::control::config::{Config, ConfigErrors, Container, Uplink};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::data::device::CaptureError;
 use crate::data::engine::EngineEvent;

@@ -192,7 +192,10 @@ impl Owner {
         // All or none: one table that somebody else removed must not keep the others.
         for request in requests.chunks(1) {
             if let Err(Refusal { source, .. }) = transact(&socket, request) {
-                debug!("cannot give an interface back in {}: {source}", self.namespace);
+                debug!(
+                    "cannot give an interface back in {}: {source}",
+                    self.namespace
+                );
             }
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
     AddressScope,
@@ -12,7 +13,6 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::RouteType;
-use netlink_packet_route::RouteNetlinkMessage;
 use nos_shim::ident::MacAddr;
 
 use super::PROTOCOL;
@@ -75,11 +75,7 @@ impl Netlink {
     }
 
     /// Those of `addresses` to which the kernel would not deliver yet.
-    fn not_yet_local(
-        &self,
-        index: u32,
-        addresses: &[IpAddr],
-    ) -> Result<Vec<IpAddr>, NetlinkError> {
+    fn not_yet_local(&self, index: u32, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, NetlinkError> {
         // IPv4 addresses are local at once.
         let asked: Vec<_> = addresses.iter().copied().filter(IpAddr::is_ipv6).collect();
         let types = self.route_types(index, &asked)?;
@@ -156,7 +152,9 @@ impl AddressFacts {
         if let (IpAddr::V4(address), 1..=30) = (self.address, self.prefix_length) {
             let hosts = u32::MAX >> self.prefix_length;
             let broadcast = (u32::from(address) | hosts).into();
-            message.attributes.push(AddressAttribute::Broadcast(broadcast));
+            message
+                .attributes
+                .push(AddressAttribute::Broadcast(broadcast));
         }
         message
     }

@@ -202,11 +202,7 @@ impl Exchange {
     }
 
     /// Sends `count` requests that `write` makes, in one datagram, and collects their answers.
-    fn request(
-        &mut self,
-        count: usize,
-        write: impl Fn(usize, u32, &mut Vec<u8>),
-    ) -> Vec<Answer> {
+    fn request(&mut self, count: usize, write: impl Fn(usize, u32, &mut Vec<u8>)) -> Vec<Answer> {
         let mut out = Vec::with_capacity(count * 128);
         let first = self.sequence.wrapping_add(1);
         for index in 0..count {
@@ -272,7 +268,9 @@ impl Exchange {
             return Ok(());
         }
         if length > self.datagram.len() {
-            return Err(io::Error::other("an answer is longer than the receive buffer"));
+            return Err(io::Error::other(
+                "an answer is longer than the receive buffer",
+            ));
         }
         for_each_message(&self.datagram, &mut take);
         Ok(())

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage, State, Stats64,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, State, Stats64,
 };
 use nos_shim::ident::MacAddr;
 
@@ -46,8 +46,8 @@ pub struct LinkFacts {
 /// Whether an interface speaks IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ipv6State {
-    /// It does.
-    Enabled,
+    /// It does, and makes its link-local address by itself in this way.
+    Enabled(In6AddrGenMode),
     /// `disable_ipv6` is set.
     Disabled,
     /// The kernel has no IPv6, or the interface's MTU is below 1280.
@@ -136,6 +136,12 @@ impl LinkChange {
         self.with(LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd()))
     }
 
+    /// How the kernel makes the link-local address when the interface is set up.
+    pub(crate) fn link_local_by(self, mode: In6AddrGenMode) -> Self {
+        let ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+        self.with(LinkAttribute::AfSpecUnspec(vec![ipv6]))
+    }
+
     pub(crate) fn up(self) -> Self {
         self.administrative(LinkFlags::Up)
     }
@@ -165,12 +171,18 @@ impl LinkChange {
 
     /// The request to change an interface; `what` names it.
     pub(crate) fn request(self, what: &str) -> Request {
-        Request::change(format!("set up {what}"), RouteNetlinkMessage::SetLink(self.0))
+        Request::change(
+            format!("set up {what}"),
+            RouteNetlinkMessage::SetLink(self.0),
+        )
     }
 
     /// The request to make an interface.
     pub(crate) fn create(self, what: &str) -> Request {
-        Request::create(format!("create {what}"), RouteNetlinkMessage::NewLink(self.0))
+        Request::create(
+            format!("create {what}"),
+            RouteNetlinkMessage::NewLink(self.0),
+        )
     }
 
     /// The request to delete an interface.
@@ -210,8 +222,14 @@ impl Netlink {
         &self,
         selectors: &[LinkSelector<'_>],
     ) -> Result<Vec<Option<LinkFacts>>, NetlinkError> {
-        let questions: Vec<_> = selectors.iter().map(|selector| selector.question()).collect();
-        let names: Vec<_> = selectors.iter().map(|selector| selector.describe()).collect();
+        let questions: Vec<_> = selectors
+            .iter()
+            .map(|selector| selector.question())
+            .collect();
+        let names: Vec<_> = selectors
+            .iter()
+            .map(|selector| selector.describe())
+            .collect();
         let answers = self.ask(&format!("look up {}", names.join(" and ")), &questions);
         answers
             .into_iter()
@@ -336,17 +354,20 @@ fn ipv6_state(families: &[AfSpecUnspec]) -> Ipv6State {
         AfSpecUnspec::Inet6(attributes) => Some(attributes),
         _ => None,
     });
-    let settings = of_ipv6.and_then(|attributes| {
-        attributes.iter().find_map(|attribute| match attribute {
-            AfSpecInet6::DevConf(settings) => Some(settings),
-            _ => None,
-        })
-    });
-    match settings {
-        None => Ipv6State::Absent,
-        Some(settings) if settings.disable_ipv6 != 0 => Ipv6State::Disabled,
-        Some(_) => Ipv6State::Enabled,
+    let Some(attributes) = of_ipv6 else {
+        return Ipv6State::Absent;
+    };
+    let mut mode = In6AddrGenMode::Eui64;
+    for attribute in attributes {
+        match attribute {
+            AfSpecInet6::DevConf(settings) if settings.disable_ipv6 != 0 => {
+                return Ipv6State::Disabled;
+            }
+            AfSpecInet6::AddrGenMode(present) => mode = *present,
+            _ => {}
+        }
     }
+    Ipv6State::Enabled(mode)
 }
 
 impl LinkStatistics {
