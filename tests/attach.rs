@@ -12,13 +12,21 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nos_relay::control::attach::{
-    AttachError, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN, Host, VethPair, host_end_name,
-    link, link_statistics, make_room,
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
-use nos_relay::control::kernel::InterfaceName;
+use nos_relay::control::attach::{
+    AttachError, AttachRequest, Attached, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN,
+    Detachment, DeviceRequest, Families, Host, Placement, VethPair, Warning, attach, close_all,
+    detach_all, host_end_name, link, link_statistics, make_room,
+};
+use nos_relay::control::kernel::{InterfaceName, Namespace};
+use nos_relay::data::device::Link;
 use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
 use nos_shim::ident::MacAddr;
 use support::{lab_test, skip};
@@ -521,5 +529,382 @@ lab_test! {
         lab.container.run(flood).unwrap();
         let statistics = link_statistics(lab.container.namespace(), "eth0").unwrap();
         assert!(statistics.tx_dropped > 100, "{statistics:?}");
+    }
+}
+
+// Attaching whole containers
+
+/// Each way to attach that this kernel gives.
+fn ways() -> Vec<(DeviceRequest, Placement)> {
+    let relay_mac = MacAddr::stable("relay");
+    let veth = (DeviceRequest::Veth { relay_mac }, Placement::Inside);
+    if let Err(error) = tun_access() {
+        skip(&format!("TAP: /dev/net/tun cannot be opened: {error}"));
+        return vec![veth];
+    }
+    vec![
+        (DeviceRequest::Tap, Placement::Inside),
+        (DeviceRequest::Tap, Placement::Moved),
+        veth,
+    ]
+}
+
+impl Lab {
+    /// The container by a name that leads to it as long as this value lives.
+    fn named(&self) -> Namespace {
+        Namespace::open(self.container.path()).unwrap()
+    }
+
+    fn attach(
+        &self,
+        spec: ContainerSpec,
+        way: (DeviceRequest, Placement),
+    ) -> Result<Attached, AttachError> {
+        let (device, placement) = way;
+        let request = AttachRequest {
+            spec,
+            device,
+            offload: true,
+            placement,
+        };
+        attach(&self.relay, &self.named(), request)
+    }
+
+    fn detach(&self, attached: Attached) {
+        let outcomes = detach_all(&self.relay, vec![attached.into_detachment()]);
+        assert!(matches!(outcomes[..], [Ok(())]), "{outcomes:?}");
+    }
+
+    /// A socket that receives all news of links, addresses and routes inside.
+    fn news(&self) -> OwnedFd {
+        // RTMGRP_LINK, RTMGRP_IPV4_IFADDR and _ROUTE, RTMGRP_IPV6_IFADDR and _ROUTE.
+        const ALL: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+        self.container
+            .run(|| {
+                let news = socket(
+                    AddressFamily::Netlink,
+                    SockType::Raw,
+                    SockFlag::SOCK_NONBLOCK,
+                    SockProtocol::NetlinkRoute,
+                )
+                .unwrap();
+                bind(news.as_raw_fd(), &NetlinkAddr::new(0, ALL)).unwrap();
+                news
+            })
+            .unwrap()
+    }
+
+    fn has_way_out(&self, remote: &str) -> bool {
+        self.source(remote).is_ok()
+    }
+}
+
+const OUTSIDE: [&str; 2] = ["198.51.100.9:53", "[2001:db8:ffff::9]:53"];
+const BOTH: Families = Families {
+    ipv4: true,
+    ipv6: true,
+};
+
+lab_test! {
+    fn every_way_attaches_and_leaves_no_trace() {
+        let lab = Lab::new();
+        let before = lab.snapshot();
+        for way in ways() {
+            let attached = lab.attach(spec(), way).unwrap();
+            assert_configured(&lab);
+            let eth0 = lab.container.link("eth0").unwrap().unwrap();
+            let report = &attached.report;
+            assert_eq!((report.interface.as_str(), report.index, report.mtu), ("eth0", eth0.index, 1400));
+            assert_eq!((report.up, report.families, report.changed), (true, BOTH, true));
+            assert_eq!(report.warnings, []);
+            assert_eq!(attached.veth.is_some(), matches!(way.0, DeviceRequest::Veth { .. }));
+            lab.detach(attached);
+            assert_eq!(lab.snapshot(), before, "{way:?}");
+            assert!(lab.host.link(&host_end_name("web")).unwrap().is_none());
+        }
+    }
+}
+
+lab_test! {
+    fn a_failed_attachment_leaves_no_trace() {
+        let lab = Lab::new();
+        let other = LabNamespace::new("other").unwrap();
+        veth((&lab.container, "eth7"), (&other, "far")).unwrap();
+        lab.container.add_address("eth7", "192.0.2.1/24".parse().unwrap()).unwrap();
+        lab.container.add_route("0.0.0.0/0".parse().unwrap(), "192.0.2.2".parse().unwrap()).unwrap();
+        let before = lab.snapshot();
+        for way in ways() {
+            let error = lab.attach(spec(), way).unwrap_err();
+            assert!(matches!(error, AttachError::ForeignRoute { .. }), "{error}");
+            assert_eq!(lab.snapshot(), before, "{way:?}");
+            assert!(lab.host.link(&host_end_name("web")).unwrap().is_none());
+        }
+    }
+}
+
+lab_test! {
+    fn only_a_tap_opened_inside_keeps_the_namespace_alive() {
+        if ways().len() < 2 { return };
+        let lab = Lab::new();
+        let attached = lab.attach(spec(), (DeviceRequest::Tap, Placement::Inside)).unwrap();
+        let moved = Lab::beside(&lab.host, "moved");
+        let other = ContainerSpec { name: "db".to_owned(), ..spec() };
+        let attached_moved = moved.attach(other, (DeviceRequest::Tap, Placement::Moved)).unwrap();
+        let [mut inside, mut outside] = [attached.device, attached_moved.device];
+        drop((lab, moved));
+        let gone = |device: &dyn nos_relay::data::device::FrameDevice| {
+            let mut fds = [PollFd::new(device.fd().unwrap(), PollFlags::POLLPRI)];
+            let ready = poll(&mut fds, PollTimeout::from(5000_u16)).unwrap();
+            assert_eq!(ready, 1, "the interface lives on");
+        };
+        // The kernel deletes the interface with the namespace, and wakes who polls the device.
+        while outside.link() != Link::Gone {
+            gone(&*outside);
+        }
+        assert_eq!(inside.link(), Link::Up);
+        close_all(vec![inside, outside]);
+    }
+}
+
+lab_test! {
+    fn many_are_detached_at_once_and_none_keeps_the_others() {
+        let host = LabNamespace::new("host").unwrap();
+        let ways = ways();
+        let mut labs: Vec<_> = (0..12).map(|_| Lab::beside(&host, "container")).collect();
+        let before: Vec<_> = labs.iter().map(Lab::snapshot).collect();
+        let detachments: Vec<Detachment> = labs.iter().enumerate().map(|(number, lab)| {
+            let numbered = ContainerSpec { name: format!("web{number}"), ..spec() };
+            lab.attach(numbered, ways[number % ways.len()]).unwrap().into_detachment()
+        }).collect();
+        // One has lost its interface, another its name; the others are well.
+        labs[1].container.set_down("eth0").unwrap();
+        let last = ways.len() - 1;
+        labs[last].container.delete_link("eth0").unwrap();
+        let mut gone = labs.pop().unwrap();
+        gone.container = LabNamespace::new("successor").unwrap();
+        let outcomes = detach_all(&labs[0].relay, detachments);
+        assert_eq!(outcomes.len(), 12);
+        let (lost, kept) = outcomes.split_last().unwrap();
+        assert!(lost.as_ref().is_err_and(AttachError::is_namespace_gone), "{lost:?}");
+        for (number, (outcome, lab)) in kept.iter().zip(&labs).enumerate() {
+            assert!(outcome.is_ok(), "{number}: {outcome:?}");
+            assert_eq!(lab.snapshot(), before[number], "{number}");
+            assert!(host.link(&host_end_name(&format!("web{number}"))).unwrap().is_none());
+        }
+        // Of the one without a name, the pair or the device went all the same.
+        assert!(host.link(&host_end_name("web11")).unwrap().is_none());
+    }
+}
+
+lab_test! {
+    fn detaching_many_leaves_groups_of_others_alone() {
+        let host = LabNamespace::new("host").unwrap();
+        let far = LabNamespace::new("far").unwrap();
+        veth((&host, "other"), (&far, "eth0")).unwrap();
+        // The very group that would be chosen first.
+        host.set_group("other", 0x6e72_0000).unwrap();
+        let labs: Vec<_> = (0..6).map(|_| Lab::beside(&host, "container")).collect();
+        let way = (DeviceRequest::Veth { relay_mac: MacAddr::stable("relay") }, Placement::Inside);
+        let detachments: Vec<_> = labs.iter().enumerate().map(|(number, lab)| {
+            let numbered = ContainerSpec { name: format!("web{number}"), ..spec() };
+            lab.attach(numbered, way).unwrap().into_detachment()
+        }).collect();
+        for outcome in detach_all(&labs[0].relay, detachments) {
+            outcome.unwrap();
+        }
+        assert!(host.link("other").unwrap().is_some());
+        for number in 0..6 {
+            assert!(host.link(&host_end_name(&format!("web{number}"))).unwrap().is_none());
+        }
+    }
+}
+
+lab_test! {
+    fn without_ipv6_a_container_has_ipv4_until_ipv6_comes() {
+        for way in ways() {
+            let lab = Lab::new();
+            // As docker does.
+            for interface in ["all", "default", "lo"] {
+                lab.container.sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1").unwrap();
+            }
+            let mut attached = lab.attach(spec(), way).unwrap();
+            let [Warning::NoIpv6 { address, reason }] = &attached.report.warnings[..] else {
+                panic!("{:?}", attached.report);
+            };
+            assert_eq!(*address, "2001:db8:1::1".parse::<IpAddr>().unwrap());
+            assert!(reason.contains("net/ipv6/conf/lo/disable_ipv6"), "{reason}");
+            assert_eq!(attached.report.families, Families { ipv4: true, ipv6: false });
+            assert_eq!(lab.source(OUTSIDE[0]).unwrap().ip(), addresses(&["203.0.113.1"])[0]);
+            assert!(!lab.has_way_out(OUTSIDE[1]));
+            // As long as nothing changes, there is nothing to do.
+            let report = attached.side.repair().unwrap();
+            assert!(!report.changed && report.warnings.len() == 1, "{report:?}");
+
+            lab.container.sysctl("net/ipv6/conf/all/disable_ipv6", "0").unwrap();
+            let report = attached.side.repair().unwrap();
+            assert_eq!((report.changed, report.families, report.warnings), (true, BOTH, Vec::new()));
+            assert_configured(&lab);
+            lab.detach(attached);
+        }
+    }
+}
+
+lab_test! {
+    fn ipv6_that_is_off_on_the_interface_alone_is_noticed() {
+        let lab = Lab::new();
+        lab.container.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        for way in ways() {
+            let attached = lab.attach(spec(), way).unwrap();
+            let [Warning::NoIpv6 { reason, .. }] = &attached.report.warnings[..] else {
+                panic!("{:?}", attached.report);
+            };
+            assert!(reason.contains("net/ipv6/conf/eth0/disable_ipv6"), "{reason}");
+            assert!(lab.has_way_out(OUTSIDE[0]) && !lab.has_way_out(OUTSIDE[1]));
+            lab.detach(attached);
+        }
+        let v6 = ContainerSpec { addresses: addresses(&["2001:db8:1::1"]), ..spec() };
+        let before = lab.snapshot();
+        for way in ways() {
+            let error = lab.attach(v6.clone(), way).unwrap_err();
+            assert!(matches!(error, AttachError::NoIpv6 { .. }), "{error}");
+            assert_eq!(lab.snapshot(), before, "{way:?}");
+        }
+    }
+}
+
+lab_test! {
+    fn the_relays_own_namespace_is_refused() {
+        let lab = Lab::new();
+        let mut child = Command::new("cat");
+        child.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = lab.host.spawn(child).unwrap();
+        let host = Lab { container: lab.host.clone(), ..Lab::beside(&lab.host, "unused") };
+        let before = host.snapshot();
+        for own in [Namespace::open(lab.host.path()).unwrap(), Namespace::of_process(child.id()).unwrap()] {
+            for (device, placement) in ways() {
+                let request = AttachRequest { spec: spec(), device, offload: true, placement };
+                let error = attach(&lab.relay, &own, request).unwrap_err();
+                assert!(matches!(error, AttachError::OwnNamespace { .. }), "{error}");
+                assert!(error.to_string().contains("is nos-relay's own"), "{error}");
+            }
+        }
+        assert_eq!(host.snapshot(), before);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+}
+
+lab_test! {
+    fn a_renamed_interface_is_still_ours() {
+        for way in ways() {
+            let lab = Lab::new();
+            let mut attached = lab.attach(spec(), way).unwrap();
+            let index = attached.report.index;
+            lab.container.set_down("eth0").unwrap();
+            lab.container.rename("eth0", "wan").unwrap();
+            lab.container.set_mtu("wan", 1300).unwrap();
+            lab.container.set_up("wan").unwrap();
+            let report = attached.side.repair().unwrap();
+            assert_eq!((report.interface.as_str(), report.index), ("wan", index));
+            assert_eq!((report.up, report.mtu, report.changed), (true, 1400, true));
+            assert_eq!(lab.container.link("wan").unwrap().unwrap().mtu, 1400);
+            assert!(OUTSIDE.iter().all(|remote| lab.has_way_out(remote)));
+            assert!(!attached.side.repair().unwrap().changed);
+            lab.detach(attached);
+            assert!(lab.container.link("wan").unwrap().is_none());
+        }
+    }
+}
+
+lab_test! {
+    fn an_interface_that_somebody_set_down_stays_down() {
+        for way in ways() {
+            let lab = Lab::new();
+            let mut attached = lab.attach(spec(), way).unwrap();
+            lab.container.set_down("eth0").unwrap();
+            for _ in 0..2 {
+                let report = attached.side.repair().unwrap();
+                assert_eq!((report.up, report.families), (false, Families::default()));
+                assert!(!lab.container.link("eth0").unwrap().unwrap().up);
+                assert!(!lab.has_way_out(OUTSIDE[0]));
+            }
+            lab.container.set_up("eth0").unwrap();
+            let report = attached.side.repair().unwrap();
+            assert_eq!((report.up, report.families, report.changed), (true, BOTH, true));
+            assert_configured(&lab);
+        }
+    }
+}
+
+lab_test! {
+    fn what_vanished_is_put_back_and_what_others_made_stays() {
+        for way in ways() {
+            let lab = Lab::new();
+            let mut attached = lab.attach(spec(), way).unwrap();
+            let container = &lab.container;
+            container.delete_default_route("eth0", "203.0.113.1".parse().unwrap()).unwrap();
+            container.delete_address("lo", "2001:db8:1::1/128".parse().unwrap()).unwrap();
+            container.add_address("eth0", "192.0.2.1/24".parse().unwrap()).unwrap();
+            container.add_address("lo", "192.0.2.55/32".parse().unwrap()).unwrap();
+            container.add_route("198.51.100.0/24".parse().unwrap(), "192.0.2.2".parse().unwrap()).unwrap();
+            assert!(attached.side.repair().unwrap().changed);
+            assert_configured_except_source(&lab);
+            assert!(container.addresses("eth0").unwrap().contains(&"192.0.2.1/24".parse().unwrap()));
+            assert!(container.addresses("lo").unwrap().contains(&"192.0.2.55/32".parse().unwrap()));
+            // By the route of others.
+            assert_eq!(lab.source(OUTSIDE[0]).unwrap().ip(), addresses(&["192.0.2.1"])[0]);
+        }
+    }
+}
+
+/// Both families have a way out, by the shared addresses.
+fn assert_configured_except_source(lab: &Lab) {
+    for (remote, expected) in [
+        ("8.8.8.8:53", "203.0.113.1"),
+        ("[2001:db8:ffff::9]:53", "2001:db8:1::1"),
+    ] {
+        let source = lab.source(remote).unwrap();
+        assert_eq!(source.ip(), expected.parse::<IpAddr>().unwrap());
+    }
+}
+
+lab_test! {
+    fn a_healthy_container_is_only_read() {
+        for way in ways() {
+            let lab = Lab::new();
+            let mut attached = lab.attach(spec(), way).unwrap();
+            lab.container.wait_operational("eth0", LIMIT).unwrap();
+            let news = lab.news();
+            for _ in 0..3 {
+                let report = attached.side.repair().unwrap();
+                assert_eq!((report.changed, report.up, report.families), (false, true, BOTH));
+            }
+            // The kernel tells of a change before it acknowledges it.
+            let heard = recv(news.as_raw_fd(), &mut [0; 4096], MsgFlags::empty());
+            assert_eq!(heard, Err(nix::Error::EAGAIN), "{way:?}");
+            // It would have been heard.
+            lab.container.set_mtu("eth0", 1300).unwrap();
+            assert!(recv(news.as_raw_fd(), &mut [0; 4096], MsgFlags::empty()).is_ok());
+        }
+    }
+}
+
+lab_test! {
+    fn attaching_drops_no_packet() {
+        for way in ways() {
+            // The kernel's first packets raced with the interface coming up.
+            for _ in 0..20 {
+                let lab = Lab::new();
+                // As outside of a lab.
+                lab.container.sysctl("net/ipv6/conf/default/router_solicitations", "3").unwrap();
+                let attached = lab.attach(spec(), way).unwrap();
+                // It has announced the link-local address (RFC 4861 section 6.3.7).
+                let mut fds = [PollFd::new(attached.device.fd().unwrap(), PollFlags::POLLIN)];
+                poll(&mut fds, PollTimeout::from(5000_u16)).unwrap();
+                let statistics = link_statistics(lab.container.namespace(), "eth0").unwrap();
+                assert_eq!(statistics.tx_dropped, 0, "{way:?}");
+                lab.detach(attached);
+            }
+        }
     }
 }

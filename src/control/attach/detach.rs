@@ -40,8 +40,8 @@ impl std::fmt::Debug for Detachment {
 /// Takes many containers' sides away, and says of each what came of it. What cannot be undone of
 /// one keeps neither its other parts nor the other containers.
 ///
-/// A container whose namespace has gone is an error of the kind [`AttachError::Namespace`]: nothing
-/// was left to undo inside.
+/// A container whose namespace has gone is an error too, see [`AttachError::is_namespace_gone`]:
+/// nothing was left to undo inside.
 pub fn detach_all(host: &Host, detachments: Vec<Detachment>) -> Vec<Result<(), AttachError>> {
     let mut sides = Vec::with_capacity(detachments.len());
     let mut pairs = Vec::with_capacity(detachments.len());

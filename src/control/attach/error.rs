@@ -7,21 +7,15 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use crate::control::kernel::takeover::TakeoverError;
-use crate::control::kernel::{NamespaceError, NetlinkError, NetlinkOpenError};
+use crate::control::kernel::{KernelError, from_kernel_errors};
 use crate::data::device::OpenError;
 
 /// Why a container could not be attached, changed or detached.
 #[derive(Debug, Error)]
 pub enum AttachError {
-    /// The namespace cannot be opened or entered.
+    /// A namespace cannot be entered, asked or changed.
     #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// No netlink socket.
-    #[error(transparent)]
-    Open(#[from] NetlinkOpenError),
-    /// The kernel refused a change.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Kernel(#[from] KernelError),
     /// The host end of a veth cannot be kept from the kernel's IP stack.
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
@@ -105,6 +99,17 @@ pub enum AttachError {
     /// An update names another attachment or interface; that takes a new attachment.
     #[error("attachment '{0}' cannot change its name or interface while attached")]
     Identity(String),
+}
+
+from_kernel_errors!(AttachError);
+
+impl AttachError {
+    /// Whether the container's namespace cannot be opened or entered any more: it has ended, or
+    /// its name leads elsewhere by now. There is nothing to change or undo in it then.
+    #[must_use]
+    pub fn is_namespace_gone(&self) -> bool {
+        matches!(self, Self::Kernel(KernelError::Namespace(_)))
+    }
 }
 
 /// A part of what was asked for that the container does not get, while the rest works.

@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use netlink_packet_route::link::In6AddrGenMode;
+
 use super::interior::Found;
 use super::mark::{Mark, is_marked};
 use super::{AttachError, ContainerSpec, Warning};
@@ -179,19 +181,43 @@ impl Plan {
         if !change.is_empty() {
             self.step(change.request(&link.name));
         }
-        if addresses.iter().any(IpAddr::is_ipv6) && self.up {
-            self.add_link_local(spec.mac.link_local().into(), found);
-        }
-        if self.up && !link.up {
-            // A message of its own, and last: the kernel changes the queue only after it has set
-            // the interface up, and loses what it sends meanwhile.
-            self.step(LinkChange::of(link.index).up().request(&link.name));
+        let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
+        // A message of its own: the kernel changes the queue only after it has set the interface
+        // up, and drops what it sends meanwhile.
+        let up = LinkChange::of(link.index).up().request(&link.name);
+        match (self.up, link.up) {
+            (false, _) => {}
+            (true, true) if ipv6 => self.add_link_local(spec.mac.link_local().into(), found),
+            (true, true) => {}
+            (true, false) if ipv6 => self.set_up_with_link_local(up, spec, found),
+            (true, false) => self.step(up),
         }
     }
 
-    /// Gives the interface the link-local address that the kernel would give it, but without
-    /// duplicate address detection: only the relay is at the other end, and until detection ends
-    /// (1 s) the kernel would not resolve IPv6 neighbors.
+    /// Sets the interface up with the link-local address that the kernel would give it, but
+    /// without duplicate address detection: only the relay is at the other end, and until
+    /// detection ends (1 s) the kernel would not resolve IPv6 neighbors.
+    ///
+    /// The kernel must not make one when the interface comes up, as that would be detected; nor
+    /// may ours be there before, as the kernel would then announce it (by an MLD report and a
+    /// router solicitation) while the interface is still down, and count two dropped packets.
+    fn set_up_with_link_local(&mut self, up: Request, spec: &ContainerSpec, found: &Found) {
+        let link = &found.link;
+        let mode = match link.ipv6 {
+            Ipv6State::Enabled(mode) => mode,
+            // Its MTU was too small until now.
+            Ipv6State::Absent | Ipv6State::Disabled => In6AddrGenMode::Eui64,
+        };
+        let made_by = |mode| {
+            let change = LinkChange::of(link.index).link_local_by(mode);
+            change.request(&link.name)
+        };
+        self.step(made_by(In6AddrGenMode::None));
+        self.step(up);
+        self.add_link_local(spec.mac.link_local().into(), found);
+        self.step(made_by(mode));
+    }
+
     fn add_link_local(&mut self, address: IpAddr, found: &Found) {
         let interface = found.link.index;
         if found.has_address(interface, address) {

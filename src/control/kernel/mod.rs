@@ -1,6 +1,7 @@
 //! What the control plane asks of the kernel: namespaces, netlink, sysctls, interfaces taken over.
 
 pub(crate) mod changes;
+mod error;
 mod namespace;
 pub(crate) mod netlink;
 pub(crate) mod sysctl;
@@ -8,5 +9,7 @@ pub mod takeover;
 pub mod watch;
 
 pub use crate::interface_name::{InterfaceName, InterfaceNameError};
+pub use error::KernelError;
+pub(crate) use error::from_kernel_errors;
 pub use namespace::{Namespace, NamespaceError, NamespaceId, NamespaceName};
-pub use netlink::{LinkFacts, LinkStatistics, NetlinkError, NetlinkOpenError};
+pub use netlink::{LinkFacts, LinkStatistics, NetlinkError};

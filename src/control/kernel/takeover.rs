@@ -37,7 +37,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use crate::control::kernel::netlink::Netlink;
-use crate::control::kernel::{Namespace, NamespaceError, NetlinkError, NetlinkOpenError};
+use crate::control::kernel::{KernelError, Namespace, from_kernel_errors};
 use message::{Answer, Request};
 
 /// Keeps the kernel's IP stack off one interface for as long as it lives.
@@ -71,15 +71,9 @@ struct Owner {
 /// Why an interface could not be taken from the kernel.
 #[derive(Debug, Error)]
 pub enum TakeoverError {
-    /// The namespace cannot be entered.
+    /// A namespace cannot be entered, asked or changed.
     #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// No rtnetlink socket to look up the interface.
-    #[error(transparent)]
-    Open(#[from] NetlinkOpenError),
-    /// There is no such interface.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Kernel(#[from] KernelError),
     /// Another process, or another part of this one, has taken the interface.
     #[error("{interface} in {namespace} is in use: another nos-relay has taken it")]
     Taken {
@@ -120,6 +114,8 @@ pub enum TakeoverError {
         reason: String,
     },
 }
+
+from_kernel_errors!(TakeoverError);
 
 impl Takeovers {
     /// Opens the socket, by a visit to `namespace`.

@@ -56,6 +56,14 @@ impl LabNamespace {
         self.change(interface, LinkChange::down)
     }
 
+    /// Gives an interface, which must be down, another name.
+    ///
+    /// # Errors
+    /// There is no such interface, it is up, or the name is taken.
+    pub fn rename(&self, interface: &str, name: &str) -> Result<(), LabError> {
+        self.change(interface, |link| link.name(name))
+    }
+
     /// Gives an interface a MAC address.
     ///
     /// # Errors
@@ -70,6 +78,14 @@ impl LabNamespace {
     /// There is no such interface, or it cannot carry as much.
     pub fn set_mtu(&self, interface: &str, mtu: u32) -> Result<(), LabError> {
         self.change(interface, |link| link.mtu(mtu))
+    }
+
+    /// Puts an interface in a group of interfaces.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn set_group(&self, interface: &str, group: u32) -> Result<(), LabError> {
+        self.change(interface, |link| link.group(group))
     }
 
     /// Makes a bridge, up.
@@ -108,13 +124,7 @@ impl LabNamespace {
     pub fn add_address(&self, interface: &str, address: IpNet) -> Result<(), LabError> {
         let netlink = self.netlink()?;
         let index = netlink.existing_link(interface)?.index;
-        let facts = AddressFacts {
-            interface: index,
-            address: address.addr(),
-            prefix_length: address.prefix_len(),
-            marked: false,
-        };
-        netlink.call(&facts.add())?;
+        netlink.call(&facts(index, address).add())?;
         Ok(netlink.wait_local(self.namespace(), index, &[address.addr()])?)
     }
 
@@ -142,6 +152,26 @@ impl LabNamespace {
             .ok_or_else(|| LabError::io(format!("route {prefix} via {via}"), mixed_families()))?;
         let request = route.add(&format!("{prefix} via {via}"));
         Ok(self.netlink()?.call(&request)?)
+    }
+
+    /// Removes the default route of the same family as `source` that has it as its source.
+    ///
+    /// # Errors
+    /// There is no such route.
+    pub fn delete_default_route(&self, interface: &str, source: IpAddr) -> Result<(), LabError> {
+        let netlink = self.netlink()?;
+        let index = netlink.existing_link(interface)?.index;
+        Ok(netlink.call(&RouteFacts::our_default(index, source).remove())?)
+    }
+
+    /// Removes an address.
+    ///
+    /// # Errors
+    /// There is no such interface, or it has no such address.
+    pub fn delete_address(&self, interface: &str, address: IpNet) -> Result<(), LabError> {
+        let netlink = self.netlink()?;
+        let index = netlink.existing_link(interface)?.index;
+        Ok(netlink.call(&facts(index, address).remove())?)
     }
 
     /// Adds a permanent neighbor.
@@ -212,6 +242,15 @@ impl LabNamespace {
         let index = netlink.existing_link(interface)?.index;
         let request = change(LinkChange::of(index)).request(interface);
         Ok(netlink.call(&request)?)
+    }
+}
+
+fn facts(interface: u32, address: IpNet) -> AddressFacts {
+    AddressFacts {
+        interface,
+        address: address.addr(),
+        prefix_length: address.prefix_len(),
+        marked: false,
     }
 }
 

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::control::kernel::{NamespaceError, NetlinkError, NetlinkOpenError};
+use crate::control::kernel::{KernelError, from_kernel_errors};
 
 pub use link::veth;
 pub use namespace::LabNamespace;
@@ -41,15 +41,9 @@ pub use topology::Topology;
 /// A network that could not be built, or did not come up.
 #[derive(Debug, Error)]
 pub enum LabError {
-    /// A namespace cannot be made or entered.
+    /// A namespace cannot be entered, asked or changed.
     #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// No netlink socket.
-    #[error(transparent)]
-    Open(#[from] NetlinkOpenError),
-    /// The kernel refused to change the network.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Kernel(#[from] KernelError),
     /// Something else that the kernel refused.
     #[error("{action}: {source}")]
     Io {
@@ -71,6 +65,8 @@ pub enum LabError {
         limit: Duration,
     },
 }
+
+from_kernel_errors!(LabError);
 
 impl From<io::Error> for LabError {
     fn from(source: io::Error) -> Self {

@@ -15,7 +15,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use parking_lot::Mutex;
 
-use super::error::{NetlinkError, NetlinkOpenError, extended_ack};
+use super::error::{NetlinkError, extended_ack};
+use crate::control::kernel::KernelError;
 use crate::control::kernel::namespace::Namespace;
 
 /// Requests in one `send`. Their acknowledgements must fit in the receive buffer together: each
@@ -93,22 +94,24 @@ struct Refusal {
 
 impl Netlink {
     /// Opens a socket by a visit to `namespace`.
-    pub(crate) fn open(namespace: &Namespace) -> Result<Self, NetlinkOpenError> {
-        namespace.run(|| Self::open_here(namespace))?
+    pub(crate) fn open(namespace: &Namespace) -> Result<Self, KernelError> {
+        Ok(namespace.run(|| Self::open_here(namespace))??)
     }
 
     /// Opens a socket on a thread that is in `namespace` already.
-    pub(crate) fn open_here(namespace: &Namespace) -> Result<Self, NetlinkOpenError> {
+    pub(crate) fn open_here(namespace: &Namespace) -> Result<Self, NetlinkError> {
         let label = namespace.to_string();
         match Exchange::open() {
             Ok(exchange) => Ok(Self {
                 namespace: label,
                 exchange: Mutex::new(exchange),
             }),
-            Err(source) => Err(NetlinkOpenError::Socket {
-                namespace: label,
+            Err(source) => Err(NetlinkError::new(
+                "open a netlink socket",
+                &label,
                 source,
-            }),
+                None,
+            )),
         }
     }
 

@@ -4,8 +4,6 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::control::kernel::namespace::NamespaceError;
-
 /// A request that the kernel did not carry out.
 #[derive(Debug, Error)]
 #[error("cannot {action} in {namespace}: {source}{}", detail.as_deref().unwrap_or_default())]
@@ -41,22 +39,6 @@ impl NetlinkError {
     pub(crate) fn is(&self, codes: &[i32]) -> bool {
         self.code().is_some_and(|code| codes.contains(&code))
     }
-}
-
-/// No netlink socket could be had in a namespace.
-#[derive(Debug, Error)]
-pub enum NetlinkOpenError {
-    /// The namespace cannot be entered.
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// The socket cannot be opened.
-    #[error("cannot open a netlink socket in {namespace}: {source}")]
-    Socket {
-        /// Which namespace.
-        namespace: String,
-        /// The kernel's reason.
-        source: io::Error,
-    },
 }
 
 /// The kernel's reason in words, out of the part of an error message that follows the code.

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage, State, Stats64,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, State, Stats64,
 };
 use nos_shim::ident::MacAddr;
 
@@ -46,8 +46,8 @@ pub struct LinkFacts {
 /// Whether an interface speaks IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ipv6State {
-    /// It does.
-    Enabled,
+    /// It does, and makes its link-local address by itself in this way.
+    Enabled(In6AddrGenMode),
     /// `disable_ipv6` is set.
     Disabled,
     /// The kernel has no IPv6, or the interface's MTU is below 1280.
@@ -134,6 +134,12 @@ impl LinkChange {
     /// Moves it into a namespace, which must stay open until the request is made.
     pub(crate) fn into_namespace(self, namespace: &impl AsFd) -> Self {
         self.with(LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd()))
+    }
+
+    /// How the kernel makes the link-local address when the interface is set up.
+    pub(crate) fn link_local_by(self, mode: In6AddrGenMode) -> Self {
+        let ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+        self.with(LinkAttribute::AfSpecUnspec(vec![ipv6]))
     }
 
     pub(crate) fn up(self) -> Self {
@@ -348,17 +354,20 @@ fn ipv6_state(families: &[AfSpecUnspec]) -> Ipv6State {
         AfSpecUnspec::Inet6(attributes) => Some(attributes),
         _ => None,
     });
-    let settings = of_ipv6.and_then(|attributes| {
-        attributes.iter().find_map(|attribute| match attribute {
-            AfSpecInet6::DevConf(settings) => Some(settings),
-            _ => None,
-        })
-    });
-    match settings {
-        None => Ipv6State::Absent,
-        Some(settings) if settings.disable_ipv6 != 0 => Ipv6State::Disabled,
-        Some(_) => Ipv6State::Enabled,
+    let Some(attributes) = of_ipv6 else {
+        return Ipv6State::Absent;
+    };
+    let mut mode = In6AddrGenMode::Eui64;
+    for attribute in attributes {
+        match attribute {
+            AfSpecInet6::DevConf(settings) if settings.disable_ipv6 != 0 => {
+                return Ipv6State::Disabled;
+            }
+            AfSpecInet6::AddrGenMode(present) => mode = *present,
+            _ => {}
+        }
     }
+    Ipv6State::Enabled(mode)
 }
 
 impl LinkStatistics {

@@ -22,8 +22,8 @@ mod route;
 
 pub(crate) use address::AddressFacts;
 pub(crate) use client::{Netlink, Request};
+pub use error::NetlinkError;
 pub(crate) use error::extended_ack;
-pub use error::{NetlinkError, NetlinkOpenError};
 pub(crate) use link::{Ipv6State, LinkChange, LinkSelector};
 pub use link::{LinkFacts, LinkStatistics};
 pub(crate) use route::RouteFacts;
