@@ -292,6 +292,7 @@ impl Path {
             mtu: 1500,
         };
         nos.set_uplink(uplink, NOW).unwrap();
+        nos.set_link(UplinkId(0), LinkState::Up, NOW).unwrap();
         nos.set_capabilities(UplinkId(0), Capabilities::all());
         nos.set_routes(routes).unwrap();
         for id in 0..size.attachments {
@@ -304,9 +305,10 @@ impl Path {
                 addresses: vec![OWN_V4.into(), OWN_V6.into()],
                 claims: size.claims(id),
                 mtu: 1500,
-                capabilities: Capabilities::all(),
             };
             relay.attach(attachment).unwrap();
+            let id = AttachmentId(id);
+            relay.set_capabilities(id, Capabilities::all()).unwrap();
             nos.poll_channel(NOW, 1);
         }
         let engine = Engine::single(relay, nos);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nos_relay::cli::{Cli, Command, Outcome};
-use nos_relay::control::daemon;
+use nos_relay::control::daemon::{self, DaemonOptions};
 use nos_relay::lab::{bench, demo};
 use tracing_subscriber::EnvFilter;
 
@@ -30,7 +30,11 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
     let (mut out, mut err) = (UntilClosed(io::stdout()), UntilClosed(io::stderr()));
     match command {
         Command::Run(run) => {
-            daemon::run(&run.config, &run.control.path)?;
+            daemon::run(&DaemonOptions {
+                config: run.config.clone(),
+                control: run.control.path.clone(),
+                strict: run.strict,
+            })?;
             Ok(Outcome::Success)
         }
         Command::Check(check) => Ok(check.run(&mut out, &mut err)?),

@@ -26,7 +26,7 @@ use nos_relay::control::attach::{
     detach_all, host_end_name, link, link_statistics, make_room,
 };
 use nos_relay::control::kernel::{InterfaceName, Namespace};
-use nos_relay::data::device::Link;
+use nos_relay::data::device::LinkState;
 use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
 use nos_shim::ident::MacAddr;
 use support::{lab_test, skip};
@@ -658,10 +658,10 @@ lab_test! {
             assert_eq!(ready, 1, "the interface lives on");
         };
         // The kernel deletes the interface with the namespace, and wakes who polls the device.
-        while outside.link() != Link::Gone {
+        while outside.inspector().link() != LinkState::Gone {
             gone(&*outside);
         }
-        assert_eq!(inside.link(), Link::Up);
+        assert_eq!(inside.inspector().link(), LinkState::Up);
         close_all(vec![inside, outside]);
     }
 }

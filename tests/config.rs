@@ -6,11 +6,17 @@
     reason = "a test fails by panicking"
 )]
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use nos_relay::control::config::{
-    Config, ConfigErrors, ContainerAspects, ContainerDevice, MAX_TEXT, Mtu, NeedsRestart, NetnsRef,
-    RouteAction, Service, ServiceChanges, Threads, UplinkAspects, UplinkDevice,
+    Config, ConfigErrors, Container, ContainerDevice, MAX_TEXT, Mtu, NeedsRestart, NetnsRef,
+    RelayConfig, RouteAction, Service, Threads, Uplink, UplinkDevice,
 };
-use nos_shim::ident::VrfId;
+use nos_relay::control::kernel::NamespaceId;
+use nos_relay::control::plan::{
+    Entity, LinkPresence, NamespacePresence, Observed, Phase, State, Step, Want, plan, routes_of,
+};
+use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::PortRange;
 use proptest::prelude::*;
 
@@ -504,14 +510,79 @@ fn files_are_loaded_or_say_why_not() {
     );
 }
 
+/// A number that a text has in this process.
+fn number(text: &str) -> u32 {
+    text.bytes().fold(7, |number, octet| {
+        u32::from(octet).wrapping_add(number.wrapping_mul(31))
+    })
+}
+
+/// All that a configuration names, as if it were there.
+fn everything(config: &Config) -> Observed {
+    let namespace = |container: &Container| {
+        let inode = number(&container.netns.to_string());
+        NamespacePresence::Here(NamespaceId::new(1, inode.into()))
+    };
+    let link = |uplink: &Uplink| LinkPresence::Here {
+        index: number(uplink.device.interface().as_str()),
+        mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
+        mtu: 9000,
+    };
+    let containers = config.containers.iter();
+    let uplinks = config.uplinks.iter();
+    Observed {
+        host: NamespaceId::new(0, 0),
+        namespaces: containers
+            .map(|container| (container.name.clone(), namespace(container)))
+            .collect(),
+        links: uplinks
+            .map(|uplink| (uplink.name.clone(), link(uplink)))
+            .collect(),
+    }
+}
+
+/// What a configuration asks for where all of it is there.
+fn state(config: &Config) -> State {
+    let want = Want::of(config, &everything(config));
+    assert_eq!((want.waiting.len(), want.refused.len()), (0, 0));
+    State {
+        routes: routes_of(&config.routes, &want.state).0,
+        ..want.state
+    }
+}
+
+/// What has to be done to get from one configuration to another, for each entity.
+fn changes(old: &Config, new: &Config) -> BTreeMap<String, Vec<Phase>> {
+    let mut changes = BTreeMap::<String, Vec<Phase>>::new();
+    for group in plan(&state(old), &state(new), &BTreeSet::new()) {
+        for (phase, step) in group.steps {
+            let entities = match &step {
+                Step::Claims(changes) => changes.iter().map(|(name, _)| name.to_string()).collect(),
+                Step::Networks(changes) => {
+                    changes.iter().map(|(name, _)| name.to_string()).collect()
+                }
+                Step::Link(name, _) | Step::Device(name, _) => vec![name.to_string()],
+                Step::Capture(Entity::Uplink(name) | Entity::Container(name), _) => {
+                    vec![name.to_string()]
+                }
+                other => vec![other.entity().to_string()],
+            };
+            for entity in entities {
+                changes.entry(entity).or_default().push(phase);
+            }
+        }
+    }
+    changes
+}
+
 #[test]
 fn equal_configurations_do_not_differ() {
     let (old, new) = (config(FULL), config(FULL));
-    assert!(Config::diff(&old, &new).is_empty());
+    assert_eq!(changes(&old, &new), BTreeMap::new());
     // Neither comments nor the order of containers are a change.
     let (web, db) = (
         FULL.find("[[container]]").unwrap(),
-        FULL.find("[[container]]\nname = \"db\"").unwrap(),
+        FULL.rfind("[[container]]").unwrap(),
     );
     let nos = FULL.find("[nos]").unwrap();
     let moved = format!(
@@ -521,106 +592,105 @@ fn equal_configurations_do_not_differ() {
         &FULL[web..db],
         &FULL[nos..]
     );
-    assert!(Config::diff(&old, &config(&moved)).is_empty());
+    assert_eq!(changes(&old, &config(&moved)), BTreeMap::new());
 }
 
 #[test]
 fn each_difference_of_a_container_is_told_apart() {
+    use Phase::{Attach, BeginCaptures, Claim, Detach, EndCaptures};
+    let anew = [EndCaptures, Detach, Attach, BeginCaptures];
+    let other_mac = [EndCaptures, Detach, Claim, Attach, BeginCaptures];
     let old = config(FULL);
-    for (from, to, aspects) in [
+    for (from, to, phases) in [
         (
             "netns = \"/run/netns/C\"",
             "netns = \"/run/netns/D\"",
-            ContainerAspects::DEVICE,
+            &anew[..],
         ),
         (
             "device = \"tap\"\ninterface",
             "device = \"veth\"\ninterface",
-            ContainerAspects::DEVICE,
+            &anew,
         ),
-        (
-            "interface = \"net0\"",
-            "interface = \"net1\"",
-            ContainerAspects::DEVICE,
-        ),
+        ("interface = \"net0\"", "interface = \"net1\"", &anew),
         (
             "mac = \"02:00:5e:10:00:02\"\noffload = false",
             "mac = \"02:00:5e:10:00:03\"\noffload = false",
-            ContainerAspects::DEVICE,
+            &other_mac,
         ),
         (
             "offload = false\ncapture = \"web",
             "offload = true\ncapture = \"web",
-            ContainerAspects::DEVICE,
+            &anew,
         ),
         (
             "[\"203.0.113.1\", \"2001:db8:1::1\"]",
             "[\"203.0.113.1\"]",
-            ContainerAspects::ADDRESSES,
+            &[Claim, Attach],
         ),
         (
             "[\"203.0.113.1\", \"2001:db8:1::1\"]",
             "[\"2001:db8:1::1\", \"203.0.113.1\"]",
-            ContainerAspects::ADDRESSES,
+            &[Claim, Attach],
         ),
-        ("\"179\", 80]", "\"179\"]", ContainerAspects::PORTS),
-        ("udp = [\"20000-20999\"]", "", ContainerAspects::PORTS),
-        ("40000-44999", "40000-45000", ContainerAspects::EPHEMERAL),
-        ("capture = \"web.pcapng\"", "", ContainerAspects::CAPTURE),
+        ("\"179\", 80]", "\"179\"]", &[Claim]),
+        ("udp = [\"20000-20999\"]", "", &[Claim]),
+        ("40000-44999", "40000-45000", &[Claim, Attach]),
+        ("capture = \"web.pcapng\"", "", &[EndCaptures]),
+        ("web.pcapng", "www.pcapng", &[EndCaptures, BeginCaptures]),
         (
             "[\"203.0.113.1\", \"2001:db8:1::1\"]",
             "\"198.51.100.1\"",
-            ContainerAspects::ADDRESSES | ContainerAspects::MTU,
+            &[Claim, Attach],
         ),
     ] {
         assert!(FULL.contains(from), "{from}");
         let new = config(&FULL.replacen(from, to, 1));
-        let changes = Config::diff(&old, &new);
-        let [changed] = &changes.containers.changed[..] else {
-            panic!("{from} to {to}: {changes:?}")
-        };
-        assert_eq!(changed.aspects, aspects, "{from} to {to}");
-        assert_eq!(
-            (changed.old, changed.new),
-            (&old.containers[0], &new.containers[0])
-        );
-        let mut rest = changes.clone();
-        rest.containers.changed.clear();
-        assert!(rest.is_empty(), "{rest:?}");
+        let expected = BTreeMap::from([("web".to_owned(), phases.to_vec())]);
+        assert_eq!(changes(&old, &new), expected, "{from} to {to}");
     }
 }
 
 #[test]
 fn each_difference_of_an_uplink_is_told_apart() {
+    use Phase::{BeginCaptures, Close, EndCaptures, Narrow, Open, Widen};
+    let anew = [EndCaptures, Close, Open, BeginCaptures];
     let old = config(FULL);
-    for (from, to, aspects) in [
-        ("packet:hx", "packet:hy", UplinkAspects::DEVICE),
-        ("packet:hx", "tap:hx", UplinkAspects::DEVICE),
+    for (from, to, phases) in [
+        ("packet:hx", "packet:hy", &anew[..]),
+        ("packet:hx", "tap:hx", &anew),
         (
             "02:00:5e:10:00:01",
             "02:00:5e:10:00:09",
-            UplinkAspects::DEVICE,
+            &[EndCaptures, Close, Widen, Open, BeginCaptures],
         ),
         (
             "offload = false\ncapture = \"/tmp",
             "capture = \"/tmp",
-            UplinkAspects::DEVICE,
+            &anew,
         ),
         (
             "\"2001:db8:1::1/64\"]",
             "\"2001:db8:1::1/64\", \"10.0.0.1/8\"]",
-            UplinkAspects::ADDRESSES,
+            &[Widen],
         ),
-        ("mtu = 9000", "mtu = 8000", UplinkAspects::MTU),
-        ("/tmp/up0.pcapng", "/tmp/up1.pcapng", UplinkAspects::CAPTURE),
+        (
+            "addresses = [\"203.0.113.1/24\", \"2001:db8:1::1/64\"]",
+            "addresses = [\"2001:db8:1::1/64\", \"203.0.113.1/24\"]",
+            &[Narrow],
+        ),
+        ("mtu = 9000", "mtu = 8000", &[Widen]),
+        (
+            "/tmp/up0.pcapng",
+            "/tmp/up1.pcapng",
+            &[EndCaptures, BeginCaptures],
+        ),
     ] {
         assert!(FULL.contains(from), "{from}");
         let new = config(&FULL.replacen(from, to, 1));
-        let changes = Config::diff(&old, &new);
-        let [changed] = &changes.uplinks.changed[..] else {
-            panic!("{from} to {to}: {changes:?}")
-        };
-        assert_eq!(changed.aspects, aspects, "{from} to {to}");
+        let changes = changes(&old, &new);
+        assert_eq!(changes["up0"], phases, "{from} to {to}: {changes:?}");
+        assert!(!changes.contains_key("up1"), "{changes:?}");
     }
 }
 
@@ -631,39 +701,23 @@ fn containers_follow_the_addresses_of_the_nos() {
         "\"2001:db8:1::1/64\"]",
         "\"2001:db8:1::1/64\", \"10.0.0.1/8\"]",
     ));
-    let changes = Config::diff(&old, &new);
-    let [db] = &changes.containers.changed[..] else {
-        panic!("{changes:?}")
-    };
-    assert_eq!(
-        (db.new.name.as_str(), db.aspects),
-        ("db", ContainerAspects::ADDRESSES)
-    );
-    assert_eq!(db.new.addresses.len(), db.old.addresses.len() + 1);
+    let changes = changes(&old, &new);
+    assert_eq!(changes["db"], [Phase::Claim, Phase::Attach]);
+    assert!(!changes.contains_key("web"), "it names its addresses");
+    let of_db = |config: &Config| state(config).claims[&"db".parse().unwrap()].addresses.len();
+    assert_eq!(of_db(&new), of_db(&old) + 1);
 }
 
 #[test]
 fn what_comes_and_goes_is_listed() {
+    use Phase::{Attach, BeginCaptures, BeginServices, Claim, Close, Detach, EndServices, Open};
     let (old, new) = (config(UPLINK), config(FULL));
-    let names = |containers: &[&nos_relay::control::config::Container]| {
-        let names = containers
-            .iter()
-            .map(|container| container.name.to_string());
-        names.collect::<Vec<_>>()
-    };
-    let changes = Config::diff(&old, &new);
-    assert_eq!(names(&changes.containers.added), ["web", "db"]);
-    assert_eq!(changes.uplinks.added, [&new.uplinks[1]]);
-    assert_eq!(changes.routes_added.len(), 4);
-    assert!(changes.routes_removed.is_empty() && changes.containers.removed.is_empty());
-    assert_eq!(
-        changes.services,
-        ServiceChanges {
-            removed: vec![],
-            added: new.nos.services.clone(),
-            ping: Some(false)
-        }
-    );
+    let there = changes(&old, &new);
+    assert_eq!(there["web"], [Claim, Attach, BeginCaptures]);
+    assert_eq!(there["db"], [Claim, Attach]);
+    assert_eq!(there["up1"], [Phase::Widen, Open]);
+    assert_eq!(there["services"], [BeginServices]);
+    assert_eq!(state(&new).routes.len(), 4);
     let restart = |key, old: &str, new: &str| NeedsRestart {
         key,
         old: old.to_owned(),
@@ -674,22 +728,80 @@ fn what_comes_and_goes_is_listed() {
         restart("relay.buffers", "2048", "4096"),
         restart("relay.ring", "8", "64"),
     ];
-    assert_eq!(changes.restart, expected);
+    assert_eq!(RelayConfig::differences(&old.relay, &new.relay), expected);
 
-    let changes = Config::diff(&new, &old);
-    assert_eq!(names(&changes.containers.removed), ["web", "db"]);
-    assert_eq!(changes.uplinks.removed, [&new.uplinks[1]]);
-    assert_eq!(changes.routes_removed.len(), 4);
-    assert_eq!(changes.services.ping, Some(true));
+    let back = changes(&new, &old);
+    assert_eq!(back["web"], [Phase::EndCaptures, Detach, Claim]);
+    assert_eq!(back["db"], [Detach, Claim]);
+    assert_eq!(back["up1"], [Close, Phase::Narrow]);
+    assert_eq!(back["services"], [EndServices, BeginServices]);
+    assert_eq!(state(&old).routes, []);
 }
 
 #[test]
 fn a_renamed_container_is_removed_and_added() {
     let (old, new) = (config(FULL), config(&FULL.replace("\"web\"", "\"www\"")));
-    let changes = Config::diff(&old, &new);
-    assert_eq!(changes.containers.removed, [&old.containers[0]]);
-    assert_eq!(changes.containers.added, [&new.containers[0]]);
-    assert!(changes.containers.changed.is_empty());
+    let changes = changes(&old, &new);
+    assert!(changes["web"].contains(&Phase::Detach));
+    assert!(changes["www"].contains(&Phase::Attach));
+    assert_eq!(changes.len(), 2, "{changes:?}");
+}
+
+#[test]
+fn what_is_not_there_is_waited_for_and_what_cannot_be_is_refused() {
+    let text = FULL.replace("pid = 1234", "netns = \"/proc/self/ns/net\"");
+    let config = config(&text);
+    let mut observed = everything(&config);
+    let [web, db] = [0, 1].map(|index| config.containers[index].name.clone());
+    let missing = NamespacePresence::Missing("no such file".to_owned());
+    observed.namespaces.insert(web.clone(), missing);
+    observed
+        .namespaces
+        .insert(db.clone(), NamespacePresence::Here(observed.host));
+    let gone = LinkPresence::Missing("there is no interface hx".to_owned());
+    let up0 = config.uplinks[0].name.clone();
+    observed.links.insert(up0.clone(), gone);
+    let want = Want::of(&config, &observed);
+    assert_eq!(want.waiting.len(), 2);
+    assert_eq!(want.waiting[&Entity::Container(web)], "no such file");
+    assert_eq!(
+        want.waiting[&Entity::Uplink(up0.clone())],
+        "there is no interface hx"
+    );
+    let refused = &want.refused[&Entity::Container(db.clone())];
+    assert!(refused.contains("nos-relay itself"), "{refused}");
+    assert!(want.state.claims.is_empty() && want.state.links.is_empty());
+    // The NOS has the addresses of an uplink that is away.
+    assert!(want.state.networks.contains_key(&up0));
+    assert!(!want.state.devices.contains_key(&up0));
+}
+
+#[test]
+fn one_namespace_is_one_containers() {
+    let config = config(FULL);
+    let mut observed = everything(&config);
+    let same = observed.namespaces[&config.containers[0].name].clone();
+    let db = config.containers[1].name.clone();
+    observed.namespaces.insert(db.clone(), same);
+    let want = Want::of(&config, &observed);
+    let refused = &want.refused[&Entity::Container(db)];
+    assert_eq!(refused, "pid 1234 is the namespace of container 'web'");
+    assert_eq!(want.state.links.len(), 1);
+}
+
+#[test]
+fn the_mtu_of_an_uplink_is_what_its_interface_carries() {
+    let config = config(FULL);
+    let mut observed = everything(&config);
+    let up0 = config.uplinks[0].name.clone();
+    let less = LinkPresence::Here {
+        index: 1,
+        mac: None,
+        mtu: 1400,
+    };
+    observed.links.insert(up0.clone(), less);
+    assert_eq!(Want::of(&config, &observed).state.networks[&up0].mtu, 1400);
+    assert_eq!(state(&config).networks[&up0].mtu, 9000);
 }
 
 /// Either a configuration, or errors that each name a line of the text.

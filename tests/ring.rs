@@ -64,10 +64,9 @@ impl Setup {
             addresses: vec![OWN.into()],
             claims: vec![claim],
             mtu: 1500,
-            capabilities: Capabilities::all(),
         };
-        relay.attach(attachment).unwrap();
-        nos.send_control(ToRelay::Accepted(ID)).unwrap();
+        let request = relay.attach(attachment).unwrap();
+        nos.send_control(ToRelay::Accepted(request)).unwrap();
         let engine = Engine::relay_side(relay);
         let epoch = Instant::now();
         let (event_loop, handle) =

@@ -117,7 +117,9 @@ mod tests {
     #[test]
     fn pages_are_short_and_together_everything() {
         let mut table = IdTable::new();
-        let ids = (0..1000).step_by(3).map(|index| AttachmentId::new(index, 7));
+        let ids = (0..1000)
+            .step_by(3)
+            .map(|index| AttachmentId::new(index, 7));
         let ids: Vec<_> = ids.collect();
         for &id in &ids {
             table.insert(id, ());

@@ -52,7 +52,7 @@
 //! | [`fib`] | where packets go: longest match, next hops, ECMP |
 //! | [`forward`] | the way of a packet through all of these |
 //! | [`transmit`] | queues towards devices |
-//! | `local` | the NOS's own services (feature `stack`) |
+//! | [`services`], `local` | what the NOS itself offers; the stack that serves it (feature `stack`) |
 //! | [`shim`] | the NOS as a whole |
 
 #![cfg_attr(
@@ -95,6 +95,7 @@ mod prefetch;
 pub mod rate_limit;
 pub mod reassembly;
 pub mod reset;
+pub mod services;
 pub mod shim;
 #[cfg(test)]
 mod test_packets;

@@ -39,7 +39,6 @@ mod wire;
 
 use core::fmt;
 use core::net::IpAddr;
-use core::num::NonZeroU16;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -48,65 +47,12 @@ use crate::frame::FramePool;
 use crate::icmp::Quote;
 use crate::originate::{Originator, is_unicast, names_one_host};
 use crate::packet::{Fragment, Packet, protocol};
-use crate::ports::{Claim, ClaimKind, PortRange, Transport};
+use crate::ports::Transport;
+use crate::services::Service;
 use crate::time::{Duration, Instant};
 
 use application::Status;
 use table::Table;
-
-/// A service of the NOS's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Service {
-    /// Sends back what it receives, TCP and UDP on port 7.
-    Echo,
-    /// Throws away what it receives, TCP and UDP on port 9.
-    Discard,
-    /// A status page over HTTP, on this TCP port.
-    Http(NonZeroU16),
-}
-
-impl Service {
-    /// The port that it listens on.
-    #[must_use]
-    pub const fn port(self) -> u16 {
-        match self {
-            Self::Echo => 7,
-            Self::Discard => 9,
-            Self::Http(port) => port.get(),
-        }
-    }
-
-    /// Whether it listens on that transport.
-    #[must_use]
-    pub fn uses(self, transport: Transport) -> bool {
-        transport == Transport::Tcp || !matches!(self, Self::Http(_))
-    }
-
-    /// The ports that it needs.
-    pub fn claims(self) -> impl Iterator<Item = Claim> {
-        let range = PortRange::new(self.port(), self.port()).ok();
-        [Transport::Tcp, Transport::Udp]
-            .into_iter()
-            .filter(move |&transport| self.uses(transport))
-            .filter_map(move |transport| {
-                range.map(|range| Claim {
-                    transport,
-                    range,
-                    kind: ClaimKind::Listen,
-                })
-            })
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Echo => f.write_str("echo"),
-            Self::Discard => f.write_str("discard"),
-            Self::Http(port) => write!(f, "http:{port}"),
-        }
-    }
-}
 
 /// How much strangers may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,9 +26,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::channel::{NosEnd, Registration};
+use crate::channel::NosEnd;
 use crate::drop::Ledger;
-use crate::fib::{Fib, FibFull, FlowHasher, Protocol, Route};
+use crate::fib::{Fib, FibFull, FlowHasher, Route, Routing};
 use crate::flows::EchoFlows;
 use crate::forward::{Holder, Rewrites};
 use crate::fragments::{FragmentLimits, FragmentTable};
@@ -38,9 +38,7 @@ use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
 use crate::neighbor::NeighborStatus;
 use crate::originate::Originator;
 use crate::packet::{Packet, PacketBurst};
-use crate::ports::PortTable;
-#[cfg(feature = "stack")]
-use crate::ports::{ClaimRefused, Service};
+use crate::ports::{PortTable, Registration};
 use crate::rate_limit::{IcmpLimiter, IcmpLimits};
 use crate::reassembly::{self, Reassembler};
 use crate::time::Instant;
@@ -67,6 +65,15 @@ pub struct UplinkConfig {
     pub addresses: Vec<IpNet>,
     /// Octets of the longest IP packet.
     pub mtu: usize,
+}
+
+/// Whether a link carries packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkState {
+    /// It does.
+    Up,
+    /// It does not: what would leave by it has to go elsewhere.
+    Down,
 }
 
 /// Counters of one uplink. Octets include Ethernet headers, and count super-frames as they are.
@@ -106,7 +113,7 @@ pub(crate) const EVENTS: usize = 64;
 pub struct Shim {
     pub(crate) channel: NosEnd,
     pub(crate) pool: FramePool,
-    pub(crate) fib: Fib,
+    pub(crate) routing: Routing,
     pub(crate) flow_hasher: FlowHasher,
     pub(crate) ports: PortTable,
     pub(crate) echo: EchoFlows,
@@ -151,21 +158,13 @@ pub struct ShimConfig {
     pub seed: u64,
 }
 
-/// What the NOS itself offers on its addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceConfig {
-    /// Whether echo requests are answered.
-    pub ping: bool,
-    /// What listens, each at most once.
-    #[cfg(feature = "stack")]
-    pub services: Vec<crate::local::Service>,
-}
-
 /// One uplink.
 #[derive(Clone, Debug)]
 pub struct UplinkSnapshot {
     /// What it is configured to be.
     pub config: UplinkConfig,
+    /// Whether packets can leave by it.
+    pub link: LinkState,
     /// What went through it.
     pub counters: UplinkCounters,
     /// What is known of its neighbors.
@@ -180,7 +179,7 @@ impl Shim {
         Self {
             channel,
             pool,
-            fib: Fib::new(),
+            routing: Routing::default(),
             flow_hasher: FlowHasher::new(seed),
             ports: PortTable::new(),
             echo: EchoFlows::default(),
@@ -211,33 +210,18 @@ impl Shim {
         &mut self.channel
     }
 
-    /// Makes `routes` all static routes.
+    /// Makes `routes` all static routes. Next hops over uplinks that are not up are left out of the
+    /// FIB until they are: see [`Self::inactive_routes`].
     ///
     /// # Errors
     ///
     /// [`FibFull`]; then no route was removed, and some were inserted.
     pub fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), FibFull> {
         self.changes += 1;
-        self.fib.replace(Protocol::Static, routes).map(|_| ())
-    }
-
-    /// Makes `config` all that the NOS itself offers, in the default VRF.
-    ///
-    /// # Errors
-    ///
-    /// [`ClaimRefused`] when a container owns one of the ports; nothing has changed then.
-    #[cfg(feature = "stack")]
-    pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), ClaimRefused> {
-        let claims = config.services.iter().flat_map(|service| service.claims());
-        let service = Service {
-            name: "NOS".into(),
-            vrf: VrfId::DEFAULT,
-            claims: claims.collect(),
-        };
-        self.ports.register_service(&service)?;
-        self.local.set_services(&config.services);
-        self.ping = config.ping;
-        Ok(())
+        let Self {
+            routing, uplinks, ..
+        } = self;
+        routing.set_static(routes, |id| uplinks::is_up(uplinks, id))
     }
 
     /// The oldest news that was not yet polled.
@@ -284,7 +268,7 @@ impl Shim {
     /// All routes.
     #[must_use]
     pub fn fib(&self) -> &Fib {
-        &self.fib
+        self.routing.fib()
     }
 
     /// All uplinks at this moment.

@@ -57,6 +57,10 @@ pub enum Command {
 pub struct RunArgs {
     /// The configuration, see docs/configuration.md.
     pub config: PathBuf,
+    /// Fail if anything that is configured is missing or refused at start, instead of waiting for
+    /// it.
+    #[arg(long)]
+    pub strict: bool,
     /// Where to find the daemon.
     #[command(flatten)]
     pub control: ControlArgs,

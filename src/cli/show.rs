@@ -4,14 +4,20 @@
 //! long. Nothing is cut off or wrapped, so that what is shown can be copied.
 
 use core::fmt::Display;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use nos_shim::ident::AttachmentId;
+
 use crate::control::api::Response;
 use crate::control::api::snapshot::{
-    Attachment, Counters, Drops, Link, LinkState, Neighbor, NeighborState, NextHop, Port, PortKind,
-    Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+    Attachment, Counters, Drops, Link, Neighbor, NeighborState, NextHop, Port, PortKind, Protocol,
+    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
 };
+
+/// Characters of a line that tells a reason.
+const REASON_WIDTH: usize = 36;
 
 /// The response as a table, with a newline at the end. What is empty says so in words.
 #[must_use]
@@ -74,9 +80,11 @@ fn attachments(rows: &[Attachment]) -> String {
         interface.extend(row.addresses.iter().map(ToString::to_string));
         interface.extend(properties(&row.link));
         [
-            row.id.index().to_string(),
+            row.id
+                .map(|id| AttachmentId(id).index().to_string())
+                .unwrap_or_default(),
             row.name.clone(),
-            state(row.link.state),
+            state(&row.link),
             interface.join("\n"),
             traffic(&row.link),
         ]
@@ -102,7 +110,7 @@ fn uplinks(rows: &[Uplink]) -> String {
         }
         [
             row.name.clone(),
-            state(row.link.state),
+            state(&row.link),
             interface.join("\n"),
             traffic.join("\n"),
         ]
@@ -322,13 +330,45 @@ fn rings(rings: &[Ring]) -> String {
     plain(&header, &[1, 2, 3], cells)
 }
 
-fn state(state: LinkState) -> String {
-    match state {
-        LinkState::Up => "up",
-        LinkState::Down => "down",
-        LinkState::Gone => "gone",
+/// The state, and why it is not better.
+fn state(link: &Link) -> String {
+    let mut lines = vec![link.state.to_string()];
+    if let Some(since) = link.since {
+        lines.push(format!("for {}", ago(since)));
     }
-    .to_owned()
+    lines.extend(
+        link.reason
+            .as_deref()
+            .map(|reason| wrap(reason, REASON_WIDTH)),
+    );
+    lines.join("\n")
+}
+
+/// How long ago a moment of Unix time was, in the greatest unit that fits.
+fn ago(since: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = now.map_or(0, |now| now.as_secs().saturating_sub(since));
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Breaks text between words, so that a line has at most `width` characters.
+fn wrap(text: &str, width: usize) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + word.chars().count() < width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 /// Each value on a line of its own.

@@ -34,17 +34,15 @@ use crate::interface_name::InterfaceName;
 
 mod check;
 mod claims;
-mod diff;
 mod document;
 mod entries;
 mod report;
+mod restart;
 mod routing;
 mod values;
 
-pub use diff::{
-    Changed, Changes, ContainerAspects, NeedsRestart, ServiceChanges, SetChanges, UplinkAspects,
-};
 pub use report::{ConfigError, ConfigErrors};
+pub use restart::NeedsRestart;
 
 /// Octets of the longest configuration that is read: room for some 20,000 containers.
 pub const MAX_TEXT: usize = 4 << 20;

@@ -74,7 +74,7 @@ impl Shim {
         hop: Hop,
         now: Instant,
     ) {
-        let entry = self.fib.adjacency(adjacency);
+        let entry = self.routing.fib().adjacency(adjacency);
         let chosen = match entry.action() {
             Action::Connected(uplink) => Some((*uplink, packet.destination())),
             Action::Via(hops) => {

@@ -157,10 +157,10 @@ impl Shim {
             };
             if ipv6 {
                 let destinations = run.iter().map(Packet::destination_v6);
-                self.fib.lookup_burst_v6(vrf, destinations, found);
+                self.routing.fib().lookup_burst_v6(vrf, destinations, found);
             } else {
                 let destinations = run.iter().map(Packet::destination_v4);
-                self.fib.lookup_burst_v4(vrf, destinations, found);
+                self.routing.fib().lookup_burst_v4(vrf, destinations, found);
             }
         }
         found
@@ -170,8 +170,8 @@ impl Shim {
     pub(crate) fn route(&mut self, packet: Packet, origin: Origin, now: Instant) {
         let vrf = packet.frame().vrf();
         let adjacency = match packet.addresses() {
-            Addresses::V4 { destination, .. } => self.fib.lookup_v4(vrf, destination),
-            Addresses::V6 { destination, .. } => self.fib.lookup_v6(vrf, destination),
+            Addresses::V4 { destination, .. } => self.routing.fib().lookup_v4(vrf, destination),
+            Addresses::V6 { destination, .. } => self.routing.fib().lookup_v6(vrf, destination),
         };
         self.follow(packet, adjacency, origin, now);
     }
@@ -179,7 +179,7 @@ impl Shim {
     /// Does with a packet what its route says.
     fn follow(&mut self, packet: Packet, adjacency: AdjacencyId, origin: Origin, now: Instant) {
         let transit = matches!(origin, Origin::Uplink(_));
-        match *self.fib.adjacency(adjacency).action() {
+        match *self.routing.fib().adjacency(adjacency).action() {
             Action::Local(address) => self.deliver(packet, address, origin, now),
             Action::Blackhole => self.discard(packet, DropReason::Blackhole),
             Action::Broadcast(_) => self.discard(packet, DropReason::Multicast),

@@ -85,8 +85,8 @@ impl Shim {
             Origin::Uplink(id) => self.uplink(id)?,
         };
         let destination = packet.destination();
-        let adjacency = self.fib.lookup(packet.frame().vrf(), destination);
-        match self.fib.adjacency(adjacency).action() {
+        let adjacency = self.routing.fib().lookup(packet.frame().vrf(), destination);
+        match self.routing.fib().adjacency(adjacency).action() {
             Action::Local(_) => Some(destination),
             _ if destination == IpAddr::V6(uplink.link_local()) => Some(destination),
             _ => uplink

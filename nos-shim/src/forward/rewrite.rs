@@ -113,7 +113,7 @@ impl Shim {
     }
 
     fn rewrite(&self, adjacency: AdjacencyId) -> Option<Rewrite> {
-        let Action::Via(hops) = self.fib.adjacency(adjacency).action() else {
+        let Action::Via(hops) = self.routing.fib().adjacency(adjacency).action() else {
             return None;
         };
         let [hop] = hops.as_slice() else {
@@ -147,7 +147,7 @@ mod tests {
     use crate::fib::{NextHop, Route, Source};
     use crate::frame::{Burst, FramePool};
     use crate::ident::{AttachmentId, MacAddr, VrfId};
-    use crate::shim::{ShimConfig, UplinkConfig};
+    use crate::shim::{LinkState, ShimConfig, UplinkConfig};
     use crate::test_packets::{Draft, N4, X4, ip, pool};
 
     const NOW: Instant = Instant::from_millis(1000);
@@ -184,6 +184,7 @@ mod tests {
                 mtu,
             };
             self.shim.set_uplink(uplink, NOW).unwrap();
+            self.shim.set_link(UPLINK, LinkState::Up, NOW).unwrap();
             self.taken();
         }
 

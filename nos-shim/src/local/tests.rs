@@ -13,6 +13,7 @@ use crate::icmp::IcmpError;
 use crate::ident::VrfId;
 use crate::packet::Ports;
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, hex, ip};
+use core::num::NonZeroU16;
 
 const HTTP: Service = Service::Http(NonZeroU16::new(8080).unwrap());
 const SERVICES: [Service; 3] = [Service::Echo, Service::Discard, HTTP];

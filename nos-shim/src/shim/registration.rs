@@ -1,23 +1,23 @@
-//! What the relay asks of the NOS.
+//! What the relay asks of the NOS: who owns which addresses and ports.
 
 use super::Shim;
-use crate::channel::{Registration, ToNos, ToRelay};
+use crate::channel::{Exchange, ToNos, ToRelay};
 use crate::forward::Holder;
-use crate::ident::AttachmentId;
-use crate::ports::Owner;
+use crate::ident::{AttachmentId, VrfId};
+use crate::ports::{
+    ExchangeRefused, Owner, Registration, RegistrationRefused, ServiceRegistration,
+};
+use crate::services::ServiceConfig;
 
 impl Shim {
-    /// What the relay has to say. Returns whether there was anything.
+    /// Carries out what the relay asks for. Returns whether there was anything.
     pub(crate) fn poll_control(&mut self) -> bool {
         let mut any = false;
-        while let Some(message) = self.channel.recv_control() {
+        while let Some(ToNos::Exchange(request, exchange)) = self.channel.recv_control() {
             any = true;
-            let answer = match message {
-                ToNos::Register(registration) => self.register(registration),
-                ToNos::Withdraw(id) => {
-                    self.withdraw(id);
-                    continue;
-                }
+            let answer = match self.exchange(exchange) {
+                Ok(()) => ToRelay::Accepted(request),
+                Err(refused) => ToRelay::Refused(request, refused),
             };
             // A relay that does not listen has gone, and its attachments with it.
             let _ = self.channel.send_control(answer);
@@ -25,32 +25,85 @@ impl Shim {
         any
     }
 
-    fn register(&mut self, registration: Registration) -> ToRelay {
-        let id = registration.attachment;
-        if let Err(refused) = self.ports.register(&registration) {
-            return ToRelay::Refused(id, refused);
+    /// Changes who owns which addresses and ports, all at once or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`ExchangeRefused`]; nothing has changed then.
+    pub fn exchange(&mut self, exchange: Exchange) -> Result<(), ExchangeRefused> {
+        let Exchange {
+            withdraw,
+            register,
+            services,
+        } = exchange;
+        let service = services.as_ref().map(service_registration);
+        self.ports
+            .exchange(&withdraw, &register, service.as_ref())?;
+        if let Some(services) = services {
+            self.follow_services(&services);
         }
-        self.attachments.insert(id, registration);
-        ToRelay::Accepted(id)
+        for id in withdraw {
+            self.attachments.remove(id);
+            self.flush_flows(id);
+        }
+        for registration in register {
+            self.follow_registration(registration);
+        }
+        Ok(())
     }
 
-    fn withdraw(&mut self, id: AttachmentId) {
-        self.ports.withdraw(id);
+    /// Makes `config` all that the NOS itself offers, in the default VRF.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistrationRefused`] when a container owns one of the ports; nothing has changed then.
+    pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), RegistrationRefused> {
+        self.ports.register_service(&service_registration(config))?;
+        self.follow_services(config);
+        Ok(())
+    }
+
+    fn follow_services(&mut self, config: &ServiceConfig) {
+        #[cfg(feature = "stack")]
+        self.local.set_services(&config.services);
+        self.ping = config.ping;
+    }
+
+    fn follow_registration(&mut self, registration: Registration) {
+        let id = registration.attachment;
+        let place = |it: &Registration| (it.vrf, it.addresses.clone());
+        let known = self.attachments.get(id);
+        // What comes back on addresses that it has no more is another's.
+        if known.is_some_and(|known| place(known) != place(&registration)) {
+            self.flush_flows(id);
+        }
+        self.attachments.insert(id, registration);
+    }
+
+    fn flush_flows(&mut self, id: AttachmentId) {
         self.echo.flush(Owner::Attachment(id));
         self.fragments.flush(Holder::Attachment(id));
-        self.attachments.remove(id);
+    }
+}
+
+fn service_registration(config: &ServiceConfig) -> ServiceRegistration {
+    let claims = config.services.iter().flat_map(|service| service.claims());
+    ServiceRegistration {
+        name: "NOS".into(),
+        vrf: VrfId::DEFAULT,
+        claims: claims.collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{RelayEnd, pair};
+    use crate::channel::{RelayEnd, RequestId, pair};
     use crate::drop::DropReason;
     use crate::frame::FramePool;
     use crate::ident::{MacAddr, UplinkId, VrfId};
     use crate::ports::{Claim, ClaimKind, PortRange, Transport};
-    use crate::shim::{ShimConfig, UplinkConfig};
+    use crate::shim::{LinkState, ShimConfig, UplinkConfig};
     use crate::test_packets::Draft;
     use crate::time::Instant;
 
@@ -59,7 +112,7 @@ mod tests {
     const MORE: u16 = 0x2000;
 
     fn registration(draft: &Draft, port: u16) -> ToNos {
-        ToNos::Register(Registration {
+        let registration = Registration {
             attachment: A,
             name: "a".into(),
             vrf: VrfId::DEFAULT,
@@ -70,7 +123,21 @@ mod tests {
                 kind: ClaimKind::Listen,
             }],
             router: MacAddr([2; 6]).link_local(),
-        })
+            mtu: 1500,
+        };
+        let exchange = Exchange {
+            register: vec![registration],
+            ..Exchange::default()
+        };
+        ToNos::Exchange(RequestId(1), exchange)
+    }
+
+    fn withdrawal() -> ToNos {
+        let exchange = Exchange {
+            withdraw: vec![A],
+            ..Exchange::default()
+        };
+        ToNos::Exchange(RequestId(2), exchange)
     }
 
     fn handle(shim: &mut Shim, pool: &mut FramePool, draft: &Draft, udp: &[u8]) {
@@ -97,6 +164,11 @@ mod tests {
             mtu: 1500,
         };
         shim.set_uplink(uplink, NOW).unwrap();
+        shim.set_link(UplinkId(0), LinkState::Up, NOW).unwrap();
+        // The announcements.
+        while let Some((_, burst)) = shim.poll_transmit() {
+            burst.clear();
+        }
         relay.send_control(registration(&draft, 5000)).unwrap();
         shim.poll_channel(NOW, 1);
         let udp = draft.udp((9, 5000), &[7; 24]);
@@ -104,7 +176,7 @@ mod tests {
         handle(&mut shim, &mut pool, &draft, &udp[..16]);
         assert_eq!(received(&mut relay), 1);
         // Another container gets the number, and has another port.
-        relay.send_control(ToNos::Withdraw(A)).unwrap();
+        relay.send_control(withdrawal()).unwrap();
         relay.send_control(registration(&draft, 6000)).unwrap();
         shim.poll_channel(NOW, 1);
         draft.fragment = 2;

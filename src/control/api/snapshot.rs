@@ -8,11 +8,49 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use nos_shim::drop::{DropCounters, Ledger};
-use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
+use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::{ClaimKind, Holding, Owner, PortRange, Transport};
 use serde::{Deserialize, Serialize};
 
-pub use crate::data::device::LinkState;
+use crate::data::device::LinkState as DeviceState;
+
+/// How an interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkState {
+    /// It carries packets.
+    Up,
+    /// It exists, but is down.
+    Down,
+    /// It has vanished, and is being put right.
+    Gone,
+    /// It is not there yet, or not any more: [`Link::reason`] says what it waits for.
+    Waiting,
+    /// It cannot be: [`Link::reason`] says why.
+    Refused,
+}
+
+impl From<DeviceState> for LinkState {
+    fn from(state: DeviceState) -> Self {
+        match state {
+            DeviceState::Up => Self::Up,
+            DeviceState::Down => Self::Down,
+            DeviceState::Gone => Self::Gone,
+        }
+    }
+}
+
+impl core::fmt::Display for LinkState {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Gone => "gone",
+            Self::Waiting => "waiting",
+            Self::Refused => "refused",
+        })
+    }
+}
 
 /// Dropped packets by [`DropReason::label`](nos_shim::drop::DropReason::label); only reasons that
 /// occurred.
@@ -21,9 +59,9 @@ pub type Drops = BTreeMap<String, u64>;
 /// A container interface that is joined to the relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Index, and above its 16 bits the generation; not used again for 8,192 generations.
-    #[serde(with = "AttachmentNumber")]
-    pub id: AttachmentId,
+    /// Index, and above its 16 bits the generation; not used again for 8,192 generations. `None`
+    /// while the NOS does not know it.
+    pub id: Option<u32>,
     /// The container's name.
     pub name: String,
     /// Its network namespace, as configured.
@@ -61,6 +99,12 @@ pub struct Link {
     pub interface: String,
     /// Whether it works.
     pub state: LinkState,
+    /// What it waits for, why it was refused, or what is left out of it.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Since when it has waited or been refused, in seconds of Unix time.
+    #[serde(default)]
+    pub since: Option<u64>,
     /// MAC address of the NOS on it.
     #[serde(with = "text")]
     pub mac: MacAddr,
@@ -332,10 +376,6 @@ pub fn drops(counters: &DropCounters) -> Drops {
     let label = |(reason, packets): (nos_shim::drop::DropReason, _)| (reason.to_string(), packets);
     counters.nonzero().map(label).collect()
 }
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "AttachmentId")]
-struct AttachmentNumber(u32);
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "VrfId")]

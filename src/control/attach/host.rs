@@ -5,9 +5,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::AttachError;
-use crate::control::kernel::Namespace;
 use crate::control::kernel::netlink::Netlink;
 use crate::control::kernel::takeover::{Takeover, TakeoverError, Takeovers};
+use crate::control::kernel::{LinkFacts, Namespace};
 
 /// The namespace of the relay, with the sockets by which it is changed. Clones share them.
 #[derive(Clone, Debug)]
@@ -46,13 +46,21 @@ impl Host {
     }
 
     /// Keeps the kernel's IP stack off an interface.
-    pub(super) fn take(&self, interface: &str, index: u32) -> Result<Takeover, TakeoverError> {
+    pub(crate) fn take(&self, interface: &str, index: u32) -> Result<Takeover, TakeoverError> {
         let mut takeovers = self.0.takeovers.lock();
         let takeovers = match &mut *takeovers {
             Some(open) => open,
             none => none.insert(Takeovers::open(&self.0.namespace)?),
         };
         takeovers.take(interface, index)
+    }
+
+    /// What the kernel says of the interface of this number; `None` where there is none.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn link_by_index(&self, index: u32) -> Result<Option<LinkFacts>, AttachError> {
+        Ok(self.0.netlink.link_by_index(index)?)
     }
 
     /// Refuses a container that is the relay itself.

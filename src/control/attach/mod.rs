@@ -216,6 +216,14 @@ pub fn link(namespace: &Namespace, interface: &str) -> Result<Option<LinkFacts>,
     Ok(Netlink::open(namespace)?.link(interface)?)
 }
 
+/// What the kernel says of the interface of this number; `None` where there is none.
+///
+/// # Errors
+/// The namespace cannot be entered or asked.
+pub fn link_by_index(namespace: &Namespace, index: u32) -> Result<Option<LinkFacts>, AttachError> {
+    Ok(Netlink::open(namespace)?.link_by_index(index)?)
+}
+
 /// Sets an interface's MTU (octets of the longest IP packet) and its transmit queue, and sets it
 /// up.
 ///

@@ -9,12 +9,12 @@ use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
 use tracing::{info, warn};
 
 use crate::control::attach::{
-    AttachRequest, AttachError, ContainerSpec, DEFAULT_TX_QUEUE_LEN, Detachment, DeviceRequest,
+    AttachError, AttachRequest, ContainerSpec, DEFAULT_TX_QUEUE_LEN, Detachment, DeviceRequest,
     ParkedSide, Placement, SideReport, VethPair, attach, detach_all,
 };
 use crate::control::config::{ContainerDevice, Name, NetnsRef};
 use crate::control::kernel::watch::{NameKind, NetnsName};
-use crate::control::kernel::{Namespace, NamespaceError};
+use crate::control::kernel::{KernelError, Namespace, NamespaceError, NamespaceId};
 use crate::control::plan::{Change, Claim, ContainerLink};
 use crate::data::device::Inspector;
 use crate::data::engine::EngineEvent;
@@ -59,6 +59,11 @@ impl LiveLink {
     /// The namespace is not found by its name any more.
     pub(super) fn namespace(&self) -> Result<Namespace, NamespaceError> {
         self.side.namespace().open()
+    }
+
+    /// Which namespace it is in.
+    pub(super) fn namespace_id(&self) -> NamespaceId {
+        self.side.namespace().id()
     }
 
     /// What there is to take away, of a device that is `None` if it is away already.
@@ -118,7 +123,8 @@ impl Live {
             return Err(error);
         }
         for (name, id) in fresh {
-            self.containers.insert(name, LiveContainer { id, link: None });
+            self.containers
+                .insert(name, LiveContainer { id, link: None });
         }
         for (name, _) in changes.iter().filter(|(_, change)| change.new.is_none()) {
             if let Some(gone) = self.containers.remove(name) {
@@ -169,7 +175,10 @@ impl Live {
         change: &Change<ContainerLink>,
     ) -> Result<(), StepError> {
         match (&change.old, &change.new) {
-            (_, None) => self.detach(std::slice::from_ref(name)).pop().unwrap_or(Ok(())),
+            (_, None) => self
+                .detach(std::slice::from_ref(name))
+                .pop()
+                .unwrap_or(Ok(())),
             (None, Some(new)) => self.attach(name, new),
             (Some(_), Some(new)) => self.update(name, new),
         }
@@ -182,19 +191,27 @@ impl Live {
         let id = container.id;
         let namespace = open(&link.netns).map_err(StepError::new)?;
         if namespace.id() != link.namespace {
-            return Err(StepError::new(format_args!("{namespace} is another one by now")));
+            return Err(StepError::new(format_args!(
+                "{namespace} is another one by now"
+            )));
         }
         let attached = attach(&self.host, &namespace, request(name, link));
         let attached = attached.map_err(StepError::new)?;
-        let (device, side, veth, report) =
-            (attached.device, attached.side, attached.veth, attached.report);
+        let (device, side, veth, report) = (
+            attached.device,
+            attached.side,
+            attached.veth,
+            attached.report,
+        );
         let live = LiveLink {
             side,
             veth,
             inspector: device.inspector(),
             report,
         };
-        let added = self.plane.add_device(Interface::Attachment(id), LoopDevice::from(device));
+        let added = self
+            .plane
+            .add_device(Interface::Attachment(id), LoopDevice::from(device));
         if let Err(AddDeviceError { device, source }) = added {
             let detachment = live.into_detachment(device);
             log_detached(name, detach_all(&self.host, vec![detachment]).pop());
@@ -242,7 +259,8 @@ impl Live {
         let mut detachments = Vec::with_capacity(names.len());
         for name in names {
             let container = self.containers.get_mut(name);
-            let taken = container.and_then(|container| Some((container.id, container.link.take()?)));
+            let taken =
+                container.and_then(|container| Some((container.id, container.link.take()?)));
             let detachment = taken.map(|(id, link)| {
                 let device = self.take_device(Interface::Attachment(id));
                 link.into_detachment(device)
@@ -261,7 +279,7 @@ fn log_detached(name: &Name, outcome: Option<Result<(), AttachError>>) {
     match outcome {
         Some(Ok(())) | None => info!(container = %name, "detached"),
         // Its namespace ended before it: nothing was left to undo.
-        Some(Err(AttachError::Namespace(error))) => {
+        Some(Err(AttachError::Kernel(KernelError::Namespace(error)))) => {
             info!(container = %name, %error, "detached");
         }
         Some(Err(error)) => {

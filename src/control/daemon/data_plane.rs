@@ -190,16 +190,23 @@ impl DataPlane {
         &self.events
     }
 
-    /// Ends the data threads and closes all devices.
-    pub(super) fn stop(self) {
+    /// Has a device asked for frames although epoll told nothing of it.
+    pub(super) fn wake_device(&self, interface: Interface) -> Result<(), Stopped> {
+        self.side(interface).wake_device(interface)
+    }
+
+    /// Ends the data threads, and returns the devices that they still had.
+    pub(super) fn stop(self) -> Vec<(Interface, LoopDevice)> {
         self.relay.stop();
         self.nos.stop();
+        let mut devices = Vec::new();
         for thread in self.threads {
             match thread.join() {
-                Ok(ended) => drop(ended.devices),
+                Ok(ended) => devices.extend(ended.devices),
                 Err(_) => error!("a data thread panicked"),
             }
         }
+        devices
     }
 }
 

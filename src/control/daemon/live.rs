@@ -11,7 +11,7 @@ use std::fmt;
 use nos_shim::ident::{AttachmentId, Interface, UplinkId};
 use tracing::error;
 
-use crate::control::attach::Host;
+use crate::control::attach::{Host, close_all};
 use crate::control::config::{Name, Route};
 use crate::control::plan::{Change, ContainerLink, Entity, Executor, Phase, Step};
 use crate::data::device::CaptureWriter;
@@ -151,10 +151,10 @@ impl Live {
     /// Ends the data threads, and closes what they had.
     pub(super) fn stop(self) {
         let left = self.plane.stop();
-        if !left.is_empty() {
-            let names: Vec<_> = left.iter().map(|(of, _)| of.to_string()).collect();
-            error!("closing what was left: {}", names.join(", "));
+        for (interface, _) in &left {
+            error!(%interface, "its device was still open");
         }
+        close_all(left.into_iter().map(|(_, device)| device.device).collect());
     }
 }
 

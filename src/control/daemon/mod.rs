@@ -175,9 +175,7 @@ fn serve(
 ) -> Result<(), DaemonError> {
     let mut events = Events::with_capacity(64);
     loop {
-        let answer = server
-            .poll_at()
-            .map(|at| at.since(daemon.live.plane.now()));
+        let answer = server.poll_at().map(|at| at.since(daemon.live.plane.now()));
         let timeout = [answer, daemon.pause()].into_iter().flatten().min();
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -283,4 +281,3 @@ impl Daemon {
         self.live.stop();
     }
 }
-

@@ -83,13 +83,12 @@ impl Daemon {
     }
 
     fn uplink_gone(&mut self, id: UplinkId, device: LoopDevice, why: &str) -> Detachment {
-        let mut uplinks = self.live.uplinks.iter_mut();
-        let Some((name, uplink)) = uplinks.find(|(_, uplink)| uplink.id == id) else {
+        let mut uplinks = self.live.uplinks.iter();
+        let Some((name, _)) = uplinks.find(|(_, uplink)| uplink.id == id) else {
             return closing(device);
         };
         let name = name.clone();
-        warn!(uplink = %name, why, "the uplink's device is gone");
-        drop(uplink.device.take());
+        warn!(uplink = %name, why, "the uplink's device is gone; its routes are withdrawn");
         self.live.uplink_lost(&name);
         self.reconciler.state.devices.remove(&name);
         self.reconciler

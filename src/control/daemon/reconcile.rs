@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 
 use crate::control::attach;
 use crate::control::config::{Config, Name, UplinkDevice};
-use crate::control::kernel::watch::{KernelWatch, Watched};
+use crate::control::kernel::watch::{KernelWatch, WatchKey, Watched};
 use crate::control::plan::{
     Entity, LinkPresence, NamespacePresence, Observed, Outcome, State, Want, carry_out, plan,
     routes_of,
@@ -100,11 +100,13 @@ impl Reconciler {
     }
 
     /// The container of a number that the kernel's watch was given.
-    pub(super) fn container_of(
-        &self,
-        key: crate::control::kernel::watch::WatchKey,
-    ) -> Option<&Name> {
+    pub(super) fn container_of(&self, key: WatchKey) -> Option<&Name> {
         self.watched.name_of(key)
+    }
+
+    /// A namespace that was watched inside has ended.
+    pub(super) fn inside_ended(&mut self, key: WatchKey) {
+        self.watched.ended(key);
     }
 
     /// The name of a container's namespace may lead elsewhere.
@@ -227,10 +229,15 @@ impl Reconciler {
         now: Instant,
     ) {
         for (entity, reason) in entities {
-            let held = self.standing.of(&entity).is_some_and(|entry| {
-                entry.condition == condition(reason.clone())
-            });
-            if !held && self.standing.note(entity.clone(), condition(reason.clone()), now) {
+            let held = self
+                .standing
+                .of(&entity)
+                .is_some_and(|entry| entry.condition == condition(reason.clone()));
+            if !held
+                && self
+                    .standing
+                    .note(entity.clone(), condition(reason.clone()), now)
+            {
                 match condition(String::new()) {
                     Condition::Waiting(_) => info!("{entity} waits: {reason}"),
                     Condition::Refused(_) => error!("{entity}: {reason}"),
@@ -262,9 +269,8 @@ impl Reconciler {
             shall.copy_entity(entity, wanted);
             is == shall && !held.contains(entity)
         };
-        let waiting = |entry: &super::standing::Entry| {
-            matches!(entry.condition, Condition::Waiting(_))
-        };
+        let waiting =
+            |entry: &super::standing::Entry| matches!(entry.condition, Condition::Waiting(_));
         let present: Vec<Entity> = self
             .standing
             .iter()
@@ -293,13 +299,19 @@ impl Reconciler {
             }
             Err(error) => {
                 let condition = Condition::Refused(error.to_string());
-                if self.standing.note(Entity::Routes, condition, Instant::now()) {
+                if self
+                    .standing
+                    .note(Entity::Routes, condition, Instant::now())
+                {
                     error!("routes: {error}");
                 }
             }
         }
         for prefix in left {
-            warn!(prefix, "some next hops are left out: the NOS lacks their uplink");
+            warn!(
+                prefix,
+                "some next hops are left out: the NOS lacks their uplink"
+            );
         }
     }
 

@@ -173,7 +173,11 @@ mod tests {
         assert!(standing.note(web(), refused(), start));
         assert_eq!(standing.held(), [web()]);
         standing.release(&web(), start);
-        assert_eq!(standing.held(), [], "the first change leads to an attempt at once");
+        assert_eq!(
+            standing.held(),
+            [],
+            "the first change leads to an attempt at once"
+        );
         assert!(!standing.note(web(), refused(), start), "nothing new");
         standing.release(&web(), at(1));
         assert_eq!(standing.held(), [web()]);
@@ -196,7 +200,10 @@ mod tests {
         let mut standing = Standing::default();
         standing.note(web(), Condition::Waiting("/run/netns/web".to_owned()), now);
         assert_eq!(standing.held(), []);
-        assert_eq!(standing.of(&web()).unwrap().condition.reason(), "/run/netns/web");
+        assert_eq!(
+            standing.of(&web()).unwrap().condition.reason(),
+            "/run/netns/web"
+        );
         standing.retain(|_| false);
         assert!(standing.is_empty());
     }

@@ -84,7 +84,9 @@ impl Live {
 
     fn publish(&mut self, configs: Vec<UplinkConfig>) -> Result<(), StepError> {
         let now = self.plane.now();
-        let set = self.plane.on_nos(move |nos| nos.set_uplinks(configs, now))?;
+        let set = self
+            .plane
+            .on_nos(move |nos| nos.set_uplinks(configs, now))?;
         set.map_err(StepError::new)
     }
 
@@ -204,7 +206,10 @@ impl Live {
         let by_name = attach::link(self.host.namespace(), name).map_err(StepError::new)?;
         let facts = match by_name {
             Some(facts) if wanted.index == 0 || facts.index == wanted.index => Some(facts),
-            _ => self.host.link_by_index(wanted.index).map_err(StepError::new)?,
+            _ => self
+                .host
+                .link_by_index(wanted.index)
+                .map_err(StepError::new)?,
         };
         facts.ok_or_else(|| StepError::new(format_args!("there is no interface {name}")))
     }
@@ -247,6 +252,16 @@ impl Live {
             // What came in meanwhile gives no edge. A data thread that has stopped needs no waking.
             let _ = self.plane.wake_device(Interface::Uplink(id));
         }
+    }
+
+    /// The uplink's device went away by itself.
+    pub(super) fn uplink_lost(&mut self, name: &Name) {
+        let Some(uplink) = self.uplinks.get_mut(name) else {
+            return;
+        };
+        let id = uplink.id;
+        drop(uplink.device.take());
+        self.tell(id, LinkState::Down);
     }
 
     fn tell(&self, id: UplinkId, state: LinkState) {

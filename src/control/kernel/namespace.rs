@@ -246,6 +246,12 @@ impl NamespaceId {
 }
 
 impl NamespaceName {
+    /// Which namespace it named.
+    #[must_use]
+    pub fn id(&self) -> NamespaceId {
+        self.id
+    }
+
     /// Opens the namespace.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ use crate::interface_name::InterfaceName;
 
 pub use carry_out::{Cause, Executor, Failure, Outcome, carry_out};
 pub use steps::plan;
-pub use want::{LinkPresence, NamespacePresence, Observed, Want, routes_of};
+pub use want::{LinkPresence, NamespacePresence, Observed, Want, claim, routes_of};
 
 /// What is in place, or shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -185,7 +185,9 @@ fn own_mac(uplink: &Uplink) -> MacAddr {
     uplink.mac.unwrap_or_else(stable)
 }
 
-fn claim(container: &Container) -> Claim {
+/// What a container shall have registered.
+#[must_use]
+pub fn claim(container: &Container) -> Claim {
     Claim {
         vrf: container.vrf,
         addresses: container.addresses.clone(),

@@ -247,6 +247,12 @@ impl Netlink {
         Ok(found.pop().flatten())
     }
 
+    /// The same, by the kernel's number of it.
+    pub(crate) fn link_by_index(&self, index: u32) -> Result<Option<LinkFacts>, NetlinkError> {
+        let mut found = self.links(&[LinkSelector::Index(index)])?;
+        Ok(found.pop().flatten())
+    }
+
     /// Like [`Netlink::link`], for an interface that has to be there.
     pub(crate) fn existing_link(&self, name: &str) -> Result<LinkFacts, NetlinkError> {
         self.link(name)?.ok_or_else(|| self.no_link(name))

@@ -1,0 +1,37 @@
+//! Settings that differ between two configurations and take effect at the next start only.
+
+use super::RelayConfig;
+
+/// A setting that differs but takes effect only at the next start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeedsRestart {
+    /// The key, as in `relay.threads`.
+    pub key: &'static str,
+    /// Its value in the old configuration.
+    pub old: String,
+    /// Its value in the new configuration.
+    pub new: String,
+}
+
+impl RelayConfig {
+    /// The settings in which `new` differs from `old`.
+    #[must_use]
+    pub fn differences(old: &Self, new: &Self) -> Vec<NeedsRestart> {
+        let setting = |key, old: String, new: String| NeedsRestart { key, old, new };
+        let mut settings = vec![
+            setting(
+                "relay.threads",
+                old.threads.to_string(),
+                new.threads.to_string(),
+            ),
+            setting(
+                "relay.buffers",
+                old.buffers.to_string(),
+                new.buffers.to_string(),
+            ),
+            setting("relay.ring", old.ring.to_string(), new.ring.to_string()),
+        ];
+        settings.retain(|setting| setting.old != setting.new);
+        settings
+    }
+}

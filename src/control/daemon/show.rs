@@ -1,0 +1,439 @@
+//! What `show` shows, gathered from the data threads, the kernel and the control thread.
+
+use std::net::IpAddr;
+use std::time::UNIX_EPOCH;
+
+use nos_shim::drop::DropReason;
+use nos_shim::fib::{Action, RouteEntry, Source};
+use nos_shim::ident::{Interface, UplinkId, VrfId};
+use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
+use nos_shim::offload::Capabilities;
+use nos_shim::shim::UplinkSnapshot;
+
+use crate::control::api::snapshot::{
+    self, Attachment, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port, Ring,
+    Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+};
+use crate::control::api::{Refusal, RefusalCode, Response, Table};
+use crate::control::attach::link_by_index;
+use crate::control::config::{Name, UplinkDevice};
+use crate::control::kernel::LinkFacts;
+use crate::control::plan::{Entity, claim};
+use crate::data::device::DeviceKind;
+use crate::data::event_loop::{DeviceReport, Stopped};
+use crate::data::relay::{AttachmentCounters, AttachmentStatus};
+
+use super::Daemon;
+use super::containers::{LiveLink, relay_mac};
+use super::standing::Condition;
+use super::uplinks::{LiveDevice, LiveUplink};
+
+impl Daemon {
+    /// Answers a question about the present state.
+    pub(super) fn show(&self, table: Table) -> Response {
+        let answer = match table {
+            Table::Attachments => self.attachments().map(Response::Attachments),
+            Table::Ports => self.ports().map(Response::Ports),
+            Table::Routes => self.routes().map(Response::Routes),
+            Table::Neighbors => self.neighbors().map(Response::Neighbors),
+            Table::Counters => self.counters().map(Response::Counters),
+        };
+        answer.unwrap_or_else(|Stopped| {
+            let refusal = Refusal::new(RefusalCode::Unavailable, "a data thread has stopped");
+            Response::Refused(refusal)
+        })
+    }
+
+    fn attachments(&self) -> Result<Vec<Attachment>, Stopped> {
+        let relay = self.live.plane.on_relay(|relay| relay.snapshot())?;
+        let devices = self.live.plane.devices()?;
+        let shown = self.container_names().into_iter().filter_map(|name| {
+            let container = self.live.containers.get(&name);
+            let status = container.and_then(|container| {
+                let mut all = relay.attachments.iter();
+                all.find(|status| status.id == container.id)
+            });
+            let device = container
+                .and_then(|container| device_of(&devices, Interface::Attachment(container.id)));
+            self.attachment(&name, status, device)
+        });
+        Ok(shown.collect())
+    }
+
+    /// Containers in the order of the configuration, and those that cannot be taken away.
+    fn container_names(&self) -> Vec<Name> {
+        let wanted = self.reconciler.wanted();
+        let wanted = wanted.map_or(&[][..], |wanted| &wanted.containers);
+        let mut names: Vec<_> = wanted.iter().map(|one| one.name.clone()).collect();
+        let others = self.live.containers.keys();
+        let others: Vec<_> = others
+            .filter(|name| !names.contains(name))
+            .cloned()
+            .collect();
+        names.extend(others);
+        names
+    }
+
+    fn attachment(
+        &self,
+        name: &Name,
+        status: Option<&AttachmentStatus>,
+        device: Option<&DeviceReport>,
+    ) -> Option<Attachment> {
+        let state = &self.reconciler.state;
+        let wanted = self.reconciler.wanted();
+        let wanted = wanted.and_then(|wanted| wanted.container(name));
+        let wanted = wanted.map(|wanted| (claim(wanted), wanted));
+        // What is in place, or else what is wanted.
+        let claim = state
+            .claims
+            .get(name)
+            .or(wanted.as_ref().map(|(claim, _)| claim))?;
+        let link = state.links.get(name);
+        let wanted = wanted.as_ref().map(|(_, wanted)| *wanted);
+        let (netns, kind, interface) = match (link, wanted) {
+            (Some(link), _) => (&link.netns, link.device, &link.interface),
+            (None, Some(wanted)) => (&wanted.netns, wanted.device, &wanted.interface),
+            (None, None) => return None,
+        };
+        let container = self.live.containers.get(name);
+        let live = container.and_then(|container| container.link.as_ref());
+        let counters = status.map_or_else(AttachmentCounters::default, |status| status.counters);
+        let mut drops = counters.drops;
+        if let Some(device) = device {
+            drops.merge(&device.counters.received.drops);
+            drops.merge(&device.counters.sent.drops);
+        }
+        let inside = live.and_then(inside);
+        let entity = Entity::Container(name.clone());
+        Some(Attachment {
+            id: container.map(|container| container.id.0),
+            name: name.to_string(),
+            netns: netns.to_string(),
+            container_mac: claim.mac,
+            addresses: claim.addresses.clone(),
+            link: Link {
+                device: kind.to_string(),
+                interface: inside
+                    .as_ref()
+                    .map_or_else(|| interface.to_string(), |facts| facts.name.clone()),
+                state: self.state_of(
+                    &[&entity],
+                    live.map(|live| container_state(live, inside.as_ref())),
+                ),
+                reason: self.reason_of(&[&entity]).or_else(|| {
+                    let warning = live?.report.warnings.first()?;
+                    Some(warning.to_string())
+                }),
+                since: self.since_of(&[&entity]),
+                mac: relay_mac(name),
+                vrf: claim.vrf,
+                mtu: claim.mtu.octets(),
+                offload: device.map(offload).unwrap_or_default(),
+                rx: Traffic {
+                    packets: counters.rx_packets,
+                    octets: counters.rx_octets,
+                },
+                tx: Traffic {
+                    packets: counters.tx_packets,
+                    octets: counters.tx_octets,
+                },
+                drops: snapshot::drops(&drops),
+                device_tx_dropped: kernel_drops(live, inside.as_ref(), device),
+            },
+        })
+    }
+
+    /// How an entity is: as its device says, unless it is not in place.
+    fn state_of(&self, entities: &[&Entity], device: Option<LinkState>) -> LinkState {
+        let mut entries = entities
+            .iter()
+            .filter_map(|entity| self.reconciler.standing.of(entity));
+        match (entries.next().map(|entry| &entry.condition), device) {
+            (_, Some(state)) => state,
+            (Some(Condition::Refused(_)), None) => LinkState::Refused,
+            (Some(Condition::Waiting(_)), None) => LinkState::Waiting,
+            (None, None) => LinkState::Gone,
+        }
+    }
+
+    fn reason_of(&self, entities: &[&Entity]) -> Option<String> {
+        let standing = &self.reconciler.standing;
+        let entry = entities.iter().find_map(|entity| standing.of(entity))?;
+        Some(entry.condition.reason().to_owned())
+    }
+
+    fn since_of(&self, entities: &[&Entity]) -> Option<u64> {
+        let standing = &self.reconciler.standing;
+        let entry = entities.iter().find_map(|entity| standing.of(entity))?;
+        let since = entry.since.duration_since(UNIX_EPOCH).ok()?;
+        Some(since.as_secs())
+    }
+
+    fn ports(&self) -> Result<Vec<Port>, Stopped> {
+        self.live.plane.on_nos(|nos| {
+            nos.ports()
+                .claims()
+                .map(|holding| Port::from(&holding))
+                .collect()
+        })
+    }
+
+    fn routes(&self) -> Result<Vec<Route>, Stopped> {
+        let names = self.uplink_names();
+        let routes = move |nos: &mut nos_shim::shim::Shim| {
+            let fib = nos.fib();
+            let of_vrf = |vrf| fib.routes(vrf).map(move |entry| (vrf, entry));
+            let all = fib
+                .vrfs()
+                .flat_map(of_vrf)
+                .filter(|(_, entry)| entry.active);
+            all.filter_map(|(vrf, entry)| route(vrf, &entry, &names))
+                .collect()
+        };
+        self.live.plane.on_nos(routes)
+    }
+
+    fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
+        let uplinks = self.uplink_snapshots()?;
+        let of_uplink = |uplink: &UplinkSnapshot| {
+            let name = uplink.config.name.to_string();
+            let shown = uplink
+                .neighbors
+                .iter()
+                .map(move |status| neighbor(&name, status));
+            shown.collect::<Vec<_>>()
+        };
+        Ok(uplinks.iter().flat_map(of_uplink).collect())
+    }
+
+    fn counters(&self) -> Result<Counters, Stopped> {
+        let relay = self.live.plane.on_relay(|relay| {
+            (
+                *relay.ledger(),
+                relay.held(),
+                relay.depth(),
+                relay.capacity(),
+            )
+        })?;
+        let nos = self.live.plane.on_nos(|nos| {
+            (
+                *nos.ledger(),
+                nos.held(),
+                nos.channel().depth(),
+                nos.channel().capacity(),
+            )
+        })?;
+        let devices = self.live.plane.devices()?;
+        let snapshots = self.uplink_snapshots()?;
+        let uplinks = self.live.uplinks.iter().filter_map(|(name, uplink)| {
+            let mut all = snapshots.iter();
+            let snapshot = all.find(|snapshot| snapshot.config.id == uplink.id)?;
+            Some(self.uplink(name, uplink, snapshot, &devices))
+        });
+        let ring = |name: &str, depth: usize, capacity: usize, full_drops| Ring {
+            name: name.to_owned(),
+            capacity: capacity as u64,
+            depth: depth as u64,
+            full_drops,
+        };
+        Ok(Counters {
+            stages: vec![
+                Stage::new("relay", &relay.0, relay.1 as u64),
+                Stage::new("nos", &nos.0, nos.1 as u64),
+            ],
+            rings: vec![
+                ring(
+                    "relay-to-nos",
+                    nos.2,
+                    nos.3,
+                    relay.0.drops.of(DropReason::RingFull),
+                ),
+                ring(
+                    "nos-to-relay",
+                    relay.2,
+                    relay.3,
+                    nos.0.drops.of(DropReason::RingFull),
+                ),
+            ],
+            uplinks: uplinks.collect(),
+        })
+    }
+
+    fn uplink_snapshots(&self) -> Result<Vec<UplinkSnapshot>, Stopped> {
+        let now = self.live.plane.now();
+        self.live.plane.on_nos(move |nos| nos.uplinks(now))
+    }
+
+    fn uplink_names(&self) -> Vec<(UplinkId, String)> {
+        let uplinks = self.live.uplinks.iter();
+        uplinks
+            .map(|(name, uplink)| (uplink.id, name.to_string()))
+            .collect()
+    }
+
+    fn uplink(
+        &self,
+        name: &Name,
+        uplink: &LiveUplink,
+        snapshot: &UplinkSnapshot,
+        devices: &[DeviceReport],
+    ) -> Uplink {
+        let device = device_of(devices, Interface::Uplink(uplink.id));
+        let mut drops = nos_shim::drop::DropCounters::default();
+        if let Some(device) = device {
+            drops.merge(&device.counters.received.drops);
+            drops.merge(&device.counters.sent.drops);
+        }
+        let counters = snapshot.counters;
+        let (kind, configured) = self.uplink_device(name);
+        let live = uplink.device.as_ref();
+        let entities = [&Entity::Uplink(name.clone()), &Entity::Device(name.clone())];
+        Uplink {
+            name: name.to_string(),
+            addresses: uplink.network.addresses.clone(),
+            address_conflicts: counters.address_conflicts,
+            link: Link {
+                device: kind.to_owned(),
+                interface: live.map_or(configured, |live| live.facts.name.clone()),
+                state: self.state_of(&entities, live.map(uplink_state)),
+                reason: self.reason_of(&entities),
+                since: self.since_of(&entities),
+                mac: uplink.network.mac,
+                vrf: uplink.network.vrf,
+                mtu: uplink.network.mtu,
+                offload: device.map(offload).unwrap_or_default(),
+                rx: Traffic {
+                    packets: counters.rx_packets,
+                    octets: counters.rx_octets,
+                },
+                tx: Traffic {
+                    packets: counters.tx_packets,
+                    octets: counters.tx_octets,
+                },
+                drops: snapshot::drops(&drops),
+                device_tx_dropped: live.map(|live| live.inspector.kernel_drops()),
+            },
+        }
+    }
+
+    /// The kind of an uplink's device, and the interface as it is configured.
+    fn uplink_device(&self, name: &Name) -> (&'static str, String) {
+        let open = self.reconciler.state.devices.get(name);
+        let wanted = self.reconciler.wanted();
+        let wanted = wanted.and_then(|wanted| wanted.uplink(name));
+        let device = open.map(|open| &open.device);
+        match device.or(wanted.map(|wanted| &wanted.device)) {
+            Some(device @ UplinkDevice::Packet(_)) => ("packet", device.interface().to_string()),
+            Some(device @ UplinkDevice::Tap(_)) => ("tap", device.interface().to_string()),
+            None => ("", String::new()),
+        }
+    }
+}
+
+/// What the kernel lost of the container's packets because the relay did not read them in time.
+fn kernel_drops(
+    live: Option<&LiveLink>,
+    inside: Option<&LinkFacts>,
+    device: Option<&DeviceReport>,
+) -> Option<u64> {
+    match device?.kind {
+        DeviceKind::Tap | DeviceKind::PlainTap => Some(inside?.statistics.tx_dropped),
+        DeviceKind::Packet | DeviceKind::Memory => Some(live?.inspector.kernel_drops()),
+    }
+}
+
+/// The interface inside of a container, under whatever name it has by now.
+fn inside(live: &LiveLink) -> Option<LinkFacts> {
+    let namespace = live.namespace().ok()?;
+    link_by_index(&namespace, live.report.index).ok()?
+}
+
+/// The container may set its interface down, which its device does not tell.
+fn container_state(live: &LiveLink, inside: Option<&LinkFacts>) -> LinkState {
+    match (LinkState::from(live.inspector.link()), inside) {
+        (LinkState::Up, Some(facts)) if !facts.up => LinkState::Down,
+        (state, _) => state,
+    }
+}
+
+fn uplink_state(live: &LiveDevice) -> LinkState {
+    match LinkState::from(live.inspector.link()) {
+        LinkState::Up if !(live.facts.up && live.facts.operational) => LinkState::Down,
+        state => state,
+    }
+}
+
+fn device_of(devices: &[DeviceReport], interface: Interface) -> Option<&DeviceReport> {
+    devices.iter().find(|device| device.interface == interface)
+}
+
+fn offload(device: &DeviceReport) -> Vec<String> {
+    let names = [
+        (Capabilities::CHECKSUM, "checksum"),
+        (Capabilities::TSO4, "tso4"),
+        (Capabilities::TSO6, "tso6"),
+        (Capabilities::USO, "uso"),
+    ];
+    let used = names
+        .iter()
+        .filter(|(one, _)| device.capabilities.contains(*one));
+    used.map(|(_, name)| (*name).to_owned()).collect()
+}
+
+fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Option<Route> {
+    let name = |id: UplinkId| {
+        let named = names.iter().find(|(known, _)| *known == id);
+        named.map_or_else(|| id.to_string(), |(_, name)| name.clone())
+    };
+    let hop = |address: Option<IpAddr>, id| NextHop {
+        address,
+        uplink: name(id),
+    };
+    let (action, next_hops) = match entry.action {
+        // Broadcast addresses follow from the connected prefix.
+        Action::NoRoute | Action::Broadcast(_) => return None,
+        Action::Local(_) => (RouteAction::Local, Vec::new()),
+        Action::Connected(uplink) => (RouteAction::Connected, vec![hop(None, *uplink)]),
+        Action::Blackhole => (RouteAction::Blackhole, Vec::new()),
+        Action::Unreachable => (RouteAction::Unreachable, Vec::new()),
+        Action::Via(hops) => {
+            let hops = hops
+                .as_slice()
+                .iter()
+                .map(|next| hop(Some(next.gateway), next.uplink));
+            (RouteAction::Via, hops.collect())
+        }
+    };
+    let source = match entry.source {
+        Source::Local | Source::Connected => RouteSource::Connected,
+        Source::Static { .. } => RouteSource::Static,
+    };
+    let metric = u32::from(entry.source.metric());
+    Some(Route {
+        vrf,
+        prefix: entry.prefix,
+        source,
+        metric,
+        action,
+        next_hops,
+    })
+}
+
+fn neighbor(uplink: &str, status: &NeighborStatus) -> Neighbor {
+    Neighbor {
+        uplink: uplink.to_owned(),
+        address: status.address,
+        mac: status.mac,
+        state: match status.state {
+            ShimNeighborState::Incomplete => NeighborState::Incomplete,
+            ShimNeighborState::Reachable => NeighborState::Reachable,
+            ShimNeighborState::Stale => NeighborState::Stale,
+            ShimNeighborState::Delay => NeighborState::Delay,
+            ShimNeighborState::Probe => NeighborState::Probe,
+            ShimNeighborState::Failed => NeighborState::Failed,
+        },
+        age_ms: u64::try_from(status.age.as_millis()).unwrap_or(u64::MAX),
+        queued: status.queued as u64,
+    }
+}
