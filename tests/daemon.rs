@@ -649,12 +649,22 @@ mod container_that_vanishes_frees_its_ports {
         tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
         drop(server);
         let flow = Flow::start(&scenario);
-        // The kernel deletes what is inside once nobody refers to the namespace; the daemon must
-        // not either. Deleting the interface is what it sees of that.
+        // Somebody inside deletes the interface: it is made anew.
+        scenario.daemon.forget_counters();
         cache.delete_link("eth0").unwrap();
+        await_that("the interface is back", || match cache.link("eth0").unwrap() {
+            Some(link) if link.up => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        let server = tcp::EchoServer::start(&cache, V4.nos_port(22000)).unwrap();
+        tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
+        drop(server);
+        // The kernel deletes what is inside once nobody refers to the namespace; the daemon must
+        // not either.
+        drop(cache);
         await_that("the daemon notices", || {
             let cache = scenario.daemon.attachment("cache");
-            if cache.link.state == LinkState::Gone {
+            if cache.link.state == LinkState::Waiting {
                 Ok(())
             } else {
                 Err(format!("{cache:?}"))
@@ -672,8 +682,7 @@ mod container_that_vanishes_frees_its_ports {
         assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{error}");
         flow.finish();
         assert_idle(&scenario.daemon);
-        // A reload with the same file attaches it again, to another namespace of that name.
-        drop(cache);
+        // A reload names another namespace.
         let again = LabNamespace::new("cache").unwrap();
         scenario.config += &more(&again);
         scenario.daemon.reload(&scenario.config);
@@ -721,7 +730,7 @@ mod namespace_that_is_deleted_is_let_go {
         process.wait().unwrap();
         await_that("the daemon lets go of the namespace", || {
             let cache = scenario.daemon.attachment("cache");
-            if cache.link.state == LinkState::Gone {
+            if cache.link.state == LinkState::Waiting {
                 Ok(())
             } else {
                 Err(format!("{cache:?}"))
@@ -764,22 +773,27 @@ lab_test! {
 }
 
 lab_test! {
-    fn uplink_that_vanishes_is_opened_again_by_a_reload() {
+    fn uplink_that_vanishes_is_opened_again_when_it_is_back() {
         let scenario = Scenario::new(Variant::PLAIN);
         assert_alive(&scenario);
         let Topology { device, external, .. } = &scenario.topology;
         device.delete_link("hx").unwrap();
         await_that("the daemon notices", || {
             let state = scenario.daemon.uplink("up0").link.state;
-            if state == LinkState::Gone { Ok(()) } else { Err(format!("{state:?}")) }
+            if state == LinkState::Waiting { Ok(()) } else { Err(format!("{state:?}")) }
         });
+        let routes = scenario.daemon.routes();
+        assert!(routes.iter().all(|route| route.action != RouteAction::Via), "{routes:?}");
         assert!(!ping(scenario.web(), V4.external, 1, Duration::from_millis(50)).unwrap()[0].is_reply());
         assert_idle(&scenario.daemon);
         veth((device, "hx"), (external, "xh")).unwrap();
         for address in Topology::external_addresses() {
             external.add_address("xh", address).unwrap();
         }
-        scenario.daemon.reload(&scenario.config);
+        await_that("the uplink is back", || {
+            let state = scenario.daemon.uplink("up0").link.state;
+            if state == LinkState::Up { Ok(()) } else { Err(format!("{state:?}")) }
+        });
         assert_alive(&scenario);
     }
 }
@@ -795,9 +809,14 @@ mod container_interface_that_is_set_down_comes_back {
         let limit = Duration::from_millis(50);
         udp::exchange(scenario.external(), None, V4.nos_port(20053), b"x", limit).unwrap_err();
         assert_idle(&scenario.daemon);
-        // The kernel has removed the routes; a reload puts them back.
+        // The kernel has removed the routes; the daemon puts them back.
         scenario.web().set_up("eth0").unwrap();
-        scenario.daemon.reload(&scenario.config);
+        await_that("packets pass again", || {
+            match ping(scenario.web(), V4.external, 1, Duration::from_secs(1)) {
+                Ok(echoes) if echoes[0].is_reply() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
         for family in FAMILIES {
             let server = tcp::EchoServer::start(scenario.web(), family.nos_port(20080)).unwrap();
             tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();

@@ -82,9 +82,14 @@ pub(crate) fn program() -> PathBuf {
 }
 
 fn run_command(files: &Files) -> Command {
+    run_command_with(files, &[])
+}
+
+fn run_command_with(files: &Files, options: &[&str]) -> Command {
     let mut command = Command::new(program());
     command
         .args(["--log", "info,nos_relay=debug", "run"])
+        .args(options)
         .arg(files.config())
         .arg("--control")
         .arg(files.control())
@@ -140,9 +145,9 @@ impl Daemon {
         Self::start_failing_on(host, &files)
     }
 
-    /// The same with files that are there already.
+    /// The same with files that are there already. It starts strictly: what is missing is an error.
     pub(crate) fn start_failing_on(host: &LabNamespace, files: &Files) -> Output {
-        let mut child = host.spawn(run_command(files)).unwrap();
+        let mut child = host.spawn(run_command_with(files, &["--strict"])).unwrap();
         let status = wait_with_limit(&mut child);
         let mut output = Output {
             status: status.unwrap_or_default(),
@@ -185,6 +190,11 @@ impl Daemon {
         self.signal(Signal::SIGHUP);
         self.await_notification("RELOADING=1");
         self.await_notification("READY=1");
+    }
+
+    /// What was counted of an attachment or uplink goes with it: to be called where one does.
+    pub(crate) fn forget_counters(&self) {
+        self.forgot.set(true);
     }
 
     /// Waits for a message to the service manager (`sd_notify(3)`).
