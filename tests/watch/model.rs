@@ -20,6 +20,9 @@ const CHANGES: usize = 60;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const TARGETS: [&str; 8] = ["a", "b", "c", "../a", "../b/c", "a/b", "../c/..", "./b"];
 
+/// Where the tree is: so deep that no link leads out of the test's own directory.
+const TOP: &str = "1/2/3/4";
+
 /// A tree with watched names, which need not exist.
 struct Tree {
     root: Mounted,
@@ -42,6 +45,7 @@ impl Tree {
             watching: Watching::new(&Namespace::current().unwrap()),
             random: Rng::with_seed(seed),
         };
+        fs::create_dir_all(tree.root.at(TOP)).unwrap();
         tree.names = (0..12).map(|_| tree.any_path()).collect();
         for (name, key) in tree.names.iter().zip(0..) {
             let name = NetnsName::Path(name.clone());
@@ -55,7 +59,7 @@ impl Tree {
         let parts: Vec<_> = (0..depth)
             .filter_map(|_| self.random.choice(NAMES))
             .collect();
-        self.root.at(&parts.join("/"))
+        self.root.at(TOP).join(parts.join("/"))
     }
 
     /// Changes the tree somehow. What cannot be done is left undone.
