@@ -1,4 +1,5 @@
-//! What the control plane asks of the kernel: namespaces, netlink, sysctls, interfaces taken over.
+//! What the control plane asks of the kernel: namespaces, netlink, sysctls, interfaces taken over,
+//! and news of what changes there by itself.
 
 pub(crate) mod changes;
 mod error;

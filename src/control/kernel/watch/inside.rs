@@ -10,8 +10,9 @@
 //! never counts for a later namespace. Users cannot withdraw one: the kernel goes on to deliver
 //! changes of a namespace that nobody watches any more, until it ends; they are passed over.
 //!
-//! For every notification in any namespace the kernel looks through the observer's identifiers, one
-//! after the other.
+//! The cost: for every notification in any namespace, passed by the filter or not, the kernel looks
+//! through the observer's identifiers one after the other, 30 to 50 ns each. With 300 watched
+//! namespaces a route costs whoever adds it some 10 µs more, and with 1,000 some 40 µs.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,10 +21,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::filter;
-use super::links::Drained;
 use super::socket::{
-    Group, NLMSG_HEADER, RTM_DELNSID, RTM_GETNSID, RTM_NEWNSID, Received, Subscription, attribute,
-    first_message,
+    Drained, Group, NLMSG_HEADER, RTM_DELNSID, RTM_GETNSID, RTM_NEWNSID, Received, Subscription,
+    attribute, first_message,
 };
 use super::{InsideChanges, WatchKey};
 use crate::control::kernel::{Namespace, NamespaceError};

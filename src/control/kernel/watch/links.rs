@@ -7,7 +7,7 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 
 use super::filter;
-use super::socket::{Group, Received, Subscription};
+use super::socket::{Drained, Group, Received, Subscription};
 use crate::control::kernel::LinkFacts;
 
 /// An interface that was made, changed or deleted.
@@ -27,17 +27,6 @@ const LONGEST: usize = 32 * 1024;
 pub(super) struct Links {
     subscription: Subscription,
     buffer: Box<[u8]>,
-}
-
-/// What a drain found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drained {
-    /// Everything was taken.
-    Empty,
-    /// Everything was taken, but before that messages were lost.
-    Overrun,
-    /// There is more: the budget ended first.
-    More,
 }
 
 impl Links {

@@ -1,7 +1,8 @@
 //! News from the kernel: what the control plane waits for has appeared, changed or vanished.
 //!
-//! Goal: nobody sleeps and looks again. One descriptor becomes readable when there is news, and
-//! [`KernelWatch::drain`] returns it as values. Nothing here blocks or has a thread.
+//! Goal: the control thread waits for events instead of looking again and again. One descriptor
+//! becomes readable when there is news, and [`KernelWatch::drain`] returns it as values. Nothing
+//! here blocks or has a thread.
 //!
 //! | news of | from | file |
 //! |---|---|---|
@@ -9,21 +10,22 @@
 //! | interfaces, addresses, default routes inside of containers; the end of their namespaces | rtnetlink, one socket in an observer namespace | `inside` |
 //! | names of namespaces | inotify, mountinfo, pidfds | `names`, which uses `walk`, `directories`, `mounts`, `processes` |
 //!
-//! An event says where to look, and not what is there: several changes are one event. So the order
-//! is: watch first, look then; and look again at each event. Then no change is missed. Of the
-//! host's interfaces the events carry the state as well, in order.
+//! An event says where to look, and not what is there: several changes are one event. No change is
+//! missed by who watches first, looks then, and looks again at each event. Events of the host's
+//! interfaces carry the state as well, in order.
 //!
 //! Nothing that is watched is kept alive by it, neither namespaces nor processes nor mounts.
 //!
 //! Limits:
-//! - That a process starts is no event: a name of a process that does not exist cannot be waited
-//!   for. Nor is it one that a process changes its namespace.
-//! - Files of other kinds in `/proc/PID`, such as `fd/5`, are followed to the end of the process
-//!   only. [`KernelWatch::watch_inside`] reports the end of the namespace itself.
+//! - The start of a process is no event, so a process that does not exist cannot be waited for.
+//! - A process that moves to another namespace gives no event.
+//! - Other files of `/proc/PID`, such as `fd/5`, are followed to the end of the process only.
+//!   [`KernelWatch::watch_inside`] reports the end of the namespace itself.
 //! - Directories of network file systems report local changes only.
-//! - IPv4 routes that go because their interface went down, or their source address went, have no
-//!   notification of their own: there is that of the interface or address.
-//! - Every notification costs the kernel a few nanoseconds for each namespace watched inside.
+//! - IPv4 routes that go with their interface or source address have no notification of their own.
+//!   That of the interface or address is the event.
+//! - A namespace of a foreign user namespace stays silent: the kernel wants CAP_NET_BROADCAST there.
+//! - Watching many namespaces inside makes changes of routes dearer: see `inside`.
 
 mod directories;
 mod filter;

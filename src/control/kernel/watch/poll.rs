@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tracing::warn;
 
-use super::links::Drained;
+use super::socket::Drained;
 
 /// What a descriptor of the set stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -53,6 +53,17 @@ pub(super) enum Received {
     },
 }
 
+/// What draining a socket found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// Everything was taken.
+    Empty,
+    /// Everything was taken, but before that messages were lost.
+    Overrun,
+    /// There is more: the budget ended first.
+    More,
+}
+
 impl Subscription {
     /// Opens a socket in the namespace of the calling thread, with room for about
     /// `receive_buffer` octets of messages that `filter` lets through.
