@@ -173,10 +173,15 @@ impl Daemon {
             return self.reconciler.look_inside(name, now);
         }
         let interface = Interface::Attachment(container.id);
-        if let Some(device) = self.live.take_device(interface) {
-            let reason = "its interface was deleted";
-            let detachment = self.device_gone(interface, device, reason);
-            detach_all(&self.live.host, vec![detachment]);
+        self.device_lost(interface);
+    }
+
+    /// The kernel tells that a device's interface was deleted, before the data thread has noticed.
+    /// If it has, its own news is on the way.
+    fn device_lost(&mut self, interface: Interface) {
+        if let Ok(Some(device)) = self.live.plane.remove_device(interface) {
+            let gone = self.device_gone(interface, device, "the interface was deleted");
+            detach_all(&self.live.host, vec![gone]);
         }
     }
 
@@ -195,11 +200,7 @@ impl Daemon {
                 self.live.follow_link(&name, facts);
                 return true;
             }
-            let interface = Interface::Uplink(id);
-            if let Some(device) = self.live.take_device(interface) {
-                let gone = self.device_gone(interface, device, "the interface was deleted");
-                detach_all(&self.live.host, vec![gone]);
-            }
+            self.device_lost(Interface::Uplink(id));
             return true;
         }
         if deleted {
@@ -226,11 +227,7 @@ impl Daemon {
         let Some(id) = container.map(|container| container.id) else {
             return false;
         };
-        let interface = Interface::Attachment(id);
-        if let Some(device) = self.live.take_device(interface) {
-            let gone = self.device_gone(interface, device, "the interface was deleted");
-            detach_all(&self.live.host, vec![gone]);
-        }
+        self.device_lost(Interface::Attachment(id));
         true
     }
 
