@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage,
+    Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
+    NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr};
@@ -23,6 +23,9 @@ use crate::control::kernel::namespace::Namespace;
 /// counts for about 800 octets there, and a buffer has at least 200 KiB by default.
 const PIPELINE: usize = 64;
 
+/// Questions in one `send`: an interface answers with some 2 KiB.
+const QUESTIONS: usize = 16;
+
 /// Octets that one read takes at most. The kernel fills datagrams of a dump up to 32 KiB.
 const DATAGRAM: usize = 64 * 1024;
 
@@ -33,7 +36,7 @@ const ANSWER_LIMIT: TimeVal = TimeVal::new(5, 0);
 const DUMP_ATTEMPTS: u32 = 16;
 
 /// A change of the network, and what it is called in an error.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     action: String,
     message: RouteNetlinkMessage,
@@ -64,6 +67,12 @@ impl Request {
             flags: NLM_F_CREATE | NLM_F_REPLACE,
             ..Self::change(action, message)
         }
+    }
+
+    /// What an error calls it.
+    #[cfg(test)]
+    pub(crate) fn action(&self) -> &str {
+        &self.action
     }
 
     fn write(&self, sequence: u32, out: &mut Vec<u8>) {
@@ -147,18 +156,18 @@ impl Netlink {
         action: &str,
         questions: &[RouteNetlinkMessage],
     ) -> Vec<Result<Vec<RouteNetlinkMessage>, NetlinkError>> {
-        let answers = self
-            .exchange
-            .lock()
-            .request(questions.len(), |index, sequence, out| {
-                if let Some(question) = questions.get(index) {
+        let mut exchange = self.exchange.lock();
+        let mut outcomes = Vec::with_capacity(questions.len());
+        for chunk in questions.chunks(QUESTIONS) {
+            let answers = exchange.request(chunk.len(), |index, sequence, out| {
+                if let Some(question) = chunk.get(index) {
                     write_message(question, NLM_F_ACK, sequence, out);
                 }
             });
-        let answers = answers.into_iter();
-        answers
-            .map(|answer| answer.map_err(|refusal| self.refused(action, refusal)))
-            .collect()
+            let answers = answers.into_iter();
+            outcomes.extend(answers.map(|answer| answer.map_err(|why| self.refused(action, why))));
+        }
+        outcomes
     }
 
     /// Lists all objects that match `filter`.
@@ -422,15 +431,17 @@ fn acknowledgement(payload: &[u8]) -> Result<(), Refusal> {
 
 fn write_message(message: &RouteNetlinkMessage, flags: u16, sequence: u32, out: &mut Vec<u8>) {
     let mut header = NetlinkHeader::default();
+    let length = header.buffer_len() + NetlinkSerializable::buffer_len(message);
+    header.length = u32::try_from(length).unwrap_or(u32::MAX);
+    header.message_type = message.message_type();
     header.flags = NLM_F_REQUEST | flags;
     header.sequence_number = sequence;
-    let mut message = NetlinkMessage::new(header, message.clone().into());
-    message.finalize();
     let start = out.len();
-    let end = start + message.buffer_len().next_multiple_of(4);
-    out.resize(end, 0);
-    if let Some(area) = out.get_mut(start..) {
-        message.serialize(area);
+    out.resize(start + length.next_multiple_of(4), 0);
+    let area = out.get_mut(start..start + length).unwrap_or_default();
+    if let Some((head, payload)) = area.split_at_mut_checked(header.buffer_len()) {
+        header.emit(head);
+        message.serialize(payload);
     }
 }
 
@@ -448,5 +459,200 @@ fn for_each_message(mut datagram: &[u8], mut take: impl FnMut(&NetlinkHeader, &[
         datagram = datagram
             .get(length.next_multiple_of(4)..)
             .unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::control::kernel::netlink::{AddressFacts, LinkChange};
+    use crate::lab::testbed::{LabNamespace, Privileges, privileges};
+
+    /// A message as the kernel would write it, padded.
+    fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(16 + payload.len()).unwrap();
+        let mut octets = length.to_ne_bytes().to_vec();
+        octets.extend(kind.to_ne_bytes());
+        octets.extend(flags.to_ne_bytes());
+        octets.extend(sequence.to_ne_bytes());
+        octets.extend([0; 4]);
+        octets.extend(payload);
+        octets.resize(octets.len().next_multiple_of(4), 0);
+        octets
+    }
+
+    /// An acknowledgement: the code, then the header of the request.
+    fn answer(sequence: u32, code: i32) -> Vec<u8> {
+        let payload = [&code.to_ne_bytes()[..], &[0; 16]].concat();
+        message(NLMSG_ERROR, 0, sequence, &payload)
+    }
+
+    fn codes(answers: Vec<Answer>) -> Vec<Option<i32>> {
+        let codes = answers.into_iter().map(|answer| match answer {
+            Ok(_) => Some(0),
+            Err(refusal) => refusal.source.raw_os_error(),
+        });
+        codes.collect()
+    }
+
+    #[test]
+    fn answers_are_told_apart_by_sequence_number() {
+        // The numbers wrap within the exchange.
+        let mut pending = Pending::new(u32::MAX, 3);
+        let datagram = [
+            answer(1, -libc::EPERM),
+            answer(7, -libc::EIO),
+            answer(u32::MAX, 0),
+            answer(u32::MAX, -libc::EIO),
+        ];
+        for_each_message(&datagram.concat(), |header, payload| {
+            pending.take(header, payload);
+        });
+        assert_eq!(pending.left, 1);
+        let answers = codes(pending.finish(None));
+        assert_eq!(answers, [Some(0), Some(libc::ENOBUFS), Some(libc::EPERM)]);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_fails_all_that_wait() {
+        let failure = io::Error::from_raw_os_error(libc::EBADF);
+        let answers = Pending::new(1, 2).finish(Some(failure));
+        assert_eq!(codes(answers), [Some(libc::EBADF); 2]);
+        let late = io::Error::from(io::ErrorKind::WouldBlock);
+        assert_eq!(Refusal::from(late).source.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_list_ends_and_says_whether_it_changed_meanwhile() {
+        let mut dump = Dump::new(4);
+        let datagram = [
+            message(NLMSG_DONE, 0, 3, &0_i32.to_ne_bytes()),
+            message(RTM_NEWLINK, NLM_F_DUMP_INTR, 4, &[0; 16]),
+            message(NLMSG_DONE, 0, 4, &0_i32.to_ne_bytes()),
+        ];
+        for_each_message(&datagram.concat(), |header, payload| {
+            dump.take(header, payload);
+        });
+        assert!(dump.done && dump.interrupted && dump.refusal.is_none());
+        assert_eq!(dump.objects.len(), 1);
+
+        let mut dump = Dump::new(4);
+        let failed = message(NLMSG_DONE, 0, 4, &(-libc::EINVAL).to_ne_bytes());
+        for_each_message(&failed, |header, payload| dump.take(header, payload));
+        let refusal = dump.refusal.unwrap();
+        assert_eq!(refusal.source.raw_os_error(), Some(libc::EINVAL));
+    }
+
+    const RTM_NEWLINK: u16 = 16;
+
+    proptest! {
+        #[test]
+        fn any_datagram_is_read_without_panic(octets in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut pending = Pending::new(0, 4);
+            let mut dump = Dump::new(0);
+            for_each_message(&octets, |header, payload| {
+                pending.take(header, payload);
+                dump.take(header, payload);
+            });
+            prop_assert_eq!(pending.finish(None).len(), 4);
+        }
+    }
+
+    fn lab() -> Option<(LabNamespace, Netlink)> {
+        if privileges() != Privileges::Root {
+            return None;
+        }
+        let lab = LabNamespace::new("netlink").unwrap();
+        let netlink = Netlink::open(lab.namespace()).unwrap();
+        Some((lab, netlink))
+    }
+
+    fn address(lo: u32, number: usize) -> AddressFacts {
+        let [a, b] = u16::try_from(number).unwrap().to_be_bytes();
+        AddressFacts {
+            interface: lo,
+            address: [10, 0, a, b].into(),
+            prefix_length: 32,
+            marked: true,
+        }
+    }
+
+    #[test]
+    fn a_refused_request_keeps_none_of_the_others() {
+        let Some((_lab, netlink)) = lab() else { return };
+        let lo = netlink.existing_link("lo").unwrap().index;
+        // More than one pipeline; every tenth is there already.
+        let requests: Vec<_> = (0..300)
+            .map(|number| address(lo, number - usize::from(number % 10 == 9)).add())
+            .collect();
+        let outcomes = netlink.submit(&requests.iter().collect::<Vec<_>>());
+        for (number, outcome) in outcomes.iter().enumerate() {
+            match outcome {
+                Ok(()) => assert_ne!(number % 10, 9),
+                Err(error) => {
+                    assert_eq!((number % 10, error.code()), (9, Some(libc::EEXIST)));
+                    let text = error.to_string();
+                    assert!(text.contains("cannot add address 10.0."), "{text}");
+                    assert!(text.contains("in namespace 'netlink'"), "{text}");
+                }
+            }
+        }
+        // A list of several datagrams.
+        let listed = netlink.addresses().unwrap();
+        let ours = listed
+            .iter()
+            .filter(|facts| facts.marked && facts.interface == lo);
+        assert_eq!(ours.count(), 270);
+    }
+
+    #[test]
+    fn the_reason_of_a_refusal_is_the_kernels() {
+        let Some((_lab, netlink)) = lab() else { return };
+        let lo = netlink.existing_link("lo").unwrap().index;
+        let error = netlink.call(
+            &LinkChange::of(lo)
+                .mtu(1)
+                .tx_queue_len(5)
+                .name("a/b")
+                .request("lo"),
+        );
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.starts_with("cannot set up lo in namespace 'netlink'"),
+            "{text}"
+        );
+        assert!(netlink.link("missing").unwrap().is_none());
+        let missing = netlink.existing_link("missing").unwrap_err();
+        assert!(missing.is(&[libc::ENODEV]), "{missing}");
+    }
+
+    #[test]
+    fn a_socket_works_from_any_thread_at_once() {
+        let Some((_lab, netlink)) = lab() else { return };
+        let lo = netlink.existing_link("lo").unwrap().index;
+        std::thread::scope(|scope| {
+            for part in 0..4 {
+                let netlink = &netlink;
+                scope.spawn(move || {
+                    for number in 0..25 {
+                        netlink
+                            .call(&address(lo, part * 25 + number).add())
+                            .unwrap();
+                        assert_eq!(netlink.existing_link("lo").unwrap().index, lo);
+                    }
+                });
+            }
+        });
+        assert_eq!(
+            netlink
+                .addresses()
+                .unwrap()
+                .iter()
+                .filter(|facts| facts.marked)
+                .count(),
+            100
+        );
     }
 }
