@@ -156,15 +156,10 @@ impl Plan {
     fn add_addresses(&mut self, addresses: &[IpAddr], found: &Found) {
         let lo = found.lo.index;
         for &address in addresses {
-            if found.has_address(lo, address) {
+            if found.address(lo, address).is_some() {
                 continue;
             }
-            let facts = AddressFacts {
-                interface: lo,
-                address,
-                prefix_length: host_prefix(address),
-                marked: true,
-            };
+            let facts = AddressFacts::new(lo, address, host_prefix(address)).marked();
             self.fresh_on_lo.push(address);
             self.steps
                 .push(Step::tolerant(facts.add(), THERE, Effect::Added(address)));
@@ -219,19 +214,16 @@ impl Plan {
     }
 
     fn add_link_local(&mut self, address: IpAddr, found: &Found) {
-        let interface = found.link.index;
-        if found.has_address(interface, address) {
-            return;
+        let wanted = AddressFacts::new(found.link.index, address, 64);
+        match found.address(wanted.interface, address) {
+            Some(present) if !present.tentative => return,
+            // The kernel made it when somebody set the interface up, and detects.
+            Some(present) => self.remove_address(present),
+            None => {}
         }
-        let facts = AddressFacts {
-            interface,
-            address,
-            prefix_length: 64,
-            marked: false,
-        };
         self.fresh_on_link = Some(address);
-        self.steps
-            .push(Step::tolerant(facts.add(), THERE, Effect::None));
+        let add = Step::tolerant(wanted.add(), THERE, Effect::None);
+        self.steps.push(add);
     }
 
     fn set_default_route(&mut self, family: &Family<'_>, found: &Found) {
@@ -289,9 +281,9 @@ impl Step {
 }
 
 impl Found {
-    fn has_address(&self, interface: u32, address: IpAddr) -> bool {
-        let here = |facts: &AddressFacts| facts.interface == interface && facts.address == address;
-        self.addresses.iter().any(here)
+    fn address(&self, interface: u32, address: IpAddr) -> Option<&AddressFacts> {
+        let here = |facts: &&AddressFacts| facts.interface == interface && facts.address == address;
+        self.addresses.iter().find(here)
     }
 
     /// Whether a killed run has left addresses here.
@@ -420,23 +412,19 @@ mod tests {
             alias: Some("nos-relay:web".to_owned()),
             ..found.link
         };
-        let on_lo = spec().addresses.into_iter().map(|address| AddressFacts {
-            interface: LO,
-            address,
-            prefix_length: host_prefix(address),
-            marked: true,
-        });
-        found.addresses = on_lo.collect();
-        found.addresses.push(AddressFacts {
-            interface: ETH0,
-            address: spec().mac.link_local().into(),
-            prefix_length: 64,
-            marked: false,
-        });
+        let on_lo = spec().addresses.into_iter();
+        found.addresses = on_lo
+            .map(|address| AddressFacts::new(LO, address, host_prefix(address)).marked())
+            .collect();
+        found.addresses.push(link_local());
         let [v4, v6] = [spec().addresses[0], spec().addresses[1]];
         found.ipv4_defaults = vec![RouteFacts::our_default(ETH0, v4)];
         found.ipv6_defaults = vec![RouteFacts::our_default(ETH0, v6)];
         found
+    }
+
+    fn link_local() -> AddressFacts {
+        AddressFacts::new(ETH0, spec().mac.link_local().into(), 64)
     }
 
     fn plan(found: &Found, occasion: Occasion) -> Plan {
@@ -509,14 +497,25 @@ mod tests {
     }
 
     #[test]
+    fn a_link_local_address_that_is_being_detected_is_replaced() {
+        let mut found = healthy();
+        if let Some(last) = found.addresses.last_mut() {
+            last.tentative = true;
+        }
+        let address = link_local().address;
+        assert_eq!(
+            actions(&plan(&found, Occasion::Update)),
+            [
+                format!("remove address {address}/64"),
+                format!("add address {address}/64"),
+            ]
+        );
+    }
+
+    #[test]
     fn only_addresses_of_ours_are_stale() {
         let mut found = healthy();
-        let stale = AddressFacts {
-            interface: LO,
-            address: "198.51.100.7".parse().unwrap(),
-            prefix_length: 32,
-            marked: true,
-        };
+        let stale = AddressFacts::new(LO, "198.51.100.7".parse().unwrap(), 32).marked();
         found.addresses.extend([
             stale,
             AddressFacts {

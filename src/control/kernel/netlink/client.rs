@@ -571,12 +571,7 @@ mod tests {
 
     fn address(lo: u32, number: usize) -> AddressFacts {
         let [a, b] = u16::try_from(number).unwrap().to_be_bytes();
-        AddressFacts {
-            interface: lo,
-            address: [10, 0, a, b].into(),
-            prefix_length: 32,
-            marked: true,
-        }
+        AddressFacts::new(lo, [10, 0, a, b].into(), 32).marked()
     }
 
     #[test]
