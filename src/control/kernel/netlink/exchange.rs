@@ -20,6 +20,9 @@ const DATAGRAM: usize = 64 * 1024;
 /// The kernel answers within `send`. An answer that is missing is lost, not late.
 const ANSWER_LIMIT: TimeVal = TimeVal::new(5, 0);
 
+/// Datagrams that are read to get rid of them: 128 MiB of a list, at most.
+const DRAIN_LIMIT: u32 = 4096;
+
 /// How often a dump starts anew because the list changed meanwhile.
 const DUMP_ATTEMPTS: u32 = 16;
 
@@ -72,6 +75,9 @@ impl Exchange {
             Ok(()) => self.collect(&mut pending).err(),
             Err(error) => Some(error),
         };
+        if failure.is_some() {
+            self.drain();
+        }
         pending.finish(failure)
     }
 
@@ -90,8 +96,10 @@ impl Exchange {
             self.send(&out).map_err(Refusal::from)?;
             let mut dump = Dump::new(self.sequence);
             while !dump.done {
-                self.receive(|header, payload| dump.take(header, payload))
-                    .map_err(Refusal::from)?;
+                if let Err(error) = self.receive(|header, payload| dump.take(header, payload)) {
+                    self.drain();
+                    return Err(error.into());
+                }
             }
             match dump.refusal {
                 Some(refusal) => return Err(refusal),
@@ -100,6 +108,22 @@ impl Exchange {
             }
         }
         Err(io::Error::other("the list changed all the time while it was read").into())
+    }
+
+    /// Reads what is left of an exchange that failed: the kernel begins no other list before the
+    /// last one was read to its end.
+    fn drain(&mut self) {
+        let mut reads = 0..DRAIN_LIMIT;
+        while reads.next().is_some() {
+            self.datagram.clear();
+            self.datagram.reserve(DATAGRAM);
+            match self.socket.recv(&mut self.datagram, libc::MSG_DONTWAIT) {
+                // An overrun is told once, in front of what could be held.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(_) => return,
+                Ok(_) => {}
+            }
+        }
     }
 
     fn send(&self, out: &[u8]) -> io::Result<()> {
