@@ -857,6 +857,27 @@ lab_test! {
     }
 }
 
+lab_test! {
+    fn after_down_and_up_a_repair_is_all_it_takes() {
+        for way in ways() {
+            let host = LabNamespace::new("host").unwrap();
+            // With duplicate address detection, as outside of a lab.
+            let container = LabNamespace::untouched("container").unwrap();
+            let lab = Lab { container, ..Lab::beside(&host, "unused") };
+            let mut attached = lab.attach(spec(), way).unwrap();
+            lab.container.wait_operational("eth0", LIMIT).unwrap();
+            lab.container.set_down("eth0").unwrap();
+            lab.container.set_up("eth0").unwrap();
+            lab.container.wait_operational("eth0", LIMIT).unwrap();
+            assert!(attached.side.repair().unwrap().changed);
+            assert_configured(&lab);
+            // Binding to a tentative address fails.
+            let local = std::net::SocketAddrV6::new(MacAddr::stable("web").link_local(), 0, 0, attached.report.index);
+            lab.container.run(|| UdpSocket::bind(local)).unwrap().unwrap();
+        }
+    }
+}
+
 /// Both families have a way out, by the shared addresses.
 fn assert_configured_except_source(lab: &Lab) {
     for (remote, expected) in [

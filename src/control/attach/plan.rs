@@ -156,15 +156,10 @@ impl Plan {
     fn add_addresses(&mut self, addresses: &[IpAddr], found: &Found) {
         let lo = found.lo.index;
         for &address in addresses {
-            if found.has_address(lo, address) {
+            if found.address(lo, address).is_some() {
                 continue;
             }
-            let facts = AddressFacts {
-                interface: lo,
-                address,
-                prefix_length: host_prefix(address),
-                marked: true,
-            };
+            let facts = AddressFacts::new(lo, address, host_prefix(address)).marked();
             self.fresh_on_lo.push(address);
             self.steps
                 .push(Step::tolerant(facts.add(), THERE, Effect::Added(address)));
@@ -219,19 +214,16 @@ impl Plan {
     }
 
     fn add_link_local(&mut self, address: IpAddr, found: &Found) {
-        let interface = found.link.index;
-        if found.has_address(interface, address) {
-            return;
+        let wanted = AddressFacts::new(found.link.index, address, 64);
+        match found.address(wanted.interface, address) {
+            Some(present) if !present.tentative => return,
+            // The kernel made it when somebody set the interface up, and detects.
+            Some(present) => self.remove_address(present),
+            None => {}
         }
-        let facts = AddressFacts {
-            interface,
-            address,
-            prefix_length: 64,
-            marked: false,
-        };
         self.fresh_on_link = Some(address);
-        self.steps
-            .push(Step::tolerant(facts.add(), THERE, Effect::None));
+        let add = Step::tolerant(wanted.add(), THERE, Effect::None);
+        self.steps.push(add);
     }
 
     fn set_default_route(&mut self, family: &Family<'_>, found: &Found) {
@@ -289,9 +281,9 @@ impl Step {
 }
 
 impl Found {
-    fn has_address(&self, interface: u32, address: IpAddr) -> bool {
-        let here = |facts: &AddressFacts| facts.interface == interface && facts.address == address;
-        self.addresses.iter().any(here)
+    fn address(&self, interface: u32, address: IpAddr) -> Option<&AddressFacts> {
+        let here = |facts: &&AddressFacts| facts.interface == interface && facts.address == address;
+        self.addresses.iter().find(here)
     }
 
     /// Whether a killed run has left addresses here.
@@ -354,4 +346,237 @@ fn ipv6_obstacle(found: &Found) -> Option<String> {
 
 fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::kernel::LinkStatistics;
+
+    const LO: u32 = 1;
+    const ETH0: u32 = 7;
+
+    fn spec() -> ContainerSpec {
+        ContainerSpec {
+            name: "web".to_owned(),
+            interface: crate::interface_name::InterfaceName::eth0(),
+            mac: nos_shim::ident::MacAddr::stable("web"),
+            mtu: 1400,
+            tx_queue_len: 4096,
+            addresses: vec![
+                "203.0.113.1".parse().unwrap(),
+                "2001:db8:1::1".parse().unwrap(),
+            ],
+            ephemeral: None,
+        }
+    }
+
+    fn link(index: u32, name: &str) -> LinkFacts {
+        LinkFacts {
+            index,
+            name: name.to_owned(),
+            mac: None,
+            mtu: 1500,
+            up: false,
+            operational: false,
+            tx_queue_len: 500,
+            kind: None,
+            alias: None,
+            peer: None,
+            group: 0,
+            ipv6: Ipv6State::Enabled(In6AddrGenMode::StablePrivacy),
+            statistics: LinkStatistics::default(),
+        }
+    }
+
+    /// A container as the kernel makes it, with an interface.
+    fn fresh() -> Found {
+        Found {
+            lo: link(LO, "lo"),
+            link: link(ETH0, "eth0"),
+            addresses: Vec::new(),
+            ipv4_defaults: Vec::new(),
+            ipv6_defaults: Vec::new(),
+        }
+    }
+
+    /// A container that is as [`spec`] asks for.
+    fn healthy() -> Found {
+        let mut found = fresh();
+        found.lo.up = true;
+        found.link = LinkFacts {
+            mac: Some(spec().mac),
+            mtu: 1400,
+            up: true,
+            tx_queue_len: 4096,
+            alias: Some("nos-relay:web".to_owned()),
+            ..found.link
+        };
+        let on_lo = spec().addresses.into_iter();
+        found.addresses = on_lo
+            .map(|address| AddressFacts::new(LO, address, host_prefix(address)).marked())
+            .collect();
+        found.addresses.push(link_local());
+        let [v4, v6] = [spec().addresses[0], spec().addresses[1]];
+        found.ipv4_defaults = vec![RouteFacts::our_default(ETH0, v4)];
+        found.ipv6_defaults = vec![RouteFacts::our_default(ETH0, v6)];
+        found
+    }
+
+    fn link_local() -> AddressFacts {
+        AddressFacts::new(ETH0, spec().mac.link_local().into(), 64)
+    }
+
+    fn plan(found: &Found, occasion: Occasion) -> Plan {
+        Plan::new(&spec(), found, &BTreeSet::new(), occasion, &"here").unwrap()
+    }
+
+    fn actions(plan: &Plan) -> Vec<&str> {
+        plan.steps
+            .iter()
+            .map(|step| step.request.action())
+            .collect()
+    }
+
+    #[test]
+    fn an_attachment_is_made_in_order() {
+        let plan = plan(&fresh(), Occasion::Attach);
+        let link_local = format!("add address {}/64", spec().mac.link_local());
+        assert_eq!(
+            actions(&plan),
+            [
+                "set up lo",
+                "add address 203.0.113.1/32",
+                "add address 2001:db8:1::1/128",
+                // MAC, MTU, queue, alias; then: no address by the kernel itself.
+                "set up eth0",
+                "set up eth0",
+                // Up, and only then the address that is announced.
+                "set up eth0",
+                &link_local,
+                "set up eth0",
+                "add route default dev eth0 src 203.0.113.1",
+                "add route default dev eth0 src 2001:db8:1::1",
+            ]
+        );
+        let of_link = |step: &Step| step.request.action() == "set up eth0";
+        let changes: Vec<_> = plan.steps.iter().filter(|step| of_link(step)).collect();
+        let kept = LinkChange::of(ETH0).link_local_by(In6AddrGenMode::StablePrivacy);
+        for (change, expected) in changes[1..].iter().zip([
+            LinkChange::of(ETH0).link_local_by(In6AddrGenMode::None),
+            LinkChange::of(ETH0).up(),
+            kept,
+        ]) {
+            assert_eq!(change.request, expected.request("eth0"));
+        }
+        assert_eq!(
+            plan.families,
+            Families {
+                ipv4: true,
+                ipv6: true
+            }
+        );
+    }
+
+    #[test]
+    fn a_healthy_container_has_an_empty_plan() {
+        for occasion in [Occasion::Attach, Occasion::Update] {
+            assert_eq!(actions(&plan(&healthy(), occasion)), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn an_interface_that_is_down_gets_neither_up_nor_routes() {
+        let mut found = healthy();
+        found.link.up = false;
+        found.ipv4_defaults.clear();
+        found.ipv6_defaults.clear();
+        let plan = plan(&found, Occasion::Update);
+        assert_eq!(actions(&plan), [""; 0]);
+        assert_eq!((plan.up, plan.families), (false, Families::default()));
+    }
+
+    #[test]
+    fn a_link_local_address_that_is_being_detected_is_replaced() {
+        let mut found = healthy();
+        if let Some(last) = found.addresses.last_mut() {
+            last.tentative = true;
+        }
+        let address = link_local().address;
+        assert_eq!(
+            actions(&plan(&found, Occasion::Update)),
+            [
+                format!("remove address {address}/64"),
+                format!("add address {address}/64"),
+            ]
+        );
+    }
+
+    #[test]
+    fn only_addresses_of_ours_are_stale() {
+        let mut found = healthy();
+        let stale = AddressFacts::new(LO, "198.51.100.7".parse().unwrap(), 32).marked();
+        found.addresses.extend([
+            stale,
+            AddressFacts {
+                prefix_length: 24,
+                ..stale
+            },
+            AddressFacts {
+                interface: ETH0,
+                ..stale
+            },
+            AddressFacts {
+                address: "198.51.100.8".parse().unwrap(),
+                marked: false,
+                ..stale
+            },
+        ]);
+        let plan = plan(&found, Occasion::Update);
+        assert_eq!(actions(&plan), ["remove address 198.51.100.7/32"]);
+    }
+
+    #[test]
+    fn a_foreign_default_route_takes_the_place_of_ours_alone() {
+        let mut found = healthy();
+        let via = RouteFacts::via("0.0.0.0/0".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        found.ipv4_defaults = vec![via.unwrap()];
+        found.ipv6_defaults.clear();
+        let plan = plan(&found, Occasion::Update);
+        assert_eq!(
+            plan.foreign_route.as_deref(),
+            Some("an IPv4 default route via 192.0.2.2")
+        );
+        assert_eq!(
+            actions(&plan),
+            ["add route default dev eth0 src 2001:db8:1::1"]
+        );
+        assert_eq!(
+            plan.families,
+            Families {
+                ipv4: false,
+                ipv6: true
+            }
+        );
+    }
+
+    #[test]
+    fn without_ipv6_there_is_ipv4_alone() {
+        let mut found = fresh();
+        found.lo.ipv6 = Ipv6State::Absent;
+        found.link.ipv6 = Ipv6State::Absent;
+        let plan = plan(&found, Occasion::Attach);
+        assert!(
+            actions(&plan)
+                .iter()
+                .all(|action| !action.contains("2001:db8"))
+        );
+        assert!(actions(&plan).iter().all(|action| !action.contains("fe80")));
+        assert_eq!(plan.warnings.len(), 1);
+        assert!(
+            plan.warnings[0]
+                .to_string()
+                .contains("the kernel has no IPv6")
+        );
+    }
 }

@@ -193,18 +193,6 @@ impl ContainerSide {
         self.apply(&interior, lo, link, Occasion::Update)
     }
 
-    /// The state asked for.
-    #[must_use]
-    pub fn spec(&self) -> &ContainerSpec {
-        &self.state.spec
-    }
-
-    /// The namespace of the container.
-    #[must_use]
-    pub fn namespace(&self) -> &Namespace {
-        &self.namespace
-    }
-
     /// Undoes it: routes, addresses and settings of ours go, those of others stay. What is gone
     /// already is no error. The interface goes with its owner.
     ///

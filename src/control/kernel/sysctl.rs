@@ -8,7 +8,11 @@ use super::namespace::{Namespace, NamespaceError};
 
 /// An open sysctl of one namespace. It can be read and written from any thread, wherever that is.
 #[derive(Debug)]
-pub(crate) struct Setting(File);
+pub(crate) struct Setting {
+    file: File,
+    /// Why it can only be read.
+    read_only: Option<io::Error>,
+}
 
 impl Setting {
     /// Opens `/proc/sys/<key>` as the calling thread sees it.
@@ -17,24 +21,32 @@ impl Setting {
     /// file stays with the namespace in which it was opened.
     pub(crate) fn open_here(key: &str) -> io::Result<Self> {
         // Not File::create: the file is there or the kernel lacks the feature.
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        options.open(format!("/proc/sys/{key}")).map(Self)
+        let path = format!("/proc/sys/{key}");
+        let (file, read_only) = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => (file, None),
+            Err(error) => (File::open(&path)?, Some(error)),
+        };
+        Ok(Self { file, read_only })
     }
 
     /// The present value, without the final newline.
     pub(crate) fn read(&self) -> io::Result<String> {
         // Longer than any number or pair of numbers.
         let mut text = [0; 256];
-        let length = self.0.read_at(&mut text, 0)?;
+        let length = self.file.read_at(&mut text, 0)?;
         let text = text.get(..length).unwrap_or_default();
         Ok(String::from_utf8_lossy(text).trim_end().to_owned())
     }
 
     /// Sets it.
     pub(crate) fn write(&self, value: &str) -> io::Result<()> {
+        if let Some(error) = &self.read_only {
+            return Err(io::Error::from_raw_os_error(
+                error.raw_os_error().unwrap_or(libc::EACCES),
+            ));
+        }
         // The kernel takes a value whole or refuses it.
-        self.0.write_at(value.as_bytes(), 0).map(drop)
+        self.file.write_at(value.as_bytes(), 0).map(drop)
     }
 }
 

@@ -383,3 +383,44 @@ fn explain(refusal: Refusal, namespace: &str, interface: &str) -> TakeoverError 
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::testbed::{LabNamespace, Privileges, privileges, veth};
+
+    #[test]
+    fn interfaces_are_given_back_one_by_one_and_together() {
+        if privileges() != Privileges::Root {
+            return;
+        }
+        let lab = LabNamespace::new("taken").unwrap();
+        let index = |name: &str| lab.link(name).unwrap().unwrap().index;
+        for number in 0..3 {
+            veth((&lab, &format!("a{number}")), (&lab, &format!("b{number}"))).unwrap();
+        }
+        let takeovers = Takeovers::open(lab.namespace()).unwrap();
+        let take = |name: &str| takeovers.take(name, index(name));
+        let is_taken = |name: &str| match Takeover::of(lab.namespace(), name) {
+            Ok(_) => false,
+            Err(TakeoverError::Taken { .. }) => true,
+            Err(error) => panic!("{error}"),
+        };
+        let mut taken: Vec<_> = ["a0", "a1", "a2"].map(|name| take(name).unwrap()).into();
+        // Neither the same owner nor another one takes an interface twice.
+        assert!(matches!(take("a1"), Err(TakeoverError::Taken { .. })));
+        assert!(["a0", "a1", "a2"].into_iter().all(is_taken));
+        drop(taken.remove(1));
+        assert_eq!(["a0", "a1", "a2"].map(is_taken), [true, false, true]);
+        // One whose interface went is given back with the others.
+        lab.delete_link("a0").unwrap();
+        Takeovers::give_back(taken);
+        assert!(!is_taken("a2"));
+        // What is still held when the owner's handle goes stays held.
+        let last = take("a2").unwrap();
+        drop(takeovers);
+        assert!(is_taken("a2"));
+        drop(last);
+        assert!(!is_taken("a2"));
+    }
+}

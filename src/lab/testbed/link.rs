@@ -246,12 +246,7 @@ impl LabNamespace {
 }
 
 fn facts(interface: u32, address: IpNet) -> AddressFacts {
-    AddressFacts {
-        interface,
-        address: address.addr(),
-        prefix_length: address.prefix_len(),
-        marked: false,
-    }
+    AddressFacts::new(interface, address.addr(), address.prefix_len())
 }
 
 fn mixed_families() -> io::Error {

@@ -34,6 +34,8 @@ pub(crate) struct AddressFacts {
     pub(crate) prefix_length: u8,
     /// Carries [`PROTOCOL`].
     pub(crate) marked: bool,
+    /// Cannot be used until duplicate address detection ends (RFC 4862 section 5.4).
+    pub(crate) tentative: bool,
 }
 
 impl Netlink {
@@ -113,6 +115,25 @@ impl Netlink {
 }
 
 impl AddressFacts {
+    /// An address of an interface, without our mark.
+    pub(crate) fn new(interface: u32, address: IpAddr, prefix_length: u8) -> Self {
+        Self {
+            interface,
+            address,
+            prefix_length,
+            marked: false,
+            tentative: false,
+        }
+    }
+
+    /// The same with our mark.
+    pub(crate) fn marked(self) -> Self {
+        Self {
+            marked: true,
+            ..self
+        }
+    }
+
     /// The request to add an address that is usable at once: without duplicate address detection.
     pub(crate) fn add(self) -> Request {
         let mut message = self.message();
@@ -179,6 +200,8 @@ impl AddressFacts {
             address: local.or(plain)?,
             prefix_length: message.header.prefix_len,
             marked: message.attributes.contains(&mark),
+            // Octets of the header and the attribute are the same for the lower eight flags.
+            tentative: message.header.flags.contains(AddressHeaderFlags::Tentative),
         })
     }
 }

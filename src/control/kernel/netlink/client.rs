@@ -1,21 +1,14 @@
-//! One netlink socket: requests out, acknowledgements and dumps in.
+//! Requests to one namespace, and the socket that carries them.
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr};
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
 use parking_lot::Mutex;
 
-use super::error::{NetlinkError, extended_ack};
+use super::error::NetlinkError;
+use super::exchange::{Exchange, Refusal, write_message};
 use crate::control::kernel::KernelError;
 use crate::control::kernel::namespace::Namespace;
 
@@ -23,17 +16,11 @@ use crate::control::kernel::namespace::Namespace;
 /// counts for about 800 octets there, and a buffer has at least 200 KiB by default.
 const PIPELINE: usize = 64;
 
-/// Octets that one read takes at most. The kernel fills datagrams of a dump up to 32 KiB.
-const DATAGRAM: usize = 64 * 1024;
-
-/// The kernel answers within `send`. An answer that is missing is lost, not late.
-const ANSWER_LIMIT: TimeVal = TimeVal::new(5, 0);
-
-/// How often a dump starts anew because the list changed meanwhile.
-const DUMP_ATTEMPTS: u32 = 16;
+/// Questions in one `send`: an interface answers with some 2 KiB.
+const QUESTIONS: usize = 16;
 
 /// A change of the network, and what it is called in an error.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     action: String,
     message: RouteNetlinkMessage,
@@ -66,6 +53,12 @@ impl Request {
         }
     }
 
+    /// What an error calls it.
+    #[cfg(test)]
+    pub(crate) fn action(&self) -> &str {
+        &self.action
+    }
+
     fn write(&self, sequence: u32, out: &mut Vec<u8>) {
         write_message(&self.message, self.flags | NLM_F_ACK, sequence, out);
     }
@@ -74,22 +67,8 @@ impl Request {
 /// A netlink socket in one namespace. It works from any thread, and keeps the namespace alive.
 pub(crate) struct Netlink {
     namespace: String,
+    /// The lock is held from a request to its last answer.
     exchange: Mutex<Exchange>,
-}
-
-/// What one exchange of messages needs. The lock is held from the request to its last answer.
-struct Exchange {
-    socket: Socket,
-    sequence: u32,
-    datagram: Vec<u8>,
-}
-
-/// What the kernel answers to one request.
-type Answer = Result<Vec<RouteNetlinkMessage>, Refusal>;
-
-struct Refusal {
-    source: io::Error,
-    reason: Option<String>,
 }
 
 impl Netlink {
@@ -147,18 +126,18 @@ impl Netlink {
         action: &str,
         questions: &[RouteNetlinkMessage],
     ) -> Vec<Result<Vec<RouteNetlinkMessage>, NetlinkError>> {
-        let answers = self
-            .exchange
-            .lock()
-            .request(questions.len(), |index, sequence, out| {
-                if let Some(question) = questions.get(index) {
+        let mut exchange = self.exchange.lock();
+        let mut outcomes = Vec::with_capacity(questions.len());
+        for chunk in questions.chunks(QUESTIONS) {
+            let answers = exchange.request(chunk.len(), |index, sequence, out| {
+                if let Some(question) = chunk.get(index) {
                     write_message(question, NLM_F_ACK, sequence, out);
                 }
             });
-        let answers = answers.into_iter();
-        answers
-            .map(|answer| answer.map_err(|refusal| self.refused(action, refusal)))
-            .collect()
+            let answers = answers.into_iter();
+            outcomes.extend(answers.map(|answer| answer.map_err(|why| self.refused(action, why))));
+        }
+        outcomes
     }
 
     /// Lists all objects that match `filter`.
@@ -187,266 +166,100 @@ impl fmt::Debug for Netlink {
     }
 }
 
-impl Exchange {
-    fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        // Reasons in words; old kernels know neither option and do without.
-        let _ = socket.set_cap_ack(true);
-        let _ = socket.set_ext_ack(true);
-        // SAFETY: the socket is open and outlives the borrow.
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-        setsockopt(&fd, sockopt::ReceiveTimeout, &ANSWER_LIMIT)?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-            datagram: Vec::new(),
-        })
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::kernel::netlink::{AddressFacts, LinkChange};
+    use crate::lab::testbed::{LabNamespace, Privileges, privileges};
 
-    /// Sends `count` requests that `write` makes, in one datagram, and collects their answers.
-    fn request(&mut self, count: usize, write: impl Fn(usize, u32, &mut Vec<u8>)) -> Vec<Answer> {
-        let mut out = Vec::with_capacity(count * 128);
-        let first = self.sequence.wrapping_add(1);
-        for index in 0..count {
-            self.sequence = self.sequence.wrapping_add(1);
-            write(index, self.sequence, &mut out);
+    fn lab() -> Option<(LabNamespace, Netlink)> {
+        if privileges() != Privileges::Root {
+            return None;
         }
-        let mut pending = Pending::new(first, count);
-        let failure = match self.send(&out) {
-            Ok(()) => self.collect(&mut pending).err(),
-            Err(error) => Some(error),
-        };
-        pending.finish(failure)
+        let lab = LabNamespace::new("netlink").unwrap();
+        let netlink = Netlink::open(lab.namespace()).unwrap();
+        Some((lab, netlink))
     }
 
-    fn collect(&mut self, pending: &mut Pending) -> io::Result<()> {
-        while pending.left > 0 {
-            self.receive(|header, payload| pending.take(header, payload))?;
-        }
-        Ok(())
+    fn address(lo: u32, number: usize) -> AddressFacts {
+        let [a, b] = u16::try_from(number).unwrap().to_be_bytes();
+        AddressFacts::new(lo, [10, 0, a, b].into(), 32).marked()
     }
 
-    fn dump(&mut self, filter: &RouteNetlinkMessage) -> Answer {
-        for _ in 0..DUMP_ATTEMPTS {
-            self.sequence = self.sequence.wrapping_add(1);
-            let mut out = Vec::new();
-            write_message(filter, NLM_F_DUMP, self.sequence, &mut out);
-            self.send(&out).map_err(Refusal::from)?;
-            let mut dump = Dump::new(self.sequence);
-            while !dump.done {
-                self.receive(|header, payload| dump.take(header, payload))
-                    .map_err(Refusal::from)?;
-            }
-            match dump.refusal {
-                Some(refusal) => return Err(refusal),
-                None if dump.interrupted => {}
-                None => return Ok(dump.objects),
+    #[test]
+    fn a_refused_request_keeps_none_of_the_others() {
+        let Some((_lab, netlink)) = lab() else { return };
+        let lo = netlink.existing_link("lo").unwrap().index;
+        // More than one pipeline; every tenth is there already.
+        let requests: Vec<_> = (0..300)
+            .map(|number| address(lo, number - usize::from(number % 10 == 9)).add())
+            .collect();
+        let outcomes = netlink.submit(&requests.iter().collect::<Vec<_>>());
+        for (number, outcome) in outcomes.iter().enumerate() {
+            match outcome {
+                Ok(()) => assert_ne!(number % 10, 9),
+                Err(error) => {
+                    assert_eq!((number % 10, error.code()), (9, Some(libc::EEXIST)));
+                    let text = error.to_string();
+                    assert!(text.contains("cannot add address 10.0."), "{text}");
+                    assert!(text.contains("in namespace 'netlink'"), "{text}");
+                }
             }
         }
-        Err(io::Error::other("the list changed all the time while it was read").into())
+        // A list of several datagrams.
+        let listed = netlink.addresses().unwrap();
+        let ours = listed
+            .iter()
+            .filter(|facts| facts.marked && facts.interface == lo);
+        assert_eq!(ours.count(), 270);
     }
 
-    fn send(&self, out: &[u8]) -> io::Result<()> {
-        const KERNEL: u32 = 0;
-        loop {
-            match self.socket.send_to(out, &SocketAddr::new(KERNEL, 0), 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result.map(drop),
+    #[test]
+    fn the_reason_of_a_refusal_is_the_kernels() {
+        let Some((_lab, netlink)) = lab() else { return };
+        let lo = netlink.existing_link("lo").unwrap().index;
+        let error = netlink.call(
+            &LinkChange::of(lo)
+                .mtu(1)
+                .tx_queue_len(5)
+                .name("a/b")
+                .request("lo"),
+        );
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.starts_with("cannot set up lo in namespace 'netlink'"),
+            "{text}"
+        );
+        assert!(netlink.link("missing").unwrap().is_none());
+        let missing = netlink.existing_link("missing").unwrap_err();
+        assert!(missing.is(&[libc::ENODEV]), "{missing}");
+    }
+
+    #[test]
+    fn a_socket_works_from_any_thread_at_once() {
+        let Some((_lab, netlink)) = lab() else { return };
+        let lo = netlink.existing_link("lo").unwrap().index;
+        std::thread::scope(|scope| {
+            for part in 0..4 {
+                let netlink = &netlink;
+                scope.spawn(move || {
+                    for number in 0..25 {
+                        netlink
+                            .call(&address(lo, part * 25 + number).add())
+                            .unwrap();
+                        assert_eq!(netlink.existing_link("lo").unwrap().index, lo);
+                    }
+                });
             }
-        }
-    }
-
-    /// Reads one datagram and gives each of its messages to `take`.
-    fn receive(&mut self, mut take: impl FnMut(&NetlinkHeader, &[u8])) -> io::Result<()> {
-        self.datagram.clear();
-        self.datagram.reserve(DATAGRAM);
-        let (length, sender) = loop {
-            match self.socket.recv_from(&mut self.datagram, libc::MSG_TRUNC) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result?,
-            }
-        };
-        if sender.port_number() != 0 {
-            return Ok(());
-        }
-        if length > self.datagram.len() {
-            return Err(io::Error::other(
-                "an answer is longer than the receive buffer",
-            ));
-        }
-        for_each_message(&self.datagram, &mut take);
-        Ok(())
-    }
-}
-
-/// Requests that wait for their acknowledgements.
-struct Pending {
-    /// Sequence number of the first one; the others follow.
-    first: u32,
-    answers: Vec<Option<Answer>>,
-    objects: Vec<Vec<RouteNetlinkMessage>>,
-    left: usize,
-}
-
-impl Pending {
-    fn new(first: u32, count: usize) -> Self {
-        Self {
-            first,
-            answers: std::iter::repeat_with(|| None).take(count).collect(),
-            objects: vec![Vec::new(); count],
-            left: count,
-        }
-    }
-
-    fn take(&mut self, header: &NetlinkHeader, payload: &[u8]) {
-        // A stray answer to an earlier exchange wraps to a number beyond the last request.
-        let index = header.sequence_number.wrapping_sub(self.first) as usize;
-        let Some(objects) = self.objects.get_mut(index) else {
-            return;
-        };
-        let answer = match header.message_type {
-            NLMSG_ERROR => match acknowledgement(payload) {
-                Ok(()) => Ok(std::mem::take(objects)),
-                Err(refusal) => Err(refusal),
-            },
-            NLMSG_OVERRUN => Err(lost()),
-            _ => match RouteNetlinkMessage::deserialize(header, payload) {
-                Ok(object) => return objects.push(object),
-                Err(error) => Err(Refusal::from(io::Error::other(error))),
-            },
-        };
-        self.settle(index, answer);
-    }
-
-    fn settle(&mut self, index: usize, answer: Answer) {
-        if let Some(slot @ None) = self.answers.get_mut(index) {
-            *slot = Some(answer);
-            self.left -= 1;
-        }
-    }
-
-    /// The answers in the order of the requests; `failure` stands for those that are missing.
-    fn finish(self, failure: Option<io::Error>) -> Vec<Answer> {
-        let failure = failure.map(|error| (error.raw_os_error(), error.to_string()));
-        let missing = || match &failure {
-            Some((Some(code), _)) => Refusal::from(io::Error::from_raw_os_error(*code)),
-            Some((None, text)) => Refusal::from(io::Error::other(text.clone())),
-            None => lost(),
-        };
-        let answers = self.answers.into_iter();
-        answers
-            .map(|answer| answer.unwrap_or_else(|| Err(missing())))
-            .collect()
-    }
-}
-
-/// A list that is being read.
-struct Dump {
-    sequence: u32,
-    objects: Vec<RouteNetlinkMessage>,
-    refusal: Option<Refusal>,
-    interrupted: bool,
-    done: bool,
-}
-
-impl Dump {
-    fn new(sequence: u32) -> Self {
-        Self {
-            sequence,
-            objects: Vec::new(),
-            refusal: None,
-            interrupted: false,
-            done: false,
-        }
-    }
-
-    fn take(&mut self, header: &NetlinkHeader, payload: &[u8]) {
-        if header.sequence_number != self.sequence || self.done {
-            return;
-        }
-        self.interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
-        match header.message_type {
-            // Both carry a code, which tells of a list that ended early.
-            NLMSG_DONE | NLMSG_ERROR => {
-                self.refusal = acknowledgement(payload).err();
-                self.done = true;
-            }
-            NLMSG_OVERRUN => {
-                self.refusal = Some(lost());
-                self.done = true;
-            }
-            _ => match RouteNetlinkMessage::deserialize(header, payload) {
-                Ok(object) => self.objects.push(object),
-                // One object of a kind that is unknown here does not hide the others.
-                Err(error) => tracing::debug!(%error, "a netlink message cannot be read"),
-            },
-        }
-    }
-}
-
-impl From<io::Error> for Refusal {
-    fn from(source: io::Error) -> Self {
-        // The answer limit has passed.
-        let source = match source.kind() {
-            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-            _ => source,
-        };
-        Self {
-            source,
-            reason: None,
-        }
-    }
-}
-
-fn lost() -> Refusal {
-    Refusal {
-        source: io::Error::from_raw_os_error(libc::ENOBUFS),
-        reason: None,
-    }
-}
-
-/// What the payload of NLMSG_ERROR or NLMSG_DONE says: code 0 is success.
-fn acknowledgement(payload: &[u8]) -> Result<(), Refusal> {
-    let Some((code, rest)) = payload.split_first_chunk() else {
-        return Ok(());
-    };
-    match i32::from_ne_bytes(*code) {
-        0 => Ok(()),
-        code => Err(Refusal {
-            source: io::Error::from_raw_os_error(code.wrapping_neg()),
-            reason: extended_ack(rest),
-        }),
-    }
-}
-
-fn write_message(message: &RouteNetlinkMessage, flags: u16, sequence: u32, out: &mut Vec<u8>) {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
-    header.sequence_number = sequence;
-    let mut message = NetlinkMessage::new(header, message.clone().into());
-    message.finalize();
-    let start = out.len();
-    let end = start + message.buffer_len().next_multiple_of(4);
-    out.resize(end, 0);
-    if let Some(area) = out.get_mut(start..) {
-        message.serialize(area);
-    }
-}
-
-/// Walks over the messages in a datagram; a malformed one ends the walk.
-fn for_each_message(mut datagram: &[u8], mut take: impl FnMut(&NetlinkHeader, &[u8])) {
-    while let Ok(buffer) = NetlinkBuffer::new_checked(datagram) {
-        let mut header = NetlinkHeader::default();
-        header.length = buffer.length();
-        header.message_type = buffer.message_type();
-        header.flags = buffer.flags();
-        header.sequence_number = buffer.sequence_number();
-        header.port_number = buffer.port_number();
-        take(&header, buffer.payload());
-        let length = buffer.length() as usize;
-        datagram = datagram
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
+        });
+        assert_eq!(
+            netlink
+                .addresses()
+                .unwrap()
+                .iter()
+                .filter(|facts| facts.marked)
+                .count(),
+            100
+        );
     }
 }

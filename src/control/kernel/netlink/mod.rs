@@ -9,7 +9,8 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `client` | the socket, requests, acknowledgements, dumps |
+//! | `client` | requests, and the socket that carries them |
+//! | `exchange` | messages out and in: acknowledgements, lists |
 //! | `error` | refusals in words |
 //! | `link` | interfaces |
 //! | `address` `route` | addresses, routes, neighbors |
@@ -17,6 +18,7 @@
 mod address;
 mod client;
 mod error;
+mod exchange;
 mod link;
 mod route;
 
