@@ -16,7 +16,6 @@ use nos_shim::channel::{NosEnd, ToRelay, pair};
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{BATCH, Burst, FramePool, MAX_FRAME};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
-use nos_shim::offload::Capabilities;
 use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
 
 const ID: AttachmentId = AttachmentId(0);

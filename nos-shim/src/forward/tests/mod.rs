@@ -1,0 +1,3 @@
+//! The pipeline as a whole, with a relay that does what the test says.
+
+mod rewrites;
