@@ -38,6 +38,7 @@ use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
 use crate::neighbor::NeighborStatus;
 use crate::originate::Originator;
 use crate::packet::{Packet, PacketBurst};
+use crate::page::Page;
 use crate::ports::PortTable;
 #[cfg(feature = "stack")]
 use crate::ports::{ClaimRefused, Service};
@@ -168,8 +169,15 @@ pub struct UplinkSnapshot {
     pub config: UplinkConfig,
     /// What went through it.
     pub counters: UplinkCounters,
-    /// What is known of its neighbors.
-    pub neighbors: Vec<NeighborStatus>,
+}
+
+/// Where a page of neighbors begins: see [`Shim::neighbors`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NeighborCursor {
+    /// Index of the uplink.
+    uplink: usize,
+    /// Place in its cache.
+    place: usize,
 }
 
 impl Shim {
@@ -287,11 +295,37 @@ impl Shim {
         &self.fib
     }
 
-    /// All uplinks at this moment.
+    /// Some uplinks, from the index `first` on.
     #[must_use]
-    pub fn uplinks(&self, now: Instant) -> Vec<UplinkSnapshot> {
-        let uplinks = self.uplinks.values();
-        uplinks.map(|uplink| uplink.snapshot(now)).collect()
+    pub fn uplinks(&self, first: Option<usize>) -> Page<UplinkSnapshot, usize> {
+        let row = |_, uplink: &Uplink| uplink.snapshot();
+        self.uplinks.page(first.unwrap_or(0), row)
+    }
+
+    /// Some neighbors, each with its uplink.
+    #[must_use]
+    pub fn neighbors(
+        &self,
+        cursor: Option<NeighborCursor>,
+        now: Instant,
+    ) -> Page<(UplinkId, NeighborStatus), NeighborCursor> {
+        let NeighborCursor { uplink, place } = cursor.unwrap_or_default();
+        let Some((id, present)) = self.uplinks.iter_from(uplink).next() else {
+            return Page::end();
+        };
+        let place = if id.index() == uplink { place } else { 0 };
+        let Page { rows, next } = present.neighbors.page(place, now);
+        let next = match next {
+            Some(place) => (id.index(), place),
+            None => (id.index() + 1, 0),
+        };
+        Page {
+            rows: rows.into_iter().map(|row| (id, row)).collect(),
+            next: Some(NeighborCursor {
+                uplink: next.0,
+                place: next.1,
+            }),
+        }
     }
 }
 

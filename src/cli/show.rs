@@ -9,8 +9,8 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::control::api::Response;
 use crate::control::api::snapshot::{
-    Attachment, Counters, Drops, Link, LinkState, Neighbor, NeighborState, NextHop, Port, PortKind,
-    Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+    Attachment, Capture, Counters, Drops, Link, Neighbor, NeighborState, NextHop, Port, PortKind,
+    Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 
 /// The response as a table, with a newline at the end. What is empty says so in words.
@@ -76,7 +76,7 @@ fn attachments(rows: &[Attachment]) -> String {
         [
             row.id.index().to_string(),
             row.name.clone(),
-            state(row.link.state),
+            row.link.state.to_string(),
             interface.join("\n"),
             traffic(&row.link),
         ]
@@ -102,7 +102,7 @@ fn uplinks(rows: &[Uplink]) -> String {
         }
         [
             row.name.clone(),
-            state(row.link.state),
+            row.link.state.to_string(),
             interface.join("\n"),
             traffic.join("\n"),
         ]
@@ -252,6 +252,8 @@ fn counters(counters: &Counters) -> String {
         stages: of_stages,
         rings: of_rings,
         uplinks: of_uplinks,
+        turns: of_turns,
+        captures: of_captures,
     } = counters;
     let mut parts = Vec::new();
     if !of_stages.is_empty() {
@@ -262,6 +264,12 @@ fn counters(counters: &Counters) -> String {
     }
     if !of_uplinks.is_empty() {
         parts.push(uplinks(of_uplinks));
+    }
+    if !of_turns.is_empty() {
+        parts.push(turns(of_turns));
+    }
+    if !of_captures.is_empty() {
+        parts.push(captures(of_captures));
     }
     match parts.is_empty() {
         true => "There is nothing to count.".to_owned(),
@@ -322,13 +330,43 @@ fn rings(rings: &[Ring]) -> String {
     plain(&header, &[1, 2, 3], cells)
 }
 
-fn state(state: LinkState) -> String {
-    match state {
-        LinkState::Up => "up",
-        LinkState::Down => "down",
-        LinkState::Gone => "gone",
-    }
-    .to_owned()
+fn turns(threads: &[Turns]) -> String {
+    let rows = threads.iter().flat_map(|thread| {
+        thread.stages.iter().map(|stage| {
+            [
+                thread.thread.clone(),
+                stage.name.clone(),
+                stage.slow.to_string(),
+                format!("{} us", stage.longest_us),
+            ]
+        })
+    });
+    let limits = threads.iter().map(|thread| thread.slow_us);
+    let slow = format!("OVER {} us", limits.max().unwrap_or_default());
+    plain(&["THREAD", "STAGE", &slow, "LONGEST"], &[2, 3], rows)
+}
+
+fn captures(captures: &[Capture]) -> String {
+    let rows = captures.iter().map(|capture| {
+        [
+            capture.name.clone(),
+            capture.recorded.to_string(),
+            capture.missed.to_string(),
+            if capture.failed { "failed" } else { "writing" }.to_owned(),
+            capture.path.clone(),
+        ]
+    });
+    plain(
+        &[
+            "CAPTURE",
+            "FRAMES RECORDED",
+            "FRAMES MISSED",
+            "STATE",
+            "FILE",
+        ],
+        &[1, 2],
+        rows,
+    )
 }
 
 /// Each value on a line of its own.

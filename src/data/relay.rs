@@ -50,6 +50,7 @@ use nos_shim::id_table::IdTable;
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
+use nos_shim::page::Page;
 use nos_shim::ports::RegistrationRefused;
 use nos_shim::time::Instant;
 use nos_shim::transmit::TransmitQueues;
@@ -90,17 +91,6 @@ pub enum RelayEvent {
     /// Nothing was granted. What the attachment had before still holds; one that had nothing stays
     /// registered until it is detached.
     Refused(AttachmentId, RegistrationRefused),
-}
-
-/// The relay at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RelaySnapshot {
-    /// What became of all packets.
-    pub ledger: Ledger,
-    /// Frames that wait to be written.
-    pub held: usize,
-    /// All attachments, by number.
-    pub attachments: Vec<AttachmentStatus>,
 }
 
 /// The container side. See the [module](self).
@@ -318,17 +308,11 @@ impl Relay {
         self.channel.capacity()
     }
 
-    /// A copy of all that can be shown.
+    /// Some attachments, from the index `first` on.
     #[must_use]
-    pub fn snapshot(&self) -> RelaySnapshot {
-        let attachments = self.attachments.iter();
-        RelaySnapshot {
-            ledger: self.ledger,
-            held: self.held(),
-            attachments: attachments
-                .map(|(id, attachment)| attachment.status(id))
-                .collect(),
-        }
+    pub fn attachments(&self, first: Option<usize>) -> Page<AttachmentStatus, usize> {
+        let row = |id, attachment: &Box<Attachment>| attachment.status(id);
+        self.attachments.page(first.unwrap_or(0), row)
     }
 
     fn attachment(&mut self, id: AttachmentId) -> Option<&mut Attachment> {

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nos_relay::data::device::{CaptureOptions, CaptureWriter, Captured, FrameDevice, PacketOptions};
+use nos_relay::data::device::{
+    CaptureOptions, CaptureWriter, Captured, FrameDevice, PacketOptions,
+};
 use nos_shim::frame::{FramePool, MAX_FRAME};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::Packet;

@@ -7,4 +7,4 @@ mod table;
 
 pub use claim::{Claim, ClaimKind, ClaimRefused, Owner, RegistrationRefused, Service, Transport};
 pub use range::{PortRange, PortRangeError};
-pub use table::{Holding, PortOwner, PortTable};
+pub use table::{Grant, Holding, PortOwner, PortTable};

@@ -13,6 +13,7 @@
 //! address, here or away, no port has two owners.
 
 use core::net::IpAddr;
+use core::ops::Bound;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::channel::Registration;
 use crate::ident::{AttachmentId, LocalAddressId, VrfId};
+use crate::page::{PAGE, Page};
 
 /// Suggestions prefer ports from here on: lower ones are well-known (RFC 6335 §6).
 const FIRST_USER_PORT: u16 = 1024;
@@ -61,15 +63,40 @@ pub struct Holding<'a> {
     pub claim: Claim,
 }
 
+/// What one owner was granted, shared with the table: cheap to take out of it, and whole however the
+/// table changes afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// A service of the NOS.
+    Service(Arc<Service>),
+    /// An attachment.
+    Attachment(Arc<Registration>),
+}
+
+impl Grant {
+    /// Its claims, one by one.
+    pub fn holdings(&self) -> impl Iterator<Item = Holding<'_>> {
+        let (service, registration) = match self {
+            Self::Service(service) => (Some(service), None),
+            Self::Attachment(registration) => (None, Some(registration)),
+        };
+        let of_service = service.into_iter().flat_map(|it| of_service(it));
+        of_service.chain(registration.into_iter().flat_map(|it| of_registration(it)))
+    }
+}
+
 /// The owners of all ports on the NOS's addresses.
 #[derive(Debug)]
 pub struct PortTable {
     slots: Slots,
     addresses: HashMap<(VrfId, IpAddr), LocalAddressId, RandomState>,
     unused_ids: Vec<LocalAddressId>,
-    registrations: BTreeMap<AttachmentId, Registration>,
-    services: BTreeMap<(VrfId, Arc<str>), Service>,
+    registrations: Registrations,
+    services: Services,
 }
+
+type Registrations = BTreeMap<AttachmentId, Arc<Registration>>;
+type Services = BTreeMap<(VrfId, Arc<str>), Arc<Service>>;
 
 impl Default for PortTable {
     fn default() -> Self {
@@ -152,7 +179,8 @@ impl PortTable {
         self.withdraw(wanted.attachment);
         let owner = Owner::Attachment(wanted.attachment);
         self.paint(wanted, |claim| slot(owner, claim.kind));
-        self.registrations.insert(wanted.attachment, wanted.clone());
+        let granted = Arc::new(wanted.clone());
+        self.registrations.insert(wanted.attachment, granted);
         Ok(())
     }
 
@@ -176,7 +204,7 @@ impl PortTable {
         self.withdraw_service(wanted.vrf, &wanted.name);
         self.paint_service(wanted, Slot::NOS);
         let key = (wanted.vrf, Arc::clone(&wanted.name));
-        self.services.insert(key, wanted.clone());
+        self.services.insert(key, Arc::new(wanted.clone()));
         Ok(())
     }
 
@@ -192,6 +220,32 @@ impl PortTable {
     /// Every claim that was granted: the NOS's by VRF and name, then the attachments' by number.
     pub fn claims(&self) -> impl Iterator<Item = Holding<'_>> {
         holdings(&self.registrations, &self.services)
+    }
+
+    /// What some owners were granted, in the order of [`Self::claims`]; the last of a page is the
+    /// cursor of the next.
+    #[must_use]
+    pub fn page(&self, after: Option<&Grant>) -> Page<Grant, Grant> {
+        let services_after = match after {
+            None => Some(Bound::Unbounded),
+            Some(Grant::Service(last)) => Some(Bound::Excluded((last.vrf, Arc::clone(&last.name)))),
+            Some(Grant::Attachment(_)) => None,
+        };
+        let attachments_after = match after {
+            Some(Grant::Attachment(last)) => Bound::Excluded(last.attachment),
+            _ => Bound::Unbounded,
+        };
+        let services = services_after
+            .into_iter()
+            .flat_map(|after| self.services.range((after, Bound::Unbounded)))
+            .map(|(_, service)| Grant::Service(Arc::clone(service)));
+        let registrations = self
+            .registrations
+            .range((attachments_after, Bound::Unbounded));
+        let registrations = registrations.map(|(_, it)| Grant::Attachment(Arc::clone(it)));
+        let rows: Vec<_> = services.chain(registrations).take(PAGE).collect();
+        let next = rows.last().filter(|_| rows.len() == PAGE).cloned();
+        Page { rows, next }
     }
 
     fn check(&self, wanted: &Registration) -> Result<(), RegistrationRefused> {
@@ -346,28 +400,32 @@ impl Wish<'_> {
 }
 
 fn holdings<'a>(
-    registrations: &'a BTreeMap<AttachmentId, Registration>,
-    services: &'a BTreeMap<(VrfId, Arc<str>), Service>,
+    registrations: &'a Registrations,
+    services: &'a Services,
 ) -> impl Iterator<Item = Holding<'a>> {
-    let services = services.values().flat_map(|service| {
-        service.claims.iter().map(|&claim| Holding {
-            owner: Owner::Nos,
-            name: &service.name,
-            vrf: service.vrf,
-            addresses: None,
-            claim,
-        })
-    });
-    let registrations = registrations.values().flat_map(|registration| {
-        registration.claims.iter().map(|&claim| Holding {
-            owner: Owner::Attachment(registration.attachment),
-            name: &registration.name,
-            vrf: registration.vrf,
-            addresses: Some(&registration.addresses),
-            claim,
-        })
-    });
-    services.chain(registrations)
+    let services = services.values().flat_map(|service| of_service(service));
+    let registrations = registrations.values();
+    services.chain(registrations.flat_map(|registration| of_registration(registration)))
+}
+
+fn of_service(service: &Service) -> impl Iterator<Item = Holding<'_>> {
+    service.claims.iter().map(|&claim| Holding {
+        owner: Owner::Nos,
+        name: &service.name,
+        vrf: service.vrf,
+        addresses: None,
+        claim,
+    })
+}
+
+fn of_registration(registration: &Registration) -> impl Iterator<Item = Holding<'_>> {
+    registration.claims.iter().map(|&claim| Holding {
+        owner: Owner::Attachment(registration.attachment),
+        name: &registration.name,
+        vrf: registration.vrf,
+        addresses: Some(&registration.addresses),
+        claim,
+    })
 }
 
 fn slot(owner: Owner, kind: ClaimKind) -> Slot {

@@ -36,11 +36,10 @@ impl Uplink {
         self.config.mac.link_local()
     }
 
-    pub(super) fn snapshot(&self, now: Instant) -> UplinkSnapshot {
+    pub(super) fn snapshot(&self) -> UplinkSnapshot {
         UplinkSnapshot {
             config: self.config.clone(),
             counters: self.counters,
-            neighbors: self.neighbors.entries(now).collect(),
         }
     }
 }

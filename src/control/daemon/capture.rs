@@ -18,12 +18,10 @@ pub(super) type Opened = (CaptureSink, CaptureWriter);
 /// Opens the capture of `name`, if there is to be one.
 pub(super) fn open(file: Option<&Path>, name: &str) -> Result<Option<Opened>, DaemonError> {
     let opened = file.map(|file| CaptureWriter::create(file, name, CaptureOptions::default()));
-    opened
-        .transpose()
-        .map_err(|source| DaemonError::Capture {
-            name: name.to_owned(),
-            source,
-        })
+    opened.transpose().map_err(|source| DaemonError::Capture {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 /// Ends a capture: `sink` is what the data thread gave back.

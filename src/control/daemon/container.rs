@@ -125,7 +125,8 @@ impl AttachedContainer {
                 (open_veth(host, &pair, &config)?, Some(pair))
             }
         };
-        let (sink, capture) = capture::open(config.capture.as_deref(), config.name.as_str())?.unzip();
+        let (sink, capture) =
+            capture::open(config.capture.as_deref(), config.name.as_str())?.unzip();
         let inspector = device.inspector();
         let device = Captured { device, sink };
         let side =

@@ -69,9 +69,7 @@ impl Daemon {
     }
 
     fn remove(&mut self, changes: &Changes<'_>) {
-        let anew = |aspects: ContainerAspects| {
-            aspects.intersects(ContainerAspects::DEVICE)
-        };
+        let anew = |aspects: ContainerAspects| aspects.intersects(ContainerAspects::DEVICE);
         let containers = &changes.containers;
         let replaced = containers
             .changed
@@ -82,9 +80,7 @@ impl Daemon {
             self.detach_named(config);
         }
         self.detach_gone();
-        let anew = |aspects: UplinkAspects| {
-            aspects.intersects(UplinkAspects::DEVICE)
-        };
+        let anew = |aspects: UplinkAspects| aspects.intersects(UplinkAspects::DEVICE);
         let uplinks = &changes.uplinks;
         let replaced = uplinks
             .changed

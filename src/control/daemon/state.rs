@@ -1,23 +1,25 @@
 //! What `show` shows, gathered from the data threads, the kernel and the control thread.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use nos_shim::drop::DropReason;
-use nos_shim::fib::{Action, RouteEntry, Source};
-use nos_shim::ident::{Interface, UplinkId, VrfId};
+use nos_shim::fib::{Action, Route as FibRoute, Source};
+use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
 use nos_shim::offload::Capabilities;
+use nos_shim::ports::Grant;
 use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
-    self, Attachment, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port, Ring,
-    Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+    self, Attachment, Capture, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port,
+    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::{link, link_statistics};
-use crate::data::device::{DeviceKind, Inspector};
+use crate::data::device::{CaptureWriter, DeviceKind, Inspector};
 use crate::data::event_loop::{DeviceReport, Stopped};
-use crate::data::relay::{AttachmentCounters, RelaySnapshot};
+use crate::data::relay::{AttachmentCounters, AttachmentStatus};
 
 use super::Daemon;
 use super::container::{AttachedContainer, container_mac, relay_mac};
@@ -40,50 +42,54 @@ impl Daemon {
     }
 
     fn attachments(&self) -> Result<Vec<Attachment>, Stopped> {
-        let relay = self.plane.on_relay(|relay| relay.snapshot())?;
-        let devices = self.plane.devices()?;
-        let shown = self
-            .containers
-            .iter()
-            .map(|container| attachment(container, &relay, &devices));
+        let statuses = self
+            .plane
+            .relay_pages(|relay, first| relay.attachments(first))?;
+        let statuses: HashMap<_, _> = statuses.iter().map(|status| (status.id, status)).collect();
+        let devices = self.devices()?;
+        let shown = self.containers.iter().map(|container| {
+            let device = devices.get(&Interface::Attachment(container.id));
+            attachment(container, statuses.get(&container.id).copied(), device)
+        });
         Ok(shown.collect())
     }
 
     fn ports(&self) -> Result<Vec<Port>, Stopped> {
-        self.plane.on_nos(|nos| {
-            nos.ports()
-                .claims()
-                .map(|holding| Port::from(&holding))
-                .collect()
-        })
+        let grants = self
+            .plane
+            .nos_pages(|nos, after: Option<Grant>| nos.ports().page(after.as_ref()))?;
+        let holdings = grants.iter().flat_map(Grant::holdings);
+        Ok(holdings.map(|holding| Port::from(&holding)).collect())
     }
 
     fn routes(&self) -> Result<Vec<Route>, Stopped> {
         let names = self.uplink_names();
-        let routes = move |nos: &mut nos_shim::shim::Shim| {
-            let fib = nos.fib();
-            let of_vrf = |vrf| fib.routes(vrf).map(move |entry| (vrf, entry));
-            let all = fib
-                .vrfs()
-                .flat_map(of_vrf)
-                .filter(|(_, entry)| entry.active);
-            all.filter_map(|(vrf, entry)| route(vrf, &entry, &names))
-                .collect()
-        };
-        self.plane.on_nos(routes)
+        let read = self.plane.nos_pages(|nos, cursor| nos.fib().page(cursor))?;
+        // A route may have been read twice; the later one is the newer.
+        let routes: BTreeMap<_, _> = read
+            .into_iter()
+            .map(|route| ((route.vrf, route.prefix), route))
+            .collect();
+        let shown = routes.values();
+        Ok(shown.filter_map(|entry| route(entry, &names)).collect())
     }
 
     fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
-        let uplinks = self.uplink_snapshots()?;
-        let of_uplink = |uplink: &UplinkSnapshot| {
-            let name = uplink.config.name.to_string();
-            let shown = uplink
-                .neighbors
-                .iter()
-                .map(move |status| neighbor(&name, status));
-            shown.collect::<Vec<_>>()
-        };
-        Ok(uplinks.iter().flat_map(of_uplink).collect())
+        let names = self.uplink_names();
+        let now = self.plane.now();
+        let neighbors = self
+            .plane
+            .nos_pages(move |nos, cursor| nos.neighbors(cursor, now))?;
+        let shown = neighbors.iter().map(|(uplink, status)| {
+            let named = names.iter().find(|(id, _)| id == uplink);
+            neighbor(named.map_or("", |(_, name)| name), status)
+        });
+        Ok(shown.collect())
+    }
+
+    fn devices(&self) -> Result<HashMap<Interface, DeviceReport>, Stopped> {
+        let devices = self.plane.devices()?.into_iter();
+        Ok(devices.map(|device| (device.interface, device)).collect())
     }
 
     fn counters(&self) -> Result<Counters, Stopped> {
@@ -103,13 +109,14 @@ impl Daemon {
                 nos.channel().capacity(),
             )
         })?;
-        let devices = self.plane.devices()?;
-        let snapshots = self.uplink_snapshots()?;
+        let devices = self.devices()?;
+        let snapshots = self.plane.nos_pages(|nos, first| nos.uplinks(first))?;
         let uplinks = self.uplinks.iter().filter_map(|uplink| {
             let snapshot = snapshots
                 .iter()
                 .find(|snapshot| snapshot.config.id == uplink.id)?;
-            Some(shown_uplink(uplink, snapshot, &devices))
+            let device = devices.get(&Interface::Uplink(uplink.id));
+            Some(shown_uplink(uplink, snapshot, device))
         });
         let ring = |name: &str, depth: usize, capacity: usize, full_drops| Ring {
             name: name.to_owned(),
@@ -137,12 +144,28 @@ impl Daemon {
                 ),
             ],
             uplinks: uplinks.collect(),
+            turns: self.turns()?,
+            captures: self.captures(),
         })
     }
 
-    fn uplink_snapshots(&self) -> Result<Vec<UplinkSnapshot>, Stopped> {
-        let now = self.plane.now();
-        self.plane.on_nos(move |nos| nos.uplinks(now))
+    fn turns(&self) -> Result<Vec<Turns>, Stopped> {
+        let threads = self.plane.turn_times()?;
+        let shown = threads.iter().map(|(name, times)| Turns::new(name, times));
+        Ok(shown.collect())
+    }
+
+    fn captures(&self) -> Vec<Capture> {
+        let containers = self.containers.iter();
+        let containers =
+            containers.map(|container| (container.config.name.as_str(), &container.capture));
+        let uplinks = self.uplinks.iter();
+        let uplinks = uplinks.map(|uplink| (uplink.config.name.as_str(), &uplink.capture));
+        let shown = |(name, writer): (&str, &Option<CaptureWriter>)| {
+            let writer = writer.as_ref()?;
+            Some(Capture::new(name, writer.path(), writer.status()))
+        };
+        uplinks.chain(containers).filter_map(shown).collect()
     }
 
     fn uplink_names(&self) -> Vec<(UplinkId, String)> {
@@ -153,16 +176,11 @@ impl Daemon {
 
 fn attachment(
     container: &AttachedContainer,
-    relay: &RelaySnapshot,
-    devices: &[DeviceReport],
+    status: Option<&AttachmentStatus>,
+    device: Option<&DeviceReport>,
 ) -> Attachment {
     let config = &container.config;
-    let status = relay
-        .attachments
-        .iter()
-        .find(|status| status.id == container.id);
     let counters = status.map_or_else(AttachmentCounters::default, |status| status.counters);
-    let device = device_of(devices, Interface::Attachment(container.id));
     let mut drops = counters.drops;
     if let Some(device) = device {
         drops.merge(&device.counters.received.drops);
@@ -212,10 +230,9 @@ fn kernel_drops(container: &AttachedContainer, device: Option<&DeviceReport>) ->
 fn shown_uplink(
     uplink: &OpenUplink,
     snapshot: &UplinkSnapshot,
-    devices: &[DeviceReport],
+    device: Option<&DeviceReport>,
 ) -> Uplink {
     let config = &uplink.config;
-    let device = device_of(devices, Interface::Uplink(uplink.id));
     let mut drops = nos_shim::drop::DropCounters::default();
     if let Some(device) = device {
         drops.merge(&device.counters.received.drops);
@@ -251,10 +268,6 @@ fn shown_uplink(
     }
 }
 
-fn device_of(devices: &[DeviceReport], interface: Interface) -> Option<&DeviceReport> {
-    devices.iter().find(|device| device.interface == interface)
-}
-
 /// The container may set its interface down, which its device does not tell.
 fn container_state(container: &AttachedContainer) -> LinkState {
     let interface = container.config.interface.as_str();
@@ -287,7 +300,7 @@ fn offload(device: &DeviceReport) -> Vec<String> {
     used.map(|(_, name)| (*name).to_owned()).collect()
 }
 
-fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Option<Route> {
+fn route(entry: &FibRoute, names: &[(UplinkId, String)]) -> Option<Route> {
     let name = |id: UplinkId| {
         let named = names.iter().find(|(known, _)| *known == id);
         named.map_or_else(|| id.to_string(), |(_, name)| name.clone())
@@ -296,7 +309,7 @@ fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Op
         address,
         uplink: name(id),
     };
-    let (action, next_hops) = match entry.action {
+    let (action, next_hops) = match &entry.action {
         // Broadcast addresses follow from the connected prefix.
         Action::NoRoute | Action::Broadcast(_) => return None,
         Action::Local(_) => (RouteAction::Local, Vec::new()),
@@ -317,7 +330,7 @@ fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Op
     };
     let metric = u32::from(entry.source.metric());
     Some(Route {
-        vrf,
+        vrf: entry.vrf,
         prefix: entry.prefix,
         source,
         metric,

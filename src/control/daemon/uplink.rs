@@ -46,7 +46,8 @@ impl OpenUplink {
             UplinkDevice::Packet(_) => open_packet(host, &config)?,
             UplinkDevice::Tap(_) => open_tap(host, &config)?,
         };
-        let (sink, capture) = capture::open(config.capture.as_deref(), config.name.as_str())?.unzip();
+        let (sink, capture) =
+            capture::open(config.capture.as_deref(), config.name.as_str())?.unzip();
         let inspector = device.inspector();
         let device = Captured { device, sink };
         let uplink = Self {

@@ -39,8 +39,8 @@ use nos_shim::offload::Capabilities;
 use super::character;
 use super::vnet::{self, Offloads};
 use super::{
-    DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, OpenError, Received,
-    Sending, Sent, valid_name,
+    DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, OpenError, Received, Sending, Sent,
+    valid_name,
 };
 use messages::{Messages, Refused};
 use reception::Reception;

@@ -11,8 +11,8 @@ use tun_tap::{Iface, Mode};
 
 use super::tap::IntoErrno;
 use super::{
-    DeviceCounters, DeviceKind, FrameDevice, Inspector, OpenError, Received, Sending, Sent, character,
-    valid_name,
+    DeviceCounters, DeviceKind, FrameDevice, Inspector, OpenError, Received, Sending, Sent,
+    character, valid_name,
 };
 
 /// A TAP interface without virtio-net headers.

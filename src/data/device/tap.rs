@@ -19,8 +19,8 @@ use super::character::{self, ReadFailure};
 use super::coalesce::{Run, run_length};
 use super::vnet::{self, Offloads};
 use super::{
-    DeviceCounters, DeviceKind, FrameDevice, Inspector, LinkState, OpenError, Received, Sending, Sent,
-    valid_name,
+    DeviceCounters, DeviceKind, FrameDevice, Inspector, LinkState, OpenError, Received, Sending,
+    Sent, valid_name,
 };
 
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;

@@ -77,7 +77,11 @@ impl Devices {
     }
 
     /// Adds a device, or returns it if the interface's index has one.
-    pub(super) fn insert(&mut self, interface: Interface, device: LoopDevice) -> Option<LoopDevice> {
+    pub(super) fn insert(
+        &mut self,
+        interface: Interface,
+        device: LoopDevice,
+    ) -> Option<LoopDevice> {
         let taken = match interface {
             Interface::Attachment(id) => self.attachments.holder(id).is_some(),
             Interface::Uplink(id) => self.uplinks.holder(id).is_some(),
@@ -215,7 +219,10 @@ mod tests {
         let mut devices = Devices::default();
         let attachments = (0..200).map(|index| Interface::Attachment(AttachmentId::new(index, 1)));
         let all: Vec<_> = attachments
-            .chain([Interface::Uplink(UplinkId(0)), Interface::Uplink(UplinkId(2))])
+            .chain([
+                Interface::Uplink(UplinkId(0)),
+                Interface::Uplink(UplinkId(2)),
+            ])
             .collect();
         for &interface in &all {
             assert!(devices.insert(interface, device()).is_none());
@@ -224,6 +231,9 @@ mod tests {
         let told: Vec<_> = reports.iter().map(|report| report.interface).collect();
         assert_eq!(told, all);
         let taken = devices.take().into_iter();
-        assert_eq!(taken.map(|(interface, _)| interface).collect::<Vec<_>>(), all);
+        assert_eq!(
+            taken.map(|(interface, _)| interface).collect::<Vec<_>>(),
+            all
+        );
     }
 }

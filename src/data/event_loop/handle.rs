@@ -63,7 +63,10 @@ pub(super) enum Command {
     RemoveDevice(Interface, Sender<Option<LoopDevice>>),
     SetCapture(Interface, Option<CaptureSink>, Sender<CaptureChange>),
     WakeDevice(Interface),
-    Devices(Option<DeviceCursor>, Sender<Page<DeviceReport, DeviceCursor>>),
+    Devices(
+        Option<DeviceCursor>,
+        Sender<Page<DeviceReport, DeviceCursor>>,
+    ),
     TurnTimes(Sender<TurnTimes>),
     Stop,
 }
@@ -195,9 +198,11 @@ impl LoopHandle {
         let (reply, answer) = bounded(1);
         let command = Command::AddDevice(interface, device, reply);
         let (device, source) = match self.commands.send(command) {
-            Ok(()) => match self.waker.wake().and_then(|()| {
-                Self::answer(&answer).map_err(io::Error::other)
-            }) {
+            Ok(()) => match self
+                .waker
+                .wake()
+                .and_then(|()| Self::answer(&answer).map_err(io::Error::other))
+            {
                 Ok(None) => return Ok(()),
                 Ok(Some(device)) => (Some(device), io::ErrorKind::AlreadyExists.into()),
                 Err(error) => (None, error),

@@ -86,10 +86,38 @@ impl Head {
     pub(super) fn split(octets: &[u8]) -> Option<(Self, &[u8])> {
         let (head, rest) = octets.split_first_chunk::<{ Self::LEN }>()?;
         let [
-            t0, t1, t2, t3, t4, t5, t6, t7, //
-            g0, g1, g2, g3, g4, g5, g6, g7, //
-            s0, s1, s2, s3, o0, o1, o2, o3, //
-            c0, c1, f0, f1, direction, partial, _, _,
+            t0,
+            t1,
+            t2,
+            t3,
+            t4,
+            t5,
+            t6,
+            t7, //
+            g0,
+            g1,
+            g2,
+            g3,
+            g4,
+            g5,
+            g6,
+            g7, //
+            s0,
+            s1,
+            s2,
+            s3,
+            o0,
+            o1,
+            o2,
+            o3, //
+            c0,
+            c1,
+            f0,
+            f1,
+            direction,
+            partial,
+            _,
+            _,
         ] = *head;
         let time = u64::from_ne_bytes([t0, t1, t2, t3, t4, t5, t6, t7]);
         let length = |octets| u32::from_ne_bytes(octets) as usize;
