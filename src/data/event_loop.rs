@@ -214,7 +214,6 @@ impl EventLoop {
             Command::SetCapture(interface, sink, reply) => {
                 let _ = reply.try_send(self.set_capture(interface, sink));
             }
-            Command::WakeDevice(interface) => self.wake(interface),
             Command::Devices(cursor, reply) => {
                 let _ = reply.try_send(self.devices.page(cursor));
             }
@@ -255,15 +254,6 @@ impl EventLoop {
                 done: false,
                 left: sink,
             },
-        }
-    }
-
-    /// A device may have frames.
-    fn wake(&mut self, interface: Interface) {
-        let served = self.devices.get_mut(interface);
-        if let Some(served) = served.filter(|served| !served.ready) {
-            served.ready = true;
-            self.ready.push_back(interface);
         }
     }
 
@@ -328,3 +318,6 @@ impl EventLoop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
