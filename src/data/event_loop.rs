@@ -285,7 +285,7 @@ impl EventLoop {
         let room = self.held_since.filter(|_| waits_for_room);
         let room = room.map(|since| since + HOLD_LIMIT);
         let next = [self.engine.poll_at(), room].into_iter().flatten().min();
-        Some(next.map(|at| at.since(self.clock())))
+        Some(next.map(|at| at.since(self.now)))
     }
 
     fn wait(&mut self) -> io::Result<()> {

@@ -311,8 +311,9 @@ impl Relay {
     /// Some attachments, from the index `first` on.
     #[must_use]
     pub fn attachments(&self, first: Option<usize>) -> Page<AttachmentStatus, usize> {
-        let row = |id, attachment: &Box<Attachment>| attachment.status(id);
-        self.attachments.page(first.unwrap_or(0), row)
+        let first = first.unwrap_or(0);
+        self.attachments
+            .page(first, |id, attachment| attachment.status(id))
     }
 
     fn attachment(&mut self, id: AttachmentId) -> Option<&mut Attachment> {
