@@ -15,8 +15,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use nos_relay::data::guard::Guard;
-use nos_relay::data::link::Link;
-use nos_relay::data::responder::{Answer, answer_arp, answer_ip};
+use nos_relay::data::link::ContainerLink;
+use nos_relay::data::responder::{Disposition, answer_arp, answer_ip};
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{BATCH, Burst, FramePool};
 use nos_shim::packet::{Packet, PacketBurst};
@@ -27,8 +27,8 @@ use support::packets::{
     neighbor_solicitation,
 };
 
-fn link(addresses: &[IpAddr]) -> Link {
-    Link::new(CONTAINER, RELAY, addresses, 1500)
+fn link(addresses: &[IpAddr]) -> ContainerLink {
+    ContainerLink::new(CONTAINER, RELAY, addresses, 1500)
 }
 
 /// `ranges` ranges of TCP and UDP each, among them one with the ports of the packets here.
@@ -138,11 +138,14 @@ fn answers(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     template: &Template,
-    answer: impl Fn(nos_shim::frame::Frame) -> Answer,
+    answer: impl Fn(nos_shim::frame::Frame) -> Disposition,
 ) {
     let mut pool = FramePool::new(BATCH, 2000);
     let replied = answer(template.frame(&mut pool));
-    assert!(matches!(replied, Answer::Reply(_)), "{name}: {replied:?}");
+    assert!(
+        matches!(replied, Disposition::Reply(_)),
+        "{name}: {replied:?}"
+    );
     drop(replied);
     group.each_with(
         name,
@@ -150,7 +153,7 @@ fn answers(
         || template.burst(BATCH, &mut pool),
         |questions| -> Burst {
             let replies = questions.into_iter().map(|frame| match answer(frame) {
-                Answer::Reply(frame) => frame,
+                Disposition::Reply(frame) => frame,
                 other => panic!("{other:?}"),
             });
             replies.collect()

@@ -16,10 +16,13 @@
 #[path = "../benches/support/mod.rs"]
 mod support;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::Command;
 
 use nos_relay::control::config::RelayConfig;
+use nos_relay::data::device::{CaptureOptions, CaptureWriter, Captured, FrameDevice, memory_pair};
 use nos_relay::data::engine::{Engine, EngineEvent};
 use nos_relay::data::relay::{AttachmentConfig, Relay, RelayEvent};
 use nos_shim::arp::{Arp, Operation};
@@ -901,6 +904,44 @@ fn ten_thousand_attachments_and_a_million_flows_take_less_than_400_mib() {
         all as f64 / f64::from(1 << 20),
     );
     assert!(all <= LIMIT, "{all} octets");
+}
+
+/// Both ways, while the ring has room and when it has none.
+#[test]
+fn recording_frames_allocates_nothing() {
+    for backlog in [16 << 20, 100] {
+        let options = CaptureOptions {
+            backlog,
+            ..CaptureOptions::default()
+        };
+        let [device, mut far] = memory_pair(["near", "far"], 64);
+        let file = Path::new("test");
+        let (sink, writer) = CaptureWriter::start(io::sink(), file, "near", options).unwrap();
+        let sink = Some(sink);
+        let mut near = Captured { device, sink };
+        let mut pool = FramePool::new(2 * BURST, MAX_FRAME);
+        let mut before = 0;
+        for round in 0..WARM_UP + ROUNDS {
+            if round == WARM_UP {
+                before = live::allocations();
+            }
+            let frames = (0..BURST).map(|_| pool.copy_from(&[7; 1000]).unwrap());
+            let mut burst: Burst = frames.collect();
+            let sent = near.send_burst(&mut burst, &mut pool);
+            assert_eq!(sent.frames, BURST);
+            let _ = far.recv_burst(&mut pool, &mut burst, BURST);
+            let _ = far.send_burst(&mut burst, &mut pool);
+            let received = near.recv_burst(&mut pool, &mut burst, BURST);
+            assert_eq!(received.frames, BURST);
+            pool.free_all(&mut burst);
+        }
+        assert_eq!(live::allocations() - before, 0, "backlog {backlog}");
+        drop(near);
+        let status = writer.finish(Duration::from_secs(60)).unwrap();
+        let all = 2 * BURST as u64 * u64::from(WARM_UP + ROUNDS);
+        assert_eq!(status.recorded + status.missed, all);
+        assert_eq!(status.missed > 0, backlog < 1000, "{status:?}");
+    }
 }
 
 /// The greatest resident memory that this process ever had, in octets.

@@ -650,7 +650,7 @@ lab_test! {
         let moved = Lab::beside(&lab.host, "moved");
         let other = ContainerSpec { name: "db".to_owned(), ..spec() };
         let attached_moved = moved.attach(other, (DeviceRequest::Tap, Placement::Moved)).unwrap();
-        let [mut inside, mut outside] = [attached.device, attached_moved.device];
+        let [inside, outside] = [attached.device, attached_moved.device];
         drop((lab, moved));
         let gone = |device: &dyn nos_relay::data::device::FrameDevice| {
             let mut fds = [PollFd::new(device.fd().unwrap(), PollFlags::POLLPRI)];

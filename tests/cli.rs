@@ -12,8 +12,9 @@ use clap::{CommandFactory, Parser};
 use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, Outcome, ShowArgs};
 use nos_relay::control::api::snapshot::{
-    Attachment, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port, PortKind,
-    Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+    Attachment, Capture, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port,
+    PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage, Turns,
+    Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_shim::drop::{DropReason, Ledger};
@@ -205,6 +206,8 @@ fn link(device: &str, interface: &str) -> Link {
         device: device.to_owned(),
         interface: interface.to_owned(),
         state: LinkState::Up,
+        reason: None,
+        since: None,
         mac: mac("02:00:5e:10:00:01"),
         vrf: VrfId::DEFAULT,
         mtu: 1500,
@@ -224,7 +227,7 @@ fn link(device: &str, interface: &str) -> Link {
 
 fn attachments() -> Response {
     let web = Attachment {
-        id: AttachmentId(1),
+        id: Some(1),
         name: "web".to_owned(),
         netns: "/run/netns/C".to_owned(),
         container_mac: mac("02:00:5e:10:00:02"),
@@ -235,7 +238,7 @@ fn attachments() -> Response {
         link: link("tap", "eth0"),
     };
     let mut db = Attachment {
-        id: AttachmentId(0),
+        id: Some(0),
         name: "db".to_owned(),
         netns: "pid 1234".to_owned(),
         addresses: vec!["203.0.113.1".parse().unwrap()],
@@ -357,7 +360,27 @@ fn counters() -> Response {
             address_conflicts: 2,
             link: link("packet", "hx"),
         }],
+        turns: vec![Turns {
+            thread: "data".to_owned(),
+            slow_us: 1000,
+            stages: vec![stage("turn", 2, 5120), stage("receive", 0, 87)],
+        }],
+        captures: vec![Capture {
+            name: "web".to_owned(),
+            path: "/tmp/web.pcapng".to_owned(),
+            recorded: 1000,
+            missed: 3,
+            failed: false,
+        }],
     })
+}
+
+fn stage(name: &str, slow: u64, longest_us: u64) -> TurnStage {
+    TurnStage {
+        name: name.to_owned(),
+        slow,
+        longest_us,
+    }
 }
 
 fn all() -> [Response; 5] {
@@ -526,6 +549,13 @@ up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                203.0.113.1/24              dropped 4 source-port
                mtu 1500, vrf 0             dropped 9 in the device's queue
                offload checksum tso4 tso6  address conflicts 2
+
+THREAD  STAGE    OVER 1000 us  LONGEST
+data    turn                2  5120 us
+data    receive             0    87 us
+
+CAPTURE  FRAMES RECORDED  FRAMES MISSED  STATE    FILE
+web                 1000              3  writing  /tmp/web.pcapng
 ";
 
 #[test]

@@ -652,9 +652,11 @@ mod container_that_vanishes_frees_its_ports {
         // Somebody inside deletes the interface: it is made anew.
         scenario.daemon.forget_counters();
         cache.delete_link("eth0").unwrap();
-        await_that("the interface is back", || match cache.link("eth0").unwrap() {
-            Some(link) if link.up => Ok(()),
-            other => Err(format!("{other:?}")),
+        await_that("the interface is back", || {
+            match cache.link("eth0").unwrap() {
+                Some(link) if link.up => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         });
         let server = tcp::EchoServer::start(&cache, V4.nos_port(22000)).unwrap();
         tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();

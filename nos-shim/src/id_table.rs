@@ -79,6 +79,12 @@ impl<I: Identifier, T> IdTable<I, T> {
         self.iter().map(|(_, value)| value)
     }
 
+    /// The entries whose index is at least `first`, by index.
+    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = (I, &T)> {
+        let slots = self.slots.get(first..).unwrap_or_default();
+        slots.iter().flatten().map(|(id, value)| (*id, value))
+    }
+
     /// The page of rows that begins at index `first`. The cursor of the next is an index too.
     pub fn page<R>(&self, first: usize, mut row: impl FnMut(I, &T) -> R) -> Page<R, usize> {
         let places = self.slots.get(first..).unwrap_or_default();
@@ -108,6 +114,7 @@ mod tests {
         assert_eq!(table.insert(new, 'b'), Some((old, 'a')));
         assert_eq!(table.get_mut(old), None);
         assert_eq!(table.holder(old), Some(new));
+        assert_eq!(table.iter_from(4).count(), 0);
         assert_eq!(table.page(4, |_, _| ()), Page::end());
         assert_eq!(table.iter().collect::<Vec<_>>(), [(new, &'b')]);
         assert_eq!(table.remove(new), Some('b'));

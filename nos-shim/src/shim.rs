@@ -33,9 +33,10 @@ use crate::fib::{Fib, FibFull, InactiveRoute, Route};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
 use crate::ident::UplinkId;
-use crate::neighbor::{NeighborCache, NeighborStatus};
+use crate::neighbor::NeighborStatus;
 use crate::offload::Capabilities;
 use crate::output::Output;
+use crate::page::Page;
 use crate::ports::{ExchangeRefused, PortTable, RegistrationRefused};
 use crate::services::ServiceConfig;
 use crate::tables::{Tables, Uplink, UplinkChange};
@@ -77,8 +78,15 @@ pub struct UplinkSnapshot {
     pub link: LinkState,
     /// What went through it.
     pub counters: UplinkCounters,
-    /// What is known of its neighbors.
-    pub neighbors: Vec<NeighborStatus>,
+}
+
+/// Where a page of neighbors begins: see [`Shim::neighbors`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NeighborCursor {
+    /// Index of the uplink.
+    uplink: usize,
+    /// Place in its cache.
+    place: usize,
 }
 
 impl Shim {
@@ -368,22 +376,44 @@ impl Shim {
         self.tables.inactive_routes()
     }
 
-    /// All uplinks at this moment.
+    /// Some uplinks, from the index `first` on.
     #[must_use]
-    pub fn uplinks(&self, now: Instant) -> Vec<UplinkSnapshot> {
-        let uplinks = self.tables.uplinks.iter();
-        uplinks
-            .map(|(id, uplink)| self.snapshot(id, uplink, now))
-            .collect()
+    pub fn uplinks(&self, first: Option<usize>) -> Page<UplinkSnapshot, usize> {
+        let row = |id, uplink: &Uplink| self.snapshot(id, uplink);
+        self.tables.uplinks.page(first.unwrap_or(0), row)
     }
 
-    fn snapshot(&self, id: UplinkId, uplink: &Uplink, now: Instant) -> UplinkSnapshot {
-        let cache: Option<&NeighborCache<_>> = self.worker.neighbors.get(id);
+    /// Some neighbors, each with its uplink.
+    #[must_use]
+    pub fn neighbors(
+        &self,
+        cursor: Option<NeighborCursor>,
+        now: Instant,
+    ) -> Page<(UplinkId, NeighborStatus), NeighborCursor> {
+        let NeighborCursor { uplink, place } = cursor.unwrap_or_default();
+        let Some((id, present)) = self.worker.neighbors.iter_from(uplink).next() else {
+            return Page::end();
+        };
+        let place = if id.index() == uplink { place } else { 0 };
+        let Page { rows, next } = present.page(place, now);
+        let next = match next {
+            Some(place) => (id.index(), place),
+            None => (id.index() + 1, 0),
+        };
+        Page {
+            rows: rows.into_iter().map(|row| (id, row)).collect(),
+            next: Some(NeighborCursor {
+                uplink: next.0,
+                place: next.1,
+            }),
+        }
+    }
+
+    fn snapshot(&self, id: UplinkId, uplink: &Uplink) -> UplinkSnapshot {
         UplinkSnapshot {
             config: uplink.config.clone(),
             link: uplink.link,
             counters: self.output.counters.get(id).copied().unwrap_or_default(),
-            neighbors: cache.map_or_else(Vec::new, |cache| cache.entries(now).collect()),
         }
     }
 }

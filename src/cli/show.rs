@@ -12,8 +12,8 @@ use nos_shim::ident::AttachmentId;
 
 use crate::control::api::Response;
 use crate::control::api::snapshot::{
-    Attachment, Counters, Drops, Link, Neighbor, NeighborState, NextHop, Port, PortKind, Protocol,
-    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+    Attachment, Capture, Counters, Drops, Link, Neighbor, NeighborState, NextHop, Port, PortKind,
+    Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 
 /// Characters of a line that tells a reason.
@@ -260,6 +260,8 @@ fn counters(counters: &Counters) -> String {
         stages: of_stages,
         rings: of_rings,
         uplinks: of_uplinks,
+        turns: of_turns,
+        captures: of_captures,
     } = counters;
     let mut parts = Vec::new();
     if !of_stages.is_empty() {
@@ -270,6 +272,12 @@ fn counters(counters: &Counters) -> String {
     }
     if !of_uplinks.is_empty() {
         parts.push(uplinks(of_uplinks));
+    }
+    if !of_turns.is_empty() {
+        parts.push(turns(of_turns));
+    }
+    if !of_captures.is_empty() {
+        parts.push(captures(of_captures));
     }
     match parts.is_empty() {
         true => "There is nothing to count.".to_owned(),
@@ -369,6 +377,45 @@ fn wrap(text: &str, width: usize) -> String {
         }
     }
     lines.join("\n")
+}
+
+fn turns(threads: &[Turns]) -> String {
+    let rows = threads.iter().flat_map(|thread| {
+        thread.stages.iter().map(|stage| {
+            [
+                thread.thread.clone(),
+                stage.name.clone(),
+                stage.slow.to_string(),
+                format!("{} us", stage.longest_us),
+            ]
+        })
+    });
+    let limits = threads.iter().map(|thread| thread.slow_us);
+    let slow = format!("OVER {} us", limits.max().unwrap_or_default());
+    plain(&["THREAD", "STAGE", &slow, "LONGEST"], &[2, 3], rows)
+}
+
+fn captures(captures: &[Capture]) -> String {
+    let rows = captures.iter().map(|capture| {
+        [
+            capture.name.clone(),
+            capture.recorded.to_string(),
+            capture.missed.to_string(),
+            if capture.failed { "failed" } else { "writing" }.to_owned(),
+            capture.path.clone(),
+        ]
+    });
+    plain(
+        &[
+            "CAPTURE",
+            "FRAMES RECORDED",
+            "FRAMES MISSED",
+            "STATE",
+            "FILE",
+        ],
+        &[1, 2],
+        rows,
+    )
 }
 
 /// Each value on a line of its own.

@@ -214,7 +214,6 @@ impl EventLoop {
             Command::SetCapture(interface, sink, reply) => {
                 let _ = reply.try_send(self.set_capture(interface, sink));
             }
-            Command::WakeDevice(interface) => self.wake(interface),
             Command::Devices(cursor, reply) => {
                 let _ = reply.try_send(self.devices.page(cursor));
             }
@@ -258,15 +257,6 @@ impl EventLoop {
         }
     }
 
-    /// A device may have frames.
-    fn wake(&mut self, interface: Interface) {
-        let served = self.devices.get_mut(interface);
-        if let Some(served) = served.filter(|served| !served.ready) {
-            served.ready = true;
-            self.ready.push_back(interface);
-        }
-    }
-
     fn report(&mut self) {
         while let Some(event) = self.engine.poll_event() {
             self.listener.notify(Event::Engine(event));
@@ -295,7 +285,7 @@ impl EventLoop {
         let room = self.held_since.filter(|_| waits_for_room);
         let room = room.map(|since| since + HOLD_LIMIT);
         let next = [self.engine.poll_at(), room].into_iter().flatten().min();
-        Some(next.map(|at| at.since(self.clock())))
+        Some(next.map(|at| at.since(self.now)))
     }
 
     fn wait(&mut self) -> io::Result<()> {
@@ -328,3 +318,6 @@ impl EventLoop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,13 +24,13 @@ use nos_shim::martian;
 use nos_shim::packet::{Addresses, Fragment, Packet, protocol};
 use nos_shim::ports::{Claim, Transport};
 
-use crate::data::link::Link;
+use crate::data::link::ContainerLink;
 use crate::data::port_set::PortSet;
 
 /// Judges the packets of one attachment.
 #[derive(Clone, Debug)]
 pub struct Guard {
-    link: Link,
+    link: ContainerLink,
     tcp: PortSet,
     udp: PortSet,
 }
@@ -38,7 +38,7 @@ pub struct Guard {
 impl Guard {
     /// A guard for the container on `link` which owns the ports of `claims`.
     #[must_use]
-    pub fn new(link: Link, claims: &[Claim]) -> Self {
+    pub fn new(link: ContainerLink, claims: &[Claim]) -> Self {
         let ports = |transport| {
             let of_transport = claims
                 .iter()
@@ -55,7 +55,7 @@ impl Guard {
     /// The link that it guards.
     #[must_use]
     #[inline]
-    pub fn link(&self) -> &Link {
+    pub fn link(&self) -> &ContainerLink {
         &self.link
     }
 
@@ -145,7 +145,7 @@ impl Guard {
 
 /// What is wrong with addresses of which something is wrong.
 #[cold]
-fn address_fault(addresses: Addresses, link: &Link) -> DropReason {
+fn address_fault(addresses: Addresses, link: &ContainerLink) -> DropReason {
     let (source, destination) = (addresses.source(), addresses.destination());
     if !link.addresses().contains(source) {
         if martian::source_is_martian(source) {
@@ -225,7 +225,7 @@ mod tests {
             claim(Transport::Udp, 40000, 44999, ClaimKind::Ephemeral),
         ];
         let addresses = [OWN.parse().unwrap(), OWN6.parse().unwrap()];
-        Guard::new(Link::new(MAC, RELAY, &addresses, 1500), &claims)
+        Guard::new(ContainerLink::new(MAC, RELAY, &addresses, 1500), &claims)
     }
 
     fn check(octets: &[u8]) -> Result<(), DropReason> {

@@ -9,7 +9,7 @@ use nos_shim::ident::MacAddr;
 
 /// A link with the container at one end and the relay at the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct ContainerLink {
     /// The Ethernet addresses of a frame from the container to the relay.
     outbound: [u8; 12],
     relay_link_local: Ipv6Addr,
@@ -17,7 +17,7 @@ pub struct Link {
     mtu: u16,
 }
 
-impl Link {
+impl ContainerLink {
     /// A link on which the container has `mac` and `addresses`, and the relay `relay_mac`. Its MTU
     /// is `mtu` octets of IP packet.
     #[must_use]
@@ -112,7 +112,7 @@ mod tests {
         const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
         const RELAY: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
         const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 3]);
-        let link = Link::new(MAC, RELAY, &[], 1500);
+        let link = ContainerLink::new(MAC, RELAY, &[], 1500);
         assert_eq!((link.mac(), link.relay_mac()), (MAC, RELAY));
         let mut pool = FramePool::new(4, 100);
         let mut checked = |destination: MacAddr, source: MacAddr| {

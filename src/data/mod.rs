@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`device`] | TAP, plain TAP, packet socket, memory pair, capture |
+//! | [`device`] | TAP, plain TAP, packet socket, memory pair, capture; what the control side asks of them |
 //! | [`link`], [`responder`], [`guard`], [`port_set`] | a container's link: what is answered, what may be sent |
 //! | [`relay`] | the container side of the data path |
 //! | [`engine`], [`event_loop`] | what a data thread drives, and how |

@@ -51,6 +51,7 @@ use nos_shim::id_table::IdTable;
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
+use nos_shim::page::Page;
 use nos_shim::ports::{ExchangeRefused, Registration};
 use nos_shim::services::ServiceConfig;
 use nos_shim::time::Instant;
@@ -108,17 +109,6 @@ pub enum RelayEvent {
     /// Nothing was granted. What was before still holds; an attachment that had nothing stays
     /// registered until it is detached.
     Refused(RequestId, ExchangeRefused),
-}
-
-/// The relay at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RelaySnapshot {
-    /// What became of all packets.
-    pub ledger: Ledger,
-    /// Frames that wait to be written.
-    pub held: usize,
-    /// All attachments, by number.
-    pub attachments: Vec<AttachmentStatus>,
 }
 
 /// The container side. See the [module](self).
@@ -437,17 +427,12 @@ impl Relay {
         self.channel.capacity()
     }
 
-    /// A copy of all that can be shown.
+    /// Some attachments, from the index `first` on.
     #[must_use]
-    pub fn snapshot(&self) -> RelaySnapshot {
-        let attachments = self.attachments.iter();
-        RelaySnapshot {
-            ledger: self.ledger,
-            held: self.held(),
-            attachments: attachments
-                .map(|(id, attachment)| attachment.status(id))
-                .collect(),
-        }
+    pub fn attachments(&self, first: Option<usize>) -> Page<AttachmentStatus, usize> {
+        let first = first.unwrap_or(0);
+        self.attachments
+            .page(first, |id, attachment| attachment.status(id))
     }
 
     fn attachment(&mut self, id: AttachmentId) -> Option<&mut Attachment> {

@@ -35,7 +35,7 @@ use nos_shim::martian;
 use nos_shim::ndp::{ALL_NODES, Envelope, Ndp, RouterAdvert, is_ndp};
 use nos_shim::packet::{Addresses, Fragment, IPV6_HEADER, Packet, protocol};
 
-use crate::data::link::Link;
+use crate::data::link::ContainerLink;
 
 /// The hop limit that containers are told to use, and that answers to ping have: Linux's default.
 const HOP_LIMIT: u8 = 64;
@@ -54,17 +54,17 @@ const IPV6_MIN_MTU: u16 = 1280;
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
 
-/// What is to be done with what came from a container.
+/// What becomes of a frame from a container.
 #[derive(Debug)]
-pub enum Answer {
-    /// Send this to the container; the question is answered.
+pub enum Disposition {
+    /// It is not for the relay itself, and goes on to the NOS.
+    Forward(Packet),
+    /// It was a question; this goes back to the container.
     Reply(Frame),
-    /// Nothing: it was understood, and asks for nothing.
+    /// It was understood, and asks for nothing.
     Consumed(Frame),
-    /// Drop it.
+    /// It is dropped.
     Drop(Frame, DropReason),
-    /// Not for the relay itself: go on.
-    NotMine(Packet),
 }
 
 /// What a message asks for.
@@ -77,46 +77,46 @@ enum Wish {
 
 /// Answers an ARP frame.
 #[must_use]
-pub fn answer_arp(link: &Link, frame: Frame) -> Answer {
+pub fn answer_arp(link: &ContainerLink, frame: Frame) -> Disposition {
     finish(arp_wish(link, &frame), frame)
 }
 
 /// Answers Neighbor Discovery, and ping to the relay's link-local address.
 #[must_use]
 #[inline]
-pub fn answer_ip(link: &Link, packet: Packet) -> Answer {
+pub fn answer_ip(link: &ContainerLink, packet: Packet) -> Disposition {
     if packet.protocol() == protocol::ICMPV6 && packet.is_ipv6() {
         answer_icmpv6(link, packet)
     } else {
-        Answer::NotMine(packet)
+        Disposition::Forward(packet)
     }
 }
 
-fn answer_icmpv6(link: &Link, packet: Packet) -> Answer {
+fn answer_icmpv6(link: &ContainerLink, packet: Packet) -> Disposition {
     if is_ndp(&packet) {
         finish(ndp_wish(link, &packet), packet.into_frame())
     } else if packet.destination() == IpAddr::V6(link.relay_link_local()) {
         answer_ping(link, packet)
     } else {
-        Answer::NotMine(packet)
+        Disposition::Forward(packet)
     }
 }
 
 /// Writes the answer, if any, in place of the question.
-fn finish(wish: Result<Wish, DropReason>, mut frame: Frame) -> Answer {
+fn finish(wish: Result<Wish, DropReason>, mut frame: Frame) -> Disposition {
     let written = match wish {
         Ok(Wish::Arp(reply)) => reply.write(&mut frame, reply.target_mac),
         Ok(Wish::Ndp(message, envelope)) => message.write(&mut frame, &envelope),
-        Ok(Wish::Nothing) => return Answer::Consumed(frame),
-        Err(reason) => return Answer::Drop(frame, reason),
+        Ok(Wish::Nothing) => return Disposition::Consumed(frame),
+        Err(reason) => return Disposition::Drop(frame, reason),
     };
     match written {
-        Ok(()) => Answer::Reply(frame),
-        Err(FrameFull { .. }) => Answer::Drop(frame, DropReason::FrameLength),
+        Ok(()) => Disposition::Reply(frame),
+        Err(FrameFull { .. }) => Disposition::Drop(frame, DropReason::FrameLength),
     }
 }
 
-fn arp_wish(link: &Link, frame: &Frame) -> Result<Wish, DropReason> {
+fn arp_wish(link: &ContainerLink, frame: &Frame) -> Result<Wish, DropReason> {
     link.check_any(frame)?;
     let arp = Arp::parse(frame.bytes())?;
     if arp.sender_mac != link.mac() {
@@ -140,7 +140,7 @@ fn arp_wish(link: &Link, frame: &Frame) -> Result<Wish, DropReason> {
     Ok(Wish::Arp(arp.reply(link.relay_mac())))
 }
 
-fn ndp_wish(link: &Link, packet: &Packet) -> Result<Wish, DropReason> {
+fn ndp_wish(link: &ContainerLink, packet: &Packet) -> Result<Wish, DropReason> {
     link.check_any(packet.frame())?;
     let message = Ndp::parse(packet)?;
     let Addresses::V6 { source, .. } = packet.addresses() else {
@@ -166,7 +166,7 @@ fn ndp_wish(link: &Link, packet: &Packet) -> Result<Wish, DropReason> {
 }
 
 /// Whether Neighbor Discovery may come from `source`.
-fn check_source(link: &Link, source: Ipv6Addr) -> Result<(), DropReason> {
+fn check_source(link: &ContainerLink, source: Ipv6Addr) -> Result<(), DropReason> {
     let on_link = source.is_unspecified()
         || source.is_unicast_link_local() && source != link.relay_link_local();
     if on_link || link.addresses().contains(source.into()) {
@@ -176,14 +176,14 @@ fn check_source(link: &Link, source: Ipv6Addr) -> Result<(), DropReason> {
     }
 }
 
-fn check_link_layer(link: &Link, option: Option<MacAddr>) -> Result<(), DropReason> {
+fn check_link_layer(link: &ContainerLink, option: Option<MacAddr>) -> Result<(), DropReason> {
     match option {
         Some(mac) if mac != link.mac() => Err(DropReason::SourceMac),
         _ => Ok(()),
     }
 }
 
-fn neighbor_wish(link: &Link, source: Ipv6Addr, target: Ipv6Addr) -> Wish {
+fn neighbor_wish(link: &ContainerLink, source: Ipv6Addr, target: Ipv6Addr) -> Wish {
     let detection = source.is_unspecified();
     let ours = target == link.relay_link_local();
     let theirs = link.addresses().contains(target.into())
@@ -203,7 +203,7 @@ fn neighbor_wish(link: &Link, source: Ipv6Addr, target: Ipv6Addr) -> Wish {
     Wish::Ndp(advert, envelope(link, source))
 }
 
-fn router_wish(link: &Link, source: Ipv6Addr) -> Wish {
+fn router_wish(link: &ContainerLink, source: Ipv6Addr) -> Wish {
     let mtu = Some(link.mtu()).filter(|&mtu| mtu >= IPV6_MIN_MTU);
     let advert = Ndp::RouterAdvert(RouterAdvert {
         hop_limit: HOP_LIMIT,
@@ -216,7 +216,7 @@ fn router_wish(link: &Link, source: Ipv6Addr) -> Wish {
 }
 
 /// To who asked; to all nodes if that has no address yet (RFC 4861 §6.2.6, §7.2.4).
-fn envelope(link: &Link, asker: Ipv6Addr) -> Envelope {
+fn envelope(link: &ContainerLink, asker: Ipv6Addr) -> Envelope {
     let source = link.relay_link_local();
     if asker.is_unspecified() {
         Envelope::to_group(link.relay_mac(), source, ALL_NODES)
@@ -231,20 +231,20 @@ fn envelope(link: &Link, asker: Ipv6Addr) -> Envelope {
 }
 
 /// Answers an echo request to the relay's link-local address (RFC 4443 §4.2).
-fn answer_ping(link: &Link, packet: Packet) -> Answer {
+fn answer_ping(link: &ContainerLink, packet: Packet) -> Disposition {
     let checked = check_ping(link, &packet);
     let transport = packet.transport_offset();
     let mut frame = packet.into_frame();
     match checked {
         Ok(asker) => {
             write_pong(link, asker, &mut frame, transport);
-            Answer::Reply(frame)
+            Disposition::Reply(frame)
         }
-        Err(reason) => Answer::Drop(frame, reason),
+        Err(reason) => Disposition::Drop(frame, reason),
     }
 }
 
-fn check_ping(link: &Link, packet: &Packet) -> Result<Ipv6Addr, DropReason> {
+fn check_ping(link: &ContainerLink, packet: &Packet) -> Result<Ipv6Addr, DropReason> {
     link.check_unicast(packet.frame())?;
     let Addresses::V6 { source, .. } = packet.addresses() else {
         return Err(DropReason::Ignored);
@@ -268,7 +268,7 @@ fn check_ping(link: &Link, packet: &Packet) -> Result<Ipv6Addr, DropReason> {
 }
 
 /// Turns a checked echo request into its reply.
-fn write_pong(link: &Link, asker: Ipv6Addr, frame: &mut Frame, transport: usize) {
+fn write_pong(link: &ContainerLink, asker: Ipv6Addr, frame: &mut Frame, transport: usize) {
     frame.set_offload(Offload::NONE);
     let source = link.relay_link_local();
     let (head, message) = frame.bytes_mut().split_at_mut(transport);
@@ -311,9 +311,9 @@ mod tests {
         "2001:db8:9::9".parse().unwrap()
     }
 
-    fn link() -> Link {
+    fn link() -> ContainerLink {
         let addresses = [OWN4.into(), OWN4_TOO.into(), own6().into()];
-        Link::new(MAC, RELAY, &addresses, 1400)
+        ContainerLink::new(MAC, RELAY, &addresses, 1400)
     }
 
     fn pool() -> FramePool {
@@ -329,12 +329,12 @@ mod tests {
         NotMine,
     }
 
-    fn outcome<T>(answer: Answer, read: impl FnOnce(Frame) -> T) -> Outcome<T> {
+    fn outcome<T>(answer: Disposition, read: impl FnOnce(Frame) -> T) -> Outcome<T> {
         match answer {
-            Answer::Reply(frame) => Outcome::Reply(read(frame)),
-            Answer::Consumed(_) => Outcome::Silence,
-            Answer::Drop(_, reason) => Outcome::Drop(reason),
-            Answer::NotMine(_) => Outcome::NotMine,
+            Disposition::Reply(frame) => Outcome::Reply(read(frame)),
+            Disposition::Consumed(_) => Outcome::Silence,
+            Disposition::Drop(_, reason) => Outcome::Drop(reason),
+            Disposition::Forward(_) => Outcome::NotMine,
         }
     }
 
@@ -574,7 +574,7 @@ mod tests {
 
     #[test]
     fn no_mtu_is_advertised_that_ipv6_forbids() {
-        let small = Link::new(MAC, RELAY, &[], 1279);
+        let small = ContainerLink::new(MAC, RELAY, &[], 1279);
         let Wish::Ndp(Ndp::RouterAdvert(advert), _) = router_wish(&small, MAC.link_local()) else {
             panic!("no advertisement")
         };
@@ -683,7 +683,7 @@ mod tests {
                 Ok(packet) => answer_ip(&link(), packet),
                 Err(rejected) => answer_arp(&link(), rejected.frame),
             };
-            if let Answer::Reply(reply) = answer {
+            if let Disposition::Reply(reply) = answer {
                 prop_assert_eq!(&reply.bytes()[6..12], &RELAY.0);
                 let own = Arp::parse(reply.bytes()).is_ok_and(|arp| link().addresses().contains(arp.sender_ip.into()));
                 prop_assert!(!own);

@@ -13,6 +13,7 @@ mod support;
 mod bulk;
 mod capture;
 mod coalesce;
+mod data_thread;
 mod harness;
 mod refusal;
 mod state;

@@ -41,8 +41,9 @@ pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protoco
 pub use routing::{InactiveReason, InactiveRoute, RouteKey, Routing};
 
 use crate::ident::{UplinkId, VrfId};
+use crate::page::Page;
 use adjacency::Adjacencies;
-use rib::{Best, Change, Offer, Prefix, Rib};
+use rib::{Best, Change, Offer, Place, Prefix, Rib};
 use table::{Key, Table};
 
 /// The most prefixes of one family that a VRF holds.
@@ -98,6 +99,14 @@ pub struct RouteEntry<'a> {
     pub action: &'a Action,
     /// Whether it is the best of its prefix, and so in use.
     pub active: bool,
+}
+
+/// Where a page of routes begins: see [`Fib::page`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteCursor {
+    vrf: VrfId,
+    ipv6: bool,
+    place: Place,
 }
 
 /// Octets of heap memory.
@@ -441,7 +450,12 @@ impl Fib {
 
     /// The VRFs that have or had a route, in ascending order.
     pub fn vrfs(&self) -> impl Iterator<Item = VrfId> + '_ {
-        let ids = (0..).map(VrfId).zip(&self.vrfs);
+        self.vrfs_from(VrfId(0))
+    }
+
+    fn vrfs_from(&self, first: VrfId) -> impl Iterator<Item = VrfId> + '_ {
+        let vrfs = self.vrfs.get(usize::from(first.0)..).unwrap_or_default();
+        let ids = (first.0..=u16::MAX).map(VrfId).zip(vrfs);
         ids.filter_map(|(id, vrf)| vrf.as_ref().map(|_| id))
     }
 
@@ -450,6 +464,56 @@ impl Fib {
     pub fn routes(&self, vrf: VrfId) -> impl Iterator<Item = RouteEntry<'_>> {
         let offers = self.vrf(vrf).into_iter().flat_map(Vrf::sorted);
         offers.map(|offer| self.route_entry(offer))
+    }
+
+    /// Some of the active routes of all VRFs, in no certain order. A route may come again when the
+    /// table has grown between two pages; the later one is the newer.
+    #[must_use]
+    pub fn page(&self, cursor: Option<RouteCursor>) -> Page<Route, RouteCursor> {
+        let RouteCursor { vrf, ipv6, place } = cursor.unwrap_or_default();
+        let Some(present) = self.vrfs_from(vrf).next() else {
+            return Page::end();
+        };
+        let (ipv6, place) = match present == vrf {
+            true => (ipv6, place),
+            false => Default::default(),
+        };
+        let vrf = present;
+        let mut rows = Vec::new();
+        let mut row = |prefix, best| rows.push(self.active_route(vrf, prefix, best));
+        let left = self.vrf(vrf).and_then(|routes| match ipv6 {
+            false => routes
+                .v4
+                .rib
+                .page(place, |prefix, best| row(net_v4(prefix), best)),
+            true => routes
+                .v6
+                .rib
+                .page(place, |prefix, best| row(net_v6(prefix), best)),
+        });
+        let following = || match ipv6 {
+            false => Some((vrf, true)),
+            true => Some((VrfId(vrf.0.checked_add(1)?), false)),
+        };
+        let next = match left {
+            Some(place) => Some(RouteCursor { vrf, ipv6, place }),
+            None => following().map(|(vrf, ipv6)| RouteCursor {
+                vrf,
+                ipv6,
+                place: Place::default(),
+            }),
+        };
+        Page { rows, next }
+    }
+
+    fn active_route(&self, vrf: VrfId, prefix: IpNet, best: AdjacencyId) -> Route {
+        let adjacency = self.adjacency(best);
+        Route {
+            vrf,
+            prefix,
+            source: adjacency.source(),
+            action: adjacency.action().clone(),
+        }
     }
 
     fn route_entry(&self, (prefix, offer, active): Offer<IpNet>) -> RouteEntry<'_> {

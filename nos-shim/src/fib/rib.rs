@@ -5,6 +5,9 @@
 //! node to node. What a trie would know, it has to find out: which prefix covers another, by asking
 //! for one length after the other when a prefix goes, and the order of prefixes, by sorting when
 //! somebody wants to see it.
+//!
+//! The table is read in pages by the place of its entries. They keep their places until the table
+//! grows or is cleaned up for more; then reading begins anew ([`Rib::page`]).
 
 use core::cmp::Ordering;
 use core::hash::BuildHasher;
@@ -17,6 +20,7 @@ use super::MAX_PREFIXES;
 use super::adjacency::{Adjacencies, AdjacencyId};
 use super::route::Source;
 use super::table::Key;
+use crate::page::{PAGE, PLACES};
 
 /// Lengths that a prefix of either family may have.
 const LENGTHS: usize = 129;
@@ -69,6 +73,15 @@ pub(super) struct Rib<K: Key> {
     hasher: RandomState,
     /// How many prefixes of each length there are.
     lengths: [u32; LENGTHS],
+    /// How often all entries have got other places.
+    moves: u64,
+}
+
+/// Where a page of prefixes begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    bucket: usize,
+    moves: u64,
 }
 
 /// A prefix and its best offer, in as few octets as possible.
@@ -113,6 +126,7 @@ impl<K: Key> Rib<K> {
             others: HashMap::default(),
             hasher: RandomState::default(),
             lengths: [0; LENGTHS],
+            moves: 0,
         }
     }
 
@@ -133,6 +147,8 @@ impl<K: Key> Rib<K> {
         offer: AdjacencyId,
         all: &Adjacencies,
     ) -> Change {
+        // Full: it will make room for the entry first.
+        self.moves += u64::from(self.best.len() == self.best.capacity());
         let hasher = &self.hasher;
         let hash = hasher.hash_one(prefix);
         let same = |held: &Held<K>| held.prefix() == prefix;
@@ -232,6 +248,32 @@ impl<K: Key> Rib<K> {
         let mut order: Vec<_> = self.best.iter().collect();
         order.sort_unstable_by_key(|held| held.prefix());
         order.into_iter().flat_map(|held| self.offers(held))
+    }
+
+    /// Tells `row` the best offer of some prefixes, in any order, from `from` on; returns where the
+    /// next page begins. When entries have moved since the last page that is at the start: then
+    /// prefixes come again, but none that stayed is left out.
+    pub(super) fn page(
+        &self,
+        from: Place,
+        mut row: impl FnMut(Prefix<K>, AdjacencyId),
+    ) -> Option<Place> {
+        let first = if from.moves == self.moves {
+            from.bucket
+        } else {
+            0
+        };
+        let end = self.best.num_buckets().min(first + PLACES);
+        let (mut bucket, mut rows) = (first, 0);
+        while bucket < end && rows < PAGE {
+            if let Some(held) = self.best.get_bucket(bucket) {
+                row(held.prefix(), held.best());
+                rows += 1;
+            }
+            bucket += 1;
+        }
+        let moves = self.moves;
+        (bucket < self.best.num_buckets()).then_some(Place { bucket, moves })
     }
 
     fn offers(&self, held: &Held<K>) -> impl Iterator<Item = Offer<Prefix<K>>> + '_ {

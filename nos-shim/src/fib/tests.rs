@@ -410,6 +410,80 @@ fn after(address: IpAddr) -> IpAddr {
     }
 }
 
+/// The prefixes that reading in pages yields, when `between` changes the table before each page.
+fn read_in_pages(fib: &mut Fib, mut between: impl FnMut(&mut Fib)) -> Vec<(VrfId, IpNet)> {
+    crate::page::all(|cursor| {
+        between(fib);
+        let page = fib.page(cursor);
+        assert!(page.rows.len() <= crate::page::PAGE);
+        page.map(|route| (route.vrf, route.prefix))
+    })
+}
+
+/// The nth of many prefixes of both families.
+fn nth(n: u32) -> IpNet {
+    match n % 2 {
+        0 => IpNet::V4(Ipv4Net::new_assert((n << 8).into(), 24)),
+        _ => IpNet::V6(Ipv6Net::new_assert((u128::from(n) << 64).into(), 64)),
+    }
+}
+
+#[test]
+fn pages_are_all_routes_of_all_vrfs() {
+    let mut fib = Fib::new();
+    let mut expected = Vec::new();
+    for vrf in [VrfId(0), VrfId(7), VrfId(u16::MAX)] {
+        for n in 0..500 {
+            fib.insert(vrf, nth(n), STATIC, &Action::Blackhole).unwrap();
+            // Not the best, so not in use.
+            let other = Source::Static { metric: 9 };
+            fib.insert(vrf, nth(n), other, &Action::Unreachable)
+                .unwrap();
+            expected.push((vrf, nth(n)));
+        }
+    }
+    let mut read = read_in_pages(&mut fib, |_| {});
+    read.sort();
+    expected.sort();
+    assert_eq!(read, expected);
+    assert_eq!(read_in_pages(&mut Fib::new(), |_| {}), []);
+}
+
+/// A table that grows, shrinks, and is cleaned up in place while it is read.
+#[test]
+fn what_stays_is_read_however_the_table_changes() {
+    for (grow, shrink) in [(40, 0), (40, 40), (0, 40)] {
+        let (stay, mut fresh, mut oldest) = (2000, 1_000_000, 1_000_000);
+        let mut fib = Fib::new();
+        for n in 0..stay {
+            fib.insert(VRF, nth(n), STATIC, &Action::Blackhole).unwrap();
+        }
+        for _ in 0..2000 {
+            fib.insert(VRF, nth(fresh), STATIC, &Action::Blackhole)
+                .unwrap();
+            fresh += 1;
+        }
+        let mut pages = 0;
+        let mut read = read_in_pages(&mut fib, |fib| {
+            pages += 1;
+            for _ in 0..grow {
+                fib.insert(VRF, nth(fresh), STATIC, &Action::Blackhole)
+                    .unwrap();
+                fresh += 1;
+            }
+            for _ in 0..shrink.min(fresh - oldest) {
+                fib.remove(VRF, &nth(oldest), STATIC);
+                oldest += 1;
+            }
+        });
+        read.sort();
+        for n in 0..stay {
+            assert!(read.binary_search(&(VRF, nth(n))).is_ok(), "{}", nth(n));
+        }
+        assert!(pages < 2000, "{pages} pages");
+    }
+}
+
 proptest! {
     // Each case walks whole tables.
     #![proptest_config(ProptestConfig::with_cases(64))]

@@ -63,6 +63,7 @@ use crate::frame::{Frame, FrameFull};
 use crate::ident::MacAddr;
 use crate::ndp::{Envelope, Ndp};
 use crate::packet::Packet;
+use crate::page::{PAGE, PLACES, Page};
 use crate::time::{Duration, Instant};
 
 /// How much a cache holds.
@@ -239,6 +240,12 @@ pub struct NeighborStatus {
     pub age: Duration,
     /// Packets that wait for it.
     pub queued: usize,
+}
+
+impl NeighborStatus {
+    fn is_shown(&self) -> bool {
+        self.state != NeighborState::Failed || self.age < KEEP_FAILED
+    }
 }
 
 /// The neighbors on one uplink. With each packet that waits, a `T` is kept.
@@ -474,10 +481,19 @@ impl<T: Copy> NeighborCache<T> {
         packets.collect()
     }
 
-    /// All neighbors, pinned ones that nobody has needed yet aside.
-    pub fn entries(&self, now: Instant) -> impl Iterator<Item = NeighborStatus> + '_ {
-        let shown = self.table.iter().filter_map(move |it| it.status(now));
-        shown.filter(|it| it.state != NeighborState::Failed || it.age < KEEP_FAILED)
+    /// Some neighbors, from the place `first` on, pinned ones that nobody has needed yet aside.
+    #[must_use]
+    pub fn page(&self, first: usize, now: Instant) -> Page<NeighborStatus, usize> {
+        let mut rows = Vec::new();
+        let places = self.table.iter().enumerate().skip(first);
+        for (place, entry) in places {
+            if rows.len() >= PAGE || place >= first + PLACES {
+                let next = Some(place);
+                return Page { rows, next };
+            }
+            rows.extend(entry.status(now).filter(NeighborStatus::is_shown));
+        }
+        Page { rows, next: None }
     }
 }
 

@@ -186,6 +186,18 @@ impl Bench {
     }
 }
 
+impl<T: Copy> NeighborCache<T> {
+    /// All neighbors.
+    fn entries(&self, now: Instant) -> impl Iterator<Item = NeighborStatus> {
+        let read = |first: Option<usize>| {
+            let page = self.page(first.unwrap_or(0), now);
+            assert!(page.rows.len() <= PAGE);
+            page
+        };
+        crate::page::all(read).into_iter()
+    }
+}
+
 fn nets(texts: &[&str]) -> Vec<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }

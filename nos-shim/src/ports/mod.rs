@@ -11,4 +11,4 @@ pub use claim::{
     ServiceRegistration, Transport,
 };
 pub use range::{PortRange, PortRangeError};
-pub use table::{Holding, PortOwner, PortTable};
+pub use table::{Grant, Holding, PortOwner, PortTable};

@@ -17,6 +17,7 @@
 //! address, here or away, no port has two owners.
 
 use core::net::IpAddr;
+use core::ops::Bound;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use super::{
     RegistrationRefused, ServiceRegistration, Transport,
 };
 use crate::ident::{AttachmentId, LocalAddressId, VrfId};
+use crate::page::{PAGE, Page};
 
 /// Suggestions prefer ports from here on: lower ones are well-known (RFC 6335 §6).
 const FIRST_USER_PORT: u16 = 1024;
@@ -69,15 +71,40 @@ pub struct Holding<'a> {
 /// Services of the same name in two VRFs are two.
 type ServiceKey = (VrfId, Arc<str>);
 
+/// What one owner was granted, shared with the table: cheap to take out of it, and whole however the
+/// table changes afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// A service of the NOS.
+    Service(Arc<ServiceRegistration>),
+    /// An attachment.
+    Attachment(Arc<Registration>),
+}
+
+impl Grant {
+    /// Its claims, one by one.
+    pub fn holdings(&self) -> impl Iterator<Item = Holding<'_>> {
+        let (service, registration) = match self {
+            Self::Service(service) => (Some(service), None),
+            Self::Attachment(registration) => (None, Some(registration)),
+        };
+        let of_service = service.into_iter().flat_map(|it| of_service(it));
+        of_service.chain(registration.into_iter().flat_map(|it| of_registration(it)))
+    }
+}
+
 /// The owners of all ports on the NOS's addresses.
 #[derive(Debug)]
 pub struct PortTable {
     map: PortMap,
     addresses: HashMap<(VrfId, IpAddr), LocalAddressId, RandomState>,
     unused_ids: Vec<LocalAddressId>,
-    registrations: BTreeMap<AttachmentId, Registration>,
-    services: BTreeMap<ServiceKey, ServiceRegistration>,
+    registrations: Registrations,
+    services: Services,
 }
+
+type Registrations = BTreeMap<AttachmentId, Arc<Registration>>;
+type Services = BTreeMap<ServiceKey, Arc<ServiceRegistration>>;
 
 impl Default for PortTable {
     fn default() -> Self {
@@ -188,7 +215,8 @@ impl PortTable {
             self.put_back(before, register, service);
             return Err(refused);
         }
-        let old = self.stripes(&before.registrations, before.service.as_ref());
+        let old = before.registrations.iter().map(Arc::as_ref);
+        let old = self.stripes(old, before.service.as_deref());
         let new = self.stripes(register, service);
         repaint(&mut self.map, old, new);
         Ok(())
@@ -241,7 +269,8 @@ impl PortTable {
         if let Some(wanted) = service {
             let checked = self.check_service(wanted);
             checked.map_err(|clash| refused(Owner::Nos, clash.into()))?;
-            self.services.insert(key_of(wanted), wanted.clone());
+            self.services
+                .insert(key_of(wanted), Arc::new(wanted.clone()));
         }
         let late = self.clashing_wishes(register, service);
         for (number, wanted) in (1..).zip(register) {
@@ -249,7 +278,8 @@ impl PortTable {
             let owner = Owner::Attachment(id);
             let checked = self.check(wanted, late.contains(&number));
             checked.map_err(|reason| refused(owner, reason))?;
-            if self.registrations.insert(id, wanted.clone()).is_some() {
+            let granted = Arc::new(wanted.clone());
+            if self.registrations.insert(id, granted).is_some() {
                 return Err(refused(owner, RegistrationRefused::Twice(id)));
             }
         }
@@ -291,6 +321,32 @@ impl PortTable {
     /// Every claim that was granted: the NOS's by VRF and name, then the attachments' by number.
     pub fn claims(&self) -> impl Iterator<Item = Holding<'_>> {
         holdings(&self.registrations, &self.services)
+    }
+
+    /// What some owners were granted, in the order of [`Self::claims`]; the last of a page is the
+    /// cursor of the next.
+    #[must_use]
+    pub fn page(&self, after: Option<&Grant>) -> Page<Grant, Grant> {
+        let services_after = match after {
+            None => Some(Bound::Unbounded),
+            Some(Grant::Service(last)) => Some(Bound::Excluded((last.vrf, Arc::clone(&last.name)))),
+            Some(Grant::Attachment(_)) => None,
+        };
+        let attachments_after = match after {
+            Some(Grant::Attachment(last)) => Bound::Excluded(last.attachment),
+            _ => Bound::Unbounded,
+        };
+        let services = services_after
+            .into_iter()
+            .flat_map(|after| self.services.range((after, Bound::Unbounded)))
+            .map(|(_, service)| Grant::Service(Arc::clone(service)));
+        let registrations = self
+            .registrations
+            .range((attachments_after, Bound::Unbounded));
+        let registrations = registrations.map(|(_, it)| Grant::Attachment(Arc::clone(it)));
+        let rows: Vec<_> = services.chain(registrations).take(PAGE).collect();
+        let next = rows.last().filter(|_| rows.len() == PAGE).cloned();
+        Page { rows, next }
     }
 
     /// Whether a wish can be granted. `suspect` is one that clashes with another of its exchange,
@@ -375,9 +431,9 @@ impl PortTable {
     }
 
     /// The ports that wishes cover on the addresses that are here.
-    fn stripes(
+    fn stripes<'r>(
         &self,
-        registrations: &[Registration],
+        registrations: impl IntoIterator<Item = &'r Registration>,
         service: Option<&ServiceRegistration>,
     ) -> Vec<Stripe> {
         let mut stripes = Vec::new();
@@ -413,8 +469,8 @@ impl PortTable {
 
 /// What an exchange replaces.
 struct TakenOut {
-    registrations: Vec<Registration>,
-    service: Option<ServiceRegistration>,
+    registrations: Vec<Arc<Registration>>,
+    service: Option<Arc<ServiceRegistration>>,
 }
 
 fn key_of(service: &ServiceRegistration) -> ServiceKey {
@@ -484,28 +540,32 @@ impl Wish<'_> {
 }
 
 fn holdings<'a>(
-    registrations: &'a BTreeMap<AttachmentId, Registration>,
-    services: &'a BTreeMap<ServiceKey, ServiceRegistration>,
+    registrations: &'a Registrations,
+    services: &'a Services,
 ) -> impl Iterator<Item = Holding<'a>> {
-    let services = services.values().flat_map(|service| {
-        service.claims.iter().map(|&claim| Holding {
-            owner: Owner::Nos,
-            name: &service.name,
-            vrf: service.vrf,
-            addresses: None,
-            claim,
-        })
-    });
-    let registrations = registrations.values().flat_map(|registration| {
-        registration.claims.iter().map(|&claim| Holding {
-            owner: Owner::Attachment(registration.attachment),
-            name: &registration.name,
-            vrf: registration.vrf,
-            addresses: Some(&registration.addresses),
-            claim,
-        })
-    });
-    services.chain(registrations)
+    let services = services.values().flat_map(|service| of_service(service));
+    let registrations = registrations.values();
+    services.chain(registrations.flat_map(|registration| of_registration(registration)))
+}
+
+fn of_service(service: &ServiceRegistration) -> impl Iterator<Item = Holding<'_>> {
+    service.claims.iter().map(|&claim| Holding {
+        owner: Owner::Nos,
+        name: &service.name,
+        vrf: service.vrf,
+        addresses: None,
+        claim,
+    })
+}
+
+fn of_registration(registration: &Registration) -> impl Iterator<Item = Holding<'_>> {
+    registration.claims.iter().map(|&claim| Holding {
+        owner: Owner::Attachment(registration.attachment),
+        name: &registration.name,
+        vrf: registration.vrf,
+        addresses: Some(&registration.addresses),
+        claim,
+    })
 }
 
 fn packed(owner: Owner, kind: ClaimKind) -> PackedOwner {

@@ -4,7 +4,9 @@
 //! Directions are seen from the NOS's side: what a container sends is received.
 
 use core::net::IpAddr;
+use core::time::Duration;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use ipnet::IpNet;
 use nos_shim::drop::{DropCounters, Ledger};
@@ -51,6 +53,9 @@ impl core::fmt::Display for LinkState {
         })
     }
 }
+
+use crate::data::device::CaptureStatus;
+use crate::data::event_loop::{Durations, SLOW, Stage as LoopStage, TurnTimes};
 
 /// Dropped packets by [`DropReason::label`](nos_shim::drop::DropReason::label); only reasons that
 /// occurred.
@@ -300,6 +305,12 @@ pub struct Counters {
     pub rings: Vec<Ring>,
     /// The interfaces towards the network.
     pub uplinks: Vec<Uplink>,
+    /// How long the turns of each data thread took.
+    #[serde(default)]
+    pub turns: Vec<Turns>,
+    /// The captures in use.
+    #[serde(default)]
+    pub captures: Vec<Capture>,
 }
 
 /// What became of the packets that one stage has seen, see [`Ledger`].
@@ -332,6 +343,79 @@ pub struct Ring {
     pub depth: u64,
     /// Packets dropped because it was full.
     pub full_drops: u64,
+}
+
+/// How long the turns of one data thread took, as its watchdog saw them. What makes a turn long makes
+/// all other interfaces wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turns {
+    /// `data`; or `relay` and `nos`.
+    pub thread: String,
+    /// Microseconds that something must take to count as slow.
+    pub slow_us: u64,
+    /// Whole turns, and the stages of turns: `turn`, `commands`, `receive`, `engine`, `transmit`.
+    pub stages: Vec<TurnStage>,
+}
+
+/// How long one stage of turns took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnStage {
+    /// Its name.
+    pub name: String,
+    /// How often it was slow.
+    pub slow: u64,
+    /// The longest that it ever took, in microseconds.
+    pub longest_us: u64,
+}
+
+impl Turns {
+    /// What a data thread's watchdog has counted.
+    #[must_use]
+    pub fn new(thread: &str, times: &TurnTimes) -> Self {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let row = |name: &str, durations: Durations| TurnStage {
+            name: name.to_owned(),
+            slow: durations.slow,
+            longest_us: micros(durations.longest),
+        };
+        let stages = LoopStage::ALL.map(|stage| row(stage.label(), times.stage(stage)));
+        Self {
+            thread: thread.to_owned(),
+            slow_us: micros(SLOW),
+            stages: core::iter::once(row("turn", times.turns))
+                .chain(stages)
+                .collect(),
+        }
+    }
+}
+
+/// The capture of a container or an uplink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// The container's or the uplink's name.
+    pub name: String,
+    /// The file.
+    pub path: String,
+    /// Frames recorded.
+    pub recorded: u64,
+    /// Frames left out, as the file could not be written fast enough.
+    pub missed: u64,
+    /// Whether writing has failed, and the capture has ended.
+    pub failed: bool,
+}
+
+impl Capture {
+    /// A capture of this name, and how it fares.
+    #[must_use]
+    pub fn new(name: &str, path: &Path, status: CaptureStatus) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: path.display().to_string(),
+            recorded: status.recorded,
+            missed: status.missed,
+            failed: status.failed,
+        }
+    }
 }
 
 impl Stage {

@@ -32,10 +32,7 @@ impl Live {
         let Some(interface) = self.interface_of(of) else {
             return Err(StepError::new("it has no device to capture from"));
         };
-        let name = match of {
-            Entity::Uplink(name) | Entity::Device(name) | Entity::Container(name) => name.as_str(),
-            Entity::Services | Entity::Routes => "",
-        };
+        let name = of.name().map_or("", |name| name.as_str());
         let started = CaptureWriter::create(path, name, CaptureOptions::default());
         let (sink, writer) = started.map_err(StepError::new)?;
         let set = self.plane.set_capture(interface, Some(sink));

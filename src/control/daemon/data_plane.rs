@@ -20,6 +20,7 @@ use crate::data::event_loop::{
 };
 use crate::data::relay::Relay;
 use nos_shim::ident::Interface;
+use nos_shim::page::Page;
 use nos_shim::time::Instant;
 
 /// The running data path.
@@ -129,6 +130,30 @@ impl DataPlane {
             .ok_or(Stopped)
     }
 
+    /// Reads a table of the container side, page by page.
+    pub(super) fn relay_pages<R: Send + 'static, C: Send + 'static>(
+        &self,
+        read: impl Fn(&mut Relay, Option<C>) -> Page<R, C> + Clone + Send + 'static,
+    ) -> Result<Vec<R>, Stopped> {
+        let page = move |engine: &mut Engine, cursor| match engine.relay() {
+            Some(relay) => read(relay, cursor),
+            None => Page::end(),
+        };
+        self.relay.pages(page)
+    }
+
+    /// Reads a table of the NOS side, page by page.
+    pub(super) fn nos_pages<R: Send + 'static, C: Send + 'static>(
+        &self,
+        read: impl Fn(&mut Shim, Option<C>) -> Page<R, C> + Clone + Send + 'static,
+    ) -> Result<Vec<R>, Stopped> {
+        let page = move |engine: &mut Engine, cursor| match engine.nos() {
+            Some(nos) => read(nos, cursor),
+            None => Page::end(),
+        };
+        self.nos.pages(page)
+    }
+
     fn side(&self, interface: Interface) -> &LoopHandle {
         match interface {
             Interface::Attachment(_) => &self.relay,
@@ -188,11 +213,6 @@ impl DataPlane {
     /// What happened on the data threads.
     pub(super) fn events(&self) -> &Receiver<Event> {
         &self.events
-    }
-
-    /// Has a device asked for frames although epoll told nothing of it.
-    pub(super) fn wake_device(&self, interface: Interface) -> Result<(), Stopped> {
-        self.side(interface).wake_device(interface)
     }
 
     /// Ends the data threads, and returns the devices that they still had.

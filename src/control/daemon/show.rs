@@ -1,25 +1,27 @@
 //! What `show` shows, gathered from the data threads, the kernel and the control thread.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
 
 use nos_shim::drop::DropReason;
-use nos_shim::fib::{Action, RouteEntry, Source};
-use nos_shim::ident::{Interface, UplinkId, VrfId};
+use nos_shim::fib::{Action, Route as FibRoute, Source};
+use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
 use nos_shim::offload::Capabilities;
+use nos_shim::ports::Grant;
 use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
-    self, Attachment, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port, Ring,
-    Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
+    self, Attachment, Capture, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port,
+    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::link_by_index;
 use crate::control::config::{Name, UplinkDevice};
 use crate::control::kernel::LinkFacts;
 use crate::control::plan::{Entity, claim};
-use crate::data::device::DeviceKind;
+use crate::data::device::{CaptureWriter, DeviceKind};
 use crate::data::event_loop::{DeviceReport, Stopped};
 use crate::data::relay::{AttachmentCounters, AttachmentStatus};
 
@@ -45,16 +47,20 @@ impl Daemon {
     }
 
     fn attachments(&self) -> Result<Vec<Attachment>, Stopped> {
-        let relay = self.live.plane.on_relay(|relay| relay.snapshot())?;
-        let devices = self.live.plane.devices()?;
+        let statuses = self
+            .live
+            .plane
+            .relay_pages(|relay, first| relay.attachments(first))?;
+        let statuses: HashMap<_, _> = statuses.iter().map(|status| (status.id, status)).collect();
+        let devices = self.devices()?;
         let shown = self.container_names().into_iter().filter_map(|name| {
-            let container = self.live.containers.get(&name);
-            let status = container.and_then(|container| {
-                let mut all = relay.attachments.iter();
-                all.find(|status| status.id == container.id)
-            });
-            let device = container
-                .and_then(|container| device_of(&devices, Interface::Attachment(container.id)));
+            let id = self
+                .live
+                .containers
+                .get(&name)
+                .map(|container| container.id);
+            let status = id.and_then(|id| statuses.get(&id).copied());
+            let device = id.and_then(|id| devices.get(&Interface::Attachment(id)));
             self.attachment(&name, status, device)
         });
         Ok(shown.collect())
@@ -171,40 +177,46 @@ impl Daemon {
     }
 
     fn ports(&self) -> Result<Vec<Port>, Stopped> {
-        self.live.plane.on_nos(|nos| {
-            nos.ports()
-                .claims()
-                .map(|holding| Port::from(&holding))
-                .collect()
-        })
+        let grants = self
+            .live
+            .plane
+            .nos_pages(|nos, after: Option<Grant>| nos.ports().page(after.as_ref()))?;
+        let holdings = grants.iter().flat_map(Grant::holdings);
+        Ok(holdings.map(|holding| Port::from(&holding)).collect())
     }
 
     fn routes(&self) -> Result<Vec<Route>, Stopped> {
         let names = self.uplink_names();
-        let routes = move |nos: &mut nos_shim::shim::Shim| {
-            let fib = nos.fib();
-            let of_vrf = |vrf| fib.routes(vrf).map(move |entry| (vrf, entry));
-            let all = fib
-                .vrfs()
-                .flat_map(of_vrf)
-                .filter(|(_, entry)| entry.active);
-            all.filter_map(|(vrf, entry)| route(vrf, &entry, &names))
-                .collect()
-        };
-        self.live.plane.on_nos(routes)
+        let read = self
+            .live
+            .plane
+            .nos_pages(|nos, cursor| nos.fib().page(cursor))?;
+        // A route may have been read twice; the later one is the newer.
+        let routes: BTreeMap<_, _> = read
+            .into_iter()
+            .map(|route| ((route.vrf, route.prefix), route))
+            .collect();
+        let shown = routes.values();
+        Ok(shown.filter_map(|entry| route(entry, &names)).collect())
     }
 
     fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
-        let uplinks = self.uplink_snapshots()?;
-        let of_uplink = |uplink: &UplinkSnapshot| {
-            let name = uplink.config.name.to_string();
-            let shown = uplink
-                .neighbors
-                .iter()
-                .map(move |status| neighbor(&name, status));
-            shown.collect::<Vec<_>>()
-        };
-        Ok(uplinks.iter().flat_map(of_uplink).collect())
+        let names = self.uplink_names();
+        let now = self.live.plane.now();
+        let neighbors = self
+            .live
+            .plane
+            .nos_pages(move |nos, cursor| nos.neighbors(cursor, now))?;
+        let shown = neighbors.iter().map(|(uplink, status)| {
+            let named = names.iter().find(|(id, _)| id == uplink);
+            neighbor(named.map_or("", |(_, name)| name), status)
+        });
+        Ok(shown.collect())
+    }
+
+    fn devices(&self) -> Result<HashMap<Interface, DeviceReport>, Stopped> {
+        let devices = self.live.plane.devices()?.into_iter();
+        Ok(devices.map(|device| (device.interface, device)).collect())
     }
 
     fn counters(&self) -> Result<Counters, Stopped> {
@@ -224,12 +236,13 @@ impl Daemon {
                 nos.channel().capacity(),
             )
         })?;
-        let devices = self.live.plane.devices()?;
-        let snapshots = self.uplink_snapshots()?;
+        let devices = self.devices()?;
+        let snapshots = self.live.plane.nos_pages(|nos, first| nos.uplinks(first))?;
         let uplinks = self.live.uplinks.iter().filter_map(|(name, uplink)| {
             let mut all = snapshots.iter();
             let snapshot = all.find(|snapshot| snapshot.config.id == uplink.id)?;
-            Some(self.uplink(name, uplink, snapshot, &devices))
+            let device = devices.get(&Interface::Uplink(uplink.id));
+            Some(self.uplink(name, uplink, snapshot, device))
         });
         let ring = |name: &str, depth: usize, capacity: usize, full_drops| Ring {
             name: name.to_owned(),
@@ -257,12 +270,23 @@ impl Daemon {
                 ),
             ],
             uplinks: uplinks.collect(),
+            turns: self.turns()?,
+            captures: self.captures(),
         })
     }
 
-    fn uplink_snapshots(&self) -> Result<Vec<UplinkSnapshot>, Stopped> {
-        let now = self.live.plane.now();
-        self.live.plane.on_nos(move |nos| nos.uplinks(now))
+    fn turns(&self) -> Result<Vec<Turns>, Stopped> {
+        let threads = self.live.plane.turn_times()?;
+        let shown = threads.iter().map(|(name, times)| Turns::new(name, times));
+        Ok(shown.collect())
+    }
+
+    fn captures(&self) -> Vec<Capture> {
+        let shown = |(of, writer): (&Entity, &CaptureWriter)| {
+            let name = of.name().map_or("", Name::as_str);
+            Capture::new(name, writer.path(), writer.status())
+        };
+        self.live.captures.iter().map(shown).collect()
     }
 
     fn uplink_names(&self) -> Vec<(UplinkId, String)> {
@@ -277,9 +301,8 @@ impl Daemon {
         name: &Name,
         uplink: &LiveUplink,
         snapshot: &UplinkSnapshot,
-        devices: &[DeviceReport],
+        device: Option<&DeviceReport>,
     ) -> Uplink {
-        let device = device_of(devices, Interface::Uplink(uplink.id));
         let mut drops = nos_shim::drop::DropCounters::default();
         if let Some(device) = device {
             drops.merge(&device.counters.received.drops);
@@ -364,10 +387,6 @@ fn uplink_state(live: &LiveDevice) -> LinkState {
     }
 }
 
-fn device_of(devices: &[DeviceReport], interface: Interface) -> Option<&DeviceReport> {
-    devices.iter().find(|device| device.interface == interface)
-}
-
 fn offload(device: &DeviceReport) -> Vec<String> {
     let names = [
         (Capabilities::CHECKSUM, "checksum"),
@@ -381,7 +400,7 @@ fn offload(device: &DeviceReport) -> Vec<String> {
     used.map(|(_, name)| (*name).to_owned()).collect()
 }
 
-fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Option<Route> {
+fn route(entry: &FibRoute, names: &[(UplinkId, String)]) -> Option<Route> {
     let name = |id: UplinkId| {
         let named = names.iter().find(|(known, _)| *known == id);
         named.map_or_else(|| id.to_string(), |(_, name)| name.clone())
@@ -390,7 +409,7 @@ fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Op
         address,
         uplink: name(id),
     };
-    let (action, next_hops) = match entry.action {
+    let (action, next_hops) = match &entry.action {
         // Broadcast addresses follow from the connected prefix.
         Action::NoRoute | Action::Broadcast(_) => return None,
         Action::Local(_) => (RouteAction::Local, Vec::new()),
@@ -411,7 +430,7 @@ fn route(vrf: VrfId, entry: &RouteEntry<'_>, names: &[(UplinkId, String)]) -> Op
     };
     let metric = u32::from(entry.source.metric());
     Some(Route {
-        vrf,
+        vrf: entry.vrf,
         prefix: entry.prefix,
         source,
         metric,

@@ -248,10 +248,6 @@ impl Live {
             info!(uplink = %name, "the link is up");
         }
         self.tell(id, state);
-        if state == LinkState::Up {
-            // What came in meanwhile gives no edge. A data thread that has stopped needs no waking.
-            let _ = self.plane.wake_device(Interface::Uplink(id));
-        }
     }
 
     /// The uplink's device went away by itself.

@@ -98,6 +98,17 @@ pub enum Entity {
     Routes,
 }
 
+impl Entity {
+    /// The name of an uplink or a container.
+    #[must_use]
+    pub fn name(&self) -> Option<&Name> {
+        match self {
+            Self::Uplink(name) | Self::Device(name) | Self::Container(name) => Some(name),
+            Self::Services | Self::Routes => None,
+        }
+    }
+}
+
 impl core::fmt::Display for Entity {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {

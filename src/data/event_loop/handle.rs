@@ -62,7 +62,6 @@ pub(super) enum Command {
     AddDevice(Interface, LoopDevice, Sender<Option<LoopDevice>>),
     RemoveDevice(Interface, Sender<Option<LoopDevice>>),
     SetCapture(Interface, Option<CaptureSink>, Sender<CaptureChange>),
-    WakeDevice(Interface),
     Devices(
         Option<DeviceCursor>,
         Sender<Page<DeviceReport, DeviceCursor>>,
@@ -240,15 +239,6 @@ impl LoopHandle {
             true => Ok(change.left),
             false => Err(SetCaptureError::NoDevice(interface)),
         }
-    }
-
-    /// Has a device asked for frames although epoll told nothing of it.
-    ///
-    /// # Errors
-    ///
-    /// [`Stopped`] when the thread has ended.
-    pub fn wake_device(&self, interface: Interface) -> Result<(), Stopped> {
-        self.send(Command::WakeDevice(interface))
     }
 
     /// What the thread knows of all its devices, page by page.

@@ -11,8 +11,8 @@ use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
 use nos_shim::ports::Claim;
 
 use crate::data::guard::Guard;
-use crate::data::link::Link;
-use crate::data::responder::{Answer, answer_arp, answer_ip};
+use crate::data::link::ContainerLink;
+use crate::data::responder::{Disposition, answer_arp, answer_ip};
 
 /// A container's interface, as the relay has to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,14 +83,6 @@ pub(super) struct Guarded {
     name: Arc<str>,
 }
 
-/// What becomes of a frame from a container.
-pub(super) enum Verdict {
-    Forward(Packet),
-    Reply(Frame),
-    Consumed(Frame),
-    Drop(Frame, DropReason),
-}
-
 impl Attachment {
     /// An attachment that has just been registered.
     pub(super) fn new(config: &AttachmentConfig) -> Self {
@@ -127,7 +119,7 @@ impl Attachment {
 
     /// The link to the container.
     #[inline]
-    pub(super) fn link(&self) -> &Link {
+    pub(super) fn link(&self) -> &ContainerLink {
         self.guard.link()
     }
 
@@ -142,27 +134,27 @@ impl Attachment {
 
     /// What becomes of a frame from the container.
     #[inline]
-    pub(super) fn judge(&self, frame: Frame) -> Verdict {
+    pub(super) fn judge(&self, frame: Frame) -> Disposition {
         let packet = match Packet::parse(frame) {
             Ok(packet) => packet,
             Err(rejected) => return self.judge_other(rejected),
         };
         match answer_ip(self.guard.link(), packet) {
-            Answer::NotMine(packet) => match self.check(&packet) {
-                Ok(()) => Verdict::Forward(packet),
-                Err(reason) => Verdict::Drop(packet.into_frame(), reason),
+            Disposition::Forward(packet) => match self.check(&packet) {
+                Ok(()) => Disposition::Forward(packet),
+                Err(reason) => Disposition::Drop(packet.into_frame(), reason),
             },
-            answer => verdict(answer),
+            answered => answered,
         }
     }
 
     /// What becomes of a frame that is no IP packet.
     #[cold]
-    fn judge_other(&self, Rejected { frame, reason }: Rejected) -> Verdict {
+    fn judge_other(&self, Rejected { frame, reason }: Rejected) -> Disposition {
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
-            verdict(answer_arp(self.guard.link(), frame))
+            answer_arp(self.guard.link(), frame)
         } else {
-            Verdict::Drop(frame, reason)
+            Disposition::Drop(frame, reason)
         }
     }
 
@@ -179,20 +171,11 @@ impl Attachment {
 
 impl Guarded {
     pub(super) fn new(config: &AttachmentConfig) -> Self {
-        let link = Link::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
+        let link = ContainerLink::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
         Self {
             guard: Guard::new(link, &config.claims),
             vrf: config.vrf,
             name: Arc::clone(&config.name),
         }
-    }
-}
-
-fn verdict(answer: Answer) -> Verdict {
-    match answer {
-        Answer::Reply(frame) => Verdict::Reply(frame),
-        Answer::Consumed(frame) => Verdict::Consumed(frame),
-        Answer::Drop(frame, reason) => Verdict::Drop(frame, reason),
-        Answer::NotMine(packet) => Verdict::Forward(packet),
     }
 }

@@ -8,7 +8,9 @@ use nos_shim::offload::adapt;
 use nos_shim::packet::{Packet, PacketBurst, Rejected};
 use nos_shim::transmit::TransmitQueues;
 
-use super::attachment::{Attachment, Verdict};
+use crate::data::responder::Disposition;
+
+use super::attachment::Attachment;
 
 /// One attachment, with all that is needed to move its packets.
 pub(super) struct Side<'a> {
@@ -36,10 +38,10 @@ impl Side<'_> {
         counters.rx_octets += octets(burst);
         for frame in burst.drain(..) {
             match self.attachment.judge(frame) {
-                Verdict::Forward(packet) => self.forward(packet),
-                Verdict::Reply(frame) => self.reply(frame),
-                Verdict::Consumed(frame) => self.consume(frame),
-                Verdict::Drop(frame, reason) => self.drop(frame, reason),
+                Disposition::Forward(packet) => self.forward(packet),
+                Disposition::Reply(frame) => self.reply(frame),
+                Disposition::Consumed(frame) => self.consume(frame),
+                Disposition::Drop(frame, reason) => self.drop(frame, reason),
             }
         }
         self.send();

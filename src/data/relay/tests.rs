@@ -135,7 +135,7 @@ impl Setup {
     }
 
     fn status(&self, id: AttachmentId) -> AttachmentStatus {
-        let attachments = self.relay.snapshot().attachments;
+        let attachments = nos_shim::page::all(|first| self.relay.attachments(first));
         let found = attachments.into_iter().find(|status| status.id == id);
         found.unwrap()
     }
@@ -319,7 +319,7 @@ fn a_refused_attachment_stays_until_it_is_detached() {
     assert_eq!(setup.relay.poll_event(), Some(event));
     assert!(!setup.status(A).active);
     setup.relay.detach(A).unwrap();
-    assert_eq!(setup.relay.snapshot().attachments, []);
+    assert_eq!(setup.relay.attachments(None).rows, []);
 }
 
 #[test]

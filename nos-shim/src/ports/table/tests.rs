@@ -55,6 +55,40 @@ fn refused(result: Result<(), RegistrationRefused>) -> ClaimRefused {
 }
 
 #[test]
+fn pages_are_whole_owners_and_together_all_claims() {
+    let mut table = PortTable::new();
+    table.add_address(VRF, ip(1));
+    let port = |port: u32| tcp(&format!("{port}"));
+    for n in 1..=70 {
+        table
+            .register_service(&service(&format!("s{n}"), &[port(n)]))
+            .unwrap();
+    }
+    for id in 0..200 {
+        let claims = [port(1000 + 2 * id), port(1001 + 2 * id)];
+        table.register(&registration(id, &[1], &claims)).unwrap();
+    }
+    let grants = crate::page::all(|after: Option<Grant>| {
+        let page = table.page(after.as_ref());
+        assert!(page.rows.len() <= PAGE);
+        page
+    });
+    let read: Vec<_> = grants.iter().flat_map(Grant::holdings).collect();
+    assert_eq!(read, table.claims().collect::<Vec<_>>());
+    // Whoever the cursor names may go, and others come.
+    let first = table.page(None);
+    let Some(Grant::Service(last)) = first.next.clone() else {
+        panic!("{first:?}");
+    };
+    table.register_service(&service(&last.name, &[])).unwrap();
+    table.withdraw(AttachmentId(0));
+    let rest = crate::page::all(|after: Option<Grant>| {
+        table.page(Some(after.as_ref().or(first.next.as_ref()).unwrap()))
+    });
+    assert_eq!(first.rows.len() + rest.len(), 70 + 199);
+}
+
+#[test]
 fn a_range_belongs_to_its_owner_from_end_to_end() {
     let mut table = PortTable::new();
     let a = table.add_address(VRF, ip(1));

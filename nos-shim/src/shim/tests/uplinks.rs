@@ -129,7 +129,7 @@ fn what_is_not_wanted_any_more_goes_and_the_rest_is_not_touched() {
     let left = route("0.0.0.0/0", 0, &hops[..1]).action;
     assert_eq!(action(&shim, "198.51.100.1"), left);
     assert_eq!(action(&shim, "192.0.2.9"), left);
-    let links: Vec<_> = shim.uplinks(NOW).iter().map(|it| it.link).collect();
+    let links: Vec<_> = shim.uplinks(None).rows.iter().map(|it| it.link).collect();
     assert_eq!(links, [LinkState::Up, LinkState::Down]);
     shim.set_link(UplinkId(2), LinkState::Up, NOW).unwrap();
     assert_eq!(announced(&mut shim), [(UplinkId(2), ip("192.0.2.1"))]);

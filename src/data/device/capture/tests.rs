@@ -7,7 +7,7 @@ use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption
 use pcap_file::pcapng::{Block, PcapNgParser};
 
 use super::*;
-use crate::data::device::{MemoryDevice, memory_pair};
+use crate::data::device::{Egress, MemoryDevice, memory_pair};
 use std::io::Write;
 use std::path::Path;
 
@@ -272,4 +272,128 @@ fn a_path_that_cannot_be_is_named() {
         text.starts_with("capture /nowhere/file.pcapng: No such file"),
         "{text}"
     );
+}
+
+/// A ring much shorter than what passes, so that records lie across its end.
+#[test]
+fn frames_are_whole_where_the_ring_wraps() {
+    let mut pool = FramePool::new(64, 2000);
+    let paper = Paper::default();
+    let [near, mut far] = memory_pair(["near", "far"], 64);
+    let options = CaptureOptions {
+        backlog: 4999,
+        ..options(0)
+    };
+    let path = Path::new("test");
+    let started = CaptureWriter::start(paper.clone(), path, near.name(), options);
+    let mut near = Near::new(started.unwrap(), near);
+    let frame = |n: u16| vec![n.to_le_bytes()[0]; 60 + usize::from(n) * 7 % 1000];
+    for n in 0..600 {
+        // Until the writer has made room.
+        while near.status().recorded < u64::from(n) + 1 {
+            let mut one = burst(&mut pool, &[&frame(n)]);
+            assert_eq!(near.send_burst(&mut one, &mut pool).frames, 1);
+            let _ = far.recv_burst(&mut pool, &mut one, 1);
+            pool.free_all(&mut one);
+            std::thread::yield_now();
+        }
+    }
+    near.finish();
+    let (_, frames) = parse(&paper);
+    assert_eq!(frames.len(), 600);
+    for (n, recorded) in (0..).zip(&frames) {
+        assert_eq!(recorded.data, frame(n));
+    }
+}
+
+/// A device that takes two frames, and wants the others adapted first.
+#[derive(Debug)]
+struct Choosy(MemoryDevice, bool);
+
+impl FrameDevice for Choosy {
+    fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
+        self.0.recv_burst(pool, burst, limit)
+    }
+
+    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        if std::mem::replace(&mut self.1, true) {
+            return self.0.send_burst(burst, pool);
+        }
+        let mut first: Burst = burst.drain(..2).collect();
+        let sent = self.0.send_burst(&mut first, pool);
+        let egress = Egress::Adapt;
+        Sent { egress, ..sent }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.fd()
+    }
+
+    fn inspector(&self) -> Inspector {
+        self.0.inspector()
+    }
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn kind(&self) -> DeviceKind {
+        self.0.kind()
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        self.0.counters()
+    }
+}
+
+#[test]
+fn frames_that_are_to_be_adapted_are_recorded_once() {
+    let mut pool = FramePool::new(64, 2000);
+    let paper = Paper::default();
+    let [near, _far] = memory_pair(["near", "far"], 64);
+    let path = Path::new("test");
+    let (sink, writer) = CaptureWriter::start(paper.clone(), path, "near", options(0)).unwrap();
+    let mut near = Captured {
+        device: Choosy(near, false),
+        sink: Some(sink),
+    };
+    let mut frames = burst(&mut pool, &[&[1; 60], &[2; 60], &[3; 60], &[4; 60]]);
+    assert_eq!(
+        near.send_burst(&mut frames, &mut pool).egress,
+        Egress::Adapt
+    );
+    assert_eq!(writer.status().recorded, 2);
+    assert_eq!(near.send_burst(&mut frames, &mut pool).frames, 2);
+    drop(near);
+    writer.finish(LIMIT).unwrap();
+    let (_, frames) = parse(&paper);
+    let first: Vec<_> = frames.iter().map(|frame| frame.data[0]).collect();
+    assert_eq!(first, [1, 2, 3, 4]);
+}
+
+/// Nobody waits for a writer that is stuck.
+#[test]
+fn a_stuck_writer_is_left_behind() {
+    let mut pool = FramePool::new(64, 2000);
+    let (sink, told) = slow(&Paper::default());
+    let (mut near, _far) = pair(sink, 0);
+    let _ = near.send_burst(&mut burst(&mut pool, &[&[1; 60]]), &mut pool);
+    let Near { device, writer } = near;
+    drop(device);
+    let error = writer.finish(Duration::ZERO).unwrap_err();
+    assert!(error.to_string().contains("is left behind"), "{error}");
+    drop(told);
+}
+
+#[test]
+fn a_fifo_that_nobody_reads_is_not_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = CaptureWriter::create(&path, "near", options(0)).unwrap_err();
+    assert!(matches!(error, CaptureError::NoReader { .. }), "{error}");
 }
