@@ -51,6 +51,7 @@
 //! | [`arp`], [`ndp`], [`neighbor`] | the messages; who is where on an uplink |
 //! | [`fib`] | where packets go: longest match, next hops, ECMP |
 //! | [`forward`] | the way of a packet through all of these |
+//! | [`share`] | how the buffers are divided, and what one owner may hold of them |
 //! | [`transmit`] | queues towards devices |
 //! | `local` | the NOS's own services (feature `stack`) |
 //! | [`shim`] | the NOS as a whole |
@@ -94,6 +95,7 @@ mod prefetch;
 pub mod rate_limit;
 pub mod reassembly;
 pub mod reset;
+pub mod share;
 pub mod shim;
 #[cfg(test)]
 mod test_packets;

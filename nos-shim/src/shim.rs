@@ -43,14 +43,11 @@ use crate::ports::PortTable;
 use crate::ports::{ClaimRefused, Service};
 use crate::rate_limit::{IcmpLimiter, IcmpLimits};
 use crate::reassembly::{self, Reassembler};
+use crate::share::{Budget, Shares};
 use crate::time::Instant;
 use crate::transmit::TransmitQueues;
 
 pub(crate) use uplinks::{OwnAddresses, Uplink};
-
-/// Frames that wait for an uplink's device at most; more are dropped with
-/// [`DropReason::DeviceFull`].
-const TRANSMIT_QUEUE: u32 = 4096;
 
 /// An interface of the NOS towards the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +114,9 @@ pub struct Shim {
     pub(crate) limiter: IcmpLimiter,
     pub(crate) originator: Originator,
     pub(crate) transmit: TransmitQueues,
+    pub(crate) budget: Budget,
+    /// Of the buffers whose packets wait.
+    pub(crate) shares: Shares,
     pub(crate) to_relay: PacketBurst,
     /// Segments and fragments on their way; empty between calls.
     pub(crate) pieces: VecDeque<Packet>,
@@ -177,6 +177,16 @@ impl Shim {
     #[must_use]
     pub fn new(channel: NosEnd, pool: FramePool, config: ShimConfig) -> Self {
         let ShimConfig { seed } = config;
+        let budget = Budget::of(pool.capacity());
+        let shares = Shares::new(budget.waiting());
+        let fragments = FragmentLimits {
+            held: shares.limit(),
+            ..FragmentLimits::default()
+        };
+        let reassembly = reassembly::Limits {
+            fragments: shares.limit(),
+            ..reassembly::Limits::default()
+        };
         Self {
             channel,
             pool,
@@ -184,13 +194,15 @@ impl Shim {
             flow_hasher: FlowHasher::new(seed),
             ports: PortTable::new(),
             echo: EchoFlows::default(),
-            fragments: FragmentTable::new(FragmentLimits::default()),
-            reassembler: Reassembler::new(reassembly::Limits::default(), seed),
+            fragments: FragmentTable::new(fragments),
+            reassembler: Reassembler::new(reassembly, seed),
             uplinks: IdTable::new(),
             attachments: IdTable::new(),
             limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
             originator: Originator::new(seed),
-            transmit: TransmitQueues::new(TRANSMIT_QUEUE),
+            transmit: TransmitQueues::new(budget.transmit_queue()),
+            budget,
+            shares,
             to_relay: PacketBurst::new(),
             pieces: VecDeque::new(),
             addresses: Vec::new(),

@@ -12,6 +12,7 @@ use crate::ipv4_options::is_source_routed;
 use crate::neighbor::{Message, Output, Resolution};
 use crate::offload::{adapt, fragment_ipv4};
 use crate::packet::Packet;
+use crate::share::Account;
 use crate::shim::Shim;
 use crate::time::Instant;
 
@@ -173,10 +174,12 @@ impl Shim {
         let Some(uplink) = self.uplinks.get_mut(id) else {
             return self.discard(packet, DropReason::DeviceGone);
         };
-        match uplink.neighbors.resolve(next_hop, now) {
+        let account = Account::of(packet.frame());
+        match uplink.neighbors.resolve(next_hop, account, now) {
             Resolution::Known(mac) => self.emit(packet, id, mac),
             Resolution::Unknown(neighbor) => {
-                let dropped = uplink.neighbors.hold(neighbor, packet, origin, now);
+                let shares = &mut self.shares;
+                let dropped = uplink.neighbors.hold(neighbor, packet, origin, now, shares);
                 if let Some((dropped, _, reason)) = dropped {
                     self.discard(dropped, reason);
                 }
@@ -190,7 +193,9 @@ impl Shim {
     pub(crate) fn poll_neighbors(&mut self, id: UplinkId, now: Instant) {
         loop {
             let uplink = self.uplinks.get_mut(id);
-            let Some(output) = uplink.and_then(|uplink| uplink.neighbors.poll_output()) else {
+            let shares = &mut self.shares;
+            let output = uplink.and_then(|uplink| uplink.neighbors.poll_output(shares));
+            let Some(output) = output else {
                 return;
             };
             match output {

@@ -72,10 +72,14 @@ impl Shim {
     }
 
     /// Takes packets of containers, and what the relay has to say, from the channel: at most
-    /// `budget` bursts. Returns whether there were any.
+    /// `budget` bursts, and none while too much waits for the devices. Returns whether there were
+    /// any.
     pub fn poll_channel(&mut self, now: Instant, budget: usize) -> bool {
         let mut any = self.poll_control();
         for _ in 0..budget {
+            if self.transmit.held() >= self.budget.transmit_high() {
+                break;
+            }
             let Some(mut burst) = self.channel.recv_burst() else {
                 break;
             };

@@ -5,7 +5,7 @@ use core::net::{IpAddr, Ipv4Addr};
 use crate::drop::DropReason;
 use crate::fib::Action;
 use crate::icmp::IcmpError;
-use crate::ident::AttachmentId;
+use crate::ident::{AttachmentId, Interface};
 use crate::packet::{Packet, protocol};
 use crate::reset;
 use crate::shim::Shim;
@@ -107,7 +107,11 @@ impl Shim {
 
     /// Sends what the NOS says to where the packet came from that made it say so. It has been
     /// counted as originated.
-    pub(super) fn send_back(&mut self, packet: Packet, origin: Origin, now: Instant) {
+    pub(super) fn send_back(&mut self, mut packet: Packet, origin: Origin, now: Instant) {
+        // Whoever makes us answer is charged if the answer has to wait.
+        if let Origin::Uplink(id) = origin {
+            packet.set_interface(Interface::Uplink(id));
+        }
         match (origin, packet.destination()) {
             (Origin::Attachment(id), _) => self.deliver_to(packet, id),
             (Origin::Uplink(id), IpAddr::V6(to)) if to.is_unicast_link_local() => {

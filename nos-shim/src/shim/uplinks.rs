@@ -6,12 +6,11 @@ use ipnet::IpNet;
 
 use super::{Shim, UplinkConfig, UplinkCounters, UplinkSnapshot};
 use crate::address_set::AddressSet;
-use crate::drop::{DropReason, Ledger};
+use crate::drop::DropReason;
 use crate::fib::{Action, FibFull, Protocol, Route, Source};
 use crate::forward::Origin;
-use crate::frame::FramePool;
 use crate::ident::{LocalAddressId, UplinkId, VrfId};
-use crate::neighbor::NeighborCache;
+use crate::neighbor::{self, NeighborCache};
 use crate::offload::{Capabilities, adapt};
 use crate::packet::{Packet, Rejected};
 use crate::ports::PortTable;
@@ -122,7 +121,12 @@ impl Shim {
             }
             _ => {
                 let seed = self.seed ^ u64::from(id.0);
-                let neighbors = NeighborCache::new(config.mac, &config.addresses, seed);
+                let limits = neighbor::Limits {
+                    held: self.shares.limit(),
+                    ..neighbor::Limits::default()
+                };
+                let neighbors =
+                    NeighborCache::with_limits(config.mac, &config.addresses, seed, limits);
                 let capabilities = Capabilities::empty();
                 let counters = UplinkCounters::default();
                 let fresh = Uplink {
@@ -133,7 +137,7 @@ impl Shim {
                 };
                 if let Some((_, mut old)) = self.uplinks.insert(id, fresh) {
                     self.changes += old.neighbors.version();
-                    Self::drop_waiting(&mut old, &mut self.pool, &mut self.ledger);
+                    self.drop_waiting(&mut old);
                 }
             }
         }
@@ -148,7 +152,7 @@ impl Shim {
             return;
         };
         self.changes += uplink.neighbors.version();
-        Self::drop_waiting(&mut uplink, &mut self.pool, &mut self.ledger);
+        self.drop_waiting(&mut uplink);
         for frame in self.transmit.drain(id.0) {
             self.discard_frame(frame, DropReason::DeviceGone);
         }
@@ -156,10 +160,9 @@ impl Shim {
         let _ = self.follow_addresses();
     }
 
-    fn drop_waiting(uplink: &mut Uplink, pool: &mut FramePool, ledger: &mut Ledger) {
-        for (packet, _) in uplink.neighbors.clear() {
-            pool.free(packet.into_frame());
-            ledger.drop(DropReason::DeviceGone);
+    fn drop_waiting(&mut self, uplink: &mut Uplink) {
+        for (packet, _) in uplink.neighbors.clear(&mut self.shares) {
+            self.discard(packet, DropReason::DeviceGone);
         }
     }
 

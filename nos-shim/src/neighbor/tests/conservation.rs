@@ -112,7 +112,7 @@ impl Ledger {
     fn happen(&mut self, step: Step) {
         let now = self.bench.now;
         match step {
-            Step::Send(n) => match self.bench.cache.resolve(neighbor(n), now) {
+            Step::Send(n) => match self.bench.cache.resolve(neighbor(n), Account::NOS, now) {
                 Resolution::Unknown(id) => {
                     self.ids.push((id, neighbor(n)));
                     self.hold(id);
@@ -121,7 +121,7 @@ impl Ledger {
                 Resolution::Refused(_) => {}
             },
             Step::Resolve(n) => {
-                self.bench.cache.resolve(neighbor(n), now);
+                self.bench.cache.resolve(neighbor(n), Account::NOS, now);
             }
             Step::HoldLate(n) => {
                 if let Some(&(id, _)) = self.ids.get(usize::from(n)) {
@@ -154,7 +154,7 @@ impl Ledger {
             }
             Step::Announce => self.bench.cache.announce(),
             Step::Clear => {
-                for (packet, tag) in self.bench.cache.clear() {
+                for (packet, tag) in self.bench.cache.clear(&mut self.bench.shares) {
                     check(&packet, tag);
                     self.end(tag);
                 }
