@@ -95,7 +95,10 @@ impl Shim {
             // Not asked for: only first fragments decide.
             Fragment::Later | Fragment::Whole => Holder::Nobody(DropReason::FragmentTimeout),
         };
-        if let Some(fate) = self.fragments.handle(packet, now, |_| holder) {
+        if let Some(fate) = self
+            .fragments
+            .handle(packet, now, &mut self.shares, |_| holder)
+        {
             self.meet(fate, now);
         }
         self.poll_fragments(now);
@@ -119,7 +122,7 @@ impl Shim {
 
     /// Carries out what the fragment table has decided meanwhile.
     pub(super) fn poll_fragments(&mut self, now: Instant) {
-        while let Some(fate) = self.fragments.poll_fate() {
+        while let Some(fate) = self.fragments.poll_fate(&mut self.shares) {
             self.meet(fate, now);
         }
     }
@@ -140,9 +143,10 @@ impl Shim {
             reassembler,
             pool,
             ledger,
+            shares,
             ..
         } = self;
-        if let Some(whole) = reassembler.handle(fragment, now, pool, ledger) {
+        if let Some(whole) = reassembler.handle(fragment, now, pool, ledger, shares) {
             let origin = Origin::of(&whole);
             let verdict = self.owner(&whole, address, now);
             self.carry_out(verdict, whole, origin, now);
@@ -156,9 +160,10 @@ impl Shim {
                 reassembler,
                 pool,
                 ledger,
+                shares,
                 ..
             } = self;
-            let Some(first) = reassembler.poll_timeout(now, pool, ledger) else {
+            let Some(first) = reassembler.poll_timeout(now, pool, ledger, shares) else {
                 return;
             };
             let (origin, error) = (Origin::of(&first), IcmpError::ReassemblyTimeout);

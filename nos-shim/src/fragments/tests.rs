@@ -98,6 +98,8 @@ enum Seen {
 
 struct Bench {
     table: FragmentTable<Owner>,
+    /// With room for all, unless the test is about it.
+    shares: Shares,
     pool: FramePool,
     pieces: Vec<Piece>,
     seen: Vec<Seen>,
@@ -107,6 +109,7 @@ impl Bench {
     fn new(limits: FragmentLimits) -> Self {
         Self {
             table: FragmentTable::new(limits),
+            shares: Shares::for_one(2048),
             pool: FramePool::new(2048, MAX_FRAME.min(2000)),
             pieces: Vec::new(),
             seen: Vec::new(),
@@ -129,7 +132,7 @@ impl Bench {
     }
 
     fn drain(&mut self) {
-        while let Some(fate) = self.table.poll_fate() {
+        while let Some(fate) = self.table.poll_fate(&mut self.shares) {
             self.settle(fate);
         }
         let held = self.seen.iter().filter(|&&seen| seen == Seen::Held).count();
@@ -142,7 +145,7 @@ impl Bench {
         self.seen.push(Seen::Held);
         let packet = piece.packet(&mut self.pool, number as u32);
         let first = packet.fragment() != Fragment::Later;
-        let fate = self.table.handle(packet, now, |packet| {
+        let fate = self.table.handle(packet, now, &mut self.shares, |packet| {
             assert!(first && packet.ports().is_some());
             piece.owner()
         });
@@ -425,7 +428,7 @@ fn a_flood_of_datagrams_costs_others_only_the_oldest() {
         bench
             .table
             .keys
-            .count((VrfId(0), IpAddr::from([198, 51, 100, 1]))),
+            .count((VrfId(0), IpAddr::from([198, 51, 100, 1]), Account::NOS)),
         0
     );
 }
