@@ -97,6 +97,7 @@ pub mod reassembly;
 pub mod reset;
 pub mod share;
 pub mod shim;
+mod sync;
 #[cfg(test)]
 mod test_packets;
 pub mod time;
