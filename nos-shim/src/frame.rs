@@ -1062,7 +1062,7 @@ mod loom_models {
     }
 
     fn model(ways: [[bool; 2]; 2]) {
-        loom::model(move || {
+        crate::sync::model(move || {
             let mut pool = FramePool::new(BUFFERS, ETHERNET_HEADER);
             let owned = Owned::by_pool(&pool);
             let (other, theirs) = (pool.clone(), owned.clone());
@@ -1087,7 +1087,7 @@ mod loom_models {
     /// A frame that ends on another thread, after its pool.
     #[test]
     fn loom_a_frame_outlives_its_pool() {
-        loom::model(|| {
+        crate::sync::model(|| {
             let mut pool = FramePool::new(1, ETHERNET_HEADER);
             let frame = pool.alloc().unwrap();
             let ending = thread::spawn(move || drop(frame));

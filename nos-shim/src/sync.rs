@@ -11,6 +11,15 @@
 #[cfg(all(test, loom))]
 mod model;
 
+/// Runs `body` in every order with up to three changes of thread that nobody had to make: where an
+/// order matters, fewer show it.
+#[cfg(all(test, loom))]
+pub(crate) fn model(body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}
+
 #[cfg(all(test, loom))]
 pub(crate) use model::{
     ArrayQueue, AtomicBool, AtomicUsize, Mutex, Receiver, Sender, alloc_zeroed, bounded, dealloc,

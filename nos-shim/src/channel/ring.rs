@@ -228,7 +228,7 @@ mod loom_models {
     /// A sleeper is woken for whatever was sent.
     #[test]
     fn loom_no_wake_up_is_lost() {
-        loom::model(|| {
+        crate::sync::model(|| {
             let (mut sender, mut taker) = pair(2);
             let blocker = blocker(&mut taker);
             let taking = thread::spawn(move || take(taker, &blocker, 2));
@@ -243,7 +243,7 @@ mod loom_models {
     /// A sender that waits for room is told of it, and sleepers are woken all the same.
     #[test]
     fn loom_no_room_is_overlooked() {
-        loom::model(|| {
+        crate::sync::model(|| {
             let (mut sender, mut taker) = pair(1);
             let (room, items) = (blocker(&mut sender), blocker(&mut taker));
             let taking = thread::spawn(move || take(taker, &items, 3));
