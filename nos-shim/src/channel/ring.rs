@@ -36,8 +36,12 @@ impl Doorbell {
     }
 }
 
+/// Announces, and orders that before what is looked at next.
+///
+/// A swap and no store: it follows whatever the other side wrote when it took an earlier
+/// announcement away, so that this one cannot be mistaken for that.
 fn announce(what: &AtomicBool) {
-    what.store(true, Ordering::Relaxed);
+    what.swap(true, Ordering::AcqRel);
     fence(Ordering::SeqCst);
 }
 
