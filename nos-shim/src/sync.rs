@@ -11,12 +11,12 @@
 #[cfg(all(test, loom))]
 mod model;
 
-/// Runs `body` in every order with up to three changes of thread that nobody had to make: where an
+/// Runs `body` in every order with up to four changes of thread that nobody had to make: where an
 /// order matters, fewer show it.
 #[cfg(all(test, loom))]
 pub(crate) fn model(body: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(4);
     builder.check(body);
 }
 
