@@ -15,19 +15,37 @@ pub(crate) use loom::alloc::{alloc_zeroed, dealloc};
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, fence};
 
 /// As of parking_lot.
-pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+pub(crate) struct Mutex<T> {
+    inner: loom::sync::Mutex<T>,
+    /// Touched before the lock is tried for and while it is held, so that loom tries for it while
+    /// another thread holds it. It adds no order.
+    gate: AtomicUsize,
+}
 
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(loom::sync::Mutex::new(value))
+        Self {
+            inner: loom::sync::Mutex::new(value),
+            gate: AtomicUsize::new(0),
+        }
+    }
+
+    fn touch(&self) {
+        self.gate.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.touch();
+        let guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.touch();
+        guard
     }
 
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.0.try_lock().ok()
+        self.touch();
+        let guard = self.inner.try_lock().ok()?;
+        self.touch();
+        Some(guard)
     }
 }
 
