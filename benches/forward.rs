@@ -33,7 +33,7 @@ use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::offload::Capabilities;
 use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
-use nos_shim::shim::{Shim, ShimConfig, UplinkConfig};
+use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
 use support::cycles::reference_cycles;
 use support::{is_smoke_test, size};
@@ -292,6 +292,7 @@ impl Path {
             mtu: 1500,
         };
         nos.set_uplink(uplink, NOW).unwrap();
+        nos.set_link(UplinkId(0), LinkState::Up, NOW).unwrap();
         nos.set_capabilities(UplinkId(0), Capabilities::all());
         nos.set_routes(routes).unwrap();
         for id in 0..size.attachments {
@@ -304,9 +305,10 @@ impl Path {
                 addresses: vec![OWN_V4.into(), OWN_V6.into()],
                 claims: size.claims(id),
                 mtu: 1500,
-                capabilities: Capabilities::all(),
             };
             relay.attach(attachment).unwrap();
+            let id = AttachmentId(id);
+            relay.set_capabilities(id, Capabilities::all()).unwrap();
             nos.poll_channel(NOW, 1);
         }
         let engine = Engine::single(relay, nos);

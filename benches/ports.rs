@@ -15,7 +15,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use nos_shim::channel::Registration;
 use nos_shim::ident::{AttachmentId, LocalAddressId, VrfId};
 use nos_shim::ports::{Claim, ClaimKind, PortOwner, PortRange, PortTable, Transport};
 use support::cycles::PerElement;
@@ -43,6 +42,7 @@ fn registration(id: u32, claims: Vec<Claim>) -> Registration {
         addresses: vec![OWN4.into()],
         claims,
         router: Ipv6Addr::UNSPECIFIED,
+        mtu: 1500,
     }
 }
 

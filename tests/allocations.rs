@@ -29,12 +29,12 @@ use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::fib::{Action, NextHop, NextHops, Route, Source};
 use nos_shim::frame::{Burst, ETHERNET_HEADER, Frame, FramePool, MAX_FRAME};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
-use nos_shim::local::Service;
 use nos_shim::ndp::{Envelope, Ndp, is_ndp};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, protocol};
 use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
-use nos_shim::shim::{ServiceConfig, Shim, ShimConfig, UplinkConfig};
+use nos_shim::services::{Service, ServiceConfig};
+use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::{Duration, Instant};
 use support::live;
 use support::packets::{
@@ -97,7 +97,6 @@ fn attachment(id: u32, claims: Vec<Claim>) -> AttachmentConfig {
         addresses: vec![OWN4.into(), OWN6.into()],
         claims,
         mtu: 1500,
-        capabilities: Capabilities::all(),
     }
 }
 
@@ -224,6 +223,7 @@ impl Lab {
         for uplink in [up0, up1] {
             let id = uplink.id;
             nos.set_uplink(uplink, now).unwrap();
+            nos.set_link(id, LinkState::Up, now).unwrap();
             nos.set_capabilities(id, Capabilities::all());
         }
         nos.set_routes(routes()).unwrap();
@@ -236,10 +236,12 @@ impl Lab {
 
     fn attach(&mut self, config: AttachmentConfig) {
         let id = config.id;
-        self.relay().attach(config).unwrap();
+        let request = self.relay().attach(config).unwrap();
+        let interface = Interface::Attachment(id);
+        self.engine.set_capabilities(interface, Capabilities::all());
         self.engine.advance(self.now);
         let event = self.engine.poll_event();
-        let accepted = RelayEvent::Accepted(id);
+        let accepted = RelayEvent::Accepted(request);
         assert_eq!(event, Some(EngineEvent::Relay(accepted)));
     }
 

@@ -16,10 +16,9 @@ use nos_relay::control::api::snapshot::{
     Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
-use nos_shim::channel::Registration;
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
-use nos_shim::ports::{Claim, ClaimKind, PortTable, Service, Transport};
+use nos_shim::ports::{Claim, ClaimKind, PortTable, Registration, ServiceRegistration, Transport};
 
 fn parse(line: &str) -> Cli {
     Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"))
@@ -539,7 +538,7 @@ fn the_port_tables_holdings_are_shown() {
         range: range.parse().unwrap(),
         kind,
     };
-    let service = Service {
+    let service = ServiceRegistration {
         name: "echo".into(),
         vrf: VrfId::DEFAULT,
         claims: vec![claim(Transport::Udp, "7", ClaimKind::Listen)],
@@ -555,6 +554,7 @@ fn the_port_tables_holdings_are_shown() {
             claim(Transport::Tcp, "40000-44999", ClaimKind::Ephemeral),
         ],
         router: "fe80::1".parse().unwrap(),
+        mtu: 1500,
     };
     table.register(&web).unwrap();
     let rows = table.claims().map(|holding| Port::from(&holding)).collect();

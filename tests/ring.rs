@@ -16,7 +16,6 @@ use nos_shim::channel::{NosEnd, ToRelay, pair};
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{BATCH, Burst, FramePool, MAX_FRAME};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
-use nos_shim::offload::Capabilities;
 use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
 
 const ID: AttachmentId = AttachmentId(0);
@@ -64,10 +63,9 @@ impl Setup {
             addresses: vec![OWN.into()],
             claims: vec![claim],
             mtu: 1500,
-            capabilities: Capabilities::all(),
         };
-        relay.attach(attachment).unwrap();
-        nos.send_control(ToRelay::Accepted(ID)).unwrap();
+        let request = relay.attach(attachment).unwrap();
+        nos.send_control(ToRelay::Accepted(request)).unwrap();
         let engine = Engine::relay_side(relay);
         let epoch = Instant::now();
         let (event_loop, handle) =

@@ -18,12 +18,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use etherparse::PacketBuilder;
 use nos_shim::arp::Arp;
-use nos_shim::channel::{Registration, RelayEnd, ToNos, pair};
+use nos_shim::channel::{Exchange, RelayEnd, RequestId, ToNos, pair};
 use nos_shim::frame::{Frame, FramePool};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::packet::Packet;
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
-use nos_shim::shim::{Shim, ShimConfig, UplinkConfig};
+use nos_shim::ports::{Claim, ClaimKind, PortRange, Registration, Transport};
+use nos_shim::services::{Service, ServiceConfig};
+use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
 
 const UPLINK: UplinkId = UplinkId(0);
@@ -95,11 +96,11 @@ impl World {
             mtu: 1500,
         };
         self.nos.set_uplink(uplink, self.now).unwrap();
-        #[cfg(feature = "stack")]
+        self.nos.set_link(UPLINK, LinkState::Up, self.now).unwrap();
         self.nos
-            .set_services(&nos_shim::shim::ServiceConfig {
+            .set_services(&ServiceConfig {
                 ping: true,
-                services: vec![nos_shim::local::Service::Echo],
+                services: vec![Service::Echo],
             })
             .unwrap();
     }
@@ -118,9 +119,14 @@ impl World {
             addresses: vec![NOS.1.into()],
             claims: vec![claim(Transport::Tcp), claim(Transport::Udp)],
             router: Ipv6Addr::LOCALHOST,
+            mtu: 1500,
+        };
+        let exchange = Exchange {
+            register: vec![registration],
+            ..Exchange::default()
         };
         self.relay
-            .send_control(ToNos::Register(registration))
+            .send_control(ToNos::Exchange(RequestId(1), exchange))
             .unwrap();
         self.nos.poll_channel(self.now, 1);
         println!("the NOS says {:?}", self.relay.recv_control().unwrap());

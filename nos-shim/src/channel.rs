@@ -12,10 +12,11 @@
 //! [interface](crate::frame::Frame::interface); one from the NOS, the attachment on which it
 //! leaves. Offload state crosses the ring untouched: super-frames and partial checksums are normal.
 //!
-//! Control messages are few and have a ring of their own each way. The relay sends a
-//! [`Registration`] before any packet of an attachment, and activates the attachment when the NOS
-//! has [accepted](ToRelay::Accepted) it; it sends [`ToNos::Withdraw`] after the attachment's last
-//! packet. An end handles control messages before packets.
+//! Control messages are few and have a ring of their own each way. The relay asks for an
+//! [`Exchange`] of registrations before any packet of an attachment, and activates the attachment
+//! when the NOS has [accepted](ToRelay::Accepted) it; it withdraws the attachment after its last
+//! packet. Answers are matched by the request's number. An end handles control messages before
+//! the packets that were sent after them.
 //!
 //! # The doorbell
 //!
@@ -42,56 +43,64 @@
 mod ring;
 
 use core::fmt;
-use core::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::ring::RingEnd;
-
-use crate::ident::{AttachmentId, VrfId};
+use crate::ident::AttachmentId;
 use crate::packet::PacketBurst;
-use crate::ports::{Claim, RegistrationRefused};
+use crate::ports::{ExchangeRefused, Registration};
+use crate::services::ServiceConfig;
 
 /// Control messages that a ring holds. They are rare; a full control ring is reported to whoever
 /// wanted to send.
 const CONTROL_CAPACITY: usize = 1024;
 
-/// What an attachment needs of the NOS: addresses to use as its own, and ports on them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registration {
-    /// Who asks.
-    pub attachment: AttachmentId,
-    /// What operators call it; conflicts name it.
-    pub name: Arc<str>,
-    /// Where its packets are looked up.
-    pub vrf: VrfId,
-    /// NOS addresses that it shares.
-    pub addresses: Vec<IpAddr>,
-    /// Ports that it owns on them. All are granted, or none.
-    pub claims: Vec<Claim>,
-    /// The link-local address by which it knows its router: the relay's on its link. ICMPv6 errors
-    /// of the NOS come from it, as the container holds the NOS's own addresses itself.
-    pub router: Ipv6Addr,
+/// Numbers a request of the relay, which chooses it; the answer bears it. No two requests that wait
+/// for their answers have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+impl RequestId {
+    /// The number of the next request.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request {}", self.0)
+    }
+}
+
+/// A change of who owns which addresses and ports. The NOS grants all of it at once, or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exchange {
+    /// Attachments that go, with their ports and flows. Those that are unknown do no harm.
+    pub withdraw: Vec<AttachmentId>,
+    /// Addresses, ports and MTU of attachments, in place of what each had before. None may be
+    /// there twice.
+    pub register: Vec<Registration>,
+    /// All that the NOS itself offers from then on; `None` changes nothing of it.
+    pub services: Option<ServiceConfig>,
 }
 
 /// Control messages from the relay to the NOS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToNos {
-    /// Grant an attachment its addresses and ports, in place of what it had before. Answered by
-    /// [`ToRelay::Accepted`] or [`ToRelay::Refused`].
-    Register(Registration),
-    /// The attachment has gone: forget its ports and flows.
-    Withdraw(AttachmentId),
+    /// Change who owns what. Answered by [`ToRelay::Accepted`] or [`ToRelay::Refused`].
+    Exchange(RequestId, Exchange),
 }
 
 /// Control messages from the NOS to the relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToRelay {
-    /// The registration holds from the next packet on.
-    Accepted(AttachmentId),
-    /// Nothing of the registration was granted; what the attachment had before still holds.
-    Refused(AttachmentId, RegistrationRefused),
+    /// The exchange holds from the next packet on.
+    Accepted(RequestId),
+    /// Nothing of the exchange was granted; what was before still holds.
+    Refused(RequestId, ExchangeRefused),
 }
 
 /// Wakes a thread that blocks, for example in `epoll_wait`. May be called from any thread, and at
@@ -262,6 +271,14 @@ mod tests {
         Packet::parse(pool.copy_from(&octets).unwrap()).unwrap()
     }
 
+    fn withdrawal(id: u32) -> ToNos {
+        let exchange = Exchange {
+            withdraw: vec![AttachmentId(id)],
+            ..Exchange::default()
+        };
+        ToNos::Exchange(RequestId(1), exchange)
+    }
+
     fn number(packet: &Packet) -> u32 {
         u32::from_be_bytes(packet.transport().try_into().unwrap())
     }
@@ -292,11 +309,9 @@ mod tests {
         relay.send_burst(&mut burst);
         assert!(!nos.try_sleep());
         assert!(nos.recv_burst().is_some());
-        relay
-            .send_control(ToNos::Withdraw(AttachmentId(1)))
-            .unwrap();
+        relay.send_control(withdrawal(1)).unwrap();
         assert!(!nos.try_sleep());
-        assert_eq!(nos.recv_control(), Some(ToNos::Withdraw(AttachmentId(1))));
+        assert_eq!(nos.recv_control(), Some(withdrawal(1)));
         assert!(nos.try_sleep());
     }
 
@@ -405,9 +420,6 @@ mod tests {
     fn control_to_a_side_that_has_gone_is_an_error() {
         let (mut relay, nos) = pair(4);
         drop(nos);
-        assert_eq!(
-            relay.send_control(ToNos::Withdraw(AttachmentId(1))),
-            Err(Disconnected)
-        );
+        assert_eq!(relay.send_control(withdrawal(1)), Err(Disconnected));
     }
 }

@@ -61,8 +61,8 @@ macro_rules! generational {
             /// The next user of the same index.
             #[must_use]
             pub const fn successor(self) -> Self {
-                let index = (self.0 % Self::INDICES) as u16;
-                Self::new(index, self.generation() + 1)
+                let [low, high, ..] = self.0.to_le_bytes();
+                Self::new(u16::from_le_bytes([low, high]), self.generation() + 1)
             }
         }
 

@@ -53,7 +53,7 @@
 //! | [`forward`] | the way of a packet through all of these |
 //! | [`share`] | how the buffers are divided, and what one owner may hold of them |
 //! | [`transmit`] | queues towards devices |
-//! | `local` | the NOS's own services (feature `stack`) |
+//! | [`services`], `local` | what the NOS itself offers; the stack that serves it (feature `stack`) |
 //! | [`shim`] | the NOS as a whole |
 
 #![cfg_attr(
@@ -88,17 +88,22 @@ pub mod martian;
 pub mod ndp;
 pub mod neighbor;
 pub mod offload;
+mod origin;
 pub mod originate;
+mod output;
 pub mod packet;
 pub mod ports;
 mod prefetch;
 pub mod rate_limit;
 pub mod reassembly;
 pub mod reset;
+pub mod services;
 pub mod share;
 pub mod shim;
 mod sync;
+mod tables;
 #[cfg(test)]
 mod test_packets;
 pub mod time;
 pub mod transmit;
+mod worker;

@@ -45,7 +45,6 @@ mod wire;
 
 use core::fmt;
 use core::net::IpAddr;
-use core::num::NonZeroU16;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -54,65 +53,12 @@ use crate::frame::FramePool;
 use crate::icmp::Quote;
 use crate::originate::{Originator, is_unicast, names_one_host};
 use crate::packet::{Fragment, Packet, protocol};
-use crate::ports::{Claim, ClaimKind, PortRange, Transport};
+use crate::ports::Transport;
+use crate::services::Service;
 use crate::time::{Duration, Instant};
 
 use application::Status;
 use table::Table;
-
-/// A service of the NOS's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Service {
-    /// Sends back what it receives, TCP and UDP on port 7.
-    Echo,
-    /// Throws away what it receives, TCP and UDP on port 9.
-    Discard,
-    /// A status page over HTTP, on this TCP port.
-    Http(NonZeroU16),
-}
-
-impl Service {
-    /// The port that it listens on.
-    #[must_use]
-    pub const fn port(self) -> u16 {
-        match self {
-            Self::Echo => 7,
-            Self::Discard => 9,
-            Self::Http(port) => port.get(),
-        }
-    }
-
-    /// Whether it listens on that transport.
-    #[must_use]
-    pub fn uses(self, transport: Transport) -> bool {
-        transport == Transport::Tcp || !matches!(self, Self::Http(_))
-    }
-
-    /// The ports that it needs.
-    pub fn claims(self) -> impl Iterator<Item = Claim> {
-        let range = PortRange::new(self.port(), self.port()).ok();
-        [Transport::Tcp, Transport::Udp]
-            .into_iter()
-            .filter(move |&transport| self.uses(transport))
-            .filter_map(move |transport| {
-                range.map(|range| Claim {
-                    transport,
-                    range,
-                    kind: ClaimKind::Listen,
-                })
-            })
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Echo => f.write_str("echo"),
-            Self::Discard => f.write_str("discard"),
-            Self::Http(port) => write!(f, "http:{port}"),
-        }
-    }
-}
 
 /// How much strangers may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,13 +119,12 @@ pub struct LocalCounters {
 /// Packets that wait for [`LocalStack::poll`] before more datagrams are refused.
 const OUTBOX: usize = 1024;
 
-/// Octets of an IP packet until [`LocalStack::set_mtu`] says otherwise.
-const DEFAULT_MTU: usize = 1500;
+/// Octets of an IP packet that every IPv4 host takes (RFC 1122 §3.3.2): no MTU is taken for less.
+const LEAST_MTU: usize = 576;
 
 /// The NOS's services and their connections.
 pub struct LocalStack {
     services: Vec<Service>,
-    mtu: usize,
     table: Table,
     status: Status,
     originator: Originator,
@@ -200,7 +145,6 @@ impl LocalStack {
     pub fn with_limits(seed: u64, limits: LocalLimits) -> Self {
         Self {
             services: Vec::new(),
-            mtu: DEFAULT_MTU,
             table: Table::new(seed, limits),
             status: Arc::from("{}"),
             // Not the sequence of identifiers that others make from the same seed.
@@ -222,12 +166,6 @@ impl LocalStack {
         self.table.retain_addresses(&addresses);
     }
 
-    /// Sets the longest IP packet, in octets, for connections from now on: that of the uplinks,
-    /// at least 576. It decides the MSS (RFC 6691).
-    pub fn set_mtu(&mut self, mtu: usize) {
-        self.mtu = mtu.clamp(576, 65_535);
-    }
-
     /// Whether an HTTP connection is open, so that the status should be up to date.
     #[must_use]
     pub fn status_wanted(&self) -> bool {
@@ -240,7 +178,8 @@ impl LocalStack {
     }
 
     /// Takes a whole packet to a port of a service, or an ICMP error that quotes one from there.
-    /// Answers wait for [`Self::poll`].
+    /// Answers wait for [`Self::poll`]. `mtu` is the longest IP packet, in octets, that goes back to
+    /// the peer's side; it decides the MSS of a new connection (RFC 6691).
     ///
     /// # Errors
     ///
@@ -257,11 +196,13 @@ impl LocalStack {
     pub fn handle(
         &mut self,
         packet: Packet,
+        mtu: usize,
         now: Instant,
         pool: &mut FramePool,
     ) -> Result<(), DropReason> {
+        let mtu = mtu.clamp(LEAST_MTU, 65_535);
         let mut packet = Some(packet);
-        let result = self.receive(&mut packet, now, pool);
+        let result = self.receive(&mut packet, mtu, now, pool);
         if let Some(packet) = packet {
             pool.free(packet.into_frame());
         }
@@ -272,6 +213,7 @@ impl LocalStack {
     fn receive(
         &mut self,
         slot: &mut Option<Packet>,
+        mtu: usize,
         now: Instant,
         pool: &mut FramePool,
     ) -> Result<(), DropReason> {
@@ -291,8 +233,8 @@ impl LocalStack {
             return Err(DropReason::MartianSource);
         }
         match packet.protocol() {
-            protocol::TCP => self.receive_tcp(slot, now, pool),
-            protocol::UDP => self.receive_udp(slot),
+            protocol::TCP => self.receive_tcp(slot, mtu, now, pool),
+            protocol::UDP => self.receive_udp(slot, mtu),
             _ => self.receive_icmp(slot, now, pool),
         }
     }
@@ -300,6 +242,7 @@ impl LocalStack {
     fn receive_tcp(
         &mut self,
         slot: &mut Option<Packet>,
+        mtu: usize,
         now: Instant,
         pool: &mut FramePool,
     ) -> Result<(), DropReason> {
@@ -309,13 +252,12 @@ impl LocalStack {
         let port = packet.ports().map_or(0, |ports| ports.destination);
         let service = self.service(Transport::Tcp, port);
         let mut local = table::Local {
-            mtu: self.mtu,
             now,
             pool,
             originator: &mut self.originator,
             outbox: &mut self.outbox,
         };
-        let (packet, result) = self.table.handle(packet, service, &mut local);
+        let (packet, result) = self.table.handle(packet, service, mtu, &mut local);
         *slot = Some(packet);
         result
     }
@@ -331,7 +273,6 @@ impl LocalStack {
             return Err(DropReason::Ignored);
         };
         let mut local = table::Local {
-            mtu: self.mtu,
             now,
             pool,
             originator: &mut self.originator,
@@ -341,7 +282,7 @@ impl LocalStack {
             .handle_error(packet.frame().vrf(), &quote, &mut local)
     }
 
-    fn receive_udp(&mut self, slot: &mut Option<Packet>) -> Result<(), DropReason> {
+    fn receive_udp(&mut self, slot: &mut Option<Packet>, mtu: usize) -> Result<(), DropReason> {
         let ports = slot.as_ref().and_then(Packet::ports);
         let Some(ports) = ports else {
             return Err(DropReason::Ignored);
@@ -359,7 +300,7 @@ impl LocalStack {
             return Err(DropReason::LocalQueueFull);
         }
         if let Some(packet) = slot.take() {
-            let reply = udp::echo(packet, self.mtu, &mut self.originator);
+            let reply = udp::echo(packet, mtu, &mut self.originator);
             self.outbox.push_back(reply);
         }
         Ok(())
@@ -376,7 +317,6 @@ impl LocalStack {
     /// their source, the NOS, to fragment.
     pub fn poll(&mut self, now: Instant, pool: &mut FramePool, transmit: &mut impl FnMut(Packet)) {
         let mut local = table::Local {
-            mtu: self.mtu,
             now,
             pool,
             originator: &mut self.originator,

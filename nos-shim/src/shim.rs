@@ -10,135 +10,53 @@
 //! handle_timeout(now) at poll_at() ──┘   neighbors     └─ ring → relay
 //! ```
 //!
-//! What happens to a packet is in [`crate::forward`]. This module holds the state: uplinks,
-//! addresses, routes, ports, attachments; and changes it as the operator or the relay asks.
+//! Its state is in three parts. Forwarding ([`crate::forward`]) reads the first, and writes the
+//! others:
 //!
-//! Configuration changes touch only what differs, so that traffic of the rest does not notice.
+//! | part | what is in it |
+//! |---|---|
+//! | [tables](crate::tables) | what is configured: routes, ports, addresses, uplinks, attachments |
+//! | [worker](crate::worker) | what is remembered: neighbors, flows, fragments, connections, rates |
+//! | [output](crate::output) | what leaves: queues, ring, pool, ledger, counters, events |
+//!
+//! Configuration changes touch only what differs, so that traffic of the rest does not notice. They
+//! change the tables as wholes, or not at all; then the other parts follow.
 
-mod registration;
-mod transmit;
-mod uplinks;
+#[cfg(test)]
+mod tests;
 
 use core::fmt;
-use core::net::IpAddr;
-use std::collections::VecDeque;
-use std::sync::Arc;
 
-use ipnet::IpNet;
-
-use crate::channel::{NosEnd, Registration};
-use crate::drop::Ledger;
-use crate::fib::{Fib, FibFull, FlowHasher, Protocol, Route};
-use crate::flows::EchoFlows;
-use crate::forward::{Holder, Rewrites};
-use crate::fragments::{FragmentLimits, FragmentTable};
-use crate::frame::FramePool;
-use crate::id_table::IdTable;
-use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
-use crate::neighbor::NeighborStatus;
-use crate::originate::Originator;
-use crate::packet::{Packet, PacketBurst};
-use crate::ports::PortTable;
-#[cfg(feature = "stack")]
-use crate::ports::{ClaimRefused, Service};
-use crate::rate_limit::{IcmpLimiter, IcmpLimits};
-use crate::reassembly::{self, Reassembler};
-use crate::share::{Budget, Shares};
+use crate::channel::{Exchange, NosEnd, ToNos, ToRelay};
+use crate::drop::{DropReason, Ledger};
+use crate::fib::{Fib, FibFull, InactiveRoute, Route};
+use crate::forward::Forwarder;
+use crate::frame::{Burst, FramePool};
+use crate::ident::UplinkId;
+use crate::neighbor::{NeighborCache, NeighborStatus};
+use crate::offload::Capabilities;
+use crate::output::Output;
+use crate::ports::{ExchangeRefused, PortTable, RegistrationRefused};
+use crate::services::ServiceConfig;
+use crate::share::Budget;
+use crate::tables::{Tables, Uplink, UplinkChange};
 use crate::time::Instant;
-use crate::transmit::TransmitQueues;
+use crate::worker::Worker;
 
-pub(crate) use uplinks::{OwnAddresses, Uplink};
-
-/// An interface of the NOS towards the network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UplinkConfig {
-    /// Names it in tables; small numbers, as they index arrays.
-    pub id: UplinkId,
-    /// What operators call it.
-    pub name: Arc<str>,
-    /// Where packets that come in are looked up.
-    pub vrf: VrfId,
-    /// The NOS's MAC address on this link.
-    pub mac: MacAddr,
-    /// Addresses of the NOS, each with its network's prefix length.
-    pub addresses: Vec<IpNet>,
-    /// Octets of the longest IP packet.
-    pub mtu: usize,
-}
-
-/// Counters of one uplink. Octets include Ethernet headers, and count super-frames as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UplinkCounters {
-    /// Frames received.
-    pub rx_packets: u64,
-    /// Octets received.
-    pub rx_octets: u64,
-    /// Frames handed to the device.
-    pub tx_packets: u64,
-    /// Octets handed to the device.
-    pub tx_octets: u64,
-    /// Messages of ARP or Neighbor Discovery by which somebody else used an address of the NOS.
-    pub address_conflicts: u64,
-}
-
-/// News for the operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShimEvent {
-    /// Somebody else uses an address of the NOS. Told once for an address in
-    /// [`DEFEND_INTERVAL`](crate::neighbor::DEFEND_INTERVAL).
-    AddressConflict {
-        /// On whose link.
-        uplink: UplinkId,
-        /// The address.
-        address: IpAddr,
-        /// Who uses it.
-        mac: MacAddr,
-    },
-}
-
-/// Events that wait to be polled at most; others are not told.
-pub(crate) const EVENTS: usize = 64;
+pub use crate::output::{ShimEvent, UplinkCounters};
+pub use crate::tables::{LinkState, UplinkConfig};
 
 /// The model of a user-mode NOS.
 pub struct Shim {
-    pub(crate) channel: NosEnd,
-    pub(crate) pool: FramePool,
-    pub(crate) fib: Fib,
-    pub(crate) flow_hasher: FlowHasher,
-    pub(crate) ports: PortTable,
-    pub(crate) echo: EchoFlows,
-    pub(crate) fragments: FragmentTable<Holder>,
-    pub(crate) reassembler: Reassembler,
-    pub(crate) uplinks: IdTable<UplinkId, Uplink>,
-    pub(crate) attachments: IdTable<AttachmentId, Registration>,
-    pub(crate) limiter: IcmpLimiter,
-    pub(crate) originator: Originator,
-    pub(crate) transmit: TransmitQueues,
-    pub(crate) budget: Budget,
-    /// Of the buffers whose packets wait.
-    pub(crate) shares: Shares,
-    pub(crate) to_relay: PacketBurst,
-    /// Segments and fragments on their way; empty between calls.
-    pub(crate) pieces: VecDeque<Packet>,
-    /// All addresses of the NOS.
-    addresses: Vec<(VrfId, IpAddr)>,
-    /// The same, by VRF.
-    pub(crate) own_addresses: Vec<OwnAddresses>,
-    pub(crate) rewrites: Rewrites,
-    /// Counts changes of routes and uplinks, and those of neighbors of uplinks that are no more.
-    pub(crate) changes: u64,
-    pub(crate) ledger: Ledger,
-    pub(crate) events: VecDeque<ShimEvent>,
-    pub(crate) ping: bool,
-    #[cfg(feature = "stack")]
-    pub(crate) local: crate::local::LocalStack,
-    seed: u64,
+    pub(crate) tables: Tables,
+    pub(crate) worker: Worker,
+    pub(crate) output: Output,
 }
 
 impl fmt::Debug for Shim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shim")
-            .field("ledger", &self.ledger)
+            .field("ledger", self.ledger())
             .finish_non_exhaustive()
     }
 }
@@ -151,21 +69,13 @@ pub struct ShimConfig {
     pub seed: u64,
 }
 
-/// What the NOS itself offers on its addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceConfig {
-    /// Whether echo requests are answered.
-    pub ping: bool,
-    /// What listens, each at most once.
-    #[cfg(feature = "stack")]
-    pub services: Vec<crate::local::Service>,
-}
-
 /// One uplink.
 #[derive(Clone, Debug)]
 pub struct UplinkSnapshot {
     /// What it is configured to be.
     pub config: UplinkConfig,
+    /// Whether packets can leave by it.
+    pub link: LinkState,
     /// What went through it.
     pub counters: UplinkCounters,
     /// What is known of its neighbors.
@@ -173,145 +83,308 @@ pub struct UplinkSnapshot {
 }
 
 impl Shim {
-    /// A NOS without uplinks, which meets the relay at the other end of `channel`.
+    /// A NOS without uplinks, with the relay at the other end of `channel`.
     #[must_use]
     pub fn new(channel: NosEnd, pool: FramePool, config: ShimConfig) -> Self {
         let ShimConfig { seed } = config;
-        let budget = Budget::of(pool.capacity());
-        let shares = Shares::new(budget.waiting());
-        let fragments = FragmentLimits {
-            held: shares.limit(),
-            ..FragmentLimits::default()
-        };
-        let reassembly = reassembly::Limits {
-            fragments: shares.limit(),
-            ..reassembly::Limits::default()
-        };
         Self {
-            channel,
-            pool,
-            fib: Fib::new(),
-            flow_hasher: FlowHasher::new(seed),
-            ports: PortTable::new(),
-            echo: EchoFlows::default(),
-            fragments: FragmentTable::new(fragments),
-            reassembler: Reassembler::new(reassembly, seed),
-            uplinks: IdTable::new(),
-            attachments: IdTable::new(),
-            limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
-            originator: Originator::new(seed),
-            transmit: TransmitQueues::new(budget.transmit_queue()),
-            budget,
-            shares,
-            to_relay: PacketBurst::new(),
-            pieces: VecDeque::new(),
-            addresses: Vec::new(),
-            own_addresses: Vec::new(),
-            rewrites: Rewrites::default(),
-            changes: 0,
-            ledger: Ledger::default(),
-            events: VecDeque::new(),
-            ping: true,
-            #[cfg(feature = "stack")]
-            local: crate::local::LocalStack::new(seed),
-            seed,
+            tables: Tables::new(seed),
+            worker: Worker::new(seed, Budget::of(pool.capacity())),
+            output: Output::new(channel, pool),
         }
+    }
+
+    fn forwarder(&mut self, now: Instant) -> Forwarder<'_> {
+        Forwarder {
+            tables: &self.tables,
+            worker: &mut self.worker,
+            output: &mut self.output,
+            now,
+        }
+    }
+}
+
+/// Packets in and out.
+impl Shim {
+    /// Takes frames that an uplink's device received.
+    pub fn handle_burst(&mut self, uplink: UplinkId, burst: &mut Burst, now: Instant) {
+        self.forwarder(now).handle_burst(uplink, burst);
+    }
+
+    /// Takes packets of containers, and what the relay asks for, from the channel: at most `budget`
+    /// bursts. Returns whether there were any.
+    pub fn poll_channel(&mut self, now: Instant, budget: usize) -> bool {
+        let asked = self.poll_control();
+        let mut forwarder = self.forwarder(now);
+        let any = forwarder.poll_channel(budget) || asked;
+        if any {
+            forwarder.finish();
+        }
+        any
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_at().is_some_and(|at| at <= now) {
+            self.forwarder(now).handle_timeout();
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next.
+    #[must_use]
+    pub fn poll_at(&self) -> Option<Instant> {
+        self.worker.poll_at()
+    }
+
+    /// The next frames to send, and on which uplink. Frames that the caller leaves in the burst are
+    /// offered again by the next call, adapted to the [capabilities](Self::set_capabilities) that
+    /// hold then; [`Self::discard_unsent`] drops them.
+    pub fn poll_transmit(&mut self) -> Option<(UplinkId, &mut Burst)> {
+        self.output.lend()
+    }
+
+    /// Drops what the caller left in the burst that [`Self::poll_transmit`] returned last.
+    pub fn discard_unsent(&mut self, reason: DropReason) {
+        self.output.discard_unsent(reason);
+    }
+
+    /// The oldest news that was not yet polled.
+    pub fn poll_event(&mut self) -> Option<ShimEvent> {
+        self.output.poll_event()
     }
 
     /// The NOS's end of the channel, for its doorbell.
     pub fn channel(&mut self) -> &mut NosEnd {
-        &mut self.channel
+        &mut self.output.channel
     }
 
-    /// Makes `routes` all static routes.
+    /// Whether the ring to the relay takes another burst.
+    #[must_use]
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.output.channel.has_room()
+    }
+
+    /// Announces that this side is about to block. Returns `false` if it must not, because there
+    /// is something to do.
+    pub fn try_sleep(&mut self) -> bool {
+        self.output.transmit.held() == 0 && self.output.channel.try_sleep()
+    }
+}
+
+/// Configuration.
+impl Shim {
+    /// Carries out what the relay asks for. Returns whether there was anything.
+    fn poll_control(&mut self) -> bool {
+        let mut any = false;
+        while let Some(ToNos::Exchange(request, exchange)) = self.output.channel.recv_control() {
+            any = true;
+            let answer = match self.exchange(&exchange) {
+                Ok(()) => ToRelay::Accepted(request),
+                Err(refused) => ToRelay::Refused(request, refused),
+            };
+            // A relay that does not listen has gone, and its attachments with it.
+            let _ = self.output.channel.send_control(answer);
+        }
+        any
+    }
+
+    /// Changes who owns which addresses and ports, all at once or not at all.
     ///
     /// # Errors
     ///
-    /// [`FibFull`]; then no route was removed, and some were inserted.
-    pub fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), FibFull> {
-        self.changes += 1;
-        self.fib.replace(Protocol::Static, routes).map(|_| ())
+    /// [`ExchangeRefused`]; nothing has changed then.
+    pub fn exchange(&mut self, exchange: &Exchange) -> Result<(), ExchangeRefused> {
+        for id in self.tables.exchange(exchange)? {
+            self.worker.flush_flows(id);
+        }
+        if let Some(config) = &exchange.services {
+            self.worker.local.set_services(&config.services);
+        }
+        Ok(())
     }
 
     /// Makes `config` all that the NOS itself offers, in the default VRF.
     ///
     /// # Errors
     ///
-    /// [`ClaimRefused`] when a container owns one of the ports; nothing has changed then.
-    #[cfg(feature = "stack")]
-    pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), ClaimRefused> {
-        let claims = config.services.iter().flat_map(|service| service.claims());
-        let service = Service {
-            name: "NOS".into(),
-            vrf: VrfId::DEFAULT,
-            claims: claims.collect(),
-        };
-        self.ports.register_service(&service)?;
-        self.local.set_services(&config.services);
-        self.ping = config.ping;
+    /// [`RegistrationRefused`] when a container owns one of the ports; nothing has changed then.
+    pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), RegistrationRefused> {
+        self.tables.set_services(config)?;
+        self.worker.local.set_services(&config.services);
         Ok(())
     }
 
-    /// The oldest news that was not yet polled.
-    pub fn poll_event(&mut self) -> Option<ShimEvent> {
-        self.events.pop_front()
+    /// Makes `routes` all static routes. Next hops over uplinks that are not up are left out of the
+    /// FIB until they are: see [`Self::inactive_routes`].
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; then no route was removed, and some were inserted.
+    pub fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), FibFull> {
+        self.tables.set_routes(routes)
     }
 
-    /// When [`Self::handle_timeout`] has something to do next.
-    #[must_use]
-    pub fn poll_at(&self) -> Option<Instant> {
-        let mut first = sooner(self.echo.poll_at(), self.fragments.poll_at());
-        first = sooner(first, self.reassembler.poll_at());
-        first = sooner(first, self.local_poll_at());
-        for uplink in self.uplinks.values() {
-            first = sooner(first, uplink.neighbors.poll_at());
+    /// Makes `wanted` all uplinks there are, at once: an address that moves from one to another is
+    /// the NOS's all the time, with the ports on it. An uplink that does not change is not touched,
+    /// one that changes is announced to its link, and a new one is [down](Self::set_link).
+    ///
+    /// No two of them may have the same [index](UplinkId::index).
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; nothing has changed then.
+    pub fn set_uplinks(&mut self, wanted: Vec<UplinkConfig>, now: Instant) -> Result<(), FibFull> {
+        self.place_uplinks(wanted)?;
+        // Announcements, and packets to neighbors that are none any more.
+        self.forwarder(now).finish();
+        Ok(())
+    }
+
+    fn place_uplinks(&mut self, wanted: Vec<UplinkConfig>) -> Result<(), FibFull> {
+        for change in self.tables.set_uplinks(wanted)? {
+            self.follow_uplink(change);
         }
-        first
+        self.worker.local.set_addresses(self.tables.addresses());
+        Ok(())
     }
 
+    /// Adds an uplink, which is [down](Self::set_link), or changes one: [`Self::set_uplinks`] with
+    /// all others as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; nothing has changed then.
+    pub fn set_uplink(&mut self, config: UplinkConfig, now: Instant) -> Result<(), FibFull> {
+        let mut wanted = self.tables.uplinks_without(config.id);
+        wanted.push(config);
+        self.set_uplinks(wanted, now)
+    }
+
+    /// Removes an uplink with its addresses, what waits for it, and the next hops over it.
+    pub fn remove_uplink(&mut self, id: UplinkId) {
+        let left = self.tables.uplinks_without(id);
+        // Taking routes away cannot fill the FIB. The other uplinks are not touched, so that there
+        // is nothing to send.
+        let _ = self.place_uplinks(left);
+    }
+
+    fn follow_uplink(&mut self, change: UplinkChange) {
+        let Self {
+            tables,
+            worker,
+            output,
+        } = self;
+        match change {
+            UplinkChange::Gone(id) => {
+                worker.forget_uplink(id, output);
+                output.forget_uplink(id);
+            }
+            UplinkChange::New(id) => {
+                output.counters.insert(id, UplinkCounters::default());
+                if let Some(uplink) = tables.uplinks.get(id) {
+                    worker.reset_neighbors(&uplink.config, output);
+                }
+            }
+            UplinkChange::Mac(id) => {
+                if let Some(uplink) = tables.uplinks.get(id) {
+                    worker.reset_neighbors(&uplink.config, output);
+                    worker.announce(uplink);
+                }
+            }
+            UplinkChange::Addresses(id) => {
+                if let Some(uplink) = tables.uplinks.get(id) {
+                    worker.set_addresses(uplink);
+                    worker.announce(uplink);
+                }
+            }
+        }
+    }
+
+    /// Says whether an uplink's link carries packets. While it is down, its connected routes and
+    /// the next hops over it are out of the FIB, so that other next hops and worse routes take over;
+    /// its addresses stay the NOS's. What is known of its neighbors is forgotten, and what waits
+    /// for them dropped. When it comes up, its addresses are announced.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; the connected routes are not all in the FIB then.
+    pub fn set_link(
+        &mut self,
+        id: UplinkId,
+        state: LinkState,
+        now: Instant,
+    ) -> Result<(), FibFull> {
+        if !self.tables.set_link(id, state)? {
+            return Ok(());
+        }
+        match self.tables.uplinks.get(id) {
+            Some(uplink) if state == LinkState::Up => self.worker.announce(uplink),
+            _ => self.worker.clear_neighbors(id, &mut self.output),
+        }
+        self.forwarder(now).finish();
+        Ok(())
+    }
+
+    /// Sets what an uplink's device takes, also for frames that wait already.
+    pub fn set_capabilities(&mut self, id: UplinkId, capabilities: Capabilities) {
+        self.output.settle();
+        let before = self.tables.set_capabilities(id, capabilities);
+        if before.is_some_and(|before| !capabilities.contains(before)) {
+            self.output.adapt_waiting(id, capabilities);
+        }
+    }
+}
+
+/// What there is to see.
+impl Shim {
     /// What became of all packets. Frames that [`Self::poll_transmit`] lent out are still held.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+        &self.output.ledger
     }
 
     /// Packets kept for later.
     #[must_use]
     pub fn held(&self) -> usize {
-        let neighbors: usize = self
-            .uplinks
-            .values()
-            .map(|uplink| uplink.neighbors.held())
-            .sum();
-        let fragments = self.fragments.held() + self.reassembler.held();
-        neighbors + fragments + self.transmit.held() + self.to_relay.len()
+        self.worker.held() + self.output.held()
     }
 
     /// Who owns which ports.
     #[must_use]
     pub fn ports(&self) -> &PortTable {
-        &self.ports
+        &self.tables.ports
     }
 
-    /// All routes.
+    /// All routes that forward.
     #[must_use]
     pub fn fib(&self) -> &Fib {
-        &self.fib
+        self.tables.routing.fib()
+    }
+
+    /// Routes that are configured and do not forward, and next hops of others that do not: those of
+    /// uplinks that are down, first.
+    #[must_use]
+    pub fn inactive_routes(&self) -> Vec<InactiveRoute> {
+        self.tables.inactive_routes()
     }
 
     /// All uplinks at this moment.
     #[must_use]
     pub fn uplinks(&self, now: Instant) -> Vec<UplinkSnapshot> {
-        let uplinks = self.uplinks.values();
-        uplinks.map(|uplink| uplink.snapshot(now)).collect()
+        let uplinks = self.tables.uplinks.iter();
+        uplinks
+            .map(|(id, uplink)| self.snapshot(id, uplink, now))
+            .collect()
     }
-}
 
-/// The earlier of two moments that may never come.
-#[inline]
-fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
+    fn snapshot(&self, id: UplinkId, uplink: &Uplink, now: Instant) -> UplinkSnapshot {
+        let cache: Option<&NeighborCache<_>> = self.worker.neighbors.get(id);
+        UplinkSnapshot {
+            config: uplink.config.clone(),
+            link: uplink.link,
+            counters: self.output.counters.get(id).copied().unwrap_or_default(),
+            neighbors: cache.map_or_else(Vec::new, |cache| cache.entries(now).collect()),
+        }
     }
 }

@@ -10,14 +10,16 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use nos_shim::arp::Arp;
-use nos_shim::channel::{Registration, RelayEnd, ToNos, pair};
+use nos_shim::channel::{Exchange, RelayEnd, RequestId, ToNos, pair};
 use nos_shim::checksum::Sum;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{Burst, FramePool};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::packet::{Packet, PacketBurst};
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
-use nos_shim::shim::{Shim, ShimConfig, UplinkConfig};
+use nos_shim::ports::{Claim, ClaimKind, PortRange, Registration, Transport};
+#[cfg(feature = "stack")]
+use nos_shim::services::{Service, ServiceConfig};
+use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::{Duration, Instant};
 
 const BUFFERS: usize = 1024;
@@ -72,6 +74,8 @@ impl World {
             mtu: 1500,
         };
         world.nos.set_uplink(uplink, world.now).unwrap();
+        let up = LinkState::Up;
+        world.nos.set_link(UPLINK, up, world.now).unwrap();
         world.register(VICTIM, VICTIM_PORT);
         world.register(B, 30_000);
         world.answer(PEER);
@@ -91,9 +95,14 @@ impl World {
                 kind: ClaimKind::Listen,
             }],
             router: Ipv6Addr::LOCALHOST,
+            mtu: 1500,
+        };
+        let exchange = Exchange {
+            register: vec![registration],
+            ..Exchange::default()
         };
         self.relay
-            .send_control(ToNos::Register(registration))
+            .send_control(ToNos::Exchange(RequestId(u64::from(port)), exchange))
             .unwrap();
         self.nos.poll_channel(self.now, 1);
     }
@@ -312,9 +321,9 @@ fn fragments_without_the_rest_starve_nobody() {
     #[cfg(feature = "stack")]
     world
         .nos
-        .set_services(&nos_shim::shim::ServiceConfig {
+        .set_services(&ServiceConfig {
             ping: true,
-            services: vec![nos_shim::local::Service::Echo],
+            services: vec![Service::Echo],
         })
         .unwrap();
     for round in 0..20_u16 {

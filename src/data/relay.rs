@@ -25,13 +25,13 @@
 //!
 //! | state | entered by | the container's packets | packets for it |
 //! |---|---|---|---|
-//! | registered | [`Relay::attach`] | ARP and NDP answered, others dropped | dropped |
+//! | registered | [`Relay::exchange`] names it first | ARP and NDP answered, others dropped | dropped |
 //! | active | the NOS accepts | checked by the accepted configuration | written |
-//! | (none) | [`Relay::detach`] | dropped | dropped |
+//! | (none) | an exchange detaches it | dropped | dropped |
 //!
-//! [`Relay::update`] leaves an attachment as it is until the NOS accepts the change. The NOS
-//! answers registrations in order, so answers to those of an attachment that has gone meanwhile
-//! are told from those of its successor by counting.
+//! An exchange attaches, changes and detaches any number of attachments, all of them or none:
+//! each stays as it is until the NOS accepts. One that only detaches cannot be refused and holds at
+//! once. Requests have numbers, by which the NOS's answers are matched with what was asked.
 //!
 //! # Accounts
 //!
@@ -41,16 +41,18 @@
 mod attachment;
 mod side;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
-use nos_shim::channel::{Disconnected, Registration, RelayEnd, ToNos, ToRelay, Wake};
+use nos_shim::channel::{Disconnected, Exchange, RelayEnd, RequestId, ToNos, ToRelay, Wake};
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::id_table::IdTable;
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
-use nos_shim::ports::RegistrationRefused;
+use nos_shim::ports::{ExchangeRefused, Registration};
+use nos_shim::services::ServiceConfig;
 use nos_shim::share::Budget;
 use nos_shim::time::Instant;
 use nos_shim::transmit::TransmitQueues;
@@ -70,19 +72,35 @@ pub enum RelayError {
     /// There is none with this number.
     #[error("{0} does not exist")]
     Unknown(AttachmentId),
+    /// One exchange names it twice.
+    #[error("{0} is in one exchange twice")]
+    Twice(AttachmentId),
     /// The NOS does not listen.
     #[error("the NOS cannot be told: {0}")]
     Disconnected(#[from] Disconnected),
 }
 
-/// What the NOS has decided.
+/// A change of attachments, which holds as a whole or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttachmentExchange {
+    /// Attachments that go.
+    pub detach: Vec<AttachmentId>,
+    /// Attachments that come, and those that change. A new one must have an index that is free
+    /// before the exchange.
+    pub attach: Vec<AttachmentConfig>,
+    /// All that the NOS itself offers from then on; `None` changes nothing of it.
+    pub services: Option<ServiceConfig>,
+}
+
+/// What the NOS has decided. Every request is answered once, unless all its attachments have been
+/// detached meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayEvent {
-    /// The attachment is active, with what was asked for first of all that was not yet answered.
-    Accepted(AttachmentId),
-    /// Nothing was granted. What the attachment had before still holds; one that had nothing stays
+    /// What was asked for holds: its attachments are active.
+    Accepted(RequestId),
+    /// Nothing was granted. What was before still holds; an attachment that had nothing stays
     /// registered until it is detached.
-    Refused(AttachmentId, RegistrationRefused),
+    Refused(RequestId, ExchangeRefused),
 }
 
 /// The relay at one moment.
@@ -106,8 +124,31 @@ pub struct Relay {
     /// [`Self::poll_channel`] takes no burst while this many frames wait to be written.
     transmit_high: usize,
     outgoing: PacketBurst,
+    /// What was asked of the NOS and not yet answered.
+    asked: BTreeMap<RequestId, Asked>,
+    last_request: RequestId,
     events: VecDeque<RelayEvent>,
     ledger: Ledger,
+}
+
+/// What happens when the NOS accepts a request.
+#[derive(Debug, Default)]
+struct Asked {
+    detach: Vec<AttachmentId>,
+    guards: Vec<(AttachmentId, Guarded)>,
+    /// It changes what the NOS itself offers.
+    services: bool,
+}
+
+impl Asked {
+    /// Leaves out an attachment that has gone. Returns whether there is anything left of what was
+    /// asked.
+    fn retain_others(&mut self, gone: AttachmentId) -> bool {
+        let before = self.guards.len();
+        self.guards.retain(|(id, _)| *id != gone);
+        let untouched = self.guards.len() == before;
+        untouched || self.services || !(self.guards.is_empty() && self.detach.is_empty())
+    }
 }
 
 impl Relay {
@@ -122,61 +163,139 @@ impl Relay {
             transmit: TransmitQueues::new(budget.transmit_queue()),
             transmit_high: budget.transmit_high(),
             outgoing: PacketBurst::new(),
+            asked: BTreeMap::new(),
+            last_request: RequestId::default(),
             events: VecDeque::new(),
             ledger: Ledger::default(),
         }
     }
 
-    /// Registers an attachment with the NOS. [`Self::poll_event`] tells when it is active.
+    /// Asks the NOS for a change of attachments. [`Self::poll_event`] tells what it decides.
+    ///
+    /// Devices say what they take by [`Self::set_capabilities`]; no change of an attachment touches
+    /// that. One that is new takes nothing yet.
     ///
     /// # Errors
     ///
-    /// [`RelayError`]; nothing has changed then.
-    pub fn attach(&mut self, config: AttachmentConfig) -> Result<(), RelayError> {
-        let id = config.id;
-        if let Some(holder) = self.attachments.holder(id) {
-            return Err(RelayError::Exists(holder));
+    /// [`RelayError`]; nothing has changed then, but that after [`RelayError::Disconnected`] an
+    /// exchange that only detaches has done so.
+    pub fn exchange(&mut self, exchange: AttachmentExchange) -> Result<RequestId, RelayError> {
+        self.check(&exchange)?;
+        let AttachmentExchange {
+            detach,
+            attach,
+            services,
+        } = exchange;
+        let request = self.last_request.next();
+        let mut asked = Asked {
+            services: services.is_some(),
+            ..Asked::default()
+        };
+        if attach.is_empty() && services.is_none() {
+            // It cannot be refused.
+            detach.iter().for_each(|&id| self.remove(id));
+        } else {
+            asked.detach.clone_from(&detach);
         }
-        let attachment = Attachment::new(&config);
-        self.channel.send_control(register(config))?;
-        self.attachments.insert(id, Box::new(attachment));
+        let guards = attach
+            .iter()
+            .map(|config| (config.id, Guarded::new(config)));
+        asked.guards.extend(guards);
+        let wanted = Exchange {
+            withdraw: detach,
+            register: attach.iter().map(registration).collect(),
+            services,
+        };
+        self.channel
+            .send_control(ToNos::Exchange(request, wanted))?;
+        self.last_request = request;
+        self.asked.insert(request, asked);
+        for config in &attach {
+            if self.attachments.get(config.id).is_none() {
+                let attachment = Box::new(Attachment::new(config));
+                self.attachments.insert(config.id, attachment);
+            }
+        }
+        Ok(request)
+    }
+
+    /// Whether an exchange makes sense.
+    fn check(&self, exchange: &AttachmentExchange) -> Result<(), RelayError> {
+        let mut named = BTreeSet::new();
+        for &id in &exchange.detach {
+            self.attachments.get(id).ok_or(RelayError::Unknown(id))?;
+            if !named.insert(id.index()) {
+                return Err(RelayError::Twice(id));
+            }
+        }
+        for AttachmentConfig { id, .. } in &exchange.attach {
+            let holder = self.attachments.holder(*id);
+            if let Some(holder) = holder.filter(|holder| holder != id) {
+                return Err(RelayError::Exists(holder));
+            }
+            if !named.insert(id.index()) {
+                return Err(RelayError::Twice(*id));
+            }
+        }
         Ok(())
     }
 
-    /// Asks the NOS to accept a change of an attachment. Only the capabilities change at once; for
-    /// the rest, [`Self::poll_event`] tells when.
+    /// Registers an attachment with the NOS: an [exchange](Self::exchange) of one that is new.
     ///
     /// # Errors
     ///
     /// [`RelayError`]; nothing has changed then.
-    pub fn update(&mut self, config: AttachmentConfig) -> Result<(), RelayError> {
-        let (id, capabilities) = (config.id, config.capabilities);
-        let asked = Guarded::new(&config);
-        if self.attachment(id).is_none() {
-            return Err(RelayError::Unknown(id));
+    pub fn attach(&mut self, config: AttachmentConfig) -> Result<RequestId, RelayError> {
+        if let Some(holder) = self.attachments.holder(config.id) {
+            return Err(RelayError::Exists(holder));
         }
-        self.channel.send_control(register(config))?;
-        if let Some(attachment) = self.attachment(id) {
-            attachment.asked.push_back(asked);
-        }
-        self.set_capabilities(id, capabilities)
+        self.exchange_one(config)
     }
 
-    /// Removes an attachment, and tells the NOS. What waits for it is dropped.
+    /// Asks the NOS to accept a change of an attachment: an [exchange](Self::exchange) of one that
+    /// is there.
+    ///
+    /// # Errors
+    ///
+    /// [`RelayError`]; nothing has changed then.
+    pub fn update(&mut self, config: AttachmentConfig) -> Result<RequestId, RelayError> {
+        if self.attachments.get(config.id).is_none() {
+            return Err(RelayError::Unknown(config.id));
+        }
+        self.exchange_one(config)
+    }
+
+    fn exchange_one(&mut self, config: AttachmentConfig) -> Result<RequestId, RelayError> {
+        self.exchange(AttachmentExchange {
+            attach: vec![config],
+            ..AttachmentExchange::default()
+        })
+    }
+
+    /// Removes an attachment at once, and tells the NOS. What waits for it is dropped.
     ///
     /// # Errors
     ///
     /// [`RelayError::Unknown`], and nothing has changed; or [`RelayError::Disconnected`], and the
     /// attachment is removed all the same.
-    pub fn detach(&mut self, id: AttachmentId) -> Result<(), RelayError> {
+    pub fn detach(&mut self, id: AttachmentId) -> Result<RequestId, RelayError> {
+        self.exchange(AttachmentExchange {
+            detach: vec![id],
+            ..AttachmentExchange::default()
+        })
+    }
+
+    /// Removes an attachment, what waits for it, and what was asked for it.
+    fn remove(&mut self, id: AttachmentId) {
         self.settle();
         if self.attachments.remove(id).is_none() {
-            return Err(RelayError::Unknown(id));
+            return;
         }
         for frame in self.transmit.drain(id.0) {
             self.drop_frame(frame, DropReason::UnknownAttachment);
         }
-        Ok(self.channel.send_control(ToNos::Withdraw(id))?)
+        // Nobody waits for an answer about attachments that are gone.
+        self.asked.retain(|_, asked| asked.retain_others(id));
     }
 
     /// Sets what the device towards a container takes, also for frames that wait already.
@@ -217,17 +336,17 @@ impl Relay {
     /// Takes what the NOS has sent: control messages, then up to `budget` bursts. Returns whether
     /// there may be more; whoever gets `true` calls again, after [`Self::poll_transmit`].
     pub fn poll_channel(&mut self, _now: Instant, budget: usize) -> bool {
-        while let Some(message) = self.channel.recv_control() {
-            self.handle_control(message);
-        }
+        self.handle_controls();
         for _ in 0..budget {
             if self.transmit.held() >= self.transmit_high {
                 return true;
             }
-            match self.channel.recv_burst() {
-                Some(burst) => self.deliver_burst(burst),
-                None => return false,
-            }
+            let Some(burst) = self.channel.recv_burst() else {
+                return false;
+            };
+            // An attachment may have been accepted just before its first packet was sent.
+            self.handle_controls();
+            self.deliver_burst(burst);
         }
         self.channel.depth() > 0
     }
@@ -346,20 +465,37 @@ impl Relay {
         })
     }
 
+    fn handle_controls(&mut self) {
+        while let Some(message) = self.channel.recv_control() {
+            self.handle_control(message);
+        }
+    }
+
+    #[cold]
     fn handle_control(&mut self, message: ToRelay) {
-        let id = match message {
-            ToRelay::Accepted(id) | ToRelay::Refused(id, _) => id,
-        };
-        // Of an attachment that has gone, or of the one before it with this index: nobody asks.
-        let Some(attachment) = self.attachment(id) else {
+        let (ToRelay::Accepted(request) | ToRelay::Refused(request, _)) = message;
+        // Answers that nobody waits for do no harm.
+        let Some(asked) = self.asked.remove(&request) else {
             return;
         };
-        attachment.answered(matches!(message, ToRelay::Accepted(_)));
         let event = match message {
-            ToRelay::Accepted(id) => RelayEvent::Accepted(id),
-            ToRelay::Refused(id, refused) => RelayEvent::Refused(id, refused),
+            ToRelay::Accepted(request) => {
+                self.follow(asked);
+                RelayEvent::Accepted(request)
+            }
+            ToRelay::Refused(request, refused) => RelayEvent::Refused(request, refused),
         };
         self.events.push_back(event);
+    }
+
+    /// Does what the NOS has accepted.
+    fn follow(&mut self, asked: Asked) {
+        asked.detach.into_iter().for_each(|id| self.remove(id));
+        for (id, guarded) in asked.guards {
+            if let Some(attachment) = self.attachment(id) {
+                attachment.activate(guarded);
+            }
+        }
     }
 
     /// Queues packets from the NOS for their containers.
@@ -421,15 +557,16 @@ impl Relay {
     }
 }
 
-fn register(config: AttachmentConfig) -> ToNos {
-    ToNos::Register(Registration {
+fn registration(config: &AttachmentConfig) -> Registration {
+    Registration {
         attachment: config.id,
-        name: config.name,
+        name: Arc::clone(&config.name),
         vrf: config.vrf,
-        addresses: config.addresses,
-        claims: config.claims,
+        addresses: config.addresses.clone(),
+        claims: config.claims.clone(),
         router: config.relay_mac.link_local(),
-    })
+        mtu: config.mtu,
+    }
 }
 
 #[cfg(test)]

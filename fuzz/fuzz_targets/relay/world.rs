@@ -34,12 +34,12 @@ use nos_shim::drop::DropReason;
 use nos_shim::fib::{Action, NextHop, NextHops, Route, Source};
 use nos_shim::frame::{BATCH, Burst, ETHERNET_HEADER, Frame, FramePool, Offload};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
-use nos_shim::local::Service;
 use nos_shim::ndp::{Envelope, Ndp};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::Packet;
 use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
-use nos_shim::shim::{ServiceConfig, Shim, ShimConfig, UplinkConfig};
+use nos_shim::services::{Service, ServiceConfig};
+use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
 
 use super::frames::{self, Draft};
@@ -224,9 +224,10 @@ impl World {
 
     fn attach(&mut self, id: AttachmentId, flavour: u8) {
         let config = attachment(id, flavour);
-        let capabilities = config.capabilities;
+        let capabilities = Capabilities::from_bits_truncate(flavour >> 4);
         if self.relay().attach(config).is_ok() {
             let interface = Interface::Attachment(id);
+            self.engine.set_capabilities(interface, capabilities);
             self.capabilities.insert(interface, capabilities);
         }
     }
@@ -239,9 +240,13 @@ impl World {
         self.capabilities
             .entry(interface)
             .or_insert(Capabilities::empty());
-        if flavour & 0x80 != 0 {
-            self.nos().announce(id, now);
-        }
+        let state = if flavour & 0xc0 == 0x40 {
+            LinkState::Down
+        } else {
+            LinkState::Up
+        };
+        let placed = self.nos().set_link(id, state, now);
+        placed.expect("few addresses");
     }
 
     fn raw(&mut self, script: &mut Script<'_>) {
@@ -469,8 +474,7 @@ fn attachment(id: AttachmentId, flavour: u8) -> AttachmentConfig {
             .flat_map(|(v4, v6)| [v4.into(), v6.into()])
             .collect(),
         claims: claims.collect(),
-        mtu: 1500,
-        capabilities: Capabilities::from_bits_truncate(flavour >> 4),
+        mtu: if flavour & 0x10 == 0 { 1500 } else { 1280 },
     }
 }
 

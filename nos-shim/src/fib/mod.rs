@@ -25,6 +25,7 @@ mod arena;
 mod ecmp;
 mod rib;
 mod route;
+mod routing;
 mod table;
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -36,6 +37,8 @@ use thiserror::Error;
 pub use adjacency::{Adjacency, AdjacencyId};
 pub use ecmp::{BUCKETS, FlowHasher};
 pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protocol, Route, Source};
+
+pub use routing::{InactiveReason, InactiveRoute, RouteKey, Routing};
 
 use crate::ident::{UplinkId, VrfId};
 use adjacency::Adjacencies;
@@ -189,12 +192,12 @@ impl Vrf {
         }
     }
 
+    /// Whether there is no room for one more prefix, and this would be one.
     fn is_full_for(&self, prefix: IpNet) -> bool {
-        let prefixes = match prefix {
-            IpNet::V4(_) => self.v4.rib.len(),
-            IpNet::V6(_) => self.v6.rib.len(),
-        };
-        prefixes >= MAX_PREFIXES
+        match prefix {
+            IpNet::V4(prefix) => self.v4.rib.is_full_for(prefix_v4(prefix)),
+            IpNet::V6(prefix) => self.v6.rib.is_full_for(prefix_v6(prefix)),
+        }
     }
 
     /// All offers, in any order.
@@ -412,16 +415,28 @@ impl Fib {
         Ok(done)
     }
 
-    fn offers_of(
-        &self,
-        protocol: Protocol,
-    ) -> impl Iterator<Item = ((VrfId, IpNet, Source), &Action)> {
+    fn offers_of(&self, protocol: Protocol) -> impl Iterator<Item = (RouteKey, &Action)> {
         self.vrfs().flat_map(move |id| {
             let offers = self.vrf(id).into_iter().flat_map(Vrf::iter);
             let routes = offers.map(|offer| self.route_entry(offer));
             let ours = routes.filter(move |route| route.source.protocol() == protocol);
             ours.map(move |route| ((id, route.prefix, route.source), route.action))
         })
+    }
+
+    /// The routes of a protocol with a next hop over `uplink`. Looks at all routes only if there is
+    /// one.
+    pub(super) fn offers_via(
+        &self,
+        protocol: Protocol,
+        uplink: UplinkId,
+    ) -> Vec<(RouteKey, Action)> {
+        if !self.adjacencies.any(|action| action.is_via(uplink)) {
+            return Vec::new();
+        }
+        let offers = self.offers_of(protocol);
+        let over = offers.filter(|(_, action)| action.is_via(uplink));
+        over.map(|(key, action)| (key, action.clone())).collect()
     }
 
     /// The VRFs that have or had a route, in ascending order.

@@ -13,6 +13,7 @@ use foldhash::fast::RandomState;
 use hashbrown::hash_table::Entry;
 use hashbrown::{HashMap, HashTable};
 
+use super::MAX_PREFIXES;
 use super::adjacency::{Adjacencies, AdjacencyId};
 use super::route::Source;
 use super::table::Key;
@@ -118,6 +119,11 @@ impl<K: Key> Rib<K> {
     /// How many prefixes have a route.
     pub(super) fn len(&self) -> usize {
         self.best.len()
+    }
+
+    /// Whether there is no room for one more prefix, and this would be one.
+    pub(super) fn is_full_for(&self, prefix: Prefix<K>) -> bool {
+        self.len() >= MAX_PREFIXES && self.get(prefix).is_none()
     }
 
     /// Takes an offer, in place of the same source's earlier one.

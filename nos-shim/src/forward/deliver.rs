@@ -1,224 +1,274 @@
-//! Packets to a NOS address: fragments first, then the verdict of [`super::demux`].
+//! Packets to a NOS address: fragments first, then who [`super::demux`] says gets them.
 
 use core::net::IpAddr;
 
 use crate::drop::DropReason;
 use crate::fragments::Fate;
 use crate::icmp::{self, Answer, IcmpError};
-use crate::ident::{AttachmentId, LocalAddressId, UplinkId};
+use crate::ident::{LocalAddressId, UplinkId};
 use crate::ipv4_options::{self, OptionsRefused};
 use crate::ipv6_extensions;
+use crate::origin::Origin;
+use crate::output::Output;
 use crate::packet::{Fragment, Packet};
-use crate::shim::Shim;
+use crate::ports::Transport;
+use crate::tables::Tables;
 use crate::time::Instant;
+use crate::worker::{Holder, Worker};
 
-use super::demux::put_back_echo_id;
-use super::{Origin, Verdict};
+use super::demux::{Recipient, put_back_echo_id, recipient};
+use super::oversize::{Size, cut, size};
+use super::respond::Refusal;
+use super::{Step, ToAttachment, local};
 
-/// Who gets the fragments of a datagram: whoever got the first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
-    /// A container.
-    Attachment(AttachmentId),
-    /// The NOS, which puts them together to a datagram to this address.
-    Local(LocalAddressId),
-    /// Nobody: all are dropped for the first one's reason.
-    Nobody(DropReason),
+/// A packet to one of our addresses.
+#[inline]
+pub(super) fn deliver(
+    packet: Packet,
+    address: LocalAddressId,
+    origin: Origin,
+    tables: &Tables,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) -> Step {
+    if packet.fragment() != Fragment::Whole {
+        return deliver_fragment(packet, address, tables, worker, now);
+    }
+    match recipient(&packet, address, tables, &worker.echo, now) {
+        Recipient::Attachment(to) if packet.wire_len() <= tables.attachment_mtu() => {
+            output.push_to_relay(packet, to);
+            Step::Done
+        }
+        other => carry_out(other, packet, origin, tables, worker, output, now),
+    }
 }
 
-impl Shim {
-    /// A packet to one of our addresses.
-    #[inline]
-    pub(super) fn deliver(
-        &mut self,
-        packet: Packet,
-        address: LocalAddressId,
-        origin: Origin,
-        now: Instant,
-    ) {
-        if packet.fragment() == Fragment::Whole {
-            let verdict = self.owner(&packet, address, now);
-            self.carry_out(verdict, packet, origin, now);
-        } else {
-            self.deliver_fragment(packet, address, now);
-        }
-    }
-
-    #[inline]
-    fn carry_out(&mut self, verdict: Verdict, mut packet: Packet, origin: Origin, now: Instant) {
-        match verdict {
-            Verdict::Attachment(id) => self.deliver_to(packet, id),
-            Verdict::Echo(id, own) => {
-                put_back_echo_id(&mut packet, own);
-                self.deliver_to(packet, id);
+/// Gives a packet to whoever gets it.
+fn carry_out(
+    recipient: Recipient,
+    packet: Packet,
+    origin: Origin,
+    tables: &Tables,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) -> Step {
+    let to_attachment = |packet, to, echo_id| {
+        Step::ToAttachment(ToAttachment {
+            packet,
+            to,
+            echo_id,
+            origin,
+        })
+    };
+    // A container's own kernel looks at options; for the rest the NOS does.
+    let packet = match recipient {
+        Recipient::Attachment(id) => return to_attachment(packet, id, None),
+        Recipient::Echo(id, own) => return to_attachment(packet, id, Some(own)),
+        Recipient::Drop(reason) => return Step::Drop(packet, reason),
+        Recipient::Local | Recipient::Query | Recipient::NoListener | Recipient::NoProtocol => {
+            match take_options(packet, origin, now) {
+                Ok(packet) => packet,
+                Err(refused) => return refused,
             }
-            Verdict::Drop(reason) => self.discard(packet, reason),
-            // A container's own kernel looks at options; for the rest the NOS does.
-            _ => {
-                if let Some(packet) = self.take_options(packet, origin, now) {
-                    self.handle_own(verdict, packet, origin, now);
+        }
+    };
+    match recipient {
+        Recipient::Query => answer(packet, None, origin, worker, output, now),
+        Recipient::NoListener => Step::Refuse(Refusal::no_listener(packet, origin)),
+        Recipient::NoProtocol => refuse_protocol(packet, origin),
+        _ => local::receive(packet, origin, tables, worker, output, now),
+    }
+}
+
+fn refuse_protocol(packet: Packet, origin: Origin) -> Step {
+    let error = IcmpError::ProtocolUnreachable;
+    Step::refuse(packet, origin, error, DropReason::NoProtocol)
+}
+
+/// Gives a packet to a container, in fragments if it is longer than its link takes.
+pub(super) fn to_attachment(
+    delivery: ToAttachment,
+    tables: &Tables,
+    worker: &mut Worker,
+    output: &mut Output,
+) -> Step {
+    let ToAttachment {
+        mut packet,
+        to,
+        echo_id,
+        origin,
+    } = delivery;
+    let attachment = tables.attachments.get(to);
+    let mtu = attachment.map_or(usize::MAX, |attachment| attachment.mtu.into());
+    let size = size(&packet, mtu, origin);
+    if let Size::TooBig(error) = size {
+        return Step::refuse(packet, origin, error, DropReason::TooBig);
+    }
+    // Not before: an error quotes what was on the wire.
+    if let Some(own) = echo_id {
+        put_back_echo_id(&mut packet, own);
+    }
+    if matches!(size, Size::Fits) {
+        output.push_to_relay(packet, to);
+        return Step::Done;
+    }
+    cut(packet, mtu, &mut worker.originator, output);
+    while let Some(fragment) = output.pieces.pop_front() {
+        output.push_to_relay(fragment, to);
+    }
+    Step::Done
+}
+
+/// A fragment: goes where the first of its datagram goes, and waits until that is known.
+fn deliver_fragment(
+    mut packet: Packet,
+    address: LocalAddressId,
+    tables: &Tables,
+    worker: &mut Worker,
+    now: Instant,
+) -> Step {
+    let holder = match packet.fragment() {
+        Fragment::First => {
+            let recipient = recipient(&packet, address, tables, &worker.echo, now);
+            holder(recipient, &mut packet, address)
+        }
+        // Not asked for: only first fragments decide.
+        Fragment::Later | Fragment::Whole => Holder::Nobody(DropReason::FragmentTimeout),
+    };
+    let shares = &mut worker.shares;
+    match worker.fragments.handle(packet, now, shares, |_| holder) {
+        Some(fate) => Step::Fate(fate),
+        None => Step::Done,
+    }
+}
+
+/// Who gets the datagram that starts with this fragment.
+fn holder(recipient: Recipient, first: &mut Packet, address: LocalAddressId) -> Holder {
+    match recipient {
+        Recipient::Attachment(id) => Holder::Attachment(id),
+        Recipient::Echo(id, own) => {
+            put_back_echo_id(first, own);
+            Holder::Attachment(id)
+        }
+        // A refusal has to quote the datagram whole, as a host does that puts it together.
+        Recipient::Local | Recipient::Query | Recipient::NoListener | Recipient::NoProtocol => {
+            Holder::Local(address)
+        }
+        Recipient::Drop(reason) => Holder::Nobody(reason),
+    }
+}
+
+/// Does what the fragment table has decided. A datagram to the NOS itself is put together, and
+/// treated as if it had come so.
+pub(super) fn follow_fate(
+    fate: Fate<Holder>,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) -> Step {
+    match fate {
+        Fate::Deliver(packet, Holder::Attachment(to)) => Step::ToAttachment(ToAttachment {
+            origin: Origin::of(&packet),
+            packet,
+            to,
+            echo_id: None,
+        }),
+        Fate::Deliver(packet, Holder::Local(address)) => {
+            let Output { pool, ledger, .. } = output;
+            let shares = &mut worker.shares;
+            match worker.reassembler.handle(packet, now, pool, ledger, shares) {
+                Some(whole) => {
+                    let origin = Origin::of(&whole);
+                    Step::Deliver(whole, address, origin)
                 }
+                None => Step::Done,
             }
         }
-    }
-
-    /// Looks at options and extension headers of a packet that the NOS itself gets. A packet that is
-    /// dropped or refused for them is not given back.
-    fn take_options(&mut self, mut packet: Packet, origin: Origin, now: Instant) -> Option<Packet> {
-        match receive_options(&mut packet, now) {
-            Ok(()) => return Some(packet),
-            Err((reason, None)) => self.discard(packet, reason),
-            Err((reason, Some(error))) => self.refuse(packet, origin, error, reason, now),
-        }
-        None
-    }
-
-    /// A packet that no container gets.
-    fn handle_own(&mut self, verdict: Verdict, packet: Packet, origin: Origin, now: Instant) {
-        match verdict {
-            Verdict::Local => self.deliver_local(packet, now),
-            Verdict::Query => self.answer(packet, None, origin, now),
-            Verdict::NoListener => self.refuse_port(packet, origin, now),
-            Verdict::NoProtocol => {
-                let error = IcmpError::ProtocolUnreachable;
-                self.refuse(packet, origin, error, DropReason::NoProtocol, now);
-            }
-            Verdict::Drop(reason) => self.discard(packet, reason),
-            Verdict::Attachment(id) | Verdict::Echo(id, _) => self.deliver_to(packet, id),
+        Fate::Deliver(packet, Holder::Nobody(reason)) | Fate::Drop(packet, reason) => {
+            Step::Drop(packet, reason)
         }
     }
+}
 
-    /// A fragment: goes where the first of its datagram goes, and waits until that is known.
-    fn deliver_fragment(&mut self, mut packet: Packet, address: LocalAddressId, now: Instant) {
-        let holder = match packet.fragment() {
-            Fragment::First => self.holder(&mut packet, address, now),
-            // Not asked for: only first fragments decide.
-            Fragment::Later | Fragment::Whole => Holder::Nobody(DropReason::FragmentTimeout),
-        };
-        if let Some(fate) = self
-            .fragments
-            .handle(packet, now, &mut self.shares, |_| holder)
-        {
-            self.meet(fate, now);
+/// Gives up a datagram whose fragments did not come in time, which its sender is told.
+pub(super) fn expired(worker: &mut Worker, output: &mut Output, now: Instant) -> Option<Refusal> {
+    let Output { pool, ledger, .. } = output;
+    let shares = &mut worker.shares;
+    let first = worker.reassembler.poll_timeout(now, pool, ledger, shares)?;
+    let (origin, error) = (Origin::of(&first), IcmpError::ReassemblyTimeout);
+    let reason = DropReason::FragmentTimeout;
+    Some(Refusal::new(first, origin, error, reason))
+}
+
+/// Answers an ICMP query. `own` is the answer's source if the query went to a group.
+fn answer(
+    packet: Packet,
+    own: Option<IpAddr>,
+    origin: Origin,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) -> Step {
+    let own = own.unwrap_or_else(|| packet.destination());
+    match icmp::answer(packet, own, now, &mut worker.originator) {
+        Answer::Reply(reply) => {
+            output.ledger.consumed += 1;
+            output.ledger.originated += 1;
+            Step::Return(reply, origin)
         }
-        self.poll_fragments(now);
+        Answer::Drop { packet, reason } => Step::Drop(packet, reason),
     }
+}
 
-    /// Who gets the datagram that starts with this fragment.
-    fn holder(&mut self, first: &mut Packet, address: LocalAddressId, now: Instant) -> Holder {
-        match self.owner(first, address, now) {
-            Verdict::Attachment(id) => Holder::Attachment(id),
-            Verdict::Echo(id, own) => {
-                put_back_echo_id(first, own);
-                Holder::Attachment(id)
-            }
-            // A refusal has to quote the datagram whole, as a host does that puts it together.
-            Verdict::Local | Verdict::Query | Verdict::NoListener | Verdict::NoProtocol => {
-                Holder::Local(address)
-            }
-            Verdict::Drop(reason) => Holder::Nobody(reason),
-        }
+/// A packet to the NOS's own link-local address, or to all nodes of the link: the NOS has no
+/// services there, but it is a host.
+pub(super) fn deliver_link_local(
+    packet: Packet,
+    id: UplinkId,
+    tables: &Tables,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) -> Step {
+    let origin = Origin::Uplink(id);
+    let packet = match take_options(packet, origin, now) {
+        Ok(packet) => packet,
+        Err(refused) => return refused,
+    };
+    if packet.fragment() != Fragment::Whole {
+        return Step::Drop(packet, DropReason::Ignored);
     }
-
-    /// Carries out what the fragment table has decided meanwhile.
-    pub(super) fn poll_fragments(&mut self, now: Instant) {
-        while let Some(fate) = self.fragments.poll_fate(&mut self.shares) {
-            self.meet(fate, now);
-        }
+    if packet.icmp().is_some() {
+        let own = own_address_for(&packet, id, tables);
+        return answer(packet, own, origin, worker, output, now);
     }
-
-    fn meet(&mut self, fate: Fate<Holder>, now: Instant) {
-        match fate {
-            Fate::Deliver(packet, Holder::Attachment(id)) => self.deliver_to(packet, id),
-            Fate::Deliver(packet, Holder::Local(address)) => self.reassemble(packet, address, now),
-            Fate::Deliver(packet, Holder::Nobody(reason)) | Fate::Drop(packet, reason) => {
-                self.discard(packet, reason);
-            }
-        }
+    match Transport::from_protocol(packet.protocol()) {
+        Some(_) => Step::Refuse(Refusal::no_listener(packet, origin)),
+        None => refuse_protocol(packet, origin),
     }
+}
 
-    /// Puts a datagram to the NOS itself together, and treats it as if it had come so.
-    fn reassemble(&mut self, fragment: Packet, address: LocalAddressId, now: Instant) {
-        let Self {
-            reassembler,
-            pool,
-            ledger,
-            shares,
-            ..
-        } = self;
-        if let Some(whole) = reassembler.handle(fragment, now, pool, ledger, shares) {
-            let origin = Origin::of(&whole);
-            let verdict = self.owner(&whole, address, now);
-            self.carry_out(verdict, whole, origin, now);
+/// An answer about a group comes from an address of the peer's scope (RFC 6724 §5).
+fn own_address_for(packet: &Packet, id: UplinkId, tables: &Tables) -> Option<IpAddr> {
+    let uplink = tables.uplinks.get(id)?;
+    let link_local = IpAddr::V6(uplink.link_local());
+    Some(match packet.source() {
+        IpAddr::V6(peer) if !peer.is_unicast_link_local() => {
+            uplink.address(true).unwrap_or(link_local)
         }
-    }
+        _ => link_local,
+    })
+}
 
-    /// Gives up datagrams whose fragments did not come in time, and says so.
-    pub(super) fn expire_reassembly(&mut self, now: Instant) {
-        loop {
-            let Self {
-                reassembler,
-                pool,
-                ledger,
-                shares,
-                ..
-            } = self;
-            let Some(first) = reassembler.poll_timeout(now, pool, ledger, shares) else {
-                return;
-            };
-            let (origin, error) = (Origin::of(&first), IcmpError::ReassemblyTimeout);
-            self.refuse(first, origin, error, DropReason::FragmentTimeout, now);
-        }
-    }
-
-    /// Answers an ICMP query. `own` is the answer's source if the query went to a group.
-    pub(super) fn answer(
-        &mut self,
-        packet: Packet,
-        own: Option<IpAddr>,
-        origin: Origin,
-        now: Instant,
-    ) {
-        let own = own.unwrap_or_else(|| packet.destination());
-        match icmp::answer(packet, own, now, &mut self.originator) {
-            Answer::Reply(reply) => {
-                self.ledger.consumed += 1;
-                self.ledger.originated += 1;
-                self.send_back(reply, origin, now);
-            }
-            Answer::Drop { packet, reason } => self.discard(packet, reason),
-        }
-    }
-
-    /// A packet to the NOS's own link-local address, or to all nodes of the link: the NOS has no
-    /// services there, but it is a host.
-    pub(super) fn deliver_link_local(&mut self, packet: Packet, uplink: UplinkId, now: Instant) {
-        let origin = Origin::Uplink(uplink);
-        let Some(packet) = self.take_options(packet, origin, now) else {
-            return;
-        };
-        let own = self.uplink(uplink).map(|uplink| {
-            let link_local = IpAddr::V6(uplink.link_local());
-            // An answer about a group comes from an address of the peer's scope (RFC 6724 §5).
-            match packet.source() {
-                IpAddr::V6(peer) if !peer.is_unicast_link_local() => {
-                    uplink.address(true).unwrap_or(link_local)
-                }
-                _ => link_local,
-            }
-        });
-        match (
-            packet.icmp(),
-            crate::ports::Transport::from_protocol(packet.protocol()),
-        ) {
-            _ if packet.fragment() != Fragment::Whole => self.discard(packet, DropReason::Ignored),
-            (Some(_), _) => self.answer(packet, own, origin, now),
-            (None, Some(_)) => self.refuse_port(packet, origin, now),
-            (None, None) => {
-                let error = IcmpError::ProtocolUnreachable;
-                self.refuse(packet, origin, error, DropReason::NoProtocol, now);
-            }
-        }
+/// Looks at options and extension headers of a packet that the NOS itself gets. One that is dropped
+/// or refused for them is not given back.
+fn take_options(mut packet: Packet, origin: Origin, now: Instant) -> Result<Packet, Step> {
+    match receive_options(&mut packet, now) {
+        Ok(()) => Ok(packet),
+        Err((reason, None)) => Err(Step::Drop(packet, reason)),
+        Err((reason, Some(error))) => Err(Step::refuse(packet, origin, error, reason)),
     }
 }
 

@@ -9,218 +9,239 @@ use crate::ident::{Interface, LocalAddressId, MacAddr, UplinkId};
 use crate::martian;
 use crate::ndp::{self, Ndp};
 use crate::neighbor::Answer;
+use crate::origin::Origin;
 use crate::packet::{
     Addresses, ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type, protocol,
 };
-use crate::shim::{EVENTS, Shim, ShimEvent};
-use crate::time::Instant;
+use crate::tables::Tables;
 
-use super::Origin;
+use super::{Forwarder, Step, deliver, look_up};
 
-impl Shim {
+impl Forwarder<'_> {
     /// Frames that came in on an uplink. What is to be routed is looked up together.
-    pub(super) fn ingress(&mut self, id: UplinkId, burst: &mut Burst, now: Instant) {
-        self.ledger.received += burst.len() as u64;
-        let Some(uplink) = self.uplinks.get_mut(id) else {
+    pub(super) fn ingress(&mut self, id: UplinkId, burst: &mut Burst) {
+        let tables = self.tables;
+        self.output.ledger.received += burst.len() as u64;
+        let Some(uplink) = tables.uplinks.get(id) else {
             for frame in burst.drain(..) {
-                self.discard_frame(frame, DropReason::DeviceGone);
+                self.output.discard_frame(frame, DropReason::DeviceGone);
             }
             return;
         };
-        uplink.counters.rx_packets += burst.len() as u64;
-        uplink.counters.rx_octets += octets(burst);
+        if let Some(counters) = self.output.counters.get_mut(id) {
+            counters.rx_packets += burst.len() as u64;
+            counters.rx_octets += octets(burst);
+        }
         let (vrf, mac) = (uplink.config.vrf, uplink.config.mac);
         let origin = Origin::Uplink(id);
         let mut routed = PacketBurst::new();
         for mut frame in burst.drain(..) {
             frame.set_vrf(vrf);
             frame.set_interface(Interface::Uplink(id));
-            match Packet::parse(frame) {
-                Ok(packet) => match self.admit(&packet, id, mac) {
-                    Ok(Admitted::Local(address)) => self.deliver(packet, address, origin, now),
-                    // There is room: no burst is longer than another.
-                    Ok(Admitted::Route) => routed.push(packet),
-                    Ok(Admitted::Ndp) => self.ndp(id, packet, now),
-                    Ok(Admitted::LinkLocal) => self.deliver_link_local(packet, id, now),
-                    Err(reason) => self.discard(packet, reason),
+            let step = match Packet::parse(frame) {
+                Ok(packet) => match admit(&packet, id, mac, tables) {
+                    Ok(Admitted::Local(address)) => {
+                        let Self {
+                            worker,
+                            output,
+                            now,
+                            ..
+                        } = self;
+                        deliver::deliver(packet, address, origin, tables, worker, output, *now)
+                    }
+                    Ok(Admitted::Route) => {
+                        // There is room: no burst is longer than another.
+                        routed.push(packet);
+                        Step::Done
+                    }
+                    Ok(Admitted::Ndp) => self.ndp(id, packet),
+                    Ok(Admitted::LinkLocal) => {
+                        let Self {
+                            worker,
+                            output,
+                            now,
+                            ..
+                        } = self;
+                        deliver::deliver_link_local(packet, id, tables, worker, output, *now)
+                    }
+                    Err(reason) => Step::Drop(packet, reason),
                 },
-                Err(rejected) => self.ingress_other(id, rejected, now),
-            }
+                Err(rejected) => {
+                    self.ingress_other(id, rejected);
+                    Step::Done
+                }
+            };
+            self.run(step);
         }
-        let found = self.look_up(&routed);
+        let found = look_up(tables, &routed);
         for (packet, adjacency) in routed.drain(..).zip(found) {
-            self.follow(packet, adjacency, origin, now);
+            self.run(Step::Follow(packet, adjacency, origin));
         }
     }
 
     /// A frame that is no IP packet.
     #[cold]
-    fn ingress_other(&mut self, id: UplinkId, Rejected { frame, reason }: Rejected, now: Instant) {
+    fn ingress_other(&mut self, id: UplinkId, Rejected { frame, reason }: Rejected) {
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
-            self.arp(id, frame, now);
+            self.arp(id, frame);
         } else {
-            self.discard_frame(frame, reason);
-        }
-    }
-
-    /// Whether a host would look at the packet any further, and as what.
-    #[inline]
-    fn admit(&self, packet: &Packet, id: UplinkId, mac: MacAddr) -> Result<Admitted, DropReason> {
-        let addresses = packet.addresses();
-        // Addresses that may be a source are unicast.
-        let plain = packet.destination_mac() == mac
-            && match addresses {
-                Addresses::V4 {
-                    source,
-                    destination,
-                } => {
-                    !martian::source_is_martian(source.into())
-                        && !martian::source_is_martian(destination.into())
-                }
-                Addresses::V6 {
-                    source,
-                    destination,
-                } => {
-                    !martian::source_is_martian(source.into())
-                        && !martian::source_is_martian(destination.into())
-                        && !destination.is_unicast_link_local()
-                        && packet.protocol() != protocol::ICMPV6
-                }
-            };
-        if !plain {
-            return self.admit_slowly(packet, addresses, id, mac);
-        }
-        if self.is_ours(packet, addresses.source()) {
-            return Err(DropReason::MartianSource);
-        }
-        Ok(self.local_or_routed(packet, addresses.destination()))
-    }
-
-    #[inline]
-    fn local_or_routed(&self, packet: &Packet, destination: IpAddr) -> Admitted {
-        match self.own_address(packet.frame().vrf(), destination) {
-            Some(address) => Admitted::Local(address),
-            None => Admitted::Route,
-        }
-    }
-
-    fn admit_slowly(
-        &self,
-        packet: &Packet,
-        addresses: Addresses,
-        id: UplinkId,
-        mac: MacAddr,
-    ) -> Result<Admitted, DropReason> {
-        let link = packet.destination_mac();
-        if link != mac && !link.is_multicast() {
-            return Err(DropReason::OtherHost);
-        }
-        if ndp::is_ndp(packet) {
-            return Ok(Admitted::Ndp);
-        }
-        martian::check(addresses)?;
-        let destination = addresses.destination();
-        let for_all = matches!(destination, IpAddr::V6(ndp::ALL_NODES));
-        if for_all && packet.icmp().is_some() {
-            return Ok(Admitted::LinkLocal);
-        }
-        // A unicast datagram in a multicast frame is not meant for a host (RFC 1122 §3.3.6).
-        if link.is_multicast() || martian::is_group(destination) {
-            return Err(DropReason::Multicast);
-        }
-        if self.is_ours(packet, addresses.source()) {
-            return Err(DropReason::MartianSource);
-        }
-        match destination {
-            IpAddr::V6(address) if address.is_unicast_link_local() => {
-                if self.is_link_local_of(id, address) {
-                    Ok(Admitted::LinkLocal)
-                } else {
-                    Err(DropReason::OtherHost)
-                }
-            }
-            _ => Ok(self.local_or_routed(packet, destination)),
+            self.output.discard_frame(frame, reason);
         }
     }
 
     /// ARP: learn, and answer for our addresses.
-    fn arp(&mut self, id: UplinkId, frame: Frame, now: Instant) {
+    fn arp(&mut self, id: UplinkId, frame: Frame) {
         let arp = match Arp::parse(frame.bytes()) {
             Ok(arp) => arp,
-            Err(reason) => return self.discard_frame(frame, reason),
+            Err(reason) => return self.output.discard_frame(frame, reason),
         };
-        let Some(uplink) = self.uplinks.get_mut(id) else {
-            return self.discard_frame(frame, DropReason::DeviceGone);
+        let Some(neighbors) = self.worker.neighbors.get_mut(id) else {
+            return self.output.discard_frame(frame, DropReason::DeviceGone);
         };
-        let answer = uplink.neighbors.handle_arp(&arp, now);
+        let answer = neighbors.handle_arp(&arp, self.now);
         self.reply(frame, answer, id);
-        self.poll_neighbors(id, now);
+        self.worker.stir(id);
+        self.settle();
     }
 
     /// Neighbor Discovery: learn, and answer for our addresses.
-    fn ndp(&mut self, id: UplinkId, packet: Packet, now: Instant) {
+    fn ndp(&mut self, id: UplinkId, packet: Packet) -> Step {
         let ndp = match Ndp::parse(&packet) {
             Ok(ndp) => ndp,
-            Err(reason) => return self.discard(packet, reason),
+            Err(reason) => return Step::Drop(packet, reason),
         };
         let (source, mac) = (packet.source(), packet.source_mac());
-        let Some(uplink) = self.uplinks.get_mut(id) else {
-            return self.discard(packet, DropReason::DeviceGone);
+        let Some(neighbors) = self.worker.neighbors.get_mut(id) else {
+            return Step::Drop(packet, DropReason::DeviceGone);
         };
         let IpAddr::V6(source) = source else {
-            return self.discard(packet, DropReason::NdpMalformed);
+            return Step::Drop(packet, DropReason::NdpMalformed);
         };
-        let answer = uplink.neighbors.handle_ndp(&ndp, source, mac, now);
+        let answer = neighbors.handle_ndp(&ndp, source, mac, self.now);
         self.reply(packet.into_frame(), answer, id);
-        self.poll_neighbors(id, now);
+        self.worker.stir(id);
+        self.settle();
+        Step::Done
     }
 
     /// Ends a question of ARP or NDP, with its answer in the same buffer.
     fn reply(&mut self, mut frame: Frame, answer: Answer, id: UplinkId) {
-        self.ledger.consumed += 1;
+        let output = &mut *self.output;
+        output.ledger.consumed += 1;
         match answer {
             // A frame that held the question has room for the answer.
             Answer::Reply(message) if message.write(&mut frame).is_ok() => {
                 frame.set_offload(Offload::NONE);
-                self.ledger.originated += 1;
-                self.queue(frame, id);
+                output.ledger.originated += 1;
+                output.queue(frame, id);
             }
             Answer::Conflict {
                 address,
                 mac,
                 first,
             } => {
-                self.pool.free(frame);
-                self.conflict(id, address, mac, first);
+                output.pool.free(frame);
+                output.report_conflict(id, address, mac, first);
             }
-            Answer::Reply(_) | Answer::Nothing => self.pool.free(frame),
+            Answer::Reply(_) | Answer::Nothing => output.pool.free(frame),
         }
     }
+}
 
-    /// Counts that somebody else uses an address of ours, and tells if it is news.
-    fn conflict(&mut self, id: UplinkId, address: IpAddr, mac: MacAddr, first: bool) {
-        if let Some(uplink) = self.uplinks.get_mut(id) {
-            uplink.counters.address_conflicts += 1;
+/// Whether a host would look at the packet any further, and as what.
+#[inline]
+fn admit(
+    packet: &Packet,
+    id: UplinkId,
+    mac: MacAddr,
+    tables: &Tables,
+) -> Result<Admitted, DropReason> {
+    let addresses = packet.addresses();
+    // Addresses that may be a source are unicast.
+    let plain = packet.destination_mac() == mac
+        && match addresses {
+            Addresses::V4 {
+                source,
+                destination,
+            } => {
+                !martian::source_is_martian(source.into())
+                    && !martian::source_is_martian(destination.into())
+            }
+            Addresses::V6 {
+                source,
+                destination,
+            } => {
+                !martian::source_is_martian(source.into())
+                    && !martian::source_is_martian(destination.into())
+                    && !destination.is_unicast_link_local()
+                    && packet.protocol() != protocol::ICMPV6
+            }
+        };
+    if !plain {
+        return admit_slowly(packet, addresses, id, mac, tables);
+    }
+    if is_ours(packet, addresses.source(), tables) {
+        return Err(DropReason::MartianSource);
+    }
+    Ok(local_or_routed(packet, addresses.destination(), tables))
+}
+
+#[inline]
+fn local_or_routed(packet: &Packet, destination: IpAddr, tables: &Tables) -> Admitted {
+    match tables.own_address(packet.frame().vrf(), destination) {
+        Some(address) => Admitted::Local(address),
+        None => Admitted::Route,
+    }
+}
+
+fn admit_slowly(
+    packet: &Packet,
+    addresses: Addresses,
+    id: UplinkId,
+    mac: MacAddr,
+    tables: &Tables,
+) -> Result<Admitted, DropReason> {
+    let link = packet.destination_mac();
+    if link != mac && !link.is_multicast() {
+        return Err(DropReason::OtherHost);
+    }
+    if ndp::is_ndp(packet) {
+        return Ok(Admitted::Ndp);
+    }
+    martian::check(addresses)?;
+    let destination = addresses.destination();
+    let for_all = matches!(destination, IpAddr::V6(ndp::ALL_NODES));
+    if for_all && packet.icmp().is_some() {
+        return Ok(Admitted::LinkLocal);
+    }
+    // A unicast datagram in a multicast frame is not meant for a host (RFC 1122 §3.3.6).
+    if link.is_multicast() || martian::is_group(destination) {
+        return Err(DropReason::Multicast);
+    }
+    if is_ours(packet, addresses.source(), tables) {
+        return Err(DropReason::MartianSource);
+    }
+    match destination {
+        IpAddr::V6(address) if address.is_unicast_link_local() => {
+            if is_link_local_of(id, address, tables) {
+                Ok(Admitted::LinkLocal)
+            } else {
+                Err(DropReason::OtherHost)
+            }
         }
-        if first && self.events.len() < EVENTS {
-            self.events.push_back(ShimEvent::AddressConflict {
-                uplink: id,
-                address,
-                mac,
-            });
-        }
+        _ => Ok(local_or_routed(packet, destination, tables)),
     }
+}
 
-    /// Whether `address` is the NOS's, in the packet's VRF.
-    #[inline]
-    fn is_ours(&self, packet: &Packet, address: IpAddr) -> bool {
-        self.own_address(packet.frame().vrf(), address).is_some()
-    }
+/// Whether `address` is the NOS's, in the packet's VRF.
+#[inline]
+fn is_ours(packet: &Packet, address: IpAddr, tables: &Tables) -> bool {
+    tables.own_address(packet.frame().vrf(), address).is_some()
+}
 
-    fn is_link_local_of(&self, id: UplinkId, address: Ipv6Addr) -> bool {
-        let uplink = self.uplinks.get(id);
-        uplink.is_some_and(|uplink| uplink.link_local() == address)
-    }
+fn is_link_local_of(id: UplinkId, address: Ipv6Addr, tables: &Tables) -> bool {
+    let uplink = tables.uplinks.get(id);
+    uplink.is_some_and(|uplink| uplink.link_local() == address)
 }
 
 /// How a packet goes on.

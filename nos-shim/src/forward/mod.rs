@@ -4,15 +4,21 @@
 //!
 //! ```text
 //! uplink frame ─ ingress: ARP? NDP? for us? martian? ─┐
-//! burst from a container ─ outbound: echo flow ───────┤
-//! packet of the NOS's own ────────────────────────────┴─ route: FIB
-//!      ├ one of our addresses ─ deliver: fragments, demux ─ ring | local stack | answer
-//!      └ elsewhere ─ egress: TTL (transit only), MTU, neighbor, offload ─ uplink
+//! burst from a container ─ egress: ready to leave? ───┤
+//! packet of the NOS's own ────────────────────────────┴─ Route: FIB
+//!      ├ one of our addresses ─ Deliver: fragments, demux ─ ToAttachment | local stack | answer
+//!      └ elsewhere ─ Leave: TTL (transit only), MTU, echo identifier ─ neighbor ─ uplink
+//!                  any stage ─ Refuse: ICMP error or reset ─ Return ─ where it came from
 //! ```
 //!
-//! Every function takes the packet, and ends with it sent on, held, answered, or dropped for a
-//! named reason; none returns it half done. Errors and resets go back to where the packet came
-//! from ([`respond`]).
+//! A stage takes a packet with what it needs of [tables](crate::tables), [worker](crate::worker)
+//! and [output](crate::output), and returns the packet's next [`Step`]. None calls another:
+//! [`Forwarder::walk`] does, until the packet has ended: sent on, held, answered, or dropped for a
+//! named reason. What a stage provokes besides (packets that a neighbor cache or a datagram's first
+//! fragment releases) is fetched by [`Forwarder::settle`].
+//!
+//! It ends: a step leads to a later stage, or to `Refuse` and from there to a packet of the NOS's
+//! own; and nobody is told of an error about one of those ([`Origin::Nos`]).
 //!
 //! The TTL is decremented between uplinks only: seen from outside, a container is the NOS's own
 //! host, and eBGP (TTL 1) and GTSM (TTL 255, RFC 5082) must work from it.
@@ -22,216 +28,289 @@ mod demux;
 mod egress;
 mod ingress;
 mod local;
+mod oversize;
 mod respond;
-mod rewrite;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use deliver::Holder;
-pub use demux::Verdict;
-pub(crate) use rewrite::Rewrites;
+use core::net::IpAddr;
 
 use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
-use crate::frame::{BATCH, Burst, Frame};
+use crate::fragments::Fate;
+use crate::frame::{BATCH, Burst};
 use crate::icmp::IcmpError;
-use crate::ident::{AttachmentId, Interface, UplinkId};
+use crate::ident::{AttachmentId, Interface, LocalAddressId, UplinkId};
+use crate::origin::Origin;
+use crate::output::Output;
 use crate::packet::{Addresses, Packet, PacketBurst};
-use crate::shim::Shim;
+use crate::tables::Tables;
 use crate::time::Instant;
+use crate::worker::{Holder, Worker};
+
+use respond::Refusal;
 
 /// Uplinks whose neighbors are due.
 type UplinkBurst = arrayvec::ArrayVec<UplinkId, BATCH>;
 
-/// Where a packet comes from: answers and errors go back there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// The network.
-    Uplink(UplinkId),
-    /// A container.
-    Attachment(AttachmentId),
-    /// The NOS itself. Nobody is told of its errors.
-    Nos,
+/// What happens to a packet next.
+#[derive(Debug)]
+enum Step {
+    /// It goes where its destination says.
+    Route(Packet, Origin),
+    /// It goes where its route says.
+    Follow(Packet, AdjacencyId, Origin),
+    /// It is to this address of the NOS.
+    Deliver(Packet, LocalAddressId, Origin),
+    /// It is a fragment whose datagram has found its owner, or never will.
+    Fate(Fate<Holder>),
+    /// It is a container's.
+    ToAttachment(ToAttachment),
+    /// It leaves by an uplink.
+    Leave(Packet, NextHop, Origin),
+    /// It does not go on, and its sender may be told.
+    Refuse(Refusal),
+    /// The NOS says it to where this origin is; it is counted as originated.
+    Return(Packet, Origin),
+    /// It does not go on.
+    Drop(Packet, DropReason),
+    /// It has ended, and is accounted for.
+    Done,
 }
 
-impl Origin {
-    /// Where a packet came in.
-    fn of(packet: &Packet) -> Self {
-        match packet.frame().interface() {
-            Some(Interface::Attachment(id)) => Self::Attachment(id),
-            Some(Interface::Uplink(id)) => Self::Uplink(id),
-            None => Self::Nos,
-        }
+/// A packet for a container.
+#[derive(Debug)]
+struct ToAttachment {
+    packet: Packet,
+    to: AttachmentId,
+    /// The echo identifier that the container knows, if it is another than the one on the wire.
+    echo_id: Option<u16>,
+    origin: Origin,
+}
+
+/// A station on an uplink's link.
+#[derive(Clone, Copy, Debug)]
+struct NextHop {
+    uplink: UplinkId,
+    address: IpAddr,
+    /// The packet passes from one network to another: one hop less to live.
+    transit: bool,
+}
+
+impl Step {
+    /// A refusal with an ICMP error.
+    fn refuse(packet: Packet, origin: Origin, error: IcmpError, reason: DropReason) -> Self {
+        Self::Refuse(Refusal::new(packet, origin, error, reason))
     }
 }
 
-impl Shim {
+/// The three parts of the NOS for the length of a call, and the time.
+pub(crate) struct Forwarder<'a> {
+    pub(crate) tables: &'a Tables,
+    pub(crate) worker: &'a mut Worker,
+    pub(crate) output: &'a mut Output,
+    pub(crate) now: Instant,
+}
+
+impl Forwarder<'_> {
     /// Takes frames that an uplink's device received.
-    pub fn handle_burst(&mut self, uplink: UplinkId, burst: &mut Burst, now: Instant) {
-        self.ingress(uplink, burst, now);
-        self.poll_local(now);
-        self.flush_to_relay();
+    pub(crate) fn handle_burst(&mut self, uplink: UplinkId, burst: &mut Burst) {
+        self.ingress(uplink, burst);
+        self.finish();
     }
 
-    /// Takes packets of containers, and what the relay has to say, from the channel: at most
-    /// `budget` bursts, and none while too much waits for the devices. Returns whether there were
-    /// any.
-    pub fn poll_channel(&mut self, now: Instant, budget: usize) -> bool {
-        let mut any = self.poll_control();
+    /// Takes packets of containers from the channel: at most `budget` bursts, and none while too much
+    /// waits for the devices. Returns whether there were any.
+    pub(crate) fn poll_channel(&mut self, budget: usize) -> bool {
+        let mut any = false;
         for _ in 0..budget {
-            if self.transmit.held() >= self.budget.transmit_high() {
+            if self.output.is_congested() {
                 break;
             }
-            let Some(mut burst) = self.channel.recv_burst() else {
+            let Some(mut burst) = self.output.channel.recv_burst() else {
                 break;
             };
             any = true;
-            self.ledger.received += burst.len() as u64;
-            self.outbound(&mut burst, now);
-        }
-        if any {
-            self.poll_local(now);
-            self.flush_to_relay();
+            self.output.ledger.received += burst.len() as u64;
+            self.outbound(&mut burst);
         }
         any
     }
 
-    /// Whether the ring to the relay takes another burst.
-    #[must_use]
-    #[inline]
-    pub fn has_room(&self) -> bool {
-        self.channel.has_room()
-    }
-
     /// Does what is due.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_at().is_none_or(|at| at > now) {
-            return;
-        }
+    pub(crate) fn handle_timeout(&mut self) {
+        let now = self.now;
         let mut due = UplinkBurst::new();
-        for (id, uplink) in self.uplinks.iter_mut() {
-            if uplink.neighbors.poll_at().is_some_and(|at| at <= now) && !due.is_full() {
-                uplink.neighbors.handle_timeout(now);
+        for (id, cache) in self.worker.neighbors.iter_mut() {
+            if cache.poll_at().is_some_and(|at| at <= now) && !due.is_full() {
+                cache.handle_timeout(now);
                 due.push(id);
             }
         }
         // More than fit are still due, and come with the next call.
-        for id in due {
-            self.poll_neighbors(id, now);
+        self.worker.stirred.extend(due);
+        self.worker.echo.expire(now);
+        self.worker.fragments.expire(now);
+        self.settle();
+        while let Some(refusal) = deliver::expired(self.worker, self.output, now) {
+            self.run(Step::Refuse(refusal));
         }
-        self.echo.expire(now);
-        self.fragments.expire(now);
-        self.poll_fragments(now);
-        self.expire_reassembly(now);
-        self.poll_local(now);
-        self.flush_to_relay();
+        self.finish();
+    }
+
+    /// Sends what is left to be sent: what was released, what the NOS's own services have to say,
+    /// and what waits for the relay.
+    pub(crate) fn finish(&mut self) {
+        self.settle();
+        let mut said = local::poll(self.worker, self.output, self.now);
+        while let Some(packet) = said.pop_front() {
+            self.run(Step::Route(packet, Origin::Nos));
+        }
+        // Keeps its memory for the next time.
+        self.output.pieces = said;
+        self.output.flush_to_relay();
     }
 
     /// Packets from containers.
-    fn outbound(&mut self, burst: &mut PacketBurst, now: Instant) {
-        self.refresh_rewrites();
-        let found = self.look_up(burst);
+    fn outbound(&mut self, burst: &mut PacketBurst) {
+        self.worker.refresh_rewrites(self.tables);
+        let found = look_up(self.tables, burst);
         for (packet, adjacency) in burst.drain(..).zip(found) {
-            if let Err(packet) = self.send_ready(packet, adjacency, now) {
-                self.outbound_slowly(packet, adjacency, now);
+            let Self {
+                worker,
+                output,
+                now,
+                ..
+            } = self;
+            let sent = egress::send_ready(packet, adjacency, &worker.rewrites, output, *now);
+            if let Err(packet) = sent {
+                self.outbound_slowly(packet, adjacency);
             }
         }
     }
 
     /// A packet from a container that needs more than a look at its adjacency.
     #[inline(never)]
-    fn outbound_slowly(&mut self, packet: Packet, adjacency: AdjacencyId, now: Instant) {
+    fn outbound_slowly(&mut self, packet: Packet, adjacency: AdjacencyId) {
         let Some(Interface::Attachment(id)) = packet.frame().interface() else {
-            return self.discard(packet, DropReason::UnknownAttachment);
+            return self.output.discard(packet, DropReason::UnknownAttachment);
         };
-        self.follow(packet, adjacency, Origin::Attachment(id), now);
-        self.prepare_rewrite(adjacency);
+        self.run(Step::Follow(packet, adjacency, Origin::Attachment(id)));
+        egress::prepare_rewrite(adjacency, self.tables, self.worker);
     }
 
-    /// Where the packets of a burst go. Neighbors of one family and VRF are looked up together.
-    fn look_up(&self, burst: &[Packet]) -> [AdjacencyId; BATCH] {
-        let kind = |packet: &Packet| (packet.frame().vrf(), packet.is_ipv6());
-        let mut found = [AdjacencyId::NO_ROUTE; BATCH];
-        let mut rest = &mut found[..];
-        for run in burst.chunk_by(|a, b| kind(a) == kind(b)) {
-            let Some((found, behind)) = rest.split_at_mut_checked(run.len()) else {
-                break;
-            };
-            rest = behind;
-            let Some((vrf, ipv6)) = run.first().map(kind) else {
-                continue;
-            };
-            if ipv6 {
-                let destinations = run.iter().map(Packet::destination_v6);
-                self.fib.lookup_burst_v6(vrf, destinations, found);
-            } else {
-                let destinations = run.iter().map(Packet::destination_v4);
-                self.fib.lookup_burst_v4(vrf, destinations, found);
-            }
-        }
-        found
-    }
-
-    /// Sends a packet where its destination says.
-    pub(crate) fn route(&mut self, packet: Packet, origin: Origin, now: Instant) {
-        let vrf = packet.frame().vrf();
-        let adjacency = match packet.addresses() {
-            Addresses::V4 { destination, .. } => self.fib.lookup_v4(vrf, destination),
-            Addresses::V6 { destination, .. } => self.fib.lookup_v6(vrf, destination),
-        };
-        self.follow(packet, adjacency, origin, now);
-    }
-
-    /// Does with a packet what its route says.
-    fn follow(&mut self, packet: Packet, adjacency: AdjacencyId, origin: Origin, now: Instant) {
-        let transit = matches!(origin, Origin::Uplink(_));
-        match *self.fib.adjacency(adjacency).action() {
-            Action::Local(address) => self.deliver(packet, address, origin, now),
-            Action::Blackhole => self.discard(packet, DropReason::Blackhole),
-            Action::Broadcast(_) => self.discard(packet, DropReason::Multicast),
-            Action::NoRoute => {
-                self.refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute, now);
-            }
-            Action::Unreachable => {
-                let error = IcmpError::UnreachableRoute;
-                self.refuse(packet, origin, error, DropReason::UnreachableRoute, now);
-            }
-            Action::Connected(_) | Action::Via(_) if transit => {
-                self.transit(packet, adjacency, origin, now);
-            }
-            Action::Connected(_) | Action::Via(_) => self.egress(packet, adjacency, origin, now),
-        }
-    }
-
-    /// Drops a packet and counts it.
-    pub(crate) fn discard(&mut self, packet: Packet, reason: DropReason) {
-        self.discard_frame(packet.into_frame(), reason);
-    }
-
-    /// Drops a frame and counts it.
-    pub(crate) fn discard_frame(&mut self, frame: Frame, reason: DropReason) {
-        self.pool.free(frame);
-        self.ledger.drop(reason);
-    }
-
-    /// Hands a packet to a container.
+    /// Moves a packet on until it has ended, and everything that it released.
     #[inline]
-    pub(crate) fn deliver_to(&mut self, mut packet: Packet, id: AttachmentId) {
-        packet.set_interface(Interface::Attachment(id));
-        if self.to_relay.is_full() {
-            self.flush_to_relay();
+    fn run(&mut self, step: Step) {
+        if !matches!(step, Step::Done) {
+            self.walk(step);
+            self.settle();
         }
-        self.to_relay.push(packet);
     }
 
-    /// Sends what waits for the relay. A full ring drops it.
-    pub(crate) fn flush_to_relay(&mut self) {
-        let count = self.to_relay.len() as u64;
-        if self.channel.send_burst(&mut self.to_relay) {
-            self.ledger.sent += count;
-            return;
+    /// Moves a packet on until it has ended.
+    fn walk(&mut self, mut next: Step) {
+        let Self {
+            tables,
+            worker,
+            output,
+            now,
+        } = self;
+        let now = *now;
+        loop {
+            next = match next {
+                Step::Route(packet, origin) => {
+                    let adjacency = look_up_one(tables, &packet);
+                    Step::Follow(packet, adjacency, origin)
+                }
+                Step::Follow(packet, adjacency, origin) => {
+                    follow(packet, adjacency, origin, tables)
+                }
+                Step::Deliver(packet, address, origin) => {
+                    deliver::deliver(packet, address, origin, tables, worker, output, now)
+                }
+                Step::Fate(fate) => deliver::follow_fate(fate, worker, output, now),
+                Step::ToAttachment(delivery) => {
+                    deliver::to_attachment(delivery, tables, worker, output)
+                }
+                Step::Leave(packet, hop, origin) => {
+                    egress::leave(packet, hop, origin, tables, worker, output, now)
+                }
+                Step::Refuse(refusal) => respond::refuse(refusal, tables, worker, output, now),
+                Step::Return(packet, origin) => respond::send_back(packet, origin),
+                Step::Drop(packet, reason) => {
+                    output.discard(packet, reason);
+                    Step::Done
+                }
+                Step::Done => return,
+            };
         }
-        self.ledger.drops.add(DropReason::RingFull, count);
-        for packet in self.to_relay.drain(..) {
-            self.pool.free(packet.into_frame());
+    }
+
+    /// Fetches what packets have released: fragments whose owner is known now, and what neighbor
+    /// caches want.
+    fn settle(&mut self) {
+        loop {
+            let step = if let Some(fate) = self.worker.poll_fate() {
+                Step::Fate(fate)
+            } else if let Some(&uplink) = self.worker.stirred.last() {
+                egress::poll_neighbors(uplink, self.tables, self.worker, self.output, self.now)
+            } else {
+                return;
+            };
+            self.walk(step);
+        }
+    }
+}
+
+/// Where the packets of a burst go. Neighbors of one family and VRF are looked up together.
+fn look_up(tables: &Tables, burst: &[Packet]) -> [AdjacencyId; BATCH] {
+    let kind = |packet: &Packet| (packet.frame().vrf(), packet.is_ipv6());
+    let mut found = [AdjacencyId::NO_ROUTE; BATCH];
+    let mut rest = &mut found[..];
+    let fib = tables.routing.fib();
+    for run in burst.chunk_by(|a, b| kind(a) == kind(b)) {
+        let Some((found, behind)) = rest.split_at_mut_checked(run.len()) else {
+            break;
+        };
+        rest = behind;
+        let Some((vrf, ipv6)) = run.first().map(kind) else {
+            continue;
+        };
+        if ipv6 {
+            let destinations = run.iter().map(Packet::destination_v6);
+            fib.lookup_burst_v6(vrf, destinations, found);
+        } else {
+            let destinations = run.iter().map(Packet::destination_v4);
+            fib.lookup_burst_v4(vrf, destinations, found);
+        }
+    }
+    found
+}
+
+/// Where one packet goes.
+fn look_up_one(tables: &Tables, packet: &Packet) -> AdjacencyId {
+    let (fib, vrf) = (tables.routing.fib(), packet.frame().vrf());
+    match packet.addresses() {
+        Addresses::V4 { destination, .. } => fib.lookup_v4(vrf, destination),
+        Addresses::V6 { destination, .. } => fib.lookup_v6(vrf, destination),
+    }
+}
+
+/// What a packet's route says.
+fn follow(packet: Packet, adjacency: AdjacencyId, origin: Origin, tables: &Tables) -> Step {
+    let entry = tables.routing.fib().adjacency(adjacency);
+    match entry.action() {
+        Action::Local(address) => Step::Deliver(packet, *address, origin),
+        Action::Blackhole => Step::Drop(packet, DropReason::Blackhole),
+        Action::Broadcast(_) => Step::Drop(packet, DropReason::Multicast),
+        Action::NoRoute => Step::refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute),
+        Action::Unreachable => {
+            let error = IcmpError::UnreachableRoute;
+            Step::refuse(packet, origin, error, DropReason::UnreachableRoute)
+        }
+        Action::Connected(_) | Action::Via(_) => {
+            egress::choose_next_hop(packet, entry, origin, tables)
         }
     }
 }

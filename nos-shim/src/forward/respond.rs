@@ -1,123 +1,192 @@
 //! Refusals: ICMP errors and TCP resets, and the way back for everything that the NOS says.
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::drop::DropReason;
 use crate::fib::Action;
 use crate::icmp::IcmpError;
 use crate::ident::{AttachmentId, Interface};
+use crate::origin::Origin;
+use crate::output::Output;
 use crate::packet::{Packet, protocol};
 use crate::reset;
-use crate::shim::Shim;
+use crate::tables::Tables;
 use crate::time::Instant;
+use crate::worker::Worker;
 
-use super::Origin;
+use super::{NextHop, Step, ToAttachment};
 
 /// Source of ICMP errors to a container: it holds the NOS's own address on its loopback and would
 /// drop them as martian. RFC 7600 §4.8 reserves this address for errors without a better source.
 const DUMMY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
-impl Shim {
-    /// Drops a packet, and tells its sender why if that is proper and the rate allows.
-    pub(crate) fn refuse(
-        &mut self,
+/// A packet that does not go on, and what its sender is told if that is proper and the rate allows.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    packet: Packet,
+    origin: Origin,
+    notice: Notice,
+    reason: DropReason,
+}
+
+/// What the sender of a refused packet is told.
+#[derive(Clone, Copy, Debug)]
+enum Notice {
+    /// This error.
+    Error(IcmpError),
+    /// What a host says where nobody listens: a reset, or that the port is unreachable.
+    NoListener,
+}
+
+impl Refusal {
+    /// With an ICMP error.
+    pub(super) fn new(
         packet: Packet,
         origin: Origin,
         error: IcmpError,
         reason: DropReason,
-        now: Instant,
-    ) {
-        if let Some(reply) = self.error(&packet, origin, error, now) {
-            self.ledger.originated += 1;
-            self.send_back(reply, origin, now);
+    ) -> Self {
+        Self {
+            packet,
+            origin,
+            notice: Notice::Error(error),
+            reason,
         }
-        self.discard(packet, reason);
     }
 
-    fn error(
-        &mut self,
-        packet: &Packet,
-        origin: Origin,
-        error: IcmpError,
-        now: Instant,
-    ) -> Option<Packet> {
-        let source = self.error_source(packet, origin)?;
-        let sent = error.may_answer(packet) && self.limiter.allow(error, packet.source(), now);
-        if !sent {
-            return None;
+    /// Of a TCP segment or UDP datagram that nobody listens for, as a host does it.
+    pub(super) fn no_listener(packet: Packet, origin: Origin) -> Self {
+        Self {
+            packet,
+            origin,
+            notice: Notice::NoListener,
+            reason: DropReason::NoListener,
         }
-        error.build(packet, source, &mut self.originator, &mut self.pool)
     }
+}
 
-    /// Refuses a TCP segment or UDP datagram that nobody listens for, as a host does.
-    pub(super) fn refuse_port(&mut self, packet: Packet, origin: Origin, now: Instant) {
-        if packet.protocol() != protocol::TCP {
-            return if packet.transport_checksum_ok() {
-                self.refuse(
-                    packet,
-                    origin,
-                    IcmpError::PortUnreachable,
-                    DropReason::NoListener,
-                    now,
-                );
-            } else {
-                self.discard(packet, DropReason::TransportChecksum);
+/// Drops a packet, and makes what its sender is told.
+pub(super) fn refuse(
+    refusal: Refusal,
+    tables: &Tables,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) -> Step {
+    let Refusal {
+        packet,
+        origin,
+        notice,
+        reason,
+    } = refusal;
+    let error = match notice {
+        Notice::Error(error) => error,
+        Notice::NoListener if packet.protocol() == protocol::TCP => {
+            return reset(packet, origin, worker, output);
+        }
+        Notice::NoListener if packet.transport_checksum_ok() => IcmpError::PortUnreachable,
+        Notice::NoListener => return Step::Drop(packet, DropReason::TransportChecksum),
+    };
+    let reply = build_error(&packet, origin, error, tables, worker, output, now);
+    conclude(packet, reason, reply, origin, output)
+}
+
+/// Answers a TCP segment with a reset where one is due.
+fn reset(packet: Packet, origin: Origin, worker: &mut Worker, output: &mut Output) -> Step {
+    match reset::answer(&packet, &mut worker.originator, &mut output.pool) {
+        Ok(mut reply) => {
+            reply.set_vrf(packet.frame().vrf());
+            conclude(packet, DropReason::NoListener, Some(reply), origin, output)
+        }
+        Err(reason) => Step::Drop(packet, reason),
+    }
+}
+
+fn conclude(
+    packet: Packet,
+    reason: DropReason,
+    reply: Option<Packet>,
+    origin: Origin,
+    output: &mut Output,
+) -> Step {
+    output.discard(packet, reason);
+    match reply {
+        Some(reply) => {
+            output.ledger.originated += 1;
+            Step::Return(reply, origin)
+        }
+        None => Step::Done,
+    }
+}
+
+fn build_error(
+    packet: &Packet,
+    origin: Origin,
+    error: IcmpError,
+    tables: &Tables,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) -> Option<Packet> {
+    let source = error_source(packet, origin, tables)?;
+    let sent = error.may_answer(packet) && worker.limiter.allow(error, packet.source(), now);
+    if !sent {
+        return None;
+    }
+    error.build(packet, source, &mut worker.originator, &mut output.pool)
+}
+
+/// The source of an error about `packet`: the address that it was sent to, if that is ours; else
+/// ours on the link where it came in (RFC 1812 §4.3.2.4). None about what the NOS said itself.
+fn error_source(packet: &Packet, origin: Origin, tables: &Tables) -> Option<IpAddr> {
+    let ipv6 = packet.is_ipv6();
+    let uplink = match origin {
+        Origin::Nos => return None,
+        Origin::Attachment(id) => return Some(router_of(id, ipv6, tables)),
+        Origin::Uplink(id) => tables.uplinks.get(id)?,
+    };
+    let destination = packet.destination();
+    let fib = tables.routing.fib();
+    let adjacency = fib.lookup(packet.frame().vrf(), destination);
+    match fib.adjacency(adjacency).action() {
+        Action::Local(_) => Some(destination),
+        _ if destination == IpAddr::V6(uplink.link_local()) => Some(destination),
+        _ => uplink
+            .address(ipv6)
+            .or(ipv6.then(|| uplink.link_local().into())),
+    }
+}
+
+/// The address by which a container knows its router.
+fn router_of(id: AttachmentId, ipv6: bool, tables: &Tables) -> IpAddr {
+    match tables.attachments.get(id) {
+        Some(attachment) if ipv6 => attachment.router.into(),
+        _ if ipv6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => DUMMY_ADDRESS.into(),
+    }
+}
+
+/// Where the NOS sends what it says about a packet: where that came from.
+pub(super) fn send_back(mut packet: Packet, origin: Origin) -> Step {
+    // Whoever makes us answer is charged if the answer has to wait.
+    if let Origin::Uplink(id) = origin {
+        packet.set_interface(Interface::Uplink(id));
+    }
+    match (origin, packet.destination()) {
+        (Origin::Attachment(to), _) => Step::ToAttachment(ToAttachment {
+            packet,
+            to,
+            echo_id: None,
+            origin: Origin::Nos,
+        }),
+        (Origin::Uplink(uplink), IpAddr::V6(to)) if to.is_unicast_link_local() => {
+            let hop = NextHop {
+                uplink,
+                address: to.into(),
+                transit: false,
             };
+            Step::Leave(packet, hop, Origin::Nos)
         }
-        match reset::answer(&packet, &mut self.originator, &mut self.pool) {
-            Ok(mut reply) => {
-                reply.set_vrf(packet.frame().vrf());
-                self.ledger.originated += 1;
-                self.send_back(reply, origin, now);
-                self.discard(packet, DropReason::NoListener);
-            }
-            Err(reason) => self.discard(packet, reason),
-        }
-    }
-
-    /// The source of an error about `packet`: the address that it was sent to, if that is ours;
-    /// else ours on the link where it came in (RFC 1812 §4.3.2.4).
-    fn error_source(&self, packet: &Packet, origin: Origin) -> Option<IpAddr> {
-        let ipv6 = packet.is_ipv6();
-        let uplink = match origin {
-            Origin::Nos => return None,
-            Origin::Attachment(id) => return Some(self.router_of(id, ipv6)),
-            Origin::Uplink(id) => self.uplink(id)?,
-        };
-        let destination = packet.destination();
-        let adjacency = self.fib.lookup(packet.frame().vrf(), destination);
-        match self.fib.adjacency(adjacency).action() {
-            Action::Local(_) => Some(destination),
-            _ if destination == IpAddr::V6(uplink.link_local()) => Some(destination),
-            _ => uplink
-                .address(ipv6)
-                .or(ipv6.then(|| uplink.link_local().into())),
-        }
-    }
-
-    /// The address by which a container knows its router.
-    fn router_of(&self, id: AttachmentId, ipv6: bool) -> IpAddr {
-        let attachment = self.attachments.get(id);
-        match attachment {
-            Some(attachment) if ipv6 => attachment.router.into(),
-            _ if ipv6 => core::net::Ipv6Addr::UNSPECIFIED.into(),
-            _ => DUMMY_ADDRESS.into(),
-        }
-    }
-
-    /// Sends what the NOS says to where the packet came from that made it say so. It has been
-    /// counted as originated.
-    pub(super) fn send_back(&mut self, mut packet: Packet, origin: Origin, now: Instant) {
-        // Whoever makes us answer is charged if the answer has to wait.
-        if let Origin::Uplink(id) = origin {
-            packet.set_interface(Interface::Uplink(id));
-        }
-        match (origin, packet.destination()) {
-            (Origin::Attachment(id), _) => self.deliver_to(packet, id),
-            (Origin::Uplink(id), IpAddr::V6(to)) if to.is_unicast_link_local() => {
-                self.send_on(packet, id, to.into(), Origin::Nos, now);
-            }
-            _ => self.route(packet, Origin::Nos, now),
-        }
+        _ => Step::Route(packet, Origin::Nos),
     }
 }

@@ -71,6 +71,7 @@ impl Connection {
         flow: Flow,
         service: Service,
         limits: LocalLimits,
+        mtu: usize,
         seed: u64,
         local: &mut Local<'_>,
     ) -> Option<Self> {
@@ -87,7 +88,6 @@ impl Connection {
         socket.listen((own, flow.ports.destination)).ok()?;
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let socket = sockets.add(socket);
-        let mtu = local.mtu;
         Some(Self {
             flow,
             service,

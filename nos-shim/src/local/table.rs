@@ -40,7 +40,6 @@ pub(super) struct Flow {
 
 /// What connections work with, for the length of a call.
 pub(super) struct Local<'a> {
-    pub(super) mtu: usize,
     pub(super) now: Instant,
     pub(super) pool: &'a mut FramePool,
     pub(super) originator: &'a mut Originator,
@@ -86,11 +85,12 @@ impl Table {
     }
 
     /// Takes a segment to one of our addresses with a right checksum, and gives the buffer back.
-    /// `service` is what listens on its port.
+    /// `service` is what listens on its port; `mtu` holds for a new connection.
     pub(super) fn handle(
         &mut self,
         packet: Packet,
         service: Option<Service>,
+        mtu: usize,
         local: &mut Local<'_>,
     ) -> (Packet, Result<(), DropReason>) {
         let (Some(ports), Some(flags)) = (packet.ports(), packet.tcp_flags()) else {
@@ -119,7 +119,7 @@ impl Table {
         }
         match (service, flags & (SYN | ACK | RST | FIN)) {
             (_, flags) if flags & RST != 0 => (packet, Err(DropReason::Ignored)),
-            (Some(service), SYN) => self.open(flow, service, packet, local),
+            (Some(service), SYN) => self.open(flow, service, packet, mtu, local),
             (Some(_), flags) if flags & ACK == 0 => (packet, Err(DropReason::Ignored)),
             _ => {
                 let reason = refuse(&packet, local);
@@ -133,6 +133,7 @@ impl Table {
         flow: Flow,
         service: Service,
         syn: Packet,
+        mtu: usize,
         local: &mut Local<'_>,
     ) -> (Packet, Result<(), DropReason>) {
         // smoltcp has no use for port 0 (and Linux cannot be reached from it by a socket either).
@@ -144,7 +145,7 @@ impl Table {
             return (syn, Err(DropReason::LocalQueueFull));
         }
         let seed = self.random.u64(..);
-        let Some(mut connection) = Connection::listen(flow, service, self.limits, seed, local)
+        let Some(mut connection) = Connection::listen(flow, service, self.limits, mtu, seed, local)
         else {
             return (syn, Err(DropReason::Ignored));
         };

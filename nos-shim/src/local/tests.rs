@@ -13,6 +13,7 @@ use crate::icmp::IcmpError;
 use crate::ident::VrfId;
 use crate::packet::Ports;
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, hex, ip};
+use core::num::NonZeroU16;
 
 const HTTP: Service = Service::Http(NonZeroU16::new(8080).unwrap());
 const SERVICES: [Service; 3] = [Service::Echo, Service::Discard, HTTP];
@@ -27,8 +28,11 @@ struct Lab {
     stack: LocalStack,
     pool: FramePool,
     now: Instant,
+    mtu: usize,
     sent: VecDeque<Packet>,
 }
+
+const MTU: usize = 1500;
 
 impl Lab {
     fn new() -> Self {
@@ -47,6 +51,7 @@ impl Lab {
             stack,
             pool: FramePool::new(count, crate::frame::MAX_FRAME),
             now: Instant::from_millis(1_000_000),
+            mtu: MTU,
             sent: VecDeque::new(),
         }
     }
@@ -64,7 +69,9 @@ impl Lab {
     }
 
     fn give(&mut self, packet: Packet) -> Result<(), DropReason> {
-        let result = self.stack.handle(packet, self.now, &mut self.pool);
+        let result = self
+            .stack
+            .handle(packet, self.mtu, self.now, &mut self.pool);
         self.poll();
         result
     }
@@ -202,7 +209,9 @@ impl Client {
                 ];
                 let frame = lab.pool.copy_from(&frame.concat()).unwrap();
                 let packet = Packet::parse(frame).unwrap();
-                lab.stack.handle(packet, lab.now, &mut lab.pool).unwrap();
+                lab.stack
+                    .handle(packet, lab.mtu, lab.now, &mut lab.pool)
+                    .unwrap();
             }
             lab.poll();
             let quiet = lab.sent.is_empty();
@@ -514,7 +523,7 @@ fn the_mss_is_that_of_the_mtu() {
         (9000, Draft::v4(), 8960),
         (0, Draft::v4(), 536),
     ] {
-        lab.stack.set_mtu(mtu);
+        lab.mtu = mtu;
         let syn = Segment {
             ports: (5000 + mss, 7),
             ..Segment::default()
@@ -1073,7 +1082,9 @@ fn without_buffers_nothing_is_lost_for_good() {
         .draft
         .tcp_packet(&mut lab.pool, &peer.segment(ACK, b"hello"));
     let taken: Vec<_> = std::iter::from_fn(|| lab.pool.alloc()).collect();
-    lab.stack.handle(packet, lab.now, &mut lab.pool).unwrap();
+    lab.stack
+        .handle(packet, lab.mtu, lab.now, &mut lab.pool)
+        .unwrap();
     let spare = lab.pool.alloc();
     assert!(spare.is_some(), "the segment's own buffer");
     lab.poll();
@@ -1096,7 +1107,7 @@ fn the_outbox_is_bounded() {
     let mut pool = FramePool::new(2 * OUTBOX, 100);
     for n in 0..OUTBOX + 10 {
         let packet = Draft::v4().udp_packet(&mut pool, (5000, 7), b"x");
-        let result = lab.stack.handle(packet, lab.now, &mut pool);
+        let result = lab.stack.handle(packet, lab.mtu, lab.now, &mut pool);
         assert_eq!(result.is_ok(), n < OUTBOX);
     }
 }
@@ -1108,7 +1119,7 @@ fn a_stack_without_services_is_closed_and_quiet() {
     assert_eq!(stack.poll_at(), None);
     let udp = Draft::v4().udp_packet(&mut pool, (5000, 7), b"x");
     assert_eq!(
-        stack.handle(udp, Instant::ZERO, &mut pool),
+        stack.handle(udp, MTU, Instant::ZERO, &mut pool),
         Err(DropReason::NoListener)
     );
     let claims: Vec<_> = SERVICES

@@ -1,13 +1,13 @@
 //! Wishes to own ports, and why they are refused.
 
 use core::fmt;
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::PortRange;
-use super::slots::LAST_OWNER;
+use super::map::LAST_OWNER;
 use crate::ident::{AttachmentId, VrfId};
 
 /// A transport protocol with ports.
@@ -109,8 +109,11 @@ pub enum RegistrationRefused {
         /// The VRF of the registration.
         vrf: VrfId,
     },
+    /// An exchange registers the attachment twice.
+    #[error("{0} is in one exchange twice")]
+    Twice(AttachmentId),
     /// The table has no room for attachments with numbers as high as this.
-    #[error("{0} is beyond the last that can own ports, {LAST_OWNER}")]
+    #[error("attachment {} is beyond the last that can own ports, {LAST_OWNER}", .0.0)]
     AttachmentId(AttachmentId),
 }
 
@@ -132,13 +135,43 @@ impl fmt::Display for Owner {
     }
 }
 
-/// What the NOS itself listens on, on each of its addresses in a VRF.
+/// What an attachment needs of the NOS: addresses to use as its own, and ports on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
+pub struct Registration {
+    /// Who asks.
+    pub attachment: AttachmentId,
+    /// What operators call it; conflicts name it.
+    pub name: Arc<str>,
+    /// Where its packets are looked up.
+    pub vrf: VrfId,
+    /// NOS addresses that it shares.
+    pub addresses: Vec<IpAddr>,
+    /// Ports that it owns on them. All are granted, or none.
+    pub claims: Vec<Claim>,
+    /// The link-local address by which it knows its router: the relay's on its link. ICMPv6 errors
+    /// of the NOS come from it, as the container holds the NOS's own addresses itself.
+    pub router: Ipv6Addr,
+    /// Octets of the longest IP packet that its link takes.
+    pub mtu: u16,
+}
+
+/// What a service of the NOS listens on, on each of the NOS's addresses in a VRF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceRegistration {
     /// What operators call it; conflicts name it.
     pub name: Arc<str>,
     /// Where it listens.
     pub vrf: VrfId,
     /// Its ports. All are granted, or none.
     pub claims: Vec<Claim>,
+}
+
+/// Why nothing of an exchange was granted: the first registration that cannot be.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{reason}")]
+pub struct ExchangeRefused {
+    /// Whose registration it is: an attachment's, or the NOS's for its services.
+    pub owner: Owner,
+    /// What is wrong with it.
+    pub reason: RegistrationRefused,
 }

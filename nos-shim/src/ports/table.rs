@@ -3,27 +3,32 @@
 //! # Theory of operation
 //!
 //! Ownership is per VRF, address, transport and port. An attachment's [`Registration`] names
-//! addresses of the NOS and claims ports on all of them; a [`Service`] of the NOS claims ports on
+//! addresses of the NOS and claims ports on all of them; a [`ServiceRegistration`] claims ports on
 //! every address of its VRF. The claims themselves are the truth. They are painted into a flat map
-//! ([`slots`](super::slots)) in which a packet finds its port's owner in two loads, whatever the
-//! number of claims.
+//! ([`map`](super::map)) in which a packet finds its port's owner in two loads, whatever the number
+//! of claims.
+//!
+//! All changes of claims are exchanges: some registrations go, others come or change, and all of it
+//! is granted or none. So two attachments can swap ports, and a port that its owner keeps is never
+//! anybody else's in between ([`exchange`](super::exchange)).
 //!
 //! Claims stay while an address that they name is away, and are painted again when it comes back.
 //! Meanwhile nobody else can register for it, as it is not an address of the NOS; so for every
 //! address, here or away, no port has two owners.
 
 use core::net::IpAddr;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use super::slots::{LAST_OWNER, Slot, Slots};
+use super::exchange::{Stripe, late_comers, repaint};
+use super::map::{LAST_OWNER, PackedOwner, PortMap};
 use super::{
-    Claim, ClaimKind, ClaimRefused, Owner, PortRange, RegistrationRefused, Service, Transport,
+    Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, PortRange, Registration,
+    RegistrationRefused, ServiceRegistration, Transport,
 };
-use crate::channel::Registration;
 use crate::ident::{AttachmentId, LocalAddressId, VrfId};
 
 /// Suggestions prefer ports from here on: lower ones are well-known (RFC 6335 §6).
@@ -61,14 +66,17 @@ pub struct Holding<'a> {
     pub claim: Claim,
 }
 
+/// Services of the same name in two VRFs are two.
+type ServiceKey = (VrfId, Arc<str>);
+
 /// The owners of all ports on the NOS's addresses.
 #[derive(Debug)]
 pub struct PortTable {
-    slots: Slots,
+    map: PortMap,
     addresses: HashMap<(VrfId, IpAddr), LocalAddressId, RandomState>,
     unused_ids: Vec<LocalAddressId>,
     registrations: BTreeMap<AttachmentId, Registration>,
-    services: BTreeMap<(VrfId, Arc<str>), Service>,
+    services: BTreeMap<ServiceKey, ServiceRegistration>,
 }
 
 impl Default for PortTable {
@@ -82,7 +90,7 @@ impl PortTable {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            slots: Slots::new(),
+            map: PortMap::new(),
             addresses: HashMap::default(),
             unused_ids: Vec::new(),
             registrations: BTreeMap::new(),
@@ -94,10 +102,10 @@ impl PortTable {
     #[must_use]
     #[inline]
     pub fn owner(&self, address: LocalAddressId, transport: Transport, port: u16) -> PortOwner {
-        let slot = self.slots.at(address, transport, port);
-        match slot.attachment() {
+        let owner = self.map.at(address, transport, port);
+        match owner.attachment() {
             Some((id, kind)) => PortOwner::Attachment { id, kind },
-            None if slot == Slot::NOS => PortOwner::Nos,
+            None if owner == PackedOwner::NOS => PortOwner::Nos,
             None => PortOwner::Nobody,
         }
     }
@@ -120,12 +128,12 @@ impl PortTable {
             LocalAddressId(u32::try_from(self.addresses.len()).unwrap_or(u32::MAX))
         });
         self.addresses.insert((vrf, address), id);
-        self.slots.add(id);
+        self.map.add(id);
         let named = |holding: &Holding<'_>| holding.vrf == vrf && holding.covers(address);
         let holdings = holdings(&self.registrations, &self.services).filter(named);
         for Holding { owner, claim, .. } in holdings {
-            let slot = slot(owner, claim.kind);
-            self.slots.fill(id, claim.transport, claim.range, slot);
+            let owner = packed(owner, claim.kind);
+            self.map.fill(id, claim.transport, claim.range, owner);
         }
         id
     }
@@ -136,7 +144,7 @@ impl PortTable {
     pub fn remove_address(&mut self, vrf: VrfId, address: IpAddr) -> bool {
         let removed = self.addresses.remove(&(vrf, address));
         if let Some(id) = removed {
-            self.slots.clear(id);
+            self.map.clear(id);
             self.unused_ids.push(id);
         }
         removed.is_some()
@@ -148,45 +156,136 @@ impl PortTable {
     ///
     /// [`RegistrationRefused`]; what the attachment had before still holds.
     pub fn register(&mut self, wanted: &Registration) -> Result<(), RegistrationRefused> {
-        self.check(wanted)?;
-        self.withdraw(wanted.attachment);
-        let owner = Owner::Attachment(wanted.attachment);
-        self.paint(wanted, |claim| slot(owner, claim.kind));
-        self.registrations.insert(wanted.attachment, wanted.clone());
-        Ok(())
+        let granted = self.exchange(&[], core::slice::from_ref(wanted), None);
+        granted.map_err(|refused| refused.reason)
     }
 
     /// Takes all ports of an attachment from it. Returns whether it was registered.
     pub fn withdraw(&mut self, attachment: AttachmentId) -> bool {
-        let registration = self.registrations.remove(&attachment);
-        if let Some(registration) = &registration {
-            self.paint(registration, |_| Slot::NOBODY);
-        }
-        registration.is_some()
+        let was_registered = self.registrations.contains_key(&attachment);
+        // Nothing is asked for that could be refused.
+        let _ = self.exchange(&[attachment], &[], None);
+        was_registered
     }
 
-    /// Grants a service of the NOS its claims on all addresses of its VRF, those to come included,
-    /// in place of what the service of this name had there before.
+    /// Takes their ports from the attachments in `withdraw`, and grants those in `register` their
+    /// claims in place of what they had before; all of it at once, or nothing. `service` gets its
+    /// claims on all addresses of its VRF, those to come included, in place of what the service of
+    /// this name had there before.
     ///
     /// # Errors
     ///
-    /// [`ClaimRefused`]; what the service had before still holds.
-    pub fn register_service(&mut self, wanted: &Service) -> Result<(), ClaimRefused> {
-        self.check_service(wanted)?;
-        self.withdraw_service(wanted.vrf, &wanted.name);
-        self.paint_service(wanted, Slot::NOS);
-        let key = (wanted.vrf, Arc::clone(&wanted.name));
-        self.services.insert(key, wanted.clone());
+    /// [`ExchangeRefused`] names whose registration clashes with what would hold otherwise, the
+    /// earlier ones of `register` included; everything is as it was before.
+    pub fn exchange(
+        &mut self,
+        withdraw: &[AttachmentId],
+        register: &[Registration],
+        service: Option<&ServiceRegistration>,
+    ) -> Result<(), ExchangeRefused> {
+        let before = self.take_out(withdraw, register, service);
+        if let Err(refused) = self.grant(register, service) {
+            self.put_back(before, register, service);
+            return Err(refused);
+        }
+        let old = self.stripes(&before.registrations, before.service.as_ref());
+        let new = self.stripes(register, service);
+        repaint(&mut self.map, old, new);
         Ok(())
     }
 
-    /// Takes all ports of a service of the NOS from it. Returns whether it was registered.
-    pub fn withdraw_service(&mut self, vrf: VrfId, name: &Arc<str>) -> bool {
-        let service = self.services.remove(&(vrf, Arc::clone(name)));
-        if let Some(service) = &service {
-            self.paint_service(service, Slot::NOBODY);
+    /// Takes everything out of the lists that an exchange replaces. The map stays.
+    fn take_out(
+        &mut self,
+        withdraw: &[AttachmentId],
+        register: &[Registration],
+        service: Option<&ServiceRegistration>,
+    ) -> TakenOut {
+        let changed = register.iter().map(|wanted| wanted.attachment);
+        let leaving = withdraw.iter().copied().chain(changed);
+        TakenOut {
+            registrations: leaving
+                .filter_map(|id| self.registrations.remove(&id))
+                .collect(),
+            service: service.and_then(|service| self.services.remove(&key_of(service))),
         }
-        service.is_some()
+    }
+
+    fn put_back(
+        &mut self,
+        before: TakenOut,
+        register: &[Registration],
+        service: Option<&ServiceRegistration>,
+    ) {
+        for wanted in register {
+            self.registrations.remove(&wanted.attachment);
+        }
+        if let Some(service) = service {
+            self.services.remove(&key_of(service));
+        }
+        let registrations = before.registrations.into_iter();
+        let registrations = registrations.map(|before| (before.attachment, before));
+        self.registrations.extend(registrations);
+        let service = before.service.into_iter();
+        let service = service.map(|before| (key_of(&before), before));
+        self.services.extend(service);
+    }
+
+    /// Puts wishes into the lists, one after the other, up to the first that is refused.
+    fn grant(
+        &mut self,
+        register: &[Registration],
+        service: Option<&ServiceRegistration>,
+    ) -> Result<(), ExchangeRefused> {
+        let refused = |owner, reason| ExchangeRefused { owner, reason };
+        if let Some(wanted) = service {
+            let checked = self.check_service(wanted);
+            checked.map_err(|clash| refused(Owner::Nos, clash.into()))?;
+            self.services.insert(key_of(wanted), wanted.clone());
+        }
+        let late = self.clashing_wishes(register, service);
+        for (number, wanted) in (1..).zip(register) {
+            let id = wanted.attachment;
+            let owner = Owner::Attachment(id);
+            let checked = self.check(wanted, late.contains(&number));
+            checked.map_err(|reason| refused(owner, reason))?;
+            if self.registrations.insert(id, wanted.clone()).is_some() {
+                return Err(refused(owner, RegistrationRefused::Twice(id)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Which wishes, counted from one, clash with another of the same exchange; 0 is the service.
+    fn clashing_wishes(
+        &self,
+        register: &[Registration],
+        service: Option<&ServiceRegistration>,
+    ) -> BTreeSet<usize> {
+        if register.len() + usize::from(service.is_some()) < 2 {
+            return BTreeSet::new();
+        }
+        let mut stripes = self.stripes(&[], service);
+        let mut numbered: Vec<_> = stripes.drain(..).map(|stripe| (stripe, 0)).collect();
+        for (number, wanted) in (1..).zip(register) {
+            self.add_stripes(wanted, &mut stripes);
+            numbered.extend(stripes.drain(..).map(|stripe| (stripe, number)));
+        }
+        late_comers(numbered)
+    }
+
+    /// Grants a service of the NOS its claims on all addresses of its VRF, those to come included,
+    /// in place of what the service of this name had there before. Without claims it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistrationRefused`]; what the service had before still holds.
+    pub fn register_service(
+        &mut self,
+        wanted: &ServiceRegistration,
+    ) -> Result<(), RegistrationRefused> {
+        let granted = self.exchange(&[], &[], Some(wanted));
+        granted.map_err(|refused| refused.reason)
     }
 
     /// Every claim that was granted: the NOS's by VRF and name, then the attachments' by number.
@@ -194,7 +293,9 @@ impl PortTable {
         holdings(&self.registrations, &self.services)
     }
 
-    fn check(&self, wanted: &Registration) -> Result<(), RegistrationRefused> {
+    /// Whether a wish can be granted. `suspect` is one that clashes with another of its exchange,
+    /// which is in the lists already, and not in the map.
+    fn check(&self, wanted: &Registration, suspect: bool) -> Result<(), RegistrationRefused> {
         if wanted.attachment.0 > LAST_OWNER {
             return Err(RegistrationRefused::AttachmentId(wanted.attachment));
         }
@@ -211,16 +312,19 @@ impl PortTable {
             addresses: Some(&wanted.addresses),
             claims: &wanted.claims,
         };
-        // The flat map tells whether there is a clash; only then are all claims searched for whose.
+        // The flat map tells whether there may be a clash; only then are all claims searched. It
+        // still has the ports that this exchange takes from others.
         let taken = |claim: &Claim| ids.iter().any(|&id| self.is_taken(id, claim, wanted));
-        let clash = wish.own_clash().or_else(|| {
-            let index = wanted.claims.iter().position(taken)?;
-            self.clash(&wish, index)
-        });
+        let foreign = || {
+            let claims = wanted.claims.iter().enumerate();
+            let mut suspects = claims.filter(|(_, claim)| suspect || taken(claim));
+            suspects.find_map(|(index, _)| self.clash(&wish, index))
+        };
+        let clash = wish.own_clash().or_else(foreign);
         clash.map_or(Ok(()), |clash| Err(self.refusal(&wish, &clash).into()))
     }
 
-    fn check_service(&self, wanted: &Service) -> Result<(), ClaimRefused> {
+    fn check_service(&self, wanted: &ServiceRegistration) -> Result<(), ClaimRefused> {
         let wish = Wish {
             owner: Owner::Nos,
             name: &wanted.name,
@@ -234,13 +338,13 @@ impl PortTable {
         clash.map_or(Ok(()), |clash| Err(self.refusal(&wish, &clash)))
     }
 
-    /// Whether any port of `claim` is somebody else's than who registers.
+    /// Whether any port of `claim` may be somebody else's than who registers.
     fn is_taken(&self, id: LocalAddressId, claim: &Claim, by: &Registration) -> bool {
-        let foreign = |slot: Slot| match slot.attachment() {
-            Some((owner, _)) => owner != by.attachment,
-            None => slot == Slot::NOS,
+        let foreign = |owner: PackedOwner| match owner.attachment() {
+            Some((id, _)) => id != by.attachment && self.registrations.contains_key(&id),
+            None => owner == PackedOwner::NOS,
         };
-        let found = self.slots.find(id, claim.transport, claim.range, foreign);
+        let found = self.map.find(id, claim.transport, claim.range, foreign);
         found.is_some()
     }
 
@@ -270,25 +374,59 @@ impl PortTable {
         }
     }
 
-    fn paint(&mut self, registration: &Registration, slot: impl Fn(&Claim) -> Slot) {
-        for &address in &registration.addresses {
-            let Some(id) = self.address(registration.vrf, address) else {
-                continue;
-            };
-            for claim in &registration.claims {
-                self.slots
-                    .fill(id, claim.transport, claim.range, slot(claim));
-            }
+    /// The ports that wishes cover on the addresses that are here.
+    fn stripes(
+        &self,
+        registrations: &[Registration],
+        service: Option<&ServiceRegistration>,
+    ) -> Vec<Stripe> {
+        let mut stripes = Vec::new();
+        for registration in registrations {
+            self.add_stripes(registration, &mut stripes);
         }
+        let Some(service) = service else {
+            return stripes;
+        };
+        let addresses = self.addresses.iter();
+        for (_, &address) in addresses.filter(|((vrf, _), _)| *vrf == service.vrf) {
+            let stripe = |claim: &Claim| stripe(address, claim, PackedOwner::NOS);
+            stripes.extend(service.claims.iter().map(stripe));
+        }
+        stripes
     }
 
-    fn paint_service(&mut self, service: &Service, slot: Slot) {
-        let addresses = self.addresses.iter();
-        for (_, &id) in addresses.filter(|((vrf, _), _)| *vrf == service.vrf) {
-            for claim in &service.claims {
-                self.slots.fill(id, claim.transport, claim.range, slot);
-            }
+    fn add_stripes(&self, registration: &Registration, stripes: &mut Vec<Stripe>) {
+        // Of those, none is granted anything.
+        if registration.attachment.0 > LAST_OWNER {
+            return;
         }
+        let owner = Owner::Attachment(registration.attachment);
+        for &address in &registration.addresses {
+            let Some(address) = self.address(registration.vrf, address) else {
+                continue;
+            };
+            let stripe = |claim: &Claim| stripe(address, claim, packed(owner, claim.kind));
+            stripes.extend(registration.claims.iter().map(stripe));
+        }
+    }
+}
+
+/// What an exchange replaces.
+struct TakenOut {
+    registrations: Vec<Registration>,
+    service: Option<ServiceRegistration>,
+}
+
+fn key_of(service: &ServiceRegistration) -> ServiceKey {
+    (service.vrf, Arc::clone(&service.name))
+}
+
+fn stripe(address: LocalAddressId, claim: &Claim, owner: PackedOwner) -> Stripe {
+    Stripe {
+        address,
+        transport: claim.transport,
+        range: claim.range,
+        owner,
     }
 }
 
@@ -347,7 +485,7 @@ impl Wish<'_> {
 
 fn holdings<'a>(
     registrations: &'a BTreeMap<AttachmentId, Registration>,
-    services: &'a BTreeMap<(VrfId, Arc<str>), Service>,
+    services: &'a BTreeMap<ServiceKey, ServiceRegistration>,
 ) -> impl Iterator<Item = Holding<'a>> {
     let services = services.values().flat_map(|service| {
         service.claims.iter().map(|&claim| Holding {
@@ -370,10 +508,10 @@ fn holdings<'a>(
     services.chain(registrations)
 }
 
-fn slot(owner: Owner, kind: ClaimKind) -> Slot {
+fn packed(owner: Owner, kind: ClaimKind) -> PackedOwner {
     match owner {
-        Owner::Nos => Slot::NOS,
-        Owner::Attachment(id) => Slot::of(id, kind),
+        Owner::Nos => PackedOwner::NOS,
+        Owner::Attachment(id) => PackedOwner::of(id, kind),
     }
 }
 

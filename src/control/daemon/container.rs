@@ -51,8 +51,6 @@ pub(super) fn attachment(id: AttachmentId, config: &Container) -> AttachmentConf
         addresses: config.addresses.clone(),
         claims: claims(config),
         mtu: config.mtu.octets(),
-        // The device says, once it is there.
-        capabilities: Capabilities::empty(),
     }
 }
 

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token, Waker};
+use nos_shim::channel::RequestId;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
 use nos_shim::shim::ShimEvent;
 use sd_notify::NotifyState;
@@ -310,13 +311,13 @@ impl Daemon {
     fn register(&mut self, id: AttachmentId, config: &Container) -> Result<(), DaemonError> {
         let attachment = container::attachment(id, config);
         let sent = self.plane.on_relay(move |relay| relay.attach(attachment))?;
-        sent.map_err(|error| DaemonError::container(config, error))?;
-        self.await_registration(id, config)
+        let request = sent.map_err(|error| DaemonError::container(config, error))?;
+        self.await_registration(request, config)
     }
 
     fn await_registration(
         &mut self,
-        id: AttachmentId,
+        request: RequestId,
         config: &Container,
     ) -> Result<(), DaemonError> {
         let deadline = Instant::now() + REGISTRATION_TIMEOUT;
@@ -328,10 +329,12 @@ impl Daemon {
                 ));
             };
             match event {
-                Event::Engine(EngineEvent::Relay(RelayEvent::Accepted(of))) if of == id => {
+                Event::Engine(EngineEvent::Relay(RelayEvent::Accepted(of))) if of == request => {
                     return Ok(());
                 }
-                Event::Engine(EngineEvent::Relay(RelayEvent::Refused(of, reason))) if of == id => {
+                Event::Engine(EngineEvent::Relay(RelayEvent::Refused(of, reason)))
+                    if of == request =>
+                {
                     return Err(DaemonError::container(config, reason));
                 }
                 other => self.backlog.push_back(other),

@@ -1,8 +1,7 @@
 //! Following the configuration file: only what differs is touched.
 
 use nos_shim::fib::{Action, NextHop, NextHops, Route as FibRoute, Source};
-use nos_shim::local::Service as LocalService;
-use nos_shim::shim::ServiceConfig;
+use nos_shim::services::{Service as LocalService, ServiceConfig};
 use sd_notify::NotifyState;
 use tracing::{error, info, warn};
 
@@ -241,10 +240,9 @@ impl Daemon {
         config: AttachmentConfig,
         of: &Container,
     ) -> Result<(), DaemonError> {
-        let id = config.id;
         let sent = self.plane.on_relay(move |relay| relay.update(config))?;
-        sent.map_err(|error| DaemonError::container(of, error))?;
-        self.await_registration(id, of)
+        let request = sent.map_err(|error| DaemonError::container(of, error))?;
+        self.await_registration(request, of)
     }
 
     pub(super) fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), DaemonError> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nos_shim::ident::{Interface, MacAddr, UplinkId};
 use nos_shim::offload::Capabilities;
-use nos_shim::shim::UplinkConfig;
+use nos_shim::shim::{LinkState, UplinkConfig};
 use tracing::{info, warn};
 
 use crate::control::attach;
@@ -53,7 +53,8 @@ impl OpenUplink {
         let added = plane.add_device(Interface::Uplink(id), device);
         added.map_err(|error| DaemonError::uplink(&uplink.config, error))?;
         let now = plane.now();
-        plane.on_nos(move |nos| nos.announce(id, now))?;
+        let up = plane.on_nos(move |nos| nos.set_link(id, LinkState::Up, now))?;
+        up.map_err(|error| DaemonError::uplink(&uplink.config, error))?;
         info!(uplink = %uplink.config.name, device = %uplink.config.device, %mac, "uplink open");
         Ok(uplink)
     }

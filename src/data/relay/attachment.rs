@@ -1,6 +1,5 @@
 //! One attachment: what it was given, and what went through it.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -35,8 +34,6 @@ pub struct AttachmentConfig {
     pub claims: Vec<Claim>,
     /// Octets of the longest IP packet on the link.
     pub mtu: u16,
-    /// What the device towards the container takes.
-    pub capabilities: Capabilities,
 }
 
 /// What went through an attachment.
@@ -72,11 +69,10 @@ pub(super) struct Attachment {
     guard: Guard,
     vrf: VrfId,
     active: bool,
+    /// What the device towards the container takes. It alone says so.
     pub(super) capabilities: Capabilities,
     pub(super) counters: AttachmentCounters,
     name: Arc<str>,
-    /// What was asked of the NOS and not yet answered, oldest first.
-    pub(super) asked: VecDeque<Guarded>,
 }
 
 /// What an attachment becomes when the NOS accepts it.
@@ -100,26 +96,21 @@ impl Attachment {
     pub(super) fn new(config: &AttachmentConfig) -> Self {
         let Guarded { guard, vrf, name } = Guarded::new(config);
         Self {
-            guard: guard.clone(),
+            guard,
             vrf,
             active: false,
-            capabilities: config.capabilities,
+            capabilities: Capabilities::empty(),
             counters: AttachmentCounters::default(),
-            name: Arc::clone(&name),
-            asked: VecDeque::from([Guarded { guard, vrf, name }]),
+            name,
         }
     }
 
-    /// The NOS's answer to what was asked first: yes or no.
-    pub(super) fn answered(&mut self, accepted: bool) {
-        if let Some(Guarded { guard, vrf, name }) = self.asked.pop_front()
-            && accepted
-        {
-            self.guard = guard;
-            self.vrf = vrf;
-            self.name = name;
-            self.active = true;
-        }
+    /// Makes it what the NOS has accepted.
+    pub(super) fn activate(&mut self, Guarded { guard, vrf, name }: Guarded) {
+        self.guard = guard;
+        self.vrf = vrf;
+        self.name = name;
+        self.active = true;
     }
 
     /// Whether the NOS has accepted it.

@@ -7,7 +7,9 @@ use nos_shim::channel::{NosEnd, pair};
 use nos_shim::frame::{BATCH, Checksum, GsoKind, Offload, Segmentation};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
-use nos_shim::ports::{Claim, ClaimKind, ClaimRefused, PortRange, Transport};
+use nos_shim::ports::{
+    Claim, ClaimKind, ClaimRefused, Owner, PortRange, RegistrationRefused, Transport,
+};
 use proptest::prelude::*;
 use std::net::Ipv6Addr;
 use std::num::NonZeroU16;
@@ -40,7 +42,6 @@ fn config(id: AttachmentId) -> AttachmentConfig {
         addresses: vec![OWN.into(), OWN6.into()],
         claims: vec![claim(40000, 40999)],
         mtu: 1500,
-        capabilities: Capabilities::all(),
     }
 }
 
@@ -59,9 +60,12 @@ impl Setup {
         let relay = Relay::new(end, pool.clone());
         let mut setup = Self { relay, nos, pool };
         for &id in ids {
-            setup.relay.attach(config(id)).unwrap();
-            setup.answer(ToRelay::Accepted(id));
-            assert_eq!(setup.relay.poll_event(), Some(RelayEvent::Accepted(id)));
+            let request = setup.relay.attach(config(id)).unwrap();
+            setup
+                .relay
+                .set_capabilities(id, Capabilities::all())
+                .unwrap();
+            setup.accept(request);
         }
         while setup.nos.recv_control().is_some() {}
         setup
@@ -70,6 +74,20 @@ impl Setup {
     fn answer(&mut self, answer: ToRelay) {
         self.nos.send_control(answer).unwrap();
         self.relay.poll_channel(NOW, 0);
+    }
+
+    /// The NOS accepts a request.
+    #[track_caller]
+    fn accept(&mut self, request: RequestId) {
+        self.answer(ToRelay::Accepted(request));
+        let event = Some(RelayEvent::Accepted(request));
+        assert_eq!(self.relay.poll_event(), event);
+    }
+
+    /// What the relay asks of the NOS.
+    fn asked(&mut self) -> Option<(RequestId, Exchange)> {
+        let ToNos::Exchange(request, exchange) = self.nos.recv_control()?;
+        Some((request, exchange))
     }
 
     fn frame(&mut self, octets: &[u8]) -> Frame {
@@ -184,26 +202,27 @@ fn solicitation(target: [u8; 16]) -> Vec<u8> {
     frame.bytes().to_vec()
 }
 
-fn refused(id: AttachmentId) -> (ToRelay, RelayEvent) {
-    let refused = RegistrationRefused::Claim(ClaimRefused {
+fn refused(request: RequestId) -> (ToRelay, RelayEvent) {
+    let reason = RegistrationRefused::Claim(ClaimRefused {
         claim: claim(1, 2),
         taken: PortRange::new(1, 1).unwrap(),
         owner: "other".into(),
         suggestion: None,
     });
+    let owner = Owner::Attachment(A);
+    let refused = ExchangeRefused { owner, reason };
     (
-        ToRelay::Refused(id, refused.clone()),
-        RelayEvent::Refused(id, refused),
+        ToRelay::Refused(request, refused.clone()),
+        RelayEvent::Refused(request, refused),
     )
 }
 
 #[test]
 fn an_attachment_forwards_once_the_nos_has_accepted_it() {
     let mut setup = Setup::new(8, &[]);
-    setup.relay.attach(config(B)).unwrap();
-    let Some(ToNos::Register(registration)) = setup.nos.recv_control() else {
-        panic!("not registered")
-    };
+    let request = setup.relay.attach(config(B)).unwrap();
+    let (asked, exchange) = setup.asked().unwrap();
+    assert_eq!(asked, request);
     let expected = Registration {
         attachment: B,
         name: "c3".into(),
@@ -211,16 +230,20 @@ fn an_attachment_forwards_once_the_nos_has_accepted_it() {
         addresses: vec![OWN.into(), OWN6.into()],
         claims: vec![claim(40000, 40999)],
         router: config(A).relay_mac.link_local(),
+        mtu: 1500,
     };
-    assert_eq!(registration, expected);
+    let expected = Exchange {
+        register: vec![expected],
+        ..Exchange::default()
+    };
+    assert_eq!(exchange, expected);
     let frames = [datagram(40000, b"x"), arp_request(FAR)];
     setup.handle(B, &frames);
     assert_eq!(setup.drops(), [(DropReason::UnknownAttachment, 1)]);
     assert_eq!(setup.written().len(), 1, "ARP is answered meanwhile");
     assert!(!setup.status(B).active);
 
-    setup.answer(ToRelay::Accepted(B));
-    assert_eq!(setup.relay.poll_event(), Some(RelayEvent::Accepted(B)));
+    setup.accept(request);
     assert!(setup.status(B).active);
     setup.handle(B, &frames[..1]);
     let received = setup.received();
@@ -229,10 +252,15 @@ fn an_attachment_forwards_once_the_nos_has_accepted_it() {
     assert_eq!(frame.vrf(), VrfId(7));
     assert_eq!(frame.bytes(), frames[0]);
 
-    setup.relay.detach(B).unwrap();
-    assert_eq!(setup.nos.recv_control(), Some(ToNos::Withdraw(B)));
+    let request = setup.relay.detach(B).unwrap();
+    let withdrawal = Exchange {
+        withdraw: vec![B],
+        ..Exchange::default()
+    };
+    assert_eq!(setup.asked(), Some((request, withdrawal)));
     setup.handle(B, &frames);
     assert_eq!(setup.drops(), [(DropReason::UnknownAttachment, 3)]);
+    setup.accept(request);
     setup.assert_balanced();
 }
 
@@ -271,22 +299,22 @@ fn a_change_holds_once_it_is_accepted() {
         let packet = &received[0];
         (packet.ports().unwrap().source, packet.frame().vrf())
     };
-    setup.relay.update(changed.clone()).unwrap();
+    let request = setup.relay.update(changed.clone()).unwrap();
     assert_eq!(ports(&mut setup), (40000, VrfId(7)));
-    let (answer, event) = refused(A);
+    let (answer, event) = refused(request);
     setup.answer(answer);
     assert_eq!(setup.relay.poll_event(), Some(event));
     assert_eq!(ports(&mut setup), (40000, VrfId(7)));
-    setup.relay.update(changed).unwrap();
-    setup.answer(ToRelay::Accepted(A));
+    let request = setup.relay.update(changed).unwrap();
+    setup.answer(ToRelay::Accepted(request));
     assert_eq!(ports(&mut setup), (50000, VrfId(8)));
 }
 
 #[test]
 fn a_refused_attachment_stays_until_it_is_detached() {
     let mut setup = Setup::new(8, &[]);
-    setup.relay.attach(config(A)).unwrap();
-    let (answer, event) = refused(A);
+    let request = setup.relay.attach(config(A)).unwrap();
+    let (answer, event) = refused(request);
     setup.answer(answer);
     assert_eq!(setup.relay.poll_event(), Some(event));
     assert!(!setup.status(A).active);
@@ -298,24 +326,108 @@ fn a_refused_attachment_stays_until_it_is_detached() {
 fn what_was_meant_for_the_predecessor_does_not_reach_the_successor() {
     let mut setup = Setup::new(8, &[]);
     let next = A.successor();
-    setup.relay.attach(config(A)).unwrap();
-    setup.relay.update(config(A)).unwrap();
+    let first = setup.relay.attach(config(A)).unwrap();
+    let second = setup.relay.update(config(A)).unwrap();
     setup.relay.detach(A).unwrap();
-    setup.relay.attach(config(next)).unwrap();
-    setup.answer(ToRelay::Accepted(A));
-    setup.answer(ToRelay::Accepted(A));
+    let request = setup.relay.attach(config(next)).unwrap();
+    setup.answer(ToRelay::Accepted(first));
+    setup.answer(ToRelay::Accepted(second));
     assert_eq!(setup.relay.poll_event(), None);
     assert!(!setup.status(next).active);
     setup.deliver(A, &[inbound(b"late")]);
     setup.handle(A, &[datagram(40000, b"late")]);
     assert_eq!(setup.drops(), [(DropReason::UnknownAttachment, 2)]);
-    let (answer, event) = refused(next);
+    let (answer, event) = refused(request);
     setup.answer(answer);
     assert_eq!(setup.relay.poll_event(), Some(event));
     // Answers about nothing do no harm.
-    setup.answer(ToRelay::Accepted(AttachmentId(9)));
-    setup.answer(ToRelay::Accepted(next));
+    setup.answer(ToRelay::Accepted(RequestId(99)));
+    setup.answer(ToRelay::Accepted(request));
     assert!(!setup.status(next).active);
+}
+
+/// A change of ports must not take the live device's offload away.
+#[test]
+fn a_change_of_an_attachment_leaves_its_device_alone() {
+    let mut setup = Setup::new(8, &[A]);
+    let changed = AttachmentConfig {
+        claims: vec![claim(40000, 40499)],
+        ..config(A)
+    };
+    let request = setup.relay.update(changed).unwrap();
+    let through = |setup: &mut Setup| {
+        let packet = super_frame(setup, A, 201);
+        let octets = packet.frame().len();
+        setup.nos.send_burst(&mut [packet].into_iter().collect());
+        setup.relay.poll_channel(NOW, 1);
+        let written = setup.written();
+        (written.len(), written[0].1.len() == octets)
+    };
+    assert_eq!(through(&mut setup), (1, true), "asked for");
+    setup.accept(request);
+    assert_eq!(through(&mut setup), (1, true), "accepted");
+    setup.assert_balanced();
+}
+
+#[test]
+fn an_exchange_holds_as_a_whole_or_not_at_all() {
+    let mut setup = Setup::new(8, &[A, B]);
+    let swap = AttachmentExchange {
+        detach: vec![B],
+        attach: vec![
+            AttachmentConfig {
+                claims: vec![claim(50000, 50999)],
+                ..config(A)
+            },
+            config(AttachmentId(5)),
+        ],
+        services: None,
+    };
+    let frames = [datagram(40000, b"old"), datagram(50000, b"new")];
+    let sent = |setup: &mut Setup, id| {
+        setup.handle(id, &frames);
+        let received = setup.received();
+        let ports = received.iter().map(|packet| packet.ports().unwrap().source);
+        ports.collect::<Vec<u16>>()
+    };
+    let none: [u16; 0] = [];
+    let request = setup.relay.exchange(swap.clone()).unwrap();
+    let (_, asked) = setup.asked().unwrap();
+    assert_eq!(asked.withdraw, [B]);
+    let registered: Vec<_> = asked.register.iter().map(|it| it.attachment).collect();
+    assert_eq!(registered, [A, AttachmentId(5)]);
+    let (answer, event) = refused(request);
+    setup.answer(answer);
+    assert_eq!(setup.relay.poll_event(), Some(event));
+    assert_eq!(sent(&mut setup, A), [40000]);
+    assert_eq!(sent(&mut setup, B), [40000]);
+    assert_eq!(sent(&mut setup, AttachmentId(5)), none);
+    let request = setup.relay.exchange(swap).unwrap();
+    setup.accept(request);
+    assert_eq!(sent(&mut setup, A), [50000]);
+    assert_eq!(sent(&mut setup, B), none);
+    assert_eq!(sent(&mut setup, AttachmentId(5)), [40000]);
+    setup.assert_balanced();
+}
+
+#[test]
+fn an_exchange_must_make_sense() {
+    let mut setup = Setup::new(8, &[A]);
+    let exchange = |detach: &[AttachmentId], attach: &[AttachmentId]| AttachmentExchange {
+        detach: detach.to_vec(),
+        attach: attach.iter().map(|&id| config(id)).collect(),
+        services: None,
+    };
+    for (wanted, error) in [
+        (exchange(&[B], &[]), RelayError::Unknown(B)),
+        (exchange(&[A, A], &[]), RelayError::Twice(A)),
+        (exchange(&[A], &[A]), RelayError::Twice(A)),
+        (exchange(&[], &[B, B]), RelayError::Twice(B)),
+        (exchange(&[A], &[A.successor()]), RelayError::Exists(A)),
+    ] {
+        assert_eq!(setup.relay.exchange(wanted), Err(error));
+    }
+    assert_eq!(setup.asked(), None);
 }
 
 #[test]
@@ -605,8 +717,8 @@ fn odd_packets_do_no_harm() {
         transport: Transport::Tcp,
         ..config.claims[0]
     });
-    setup.relay.update(config).unwrap();
-    setup.answer(ToRelay::Accepted(A));
+    let request = setup.relay.update(config).unwrap();
+    setup.accept(request);
     let from_nobody = tcp([0; 4], &[]);
     let no_mss = tcp(OWN, &[TcpOptionElement::MaximumSegmentSize(0)]);
     let mut short_header = tcp(OWN, &[]);
@@ -648,6 +760,7 @@ enum Kind {
 enum Step {
     Attach(AttachmentId),
     Detach(AttachmentId),
+    Exchange(Vec<AttachmentId>, Vec<AttachmentId>),
     /// The NOS answers all registrations, or sends nonsense.
     Answer(bool),
     /// Frames from a container.
@@ -699,6 +812,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => id().prop_map(Step::Attach),
         1 => id().prop_map(Step::Detach),
+        1 => (vec(id(), 0..2), vec(id(), 0..2)).prop_map(|(gone, come)| Step::Exchange(gone, come)),
         3 => any::<bool>().prop_map(Step::Answer),
         6 => (id(), vec(frame(), 0..BATCH)).prop_map(|(id, frames)| Step::Handle(id, frames)),
         6 => vec((id(), kind()), 0..BATCH).prop_map(Step::Deliver),
@@ -724,14 +838,17 @@ proptest! {
                 Step::Detach(id) => {
                     let _ = setup.relay.detach(id);
                 }
+                Step::Exchange(detach, attach) => {
+                    let attach = attach.into_iter().map(config).collect();
+                    let services = None;
+                    let _ = setup.relay.exchange(AttachmentExchange { detach, attach, services });
+                }
                 Step::Answer(sense) => {
-                    while let Some(message) = setup.nos.recv_control() {
-                        if let ToNos::Register(registration) = message {
-                            setup.answer(ToRelay::Accepted(registration.attachment));
-                        }
+                    while let Some((request, _)) = setup.asked() {
+                        setup.answer(ToRelay::Accepted(request));
                     }
                     if !sense {
-                        setup.answer(ToRelay::Accepted(AttachmentId(77)));
+                        setup.answer(ToRelay::Accepted(RequestId(1 << 40)));
                     }
                 }
                 Step::Handle(id, frames) => {

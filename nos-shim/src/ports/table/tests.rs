@@ -28,11 +28,12 @@ fn registration(id: u32, addresses: &[u8], claims: &[Claim]) -> Registration {
         addresses: addresses.iter().map(|&n| ip(n)).collect(),
         claims: claims.to_vec(),
         router: core::net::Ipv6Addr::LOCALHOST,
+        mtu: 1500,
     }
 }
 
-fn service(name: &str, claims: &[Claim]) -> Service {
-    Service {
+fn service(name: &str, claims: &[Claim]) -> ServiceRegistration {
+    ServiceRegistration {
         name: name.into(),
         vrf: VRF,
         claims: claims.to_vec(),
@@ -129,7 +130,7 @@ fn registering_again_replaces() {
     assert_eq!(table.owner(a, Transport::Tcp, 2500), listener(1));
     assert!(table.withdraw(AttachmentId(1)) && !table.withdraw(AttachmentId(1)));
     assert_eq!(table.owner(a, Transport::Tcp, 2500), PortOwner::Nobody);
-    assert_eq!(table.slots.pages_in_use(), 0);
+    assert_eq!(table.map.pages_in_use(), 0);
 }
 
 #[test]
@@ -213,9 +214,7 @@ fn claims_follow_addresses() {
     let b = table.add_address(VRF, ip(2));
     assert_eq!(table.owner(b, Transport::Tcp, 80), PortOwner::Nobody);
     assert_eq!(table.owner(b, Transport::Tcp, 8080), PortOwner::Nos);
-    let clash = table
-        .register_service(&service("web", &[tcp("80")]))
-        .unwrap_err();
+    let clash = refused(table.register_service(&service("web", &[tcp("80")])));
     assert_eq!(
         &*clash.owner, "c1",
         "a claim holds while its address is away"
@@ -238,14 +237,12 @@ fn the_nos_s_services_own_ports_on_every_address() {
     for id in [a, b] {
         assert_eq!(table.owner(id, Transport::Tcp, 1007), PortOwner::Nos);
     }
-    let refused = refused(table.register(&registration(1, &[2], &[tcp("1-1023")])));
-    assert_eq!((&*refused.owner, refused.taken), ("echo", range("7")));
-    assert_eq!(refused.suggestion, Some(range("1024-2046")));
-    let clash = table
-        .register_service(&service("chargen", &[tcp("7")]))
-        .unwrap_err();
+    let clash = refused(table.register(&registration(1, &[2], &[tcp("1-1023")])));
+    assert_eq!((&*clash.owner, clash.taken), ("echo", range("7")));
+    assert_eq!(clash.suggestion, Some(range("1024-2046")));
+    let clash = refused(table.register_service(&service("chargen", &[tcp("7")])));
     assert_eq!(&*clash.owner, "echo");
-    assert!(table.withdraw_service(VRF, &"echo".into()));
+    table.register_service(&service("echo", &[])).unwrap();
     assert_eq!(table.owner(a, Transport::Tcp, 7), PortOwner::Nobody);
 }
 
@@ -264,20 +261,112 @@ fn a_full_address_has_nothing_to_suggest() {
 }
 
 #[test]
+fn two_attachments_swap_ports_and_addresses_in_one_exchange() {
+    let mut table = PortTable::new();
+    let (one, two) = (table.add_address(VRF, ip(1)), table.add_address(VRF, ip(2)));
+    let before = [
+        registration(1, &[1], &[tcp("80"), tcp("5000-5999")]),
+        registration(2, &[2], &[tcp("80"), tcp("6000-6999")]),
+    ];
+    table.exchange(&[], &before, None).unwrap();
+    refused(table.register(&registration(1, &[2], &[tcp("80")])));
+    let swapped = [
+        registration(1, &[2], &[tcp("80"), tcp("6000-6999")]),
+        registration(2, &[1], &[tcp("80"), tcp("5000-5999")]),
+    ];
+    table.exchange(&[], &swapped, None).unwrap();
+    for port in [80, 5000, 5999] {
+        assert_eq!(table.owner(one, Transport::Tcp, port), listener(2));
+    }
+    for port in [80, 6000, 6999] {
+        assert_eq!(table.owner(two, Transport::Tcp, port), listener(1));
+    }
+    table
+        .exchange(&[AttachmentId(1), AttachmentId(2)], &[], None)
+        .unwrap();
+    assert_eq!(table.claims().count(), 0);
+    assert_eq!(table.map.pages_in_use(), 0);
+}
+
+#[test]
+fn an_exchange_that_clashes_changes_nothing_and_names_who_may_not() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    let before = [
+        registration(1, &[1], &[tcp("80")]),
+        registration(2, &[1], &[tcp("81")]),
+        registration(3, &[1], &[tcp("82")]),
+    ];
+    table.exchange(&[], &before, None).unwrap();
+    table
+        .register_service(&service("NOS", &[tcp("7")]))
+        .unwrap();
+    // The last two want the same port.
+    let wanted = [
+        registration(2, &[1], &[tcp("80")]),
+        registration(4, &[1], &[tcp("500-600")]),
+        registration(5, &[1], &[tcp("83"), tcp("600")]),
+    ];
+    let free = service("NOS", &[tcp("9")]);
+    let refused = table.exchange(&[AttachmentId(1)], &wanted, Some(&free));
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.owner, Owner::Attachment(AttachmentId(5)));
+    assert_eq!(
+        refused.to_string(),
+        "tcp 600 is refused: 500-600 belongs to 'c4'; 1024 is free"
+    );
+    for (port, owner) in [
+        (80, listener(1)),
+        (81, listener(2)),
+        (82, listener(3)),
+        (83, PortOwner::Nobody),
+        (500, PortOwner::Nobody),
+        (7, PortOwner::Nos),
+        (9, PortOwner::Nobody),
+    ] {
+        assert_eq!(table.owner(a, Transport::Tcp, port), owner, "{port}");
+    }
+    assert_eq!(table.claims().count(), 4);
+    let twice = [wanted[1].clone(), wanted[1].clone()];
+    let refused = table.exchange(&[], &twice, None).unwrap_err();
+    assert_eq!(refused.to_string(), "attachment 4 is in one exchange twice");
+}
+
+#[test]
+fn a_port_passes_from_a_service_to_a_container_and_back() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    let (all, one) = (
+        service("NOS", &[tcp("7"), tcp("80")]),
+        service("NOS", &[tcp("7")]),
+    );
+    table.register_service(&all).unwrap();
+    let web = registration(1, &[1], &[tcp("80")]);
+    table
+        .exchange(&[], core::slice::from_ref(&web), Some(&one))
+        .unwrap();
+    assert_eq!(table.owner(a, Transport::Tcp, 80), listener(1));
+    let refused = table.exchange(&[], &[], Some(&all)).unwrap_err();
+    assert_eq!(refused.owner, Owner::Nos);
+    table.exchange(&[web.attachment], &[], Some(&all)).unwrap();
+    assert_eq!(table.owner(a, Transport::Tcp, 80), PortOwner::Nos);
+}
+
+#[test]
 fn memory_is_bounded_by_addresses() {
     let mut table = PortTable::new();
     let a = table.add_address(VRF, ip(1));
     table
         .register(&registration(0, &[1], &[tcp("1024-65535")]))
         .unwrap();
-    assert_eq!(table.slots.pages_in_use(), 0, "whole blocks need no page");
+    assert_eq!(table.map.pages_in_use(), 0, "whole blocks need no page");
     table.withdraw(AttachmentId(0));
     for id in 0..10_000_u32 {
         let first = 1024 + 6 * id as u16;
         let claim = tcp(&format!("{first}-{}", first + 5));
         table.register(&registration(id, &[1], &[claim])).unwrap();
     }
-    assert!(table.slots.pages_in_use() <= 256);
+    assert!(table.map.pages_in_use() <= 256);
     assert_eq!(
         table.owner(a, Transport::Tcp, 1024 + 6 * 9999),
         listener(9999)
@@ -285,7 +374,7 @@ fn memory_is_bounded_by_addresses() {
     for id in 0..10_000 {
         table.withdraw(AttachmentId(id));
     }
-    assert_eq!(table.slots.pages_in_use(), 0);
+    assert_eq!(table.map.pages_in_use(), 0);
 }
 
 /// Ports near the edges of blocks, where mistakes would be.
@@ -324,6 +413,18 @@ enum Step {
     Unserve(u8, u16),
     Add(u16, u8),
     Remove(u16, u8),
+    Exchange(Vec<u32>, Vec<Wanted>, Option<(u8, u16, Vec<Claim>)>),
+}
+
+/// Number, places (VRF and address) and claims of an attachment.
+type Wanted = (u32, BTreeSet<(u16, u8)>, Vec<Claim>);
+
+fn wanted(&(id, ref places, ref claims): &Wanted) -> Registration {
+    let addresses: Vec<_> = places.iter().map(|&(_, n)| n).collect();
+    Registration {
+        vrf: VrfId(places.first().map_or(0, |place| place.0)),
+        ..registration(id, &addresses, claims)
+    }
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -337,11 +438,20 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..2_u8, 0..2_u16).prop_map(|(n, vrf)| Step::Unserve(n, vrf)),
         4 => place().prop_map(|(vrf, n)| Step::Add(vrf, n)),
         1 => place().prop_map(|(vrf, n)| Step::Remove(vrf, n)),
+        4 => (
+            proptest::collection::vec(0..4_u32, 0..2),
+            proptest::collection::vec(
+                (0..4_u32, proptest::collection::btree_set(place(), 0..3), claims()),
+                0..4,
+            ),
+            proptest::option::weighted(0.3, (0..2_u8, 0..2_u16, claims())),
+        )
+            .prop_map(|(gone, wanted, service)| Step::Exchange(gone, wanted, service)),
     ]
 }
 
 /// Lists of what was granted, searched from end to end.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Oracle {
     here: BTreeSet<(VrfId, IpAddr)>,
     /// Owner's name, VRF, address (none: all), claim.
@@ -388,6 +498,38 @@ impl Oracle {
         true
     }
 
+    fn register(&mut self, wanted: &Registration) -> bool {
+        let known = |ip: &IpAddr| self.here.contains(&(wanted.vrf, *ip));
+        wanted.addresses.iter().all(known) && {
+            let addresses: Vec<_> = wanted.addresses.iter().map(|&ip| Some(ip)).collect();
+            self.grant(&wanted.name, wanted.vrf, &addresses, &wanted.claims, false)
+        }
+    }
+
+    /// All go, and then one after the other is granted: on a copy, until one is refused.
+    fn exchange(
+        &mut self,
+        gone: &[AttachmentId],
+        wanted: &[Registration],
+        service: Option<&ServiceRegistration>,
+    ) -> bool {
+        let mut after = self.clone();
+        let changed = wanted.iter().map(|wanted| wanted.attachment);
+        for id in gone.iter().copied().chain(changed) {
+            after.forget(&format!("c{}", id.0), None);
+        }
+        let distinct: BTreeSet<_> = wanted.iter().map(|wanted| wanted.attachment).collect();
+        let granted = distinct.len() == wanted.len()
+            && service.is_none_or(|service| {
+                after.grant(&service.name, service.vrf, &[None], &service.claims, true)
+            })
+            && wanted.iter().all(|wanted| after.register(wanted));
+        if granted {
+            *self = after;
+        }
+        granted
+    }
+
     fn owner(&self, vrf: VrfId, address: IpAddr, transport: Transport, port: u16) -> PortOwner {
         let found = self.granted.iter().find(|(_, at, place, claim)| {
             *at == vrf
@@ -409,17 +551,8 @@ impl Oracle {
 fn apply(table: &mut PortTable, oracle: &mut Oracle, step: Step) -> Result<(), TestCaseError> {
     match step {
         Step::Register(id, places, claims) => {
-            let vrf = VrfId(places.first().map_or(0, |place| place.0));
-            let addresses: Vec<_> = places.iter().map(|&(_, n)| n).collect();
-            let wanted = Registration {
-                vrf,
-                ..registration(id, &addresses, &claims)
-            };
-            let known = |ip: &IpAddr| oracle.here.contains(&(vrf, *ip));
-            let granted = wanted.addresses.iter().all(known) && {
-                let addresses: Vec<_> = wanted.addresses.iter().map(|&ip| Some(ip)).collect();
-                oracle.grant(&wanted.name, vrf, &addresses, &claims, false)
-            };
+            let wanted = wanted(&(id, places, claims));
+            let granted = oracle.register(&wanted);
             let result = table.register(&wanted);
             prop_assert_eq!(result.is_ok(), granted, "{:?}", result);
             if let Err(RegistrationRefused::Claim(refused)) = result {
@@ -431,7 +564,7 @@ fn apply(table: &mut PortTable, oracle: &mut Oracle, step: Step) -> Result<(), T
             table.withdraw(AttachmentId(id));
         }
         Step::Serve(n, vrf, claims) => {
-            let wanted = Service {
+            let wanted = ServiceRegistration {
                 vrf: VrfId(vrf),
                 ..service(&format!("s{n}"), &claims)
             };
@@ -440,7 +573,22 @@ fn apply(table: &mut PortTable, oracle: &mut Oracle, step: Step) -> Result<(), T
         }
         Step::Unserve(n, vrf) => {
             oracle.forget(&format!("s{n}"), Some(VrfId(vrf)));
-            table.withdraw_service(VrfId(vrf), &format!("s{n}").into());
+            let nothing = ServiceRegistration {
+                vrf: VrfId(vrf),
+                ..service(&format!("s{n}"), &[])
+            };
+            prop_assert_eq!(table.register_service(&nothing), Ok(()));
+        }
+        Step::Exchange(gone, wishes, service) => {
+            let gone: Vec<_> = gone.into_iter().map(AttachmentId).collect();
+            let wishes: Vec<_> = wishes.iter().map(wanted).collect();
+            let service = service.map(|(n, vrf, claims)| ServiceRegistration {
+                vrf: VrfId(vrf),
+                ..self::service(&format!("s{n}"), &claims)
+            });
+            let granted = oracle.exchange(&gone, &wishes, service.as_ref());
+            let result = table.exchange(&gone, &wishes, service.as_ref());
+            prop_assert_eq!(result.is_ok(), granted, "{:?}", result);
         }
         Step::Add(vrf, n) => {
             oracle.here.insert((VrfId(vrf), ip(n)));
@@ -473,7 +621,7 @@ fn check_refusal(
         claims: vec![claim],
         ..wanted.clone()
     };
-    prop_assert_eq!(table.check(&retry), Ok(()));
+    prop_assert_eq!(table.check(&retry, false), Ok(()));
     Ok(())
 }
 

@@ -16,14 +16,14 @@ const BLOCK: usize = 256;
 /// Marks the word of a block that has a page: the rest is the page's number.
 const PAGED: u32 = 1 << 31;
 
-/// Attachments with higher numbers do not fit a slot.
+/// Attachments with higher numbers do not fit a [`PackedOwner`].
 pub(super) const LAST_OWNER: u32 = (1 << 29) - 1;
 
 /// Who has a port: two bits that say what kind of owner, above them the attachment's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot(u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PackedOwner(u32);
 
-impl Slot {
+impl PackedOwner {
     pub(super) const NOBODY: Self = Self(0);
     pub(super) const NOS: Self = Self(1);
     const LISTEN: u32 = 2;
@@ -39,7 +39,7 @@ impl Slot {
         Self(id.0 << 2 & !PAGED | kind)
     }
 
-    /// The attachment, of a slot that is neither nobody's nor the NOS's.
+    /// The attachment, if the owner is neither nobody nor the NOS.
     #[inline]
     pub(super) fn attachment(self) -> Option<(AttachmentId, ClaimKind)> {
         let kind = match self.0 & 3 {
@@ -51,17 +51,17 @@ impl Slot {
     }
 }
 
-/// The slots of all addresses.
+/// The owners of all ports of all addresses.
 #[derive(Debug)]
-pub(super) struct Slots {
-    /// By address, transport and block: a slot, or the number of a page.
+pub(super) struct PortMap {
+    /// By address, transport and block: an owner, or the number of a page.
     directories: Vec<[[u32; BLOCK]; 2]>,
     /// Page 0 is never in use: lookups of blocks without a page read it and forget what they read.
     pages: Vec<[u32; BLOCK]>,
     free_pages: Vec<u32>,
 }
 
-impl Slots {
+impl PortMap {
     pub(super) fn new() -> Self {
         Self {
             directories: Vec::new(),
@@ -89,45 +89,50 @@ impl Slots {
 
     /// Who has `port`; nobody, if the address is unknown.
     #[inline]
-    pub(super) fn at(&self, address: LocalAddressId, transport: Transport, port: u16) -> Slot {
+    pub(super) fn at(
+        &self,
+        address: LocalAddressId,
+        transport: Transport,
+        port: u16,
+    ) -> PackedOwner {
         let Some(directory) = self.directories.get(address.0 as usize) else {
-            return Slot::NOBODY;
+            return PackedOwner::NOBODY;
         };
         let word = directory[transport as usize][usize::from(port >> 8)];
         let paged = word & PAGED != 0;
         // Whether a block has a page is random to the branch predictor: read one either way.
         let page = select_unpredictable(paged, word & !PAGED, 0) as usize;
-        let slot = self
+        let owner = self
             .pages
             .get(page)
             .map_or(0, |page| page[usize::from(port & 0xff)]);
-        Slot(select_unpredictable(paged, slot, word))
+        PackedOwner(select_unpredictable(paged, owner, word))
     }
 
-    /// Gives all ports of `range` to the owner in `slot`.
+    /// Gives all ports of `range` to `owner`.
     pub(super) fn fill(
         &mut self,
         address: LocalAddressId,
         transport: Transport,
         range: PortRange,
-        Slot(slot): Slot,
+        PackedOwner(owner): PackedOwner,
     ) {
         for (block, first, last) in blocks(range) {
             if last - first + 1 == BLOCK {
-                self.put(address, transport, block, slot);
+                self.put(address, transport, block, owner);
             } else {
-                self.fill_part(address, transport, block, slot, first..=last);
+                self.fill_part(address, transport, block, owner, first..=last);
             }
         }
     }
 
-    /// The lowest port of `range` whose slot is wanted.
+    /// The lowest port of `range` whose owner is wanted.
     pub(super) fn find(
         &self,
         address: LocalAddressId,
         transport: Transport,
         range: PortRange,
-        wanted: impl Fn(Slot) -> bool,
+        wanted: impl Fn(PackedOwner) -> bool,
     ) -> Option<u16> {
         (range.first()..=range.last()).find(|&port| wanted(self.at(address, transport, port)))
     }
@@ -137,7 +142,7 @@ impl Slots {
         address: LocalAddressId,
         transport: Transport,
         block: usize,
-        slot: u32,
+        owner: u32,
         ports: core::ops::RangeInclusive<usize>,
     ) {
         let Some(directory) = self.directories.get_mut(address.0 as usize) else {
@@ -150,16 +155,16 @@ impl Slots {
         let Some(page) = self.pages.get_mut((*word & !PAGED) as usize) else {
             return;
         };
-        page[ports].fill(slot);
-        if page.iter().all(|&other| other == slot) {
-            self.put(address, transport, block, slot);
+        page[ports].fill(owner);
+        if page.iter().all(|&other| other == owner) {
+            self.put(address, transport, block, owner);
         }
     }
 
     /// Makes a block uniform, and gives its page back.
-    fn put(&mut self, address: LocalAddressId, transport: Transport, block: usize, slot: u32) {
+    fn put(&mut self, address: LocalAddressId, transport: Transport, block: usize, owner: u32) {
         if let Some(directory) = self.directories.get_mut(address.0 as usize) {
-            let word = core::mem::replace(&mut directory[transport as usize][block], slot);
+            let word = core::mem::replace(&mut directory[transport as usize][block], owner);
             if word & PAGED != 0 {
                 self.free_pages.push(word & !PAGED);
             }
@@ -172,15 +177,15 @@ impl Slots {
     }
 }
 
-/// A page filled with `slot`. There are at most 512 for each address, so numbers never run out
+/// A page filled with `owner`. There are at most 512 for each address, so numbers never run out
 /// before memory does.
-fn take_page(pages: &mut Vec<[u32; BLOCK]>, free: &mut Vec<u32>, slot: u32) -> u32 {
+fn take_page(pages: &mut Vec<[u32; BLOCK]>, free: &mut Vec<u32>, owner: u32) -> u32 {
     let number = free.pop().unwrap_or_else(|| {
         pages.push([0; BLOCK]);
         u32::try_from(pages.len() - 1).unwrap_or(0)
     });
     if let Some(page) = pages.get_mut(number as usize) {
-        page.fill(slot);
+        page.fill(owner);
     }
     number
 }

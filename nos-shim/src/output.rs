@@ -1,0 +1,233 @@
+//! What leaves the NOS: towards devices, towards the relay, to the operator; and the accounts of it.
+
+use std::collections::VecDeque;
+
+use core::net::IpAddr;
+
+use crate::channel::NosEnd;
+use crate::drop::{DropReason, Ledger};
+use crate::frame::{Burst, Frame, FramePool};
+use crate::id_table::IdTable;
+use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId};
+use crate::offload::{Capabilities, adapt};
+use crate::packet::{Packet, PacketBurst, Rejected};
+use crate::share::Budget;
+use crate::transmit::TransmitQueues;
+
+/// Events that wait to be polled at most; others are not told.
+const EVENTS: usize = 64;
+
+/// Counters of one uplink. Octets include Ethernet headers, and count super-frames as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UplinkCounters {
+    /// Frames received.
+    pub rx_packets: u64,
+    /// Octets received.
+    pub rx_octets: u64,
+    /// Frames handed to the device.
+    pub tx_packets: u64,
+    /// Octets handed to the device.
+    pub tx_octets: u64,
+    /// Messages of ARP or Neighbor Discovery by which somebody else used an address of the NOS.
+    pub address_conflicts: u64,
+}
+
+/// News for the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShimEvent {
+    /// Somebody else uses an address of the NOS. Told once for an address in
+    /// [`DEFEND_INTERVAL`](crate::neighbor::DEFEND_INTERVAL).
+    AddressConflict {
+        /// On whose link.
+        uplink: UplinkId,
+        /// The address.
+        address: IpAddr,
+        /// Who uses it.
+        mac: MacAddr,
+    },
+}
+
+/// See the [module](self).
+pub(crate) struct Output {
+    pub(crate) channel: NosEnd,
+    pub(crate) pool: FramePool,
+    pub(crate) transmit: TransmitQueues,
+    /// Frames that wait for devices above which nothing more is taken from the relay.
+    transmit_high: usize,
+    /// Packets for containers, not yet in the ring.
+    pub(crate) to_relay: PacketBurst,
+    /// Segments and fragments on their way; empty between packets.
+    pub(crate) pieces: VecDeque<Packet>,
+    pub(crate) ledger: Ledger,
+    pub(crate) counters: IdTable<UplinkId, UplinkCounters>,
+    events: VecDeque<ShimEvent>,
+}
+
+impl Output {
+    pub(crate) fn new(channel: NosEnd, pool: FramePool) -> Self {
+        let budget = Budget::of(pool.capacity());
+        Self {
+            channel,
+            pool,
+            transmit: TransmitQueues::new(budget.transmit_queue()),
+            transmit_high: budget.transmit_high(),
+            to_relay: PacketBurst::new(),
+            pieces: VecDeque::new(),
+            ledger: Ledger::default(),
+            counters: IdTable::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Whether so much waits for devices that nothing more is to be taken from the relay.
+    #[inline]
+    pub(crate) fn is_congested(&self) -> bool {
+        self.transmit.held() >= self.transmit_high
+    }
+
+    /// Drops a packet and counts it.
+    pub(crate) fn discard(&mut self, packet: Packet, reason: DropReason) {
+        self.discard_frame(packet.into_frame(), reason);
+    }
+
+    /// Drops a frame and counts it.
+    pub(crate) fn discard_frame(&mut self, frame: Frame, reason: DropReason) {
+        self.pool.free(frame);
+        self.ledger.drop(reason);
+    }
+
+    /// Queues a frame for an uplink's device.
+    #[inline]
+    pub(crate) fn queue(&mut self, frame: Frame, id: UplinkId) {
+        if let Err(frame) = self.transmit.push(id.0, frame) {
+            self.discard_frame(frame, DropReason::DeviceFull);
+        }
+    }
+
+    /// Queues a packet for an uplink's device, as whatever the device takes.
+    #[inline]
+    pub(crate) fn queue_adapted(
+        &mut self,
+        packet: Packet,
+        id: UplinkId,
+        capabilities: Capabilities,
+    ) {
+        if capabilities.take(packet.frame().offload()) {
+            return self.queue(packet.into_frame(), id);
+        }
+        let Self {
+            pool,
+            pieces,
+            ledger,
+            ..
+        } = self;
+        adapt(packet, capabilities, pool, &mut |piece| {
+            pieces.push_back(piece);
+        })
+        .record(ledger);
+        while let Some(piece) = self.pieces.pop_front() {
+            self.queue(piece.into_frame(), id);
+        }
+    }
+
+    /// Hands a packet to a container, as it is.
+    #[inline]
+    pub(crate) fn push_to_relay(&mut self, mut packet: Packet, id: AttachmentId) {
+        packet.set_interface(Interface::Attachment(id));
+        if self.to_relay.is_full() {
+            self.flush_to_relay();
+        }
+        self.to_relay.push(packet);
+    }
+
+    /// Sends what waits for the relay. A full ring drops it.
+    pub(crate) fn flush_to_relay(&mut self) {
+        let count = self.to_relay.len() as u64;
+        if self.channel.send_burst(&mut self.to_relay) {
+            self.ledger.sent += count;
+            return;
+        }
+        self.ledger.drops.add(DropReason::RingFull, count);
+        for packet in self.to_relay.drain(..) {
+            self.pool.free(packet.into_frame());
+        }
+    }
+
+    /// The next burst for a device.
+    pub(crate) fn lend(&mut self) -> Option<(UplinkId, &mut Burst)> {
+        self.settle();
+        let (uplink, burst) = self.transmit.lend()?;
+        Some((UplinkId(uplink), burst))
+    }
+
+    /// Counts what a device took of the burst that was lent out.
+    pub(crate) fn settle(&mut self) {
+        let Some(sent) = self.transmit.settle() else {
+            return;
+        };
+        self.ledger.sent += sent.frames;
+        if let Some(counters) = self.counters.get_mut(UplinkId(sent.interface)) {
+            counters.tx_packets += sent.frames;
+            counters.tx_octets += sent.octets;
+        }
+    }
+
+    /// Drops what was left in the burst that was lent out.
+    pub(crate) fn discard_unsent(&mut self, reason: DropReason) {
+        if let Some((_, mut left)) = self.transmit.take_unsent() {
+            self.ledger.drops.add(reason, left.len() as u64);
+            self.pool.free_all(&mut left);
+        }
+    }
+
+    /// Drops what waits for the device of an uplink that is no more, and its counters.
+    pub(crate) fn forget_uplink(&mut self, id: UplinkId) {
+        // What its device left of a burst is in the queue then.
+        self.settle();
+        for frame in self.transmit.drain(id.0) {
+            self.discard_frame(frame, DropReason::DeviceGone);
+        }
+        self.counters.remove(id);
+    }
+
+    /// Adapts what waits for a device that turned out to take less.
+    pub(crate) fn adapt_waiting(&mut self, id: UplinkId, capabilities: Capabilities) {
+        for frame in self.transmit.drain(id.0) {
+            match Packet::parse(frame) {
+                Ok(packet) => self.queue_adapted(packet, id, capabilities),
+                // ARP needs no adapting, and nothing else is here that was not parsed before.
+                Err(Rejected { frame, .. }) => self.queue(frame, id),
+            }
+        }
+    }
+
+    /// Counts that somebody else uses an address of the NOS, and tells if it is `news`.
+    pub(crate) fn report_conflict(
+        &mut self,
+        uplink: UplinkId,
+        address: IpAddr,
+        mac: MacAddr,
+        news: bool,
+    ) {
+        if let Some(counters) = self.counters.get_mut(uplink) {
+            counters.address_conflicts += 1;
+        }
+        if news && self.events.len() < EVENTS {
+            self.events.push_back(ShimEvent::AddressConflict {
+                uplink,
+                address,
+                mac,
+            });
+        }
+    }
+
+    /// The oldest news that was not yet polled.
+    pub(crate) fn poll_event(&mut self) -> Option<ShimEvent> {
+        self.events.pop_front()
+    }
+
+    /// Packets that wait.
+    pub(crate) fn held(&self) -> usize {
+        self.transmit.held() + self.to_relay.len()
+    }
+}

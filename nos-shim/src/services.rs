@@ -1,0 +1,70 @@
+//! What the NOS itself offers on its addresses.
+
+use core::fmt;
+use core::num::NonZeroU16;
+
+use crate::ports::{Claim, ClaimKind, PortRange, Transport};
+
+/// A service of the NOS's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// Sends back what it receives, TCP and UDP on port 7.
+    Echo,
+    /// Throws away what it receives, TCP and UDP on port 9.
+    Discard,
+    /// A status page over HTTP, on this TCP port.
+    Http(NonZeroU16),
+}
+
+impl Service {
+    /// The port that it listens on.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Echo => 7,
+            Self::Discard => 9,
+            Self::Http(port) => port.get(),
+        }
+    }
+
+    /// Whether it listens on that transport.
+    #[must_use]
+    pub fn uses(self, transport: Transport) -> bool {
+        transport == Transport::Tcp || !matches!(self, Self::Http(_))
+    }
+
+    /// The ports that it needs.
+    pub fn claims(self) -> impl Iterator<Item = Claim> {
+        let range = PortRange::new(self.port(), self.port()).ok();
+        [Transport::Tcp, Transport::Udp]
+            .into_iter()
+            .filter(move |&transport| self.uses(transport))
+            .filter_map(move |transport| {
+                range.map(|range| Claim {
+                    transport,
+                    range,
+                    kind: ClaimKind::Listen,
+                })
+            })
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Echo => f.write_str("echo"),
+            Self::Discard => f.write_str("discard"),
+            Self::Http(port) => write!(f, "http:{port}"),
+        }
+    }
+}
+
+/// All that the NOS itself offers, in the default VRF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// Whether echo requests are answered.
+    pub ping: bool,
+    /// What listens, each at most once. Without the feature `stack` their ports are the NOS's, and
+    /// what comes to them is dropped.
+    pub services: Vec<Service>,
+}

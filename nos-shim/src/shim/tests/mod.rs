@@ -1,0 +1,4 @@
+//! Configuration of the NOS, and what follows from it.
+
+mod registration;
+mod uplinks;

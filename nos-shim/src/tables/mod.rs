@@ -1,0 +1,185 @@
+//! What the NOS is configured to be: routes, addresses, ports, uplinks, attachments.
+//!
+//! Forwarding only reads it, so several workers could share one. It changes as a whole, between
+//! bursts, by the methods here; what workers keep of it is told from what holds by
+//! [`Tables::version`].
+
+mod own;
+mod uplinks;
+
+use core::net::IpAddr;
+
+use crate::channel::Exchange;
+use crate::fib::{FibFull, FlowHasher, Route, Routing};
+use crate::id_table::IdTable;
+use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
+use crate::offload::Capabilities;
+use crate::origin::Origin;
+use crate::ports::{
+    ExchangeRefused, PortTable, Registration, RegistrationRefused, ServiceRegistration,
+};
+use crate::services::ServiceConfig;
+
+use own::OwnAddresses;
+pub use uplinks::{LinkState, UplinkConfig};
+pub(crate) use uplinks::{Uplink, UplinkChange};
+
+/// The least MTU of an IPv6 link (RFC 8200 §5).
+const LEAST_MTU: usize = 1280;
+
+/// See the [module](self).
+pub(crate) struct Tables {
+    pub(crate) routing: Routing,
+    pub(crate) flow_hasher: FlowHasher,
+    pub(crate) ports: PortTable,
+    pub(crate) uplinks: IdTable<UplinkId, Uplink>,
+    pub(crate) attachments: IdTable<AttachmentId, Registration>,
+    /// Whether echo requests are answered.
+    pub(crate) ping: bool,
+    /// Counts changes of routes and uplinks.
+    pub(crate) version: u64,
+    /// All addresses of the NOS.
+    addresses: Vec<(VrfId, IpAddr)>,
+    /// The same, by VRF.
+    own_addresses: Vec<OwnAddresses>,
+    /// Octets of the longest IP packet that every attachment takes.
+    attachment_mtu: usize,
+    /// Octets of the longest IP packet that every uplink takes.
+    uplink_mtu: usize,
+}
+
+impl Tables {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            routing: Routing::default(),
+            flow_hasher: FlowHasher::new(seed),
+            ports: PortTable::new(),
+            uplinks: IdTable::new(),
+            attachments: IdTable::new(),
+            ping: true,
+            version: 0,
+            addresses: Vec::new(),
+            own_addresses: Vec::new(),
+            attachment_mtu: usize::MAX,
+            uplink_mtu: usize::MAX,
+        }
+    }
+
+    /// The NOS's own address that this is.
+    #[inline]
+    pub(crate) fn own_address(&self, vrf: VrfId, address: IpAddr) -> Option<LocalAddressId> {
+        let own = self.own_addresses.iter().find(|own| own.is_of(vrf))?;
+        own.find(address)
+    }
+
+    /// All addresses of the NOS, in any VRF.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().map(|&(_, address)| address)
+    }
+
+    /// Octets of the longest IP packet that every attachment takes.
+    #[inline]
+    pub(crate) fn attachment_mtu(&self) -> usize {
+        self.attachment_mtu
+    }
+
+    /// Octets of the longest IP packet that surely reaches the host that a packet came from, as far
+    /// as the NOS's own links go.
+    pub(crate) fn mtu_back_to(&self, origin: Origin) -> usize {
+        match origin {
+            Origin::Attachment(id) => self.attachments.get(id).map(|it| it.mtu.into()),
+            Origin::Uplink(_) => Some(self.uplink_mtu),
+            Origin::Nos => None,
+        }
+        .unwrap_or(LEAST_MTU)
+    }
+
+    /// Makes `routes` all static routes.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; then no route was removed, and some were inserted.
+    pub(crate) fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), FibFull> {
+        self.version += 1;
+        let Self {
+            routing, uplinks, ..
+        } = self;
+        routing.set_static(routes, |id| uplinks::is_up(uplinks, id))
+    }
+
+    /// Sets what an uplink's device takes, and returns what it took before. `None` for an uplink
+    /// that there is not.
+    pub(crate) fn set_capabilities(
+        &mut self,
+        id: UplinkId,
+        capabilities: Capabilities,
+    ) -> Option<Capabilities> {
+        let uplink = self.uplinks.get_mut(id)?;
+        self.version += 1;
+        Some(core::mem::replace(&mut uplink.capabilities, capabilities))
+    }
+
+    /// Changes who owns which addresses and ports, all at once or not at all. Returns the
+    /// attachments whose flows end: those that go, and those that have other addresses now.
+    ///
+    /// # Errors
+    ///
+    /// [`ExchangeRefused`]; nothing has changed then.
+    pub(crate) fn exchange(
+        &mut self,
+        exchange: &Exchange,
+    ) -> Result<Vec<AttachmentId>, ExchangeRefused> {
+        let Exchange {
+            withdraw,
+            register,
+            services,
+        } = exchange;
+        let service = services.as_ref().map(service_registration);
+        self.ports.exchange(withdraw, register, service.as_ref())?;
+        if let Some(services) = services {
+            self.ping = services.ping;
+        }
+        let mut moved = withdraw.clone();
+        for &id in withdraw {
+            self.attachments.remove(id);
+        }
+        for registration in register {
+            let id = registration.attachment;
+            let old = self.attachments.insert(id, registration.clone());
+            moved.extend(
+                old.filter(|(_, old)| !same_place(old, registration))
+                    .map(|(id, _)| id),
+            );
+        }
+        let mtus = self.attachments.values().map(|it| usize::from(it.mtu));
+        self.attachment_mtu = mtus.min().unwrap_or(usize::MAX);
+        Ok(moved)
+    }
+
+    /// Makes `config` all that the NOS itself offers.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistrationRefused`] when a container owns one of the ports; nothing has changed then.
+    pub(crate) fn set_services(
+        &mut self,
+        config: &ServiceConfig,
+    ) -> Result<(), RegistrationRefused> {
+        self.ports.register_service(&service_registration(config))?;
+        self.ping = config.ping;
+        Ok(())
+    }
+}
+
+fn same_place(one: &Registration, other: &Registration) -> bool {
+    (one.vrf, &one.addresses) == (other.vrf, &other.addresses)
+}
+
+fn service_registration(config: &ServiceConfig) -> ServiceRegistration {
+    let claims = config.services.iter().flat_map(|service| service.claims());
+    ServiceRegistration {
+        name: "NOS".into(),
+        vrf: VrfId::DEFAULT,
+        claims: claims.collect(),
+    }
+}

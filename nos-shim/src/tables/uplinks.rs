@@ -1,0 +1,255 @@
+//! Uplinks, and what follows from their addresses and links: connected routes and the NOS's own
+//! addresses.
+
+use core::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{OwnAddresses, Tables};
+use crate::fib::{Action, FibFull, InactiveReason, InactiveRoute, Protocol, Route, Source};
+use crate::id_table::IdTable;
+use crate::ident::{MacAddr, UplinkId, VrfId};
+use crate::offload::Capabilities;
+
+/// An interface of the NOS towards the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkConfig {
+    /// Names it in tables; small numbers, as they index arrays.
+    pub id: UplinkId,
+    /// What operators call it.
+    pub name: Arc<str>,
+    /// Where packets that come in are looked up.
+    pub vrf: VrfId,
+    /// The NOS's MAC address on this link.
+    pub mac: MacAddr,
+    /// Addresses of the NOS, each with its network's prefix length.
+    pub addresses: Vec<IpNet>,
+    /// Octets of the longest IP packet.
+    pub mtu: usize,
+}
+
+/// Whether a link carries packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkState {
+    /// It does.
+    Up,
+    /// It does not: what would leave by it has to go elsewhere.
+    Down,
+}
+
+/// An uplink, as forwarding has to know it.
+pub(crate) struct Uplink {
+    pub(crate) config: UplinkConfig,
+    pub(crate) link: LinkState,
+    /// What its device takes.
+    pub(crate) capabilities: Capabilities,
+}
+
+impl Uplink {
+    /// The address that speaks for the NOS on this link: the first of the family.
+    pub(crate) fn address(&self, ipv6: bool) -> Option<IpAddr> {
+        let mut addresses = self.config.addresses.iter().map(IpNet::addr);
+        addresses.find(|address| address.is_ipv6() == ipv6)
+    }
+
+    /// The NOS's IPv6 link-local address on this link.
+    pub(crate) fn link_local(&self) -> Ipv6Addr {
+        self.config.mac.link_local()
+    }
+}
+
+/// What a change of uplinks means for what is kept of them elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UplinkChange {
+    /// It is no more.
+    Gone(UplinkId),
+    /// It is new.
+    New(UplinkId),
+    /// It has another MAC address, and perhaps other addresses.
+    Mac(UplinkId),
+    /// It has the same MAC address, and perhaps other addresses.
+    Addresses(UplinkId),
+}
+
+/// Whether packets can leave by an uplink.
+pub(super) fn is_up(uplinks: &IdTable<UplinkId, Uplink>, id: UplinkId) -> bool {
+    let uplink = uplinks.get(id);
+    uplink.is_some_and(|uplink| uplink.link == LinkState::Up)
+}
+
+/// The routes that follow from the addresses of uplinks that are up.
+fn connected_routes<'a>(
+    uplinks: impl Iterator<Item = (&'a UplinkConfig, LinkState)>,
+) -> Vec<Route> {
+    let up = uplinks.filter(|(_, link)| *link == LinkState::Up);
+    let routes = up.flat_map(|(config, _)| {
+        let networks = config.addresses.iter();
+        networks.flat_map(|net| Route::connected(config.vrf, *net, config.id))
+    });
+    routes.collect()
+}
+
+/// The addresses that the NOS has by its uplinks.
+fn addresses_of<'a>(configs: impl Iterator<Item = &'a UplinkConfig>) -> Vec<(VrfId, IpAddr)> {
+    let addresses = configs.flat_map(|config| {
+        let addresses = config.addresses.iter();
+        addresses.map(|net| (config.vrf, net.addr()))
+    });
+    addresses.collect()
+}
+
+impl Tables {
+    /// Makes `wanted` all uplinks there are, at once, and returns what has changed. A new one is
+    /// down.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; nothing has changed then.
+    pub(crate) fn set_uplinks(
+        &mut self,
+        wanted: Vec<UplinkConfig>,
+    ) -> Result<Vec<UplinkChange>, FibFull> {
+        self.version += 1;
+        self.place(&wanted)?;
+        let known = self.uplinks.iter().map(|(id, _)| id);
+        let gone = known.filter(|&id| wanted.iter().all(|config| config.id != id));
+        let gone: Vec<UplinkId> = gone.collect();
+        for &id in &gone {
+            self.uplinks.remove(id);
+            let Self {
+                routing, uplinks, ..
+            } = self;
+            routing.remove_uplink(id, |id| is_up(uplinks, id));
+        }
+        let mut changes: Vec<_> = gone.into_iter().map(UplinkChange::Gone).collect();
+        changes.extend(wanted.into_iter().filter_map(|it| self.set_config(it)));
+        let mtus = self.uplinks.values().map(|uplink| uplink.config.mtu);
+        self.uplink_mtu = mtus.min().unwrap_or(usize::MAX);
+        Ok(changes)
+    }
+
+    fn set_config(&mut self, config: UplinkConfig) -> Option<UplinkChange> {
+        let id = config.id;
+        let Some(uplink) = self.uplinks.get_mut(id) else {
+            let fresh = Uplink {
+                config,
+                link: LinkState::Down,
+                capabilities: Capabilities::empty(),
+            };
+            self.uplinks.insert(id, fresh);
+            return Some(UplinkChange::New(id));
+        };
+        if uplink.config == config {
+            return None;
+        }
+        let before = core::mem::replace(&mut uplink.config, config);
+        Some(if before.mac == uplink.config.mac {
+            UplinkChange::Addresses(id)
+        } else {
+            UplinkChange::Mac(id)
+        })
+    }
+
+    /// The configuration of all uplinks but one.
+    pub(crate) fn uplinks_without(&self, id: UplinkId) -> Vec<UplinkConfig> {
+        let others = self.uplinks.iter().filter(|(other, _)| *other != id);
+        others.map(|(_, uplink)| uplink.config.clone()).collect()
+    }
+
+    /// Says whether an uplink's link carries packets. Returns whether that is news.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; the connected routes are not all in the FIB then.
+    pub(crate) fn set_link(&mut self, id: UplinkId, state: LinkState) -> Result<bool, FibFull> {
+        let Some(uplink) = self.uplinks.get_mut(id) else {
+            return Ok(false);
+        };
+        if core::mem::replace(&mut uplink.link, state) == state {
+            return Ok(false);
+        }
+        self.version += 1;
+        let connected = self.connected();
+        let Self {
+            routing, uplinks, ..
+        } = self;
+        let placed = routing.replace(Protocol::Connected, connected);
+        routing.follow_link(id, |id| is_up(uplinks, id));
+        placed.map(|()| true)
+    }
+
+    /// Routes that are configured and do not forward, and next hops of others that do not: those of
+    /// uplinks that are down, first.
+    pub(crate) fn inactive_routes(&self) -> Vec<InactiveRoute> {
+        let mut inactive = Vec::new();
+        let down = self.uplinks.values();
+        for uplink in down.filter(|uplink| uplink.link == LinkState::Down) {
+            let UplinkConfig { id, vrf, .. } = uplink.config;
+            let networks = uplink.config.addresses.iter();
+            let routes = networks.filter_map(|net| Route::connected(vrf, *net, id).next());
+            let reason = InactiveReason::LinkDown(id);
+            inactive.extend(routes.map(|route| InactiveRoute { route, reason }));
+        }
+        inactive.extend(self.routing.inactive(|id| match self.uplinks.get(id) {
+            None => Some(InactiveReason::NoUplink(id)),
+            Some(uplink) => {
+                (uplink.link == LinkState::Down).then_some(InactiveReason::LinkDown(id))
+            }
+        }));
+        inactive
+    }
+
+    /// The connected routes of the uplinks as they are.
+    fn connected(&self) -> Vec<Route> {
+        let uplinks = self.uplinks.values();
+        connected_routes(uplinks.map(|uplink| (&uplink.config, uplink.link)))
+    }
+
+    /// Brings port table and FIB in line with the addresses of uplinks that are to be, or changes
+    /// nothing.
+    fn place(&mut self, wanted: &[UplinkConfig]) -> Result<(), FibFull> {
+        let link = |config: &UplinkConfig| {
+            let known = self.uplinks.get(config.id);
+            known.map_or(LinkState::Down, |uplink| uplink.link)
+        };
+        let connected = connected_routes(wanted.iter().map(|config| (config, link(config))));
+        let before = core::mem::take(&mut self.addresses);
+        let after = addresses_of(wanted.iter());
+        let placed = self.place_routes(&after, connected);
+        let (here, gone) = match placed {
+            Ok(()) => (after, before),
+            Err(_) => {
+                let connected = self.connected();
+                // There was room for it before.
+                let _ = self.place_routes(&before, connected);
+                (before, after)
+            }
+        };
+        for (vrf, address) in gone {
+            if !here.contains(&(vrf, address)) {
+                self.ports.remove_address(vrf, address);
+            }
+        }
+        self.own_addresses = OwnAddresses::by_vrf(&here, &self.ports);
+        self.addresses = here;
+        placed
+    }
+
+    fn place_routes(
+        &mut self,
+        ours: &[(VrfId, IpAddr)],
+        connected: Vec<Route>,
+    ) -> Result<(), FibFull> {
+        let ports = &mut self.ports;
+        let local = ours.iter().map(|&(vrf, address)| Route {
+            vrf,
+            prefix: address.into(),
+            source: Source::Local,
+            action: Action::Local(ports.add_address(vrf, address)),
+        });
+        let local = local.collect();
+        self.routing.replace(Protocol::Local, local)?;
+        self.routing.replace(Protocol::Connected, connected)
+    }
+}

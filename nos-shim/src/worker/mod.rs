@@ -1,0 +1,193 @@
+//! What one worker remembers from packet to packet: neighbors, flows, fragments, connections, rates.
+//!
+//! Nobody else reads or writes it. What depends on configuration follows the
+//! [tables](crate::tables) when they change.
+
+#[cfg(not(feature = "stack"))]
+mod no_stack;
+mod rewrites;
+
+use crate::drop::DropReason;
+use crate::flows::EchoFlows;
+use crate::fragments::{Fate, FragmentLimits, FragmentTable};
+use crate::id_table::IdTable;
+use crate::ident::{AttachmentId, LocalAddressId, UplinkId};
+#[cfg(feature = "stack")]
+use crate::local::LocalStack;
+use crate::neighbor::{self, NeighborCache};
+use crate::origin::Origin;
+use crate::originate::Originator;
+use crate::output::Output;
+use crate::ports::Owner;
+use crate::rate_limit::{IcmpLimiter, IcmpLimits};
+use crate::reassembly::{self, Reassembler};
+use crate::share::{Budget, Shares};
+use crate::tables::{LinkState, Tables, Uplink, UplinkConfig};
+use crate::time::Instant;
+#[cfg(not(feature = "stack"))]
+use no_stack::LocalStack;
+
+pub(crate) use rewrites::{Rewrite, Rewrites};
+
+/// Who gets the fragments of a datagram: whoever got the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A container.
+    Attachment(AttachmentId),
+    /// The NOS, which puts them together to a datagram to this address.
+    Local(LocalAddressId),
+    /// Nobody: all are dropped for the first one's reason.
+    Nobody(DropReason),
+}
+
+/// See the [module](self).
+pub(crate) struct Worker {
+    /// Of the buffers whose packets wait here.
+    pub(crate) shares: Shares,
+    pub(crate) neighbors: IdTable<UplinkId, NeighborCache<Origin>>,
+    /// Uplinks whose neighbor caches may want something done.
+    pub(crate) stirred: Vec<UplinkId>,
+    pub(crate) echo: EchoFlows,
+    pub(crate) fragments: FragmentTable<Holder>,
+    pub(crate) reassembler: Reassembler,
+    pub(crate) local: LocalStack,
+    pub(crate) limiter: IcmpLimiter,
+    pub(crate) originator: Originator,
+    pub(crate) rewrites: Rewrites,
+    /// Changes of neighbors of uplinks that are no more.
+    past_versions: u64,
+    seed: u64,
+}
+
+impl Worker {
+    /// One that remembers nothing, beside a pool that is divided by `budget`.
+    pub(crate) fn new(seed: u64, budget: Budget) -> Self {
+        let shares = Shares::new(budget.waiting());
+        let fragments = FragmentLimits {
+            held: shares.limit(),
+            ..FragmentLimits::default()
+        };
+        let reassembly = reassembly::Limits {
+            fragments: shares.limit(),
+            ..reassembly::Limits::default()
+        };
+        Self {
+            shares,
+            neighbors: IdTable::new(),
+            stirred: Vec::new(),
+            echo: EchoFlows::default(),
+            fragments: FragmentTable::new(fragments),
+            reassembler: Reassembler::new(reassembly, seed),
+            local: LocalStack::new(seed),
+            limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
+            originator: Originator::new(seed),
+            rewrites: Rewrites::default(),
+            past_versions: 0,
+            seed,
+        }
+    }
+
+    /// Forgets the flows of an attachment.
+    pub(crate) fn flush_flows(&mut self, id: AttachmentId) {
+        self.echo.flush(Owner::Attachment(id));
+        self.fragments.flush(Holder::Attachment(id));
+    }
+
+    /// Notices what has changed since the last burst.
+    #[inline]
+    pub(crate) fn refresh_rewrites(&mut self, tables: &Tables) {
+        let neighbors: u64 = self.neighbors.values().map(NeighborCache::version).sum();
+        // The sum only grows.
+        let version = tables.version + self.past_versions + neighbors;
+        self.rewrites.set_version(version);
+    }
+
+    /// Begins with no neighbors on an uplink; what waited for others there is dropped.
+    pub(crate) fn reset_neighbors(&mut self, config: &UplinkConfig, output: &mut Output) {
+        self.forget_uplink(config.id, output);
+        let seed = self.seed ^ u64::from(config.id.0);
+        let limits = neighbor::Limits {
+            held: self.shares.limit(),
+            ..neighbor::Limits::default()
+        };
+        let cache = NeighborCache::with_limits(config.mac, &config.addresses, seed, limits);
+        self.neighbors.insert(config.id, cache);
+    }
+
+    /// Drops what waits for neighbors on an uplink that is no more.
+    pub(crate) fn forget_uplink(&mut self, id: UplinkId, output: &mut Output) {
+        self.clear_neighbors(id, output);
+        if let Some(cache) = self.neighbors.remove(id) {
+            self.past_versions += cache.version();
+        }
+    }
+
+    /// Forgets the neighbors on an uplink, and drops what waits for them.
+    pub(crate) fn clear_neighbors(&mut self, id: UplinkId, output: &mut Output) {
+        let Some(cache) = self.neighbors.get_mut(id) else {
+            return;
+        };
+        for (packet, _) in cache.clear(&mut self.shares) {
+            output.discard(packet, DropReason::DeviceGone);
+        }
+    }
+
+    /// Follows the addresses of an uplink.
+    pub(crate) fn set_addresses(&mut self, uplink: &Uplink) {
+        let id = uplink.config.id;
+        if let Some(cache) = self.neighbors.get_mut(id) {
+            cache.set_addresses(&uplink.config.addresses);
+            self.stir(id);
+        }
+    }
+
+    /// Tells the link of an uplink which addresses are the NOS's, if it is up.
+    pub(crate) fn announce(&mut self, uplink: &Uplink) {
+        let id = uplink.config.id;
+        let up = uplink.link == LinkState::Up;
+        if let Some(cache) = self.neighbors.get_mut(id).filter(|_| up) {
+            cache.announce();
+            self.stir(id);
+        }
+    }
+
+    /// Notes that the neighbor cache of an uplink may want something done.
+    #[inline]
+    pub(crate) fn stir(&mut self, id: UplinkId) {
+        if self.stirred.last() != Some(&id) {
+            self.stirred.push(id);
+        }
+    }
+
+    /// A fragment whose owner is known now, or never will be.
+    #[inline]
+    pub(crate) fn poll_fate(&mut self) -> Option<Fate<Holder>> {
+        self.fragments.poll_fate(&mut self.shares)
+    }
+
+    /// When there is something to do without a packet.
+    pub(crate) fn poll_at(&self) -> Option<Instant> {
+        let mut first = sooner(self.echo.poll_at(), self.fragments.poll_at());
+        first = sooner(first, self.reassembler.poll_at());
+        first = sooner(first, self.local.poll_at());
+        for cache in self.neighbors.values() {
+            first = sooner(first, cache.poll_at());
+        }
+        first
+    }
+
+    /// Packets kept for later.
+    pub(crate) fn held(&self) -> usize {
+        let neighbors = self.neighbors.values().map(NeighborCache::held);
+        neighbors.sum::<usize>() + self.fragments.held() + self.reassembler.held()
+    }
+}
+
+/// The earlier of two moments that may never come.
+#[inline]
+fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
