@@ -1012,7 +1012,8 @@ mod tests {
 }
 
 /// Every order of the operations of two threads that share a pool.
-#[cfg(all(test, loom))]
+#[cfg(loom)]
+#[cfg(test)]
 mod loom_models {
     use super::*;
     use loom::thread;

@@ -174,7 +174,8 @@ impl<T> RingEnd<T> {
 
 /// Every order of the operations of two threads. A thread that is never woken is a deadlock, which
 /// loom finds.
-#[cfg(all(test, loom))]
+#[cfg(loom)]
+#[cfg(test)]
 mod loom_models {
     use super::*;
     use loom::sync::{Condvar, Mutex};
