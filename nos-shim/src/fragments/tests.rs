@@ -1,6 +1,7 @@
 use super::*;
 use crate::checksum::Sum;
 use crate::frame::{FramePool, MAX_FRAME};
+use crate::ident::{AttachmentId, Interface, UplinkId};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -103,6 +104,8 @@ struct Bench {
     pool: FramePool,
     pieces: Vec<Piece>,
     seen: Vec<Seen>,
+    /// Where packets come in.
+    from: Option<Interface>,
 }
 
 impl Bench {
@@ -113,6 +116,7 @@ impl Bench {
             pool: FramePool::new(2048, MAX_FRAME.min(2000)),
             pieces: Vec::new(),
             seen: Vec::new(),
+            from: None,
         }
     }
 
@@ -143,7 +147,10 @@ impl Bench {
         let number = self.pieces.len();
         self.pieces.push(piece);
         self.seen.push(Seen::Held);
-        let packet = piece.packet(&mut self.pool, number as u32);
+        let mut packet = piece.packet(&mut self.pool, number as u32);
+        if let Some(from) = self.from {
+            packet.set_interface(from);
+        }
         let first = packet.fragment() != Fragment::Later;
         let fate = self.table.handle(packet, now, &mut self.shares, |packet| {
             assert!(first && packet.ports().is_some());
@@ -494,6 +501,84 @@ fn a_table_without_room_drops() {
     let mut bench = Bench::new(FragmentLimits { held: 0, ..small() });
     assert_eq!(bench.handle(Piece { start: 16, ..PIECE }, seconds(1)), FULL);
     assert_eq!(bench.handle(PIECE, seconds(1)), FULL);
+}
+
+const B: Interface = Interface::Attachment(AttachmentId(7));
+const OUTSIDE: Interface = Interface::Uplink(UplinkId(0));
+
+/// Fragments of one owner, first and later ones, take neither places nor buffers of another.
+#[test]
+fn a_flood_of_one_owner_costs_another_nothing() {
+    let mut bench = Bench::new(FragmentLimits {
+        datagrams: 64,
+        held: 1000,
+        ..small()
+    });
+    bench.shares = Shares::new(60);
+    let later = |source, id| Piece {
+        source,
+        id,
+        start: 16,
+        ..PIECE
+    };
+    bench.from = Some(OUTSIDE);
+    let honest: Vec<_> = (0..5).map(|n| Piece { source: n, ..PIECE }).collect();
+    for piece in &honest {
+        assert_eq!(bench.handle(later(piece.source, 1), seconds(1)), Seen::Held);
+    }
+    let flood = |bench: &mut Bench| {
+        bench.from = Some(B);
+        for n in 0..500_u16 {
+            let [source, id] = [(n % 100) as u8 + 100, (n / 100) as u8];
+            bench.handle(later(source, id), seconds(1));
+            bench.handle(
+                Piece {
+                    source,
+                    id: id + 10,
+                    ..PIECE
+                },
+                seconds(1),
+            );
+        }
+        bench.from = Some(OUTSIDE);
+    };
+    flood(&mut bench);
+    assert_eq!(
+        bench.shares.held_by(B.into()),
+        28,
+        "half of what the others leave"
+    );
+    assert_eq!(bench.shares.held_by(OUTSIDE.into()), 5);
+    for &piece in &honest {
+        assert_eq!(bench.handle(piece, seconds(1)), Seen::Delivered);
+    }
+    assert!(bench.seen[..5].iter().all(|&seen| seen == Seen::Delivered));
+    // What the first fragments told is still known, and there is room for more.
+    flood(&mut bench);
+    for &Piece { source, .. } in &honest {
+        let last = Piece {
+            start: 32,
+            ..later(source, 1)
+        };
+        assert_eq!(bench.handle(last, seconds(1)), Seen::Delivered);
+        assert_eq!(bench.handle(later(source, 2), seconds(1)), Seen::Held);
+    }
+    bench.expire(seconds(10));
+    assert_eq!(bench.shares.held(), 0);
+}
+
+/// A source is an address of one owner: containers share theirs.
+#[test]
+fn owners_with_the_same_address_are_two_sources() {
+    let mut bench = Bench::new(small());
+    for (from, seen) in [(B, Seen::Held), (OUTSIDE, Seen::Held)] {
+        bench.from = Some(from);
+        let id = if from == B { 1 } else { 2 };
+        for n in 1..=3 {
+            let start = 16 * n;
+            assert_eq!(bench.handle(Piece { id, start, ..PIECE }, seconds(1)), seen);
+        }
+    }
 }
 
 /// Cuts a datagram of 8-octet units at `cuts`.
