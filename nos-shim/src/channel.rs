@@ -28,22 +28,25 @@
 //! ```
 //!
 //! Both sides put a sequentially consistent fence between their two steps, so that at least one of
-//! them sees the other's: either the sleeper finds the message, or the sender finds the sleeper.
+//! them sees the other's: either the sleeper finds the message, or the sender finds the sleeper. The
+//! models in `channel/ring.rs` try every order.
 //!
 //! # Room
 //!
-//! Rings are short, so that what waits in them waits for a bounded time. Who would rather leave
-//! packets with their devices, where each source has a queue of its own, than drop what finds the
-//! ring full, asks [`End::has_room`] before it reads more. It may block until there is room, having
-//! announced that with [`End::try_await_room`]: the taker's [`End::ring`] wakes it by the same
-//! protocol as soon as the ring is half empty.
+//! Rings are short, so that what waits in them waits for a bounded time and takes a bounded part of
+//! the buffers ([`Budget::ring`](crate::share::Budget::ring)). A sender that leaves packets with
+//! their devices, where each source has a queue of its own, drops none for a full ring: it asks
+//! [`End::has_room`] before it reads more. It may block until there is room, having announced that
+//! with [`End::try_await_room`]: the taker's [`End::ring`] wakes it by the same protocol as soon as
+//! the ring is half empty.
+
+mod ring;
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, OnceLock};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
+use self::ring::RingEnd;
 use crate::ident::AttachmentId;
 use crate::packet::PacketBurst;
 use crate::ports::{ExchangeRefused, Registration};
@@ -107,38 +110,6 @@ pub trait Wake: Send + Sync {
     fn wake(&self);
 }
 
-/// The bell of one side.
-#[derive(Default)]
-struct Doorbell {
-    /// Blocks until something comes.
-    asleep: AtomicBool,
-    /// Blocks until there is room for more.
-    wants_room: AtomicBool,
-    waker: OnceLock<Box<dyn Wake>>,
-}
-
-impl Doorbell {
-    /// To be called after a fence.
-    fn answer(&self, announced: &AtomicBool) {
-        if announced.load(Ordering::Relaxed)
-            && announced.swap(false, Ordering::AcqRel)
-            && let Some(waker) = self.waker.get()
-        {
-            waker.wake();
-        }
-    }
-
-    fn awake(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
-        self.wants_room.store(false, Ordering::Relaxed);
-    }
-}
-
-fn announce(what: &AtomicBool) {
-    what.store(true, Ordering::Relaxed);
-    fence(Ordering::SeqCst);
-}
-
 /// The other end of the channel has been dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other end of the channel has gone, or does not read its control messages")]
@@ -146,16 +117,9 @@ pub struct Disconnected;
 
 /// One end of a channel. `Out` and `In` are the control messages that it sends and takes.
 pub struct End<Out, In> {
-    bursts_out: Sender<PacketBurst>,
-    bursts_in: Receiver<PacketBurst>,
+    bursts: RingEnd<PacketBurst>,
     control_out: Sender<Out>,
     control_in: Receiver<In>,
-    mine: Arc<Doorbell>,
-    theirs: Arc<Doorbell>,
-    /// Something was sent since the other side's bell was last rung.
-    unrung: bool,
-    /// Something was taken since the other side was last told of room.
-    took: bool,
 }
 
 /// The relay's end.
@@ -166,30 +130,18 @@ pub type NosEnd = End<ToRelay, ToNos>;
 /// Makes a channel whose rings hold `bursts` bursts each way (at least one).
 #[must_use]
 pub fn pair(bursts: usize) -> (RelayEnd, NosEnd) {
-    let (to_nos, from_relay) = bounded(bursts.max(1));
-    let (to_relay, from_nos) = bounded(bursts.max(1));
+    let (relay_bursts, nos_bursts) = ring::pair(bursts);
     let (control_to_nos, control_from_relay) = bounded(CONTROL_CAPACITY);
     let (control_to_relay, control_from_nos) = bounded(CONTROL_CAPACITY);
-    let (relay_bell, nos_bell) = (Arc::<Doorbell>::default(), Arc::<Doorbell>::default());
     let relay = End {
-        bursts_out: to_nos,
-        bursts_in: from_nos,
+        bursts: relay_bursts,
         control_out: control_to_nos,
         control_in: control_from_nos,
-        mine: Arc::clone(&relay_bell),
-        theirs: Arc::clone(&nos_bell),
-        unrung: false,
-        took: false,
     };
     let nos = End {
-        bursts_out: to_relay,
-        bursts_in: from_relay,
+        bursts: nos_bursts,
         control_out: control_to_relay,
         control_in: control_from_relay,
-        mine: nos_bell,
-        theirs: relay_bell,
-        unrung: false,
-        took: false,
     };
     (relay, nos)
 }
@@ -202,12 +154,9 @@ impl<Out, In> End<Out, In> {
         if burst.is_empty() {
             return true;
         }
-        match self.bursts_out.try_send(core::mem::take(burst)) {
-            Ok(()) => {
-                self.unrung = true;
-                true
-            }
-            Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => {
+        match self.bursts.send(core::mem::take(burst)) {
+            Ok(()) => true,
+            Err(back) => {
                 *burst = back;
                 false
             }
@@ -217,16 +166,14 @@ impl<Out, In> End<Out, In> {
     /// The oldest burst that the other end has sent.
     #[inline]
     pub fn recv_burst(&mut self) -> Option<PacketBurst> {
-        let burst = self.bursts_in.try_recv().ok()?;
-        self.took = true;
-        Some(burst)
+        self.bursts.recv()
     }
 
     /// Whether the ring takes another burst. Only this end fills it, so it stays true until then.
     #[must_use]
     #[inline]
     pub fn has_room(&self) -> bool {
-        !self.bursts_out.is_full()
+        self.bursts.has_room()
     }
 
     /// Sends a control message and rings.
@@ -238,7 +185,7 @@ impl<Out, In> End<Out, In> {
         self.control_out
             .try_send(message)
             .map_err(|_| Disconnected)?;
-        self.unrung = true;
+        self.bursts.note_sent();
         self.ring();
         Ok(())
     }
@@ -252,68 +199,46 @@ impl<Out, In> End<Out, In> {
     /// Wakes the other side if it sleeps and something was sent since the last call, or if it waits
     /// for room and there is some. Call it once after a round of sending or taking.
     pub fn ring(&mut self) {
-        let (sent, took) = (
-            core::mem::take(&mut self.unrung),
-            core::mem::take(&mut self.took),
-        );
-        if !sent && !took {
-            return;
-        }
-        fence(Ordering::SeqCst);
-        if sent {
-            self.theirs.answer(&self.theirs.asleep);
-        }
-        // Half a ring at a time, or the two would take turns for every burst.
-        if took && self.bursts_in.len() <= self.capacity() / 2 {
-            self.theirs.answer(&self.theirs.wants_room);
-        }
+        self.bursts.ring();
     }
 
     /// Sets how this side is woken. The first call counts.
     pub fn set_waker(&mut self, waker: Box<dyn Wake>) {
-        // A second waker would leave the first one's thread asleep for ever.
-        let _ = self.mine.waker.set(waker);
+        self.bursts.set_waker(waker);
     }
 
     /// Announces that this side is about to block. Returns `false` if it must not, because
     /// something waits in a ring.
     pub fn try_sleep(&mut self) -> bool {
-        announce(&self.mine.asleep);
-        let idle = self.bursts_in.is_empty() && self.control_in.is_empty();
-        if !idle {
-            self.mine.awake();
-        }
-        idle
+        let Self {
+            bursts, control_in, ..
+        } = self;
+        bursts.try_sleep(|| control_in.is_empty())
     }
 
     /// Announces that this side is about to block until the ring that it fills is half empty.
     /// Returns `false` if it must not, because it is. It does not look for what came in: who wants
     /// to be woken for that too calls [`Self::try_sleep`] as well.
     pub fn try_await_room(&mut self) -> bool {
-        announce(&self.mine.wants_room);
-        let full = self.bursts_out.len() > self.capacity() / 2;
-        if !full {
-            self.mine.wants_room.store(false, Ordering::Relaxed);
-        }
-        full
+        self.bursts.try_await_room()
     }
 
     /// Ends what [`Self::try_sleep`] and [`Self::try_await_room`] announced, so that nobody rings in
     /// vain.
     pub fn awake(&mut self) {
-        self.mine.awake();
+        self.bursts.awake();
     }
 
     /// Bursts that wait to be taken by this end.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.bursts_in.len()
+        self.bursts.depth()
     }
 
     /// Bursts that each ring holds.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.bursts_in.capacity().unwrap_or(usize::MAX)
+        self.bursts.capacity()
     }
 }
 

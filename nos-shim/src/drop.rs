@@ -125,6 +125,8 @@ reasons! {
     // Buffers and devices.
     /// No free buffer.
     NoBuffer = "no-buffer",
+    /// Its owner has as many packets waiting as it may ([`crate::share`]).
+    OverShare = "over-share",
     /// The device's queue is full.
     DeviceFull = "device-full",
     /// The device refused the frame.

@@ -22,8 +22,12 @@
 //! one that only sends cost a few atomic operations a batch, and a thread that does both costs none.
 //!
 //! Lists are exchanged last in, first out as well: memory becomes resident where frames have been,
-//! and going round through all buffers would make the whole pool so. They lie on a stack, which is
-//! only ever tried for, never waited for; what finds it in use goes by a lock-free queue.
+//! and going round through all buffers would make the whole pool so. They lie on a stack behind a
+//! lock, which is tried for once a batch: what finds it taken goes by a lock-free queue. Only a
+//! handle that finds no buffer anywhere else waits for the lock, for as long as another thread needs
+//! to push or pop one pointer.
+//!
+//! A handle keeps at most a 32nd of the buffers for itself ([`crate::share`]).
 //!
 //! Every buffer that is out of the shared lists counts as one reference to the allocation, and so
 //! does every handle. References are added and removed a batch at a time. A frame may therefore
@@ -32,17 +36,16 @@
 use core::fmt;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use core::sync::atomic::Ordering;
+use std::alloc::{Layout, handle_alloc_error};
 
-use crossbeam_queue::ArrayQueue;
 use thiserror::Error;
 
 use crate::drop::DropReason;
 use crate::ident::{Interface, VrfId};
 use crate::packet::Parsed;
 use crate::prefetch::prefetch;
+use crate::sync::{ArrayQueue, AtomicUsize, Mutex, alloc_zeroed, dealloc, fence};
 
 /// Frames that move as one: the size of a [`Burst`], and of the lists that handles of one pool
 /// exchange.
@@ -71,8 +74,11 @@ const FIRST_HEAD: u32 = 138;
 
 const _: () = assert!(FIRST_HEAD as usize == LINE + HEADROOM);
 
-/// A handle that keeps this many free buffers gives a batch back.
+/// A handle that keeps this many free buffers gives a batch back, however large the pool.
 const CACHE_LIMIT: usize = 2 * BATCH;
+
+/// The part of a pool's buffers that one handle may keep.
+const CACHE_PART: usize = 32;
 
 /// Up to [`BATCH`] frames that travel together.
 pub type Burst = arrayvec::ArrayVec<Frame, BATCH>;
@@ -260,6 +266,8 @@ struct Home {
     layout: Layout,
     stride: usize,
     count: usize,
+    /// Free buffers that a handle keeps at most.
+    cache_limit: usize,
     references: AtomicUsize,
     /// Buffers that have ever been used: those with lower numbers.
     used: AtomicUsize,
@@ -271,7 +279,8 @@ struct Home {
 
 struct FreeList(NonNull<Header>);
 
-// SAFETY: a shared list owns its buffers; nobody else has a pointer to them.
+// SAFETY: a list owns its buffers: they were linked by a handle or a frame that owned them and gave
+// them up, and whoever takes the list out of stack or queue is the next owner.
 unsafe impl Send for FreeList {}
 
 impl Home {
@@ -301,6 +310,7 @@ impl Home {
             layout,
             stride,
             count,
+            cache_limit: (count / CACHE_PART).clamp(1, CACHE_LIMIT),
             references: AtomicUsize::new(1),
             used: AtomicUsize::new(0),
             stack: Mutex::new(Vec::with_capacity(count)),
@@ -319,11 +329,11 @@ impl Home {
     unsafe fn take_fresh(home: NonNull<Self>) -> Option<FreeList> {
         // SAFETY: valid, as the caller says.
         let this = unsafe { home.as_ref() };
-        let take = |used: usize| (used < this.count).then(|| this.count.min(used + BATCH));
+        let take = |used: usize| (used < this.count).then(|| this.count.min(used + this.batch()));
         let order = Ordering::Relaxed;
         let first = this.used.fetch_update(order, order, take).ok()?;
         let mut next = None;
-        for n in (first..this.count.min(first + BATCH)).rev() {
+        for n in (first..this.count.min(first + this.batch())).rev() {
             // SAFETY: n < count, so the buffer lies inside the allocation.
             let buffer = unsafe { this.base.add(n * this.stride) }.cast::<Header>();
             let header = Header {
@@ -344,32 +354,28 @@ impl Home {
         next.map(FreeList)
     }
 
-    /// The stack, if nobody else has it in hand.
-    fn try_stack(&self) -> Option<MutexGuard<'_, Vec<FreeList>>> {
-        match self.stack.try_lock() {
-            Ok(stack) => Some(stack),
-            Err(TryLockError::Poisoned(stack)) => Some(stack.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+    /// Buffers of the lists that handles exchange.
+    fn batch(&self) -> usize {
+        self.cache_limit.min(BATCH)
     }
 
     /// Takes what others gave back, without waiting for anybody.
     fn take_given(&self) -> Option<FreeList> {
-        let list = self.try_stack().and_then(|mut stack| stack.pop());
+        let list = self.stack.try_lock().and_then(|mut stack| stack.pop());
         list.or_else(|| self.queue.pop())
     }
 
     /// The same when there is nothing else: then it is worth waiting for the stack.
     #[cold]
     fn take_last(&self) -> Option<FreeList> {
-        let mut stack = self.stack.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stack = self.stack.lock();
         stack.pop().or_else(|| self.queue.pop())
     }
 
     /// Gives a list back. There can be no more lists than buffers, so it always fits.
     fn give(&self, list: Option<NonNull<Header>>) {
         let Some(first) = list else { return };
-        if let Some(mut stack) = self.try_stack() {
+        if let Some(mut stack) = self.stack.try_lock() {
             stack.push(FreeList(first));
         } else {
             let pushed = self.queue.push(FreeList(first));
@@ -391,7 +397,8 @@ impl Home {
         fence(Ordering::Acquire);
         // SAFETY: made by Box::leak, and this was the last reference.
         let home = unsafe { Box::from_raw(home.as_ptr()) };
-        // SAFETY: allocated with this layout; no buffer is out of the shared lists.
+        // SAFETY: allocated with this layout. Each buffer outside of the shared lists would be a
+        // reference, so all are inside, and the lists end with `home`.
         unsafe { dealloc(home.allocation.as_ptr(), home.layout) };
     }
 }
@@ -404,7 +411,9 @@ pub struct FramePool {
     cache: Vec<NonNull<Header>>,
 }
 
-// SAFETY: the cached buffers belong to the handle, and Home is used through atomics only.
+// SAFETY: the cached buffers belong to the handle alone. What handles share is Home: its counters are
+// atomic, its stack is behind a lock, its queue is made for threads, and the rest never changes. The
+// handle's own reference keeps it valid on whatever thread the handle is.
 unsafe impl Send for FramePool {}
 
 impl FramePool {
@@ -476,13 +485,12 @@ impl FramePool {
 
     /// Takes a frame back. The same as dropping it, but without atomic operations.
     pub fn free(&mut self, frame: Frame) {
-        // SAFETY: a frame's buffer has a valid header.
+        // SAFETY: the frame owns its buffer, whose header is always valid.
         if unsafe { frame.buffer.as_ref() }.home != self.home {
             return;
         }
-        // In a small pool no handle may sit on so many that the others starve.
-        if self.cache.len() >= CACHE_LIMIT.min(self.home().count / 4) {
-            self.spill(BATCH);
+        if self.cache.len() >= self.home().cache_limit {
+            self.spill(self.home().batch());
         }
         self.cache.push(frame.buffer);
         core::mem::forget(frame);
@@ -499,14 +507,15 @@ impl FramePool {
     #[cold]
     fn refill(&mut self) {
         let list = self.home().take_given();
-        // SAFETY: the handle's own reference keeps the pool valid.
+        // SAFETY: the handle's own reference keeps Home valid.
         let list = list.or_else(|| unsafe { Home::take_fresh(self.home) });
         let list = list.or_else(|| self.home().take_last());
         let Some(FreeList(first)) = list else { return };
         let mut next = Some(first);
         while let Some(buffer) = next {
             self.cache.push(buffer);
-            // SAFETY: the list was taken out, so its buffers are ours now.
+            // SAFETY: whoever takes a list out owns its buffers, and their headers were written by
+            // `take_fresh` before the list was first made.
             next = unsafe { buffer.as_ref() }.next;
         }
         let taken = self.cache.len();
@@ -566,9 +575,10 @@ pub struct Frame {
     buffer: NonNull<Header>,
 }
 
-// SAFETY: a frame is the only owner of its buffer.
+// SAFETY: a frame is the only owner of its buffer, which is a reference to Home; of that it reads
+// what never changes, and on its end gives the buffer back as `FramePool` does.
 unsafe impl Send for Frame {}
-// SAFETY: a shared frame only reads its buffer.
+// SAFETY: by a shared frame its buffer is only read: all methods that write take it mutably.
 unsafe impl Sync for Frame {}
 
 impl Frame {
@@ -584,7 +594,7 @@ impl Frame {
 
     /// Octets of the whole buffer, its header included.
     fn stride(&self) -> usize {
-        // SAFETY: the buffer is a reference to its home.
+        // SAFETY: the buffer counts as one reference to its home, until the frame's end.
         unsafe { self.header().home.as_ref() }.stride
     }
 
@@ -595,7 +605,8 @@ impl Frame {
     /// `LINE <= from <= to <= stride`.
     unsafe fn window(&self, from: usize, to: usize) -> &[u8] {
         debug_assert!(LINE <= from && from <= to && to <= self.stride());
-        // SAFETY: inside the buffer by the caller's word, and initialised: it was zeroed once.
+        // SAFETY: inside the buffer by the caller's word, behind the header, and initialised: it was
+        // zeroed once. Nobody else has the buffer, and `self` is borrowed for as long.
         unsafe {
             let start = self.buffer.cast::<u8>().add(from);
             core::slice::from_raw_parts(start.as_ptr(), to - from)
@@ -609,7 +620,8 @@ impl Frame {
     /// `LINE <= from <= to <= stride`.
     unsafe fn window_mut(&mut self, from: usize, to: usize) -> &mut [u8] {
         debug_assert!(LINE <= from && from <= to && to <= self.stride());
-        // SAFETY: inside the buffer by the caller's word, and initialised: it was zeroed once.
+        // SAFETY: inside the buffer by the caller's word, behind the header, and initialised: it was
+        // zeroed once. Nobody else has the buffer, and `self` is borrowed for as long.
         unsafe {
             let start = self.buffer.cast::<u8>().add(from);
             core::slice::from_raw_parts_mut(start.as_ptr(), to - from)
@@ -996,5 +1008,92 @@ mod tests {
         fn any_virtio_header_is_read_or_refused(header: [u8; VNET_HEADER]) {
             let _ = Offload::from_virtio(&header);
         }
+    }
+}
+
+/// Every order of the operations of two threads that share a pool.
+#[cfg(loom)]
+#[cfg(test)]
+mod loom_models {
+    use super::*;
+    use loom::thread;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    const BUFFERS: usize = 2;
+
+    /// Which buffers are in use. Not of loom, so that it adds no order.
+    #[derive(Clone)]
+    struct Owned(Arc<[AtomicBool; BUFFERS]>, usize);
+
+    impl Owned {
+        fn by_pool(pool: &FramePool) -> Self {
+            Self(Arc::default(), pool.home().base.as_ptr() as usize)
+        }
+
+        fn buffer(&self, frame: &Frame, pool: &FramePool) -> &AtomicBool {
+            let place = frame.buffer.as_ptr() as usize - self.1;
+            &self.0[place / pool.home().stride]
+        }
+
+        /// A frame, whose buffer is nobody else's.
+        fn alloc(&self, pool: &mut FramePool) -> Frame {
+            let frame = pool.alloc().expect("the other thread has one at most");
+            let buffer = self.buffer(&frame, pool);
+            assert!(!buffer.swap(true, Ordering::Relaxed), "handed out twice");
+            frame
+        }
+
+        fn end(&self, frame: &Frame, pool: &FramePool) {
+            self.buffer(frame, pool).store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Uses a buffer at a time, and ends it in either way.
+    fn work(mut pool: FramePool, owned: &Owned, by_handle: [bool; 2]) {
+        for by_handle in by_handle {
+            let frame = owned.alloc(&mut pool);
+            owned.end(&frame, &pool);
+            if by_handle {
+                pool.free(frame);
+            } else {
+                drop(frame);
+            }
+        }
+    }
+
+    fn model(ways: [[bool; 2]; 2]) {
+        crate::sync::model(move || {
+            let mut pool = FramePool::new(BUFFERS, ETHERNET_HEADER);
+            let owned = Owned::by_pool(&pool);
+            let (other, theirs) = (pool.clone(), owned.clone());
+            let working = thread::spawn(move || work(other, &theirs, ways[0]));
+            work(pool.clone(), &owned, ways[1]);
+            working.join().unwrap();
+            let all: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
+            assert_eq!(all.len(), BUFFERS, "all come back");
+        });
+    }
+
+    #[test]
+    fn loom_dropped_buffers_have_one_owner_and_come_back() {
+        model([[false, false], [false, false]]);
+    }
+
+    #[test]
+    fn loom_freed_buffers_have_one_owner_and_come_back() {
+        model([[true, false], [true, true]]);
+    }
+
+    /// A frame that ends on another thread, after its pool.
+    #[test]
+    fn loom_a_frame_outlives_its_pool() {
+        crate::sync::model(|| {
+            let mut pool = FramePool::new(1, ETHERNET_HEADER);
+            let frame = pool.alloc().unwrap();
+            let ending = thread::spawn(move || drop(frame));
+            drop(pool);
+            ending.join().unwrap();
+        });
     }
 }

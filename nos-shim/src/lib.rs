@@ -51,6 +51,7 @@
 //! | [`arp`], [`ndp`], [`neighbor`] | the messages; who is where on an uplink |
 //! | [`fib`] | where packets go: longest match, next hops, ECMP |
 //! | [`forward`] | the way of a packet through all of these |
+//! | [`share`] | how the buffers are divided, and what one owner may hold of them |
 //! | [`transmit`] | queues towards devices |
 //! | [`services`], `local` | what the NOS itself offers; the stack that serves it (feature `stack`) |
 //! | [`shim`] | the NOS as a whole |
@@ -98,7 +99,9 @@ pub mod rate_limit;
 pub mod reassembly;
 pub mod reset;
 pub mod services;
+pub mod share;
 pub mod shim;
+mod sync;
 mod tables;
 #[cfg(test)]
 mod test_packets;

@@ -25,7 +25,13 @@
 //! Strangers open connections, and smoltcp makes no promise about hostile peers, so everything is
 //! bounded ([`LocalLimits`]): connections in total, for each service, and half open; octets of
 //! buffers; the time that a handshake, a silence and an HTTP request may take. A SYN beyond the
-//! bounds is dropped silently, like one that meets a full accept queue. What smoltcp gets has been
+//! bounds is dropped silently, like one that meets a full accept queue.
+//!
+//! HTTP clients must not be kept out by others that never complete their requests. So its bound is
+//! kept at the end of a handshake, by resetting another connection: one of the peer that has most,
+//! and of these the oldest whose request is not complete.
+//!
+//! What smoltcp gets has been
 //! validated: a [`Packet`] to one of our addresses from a host's address, without options or
 //! extension headers, and with a right checksum.
 

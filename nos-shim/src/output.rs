@@ -11,11 +11,8 @@ use crate::id_table::IdTable;
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId};
 use crate::offload::{Capabilities, adapt};
 use crate::packet::{Packet, PacketBurst, Rejected};
+use crate::share::Budget;
 use crate::transmit::TransmitQueues;
-
-/// Frames that wait for an uplink's device at most; more are dropped with
-/// [`DropReason::DeviceFull`].
-const TRANSMIT_QUEUE: u32 = 4096;
 
 /// Events that wait to be polled at most; others are not told.
 const EVENTS: usize = 64;
@@ -55,6 +52,8 @@ pub(crate) struct Output {
     pub(crate) channel: NosEnd,
     pub(crate) pool: FramePool,
     pub(crate) transmit: TransmitQueues,
+    /// Frames that wait for devices above which nothing more is taken from the relay.
+    transmit_high: usize,
     /// Packets for containers, not yet in the ring.
     pub(crate) to_relay: PacketBurst,
     /// Segments and fragments on their way; empty between packets.
@@ -66,16 +65,24 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn new(channel: NosEnd, pool: FramePool) -> Self {
+        let budget = Budget::of(pool.capacity());
         Self {
             channel,
             pool,
-            transmit: TransmitQueues::new(TRANSMIT_QUEUE),
+            transmit: TransmitQueues::new(budget.transmit_queue()),
+            transmit_high: budget.transmit_high(),
             to_relay: PacketBurst::new(),
             pieces: VecDeque::new(),
             ledger: Ledger::default(),
             counters: IdTable::new(),
             events: VecDeque::new(),
         }
+    }
+
+    /// Whether so much waits for devices that nothing more is to be taken from the relay.
+    #[inline]
+    pub(crate) fn is_congested(&self) -> bool {
+        self.transmit.held() >= self.transmit_high
     }
 
     /// Drops a packet and counts it.

@@ -13,10 +13,9 @@
 //! - a fragment that carries nothing makes an end of the datagram;
 //! - an IPv4 datagram has DF if the longest of its fragments had.
 //!
-//! Who sends many fragments and never all of them can hold no more than the [limits](Limits) allow.
-//! Beyond them the oldest datagram is dropped: honest ones are complete within milliseconds.
-
-use std::collections::VecDeque;
+//! An owner that sends many fragments and never all of them can hold no more than the
+//! [limits](Limits) and its [share](crate::share) of the buffers allow. Beyond them its own oldest
+//! datagram is dropped: honest ones are complete within milliseconds, and others do not notice.
 
 use foldhash::quality::FixedState;
 use hashbrown::HashMap;
@@ -25,16 +24,19 @@ use crate::checksum::Sum;
 use crate::drop::{DropReason, Ledger};
 use crate::frame::{ETHERNET_HEADER, Frame, FramePool};
 use crate::ident::VrfId;
+use crate::links::{Links, List};
 use crate::originate::traffic_class;
 use crate::packet::{Addresses, FragmentId, FragmentSpan, IPV6_HEADER, Packet, protocol};
+use crate::share::{Account, Shares, Standing};
 use crate::time::{Duration, Instant};
 
 /// How much may be held, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Datagrams; at least one.
+    /// Datagrams of one owner that is alone; at least one. All owners together have fewer than twice
+    /// as many.
     pub datagrams: usize,
-    /// Fragments of all datagrams; at least two.
+    /// Fragments of all datagrams, for which there is memory; at least two.
     pub fragments: usize,
     /// Time from the first fragment's arrival.
     pub timeout: Duration,
@@ -65,10 +67,39 @@ struct Key {
 #[derive(Debug)]
 pub struct Reassembler {
     limits: Limits,
-    datagrams: HashMap<Key, Datagram, FixedState>,
-    /// Datagrams in the order of their arrival; some may be gone.
-    by_age: VecDeque<(Instant, Key)>,
+    /// Places of datagrams.
+    datagrams: HashMap<Key, u32, FixedState>,
+    places: Vec<Option<Datagram>>,
+    free: Vec<u32>,
+    /// What owners have in the table.
+    shares: Shares,
+    /// In the order of their arrival.
+    by_age: List,
+    ages: Links,
+    /// By account, in the order of their arrival.
+    by_account: Vec<List>,
+    of_account: Links,
     held: usize,
+}
+
+/// Where fragments come from and go to.
+struct Store<'a> {
+    pool: &'a mut FramePool,
+    ledger: &'a mut Ledger,
+    shares: &'a mut Shares,
+}
+
+impl Store<'_> {
+    /// Takes back the buffer of a fragment that was held.
+    fn free(&mut self, packet: Packet) {
+        self.shares.release(Account::of(packet.frame()));
+        self.pool.free(packet.into_frame());
+    }
+
+    fn drop(&mut self, packet: Packet, reason: DropReason) {
+        self.free(packet);
+        self.ledger.drop(reason);
+    }
 }
 
 impl Reassembler {
@@ -78,19 +109,26 @@ impl Reassembler {
         Self {
             limits,
             datagrams: HashMap::with_hasher(FixedState::with_seed(seed)),
-            by_age: VecDeque::new(),
+            places: Vec::new(),
+            free: Vec::new(),
+            shares: Shares::for_one(limits.datagrams.max(1)),
+            by_age: List::EMPTY,
+            ages: Links::new(0),
+            by_account: Vec::new(),
+            of_account: Links::new(0),
             held: 0,
         }
     }
 
-    /// Takes a fragment, and returns the datagram that it makes whole. A packet that is no
-    /// fragment comes back as it is.
+    /// Takes a fragment, charges its owner for it in `shares`, and returns the datagram that it makes
+    /// whole. A packet that is no fragment comes back as it is.
     pub fn handle(
         &mut self,
         fragment: Packet,
         now: Instant,
         pool: &mut FramePool,
         ledger: &mut Ledger,
+        shares: &mut Shares,
     ) -> Option<Packet> {
         let Some((id, span)) = fragment.fragment_place() else {
             return Some(fragment);
@@ -100,27 +138,34 @@ impl Reassembler {
             addresses: fragment.addresses(),
             id,
         };
-        self.forget_done();
-        self.make_room(&key, now, pool, ledger);
-        let until = now + self.limits.timeout;
-        let datagram = self.datagrams.entry(key).or_insert_with(|| {
-            self.by_age.push_back((until, key));
-            Datagram::new(until)
-        });
+        let account = Account::of(fragment.frame());
+        let mut store = Store {
+            pool,
+            ledger,
+            shares,
+        };
+        let room = self.make_room(&key, account, now, &mut store);
+        store.shares.charge(account);
+        if let Err(reason) = room {
+            store.drop(fragment, reason);
+            return None;
+        }
+        let place = self.datagrams.get(&key).copied();
+        let place = place.unwrap_or_else(|| self.begin(key, account, now + self.limits.timeout));
+        let datagram = self.places.get_mut(place as usize)?.as_mut()?;
         self.held += 1;
         match datagram.add(fragment, span) {
             Added::Incomplete => None,
             Added::Nothing(fragment) => {
                 self.held -= 1;
-                pool.free(fragment.into_frame());
-                ledger.drop(DropReason::FragmentDuplicate);
+                store.drop(fragment, DropReason::FragmentDuplicate);
                 None
             }
             Added::Contradiction(reason) => {
-                self.give_up(&key, reason, pool, ledger);
+                self.take(place)?.drop_all(reason, &mut store);
                 None
             }
-            Added::Complete => self.complete(&key, pool, ledger),
+            Added::Complete => self.take(place)?.complete(&mut store),
         }
     }
 
@@ -132,27 +177,33 @@ impl Reassembler {
         now: Instant,
         pool: &mut FramePool,
         ledger: &mut Ledger,
+        shares: &mut Shares,
     ) -> Option<Packet> {
-        while self.by_age.front().is_some_and(|&(until, _)| until <= now) {
-            let (until, key) = self.by_age.pop_front()?;
-            let Some(datagram) = self.take(&key, until) else {
-                continue;
-            };
+        let mut store = Store {
+            pool,
+            ledger,
+            shares,
+        };
+        while self.poll_at().is_some_and(|until| until <= now) {
+            let oldest = self.by_age.first()?;
+            let datagram = self.take(oldest)?;
             let first = datagram.into_first(|rest| {
-                pool.free(rest.into_frame());
-                ledger.drop(DropReason::FragmentTimeout);
+                store.drop(rest, DropReason::FragmentTimeout);
             });
-            if first.is_some() {
-                return first;
+            if let Some(first) = first {
+                store.shares.release(Account::of(first.frame()));
+                return Some(first);
             }
         }
         None
     }
 
-    /// When [`Self::poll_timeout`] has something to do next, or earlier.
+    /// When [`Self::poll_timeout`] has something to do next.
     #[must_use]
     pub fn poll_at(&self) -> Option<Instant> {
-        self.by_age.front().map(|&(until, _)| until)
+        let oldest = self.by_age.first()?;
+        let datagram = self.places.get(oldest as usize)?.as_ref();
+        datagram.map(|datagram| datagram.until)
     }
 
     /// Fragments that are held.
@@ -161,92 +212,99 @@ impl Reassembler {
         self.held
     }
 
-    /// Drops the oldest datagrams until there is room for one more fragment of `key`.
-    fn make_room(&mut self, key: &Key, now: Instant, pool: &mut FramePool, ledger: &mut Ledger) {
-        let limits = self.limits;
-        while !self.by_age.is_empty()
-            && (self.held >= limits.fragments.max(2)
-                || self.datagrams.len() >= limits.datagrams.max(1)
-                    && !self.datagrams.contains_key(key))
-        {
-            let Some((until, oldest)) = self.by_age.pop_front() else {
-                return;
-            };
-            let reason = if until <= now {
-                DropReason::FragmentTimeout
-            } else {
-                DropReason::FragmentQueueFull
-            };
-            if let Some(datagram) = self.take(&oldest, until) {
-                datagram.drop_all(reason, pool, ledger);
-            }
-        }
-    }
-
-    /// Datagrams that became whole leave their entries behind; those at the front are removed at
-    /// once, and the others when there are too many.
-    fn forget_done(&mut self) {
-        let datagrams = &self.datagrams;
-        let done = |&(until, key): &(Instant, Key)| {
-            datagrams.get(&key).is_none_or(|known| known.until != until)
-        };
-        while self.by_age.front().is_some_and(done) {
-            self.by_age.pop_front();
-        }
-        if self.by_age.len() > 2 * self.limits.datagrams.max(1) {
-            self.by_age.retain(|entry| !done(entry));
-        }
-    }
-
-    /// Takes a datagram out, if it is the one that is to go at `until`.
-    fn take(&mut self, key: &Key, until: Instant) -> Option<Datagram> {
-        self.datagrams
-            .get(key)
-            .filter(|known| known.until == until)?;
-        let datagram = self.datagrams.remove(key)?;
-        self.held -= datagram.pieces.len();
-        Some(datagram)
-    }
-
-    fn give_up(
+    /// Drops an owner's oldest datagrams until there is room for one more fragment of `key`.
+    ///
+    /// # Errors
+    ///
+    /// Why that fragment is dropped as well.
+    fn make_room(
         &mut self,
         key: &Key,
-        reason: DropReason,
-        pool: &mut FramePool,
-        ledger: &mut Ledger,
-    ) {
-        if let Some(datagram) = self.datagrams.remove(key) {
-            self.held -= datagram.pieces.len();
-            datagram.drop_all(reason, pool, ledger);
+        account: Account,
+        now: Instant,
+        store: &mut Store<'_>,
+    ) -> Result<(), DropReason> {
+        loop {
+            let (standing, reason) = self.standing(key, account, store.shares);
+            if standing == Standing::Within {
+                return Ok(());
+            }
+            let dropped = self.drop_oldest_of(account, reason, now, store);
+            if !dropped || standing == Standing::Over {
+                return Err(reason);
+            }
         }
-        self.forget_done();
     }
 
-    fn complete(&mut self, key: &Key, pool: &mut FramePool, ledger: &mut Ledger) -> Option<Packet> {
-        let datagram = self.datagrams.remove(key)?;
-        let count = datagram.pieces.len();
-        self.held -= count;
-        self.forget_done();
-        let frame = match datagram.assemble(pool) {
-            Ok(frame) => frame,
-            Err(reason) => {
-                datagram.drop_all(reason, pool, ledger);
-                return None;
+    /// Whether an owner may have one more fragment of `key` here, and why not.
+    fn standing(&self, key: &Key, account: Account, shares: &Shares) -> (Standing, DropReason) {
+        let full = DropReason::FragmentQueueFull;
+        if !self.datagrams.contains_key(key) {
+            let standing = self.shares.standing(account);
+            if standing != Standing::Within {
+                return (standing, full);
             }
+        }
+        if self.held >= self.limits.fragments.max(2) {
+            return (Standing::Full, full);
+        }
+        (shares.standing(account), DropReason::OverShare)
+    }
+
+    /// Drops the oldest datagram of an owner, if it has one.
+    fn drop_oldest_of(
+        &mut self,
+        account: Account,
+        reason: DropReason,
+        now: Instant,
+        store: &mut Store<'_>,
+    ) -> bool {
+        let oldest = self.by_account.get(account.index()).and_then(List::first);
+        let Some(datagram) = oldest.and_then(|place| self.take(place)) else {
+            return false;
         };
-        for piece in datagram.pieces {
-            pool.free(piece.packet.into_frame());
+        let late = datagram.until <= now;
+        let reason = if late {
+            DropReason::FragmentTimeout
+        } else {
+            reason
+        };
+        datagram.drop_all(reason, store);
+        true
+    }
+
+    /// A place for a new datagram.
+    fn begin(&mut self, key: Key, account: Account, until: Instant) -> u32 {
+        let datagram = Some(Datagram::new(key, account, until));
+        let place = if let Some(place) = self.free.pop() {
+            self.places[place as usize] = datagram;
+            place
+        } else {
+            self.places.push(datagram);
+            u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
+        };
+        self.datagrams.insert(key, place);
+        self.ages.push_back(&mut self.by_age, place);
+        if self.by_account.len() <= account.index() {
+            self.by_account.resize(account.index() + 1, List::EMPTY);
         }
-        ledger.consumed += u64::try_from(count).unwrap_or(0);
-        ledger.originated += 1;
-        match Packet::parse(frame) {
-            Ok(packet) => Some(packet),
-            Err(rejected) => {
-                ledger.drop(rejected.reason);
-                pool.free(rejected.frame);
-                None
-            }
-        }
+        let of_account = &mut self.by_account[account.index()];
+        self.of_account.push_back(of_account, place);
+        self.shares.charge(account);
+        place
+    }
+
+    /// Takes a datagram out.
+    fn take(&mut self, place: u32) -> Option<Datagram> {
+        let datagram = self.places.get_mut(place as usize)?.take()?;
+        self.free.push(place);
+        self.datagrams.remove(&datagram.key);
+        self.ages.remove(&mut self.by_age, place);
+        let of_account = &mut self.by_account[datagram.account.index()];
+        self.of_account.remove(of_account, place);
+        self.shares.release(datagram.account);
+        self.held -= datagram.pieces.len();
+        Some(datagram)
     }
 }
 
@@ -260,6 +318,9 @@ struct Piece {
 
 #[derive(Debug)]
 struct Datagram {
+    key: Key,
+    /// Of its first fragment that came.
+    account: Account,
     until: Instant,
     /// Ordered, without overlap.
     pieces: Vec<Piece>,
@@ -280,8 +341,10 @@ enum Added {
 }
 
 impl Datagram {
-    fn new(until: Instant) -> Self {
+    fn new(key: Key, account: Account, until: Instant) -> Self {
         Self {
+            key,
+            account,
             until,
             pieces: Vec::new(),
             len: None,
@@ -353,10 +416,33 @@ impl Datagram {
         first.map(|piece| piece.packet)
     }
 
-    fn drop_all(self, reason: DropReason, pool: &mut FramePool, ledger: &mut Ledger) {
+    fn drop_all(self, reason: DropReason, store: &mut Store<'_>) {
         for piece in self.pieces {
-            pool.free(piece.packet.into_frame());
-            ledger.drop(reason);
+            store.drop(piece.packet, reason);
+        }
+    }
+
+    /// The whole datagram, in place of its fragments.
+    fn complete(self, store: &mut Store<'_>) -> Option<Packet> {
+        let frame = match self.assemble(store.pool) {
+            Ok(frame) => frame,
+            Err(reason) => {
+                self.drop_all(reason, store);
+                return None;
+            }
+        };
+        store.ledger.consumed += self.pieces.len() as u64;
+        store.ledger.originated += 1;
+        for piece in self.pieces {
+            store.free(piece.packet);
+        }
+        match Packet::parse(frame) {
+            Ok(packet) => Some(packet),
+            Err(rejected) => {
+                store.ledger.drop(rejected.reason);
+                store.pool.free(rejected.frame);
+                None
+            }
         }
     }
 
@@ -461,6 +547,8 @@ mod tests {
     struct Lab {
         reassembler: Reassembler,
         pool: FramePool,
+        /// With room for all, unless the test is about it.
+        shares: Shares,
         ledger: Ledger,
         now: Instant,
         given: u64,
@@ -472,6 +560,7 @@ mod tests {
             Self {
                 reassembler: Reassembler::new(limits, 1),
                 pool: FramePool::new(64, crate::frame::MAX_FRAME),
+                shares: Shares::for_one(1024),
                 ledger: Ledger::default(),
                 now: Instant::from_millis(1000),
                 given: 0,
@@ -481,18 +570,30 @@ mod tests {
 
         fn give(&mut self, packet: Packet) -> Option<Packet> {
             self.given += 1;
-            let whole = self
-                .reassembler
-                .handle(packet, self.now, &mut self.pool, &mut self.ledger);
+            let Self {
+                reassembler,
+                pool,
+                shares,
+                ledger,
+                now,
+                ..
+            } = self;
+            let whole = reassembler.handle(packet, *now, pool, ledger, shares);
             self.returned += u64::from(whole.is_some());
             self.check();
             whole
         }
 
         fn timed_out(&mut self) -> Option<Packet> {
-            let first = self
-                .reassembler
-                .poll_timeout(self.now, &mut self.pool, &mut self.ledger);
+            let Self {
+                reassembler,
+                pool,
+                shares,
+                ledger,
+                now,
+                ..
+            } = self;
+            let first = reassembler.poll_timeout(*now, pool, ledger, shares);
             // As the caller does once it has answered.
             if first.is_some() {
                 self.ledger.drop(DropReason::FragmentTimeout);
@@ -513,6 +614,7 @@ mod tests {
                 ..self.ledger
             };
             assert_eq!(ledger.unaccounted(), self.reassembler.held() as i128);
+            assert_eq!(self.shares.held(), self.reassembler.held());
         }
     }
 
@@ -777,7 +879,7 @@ mod tests {
             assert!(lab.give(packet).is_some());
         }
         assert!(lab.dropped(DropReason::FragmentQueueFull) > 3000);
-        assert!(lab.reassembler.by_age.len() <= 32);
+        assert!(lab.reassembler.places.len() <= 32);
     }
 
     #[test]
@@ -806,9 +908,13 @@ mod tests {
     fn what_is_whole_comes_back() {
         let mut lab = Lab::new(Limits::default());
         let packet = Draft::v4().udp_packet(&mut lab.pool, (1, 2), b"x");
-        let whole = lab
-            .reassembler
-            .handle(packet, lab.now, &mut lab.pool, &mut lab.ledger);
+        let whole = lab.reassembler.handle(
+            packet,
+            lab.now,
+            &mut lab.pool,
+            &mut lab.ledger,
+            &mut lab.shares,
+        );
         assert!(whole.is_some());
         assert_eq!(lab.ledger, Ledger::default());
     }

@@ -39,6 +39,7 @@ use crate::output::Output;
 use crate::page::Page;
 use crate::ports::{ExchangeRefused, PortTable, RegistrationRefused};
 use crate::services::ServiceConfig;
+use crate::share::Budget;
 use crate::tables::{Tables, Uplink, UplinkChange};
 use crate::time::Instant;
 use crate::worker::Worker;
@@ -96,7 +97,7 @@ impl Shim {
         let ShimConfig { seed } = config;
         Self {
             tables: Tables::new(seed),
-            worker: Worker::new(seed),
+            worker: Worker::new(seed, Budget::of(pool.capacity())),
             output: Output::new(channel, pool),
         }
     }

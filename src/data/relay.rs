@@ -46,7 +46,7 @@ use std::sync::Arc;
 
 use nos_shim::channel::{Disconnected, Exchange, RelayEnd, RequestId, ToNos, ToRelay, Wake};
 use nos_shim::drop::{DropReason, Ledger};
-use nos_shim::frame::{BATCH, Burst, Frame, FramePool};
+use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::id_table::IdTable;
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
@@ -54,6 +54,7 @@ use nos_shim::packet::{Packet, PacketBurst};
 use nos_shim::page::Page;
 use nos_shim::ports::{ExchangeRefused, Registration};
 use nos_shim::services::ServiceConfig;
+use nos_shim::share::Budget;
 use nos_shim::time::Instant;
 use nos_shim::transmit::TransmitQueues;
 use thiserror::Error;
@@ -62,14 +63,6 @@ pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus};
 
 use attachment::{Attachment, Guarded};
 use side::Side;
-
-/// [`Relay::poll_channel`] takes no burst while this many frames wait to be written: what is
-/// written soon after is still in cache, and queues stay short.
-const TRANSMIT_HIGH: usize = 4 * BATCH;
-
-/// Frames that wait for one attachment at most. A round of the event loop leaves far fewer, unless
-/// super-frames had to be cut into segments.
-const TRANSMIT_QUEUE: u32 = 4096;
 
 /// Why an attachment cannot be made or changed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -118,6 +111,8 @@ pub struct Relay {
     pool: FramePool,
     attachments: IdTable<AttachmentId, Box<Attachment>>,
     transmit: TransmitQueues,
+    /// [`Self::poll_channel`] takes no burst while this many frames wait to be written.
+    transmit_high: usize,
     outgoing: PacketBurst,
     /// What was asked of the NOS and not yet answered.
     asked: BTreeMap<RequestId, Asked>,
@@ -150,11 +145,13 @@ impl Relay {
     /// A relay without attachments. `pool` is where it puts frames back, and takes segments from.
     #[must_use]
     pub fn new(channel: RelayEnd, pool: FramePool) -> Self {
+        let budget = Budget::of(pool.capacity());
         Self {
             channel,
             pool,
             attachments: IdTable::new(),
-            transmit: TransmitQueues::new(TRANSMIT_QUEUE),
+            transmit: TransmitQueues::new(budget.transmit_queue()),
+            transmit_high: budget.transmit_high(),
             outgoing: PacketBurst::new(),
             asked: BTreeMap::new(),
             last_request: RequestId::default(),
@@ -331,7 +328,7 @@ impl Relay {
     pub fn poll_channel(&mut self, _now: Instant, budget: usize) -> bool {
         self.handle_controls();
         for _ in 0..budget {
-            if self.transmit.held() >= TRANSMIT_HIGH {
+            if self.transmit.held() >= self.transmit_high {
                 return true;
             }
             let Some(burst) = self.channel.recv_burst() else {

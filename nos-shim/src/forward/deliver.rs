@@ -137,7 +137,8 @@ fn deliver_fragment(
         // Not asked for: only first fragments decide.
         Fragment::Later | Fragment::Whole => Holder::Nobody(DropReason::FragmentTimeout),
     };
-    match worker.fragments.handle(packet, now, |_| holder) {
+    let shares = &mut worker.shares;
+    match worker.fragments.handle(packet, now, shares, |_| holder) {
         Some(fate) => Step::Fate(fate),
         None => Step::Done,
     }
@@ -176,7 +177,8 @@ pub(super) fn follow_fate(
         }),
         Fate::Deliver(packet, Holder::Local(address)) => {
             let Output { pool, ledger, .. } = output;
-            match worker.reassembler.handle(packet, now, pool, ledger) {
+            let shares = &mut worker.shares;
+            match worker.reassembler.handle(packet, now, pool, ledger, shares) {
                 Some(whole) => {
                     let origin = Origin::of(&whole);
                     Step::Deliver(whole, address, origin)
@@ -193,7 +195,8 @@ pub(super) fn follow_fate(
 /// Gives up a datagram whose fragments did not come in time, which its sender is told.
 pub(super) fn expired(worker: &mut Worker, output: &mut Output, now: Instant) -> Option<Refusal> {
     let Output { pool, ledger, .. } = output;
-    let first = worker.reassembler.poll_timeout(now, pool, ledger)?;
+    let shares = &mut worker.shares;
+    let first = worker.reassembler.poll_timeout(now, pool, ledger, shares)?;
     let (origin, error) = (Origin::of(&first), IcmpError::ReassemblyTimeout);
     let reason = DropReason::FragmentTimeout;
     Some(Refusal::new(first, origin, error, reason))

@@ -13,6 +13,7 @@ use crate::neighbor::{Message, NeighborCache, Resolution};
 use crate::origin::Origin;
 use crate::output::Output;
 use crate::packet::Packet;
+use crate::share::{Account, Shares};
 use crate::tables::{Tables, Uplink};
 use crate::time::Instant;
 use crate::worker::{Rewrite, Rewrites, Worker};
@@ -152,6 +153,7 @@ pub(super) fn leave(
     let mut link = Link {
         uplink,
         neighbors,
+        shares: &mut worker.shares,
         output,
     };
     if matches!(size, Size::Fits) {
@@ -170,16 +172,20 @@ pub(super) fn leave(
 struct Link<'a> {
     uplink: &'a Uplink,
     neighbors: &'a mut NeighborCache<Origin>,
+    shares: &'a mut Shares,
     output: &'a mut Output,
 }
 
 impl Link<'_> {
     /// Sends a packet to a station, or keeps it until the station's MAC address is known.
     fn send(&mut self, packet: Packet, to: IpAddr, origin: Origin, now: Instant) {
-        match self.neighbors.resolve(to, now) {
+        let account = Account::of(packet.frame());
+        match self.neighbors.resolve(to, account, now) {
             Resolution::Known(mac) => emit(packet, mac, self.uplink, self.output),
             Resolution::Unknown(neighbor) => {
-                let dropped = self.neighbors.hold(neighbor, packet, origin, now);
+                let dropped = self
+                    .neighbors
+                    .hold(neighbor, packet, origin, now, self.shares);
                 if let Some((dropped, _, reason)) = dropped {
                     self.output.discard(dropped, reason);
                 }
@@ -200,7 +206,7 @@ pub(super) fn poll_neighbors(
 ) -> Step {
     use crate::neighbor::Output as Wanted;
     let wanted = worker.neighbors.get_mut(id);
-    let wanted = wanted.and_then(NeighborCache::poll_output);
+    let wanted = wanted.and_then(|cache| cache.poll_output(&mut worker.shares));
     let (Some(wanted), Some(uplink)) = (wanted, tables.uplinks.get(id)) else {
         worker.stirred.retain(|&stirred| stirred != id);
         return Step::Done;

@@ -119,11 +119,14 @@ impl Forwarder<'_> {
         self.finish();
     }
 
-    /// Takes packets of containers from the channel: at most `budget` bursts. Returns whether there
-    /// were any.
+    /// Takes packets of containers from the channel: at most `budget` bursts, and none while too much
+    /// waits for the devices. Returns whether there were any.
     pub(crate) fn poll_channel(&mut self, budget: usize) -> bool {
         let mut any = false;
         for _ in 0..budget {
+            if self.output.is_congested() {
+                break;
+            }
             let Some(mut burst) = self.output.channel.recv_burst() else {
                 break;
             };
@@ -248,7 +251,7 @@ impl Forwarder<'_> {
     /// caches want.
     fn settle(&mut self) {
         loop {
-            let step = if let Some(fate) = self.worker.fragments.poll_fate() {
+            let step = if let Some(fate) = self.worker.poll_fate() {
                 Step::Fate(fate)
             } else if let Some(&uplink) = self.worker.stirred.last() {
                 egress::poll_neighbors(uplink, self.tables, self.worker, self.output, self.now)

@@ -5,7 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::drop::DropReason;
 use crate::fib::Action;
 use crate::icmp::IcmpError;
-use crate::ident::AttachmentId;
+use crate::ident::{AttachmentId, Interface};
 use crate::origin::Origin;
 use crate::output::Output;
 use crate::packet::{Packet, protocol};
@@ -167,7 +167,11 @@ fn router_of(id: AttachmentId, ipv6: bool, tables: &Tables) -> IpAddr {
 }
 
 /// Where the NOS sends what it says about a packet: where that came from.
-pub(super) fn send_back(packet: Packet, origin: Origin) -> Step {
+pub(super) fn send_back(mut packet: Packet, origin: Origin) -> Step {
+    // Whoever makes us answer is charged if the answer has to wait.
+    if let Origin::Uplink(id) = origin {
+        packet.set_interface(Interface::Uplink(id));
+    }
     match (origin, packet.destination()) {
         (Origin::Attachment(to), _) => Step::ToAttachment(ToAttachment {
             packet,

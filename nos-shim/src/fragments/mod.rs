@@ -21,16 +21,19 @@
 //!
 //! # Limits
 //!
-//! Strangers send fragments, from any source that they like to write. So there are bounds for each
-//! source and in total, both for datagrams that are remembered and for packets that are held:
+//! Strangers send fragments, from any source that they like to write, and so do containers. So there
+//! are bounds for each source and for each owner ([`crate::share`]), both for datagrams that are
+//! remembered and for packets that are held. A source is an address of one owner: containers that
+//! share an address are several.
 //!
 //! - A source that exceeds its datagrams loses its own oldest one. This also keeps its
 //!   identifiers, of which IPv4 has too few for a fast sender (RFC 4963, RFC 6864), from meeting
 //!   remains of their previous use.
 //! - A source that exceeds its held packets loses the datagram that would have needed more.
-//! - When the table is full, the oldest datagram is lost; when too many packets are held, the
-//!   datagram that has waited longest. Under a flood, honest datagrams whose fragments follow each
-//!   other closely still pass, which they would not if the flood kept what it has taken.
+//! - An owner that exceeds its datagrams loses its oldest; one that exceeds its share of the
+//!   buffers, its datagram that has waited longest. Under a flood, honest datagrams of the same owner
+//!   whose fragments follow each other closely still pass, which they would not if the flood kept
+//!   what it has taken; those of others do not notice.
 
 mod extent;
 
@@ -42,17 +45,19 @@ use crate::flows::{FlowId, FlowTable, Limits, NotInserted, OwnerSlot};
 use crate::ident::VrfId;
 use crate::links::{Links, List};
 use crate::packet::{Addresses, Fragment, FragmentId, FragmentSpan, Packet};
+use crate::share::{Account, Shares, Standing};
 use crate::time::{Duration, Instant};
 use extent::{Extent, Placed};
 
 /// How much is remembered and held, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FragmentLimits {
-    /// Datagrams that are remembered.
+    /// Datagrams that are remembered, of one owner that is alone. All owners together have fewer
+    /// than twice as many.
     pub datagrams: usize,
     /// Datagrams of one source address that are remembered.
     pub datagrams_per_source: usize,
-    /// Packets that are held.
+    /// Packets that are held, for which there is memory.
     pub held: usize,
     /// Packets of one source address that are held.
     pub held_per_source: usize,
@@ -90,7 +95,7 @@ struct Key {
     id: FragmentId,
 }
 
-type Source = (VrfId, IpAddr);
+type Source = (VrfId, IpAddr, Account);
 
 #[derive(Clone, Copy, Debug)]
 enum State<O> {
@@ -105,6 +110,8 @@ enum State<O> {
 #[derive(Debug)]
 struct Datagram<O> {
     source: OwnerSlot,
+    /// Of its first packet that came.
+    account: Account,
     state: State<O>,
     extent: Extent,
     /// What waits for the first fragment, in the order of arrival.
@@ -118,9 +125,14 @@ pub struct FragmentTable<O> {
     keys: FlowTable<Source, Key, ()>,
     /// By number of the key's entry.
     datagrams: Vec<Datagram<O>>,
-    /// Datagrams that have packets held, in the order in which they began to wait.
-    waiting: List,
-    links: Links,
+    /// What owners have in the table.
+    places: Shares,
+    /// By account: datagrams, oldest first.
+    by_account: Vec<List>,
+    ages: Links,
+    /// By account: datagrams that have packets held, in the order in which they began to wait.
+    waiting: Vec<List>,
+    waiting_links: Links,
     /// Packets held by datagrams.
     held: usize,
     /// The same by source, by number of the source's entry.
@@ -133,19 +145,23 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
     /// A table within `limits`.
     #[must_use]
     pub fn new(limits: FragmentLimits) -> Self {
+        let datagrams = limits.datagrams.saturating_mul(2);
         let keys = FlowTable::new(Limits {
-            flows: limits.datagrams,
+            flows: datagrams,
             per_owner: limits.datagrams_per_source,
             idle: limits.lifetime,
         });
         Self {
             limits,
             keys,
-            datagrams: Vec::with_capacity(limits.datagrams),
-            waiting: List::EMPTY,
-            links: Links::new(limits.datagrams),
+            datagrams: Vec::with_capacity(datagrams),
+            places: Shares::for_one(limits.datagrams),
+            by_account: Vec::new(),
+            ages: Links::new(datagrams),
+            waiting: Vec::new(),
+            waiting_links: Links::new(datagrams),
             held: 0,
-            held_by: Vec::with_capacity(limits.datagrams),
+            held_by: Vec::with_capacity(datagrams),
             released: VecDeque::with_capacity(limits.held),
         }
     }
@@ -153,11 +169,13 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
     /// Decides about a packet to a shared address. `None` means that it is held.
     ///
     /// `owner_of` is asked about packets with a transport header, that is, whole datagrams and first
-    /// fragments. Afterwards, [`Self::poll_fate`] has to be called until it returns `None`.
+    /// fragments. What is held is charged to its owner in `shares`. Afterwards, [`Self::poll_fate`] has
+    /// to be called until it returns `None`.
     pub fn handle(
         &mut self,
         packet: Packet,
         now: Instant,
+        shares: &mut Shares,
         owner_of: impl FnOnce(&Packet) -> O,
     ) -> Option<Fate<O>> {
         let Some((id, span)) = packet.fragment_place() else {
@@ -170,7 +188,7 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
             id,
         };
         let span = usable(span, packet.is_ipv6());
-        let Some(id) = self.remember(key, now) else {
+        let Some(id) = self.remember(key, Account::of(packet.frame()), now) else {
             return Some(Fate::Drop(packet, DropReason::FragmentQueueFull));
         };
         match self.place(id, span) {
@@ -180,18 +198,23 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
                 self.own(id, owner);
                 Some(Fate::Deliver(packet, owner))
             }
-            Ok(()) => self.pass_or_hold(id, packet),
+            Ok(()) => self.pass_or_hold(id, packet, shares),
         }
     }
 
-    /// A packet that was held and is no more. First fragments come before those that they release.
-    pub fn poll_fate(&mut self) -> Option<Fate<O>> {
-        self.released.pop_front()
+    /// A packet that was held and is no more; its owner is not charged for it any longer. First
+    /// fragments come before those that they release.
+    pub fn poll_fate(&mut self, shares: &mut Shares) -> Option<Fate<O>> {
+        let fate = self.released.pop_front()?;
+        let (Fate::Deliver(packet, _) | Fate::Drop(packet, _)) = &fate;
+        shares.release(Account::of(packet.frame()));
+        Some(fate)
     }
 
     /// Forgets datagrams whose time is over. What they held comes from [`Self::poll_fate`].
     pub fn expire(&mut self, now: Instant) {
         while let Some((id, _)) = self.keys.pop_expired(now) {
+            self.vacate(id);
             self.release(id, |packet| Fate::Drop(packet, DropReason::FragmentTimeout));
         }
     }
@@ -229,32 +252,60 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
             let id = FlowId(number);
             let state = self.datagram(id).map(|datagram| datagram.state);
             if matches!(state, Some(State::Owned(other)) if other == owner) {
-                self.keys.remove(id);
+                self.forget(id);
             }
         }
         before - self.len()
     }
 
     /// The entry of a datagram, made if there is none; `None` if the limits leave no room.
-    fn remember(&mut self, key: Key, now: Instant) -> Option<FlowId> {
-        let source = (key.vrf, key.addresses.source());
+    fn remember(&mut self, key: Key, account: Account, now: Instant) -> Option<FlowId> {
+        let full = DropReason::FragmentQueueFull;
         loop {
-            let (id, reason) = match self.keys.insert(source, key, (), now) {
-                Ok(id) => return self.begin(id),
-                Err(NotInserted::Exists(id)) if !self.keys.is_idle(id, now) => return Some(id),
-                Err(NotInserted::Exists(id)) => (id, DropReason::FragmentTimeout),
-                Err(NotInserted::OwnerFull) => {
-                    (self.keys.oldest_of(source)?, DropReason::FragmentQueueFull)
-                }
-                Err(NotInserted::TableFull) => (self.keys.oldest()?, DropReason::FragmentQueueFull),
+            let (id, reason) = match self.keys.find(&key) {
+                Some(id) if !self.keys.is_idle(id, now) => return Some(id),
+                Some(id) => (id, DropReason::FragmentTimeout),
+                None => match self.insert(key, account, now) {
+                    Ok(id) => return Some(id),
+                    Err(instead) => (instead?, full),
+                },
             };
-            self.keys.remove(id)?;
+            self.forget(id);
             self.release(id, |packet| Fate::Drop(packet, reason));
         }
     }
 
+    /// A new entry, or which has to go first; `None` when there is no room all the same.
+    fn insert(
+        &mut self,
+        key: Key,
+        account: Account,
+        now: Instant,
+    ) -> Result<FlowId, Option<FlowId>> {
+        let oldest = self.by_account.get(account.index()).and_then(List::first);
+        match self.places.standing(account) {
+            Standing::Within => {}
+            Standing::Full => return Err(oldest.map(FlowId)),
+            Standing::Over => {
+                if let Some(id) = oldest.map(FlowId) {
+                    self.forget(id);
+                    self.release(id, |packet| {
+                        Fate::Drop(packet, DropReason::FragmentQueueFull)
+                    });
+                }
+                return Err(None);
+            }
+        }
+        let source = (key.vrf, key.addresses.source(), account);
+        match self.keys.insert(source, key, (), now) {
+            Ok(id) => self.begin(id, account).ok_or(None),
+            Err(NotInserted::OwnerFull) => Err(self.keys.oldest_of(source)),
+            Err(NotInserted::Exists(_) | NotInserted::TableFull) => Err(None),
+        }
+    }
+
     /// Prepares what belongs to a new entry.
-    fn begin(&mut self, id: FlowId) -> Option<FlowId> {
+    fn begin(&mut self, id: FlowId, account: Account) -> Option<FlowId> {
         let source = self.keys.owner_of(id)?;
         if self.held_by.len() <= source.index() {
             self.held_by.resize(source.index() + 1, 0);
@@ -262,17 +313,43 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
         match self.datagrams.get_mut(id.index()) {
             Some(datagram) => {
                 datagram.source = source;
+                datagram.account = account;
                 datagram.state = State::Waiting;
                 datagram.extent.clear();
             }
             None => self.datagrams.push(Datagram {
                 source,
+                account,
                 state: State::Waiting,
                 extent: Extent::default(),
                 held: Vec::new(),
             }),
         }
+        if self.by_account.len() <= account.index() {
+            self.by_account.resize(account.index() + 1, List::EMPTY);
+            self.waiting.resize(account.index() + 1, List::EMPTY);
+        }
+        let of_account = &mut self.by_account[account.index()];
+        self.ages.push_back(of_account, id.0);
+        self.places.charge(account);
         Some(id)
+    }
+
+    /// Removes an entry. What it holds has to be [released](Self::release).
+    fn forget(&mut self, id: FlowId) {
+        if self.keys.remove(id).is_some() {
+            self.vacate(id);
+        }
+    }
+
+    /// Gives the place of an entry back that has been removed.
+    fn vacate(&mut self, id: FlowId) {
+        let Some(datagram) = self.datagrams.get(id.index()) else {
+            return;
+        };
+        let of_account = &mut self.by_account[datagram.account.index()];
+        self.ages.remove(of_account, id.0);
+        self.places.release(datagram.account);
     }
 
     /// Notes a fragment, or says why to drop it.
@@ -300,36 +377,56 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
         self.end_if_complete(id);
     }
 
-    fn pass_or_hold(&mut self, id: FlowId, packet: Packet) -> Option<Fate<O>> {
+    fn pass_or_hold(&mut self, id: FlowId, packet: Packet, shares: &mut Shares) -> Option<Fate<O>> {
         match self.datagram(id)?.state {
             State::Owned(owner) => {
                 self.end_if_complete(id);
                 Some(Fate::Deliver(packet, owner))
             }
             State::Dead(reason) => Some(Fate::Drop(packet, reason)),
-            State::Waiting => self.hold(id, packet),
+            State::Waiting => self.hold(id, packet, shares),
         }
     }
 
-    fn hold(&mut self, id: FlowId, packet: Packet) -> Option<Fate<O>> {
-        let full = DropReason::FragmentQueueFull;
-        let source = self.datagram(id)?.source.index();
-        if self.held_by.get(source).copied() >= Some(self.limits.held_per_source) {
-            self.kill(id, full);
-        } else if self.held >= self.limits.held {
-            self.kill(self.waiting.first().map_or(id, FlowId), full);
-        }
+    fn hold(&mut self, id: FlowId, packet: Packet, shares: &mut Shares) -> Option<Fate<O>> {
+        let account = Account::of(packet.frame());
+        self.make_room(id, account, shares);
         let datagram = self.datagrams.get_mut(id.index())?;
         if let State::Dead(reason) = datagram.state {
             return Some(Fate::Drop(packet, reason));
         }
         if datagram.held.is_empty() {
-            self.links.push_back(&mut self.waiting, id.0);
+            let waiting = &mut self.waiting[datagram.account.index()];
+            self.waiting_links.push_back(waiting, id.0);
         }
+        shares.charge(account);
+        let source = datagram.source.index();
         datagram.held.push(packet);
         self.held += 1;
         self.held_by[source] += 1;
         None
+    }
+
+    /// Makes room for one more packet of a datagram, at the cost of another of the same owner, or of
+    /// the datagram itself.
+    fn make_room(&mut self, id: FlowId, account: Account, shares: &Shares) {
+        let Some(source) = self.datagram(id).map(|datagram| datagram.source.index()) else {
+            return;
+        };
+        if self.held_by.get(source).copied() >= Some(self.limits.held_per_source) {
+            return self.kill(id, DropReason::FragmentQueueFull);
+        }
+        let standing = shares.standing(account);
+        let reason = match standing {
+            Standing::Within if self.held < self.limits.held => return,
+            Standing::Within => DropReason::FragmentQueueFull,
+            Standing::Full | Standing::Over => DropReason::OverShare,
+        };
+        let longest = self.waiting.get(account.index()).and_then(List::first);
+        self.kill(longest.map_or(id, FlowId), reason);
+        if standing == Standing::Over {
+            self.kill(id, reason);
+        }
     }
 
     /// Makes a datagram one of which every fragment is dropped.
@@ -349,7 +446,8 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
         if count == 0 {
             return;
         }
-        self.links.remove(&mut self.waiting, id.0);
+        let waiting = &mut self.waiting[datagram.account.index()];
+        self.waiting_links.remove(waiting, id.0);
         self.held -= count;
         self.held_by[datagram.source.index()] -= count;
         self.released.extend(datagram.held.drain(..).map(fate));
@@ -360,7 +458,7 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
             .datagram(id)
             .is_some_and(|datagram| datagram.extent.is_complete())
         {
-            self.keys.remove(id);
+            self.forget(id);
         }
     }
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::checksum::Sum;
 use crate::frame::{FramePool, MAX_FRAME};
+use crate::ident::{AttachmentId, Interface, UplinkId};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,18 +99,24 @@ enum Seen {
 
 struct Bench {
     table: FragmentTable<Owner>,
+    /// With room for all, unless the test is about it.
+    shares: Shares,
     pool: FramePool,
     pieces: Vec<Piece>,
     seen: Vec<Seen>,
+    /// Where packets come in.
+    from: Option<Interface>,
 }
 
 impl Bench {
     fn new(limits: FragmentLimits) -> Self {
         Self {
             table: FragmentTable::new(limits),
+            shares: Shares::for_one(2048),
             pool: FramePool::new(2048, MAX_FRAME.min(2000)),
             pieces: Vec::new(),
             seen: Vec::new(),
+            from: None,
         }
     }
 
@@ -129,7 +136,7 @@ impl Bench {
     }
 
     fn drain(&mut self) {
-        while let Some(fate) = self.table.poll_fate() {
+        while let Some(fate) = self.table.poll_fate(&mut self.shares) {
             self.settle(fate);
         }
         let held = self.seen.iter().filter(|&&seen| seen == Seen::Held).count();
@@ -140,9 +147,12 @@ impl Bench {
         let number = self.pieces.len();
         self.pieces.push(piece);
         self.seen.push(Seen::Held);
-        let packet = piece.packet(&mut self.pool, number as u32);
+        let mut packet = piece.packet(&mut self.pool, number as u32);
+        if let Some(from) = self.from {
+            packet.set_interface(from);
+        }
         let first = packet.fragment() != Fragment::Later;
-        let fate = self.table.handle(packet, now, |packet| {
+        let fate = self.table.handle(packet, now, &mut self.shares, |packet| {
             assert!(first && packet.ports().is_some());
             piece.owner()
         });
@@ -425,7 +435,7 @@ fn a_flood_of_datagrams_costs_others_only_the_oldest() {
         bench
             .table
             .keys
-            .count((VrfId(0), IpAddr::from([198, 51, 100, 1]))),
+            .count((VrfId(0), IpAddr::from([198, 51, 100, 1]), Account::NOS)),
         0
     );
 }
@@ -491,6 +501,84 @@ fn a_table_without_room_drops() {
     let mut bench = Bench::new(FragmentLimits { held: 0, ..small() });
     assert_eq!(bench.handle(Piece { start: 16, ..PIECE }, seconds(1)), FULL);
     assert_eq!(bench.handle(PIECE, seconds(1)), FULL);
+}
+
+const B: Interface = Interface::Attachment(AttachmentId(7));
+const OUTSIDE: Interface = Interface::Uplink(UplinkId(0));
+
+/// Fragments of one owner, first and later ones, take neither places nor buffers of another.
+#[test]
+fn a_flood_of_one_owner_costs_another_nothing() {
+    let mut bench = Bench::new(FragmentLimits {
+        datagrams: 64,
+        held: 1000,
+        ..small()
+    });
+    bench.shares = Shares::new(60);
+    let later = |source, id| Piece {
+        source,
+        id,
+        start: 16,
+        ..PIECE
+    };
+    bench.from = Some(OUTSIDE);
+    let honest: Vec<_> = (0..5).map(|n| Piece { source: n, ..PIECE }).collect();
+    for piece in &honest {
+        assert_eq!(bench.handle(later(piece.source, 1), seconds(1)), Seen::Held);
+    }
+    let flood = |bench: &mut Bench| {
+        bench.from = Some(B);
+        for n in 0..500_u16 {
+            let [source, id] = [(n % 100) as u8 + 100, (n / 100) as u8];
+            bench.handle(later(source, id), seconds(1));
+            bench.handle(
+                Piece {
+                    source,
+                    id: id + 10,
+                    ..PIECE
+                },
+                seconds(1),
+            );
+        }
+        bench.from = Some(OUTSIDE);
+    };
+    flood(&mut bench);
+    assert_eq!(
+        bench.shares.held_by(B.into()),
+        28,
+        "half of what the others leave"
+    );
+    assert_eq!(bench.shares.held_by(OUTSIDE.into()), 5);
+    for &piece in &honest {
+        assert_eq!(bench.handle(piece, seconds(1)), Seen::Delivered);
+    }
+    assert!(bench.seen[..5].iter().all(|&seen| seen == Seen::Delivered));
+    // What the first fragments told is still known, and there is room for more.
+    flood(&mut bench);
+    for &Piece { source, .. } in &honest {
+        let last = Piece {
+            start: 32,
+            ..later(source, 1)
+        };
+        assert_eq!(bench.handle(last, seconds(1)), Seen::Delivered);
+        assert_eq!(bench.handle(later(source, 2), seconds(1)), Seen::Held);
+    }
+    bench.expire(seconds(10));
+    assert_eq!(bench.shares.held(), 0);
+}
+
+/// A source is an address of one owner: containers share theirs.
+#[test]
+fn owners_with_the_same_address_are_two_sources() {
+    let mut bench = Bench::new(small());
+    for (from, seen) in [(B, Seen::Held), (OUTSIDE, Seen::Held)] {
+        bench.from = Some(from);
+        let id = if from == B { 1 } else { 2 };
+        for n in 1..=3 {
+            let start = 16 * n;
+            assert_eq!(bench.handle(Piece { id, start, ..PIECE }, seconds(1)), seen);
+        }
+    }
 }
 
 /// Cuts a datagram of 8-octet units at `cuts`.

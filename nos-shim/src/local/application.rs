@@ -44,6 +44,14 @@ impl Application {
         moved
     }
 
+    /// Whether its client has not yet said what it wants.
+    pub(super) fn waits_for_request(&self) -> bool {
+        match self {
+            Self::Echo | Self::Discard => false,
+            Self::Http(exchange) => exchange.progress() == Progress::Receiving,
+        }
+    }
+
     /// Whether there is nothing left to be said.
     fn is_done(&self) -> bool {
         match self {

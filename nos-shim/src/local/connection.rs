@@ -1,5 +1,6 @@
 //! One TCP connection: a smoltcp socket with an interface of its own, and the application.
 
+use core::net::IpAddr;
 use std::collections::VecDeque;
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
@@ -24,6 +25,9 @@ const LEAST_MTU_V4: usize = 552;
 
 /// When to look again at a connection that could not send everything.
 const RETRY: Duration = Duration::from_millis(1);
+
+/// How long an HTTP connection whose request is complete is left alone.
+const TIME_TO_ANSWER: Duration = Duration::from_secs(1);
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -107,6 +111,36 @@ impl Connection {
 
     pub(super) fn state(&self) -> State {
         self.sockets.get::<Socket<'_>>(self.socket).state()
+    }
+
+    /// Whether its handshake is complete, and it has not ended.
+    pub(super) fn is_established(&self) -> bool {
+        !self.half_open && self.state() != State::Closed
+    }
+
+    /// Whom connections are counted for: an IPv4 address, or the IPv6 network of one host.
+    pub(super) fn peer(&self) -> IpAddr {
+        match self.flow.addresses.source() {
+            IpAddr::V6(address) => {
+                let network = address.to_bits() & !u128::from(u64::MAX);
+                IpAddr::V6(network.into())
+            }
+            address => address,
+        }
+    }
+
+    /// How willingly it is given up for a newcomer, when its peer has so many connections to the
+    /// service: rather one of many, rather one whose request is not complete, rather an old one.
+    /// `None` as long as it makes good use of its place.
+    pub(super) fn displaced_before(
+        &self,
+        siblings: usize,
+        now: Instant,
+    ) -> Option<(usize, bool, Duration)> {
+        let age = now.since(self.opened);
+        let waits = self.application.waits_for_request();
+        let is_useful = siblings == 1 && !waits && age < TIME_TO_ANSWER;
+        (!is_useful).then_some((siblings, waits, age))
     }
 
     fn socket(&mut self) -> &mut Socket<'static> {

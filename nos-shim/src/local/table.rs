@@ -167,9 +167,43 @@ impl Table {
 
     fn has_room(&self, service: Service) -> bool {
         let of_service = || self.connections().filter(|open| open.service == service);
+        // For HTTP others make way once the handshake is complete: see `make_way`.
+        let makes_way = matches!(service, Service::Http(_));
         self.flows.len() < self.limits.connections
             && self.half_open < self.limits.half_open
-            && of_service().count() < self.limits.connections_per_service
+            && (makes_way || of_service().count() < self.limits.connections_per_service)
+    }
+
+    /// Resets a connection of an HTTP service that has more than it may, since `newcomer` has
+    /// completed its handshake: whoever forges addresses displaces nobody. Takes time in proportion
+    /// to the square of the limit.
+    fn make_way(&mut self, service: Service, newcomer: usize, now: Instant) {
+        let open = |(slot, open): (usize, &Option<Box<Connection>>)| {
+            let open = open.as_deref()?;
+            (open.service == service && open.is_established()).then_some(slot)
+        };
+        let others = |slot: &usize| *slot != newcomer;
+        let all = || self.slots.iter().enumerate().filter_map(open);
+        if all().count() <= self.limits.connections_per_service {
+            return;
+        }
+        let rank = |slot: &usize| {
+            let open = self.slots.get(*slot)?.as_deref()?;
+            let same = |other: usize| {
+                let other = self.slots.get(other).and_then(Option::as_deref);
+                other.is_some_and(|other| other.peer() == open.peer())
+            };
+            let siblings = all().filter(|&other| same(other)).count();
+            open.displaced_before(siblings, now)
+        };
+        let displaced = all().filter(others).max_by_key(rank);
+        let displaced = displaced.filter(|slot| rank(slot).is_some());
+        self.refused += u64::from(displaced.is_none());
+        let slot = displaced.unwrap_or(newcomer);
+        if let Some(connection) = self.slots.get_mut(slot).and_then(Option::as_mut) {
+            connection.abort();
+        }
+        self.make_ready(slot);
     }
 
     fn connections(&self) -> impl Iterator<Item = &Connection> {
@@ -180,12 +214,12 @@ impl Table {
         if let Some(connection) = self.slots.get_mut(slot).and_then(Option::as_mut) {
             connection.receive(packet, local);
         }
-        self.count_handshake(slot);
+        self.count_handshake(slot, local.now);
         self.make_ready(slot);
     }
 
     /// Takes a connection out of the count of half-open ones once it is not.
-    fn count_handshake(&mut self, slot: usize) {
+    fn count_handshake(&mut self, slot: usize, now: Instant) {
         let Some(connection) = self.slots.get_mut(slot).and_then(Option::as_mut) else {
             return;
         };
@@ -193,7 +227,14 @@ impl Table {
         if connection.half_open && state != State::SynReceived {
             connection.half_open = false;
             self.half_open -= 1;
-            self.accepted += u64::from(!matches!(state, State::Listen | State::Closed));
+            if matches!(state, State::Listen | State::Closed) {
+                return;
+            }
+            self.accepted += 1;
+            let service = connection.service;
+            if matches!(service, Service::Http(_)) {
+                self.make_way(service, slot, now);
+            }
         }
     }
 
@@ -236,7 +277,7 @@ impl Table {
         };
         connection.is_ready = false;
         let fate = connection.work(status, local);
-        self.count_handshake(slot);
+        self.count_handshake(slot, local.now);
         match fate {
             Fate::Keep => {}
             Fate::Forget => {

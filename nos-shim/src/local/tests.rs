@@ -547,6 +547,13 @@ struct Peer {
 impl Peer {
     /// Opens a connection.
     fn open(lab: &mut Lab, draft: Draft, ports: (u16, u16), options: &[u8]) -> Self {
+        let peer = Self::open_beside(lab, draft, ports, options);
+        assert!(lab.sent.is_empty());
+        peer
+    }
+
+    /// Opens a connection, whatever that does to others.
+    fn open_beside(lab: &mut Lab, draft: Draft, ports: (u16, u16), options: &[u8]) -> Self {
         let syn = Segment {
             ports,
             sequence: 1000,
@@ -568,7 +575,6 @@ impl Peer {
             window: 8192,
         };
         peer.say(lab, ACK, b"").unwrap();
-        assert!(lab.sent.is_empty());
         peer
     }
 
@@ -793,6 +799,104 @@ fn http_clients_that_dribble_are_cut_off() {
             "at {second} s"
         );
     }
+}
+
+/// The status page, asked for by `client`.
+fn page(lab: &mut Lab, client: &mut Peer) -> String {
+    lab.sent.clear();
+    client
+        .say(lab, ACK, b"GET /status.json HTTP/1.1\r\nHost: nos\r\n\r\n")
+        .unwrap();
+    lab.poll();
+    let to_client = |packet: &Packet| packet.ports().unwrap().destination == client.ports.0;
+    let sent = lab.sent.drain(..).filter(to_client);
+    let octets = sent.flat_map(|packet| packet.frame().bytes()[packet.payload_offset()..].to_vec());
+    String::from_utf8(octets.collect()).unwrap()
+}
+
+/// Connections to the page, each with half a request.
+fn half_requests(lab: &mut Lab, count: u16, draft: impl Fn(u16) -> Draft) -> Vec<Peer> {
+    let ask = |n| {
+        let mut peer = Peer::open_beside(lab, draft(n), (1000 + n, 8080), &[]);
+        peer.say(lab, ACK, b"GET / HTTP/1.1\r\n").unwrap();
+        lab.pass(Duration::from_millis(1));
+        lab.sent.clear();
+        peer
+    };
+    (0..count).map(ask).collect()
+}
+
+/// Ports of the clients that were reset.
+fn resets(lab: &mut Lab) -> Vec<u16> {
+    lab.poll();
+    let resets = lab
+        .sent
+        .iter()
+        .filter(|packet| packet.tcp_flags().unwrap() & RST != 0);
+    resets
+        .map(|packet| packet.ports().unwrap().destination)
+        .collect()
+}
+
+const FRIEND: &str = "198.51.100.7";
+
+#[test]
+fn half_requests_of_one_peer_keep_nobody_out() {
+    let mut lab = Lab::new();
+    let friend = || Draft::new(FRIEND, N4);
+    let mut slow = half_requests(&mut lab, 1, |_| friend()).remove(0);
+    half_requests(&mut lab, 200, |_| Draft::v4());
+    assert!(lab.stack.counters().open <= 65);
+    let mut client = Peer::open_beside(&mut lab, friend(), (5000, 8080), &[]);
+    assert!(page(&mut lab, &mut client).starts_with("HTTP/1.1 200 OK"));
+    // The other client of the same host was slow, but is not one of many.
+    slow.say(&mut lab, ACK, b"Host: nos\r\n\r\n").unwrap();
+    lab.poll();
+    assert!(!resets(&mut lab).contains(&1000) && !lab.sent.is_empty());
+}
+
+#[test]
+fn half_requests_of_many_peers_keep_nobody_out() {
+    let mut lab = Lab::new();
+    let other = |n| Draft::new(&format!("10.0.{}.{}", n / 200, 1 + n % 200), N4);
+    half_requests(&mut lab, 64, other);
+    let mut client = Peer::open_beside(&mut lab, Draft::new(FRIEND, N4), (5000, 8080), &[]);
+    assert_eq!(resets(&mut lab), [1000], "the oldest");
+    assert!(page(&mut lab, &mut client).starts_with("HTTP/1.1 200 OK"));
+    assert_eq!(lab.stack.counters().refused, 0);
+}
+
+/// Clients that ask properly and do not take the answer are no better.
+#[test]
+fn answers_that_nobody_takes_keep_nobody_out() {
+    let mut lab = Lab::new();
+    for peer in &mut half_requests(&mut lab, 64, |_| Draft::v4()) {
+        peer.window = 0;
+        peer.say(&mut lab, ACK, b"Host: nos\r\n\r\n").unwrap();
+        lab.sent.clear();
+    }
+    let mut client = Peer::open_beside(&mut lab, Draft::new(FRIEND, N4), (5000, 8080), &[]);
+    assert!(page(&mut lab, &mut client).starts_with("HTTP/1.1 200 OK"));
+}
+
+/// Whoever forges addresses completes no handshake, and displaces nobody.
+#[test]
+fn forged_syns_displace_no_http_client() {
+    let mut lab = Lab::new();
+    let clients = half_requests(&mut lab, 64, |_| Draft::v4());
+    for n in 0..1000_u16 {
+        let [c, d] = n.to_be_bytes();
+        let syn = Segment {
+            ports: (6000, 8080),
+            ..Segment::default()
+        };
+        let _ = lab.segment(&Draft::new(&format!("10.1.{c}.{d}"), N4), &syn);
+    }
+    assert!(resets(&mut lab).is_empty());
+    for mut client in clients {
+        assert_eq!(client.say(&mut lab, ACK, b"Host: nos\r\n"), Ok(()));
+    }
+    assert_eq!(lab.stack.counters().half_open, 64);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use core::net::{IpAddr, Ipv6Addr};
 use super::NeighborState;
 use super::parked::Queue;
 use crate::ident::MacAddr;
+use crate::share::Account;
 use crate::time::{Duration, Instant};
 
 /// Between two questions (RetransTimer, RFC 4861 §10).
@@ -98,6 +99,8 @@ pub(super) struct Entry {
     /// When it was last heard of; if never, when it was first asked for; when it failed.
     pub(super) since: Instant,
     pub(super) queue: Queue,
+    /// Who made us ask for it last.
+    pub(super) account: Account,
     /// How many neighbors have had this place before.
     pub(super) generation: u32,
     pub(super) pins: u32,
@@ -115,6 +118,7 @@ impl Entry {
             deadline: Instant::ZERO,
             since: Instant::ZERO,
             queue: Queue::EMPTY,
+            account: Account::NOS,
             generation,
             pins: 0,
             mac: MacAddr::ZERO,
@@ -154,8 +158,9 @@ impl Entry {
         }
     }
 
-    /// It is asked for, for the first time.
-    pub(super) fn begin(&mut self, now: Instant) {
+    /// It is asked for, for the first time, as a packet of `account` wants.
+    pub(super) fn begin(&mut self, account: Account, now: Instant) {
+        self.account = account;
         self.state = Some(NeighborState::Incomplete);
         self.good_until = Instant::ZERO;
         self.since = now;
@@ -259,7 +264,7 @@ mod tests {
     /// A neighbor at `A`, if the state has a MAC address.
     fn in_state(state: NeighborState) -> Entry {
         let mut entry = Entry::new(Key::NONE, 0);
-        entry.begin(NOW);
+        entry.begin(Account::NOS, NOW);
         let answer = Claim {
             mac: Some(A),
             solicited: state == Reachable,

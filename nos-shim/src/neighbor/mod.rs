@@ -20,11 +20,17 @@
 //! Linux. A neighbor that is not used needs no timer: that its reachability has ended is found out
 //! by the next packet.
 //!
-//! What a stranger can do is bounded (RFC 6583). Packets to addresses where nobody is (a scan of
-//! the subnet) share [`Limits::unresolved`] places, of which the one that has waited longest is
-//! given to the next, but none before it has had 250 ms to answer; so there are bounded numbers of
-//! places, of packets that wait, and of solicitations in a second. Neighbors that are in use or
-//! have answered lately are never given up for others, and gateways can be pinned.
+//! What a stranger can do is bounded (RFC 6583), and what one owner of packets can do to another is
+//! nothing ([`crate::share`]):
+//!
+//! - A neighbor that does not answer yet takes a place, charged to whoever made us ask. An owner
+//!   that scans a subnet has [`Limits::unresolved`] places. Once it has them all, the one that has
+//!   waited longest is given to its next, but none before it has had 250 ms to answer. So there are
+//!   bounded numbers of places, and of solicitations in a second.
+//! - A packet that waits is charged to its owner. One owner has [`Limits::held_per_neighbor`] for
+//!   one neighbor, and its [share](Shares) of the buffers for all. What is more drops its own oldest.
+//! - Neighbors that are in use or have answered lately are never given up for others, and gateways
+//!   can be pinned.
 //!
 //! # Conflicts
 //!
@@ -55,7 +61,7 @@ use ipnet::IpNet;
 
 use self::addresses::Addresses;
 use self::entry::{Due, Entry, Key, Use};
-use self::parked::Parked;
+use self::parked::{Held, Parked};
 use self::table::{KEEP_FAILED, Table};
 use crate::arp::Arp;
 use crate::drop::DropReason;
@@ -64,6 +70,7 @@ use crate::ident::MacAddr;
 use crate::ndp::{Envelope, Ndp};
 use crate::packet::Packet;
 use crate::page::{PAGE, PLACES, Page};
+use crate::share::{Account, Shares, Standing};
 use crate::time::{Duration, Instant};
 
 /// How much a cache holds.
@@ -71,11 +78,12 @@ use crate::time::{Duration, Instant};
 pub struct Limits {
     /// Neighbors.
     pub neighbors: usize,
-    /// Neighbors that have not answered yet, pinned ones aside.
+    /// Neighbors that have not answered yet, pinned ones aside, of one owner that is alone. All
+    /// owners together have fewer than twice as many.
     pub unresolved: usize,
-    /// Packets that wait for one neighbor.
+    /// Packets of one owner that wait for one neighbor. Linux keeps about as many.
     pub held_per_neighbor: usize,
-    /// Packets that wait for any.
+    /// Packets that wait for any, for which there is memory.
     pub held: usize,
 }
 
@@ -282,7 +290,7 @@ impl<T: Copy> NeighborCache<T> {
             addresses: Addresses::new(mac, addresses),
             router: false,
             limits,
-            table: Table::new(limits.neighbors),
+            table: Table::new(limits.neighbors, limits.unresolved),
             parked: Parked::new(limits.held),
             outputs: VecDeque::new(),
             leaving: 0,
@@ -341,14 +349,17 @@ impl<T: Copy> NeighborCache<T> {
         }
     }
 
-    /// Keeps a packet until its next hop is known or has failed. Returns a packet that was dropped
-    /// for it, or itself, and why.
+    /// Keeps a packet until its next hop is known or has failed, and charges its owner for it.
+    /// Returns a packet of the same owner that was dropped for it, or itself, and why:
+    /// [`DropReason::NeighborFailed`]; [`DropReason::NeighborQueueFull`] if too many of the owner's
+    /// wait for this neighbor; [`DropReason::OverShare`] if too many wait altogether.
     pub fn hold(
         &mut self,
         id: NeighborId,
         packet: Packet,
         tag: T,
         now: Instant,
+        shares: &mut Shares,
     ) -> Option<(Packet, T, DropReason)> {
         let slot = self.table.slot(id);
         let Some((slot, state)) = slot.and_then(|slot| Some((slot, self.table.entry(slot).state?)))
@@ -358,24 +369,59 @@ impl<T: Copy> NeighborCache<T> {
         if state == NeighborState::Failed {
             return Some((packet, tag, DropReason::NeighborFailed));
         }
-        let queue = &mut self.table.entry_mut(slot).queue;
-        let dropped = if queue.len() >= self.limits.held_per_neighbor {
-            self.parked.pop(queue)
-        } else {
-            self.drop_oldest_if_full()
+        let account = Account::of(packet.frame());
+        let (dropped, reason) = match self.make_room(slot, account, shares) {
+            Room::Free => (None, DropReason::OverShare),
+            Room::InPlaceOf(dropped, reason) => {
+                shares.release(account);
+                (Some((dropped.packet, dropped.tag)), reason)
+            }
+            Room::None => return Some((packet, tag, DropReason::OverShare)),
         };
+        shares.charge(account);
         let queue = &mut self.table.entry_mut(slot).queue;
-        self.parked.push(queue, slot, packet, tag);
+        self.parked.push(queue, slot, packet, tag, account);
         self.release(slot, now);
-        dropped.map(|(packet, tag)| (packet, tag, DropReason::NeighborQueueFull))
+        dropped.map(|(packet, tag)| (packet, tag, reason))
     }
 
-    fn drop_oldest_if_full(&mut self) -> Option<(Packet, T)> {
-        if self.parked.len() < self.limits.held {
-            return None;
+    /// Room for one more packet of an owner, if need be in place of one of its own.
+    fn make_room(&mut self, slot: u32, account: Account, shares: &Shares) -> Room<T> {
+        let standing = shares.standing(account);
+        if standing == Standing::Over {
+            if let Some(held) = self.pop_oldest(account) {
+                self.drop_held(held, DropReason::OverShare);
+            }
+            return Room::None;
         }
-        let slot = self.parked.longest_waiting()?;
-        self.parked.pop(&mut self.table.entry_mut(slot).queue)
+        let (dropped, reason) =
+            if self.parked.len_of(slot, account) >= self.limits.held_per_neighbor {
+                let queue = &mut self.table.entry_mut(slot).queue;
+                let dropped = self.parked.pop_of(queue, slot, account);
+                (dropped, DropReason::NeighborQueueFull)
+            } else if standing == Standing::Full || self.parked.len() >= self.limits.held {
+                (self.pop_oldest(account), DropReason::OverShare)
+            } else {
+                return Room::Free;
+            };
+        dropped.map_or(Room::None, |held| Room::InPlaceOf(held, reason))
+    }
+
+    /// Takes the oldest packet of an owner that waits here.
+    fn pop_oldest(&mut self, account: Account) -> Option<Held<T>> {
+        let slot = self.parked.oldest_waits_for(account)?;
+        let queue = &mut self.table.entry_mut(slot).queue;
+        self.parked.pop_of(queue, slot, account)
+    }
+
+    /// Has a packet dropped that waits no more.
+    fn drop_held(&mut self, held: Held<T>, reason: DropReason) {
+        self.leaving += 1;
+        self.outputs.push_back(Output::Dropped {
+            packet: held.packet,
+            tag: held.tag,
+            reason,
+        });
     }
 
     /// Hands out the packets of a neighbor, if its MAC address is known; that is a use of it.
@@ -388,7 +434,7 @@ impl<T: Copy> NeighborCache<T> {
             return;
         };
         let queue = &mut self.table.entry_mut(slot).queue;
-        while let Some((packet, tag)) = self.parked.pop(queue) {
+        while let Some(Held { packet, tag, .. }) = self.parked.pop(queue) {
             self.leaving += 1;
             self.outputs.push_back(Output::Release { mac, packet, tag });
         }
@@ -397,7 +443,7 @@ impl<T: Copy> NeighborCache<T> {
     /// Hands out the packets of a neighbor that has failed.
     fn give_up(&mut self, slot: u32) {
         let entry = self.table.entry_mut(slot);
-        while let Some((packet, tag)) = self.parked.pop(&mut entry.queue) {
+        while let Some(Held { packet, tag, .. }) = self.parked.pop(&mut entry.queue) {
             self.leaving += 1;
             self.outputs.push_back(Output::Failed { packet, tag });
         }
@@ -418,11 +464,14 @@ impl<T: Copy> NeighborCache<T> {
     }
 
     /// The next thing to do. To be called until there is none, after every other call that takes
-    /// the cache mutably.
+    /// the cache mutably. The owner of a packet that comes back is charged no more.
     #[inline]
-    pub fn poll_output(&mut self) -> Option<Output<T>> {
+    pub fn poll_output(&mut self, shares: &mut Shares) -> Option<Output<T>> {
         let output = self.outputs.pop_front()?;
-        self.leaving -= usize::from(!matches!(output, Output::Send(_)));
+        if let Some(packet) = output.packet() {
+            shares.release(Account::of(packet.frame()));
+            self.leaving -= 1;
+        }
         Some(output)
     }
 
@@ -469,7 +518,7 @@ impl<T: Copy> NeighborCache<T> {
 
     /// Forgets every neighbor and returns all packets, in no certain order, for the caller to drop.
     /// Pinned neighbors keep their ids.
-    pub fn clear(&mut self) -> Vec<(Packet, T)> {
+    pub fn clear(&mut self, shares: &mut Shares) -> Vec<(Packet, T)> {
         for slot in self.table.slots() {
             self.give_up(slot);
             if self.table.entry(slot).state.is_some() {
@@ -478,7 +527,8 @@ impl<T: Copy> NeighborCache<T> {
         }
         self.leaving = 0;
         let packets = self.outputs.drain(..).filter_map(Output::into_packet);
-        packets.collect()
+        let released = |(packet, _): &(Packet, T)| shares.release(Account::of(packet.frame()));
+        packets.inspect(released).collect()
     }
 
     /// Some neighbors, from the place `first` on, pinned ones that nobody has needed yet aside.
@@ -497,7 +547,24 @@ impl<T: Copy> NeighborCache<T> {
     }
 }
 
+/// Where one more packet may wait.
+enum Room<T> {
+    Free,
+    /// Where this one did, which is dropped.
+    InPlaceOf(Held<T>, DropReason),
+    None,
+}
+
 impl<T> Output<T> {
+    fn packet(&self) -> Option<&Packet> {
+        match self {
+            Self::Send(_) => None,
+            Self::Release { packet, .. }
+            | Self::Failed { packet, .. }
+            | Self::Dropped { packet, .. } => Some(packet),
+        }
+    }
+
     fn into_packet(self) -> Option<(Packet, T)> {
         match self {
             Self::Send(_) => None,

@@ -8,28 +8,29 @@ use crate::arp::Arp;
 use crate::drop::DropReason;
 use crate::ident::MacAddr;
 use crate::ndp::{Envelope, Ndp, solicited_node};
+use crate::share::{Account, Standing};
 use crate::time::{Duration, Instant};
 
 /// What everybody is given to answer, however many wait for the place. It bounds how often is asked
-/// as well: [`super::Limits::unresolved`] times in this time.
+/// as well: [`super::Limits::unresolved`] times in this time for one owner.
 pub(super) const TIME_TO_ANSWER: Duration = Duration::from_millis(250);
 
 impl<T: Copy> NeighborCache<T> {
-    /// Where to send a packet whose next hop is `next_hop`. Asks for it if need be, so
+    /// Where to send a packet of `account` whose next hop is `next_hop`. Asks for it if need be, so
     /// [`Self::poll_output`] should be called afterwards.
     #[inline]
-    pub fn resolve(&mut self, next_hop: IpAddr, now: Instant) -> Resolution {
+    pub fn resolve(&mut self, next_hop: IpAddr, account: Account, now: Instant) -> Resolution {
         match self.table.find(Key::from(next_hop)) {
-            Some(slot) => self.resolve_slot(slot, now),
-            None => self.resolve_new(next_hop, now),
+            Some(slot) => self.resolve_slot(slot, account, now),
+            None => self.resolve_new(next_hop, account, now),
         }
     }
 
     /// The same for a neighbor whose id is known, without a search.
     #[inline]
-    pub fn resolve_id(&mut self, id: NeighborId, now: Instant) -> Resolution {
+    pub fn resolve_id(&mut self, id: NeighborId, account: Account, now: Instant) -> Resolution {
         match self.table.slot(id) {
-            Some(slot) => self.resolve_slot(slot, now),
+            Some(slot) => self.resolve_slot(slot, account, now),
             None => Resolution::Refused(DropReason::NeighborFailed),
         }
     }
@@ -50,48 +51,51 @@ impl<T: Copy> NeighborCache<T> {
     }
 
     #[inline]
-    fn resolve_slot(&mut self, slot: u32, now: Instant) -> Resolution {
+    fn resolve_slot(&mut self, slot: u32, account: Account, now: Instant) -> Resolution {
         let entry = self.table.entry(slot);
         if now < entry.good_until {
             Resolution::Known(entry.mac)
         } else {
-            self.use_slot(slot, now)
+            self.use_slot(slot, account, now)
         }
     }
 
     #[cold]
-    fn use_slot(&mut self, slot: u32, now: Instant) -> Resolution {
+    fn use_slot(&mut self, slot: u32, account: Account, now: Instant) -> Resolution {
         if self.table.entry(slot).state == Some(NeighborState::Incomplete) {
             return Resolution::Unknown(self.table.id(slot));
         }
         match self.table.change(slot, |entry| entry.on_use(now)) {
             Use::Send(mac) => Resolution::Known(mac),
             Use::Wait => Resolution::Unknown(self.table.id(slot)),
-            Use::Begin => self.resolve_again(slot, now),
+            Use::Begin => self.resolve_again(slot, account, now),
         }
     }
 
     /// Asks for a neighbor that has failed, or that nobody has asked for.
-    fn resolve_again(&mut self, slot: u32, now: Instant) -> Resolution {
+    fn resolve_again(&mut self, slot: u32, account: Account, now: Instant) -> Resolution {
         let entry = self.table.entry(slot);
         let (address, pinned) = (entry.key.address(), entry.pins > 0);
-        let allowed = self
-            .may_ask(address)
-            .and_then(|()| if pinned { Ok(()) } else { self.make_way(now) });
+        let allowed = self.may_ask(address).and_then(|()| {
+            if pinned {
+                return Ok(());
+            }
+            self.make_way(account, now)
+        });
         match allowed {
-            Ok(()) => self.begin(slot, now),
+            Ok(()) => self.begin(slot, account, now),
             Err(reason) => Resolution::Refused(reason),
         }
     }
 
     #[cold]
-    fn resolve_new(&mut self, next_hop: IpAddr, now: Instant) -> Resolution {
-        let allowed = self.may_ask(next_hop).and_then(|()| self.make_way(now));
-        if let Err(reason) = allowed {
+    fn resolve_new(&mut self, next_hop: IpAddr, account: Account, now: Instant) -> Resolution {
+        let allowed = self.may_ask(next_hop);
+        if let Err(reason) = allowed.and_then(|()| self.make_way(account, now)) {
             return Resolution::Refused(reason);
         }
         match self.insert(Key::from(next_hop), now) {
-            Some(slot) => self.begin(slot, now),
+            Some(slot) => self.begin(slot, account, now),
             None => Resolution::Refused(DropReason::NeighborQueueFull),
         }
     }
@@ -102,18 +106,24 @@ impl<T: Copy> NeighborCache<T> {
         possible.then_some(()).ok_or(DropReason::NeighborFailed)
     }
 
-    /// Makes sure that one more neighbor can be asked for.
-    fn make_way(&mut self, now: Instant) -> Result<(), DropReason> {
-        if self.table.unresolved() >= self.limits.unresolved {
-            let patience = self.patience();
-            let slot = self.table.unanswering(patience, now);
-            self.evict(slot.ok_or(DropReason::NeighborQueueFull)?);
+    /// Makes sure that one more neighbor can be asked for, if need be in place of another that the
+    /// same owner has made us ask for.
+    fn make_way(&mut self, account: Account, now: Instant) -> Result<(), DropReason> {
+        let standing = self.table.standing(account);
+        if standing == Standing::Within {
+            return Ok(());
         }
-        Ok(())
+        let patience = self.patience();
+        let slot = self.table.unanswering_of(account, patience, now);
+        self.evict(slot.ok_or(DropReason::NeighborQueueFull)?);
+        match standing {
+            Standing::Over => Err(DropReason::NeighborQueueFull),
+            Standing::Within | Standing::Full => Ok(()),
+        }
     }
 
-    fn begin(&mut self, slot: u32, now: Instant) -> Resolution {
-        self.table.change(slot, |entry| entry.begin(now));
+    fn begin(&mut self, slot: u32, account: Account, now: Instant) -> Resolution {
+        self.table.change(slot, |entry| entry.begin(account, now));
         self.ask(slot);
         Resolution::Unknown(self.table.id(slot))
     }
@@ -179,13 +189,8 @@ impl<T: Copy> NeighborCache<T> {
 
     /// Removes a neighbor to make place for another.
     fn evict(&mut self, slot: u32) {
-        while let Some((packet, tag)) = self.parked.pop(&mut self.table.entry_mut(slot).queue) {
-            self.leaving += 1;
-            self.outputs.push_back(Output::Dropped {
-                packet,
-                tag,
-                reason: DropReason::NeighborQueueFull,
-            });
+        while let Some(held) = self.parked.pop(&mut self.table.entry_mut(slot).queue) {
+            self.drop_held(held, DropReason::NeighborQueueFull);
         }
         self.table.remove(slot);
     }

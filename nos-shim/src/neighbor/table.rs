@@ -12,6 +12,7 @@ use super::entry::{Entry, Key, RETRANSMIT};
 use super::{NeighborId, NeighborState};
 use crate::index::Index;
 use crate::links::{Links, List};
+use crate::share::{Account, Shares, Standing};
 use crate::time::{Duration, Instant};
 
 /// For how long failed neighbors are shown.
@@ -64,13 +65,18 @@ pub(super) struct Table {
     free: Vec<u32>,
     links: Links,
     lists: [List; LISTS],
-    unresolved: usize,
+    /// Of those lists' entries that are in [`Which::Unresolved`], once more by account.
+    unresolved_links: Links,
+    unresolved_of: Vec<List>,
+    unresolved: Shares,
     /// Counts changes of entries.
     version: u64,
 }
 
 impl Table {
-    pub(super) fn new(capacity: usize) -> Self {
+    /// A table of up to `capacity` neighbors, with a book of those that do not answer yet in which
+    /// one owner has up to `unresolved`.
+    pub(super) fn new(capacity: usize, unresolved: usize) -> Self {
         Self {
             capacity,
             hasher: RandomState::default(),
@@ -79,7 +85,9 @@ impl Table {
             free: Vec::new(),
             links: Links::new(capacity),
             lists: [List::EMPTY; LISTS],
-            unresolved: 0,
+            unresolved_links: Links::new(capacity),
+            unresolved_of: Vec::new(),
+            unresolved: Shares::for_one(unresolved),
             version: 0,
         }
     }
@@ -136,16 +144,27 @@ impl Table {
     }
 
     fn link(&mut self, slot: u32, to: Option<Which>) {
-        if let Some(to) = to {
-            self.unresolved += usize::from(to == Which::Unresolved);
-            self.links.push_back(&mut self.lists[to as usize], slot);
+        let Some(to) = to else { return };
+        self.links.push_back(&mut self.lists[to as usize], slot);
+        if to == Which::Unresolved {
+            let account = self.entry(slot).account;
+            if self.unresolved_of.len() <= account.index() {
+                self.unresolved_of.resize(account.index() + 1, List::EMPTY);
+            }
+            let of_account = &mut self.unresolved_of[account.index()];
+            self.unresolved_links.push_back(of_account, slot);
+            self.unresolved.charge(account);
         }
     }
 
     fn unlink(&mut self, slot: u32, from: Option<Which>) {
-        if let Some(from) = from {
-            self.unresolved -= usize::from(from == Which::Unresolved);
-            self.links.remove(&mut self.lists[from as usize], slot);
+        let Some(from) = from else { return };
+        self.links.remove(&mut self.lists[from as usize], slot);
+        if from == Which::Unresolved {
+            let account = self.entry(slot).account;
+            let of_account = &mut self.unresolved_of[account.index()];
+            self.unresolved_links.remove(of_account, slot);
+            self.unresolved.release(account);
         }
     }
 
@@ -184,8 +203,14 @@ impl Table {
     }
 
     /// Neighbors that have not answered yet, pinned ones aside.
+    #[cfg(test)]
     pub(super) fn unresolved(&self) -> usize {
-        self.unresolved
+        self.unresolved.held()
+    }
+
+    /// Whether an owner may make us ask for one more.
+    pub(super) fn standing(&self, account: Account) -> Standing {
+        self.unresolved.standing(account)
     }
 
     fn first(&self, which: Which) -> Option<u32> {
@@ -203,8 +228,22 @@ impl Table {
     }
 
     /// The neighbor that was asked for longest ago, if it has had `patience` to answer.
-    pub(super) fn unanswering(&self, patience: Duration, now: Instant) -> Option<u32> {
-        let slot = self.first(Which::Unresolved)?;
+    fn unanswering(&self, patience: Duration, now: Instant) -> Option<u32> {
+        self.has_had(self.first(Which::Unresolved)?, patience, now)
+    }
+
+    /// The same among those for which a packet of `account` made us ask.
+    pub(super) fn unanswering_of(
+        &self,
+        account: Account,
+        patience: Duration,
+        now: Instant,
+    ) -> Option<u32> {
+        let of_account = self.unresolved_of.get(account.index())?;
+        self.has_had(of_account.first()?, patience, now)
+    }
+
+    fn has_had(&self, slot: u32, patience: Duration, now: Instant) -> Option<u32> {
         let left = RETRANSMIT.saturating_sub(patience);
         (now + left >= self.entry(slot).deadline).then_some(slot)
     }

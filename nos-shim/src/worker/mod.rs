@@ -9,18 +9,19 @@ mod rewrites;
 
 use crate::drop::DropReason;
 use crate::flows::EchoFlows;
-use crate::fragments::{FragmentLimits, FragmentTable};
+use crate::fragments::{Fate, FragmentLimits, FragmentTable};
 use crate::id_table::IdTable;
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId};
 #[cfg(feature = "stack")]
 use crate::local::LocalStack;
-use crate::neighbor::NeighborCache;
+use crate::neighbor::{self, NeighborCache};
 use crate::origin::Origin;
 use crate::originate::Originator;
 use crate::output::Output;
 use crate::ports::Owner;
 use crate::rate_limit::{IcmpLimiter, IcmpLimits};
 use crate::reassembly::{self, Reassembler};
+use crate::share::{Budget, Shares};
 use crate::tables::{LinkState, Tables, Uplink, UplinkConfig};
 use crate::time::Instant;
 #[cfg(not(feature = "stack"))]
@@ -41,6 +42,8 @@ pub(crate) enum Holder {
 
 /// See the [module](self).
 pub(crate) struct Worker {
+    /// Of the buffers whose packets wait here.
+    pub(crate) shares: Shares,
     pub(crate) neighbors: IdTable<UplinkId, NeighborCache<Origin>>,
     /// Uplinks whose neighbor caches may want something done.
     pub(crate) stirred: Vec<UplinkId>,
@@ -57,13 +60,24 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// One that remembers nothing, beside a pool that is divided by `budget`.
+    pub(crate) fn new(seed: u64, budget: Budget) -> Self {
+        let shares = Shares::new(budget.waiting());
+        let fragments = FragmentLimits {
+            held: shares.limit(),
+            ..FragmentLimits::default()
+        };
+        let reassembly = reassembly::Limits {
+            fragments: shares.limit(),
+            ..reassembly::Limits::default()
+        };
         Self {
+            shares,
             neighbors: IdTable::new(),
             stirred: Vec::new(),
             echo: EchoFlows::default(),
-            fragments: FragmentTable::new(FragmentLimits::default()),
-            reassembler: Reassembler::new(reassembly::Limits::default(), seed),
+            fragments: FragmentTable::new(fragments),
+            reassembler: Reassembler::new(reassembly, seed),
             local: LocalStack::new(seed),
             limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
             originator: Originator::new(seed),
@@ -92,7 +106,11 @@ impl Worker {
     pub(crate) fn reset_neighbors(&mut self, config: &UplinkConfig, output: &mut Output) {
         self.forget_uplink(config.id, output);
         let seed = self.seed ^ u64::from(config.id.0);
-        let cache = NeighborCache::new(config.mac, &config.addresses, seed);
+        let limits = neighbor::Limits {
+            held: self.shares.limit(),
+            ..neighbor::Limits::default()
+        };
+        let cache = NeighborCache::with_limits(config.mac, &config.addresses, seed, limits);
         self.neighbors.insert(config.id, cache);
     }
 
@@ -109,7 +127,7 @@ impl Worker {
         let Some(cache) = self.neighbors.get_mut(id) else {
             return;
         };
-        for (packet, _) in cache.clear() {
+        for (packet, _) in cache.clear(&mut self.shares) {
             output.discard(packet, DropReason::DeviceGone);
         }
     }
@@ -139,6 +157,12 @@ impl Worker {
         if self.stirred.last() != Some(&id) {
             self.stirred.push(id);
         }
+    }
+
+    /// A fragment whose owner is known now, or never will be.
+    #[inline]
+    pub(crate) fn poll_fate(&mut self) -> Option<Fate<Holder>> {
+        self.fragments.poll_fate(&mut self.shares)
     }
 
     /// When there is something to do without a packet.

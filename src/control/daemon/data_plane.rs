@@ -7,6 +7,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::Waker;
 use nos_shim::channel;
 use nos_shim::frame::{FramePool, MAX_FRAME};
+use nos_shim::share::Budget;
 use nos_shim::shim::{Shim, ShimConfig};
 use std::sync::Arc;
 use tracing::error;
@@ -55,7 +56,7 @@ impl DataPlane {
         let buffers = usize::try_from(settings.buffers.get()).unwrap_or(usize::MAX);
         let ring = usize::try_from(settings.ring.get()).unwrap_or(usize::MAX);
         let pool = FramePool::new(buffers, MAX_FRAME);
-        let (relay_end, nos_end) = channel::pair(ring);
+        let (relay_end, nos_end) = channel::pair(Budget::of(buffers).ring(ring));
         let (sender, events) = unbounded();
         let listener = Queue {
             events: sender,

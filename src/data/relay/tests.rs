@@ -4,7 +4,7 @@ use super::*;
 use etherparse::{IpNumber, PacketBuilder, TcpOptionElement};
 use nos_shim::arp::Arp;
 use nos_shim::channel::{NosEnd, pair};
-use nos_shim::frame::{Checksum, GsoKind, Offload, Segmentation};
+use nos_shim::frame::{BATCH, Checksum, GsoKind, Offload, Segmentation};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::ports::{
@@ -526,7 +526,7 @@ fn the_channel_waits_while_much_is_to_be_written() {
         assert!(setup.nos.send_burst(&mut burst));
     }
     assert!(setup.relay.poll_channel(NOW, 100));
-    assert_eq!(setup.relay.held(), TRANSMIT_HIGH);
+    assert_eq!(setup.relay.held(), 4 * BATCH);
     assert!(!setup.relay.try_sleep());
     let mut written = setup.written().len();
     while setup.relay.poll_channel(NOW, 1) {

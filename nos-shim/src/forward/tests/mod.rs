@@ -1,3 +1,4 @@
 //! The pipeline as a whole, with a relay that does what the test says.
 
+mod oversize;
 mod rewrites;

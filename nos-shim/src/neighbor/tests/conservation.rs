@@ -21,6 +21,8 @@ enum Step {
     Addresses(bool),
     Announce,
     Clear,
+    /// The packets of another owner come next.
+    From(u16),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -37,6 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => prop_oneof![0..300_u64, 0..20_000_u64].prop_map(Step::Pass),
         1 => any::<bool>().prop_map(Step::Addresses),
         1 => Just(Step::Announce),
+        3 => (0..4_u16).prop_map(Step::From),
         1 => (0..20_u8).prop_map(|n| if n == 0 { Step::Clear } else { Step::Pass(100) }),
     ]
 }
@@ -59,6 +62,9 @@ fn station(n: u8) -> MacAddr {
         n => MacAddr([2, 0, 0, 0, 1, n]),
     }
 }
+
+/// Owners of packets.
+const OWNERS: usize = 4;
 
 /// A bench that keeps the books.
 struct Ledger {
@@ -87,6 +93,11 @@ impl Ledger {
         assert!(self.ended.insert(tag), "packet {tag} ended twice");
     }
 
+    fn resolve(&mut self, n: u8) -> Resolution {
+        let (account, now) = (self.bench.account(), self.bench.now);
+        self.bench.cache.resolve(neighbor(n), account, now)
+    }
+
     fn hold(&mut self, id: NeighborId) {
         let (packet, tag) = self.bench.packet();
         self.sent_to.push(Some(id));
@@ -112,7 +123,11 @@ impl Ledger {
     fn happen(&mut self, step: Step) {
         let now = self.bench.now;
         match step {
-            Step::Send(n) => match self.bench.cache.resolve(neighbor(n), now) {
+            Step::From(owner) => {
+                let id = AttachmentId::new(owner, 0);
+                self.bench.from = (owner > 0).then_some(Interface::Attachment(id));
+            }
+            Step::Send(n) => match self.resolve(n) {
                 Resolution::Unknown(id) => {
                     self.ids.push((id, neighbor(n)));
                     self.hold(id);
@@ -121,7 +136,7 @@ impl Ledger {
                 Resolution::Refused(_) => {}
             },
             Step::Resolve(n) => {
-                self.bench.cache.resolve(neighbor(n), now);
+                self.resolve(n);
             }
             Step::HoldLate(n) => {
                 if let Some(&(id, _)) = self.ids.get(usize::from(n)) {
@@ -154,7 +169,7 @@ impl Ledger {
             }
             Step::Announce => self.bench.cache.announce(),
             Step::Clear => {
-                for (packet, tag) in self.bench.cache.clear() {
+                for (packet, tag) in self.bench.cache.clear(&mut self.bench.shares) {
                     check(&packet, tag);
                     self.end(tag);
                 }
@@ -202,6 +217,7 @@ impl Ledger {
         let cache = &self.bench.cache;
         let live = self.sent_to.len() - self.ended.len();
         assert_eq!(live, cache.held(), "conservation");
+        assert_eq!(self.bench.shares.held(), cache.held(), "the book");
         let entries: Vec<_> = cache.entries(self.bench.now).collect();
         assert!(entries.len() <= limits.neighbors);
         assert!(cache.parked.len() <= limits.held);
@@ -210,7 +226,7 @@ impl Ledger {
         for entry in entries {
             assert!(!cache.addresses.contains(entry.address), "{entry:?}");
             assert!(entry.mac.is_none_or(|mac| mac.is_unicast() && mac != MAC));
-            assert!(entry.queued <= limits.held_per_neighbor);
+            assert!(entry.queued <= OWNERS * limits.held_per_neighbor);
             assert!(entry.queued == 0 || entry.state == NeighborState::Incomplete);
             let has_mac = !matches!(
                 entry.state,
@@ -225,9 +241,13 @@ proptest! {
     /// Every packet that was to wait is released, fails, is dropped for a reason, or still waits;
     /// and left alone, everything comes to rest.
     #[test]
-    fn no_packet_is_lost(steps in proptest::collection::vec(step(), 1..200)) {
+    fn no_packet_is_lost(
+        steps in proptest::collection::vec(step(), 1..200),
+        book in 2..20_usize,
+    ) {
         let limits = Limits { neighbors: 8, unresolved: 4, held_per_neighbor: 3, held: 7 };
         let mut ledger = Ledger::new(limits);
+        ledger.bench.shares = Shares::new(book);
         for step in steps {
             ledger.happen(step);
             ledger.check_invariants(limits);

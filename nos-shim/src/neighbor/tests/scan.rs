@@ -51,7 +51,7 @@ fn a_scan_displaces_nobody() {
     for &address in &known {
         assert_eq!(bench.send(address).0, Resolution::Known(A), "{address}");
     }
-    let answer = bench.cache.resolve_id(gateway, bench.now);
+    let answer = bench.cache.resolve_id(gateway, Account::NOS, bench.now);
     assert_eq!(answer, Resolution::Unknown(gateway));
 }
 
