@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use nos_shim::ident::{AttachmentId, LocalAddressId, VrfId};
-use nos_shim::ports::{Claim, ClaimKind, PortOwner, PortRange, PortTable, Transport};
+use nos_shim::ports::{Claim, ClaimKind, PortOwner, PortRange, PortTable, Registration, Transport};
 use support::cycles::PerElement;
 use support::packets::OWN4;
 

@@ -41,7 +41,7 @@ use thiserror::Error;
 
 use crate::drop::DropReason;
 use crate::ident::{Interface, VrfId};
-use crate::packet::Parsed;
+use crate::parsed::Parsed;
 use crate::prefetch::prefetch;
 
 /// Frames that move as one: the size of a [`Burst`], and of the lists that handles of one pool
