@@ -93,6 +93,7 @@ pub mod originate;
 mod output;
 pub mod packet;
 pub mod page;
+mod parsed;
 pub mod ports;
 mod prefetch;
 pub mod rate_limit;
