@@ -1,4 +1,5 @@
-//! A capture whose reader is stuck stops nobody: not the traffic, not a reload, not the end.
+//! Captures of a running daemon: one whose reader is stuck stops nobody, neither the traffic nor a
+//! reload nor the end; and one changes in place.
 
 #![allow(
     clippy::unwrap_used,
@@ -164,6 +165,29 @@ mod a_reload_takes_a_stuck_capture_away {
     variant_tests! {
         tap_single: ("tap", "single", [true, true]),
         veth_split: ("veth", "split", [true, true]),
+    }
+}
+
+lab_test! {
+    fn an_uplink_is_captured_without_being_opened_anew() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let ping_ten = || {
+            let echoes = ping(scenario.web(), V4.external, 10, LIMIT).unwrap();
+            assert!(echoes.iter().all(Echo::is_reply), "{echoes:?}");
+        };
+        ping_ten();
+        let file = scenario.daemon.files().path("up0.pcapng");
+        let device = "device = \"packet:hx\"\n";
+        let captured = format!("{device}capture = \"{}\"\n", file.display());
+        let captured = scenario.edited(device, &captured);
+        scenario.daemon.reload(&captured);
+        ping_ten();
+        scenario.daemon.reload(&scenario.config);
+        ping_ten();
+        assert!(frames_in(&file) >= 20);
+        // An uplink that is opened counts from zero.
+        let received = scenario.daemon.uplink("up0").link.rx.packets;
+        assert!(received >= 30, "{received}");
     }
 }
 

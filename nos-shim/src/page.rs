@@ -40,15 +40,28 @@ impl<R, C> Page<R, C> {
 }
 
 /// Every row of a table of which `read` reads the page at a cursor.
-pub fn all<R, C>(mut read: impl FnMut(Option<C>) -> Page<R, C>) -> Vec<R> {
+///
+/// # Errors
+///
+/// The first of `read`.
+pub fn read_all<R, C, E>(
+    mut read: impl FnMut(Option<C>) -> Result<Page<R, C>, E>,
+) -> Result<Vec<R>, E> {
     let mut rows = Vec::new();
     let mut cursor = None;
     loop {
-        let page = read(cursor);
+        let page = read(cursor)?;
         rows.extend(page.rows);
         cursor = page.next;
         if cursor.is_none() {
-            return rows;
+            return Ok(rows);
         }
     }
+}
+
+/// The same where reading cannot fail.
+#[cfg(test)]
+pub(crate) fn all<R, C>(mut read: impl FnMut(Option<C>) -> Page<R, C>) -> Vec<R> {
+    let Ok(rows) = read_all(|cursor| Ok::<_, core::convert::Infallible>(read(cursor)));
+    rows
 }

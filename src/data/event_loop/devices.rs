@@ -177,6 +177,8 @@ impl DeviceReport {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
     use crate::data::device::memory_pair;
 
@@ -227,7 +229,8 @@ mod tests {
         for &interface in &all {
             assert!(devices.insert(interface, device()).is_none());
         }
-        let reports = nos_shim::page::all(|cursor| devices.page(cursor));
+        let read = |cursor| Ok::<_, Infallible>(devices.page(cursor));
+        let reports = nos_shim::page::read_all(read).unwrap();
         let told: Vec<_> = reports.iter().map(|report| report.interface).collect();
         assert_eq!(told, all);
         let taken = devices.take().into_iter();

@@ -10,11 +10,11 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, SendError, Sender, bounded};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Waker};
 use nos_shim::ident::Interface;
-use nos_shim::page::Page;
+use nos_shim::page::{Page, read_all};
 use thiserror::Error;
 use tracing::debug;
 
@@ -170,7 +170,7 @@ impl LoopHandle {
         &self,
         read: impl Fn(&mut Engine, Option<C>) -> Page<R, C> + Clone + Send + 'static,
     ) -> Result<Vec<R>, Stopped> {
-        collect(|cursor| {
+        read_all(|cursor| {
             let read = read.clone();
             self.call(move |engine| read(engine, cursor))
         })
@@ -189,27 +189,37 @@ impl LoopHandle {
     ) -> Result<(), AddDeviceError> {
         let device = device.into();
         if let Err(source) = self.watch(interface, &device) {
-            return Err(AddDeviceError {
-                device: Some(device),
-                source,
-            });
+            let device = Some(device);
+            return Err(AddDeviceError { device, source });
         }
+        self.hand_over(interface, device).inspect_err(|error| {
+            if let Some(device) = &error.device {
+                self.unwatch(interface, device);
+            }
+        })
+    }
+
+    /// Gives the data thread a device that epoll watches.
+    fn hand_over(&self, interface: Interface, device: LoopDevice) -> Result<(), AddDeviceError> {
         let (reply, answer) = bounded(1);
         let command = Command::AddDevice(interface, device, reply);
-        let (device, source) = match self.commands.send(command) {
-            Ok(()) => match self
-                .waker
-                .wake()
-                .and_then(|()| Self::answer(&answer).map_err(io::Error::other))
-            {
-                Ok(None) => return Ok(()),
-                Ok(Some(device)) => (Some(device), io::ErrorKind::AlreadyExists.into()),
-                Err(error) => (None, error),
-            },
-            Err(unsent) => (device_of(unsent.into_inner()), io::Error::other(Stopped)),
-        };
-        let device = device.inspect(|device| self.unwatch(interface, device));
-        Err(AddDeviceError { device, source })
+        if let Err(SendError(unsent)) = self.commands.send(command) {
+            let device = device_of(unsent);
+            let source = io::Error::other(Stopped);
+            return Err(AddDeviceError { device, source });
+        }
+        let woken = self.waker.wake();
+        match woken.and_then(|()| Self::answer(&answer).map_err(io::Error::other)) {
+            Ok(None) => Ok(()),
+            Ok(device) => {
+                let source = io::ErrorKind::AlreadyExists.into();
+                Err(AddDeviceError { device, source })
+            }
+            Err(source) => {
+                let device = None;
+                Err(AddDeviceError { device, source })
+            }
+        }
     }
 
     /// Takes a device away and returns it, with its capture; `None` if there is none. The caller
@@ -247,7 +257,7 @@ impl LoopHandle {
     ///
     /// [`Stopped`] when the thread has ended.
     pub fn devices(&self) -> Result<Vec<DeviceReport>, Stopped> {
-        collect(|cursor| self.ask(|reply| Command::Devices(cursor, reply)))
+        read_all(|cursor| self.ask(|reply| Command::Devices(cursor, reply)))
     }
 
     /// How long the thread's turns took so far.
@@ -290,21 +300,5 @@ fn device_of(command: Command) -> Option<LoopDevice> {
     match command {
         Command::AddDevice(_, device, _) => Some(device),
         _ => None,
-    }
-}
-
-/// All rows of a table that is read page by page.
-fn collect<R, C>(
-    mut read: impl FnMut(Option<C>) -> Result<Page<R, C>, Stopped>,
-) -> Result<Vec<R>, Stopped> {
-    let mut rows = Vec::new();
-    let mut cursor = None;
-    loop {
-        let page = read(cursor)?;
-        rows.extend(page.rows);
-        cursor = page.next;
-        if cursor.is_none() {
-            return Ok(rows);
-        }
     }
 }

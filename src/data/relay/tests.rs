@@ -135,7 +135,7 @@ impl Setup {
     }
 
     fn status(&self, id: AttachmentId) -> AttachmentStatus {
-        let attachments = nos_shim::page::all(|first| self.relay.attachments(first));
+        let attachments = self.relay.attachments(None).rows;
         let found = attachments.into_iter().find(|status| status.id == id);
         found.unwrap()
     }
