@@ -817,6 +817,29 @@ lab_test! {
 }
 
 lab_test! {
+    fn an_interface_that_comes_back_with_another_index_is_known_by_its_mark() {
+        for way in ways() {
+            let lab = Lab::new();
+            let mut attached = lab.attach(spec(), way).unwrap();
+            let before = attached.report.index;
+            // Where its index is taken, it gets another one, and keeps that on its way back.
+            let (elsewhere, far) = (LabNamespace::new("elsewhere").unwrap(), LabNamespace::new("far").unwrap());
+            veth((&elsewhere, "other"), (&far, "eth0")).unwrap();
+            lab.container.move_link("eth0", &elsewhere).unwrap();
+            let missing = attached.side.repair().unwrap_err().to_string();
+            assert!(missing.contains("look up interface eth0"), "{missing}");
+            elsewhere.move_link("eth0", &lab.container).unwrap();
+            lab.container.set_up("eth0").unwrap();
+            let report = attached.side.repair().unwrap();
+            assert_ne!(report.index, before);
+            assert_eq!((report.index, report.up), (attached.side.index(), true));
+            assert_configured(&lab);
+            lab.detach(attached);
+        }
+    }
+}
+
+lab_test! {
     fn an_interface_that_somebody_set_down_stays_down() {
         for way in ways() {
             let lab = Lab::new();

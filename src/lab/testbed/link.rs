@@ -80,6 +80,14 @@ impl LabNamespace {
         self.change(interface, |link| link.mtu(mtu))
     }
 
+    /// Moves an interface to another namespace, where it is down.
+    ///
+    /// # Errors
+    /// There is no such interface, or `to` has one by that name.
+    pub fn move_link(&self, interface: &str, to: &LabNamespace) -> Result<(), LabError> {
+        self.change(interface, |link| link.into_namespace(to.namespace()))
+    }
+
     /// Puts an interface in a group of interfaces.
     ///
     /// # Errors
