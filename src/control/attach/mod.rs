@@ -42,6 +42,9 @@ mod side;
 mod spec;
 mod veth;
 
+use std::collections::BTreeSet;
+
+use netlink_packet_route::AddressFamily;
 use nos_shim::ident::MacAddr;
 use nos_shim::offload::Capabilities;
 
@@ -49,7 +52,7 @@ use crate::control::kernel::netlink::{LinkChange, Netlink};
 use crate::control::kernel::{LinkFacts, LinkStatistics, Namespace};
 use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
 use interior::Interior;
-use mark::tap_name;
+use mark::{owner, tap_name};
 use veth::{make_room_through, remove_leftover_host_end};
 
 pub use detach::{Detachment, close_all, detach_all};
@@ -206,6 +209,24 @@ fn offloads(wanted: bool) -> Capabilities {
     } else {
         Capabilities::empty()
     }
+}
+
+/// What somebody else has made in a namespace that can be in the way of an attachment: interfaces
+/// and default routes, in words.
+///
+/// # Errors
+/// The namespace cannot be entered or asked.
+pub fn foreign_parts(namespace: &Namespace) -> Result<BTreeSet<String>, AttachError> {
+    let interior = Interior::open(namespace)?;
+    let links = interior.netlink.all_links()?.into_iter();
+    let links = links.filter(|link| owner(link).is_none());
+    let mut parts: BTreeSet<_> = links.map(|link| link.name).collect();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let routes = interior.default_routes(family)?.into_iter();
+        let routes = routes.filter(|route| !route.is_ours());
+        parts.extend(routes.map(|route| route.describe()));
+    }
+    Ok(parts)
 }
 
 /// What the kernel says of an interface; `None` where there is none by that name.

@@ -41,6 +41,9 @@ pub(super) struct Reconciler {
     /// Containers whose inside has to be looked at again.
     repairs: BTreeSet<Name>,
     paces: HashMap<Name, Pace>,
+    /// Containers that were refused another interface and got the old one back, with what
+    /// somebody else had inside before.
+    obstacles: HashMap<Name, BTreeSet<String>>,
 }
 
 /// How often a container was repaired lately.
@@ -73,6 +76,7 @@ impl Reconciler {
             names: BTreeSet::new(),
             repairs: BTreeSet::new(),
             paces: HashMap::new(),
+            obstacles: HashMap::new(),
         }
     }
 
@@ -87,6 +91,7 @@ impl Reconciler {
         self.names = names.clone().cloned().collect();
         self.repairs.clone_from(&self.names);
         self.paces.clear();
+        self.obstacles.clear();
         self.standing.release_all();
         let known: BTreeSet<_> = names.clone().collect();
         self.namespaces.retain(|name, _| known.contains(name));
@@ -116,13 +121,40 @@ impl Reconciler {
     /// The name of a container's namespace may lead elsewhere.
     pub(super) fn follow_name(&mut self, name: &Name, now: Instant) {
         self.names.insert(name.clone());
+        self.obstacles.remove(name);
         self.standing.release(&Entity::Container(name.clone()), now);
     }
 
     /// Something inside a container may have changed.
+    ///
+    /// One that was refused another interface had its own taken away and given back, which are
+    /// changes too. It is not interrupted again before something of somebody else's has changed.
     pub(super) fn look_inside(&mut self, name: &Name, now: Instant) {
         self.repairs.insert(name.clone());
+        if let Some(known) = self.obstacles.get(name) {
+            if self.obstacles_of(name).as_ref() == Some(known) {
+                return;
+            }
+            self.obstacles.remove(name);
+        }
         self.standing.release(&Entity::Container(name.clone()), now);
+    }
+
+    /// What somebody else has in the namespace in which a container is wanted; `None` where nobody
+    /// can say.
+    fn obstacles_of(&self, name: &Name) -> Option<BTreeSet<String>> {
+        let container = self.wanted.as_ref()?.container(name)?;
+        attach::foreign_parts(&open(&container.netns).ok()?).ok()
+    }
+
+    /// Containers whose interface is to be replaced, with what is in the way of that by now.
+    fn replaced(&self, wanted: &State) -> HashMap<Name, BTreeSet<String>> {
+        let links = wanted.links.iter().filter(|(name, new)| {
+            let old = self.state.links.get(*name);
+            old.is_some_and(|old| !old.keeps_interface(new))
+        });
+        let obstacles = |(name, _): (&Name, _)| Some((name.clone(), self.obstacles_of(name)?));
+        links.filter_map(obstacles).collect()
     }
 
     /// Everything may have changed.
@@ -209,10 +241,13 @@ impl Reconciler {
             wanted.copy_entity(entity, &self.state);
         }
         let repairs = self.due_repairs(live, now);
+        let mut replaced = self.replaced(&wanted);
         let groups = plan(&self.state, &wanted, &repairs);
         let outcome = carry_out(groups, &mut self.state, live);
         let refused = outcome.failed.iter().flat_map(|failure| &failure.group);
         let refused: Vec<_> = refused.cloned().collect();
+        replaced.retain(|name, _| refused.contains(&Entity::Container(name.clone())));
+        self.obstacles.extend(replaced);
         self.digest(outcome, &wanted, &unfit, now);
         self.set_routes(config, live);
         self.note_repairs(&repairs, live, now);
