@@ -296,6 +296,19 @@ mod a_change_that_is_refused_leaves_what_was_before {
         );
         assert!(web.link.since.is_some());
         assert_eq!(state_of(scenario.web()), before);
+        // It was interrupted once, and is not again for what that changed, nor for a repair.
+        for _ in 0..3 {
+            scenario.web().delete_address("lo", V4.nos.into()).unwrap();
+            await_that("the address is back", || {
+                let lo = scenario.web().addresses("lo").unwrap();
+                lo.contains(&V4.nos.into())
+                    .then_some(())
+                    .ok_or_else(|| format!("{lo:?}"))
+            });
+            await_pings(&scenario);
+        }
+        let log = daemon.log();
+        assert_eq!(log.matches("detached container=web").count(), 1, "{log}");
         assert_connected(&scenario, scenario.web(), 20080);
         let error = tcp::connect(scenario.external(), None, V4.nos_port(8443), LIMIT).unwrap_err();
         assert_eq!(
