@@ -43,7 +43,7 @@ use thiserror::Error;
 
 use crate::drop::DropReason;
 use crate::ident::{Interface, VrfId};
-use crate::packet::Parsed;
+use crate::parsed::Parsed;
 use crate::prefetch::prefetch;
 use crate::sync::{ArrayQueue, AtomicUsize, Mutex, alloc_zeroed, dealloc, fence};
 

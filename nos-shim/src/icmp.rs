@@ -9,7 +9,7 @@ mod query;
 mod quote;
 
 pub use error::{IcmpError, QUOTE_LIMIT_V4, QUOTE_LIMIT_V6};
-pub use query::{Answer, answer};
+pub use query::{Unanswered, answer};
 pub use quote::{Quote, set_quoted_echo_id};
 
 /// Types of ICMP for IPv4 (RFC 792).

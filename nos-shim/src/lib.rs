@@ -92,6 +92,7 @@ mod origin;
 pub mod originate;
 mod output;
 pub mod packet;
+mod parsed;
 pub mod ports;
 mod prefetch;
 pub mod rate_limit;

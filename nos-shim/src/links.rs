@@ -24,14 +24,14 @@ impl List {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct Adjacent {
     before: u32,
     after: u32,
 }
 
 /// The neighbours of every entry.
 #[derive(Debug)]
-pub(crate) struct Links(Vec<Link>);
+pub(crate) struct Links(Vec<Adjacent>);
 
 impl Links {
     /// Links of entries numbered below `capacity`.
@@ -41,7 +41,7 @@ impl Links {
 
     /// Appends an entry that is in no list.
     pub(crate) fn push_back(&mut self, list: &mut List, entry: u32) {
-        let link = Link {
+        let link = Adjacent {
             before: list.last,
             after: END,
         };
@@ -59,7 +59,7 @@ impl Links {
 
     /// Takes an entry out of the list that it is in.
     pub(crate) fn remove(&mut self, list: &mut List, entry: u32) {
-        let Some(&Link { before, after }) = self.0.get(entry as usize) else {
+        let Some(&Adjacent { before, after }) = self.0.get(entry as usize) else {
             return;
         };
         match self.0.get_mut(before as usize) {

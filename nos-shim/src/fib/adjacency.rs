@@ -29,14 +29,13 @@ impl AdjacencyId {
 pub struct Adjacency {
     source: Source,
     action: Action,
-    stamp: u32,
     routes: u32,
     /// Only where there is a choice.
     buckets: Option<Box<[u8; BUCKETS]>>,
 }
 
 impl Adjacency {
-    fn new(source: Source, action: Action, stamp: u32) -> Self {
+    fn new(source: Source, action: Action) -> Self {
         let buckets = match &action {
             Action::Via(hops) if hops.as_slice().len() > 1 => Some(ecmp::buckets(hops.as_slice())),
             _ => None,
@@ -44,7 +43,6 @@ impl Adjacency {
         Self {
             source,
             action,
-            stamp,
             routes: 0,
             buckets,
         }
@@ -65,14 +63,6 @@ impl Adjacency {
     #[inline]
     pub fn action(&self) -> &Action {
         &self.action
-    }
-
-    /// Changes whenever the id comes to mean another action: what was cached under the id together
-    /// with another stamp no longer holds.
-    #[must_use]
-    #[inline]
-    pub fn stamp(&self) -> u32 {
-        self.stamp
     }
 
     /// Which of the next hops, in the order of [`super::NextHops::as_slice`], a flow takes. Zero
@@ -109,7 +99,7 @@ pub(super) struct Adjacencies {
 
 impl Adjacencies {
     pub(super) fn new() -> Self {
-        let none = Adjacency::new(Source::Local, Action::NoRoute, 0);
+        let none = Adjacency::new(Source::Local, Action::NoRoute);
         Self {
             entries: vec![none],
             ids: HashTable::new(),
@@ -158,13 +148,12 @@ impl Adjacencies {
 
     fn add(&mut self, hash: u64, source: Source, action: &Action) -> Option<AdjacencyId> {
         let id = if let Some(id) = self.free.pop() {
-            let entry = &mut self.entries[id.index()];
-            *entry = Adjacency::new(source, action.clone(), entry.stamp.wrapping_add(1));
+            self.entries[id.index()] = Adjacency::new(source, action.clone());
             id
         } else {
             let next = u32::try_from(self.entries.len()).ok();
             let id = AdjacencyId(next.filter(|&next| next < AdjacencyId::LIMIT)?);
-            self.entries.push(Adjacency::new(source, action.clone(), 0));
+            self.entries.push(Adjacency::new(source, action.clone()));
             id
         };
         let (entries, hasher) = (&self.entries, &self.hasher);
@@ -211,7 +200,6 @@ mod tests {
         assert_eq!(all.acquire(Source::Connected, &action), Some(id));
         let by_hand = Source::Static { metric: 0 };
         assert_ne!(all.acquire(by_hand, &action), Some(id));
-        let stamp = all.entry(id).stamp();
         all.release(id);
         assert_eq!(all.acquire(Source::Connected, &action), Some(id));
         all.release(id);
@@ -223,7 +211,6 @@ mod tests {
             "the id is free again"
         );
         assert_eq!(all.entry(id).action(), &other);
-        assert_ne!(all.entry(id).stamp(), stamp, "and says so");
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! the next takes over when it goes. A lookup finds the longest matching prefix and returns a
 //! number, the [`AdjacencyId`], which stands for an [`Action`]. Whoever forwards packets keeps what
 //! it needs for an action (rewritten headers, MTU, neighbor) in a table of its own, indexed by that
-//! number and valid for as long as [`Adjacency::stamp`] stays the same.
+//! number, until routes change: a number may stand for another action then.
 //!
 //! A packet with several next hops to choose from takes the one that its flow's hash picks: see
 //! [`FlowHasher`] and [`Adjacency::next_hop`].
@@ -36,6 +36,7 @@ use thiserror::Error;
 
 pub use adjacency::{Adjacency, AdjacencyId};
 pub use ecmp::{BUCKETS, FlowHasher};
+pub use rib::MAX_PREFIXES;
 pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protocol, Route, Source};
 
 pub use routing::{InactiveReason, InactiveRoute, RouteKey, Routing};
@@ -44,9 +45,6 @@ use crate::ident::{UplinkId, VrfId};
 use adjacency::Adjacencies;
 use rib::{Best, Change, Offer, Prefix, Rib};
 use table::{Key, Table};
-
-/// The most prefixes of one family that a VRF holds.
-pub const MAX_PREFIXES: usize = 1 << 22;
 
 /// Why a route was not inserted.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]

@@ -13,10 +13,12 @@ use foldhash::fast::RandomState;
 use hashbrown::hash_table::Entry;
 use hashbrown::{HashMap, HashTable};
 
-use super::MAX_PREFIXES;
 use super::adjacency::{Adjacencies, AdjacencyId};
 use super::route::Source;
 use super::table::Key;
+
+/// The most prefixes of one family that a VRF holds.
+pub const MAX_PREFIXES: usize = 1 << 22;
 
 /// Lengths that a prefix of either family may have.
 const LENGTHS: usize = 129;

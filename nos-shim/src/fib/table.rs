@@ -6,9 +6,9 @@
 //! Trie with Population Count for Fast and Scalable Software IP Routing Table Lookup" (SIGCOMM
 //! 2015). The first 18 bits of an address index an array; each further node looks at 6 bits.
 //!
-//! A slot, of the array or of a node, is one word: a leaf, or a pointer to a node. Leaves are pushed
-//! down: a leaf is the answer for every address that leads to it. A node's 64 slots are stored as
-//! runs of equal slots, with a bitmap of where runs begin, so a lookup counts bits to find its run.
+//! A branch, of the array or of a node, is one word: a leaf, or a pointer to a node. Leaves are pushed
+//! down: a leaf is the answer for every address that leads to it. A node's 64 branches are stored as
+//! runs of equal branches, with a bitmap of where runs begin, so a lookup counts bits to find its run.
 //! Bitmap and runs stand together in one block of an [`Arena`], most in one cache line:
 //!
 //! ```text
@@ -16,7 +16,7 @@
 //! skip node   miss · depth · key (1 or 4 words) · bitmap (2 words) · run · run ...
 //! ```
 //!
-//! IPv6 has long stretches where only one slot of each node would lead on. A skip node stands for
+//! IPv6 has long stretches where only one branch of each node would lead on. A skip node stands for
 //! such a path and the node at its end: addresses that agree with `key` in the first `depth` bits
 //! go on there, all others get the leaf `miss`.
 //!
@@ -25,8 +25,8 @@
 //! A leaf knows the length of the prefix that it comes from. So inserting a prefix overwrites, in
 //! its part of the trie, the leaves of prefixes that are not longer; removing it overwrites those of
 //! its own length with the leaf of the next shorter prefix that covers it. Nothing else need be
-//! known of other routes. A node is decoded to 64 slots, changed, and encoded again; a node whose
-//! slots have become equal turns into a leaf.
+//! known of other routes. A node is decoded to 64 branches, changed, and encoded again; a node whose
+//! branches have become equal turns into a leaf.
 //!
 //! The cost is that of the nodes touched: for a prefix of 19 bits and more there are few, for a
 //! default route it is the whole table.
@@ -42,9 +42,9 @@ use crate::prefetch::prefetch;
 const ROOT_BITS: u32 = 18;
 /// Address bits that a node resolves.
 const STRIDE: u32 = 6;
-const SLOTS: usize = 1 << STRIDE;
+const BRANCHES: usize = 1 << STRIDE;
 
-type Slots = [Slot; SLOTS];
+type Branches = [Branch; BRANCHES];
 
 /// A leaf, or a pointer to a node.
 ///
@@ -53,9 +53,9 @@ type Slots = [Slot; SLOTS];
 /// pointer   1 · whether to a skip node (1 bit) · index of the block (30 bits)
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Slot(u32);
+struct Branch(u32);
 
-impl Slot {
+impl Branch {
     /// The leaf of addresses that no prefix covers.
     const NONE: Self = Self(0);
     const POINTER: u32 = 1 << 31;
@@ -212,15 +212,15 @@ struct Update<K> {
     from: u32,
     to: u32,
     /// With this leaf.
-    leaf: Slot,
+    leaf: Branch,
 }
 
 impl<K> Update<K> {
-    fn concerns(&self, leaf: Slot) -> bool {
+    fn concerns(&self, leaf: Branch) -> bool {
         (self.from..=self.to).contains(&leaf.rank())
     }
 
-    fn apply(&self, leaf: Slot) -> Slot {
+    fn apply(&self, leaf: Branch) -> Branch {
         if self.concerns(leaf) { self.leaf } else { leaf }
     }
 }
@@ -235,7 +235,7 @@ struct Node<K> {
     /// Address bits before its own.
     depth: u32,
     /// Of a skip node: the leaf off the path, and the path.
-    skip: Option<(Slot, K)>,
+    skip: Option<(Branch, K)>,
 }
 
 impl<K: Key> Node<K> {
@@ -252,14 +252,14 @@ impl<K: Key> Node<K> {
         self.at + 2 + self.runs()
     }
 
-    /// How many slots the run has that begins there; `None` if none does.
+    /// How many branches the run has that begins there; `None` if none does.
     fn run_at(&self, chunk: usize) -> Option<usize> {
         let from = self.bitmap >> chunk;
         let next = (from & !1).trailing_zeros() as usize;
-        (from & 1 == 1).then_some(next.min(SLOTS - chunk))
+        (from & 1 == 1).then_some(next.min(BRANCHES - chunk))
     }
 
-    /// The word that holds a slot.
+    /// The word that holds a branch.
     fn position(&self, chunk: usize) -> usize {
         self.at + 1 + rank(self.bitmap, chunk)
     }
@@ -268,7 +268,7 @@ impl<K: Key> Node<K> {
 /// How many runs begin at or before `chunk`: at least one, as one begins at zero.
 #[inline]
 fn rank(bitmap: u64, chunk: usize) -> usize {
-    (bitmap << (SLOTS - 1 - chunk)).count_ones() as usize
+    (bitmap << (BRANCHES - 1 - chunk)).count_ones() as usize
 }
 
 #[inline]
@@ -280,7 +280,7 @@ fn bitmap(low: u32, high: u32) -> u64 {
 #[derive(Clone)]
 pub(super) struct Table<K> {
     /// Empty until the first prefix is inserted.
-    root: Vec<Slot>,
+    root: Vec<Branch>,
     arena: Arena,
     key: core::marker::PhantomData<K>,
 }
@@ -290,7 +290,7 @@ impl<K: Key> Table<K> {
     const HEADER: usize = 2 + K::WORDS;
 
     pub(super) fn new() -> Self {
-        const { assert!(Self::HEADER + 2 + SLOTS <= MAX_BLOCK) };
+        const { assert!(Self::HEADER + 2 + BRANCHES <= MAX_BLOCK) };
         Self {
             root: Vec::new(),
             arena: Arena::new(),
@@ -301,12 +301,12 @@ impl<K: Key> Table<K> {
     /// The adjacency of the longest prefix that covers the address.
     #[inline]
     pub(super) fn lookup(&self, key: K) -> AdjacencyId {
-        let mut slot = self.root.get(key.root()).copied().unwrap_or(Slot::NONE);
+        let mut branch = self.root.get(key.root()).copied().unwrap_or(Branch::NONE);
         let mut depth = ROOT_BITS;
-        while slot.is_pointer() {
-            slot = self.step(slot, key, &mut depth);
+        while branch.is_pointer() {
+            branch = self.step(branch, key, &mut depth);
         }
-        slot.adjacency()
+        branch.adjacency()
     }
 
     /// Looks up many addresses, one level of the trie at a time, so that the processor waits for
@@ -324,73 +324,73 @@ impl<K: Key> Table<K> {
     }
 
     fn lookup_batch(&self, keys: &[K], found: &mut [AdjacencyId]) {
-        let mut slots = [Slot::NONE; BATCH];
+        let mut branches = [Branch::NONE; BATCH];
         let mut more = 0;
-        for (slot, key) in slots.iter_mut().zip(keys) {
-            *slot = self.root.get(key.root()).copied().unwrap_or(Slot::NONE);
-            self.fetch(*slot);
-            more |= slot.0;
+        for (branch, key) in branches.iter_mut().zip(keys) {
+            *branch = self.root.get(key.root()).copied().unwrap_or(Branch::NONE);
+            self.fetch(*branch);
+            more |= branch.0;
         }
         let mut depths = [ROOT_BITS; BATCH];
-        while more & Slot::POINTER != 0 {
+        while more & Branch::POINTER != 0 {
             more = 0;
-            for ((slot, depth), &key) in slots.iter_mut().zip(&mut depths).zip(keys) {
-                if slot.is_pointer() {
-                    *slot = self.step(*slot, key, depth);
-                    self.fetch(*slot);
-                    more |= slot.0;
+            for ((branch, depth), &key) in branches.iter_mut().zip(&mut depths).zip(keys) {
+                if branch.is_pointer() {
+                    *branch = self.step(*branch, key, depth);
+                    self.fetch(*branch);
+                    more |= branch.0;
                 }
             }
         }
-        for (found, slot) in found.iter_mut().zip(&slots[..keys.len()]) {
-            *found = slot.adjacency();
+        for (found, branch) in found.iter_mut().zip(&branches[..keys.len()]) {
+            *found = branch.adjacency();
         }
     }
 
     /// Has the processor load where a pointer leads. Without that it waits for each lookup whose way
     /// it has guessed wrongly. Most nodes are no longer than a cache line, but begin anywhere in one.
     #[inline]
-    fn fetch(&self, slot: Slot) {
+    fn fetch(&self, branch: Branch) {
         const USUAL: usize = 12;
-        if !slot.is_pointer() {
+        if !branch.is_pointer() {
             return;
         }
         let words = self.arena.words();
-        if let Some([first, .., last]) = words.get(slot.block()..slot.block() + USUAL) {
+        if let Some([first, .., last]) = words.get(branch.block()..branch.block() + USUAL) {
             prefetch(first);
             prefetch(last);
         }
     }
 
-    /// From a pointer to the next slot.
+    /// From a pointer to the next branch.
     #[inline]
-    fn step(&self, slot: Slot, key: K, depth: &mut u32) -> Slot {
-        let mut block = &self.arena.words()[slot.block()..];
-        if K::SKIP && slot.is_skip() {
+    fn step(&self, branch: Branch, key: K, depth: &mut u32) -> Branch {
+        let mut block = &self.arena.words()[branch.block()..];
+        if K::SKIP && branch.is_skip() {
             let (header, node) = block.split_at(Self::HEADER);
             *depth = header[1];
             if !key.agrees(K::load(&header[2..]), *depth) {
-                return Slot(header[0]);
+                return Branch(header[0]);
             }
             block = node;
         }
         let chunk = key.chunk(*depth);
         *depth += STRIDE;
-        Slot(block[1 + rank(bitmap(block[0], block[1]), chunk)])
+        Branch(block[1 + rank(bitmap(block[0], block[1]), chunk)])
     }
 
     /// Has the processor load what an update of this address, soon to come, will look at first.
     #[inline]
     pub(super) fn prepare(&self, key: K) {
-        if let Some(&slot) = self.root.get(key.root()) {
-            self.fetch(slot);
+        if let Some(&branch) = self.root.get(key.root()) {
+            self.fetch(branch);
         }
     }
 
     /// Makes `adjacency` the answer for the addresses that the first `len` bits of `key` cover and
     /// no longer prefix does. The other bits must be zero.
     pub(super) fn insert(&mut self, key: K, len: u32, adjacency: AdjacencyId) {
-        let leaf = Slot::leaf(len, adjacency);
+        let leaf = Branch::leaf(len, adjacency);
         self.update(&Update {
             key,
             len,
@@ -403,29 +403,31 @@ impl<K: Key> Table<K> {
     /// Undoes an insertion. `cover` is the longest prefix that covers this one: its length and
     /// adjacency.
     pub(super) fn remove(&mut self, key: K, len: u32, cover: Option<(u32, AdjacencyId)>) {
-        let own = Slot::leaf(len, AdjacencyId::NO_ROUTE).rank();
+        let own = Branch::leaf(len, AdjacencyId::NO_ROUTE).rank();
         self.update(&Update {
             key,
             len,
             from: own,
             to: own,
-            leaf: cover.map_or(Slot::NONE, |(len, adjacency)| Slot::leaf(len, adjacency)),
+            leaf: cover.map_or(Branch::NONE, |(len, adjacency)| {
+                Branch::leaf(len, adjacency)
+            }),
         });
     }
 
     /// Octets of heap memory.
     pub(super) fn mem_size(&self) -> usize {
-        self.root.capacity() * size_of::<Slot>() + self.arena.mem_size()
+        self.root.capacity() * size_of::<Branch>() + self.arena.mem_size()
     }
 
     fn update(&mut self, update: &Update<K>) {
         if self.root.is_empty() {
-            self.root = vec![Slot::NONE; 1 << ROOT_BITS];
+            self.root = vec![Branch::NONE; 1 << ROOT_BITS];
         }
         let first = update.key.root();
         if update.len > ROOT_BITS {
-            if let Some(slot) = self.descend(self.root[first], ROOT_BITS, update) {
-                self.root[first] = slot;
+            if let Some(branch) = self.descend(self.root[first], ROOT_BITS, update) {
+                self.root[first] = branch;
             }
             return;
         }
@@ -434,20 +436,20 @@ impl<K: Key> Table<K> {
         }
     }
 
-    /// Updates what is below a slot at `depth` of which the prefix covers a part. Returns the slot
+    /// Updates what is below a branch at `depth` of which the prefix covers a part. Returns the branch
     /// in its place; `None` if what leads to it may stay as it is.
-    fn descend(&mut self, slot: Slot, depth: u32, update: &Update<K>) -> Option<Slot> {
-        let Some(node) = self.open(slot, depth) else {
-            let concerned = update.concerns(slot);
-            return concerned.then(|| self.rewrite([slot; SLOTS], depth, update));
+    fn descend(&mut self, branch: Branch, depth: u32, update: &Update<K>) -> Option<Branch> {
+        let Some(node) = self.open(branch, depth) else {
+            let concerned = update.concerns(branch);
+            return concerned.then(|| self.rewrite([branch; BRANCHES], depth, update));
         };
         if let Some((miss, path)) = node.skip
             && (update.len <= node.depth || !update.key.agrees(path, node.depth))
         {
-            let mut slots = [miss; SLOTS];
+            let mut branches = [miss; BRANCHES];
             let next = depth + STRIDE;
-            slots[path.chunk(depth)] = self.shorten(slot, &node, next);
-            return Some(self.rewrite(slots, depth, update));
+            branches[path.chunk(depth)] = self.shorten(branch, &node, next);
+            return Some(self.rewrite(branches, depth, update));
         }
         let next = node.depth + STRIDE;
         if update.len <= next {
@@ -455,7 +457,7 @@ impl<K: Key> Table<K> {
         }
         let chunk = update.key.chunk(node.depth);
         let position = node.position(chunk);
-        let child = Slot(self.arena.words()[position]);
+        let child = Branch(self.arena.words()[position]);
         if !child.is_pointer() {
             return self.update_node(&node, depth, update);
         }
@@ -464,20 +466,21 @@ impl<K: Key> Table<K> {
             self.arena.words_mut()[position] = new.0;
             return None;
         }
-        let mut slots = self.decode(&node);
-        slots[chunk] = new;
-        Some(self.replace(&node, &slots, depth, update.key))
+        let mut branches = self.decode(&node);
+        branches[chunk] = new;
+        Some(self.replace(&node, &branches, depth, update.key))
     }
 
-    /// Updates a node, found behind a slot at `depth`, that has no node below it of which the prefix
+    /// Updates a node, found behind a branch at `depth`, that has no node below it of which the prefix
     /// covers a part. Returns as [`Self::descend`] does.
-    fn update_node(&mut self, node: &Node<K>, depth: u32, update: &Update<K>) -> Option<Slot> {
+    fn update_node(&mut self, node: &Node<K>, depth: u32, update: &Update<K>) -> Option<Branch> {
         if self.update_run(node, update) {
             return None;
         }
-        let mut slots = self.decode(node);
-        let changed = self.update_slots(&mut slots, node.depth, update);
-        (changed || node.may_lead_one_way()).then(|| self.replace(node, &slots, depth, update.key))
+        let mut branches = self.decode(node);
+        let changed = self.update_slots(&mut branches, node.depth, update);
+        (changed || node.may_lead_one_way())
+            .then(|| self.replace(node, &branches, depth, update.key))
     }
 
     /// Updates a leaf of a node in place. Returns whether that was possible: the prefix must be a run
@@ -492,7 +495,7 @@ impl<K: Key> Table<K> {
         }
         let run = node.position(first) - (node.at + 2);
         let runs = &mut self.arena.words_mut()[node.at + 2..node.end()];
-        let old = Slot(runs[run]);
+        let old = Branch(runs[run]);
         let before = run.checked_sub(1).map(|before| runs[before]);
         let after = runs.get(run + 1).copied();
         let new = update.apply(old).0;
@@ -501,7 +504,7 @@ impl<K: Key> Table<K> {
         }
         runs[run] = new;
         // With one more there are too many for one way.
-        let few: ArrayVec<Slot, 4> = runs.iter().take(4).map(|&run| Slot(run)).collect();
+        let few: ArrayVec<Branch, 4> = runs.iter().take(4).map(|&run| Branch(run)).collect();
         let one_way = K::SKIP && only_way(&few).is_some();
         if one_way {
             runs[run] = old.0;
@@ -509,79 +512,79 @@ impl<K: Key> Table<K> {
         !one_way
     }
 
-    fn rewrite(&mut self, mut slots: Slots, depth: u32, update: &Update<K>) -> Slot {
-        self.update_slots(&mut slots, depth, update);
-        self.close(&slots, depth, update.key)
+    fn rewrite(&mut self, mut branches: Branches, depth: u32, update: &Update<K>) -> Branch {
+        self.update_slots(&mut branches, depth, update);
+        self.close(&branches, depth, update.key)
     }
 
-    /// Updates the slots of a node at `depth`. Returns whether any has changed.
-    fn update_slots(&mut self, slots: &mut Slots, depth: u32, update: &Update<K>) -> bool {
+    /// Updates the branches of a node at `depth`. Returns whether any has changed.
+    fn update_slots(&mut self, branches: &mut Branches, depth: u32, update: &Update<K>) -> bool {
         let first = update.key.chunk(depth);
         let next = depth + STRIDE;
         if update.len > next {
-            let new = self.descend(slots[first], next, update);
-            slots[first] = new.unwrap_or(slots[first]);
+            let new = self.descend(branches[first], next, update);
+            branches[first] = new.unwrap_or(branches[first]);
             return new.is_some();
         }
         let covered = first..first + (1 << (next - update.len));
         let path = update.key;
-        self.paint_slots(slots, covered, depth, path, update)
+        self.paint_slots(branches, covered, depth, path, update)
     }
 
-    /// Updates a slot at `depth`, of which the prefix covers all.
-    fn paint(&mut self, slot: Slot, depth: u32, path: K, update: &Update<K>) -> Slot {
-        let Some(node) = self.open(slot, depth) else {
-            return update.apply(slot);
+    /// Updates a branch at `depth`, of which the prefix covers all.
+    fn paint(&mut self, branch: Branch, depth: u32, path: K, update: &Update<K>) -> Branch {
+        let Some(node) = self.open(branch, depth) else {
+            return update.apply(branch);
         };
         let path = node.skip.map_or(path, |(_, path)| path);
-        let mut slots = self.decode(&node);
-        let slots_changed = self.paint_slots(&mut slots, 0..SLOTS, node.depth, path, update);
+        let mut branches = self.decode(&node);
+        let slots_changed = self.paint_slots(&mut branches, 0..BRANCHES, node.depth, path, update);
         let miss_changed = node.skip.is_some_and(|(miss, _)| update.concerns(miss));
         if !slots_changed && !miss_changed && !node.may_lead_one_way() {
-            return slot;
+            return branch;
         }
         let node = Node {
             skip: node.skip.map(|(miss, path)| (update.apply(miss), path)),
             ..node
         };
-        self.replace(&node, &slots, depth, path)
+        self.replace(&node, &branches, depth, path)
     }
 
     fn paint_slots(
         &mut self,
-        slots: &mut Slots,
+        branches: &mut Branches,
         covered: core::ops::Range<usize>,
         depth: u32,
         path: K,
         update: &Update<K>,
     ) -> bool {
         let mut changed = false;
-        for &slot in &slots[covered.clone()] {
-            self.fetch(slot);
+        for &branch in &branches[covered.clone()] {
+            self.fetch(branch);
         }
         for chunk in covered {
-            let old = slots[chunk];
-            slots[chunk] = if old.is_pointer() {
+            let old = branches[chunk];
+            branches[chunk] = if old.is_pointer() {
                 // The prefix ends here or before, so the path has zeros in this place.
                 let path = path.with_chunk(depth, chunk);
                 self.paint(old, depth + STRIDE, path, update)
             } else {
                 update.apply(old)
             };
-            changed |= slots[chunk] != old;
+            changed |= branches[chunk] != old;
         }
         changed
     }
 
-    /// The node behind a slot at `depth`; `None` of a leaf.
-    fn open(&self, slot: Slot, depth: u32) -> Option<Node<K>> {
-        if !slot.is_pointer() {
+    /// The node behind a branch at `depth`; `None` of a leaf.
+    fn open(&self, branch: Branch, depth: u32) -> Option<Node<K>> {
+        if !branch.is_pointer() {
             return None;
         }
-        let start = slot.block();
+        let start = branch.block();
         let block = &self.arena.words()[start..];
-        let (at, depth, skip) = if slot.is_skip() {
-            let skip = (Slot(block[0]), K::load(&block[2..]));
+        let (at, depth, skip) = if branch.is_skip() {
+            let skip = (Branch(block[0]), K::load(&block[2..]));
             (start + Self::HEADER, block[1], Some(skip))
         } else {
             (start, depth, None)
@@ -597,38 +600,38 @@ impl<K: Key> Table<K> {
         })
     }
 
-    fn decode(&self, node: &Node<K>) -> Slots {
+    fn decode(&self, node: &Node<K>) -> Branches {
         let runs = &self.arena.words()[node.at + 2..node.end()];
-        let mut slots = [Slot::NONE; SLOTS];
+        let mut branches = [Branch::NONE; BRANCHES];
         let mut begins = node.bitmap;
         for &run in runs {
             let from = begins.trailing_zeros() as usize;
             begins &= begins - 1;
             let to = if begins == 0 {
-                SLOTS
+                BRANCHES
             } else {
                 begins.trailing_zeros() as usize
             };
-            slots[from..to].fill(Slot(run));
+            branches[from..to].fill(Branch(run));
         }
-        slots
+        branches
     }
 
-    /// Puts `slots` in the place of a node that a slot at `depth` pointed to. Returns what that slot
+    /// Puts `branches` in the place of a node that a branch at `depth` pointed to. Returns what that branch
     /// becomes.
-    fn replace(&mut self, node: &Node<K>, slots: &Slots, depth: u32, path: K) -> Slot {
+    fn replace(&mut self, node: &Node<K>, branches: &Branches, depth: u32, path: K) -> Branch {
         self.release(node);
-        let inner = self.close(slots, node.depth, path);
+        let inner = self.close(branches, node.depth, path);
         match node.skip {
             None => inner,
             Some((miss, path)) => self.extend(inner, node.depth, depth, miss, path),
         }
     }
 
-    /// The slot for a node at `depth` with these slots: a leaf if they are equal, and a skip node
+    /// The branch for a node at `depth` with these branches: a leaf if they are equal, and a skip node
     /// if there is one way on.
-    fn close(&mut self, slots: &Slots, depth: u32, path: K) -> Slot {
-        let (begins, runs, count) = encode(slots);
+    fn close(&mut self, branches: &Branches, depth: u32, path: K) -> Branch {
+        let (begins, runs, count) = encode(branches);
         let runs = &runs[..count];
         if let &[all] = runs {
             return all;
@@ -643,9 +646,9 @@ impl<K: Key> Table<K> {
         self.write(None, begins, runs)
     }
 
-    /// What a slot at depth `to` becomes if at depth `from` of `path` there is `inner`, and `miss`
+    /// What a branch at depth `to` becomes if at depth `from` of `path` there is `inner`, and `miss`
     /// everywhere else.
-    fn extend(&mut self, inner: Slot, from: u32, to: u32, miss: Slot, path: K) -> Slot {
+    fn extend(&mut self, inner: Branch, from: u32, to: u32, miss: Branch, path: K) -> Branch {
         if from == to || inner == miss {
             return inner;
         }
@@ -660,38 +663,38 @@ impl<K: Key> Table<K> {
             _ => {}
         }
         let before = from - STRIDE;
-        let mut slots = [miss; SLOTS];
-        slots[path.chunk(before)] = inner;
-        let (begins, runs, count) = encode(&slots);
+        let mut branches = [miss; BRANCHES];
+        branches[path.chunk(before)] = inner;
+        let (begins, runs, count) = encode(&branches);
         let node = self.write(None, begins, &runs[..count]);
         self.extend(node, before, to, miss, path)
     }
 
-    /// The slot, at depth `to`, for a skip node that a slot further up points to.
-    fn shorten(&mut self, slot: Slot, node: &Node<K>, to: u32) -> Slot {
+    /// The branch, at depth `to`, for a skip node that a branch further up points to.
+    fn shorten(&mut self, branch: Branch, node: &Node<K>, to: u32) -> Branch {
         if node.depth == to {
-            self.with_header(slot, to, None)
+            self.with_header(branch, to, None)
         } else {
-            slot
+            branch
         }
     }
 
     /// Turns a node at `depth` into a skip node with this miss and path, or into a plain one.
-    fn with_header(&mut self, slot: Slot, depth: u32, skip: Option<(Slot, K)>) -> Slot {
-        let Some(node) = self.open(slot, depth) else {
-            return slot;
+    fn with_header(&mut self, branch: Branch, depth: u32, skip: Option<(Branch, K)>) -> Branch {
+        let Some(node) = self.open(branch, depth) else {
+            return branch;
         };
-        let mut runs = [Slot::NONE; SLOTS];
+        let mut runs = [Branch::NONE; BRANCHES];
         let words = &self.arena.words()[node.at + 2..node.end()];
         for (run, &word) in runs.iter_mut().zip(words) {
-            *run = Slot(word);
+            *run = Branch(word);
         }
         self.release(&node);
         let header = skip.map(|(miss, path)| (depth, miss, path));
         self.write(header, node.bitmap, &runs[..node.runs()])
     }
 
-    fn write(&mut self, header: Option<(u32, Slot, K)>, begins: u64, runs: &[Slot]) -> Slot {
+    fn write(&mut self, header: Option<(u32, Branch, K)>, begins: u64, runs: &[Branch]) -> Branch {
         let header_len = if header.is_some() { Self::HEADER } else { 0 };
         let len = header_len + 2 + runs.len();
         let start = self.arena.allocate(len);
@@ -707,7 +710,7 @@ impl<K: Key> Table<K> {
         for (word, run) in node[2..].iter_mut().zip(runs) {
             *word = run.0;
         }
-        Slot::pointer(start, header.is_some())
+        Branch::pointer(start, header.is_some())
     }
 
     fn release(&mut self, node: &Node<K>) {
@@ -715,23 +718,23 @@ impl<K: Key> Table<K> {
     }
 }
 
-/// Where runs of equal slots begin, what each consists of, and how many there are.
-fn encode(slots: &Slots) -> (u64, Slots, usize) {
+/// Where runs of equal branches begin, what each consists of, and how many there are.
+fn encode(branches: &Branches) -> (u64, Branches, usize) {
     let mut begins = 1;
-    let mut runs = [slots[0]; SLOTS];
+    let mut runs = [branches[0]; BRANCHES];
     let mut count = 1;
-    for n in 1..SLOTS {
-        let begin = slots[n] != slots[n - 1];
+    for n in 1..BRANCHES {
+        let begin = branches[n] != branches[n - 1];
         begins |= u64::from(begin) << n;
         // Without a branch: unless a run begins here, the next one overwrites it.
-        runs[count] = slots[n];
+        runs[count] = branches[n];
         count += usize::from(begin);
     }
     (begins, runs, count)
 }
 
 /// If one run is a pointer and all others are the same leaf: which run, and the leaf.
-fn only_way(runs: &[Slot]) -> Option<(usize, Slot)> {
+fn only_way(runs: &[Branch]) -> Option<(usize, Branch)> {
     let (way, miss) = match *runs {
         [way, miss] if way.is_pointer() => (0, miss),
         [miss, way] if way.is_pointer() => (1, miss),
@@ -762,14 +765,14 @@ mod tests {
         /// Checks that every node is encoded as it should be, and that no block is lost.
         pub(in super::super) fn check(&self) {
             let mut words = 0;
-            for (root, &slot) in self.root.iter().enumerate() {
-                words += self.check_slot(slot, ROOT_BITS, K::from_root(root));
+            for (root, &branch) in self.root.iter().enumerate() {
+                words += self.check_slot(branch, ROOT_BITS, K::from_root(root));
             }
             assert_eq!(words, self.arena.live());
         }
 
-        fn check_slot(&self, slot: Slot, depth: u32, path: K) -> usize {
-            let Some(node) = self.open(slot, depth) else {
+        fn check_slot(&self, branch: Branch, depth: u32, path: K) -> usize {
+            let Some(node) = self.open(branch, depth) else {
                 return 0;
             };
             assert!(node.depth < K::WIDTH);
@@ -778,8 +781,8 @@ mod tests {
                 assert_eq!(key, key.truncated(node.depth));
                 key
             });
-            let slots = self.decode(&node);
-            let (begins, runs, count) = encode(&slots);
+            let branches = self.decode(&node);
+            let (begins, runs, count) = encode(&branches);
             assert_eq!(begins, node.bitmap, "runs are as long as can be");
             assert!(count > 1, "a node makes a difference");
             if K::SKIP
@@ -789,9 +792,9 @@ mod tests {
                 let other_miss = below.skip.is_some_and(|(below, _)| below != miss);
                 assert!(other_miss, "paths are skipped");
             }
-            let below = slots.iter().enumerate().map(|(chunk, &slot)| {
+            let below = branches.iter().enumerate().map(|(chunk, &branch)| {
                 let path = path.with_chunk(node.depth, chunk);
-                self.check_slot(slot, node.depth + STRIDE, path)
+                self.check_slot(branch, node.depth + STRIDE, path)
             });
             Arena::occupied(node.end() - node.start) + below.sum::<usize>()
         }
@@ -824,13 +827,13 @@ mod tests {
         table.insert(net | 1, 128, AdjacencyId(3));
         table.check();
         let mut depth = ROOT_BITS;
-        let mut slot = table.root[Key::root(net)];
+        let mut branch = table.root[Key::root(net)];
         let mut steps = 0;
-        while slot.is_pointer() {
-            slot = table.step(slot, net | 1, &mut depth);
+        while branch.is_pointer() {
+            branch = table.step(branch, net | 1, &mut depth);
             steps += 1;
         }
-        assert_eq!((slot.adjacency(), steps), (AdjacencyId(3), 2));
+        assert_eq!((branch.adjacency(), steps), (AdjacencyId(3), 2));
         for (key, len, cover) in [
             (net | 1, 128, Some((64, AdjacencyId(2)))),
             (net, 64, Some((0, AdjacencyId(1)))),

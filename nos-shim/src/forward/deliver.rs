@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use crate::drop::DropReason;
 use crate::fragments::Fate;
-use crate::icmp::{self, Answer, IcmpError};
+use crate::icmp::{self, IcmpError, Unanswered};
 use crate::ident::{LocalAddressId, UplinkId};
 use crate::ipv4_options::{self, OptionsRefused};
 use crate::ipv6_extensions;
@@ -17,9 +17,9 @@ use crate::time::Instant;
 use crate::worker::{Holder, Worker};
 
 use super::demux::{Recipient, put_back_echo_id, recipient};
+use super::local;
 use super::oversize::{Size, cut, size};
-use super::respond::Refusal;
-use super::{Step, ToAttachment, local};
+use super::step::{Refusal, Step, ToAttachment};
 
 /// A packet to one of our addresses.
 #[inline]
@@ -213,12 +213,12 @@ fn answer(
 ) -> Step {
     let own = own.unwrap_or_else(|| packet.destination());
     match icmp::answer(packet, own, now, &mut worker.originator) {
-        Answer::Reply(reply) => {
+        Ok(reply) => {
             output.ledger.consumed += 1;
             output.ledger.originated += 1;
             Step::Return(reply, origin)
         }
-        Answer::Drop { packet, reason } => Step::Drop(packet, reason),
+        Err(Unanswered { packet, reason }) => Step::Drop(packet, reason),
     }
 }
 

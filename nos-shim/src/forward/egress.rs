@@ -20,7 +20,7 @@ use crate::worker::{Rewrite, Rewrites, Worker};
 
 use super::demux::{note_echo, unnote_echo};
 use super::oversize::{Size, cut, size};
-use super::{NextHop, Step};
+use super::step::{NextHop, Step};
 
 /// Sends a packet of a container that can leave as it is; gives back any other.
 #[inline]
@@ -150,18 +150,18 @@ pub(super) fn leave(
     let Some(neighbors) = worker.neighbors.get_mut(hop.uplink) else {
         return Step::Drop(packet, DropReason::DeviceGone);
     };
-    let mut link = Link {
+    let mut exit = Exit {
         uplink,
         neighbors,
         shares: &mut worker.shares,
         output,
     };
     if matches!(size, Size::Fits) {
-        link.send(packet, hop.address, origin, now);
+        exit.send(packet, hop.address, origin, now);
     } else {
-        cut(packet, mtu, &mut worker.originator, link.output);
-        while let Some(fragment) = link.output.pieces.pop_front() {
-            link.send(fragment, hop.address, origin, now);
+        cut(packet, mtu, &mut worker.originator, exit.output);
+        while let Some(fragment) = exit.output.pieces.pop_front() {
+            exit.send(fragment, hop.address, origin, now);
         }
     }
     worker.stir(hop.uplink);
@@ -169,14 +169,14 @@ pub(super) fn leave(
 }
 
 /// An uplink with its neighbors, and where what leaves goes.
-struct Link<'a> {
+struct Exit<'a> {
     uplink: &'a Uplink,
     neighbors: &'a mut NeighborCache<Origin>,
     shares: &'a mut Shares,
     output: &'a mut Output,
 }
 
-impl Link<'_> {
+impl Exit<'_> {
     /// Sends a packet to a station, or keeps it until the station's MAC address is known.
     fn send(&mut self, packet: Packet, to: IpAddr, origin: Origin, now: Instant) {
         let account = Account::of(packet.frame());

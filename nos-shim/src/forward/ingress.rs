@@ -15,7 +15,8 @@ use crate::packet::{
 };
 use crate::tables::Tables;
 
-use super::{Forwarder, Step, deliver, look_up};
+use super::step::Step;
+use super::{Forwarder, deliver, look_up};
 
 impl Forwarder<'_> {
     /// Frames that came in on an uplink. What is to be routed is looked up together.

@@ -10,7 +10,7 @@ use crate::tables::Tables;
 use crate::time::Instant;
 use crate::worker::Worker;
 
-use super::Step;
+use super::step::Step;
 
 /// Hands a packet to the local stack; [`poll`] brings the answers.
 pub(super) fn receive(

@@ -30,79 +30,26 @@ mod ingress;
 mod local;
 mod oversize;
 mod respond;
+mod step;
 #[cfg(test)]
 mod tests;
 
-use core::net::IpAddr;
-
 use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
-use crate::fragments::Fate;
 use crate::frame::{BATCH, Burst};
 use crate::icmp::IcmpError;
-use crate::ident::{AttachmentId, Interface, LocalAddressId, UplinkId};
+use crate::ident::{Interface, UplinkId};
 use crate::origin::Origin;
 use crate::output::Output;
 use crate::packet::{Addresses, Packet, PacketBurst};
 use crate::tables::Tables;
 use crate::time::Instant;
-use crate::worker::{Holder, Worker};
+use crate::worker::Worker;
 
-use respond::Refusal;
+use step::Step;
 
 /// Uplinks whose neighbors are due.
 type UplinkBurst = arrayvec::ArrayVec<UplinkId, BATCH>;
-
-/// What happens to a packet next.
-#[derive(Debug)]
-enum Step {
-    /// It goes where its destination says.
-    Route(Packet, Origin),
-    /// It goes where its route says.
-    Follow(Packet, AdjacencyId, Origin),
-    /// It is to this address of the NOS.
-    Deliver(Packet, LocalAddressId, Origin),
-    /// It is a fragment whose datagram has found its owner, or never will.
-    Fate(Fate<Holder>),
-    /// It is a container's.
-    ToAttachment(ToAttachment),
-    /// It leaves by an uplink.
-    Leave(Packet, NextHop, Origin),
-    /// It does not go on, and its sender may be told.
-    Refuse(Refusal),
-    /// The NOS says it to where this origin is; it is counted as originated.
-    Return(Packet, Origin),
-    /// It does not go on.
-    Drop(Packet, DropReason),
-    /// It has ended, and is accounted for.
-    Done,
-}
-
-/// A packet for a container.
-#[derive(Debug)]
-struct ToAttachment {
-    packet: Packet,
-    to: AttachmentId,
-    /// The echo identifier that the container knows, if it is another than the one on the wire.
-    echo_id: Option<u16>,
-    origin: Origin,
-}
-
-/// A station on an uplink's link.
-#[derive(Clone, Copy, Debug)]
-struct NextHop {
-    uplink: UplinkId,
-    address: IpAddr,
-    /// The packet passes from one network to another: one hop less to live.
-    transit: bool,
-}
-
-impl Step {
-    /// A refusal with an ICMP error.
-    fn refuse(packet: Packet, origin: Origin, error: IcmpError, reason: DropReason) -> Self {
-        Self::Refuse(Refusal::new(packet, origin, error, reason))
-    }
-}
 
 /// The three parts of the NOS for the length of a call, and the time.
 pub(crate) struct Forwarder<'a> {

@@ -14,56 +14,11 @@ use crate::tables::Tables;
 use crate::time::Instant;
 use crate::worker::Worker;
 
-use super::{NextHop, Step, ToAttachment};
+use super::step::{NextHop, Notice, Refusal, Step, ToAttachment};
 
 /// Source of ICMP errors to a container: it holds the NOS's own address on its loopback and would
 /// drop them as martian. RFC 7600 §4.8 reserves this address for errors without a better source.
 const DUMMY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
-
-/// A packet that does not go on, and what its sender is told if that is proper and the rate allows.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    packet: Packet,
-    origin: Origin,
-    notice: Notice,
-    reason: DropReason,
-}
-
-/// What the sender of a refused packet is told.
-#[derive(Clone, Copy, Debug)]
-enum Notice {
-    /// This error.
-    Error(IcmpError),
-    /// What a host says where nobody listens: a reset, or that the port is unreachable.
-    NoListener,
-}
-
-impl Refusal {
-    /// With an ICMP error.
-    pub(super) fn new(
-        packet: Packet,
-        origin: Origin,
-        error: IcmpError,
-        reason: DropReason,
-    ) -> Self {
-        Self {
-            packet,
-            origin,
-            notice: Notice::Error(error),
-            reason,
-        }
-    }
-
-    /// Of a TCP segment or UDP datagram that nobody listens for, as a host does it.
-    pub(super) fn no_listener(packet: Packet, origin: Origin) -> Self {
-        Self {
-            packet,
-            origin,
-            notice: Notice::NoListener,
-            reason: DropReason::NoListener,
-        }
-    }
-}
 
 /// Drops a packet, and makes what its sender is told.
 pub(super) fn refuse(

@@ -14,19 +14,13 @@ use crate::time::Instant;
 /// Octets of an ICMP timestamp message (RFC 792).
 const TIMESTAMP_MESSAGE: usize = 20;
 
-/// What becomes of an ICMP message to the NOS.
+/// An ICMP message to the NOS that has no answer.
 #[derive(Debug)]
-pub enum Answer {
-    /// The query was turned into its answer. Ethernet addresses are zero; interface and VRF are
-    /// still those of the query. It may be longer than the MTU, like the query was.
-    Reply(Packet),
-    /// There is no answer.
-    Drop {
-        /// The message, unchanged.
-        packet: Packet,
-        /// Why.
-        reason: DropReason,
-    },
+pub struct Unanswered {
+    /// The message, unchanged.
+    pub packet: Packet,
+    /// Why it is to be dropped.
+    pub reason: DropReason,
 }
 
 /// Answers an ICMP message that is addressed to the NOS and is no fragment: echo requests, and
@@ -37,11 +31,20 @@ pub enum Answer {
 /// extension headers are not. Echo requests to IPv4 groups are ignored; those to IPv6 groups are
 /// answered (RFC 4443 §4.2).
 ///
-/// Reasons to drop: [`DropReason::TransportChecksum`]; [`DropReason::MartianSource`] when an
+/// The message is turned into its answer. Ethernet addresses are zero; interface and VRF are still
+/// those of the query. It may be longer than the MTU, like the query was.
+///
+/// # Errors
+///
+/// [`Unanswered`], with [`DropReason::TransportChecksum`]; [`DropReason::MartianSource`] when an
 /// answer would not reach one host; [`DropReason::Ignored`] for everything that asks for nothing,
 /// ICMP errors included.
-#[must_use]
-pub fn answer(packet: Packet, source: IpAddr, now: Instant, originator: &mut Originator) -> Answer {
+pub fn answer(
+    packet: Packet,
+    source: IpAddr,
+    now: Instant,
+    originator: &mut Originator,
+) -> Result<Packet, Unanswered> {
     let reason = match wanted(&packet) {
         Err(reason) => reason,
         Ok(query) => {
@@ -57,7 +60,7 @@ pub fn answer(packet: Packet, source: IpAddr, now: Instant, originator: &mut Ori
             }
         }
     };
-    Answer::Drop { packet, reason }
+    Err(Unanswered { packet, reason })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,7 +109,7 @@ fn reply(
     addresses: Addresses,
     now: Instant,
     originator: &mut Originator,
-) -> Answer {
+) -> Result<Packet, Unanswered> {
     let options = ipv4_options::echoed(&packet, addresses.source());
     let network = Network {
         addresses,
@@ -123,13 +126,9 @@ fn reply(
         frame.truncate(transport + TIMESTAMP_MESSAGE);
     }
     write_message(&mut frame.bytes_mut()[transport..], query, addresses, now);
-    match originator.replace_header(packet, &network) {
-        Ok(packet) => Answer::Reply(packet),
-        Err(packet) => Answer::Drop {
-            packet,
-            reason: DropReason::IpLength,
-        },
-    }
+    let reason = DropReason::IpLength;
+    let replaced = originator.replace_header(packet, &network);
+    replaced.map_err(|packet| Unanswered { packet, reason })
 }
 
 fn write_message(icmp: &mut [u8], query: Query, addresses: Addresses, now: Instant) {
@@ -154,7 +153,7 @@ mod tests {
     use crate::ipv4_options::receive;
     use crate::test_packets::{Draft, N4, N6, X4, X6, hex, ip, pool};
 
-    fn ask(packet: Packet) -> Answer {
+    fn ask(packet: Packet) -> Result<Packet, Unanswered> {
         let source = if packet.is_ipv6() { N6 } else { N4 };
         answer(
             packet,
@@ -166,18 +165,18 @@ mod tests {
 
     fn replied(packet: Packet) -> Packet {
         match ask(packet) {
-            Answer::Reply(reply) => {
+            Ok(reply) => {
                 assert!(reply.transport_checksum_ok());
                 reply
             }
-            Answer::Drop { reason, .. } => panic!("dropped: {reason}"),
+            Err(Unanswered { reason, .. }) => panic!("dropped: {reason}"),
         }
     }
 
     fn refused(packet: Packet) -> DropReason {
         match ask(packet) {
-            Answer::Reply(reply) => panic!("answered: {reply:?}"),
-            Answer::Drop { reason, .. } => reason,
+            Ok(reply) => panic!("answered: {reply:?}"),
+            Err(Unanswered { reason, .. }) => reason,
         }
     }
 

@@ -6,7 +6,8 @@ use super::{Adapted, complete_checksum};
 use crate::checksum::Sum;
 use crate::drop::DropReason;
 use crate::frame::{ETHERNET_HEADER, Frame, FramePool};
-use crate::packet::{Flags, Fragment, IPV4_HEADER, Packet};
+use crate::packet::{Fragment, IPV4_HEADER, Packet};
+use crate::parsed::Flags;
 
 /// More fragments follow.
 const MF: u16 = 0x2000;

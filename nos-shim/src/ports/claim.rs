@@ -7,8 +7,10 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::PortRange;
-use super::map::LAST_OWNER;
 use crate::ident::{AttachmentId, VrfId};
+
+/// Attachments with higher numbers cannot own ports: the map of ports has 29 bits for them.
+pub(super) const LAST_OWNER: u32 = (1 << 29) - 1;
 
 /// A transport protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

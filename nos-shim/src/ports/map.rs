@@ -7,6 +7,7 @@
 
 use core::hint::select_unpredictable;
 
+use super::claim::LAST_OWNER;
 use super::{ClaimKind, PortRange, Transport};
 use crate::ident::{AttachmentId, LocalAddressId};
 
@@ -15,9 +16,6 @@ const BLOCK: usize = 256;
 
 /// Marks the word of a block that has a page: the rest is the page's number.
 const PAGED: u32 = 1 << 31;
-
-/// Attachments with higher numbers do not fit a [`PackedOwner`].
-pub(super) const LAST_OWNER: u32 = (1 << 29) - 1;
 
 /// Who has a port: two bits that say what kind of owner, above them the attachment's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -23,8 +23,9 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
+use super::claim::LAST_OWNER;
 use super::exchange::{Stripe, late_comers, repaint};
-use super::map::{LAST_OWNER, PackedOwner, PortMap};
+use super::map::{PackedOwner, PortMap};
 use super::{
     Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, PortRange, Registration,
     RegistrationRefused, ServiceRegistration, Transport,
