@@ -36,6 +36,7 @@ mod check;
 mod claims;
 mod document;
 mod entries;
+mod place;
 mod report;
 mod restart;
 mod routing;
@@ -205,7 +206,8 @@ pub struct Container {
     pub interface: InterfaceName,
     /// NOS addresses that it uses as its own; the first of each family is the preferred source.
     pub addresses: Vec<IpAddr>,
-    /// MTU of its interface: the least of the uplinks that hold its addresses.
+    /// MTU of its interface: the least of the uplinks that hold its addresses, and what its device
+    /// can.
     pub mtu: Mtu,
     /// TCP ports on which outsiders may open connections; no overlaps.
     pub tcp: Vec<PortRange>,
@@ -400,6 +402,9 @@ impl Mtu {
     pub const MIN_IPV6: Self = Self(1280);
     /// The longest IP packet.
     pub const MAX: Self = Self(65_535);
+    /// The most that the kernel gives a TAP: its frames, with the Ethernet header, have at most
+    /// 65,535 octets.
+    pub const MAX_TAP: Self = Self(65_521);
 
     /// An MTU of `octets`, or `None` when they are less than [`Self::MIN_IPV4`].
     #[must_use]

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use nos_shim::ports::{PortRange, Transport};
 
-use super::document::{At, Place};
 use super::entries::{ContainerEntry, Entries};
+use super::place::{At, Place};
 use super::report::Report;
 use super::{Name, Service};
 
