@@ -17,7 +17,7 @@ use crate::frame::Offload;
 use crate::icmp::Quote;
 use crate::ident::VrfId;
 use crate::originate::{self, Network, flow_of, traffic_class};
-use crate::packet::{IPV4_HEADER, IPV6_HEADER, Packet, protocol};
+use crate::packet::{IPV4_HEADER, IPV6_HEADER, Packet, Ports, protocol};
 use crate::reset;
 use crate::time::Instant;
 
