@@ -310,7 +310,7 @@ impl LocalStack {
 
     fn service(&self, transport: Transport, port: u16) -> Option<Service> {
         let mut services = self.services.iter().copied();
-        services.find(|service| service.port() == port && service.uses(transport))
+        services.find(|service| service.port().get() == port && service.uses(transport))
     }
 
     /// Lets connections work that have something to do, and hands everything that is to be sent to

@@ -10,7 +10,9 @@ use nos_shim::ident::VrfId;
 use super::entries::{ContainerEntry, Entries, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
-use super::{Config, Container, ContainerDevice, Mtu, Nos, Uplink, UplinkDevice, claims, routing};
+use super::{
+    Config, Container, ContainerDevice, Mtu, ServiceConfig, Uplink, UplinkDevice, claims, routing,
+};
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
 /// nothing was reported.
@@ -27,7 +29,7 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
         routes,
         containers: entries.containers.into_iter().map(finish).collect(),
         uplinks: entries.uplinks.into_iter().map(uplink).collect(),
-        nos: Nos {
+        nos: ServiceConfig {
             services: entries.services.into_iter().map(|at| at.value).collect(),
             ping: entries.ping,
         },

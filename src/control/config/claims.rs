@@ -72,7 +72,7 @@ fn scopes(container: &ContainerEntry, all_uplinks: bool, nos: &[IpAddr]) -> Vec<
 }
 
 fn service_claim(at: &At<Service>) -> Claim<'_> {
-    let transports: &[_] = match at.value.uses_udp() {
+    let transports: &[_] = match at.value.uses(Transport::Udp) {
         true => &[Transport::Tcp, Transport::Udp],
         false => &[Transport::Tcp],
     };
