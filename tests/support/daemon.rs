@@ -36,6 +36,7 @@ pub(crate) struct Daemon {
     child: Child,
     files: Files,
     log: Log,
+    lines: Receiver<String>,
     notify: UnixDatagram,
     /// Set once what was counted before has gone with its attachment or uplink.
     forgot: Cell<bool>,
@@ -116,26 +117,36 @@ impl Daemon {
 
     /// Starts it with the configuration and the leftovers that are in `files`.
     pub(crate) fn start_on(host: &LabNamespace, files: Files) -> Self {
+        let daemon = Self::spawn(host, files);
+        daemon.await_ready();
+        daemon
+    }
+
+    /// Starts it, and leaves it to the caller to wait.
+    pub(crate) fn spawn(host: &LabNamespace, files: Files) -> Self {
         let notify_path = files.path("notify");
         let _ = std::fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(notify_path).unwrap();
         let mut child = host.spawn(run_command(&files)).unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
         let lines = lines_of(child.stdout.take().unwrap());
-        let daemon = Self {
+        Self {
             child,
             files,
             log,
+            lines,
             notify,
             forgot: Cell::new(false),
             ended: false,
-        };
-        match lines.recv_timeout(LIMIT) {
+        }
+    }
+
+    pub(crate) fn await_ready(&self) {
+        match self.lines.recv_timeout(LIMIT) {
             Ok(line) => assert_eq!(line, "ready"),
             Err(error) => panic!("the daemon is not ready: {error}"),
         }
-        daemon.await_notification("READY=1");
-        daemon
+        self.await_notification("READY=1");
     }
 
     /// Starts it where it is to end by itself, and returns what it said.

@@ -14,6 +14,7 @@
 )]
 
 pub(crate) mod daemon;
+pub(crate) mod names;
 pub(crate) mod scenario;
 pub(crate) mod wire;
 

@@ -1,18 +1,17 @@
 //! A control thread that waits for events, and changes for it to see.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use nos_relay::control::kernel::watch::{
     InsideChanges, KernelEvent, KernelWatch, LinkChange, WatchKey,
 };
 use nos_relay::control::kernel::{LinkFacts, Namespace};
 use nos_relay::lab::testbed::LabNamespace;
+
+pub(crate) use crate::support::names::{Mounted, bind, mount_empty, unmount};
 
 /// How long an event may take; they come within milliseconds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -137,50 +136,4 @@ pub(crate) fn cat() -> Command {
 pub(crate) fn end(mut cat: Child) {
     drop(cat.stdin.take());
     cat.wait().unwrap();
-}
-
-/// An empty directory, in a mount namespace of the calling thread's own.
-///
-/// Names are watched as this thread sees them. Its mounts end with the value.
-pub(crate) struct Mounted {
-    directory: tempfile::TempDir,
-}
-
-const NOTHING: Option<&str> = None;
-
-impl Mounted {
-    pub(crate) fn new() -> Self {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(NOTHING, "/", NOTHING, private, NOTHING).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        mount_empty(directory.path()).unwrap();
-        Self { directory }
-    }
-
-    pub(crate) fn at(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // Else the directory would be busy, and stay.
-        let _ = unmount(self.directory.path());
-    }
-}
-
-/// Mounts an empty file system over a directory.
-pub(crate) fn mount_empty(directory: &Path) -> nix::Result<()> {
-    let tmpfs = Some("tmpfs");
-    mount(tmpfs, directory, tmpfs, MsFlags::empty(), NOTHING)
-}
-
-/// Mounts the namespace over a file.
-pub(crate) fn bind(lab: &LabNamespace, name: &Path) {
-    mount(Some(&lab.path()), name, NOTHING, MsFlags::MS_BIND, NOTHING).unwrap();
-}
-
-pub(crate) fn unmount(name: &Path) -> nix::Result<()> {
-    umount2(name, MntFlags::MNT_DETACH)
 }

@@ -17,18 +17,7 @@ use nos_relay::lab::testbed::LabNamespace;
 
 use crate::harness::{A, B, LIMIT, Mounted, Watching, bind, cat, end, mount_empty, unmount};
 use crate::support::lab_test;
-
-/// What `ip netns add` does.
-fn add_name(lab: &LabNamespace, name: &Path) {
-    File::create_new(name).unwrap();
-    bind(lab, name);
-}
-
-/// What `ip netns delete` does.
-fn delete_name(name: &Path) {
-    unmount(name).unwrap();
-    fs::remove_file(name).unwrap();
-}
+use crate::support::names::{add_name, delete_name};
 
 fn path(path: &Path) -> NetnsName {
     NetnsName::Path(path.to_owned())

@@ -28,7 +28,10 @@ impl Daemon {
                     reason,
                 } => {
                     any = true;
-                    dead.push(self.device_gone(interface, device, reason));
+                    dead.push(match self.live.is_stale(interface) {
+                        true => closing(device),
+                        false => self.device_gone(interface, device, reason),
+                    });
                 }
                 Event::DeviceDown(interface) => debug!(%interface, "down"),
                 Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
@@ -57,9 +60,6 @@ impl Daemon {
     /// A device went away by itself: what it was for is not in place any more. Returns what there
     /// is to close.
     fn device_gone(&mut self, interface: Interface, device: LoopDevice, why: &str) -> Detachment {
-        if self.live.is_stale(interface) {
-            return closing(device);
-        }
         match interface {
             Interface::Attachment(id) => self.container_gone(id, device, why),
             Interface::Uplink(id) => self.uplink_gone(id, device, why),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use crate::control::attach;
-use crate::control::config::{Config, Name, UplinkDevice};
+use crate::control::config::{Config, Name, NetnsRef, UplinkDevice};
 use crate::control::kernel::watch::{KernelWatch, WatchKey, Watched};
 use crate::control::plan::{
     Entity, LinkPresence, NamespacePresence, Observed, Outcome, State, Want, carry_out, plan,
@@ -23,6 +23,10 @@ use super::watched::WatchedContainers;
 /// than that is left to it for the rest of the time.
 const REPAIRS: u32 = 20;
 const REPAIR_WINDOW: Duration = Duration::from_secs(10);
+
+/// Attempts in a row of what was refused because it had moved meanwhile. What goes on moving gives
+/// events.
+const ATTEMPTS: u32 = 3;
 
 /// What is wanted, what is in place, and what has to be looked at.
 #[derive(Debug)]
@@ -157,29 +161,82 @@ impl Reconciler {
 
     /// Brings what is in place in line with what is wanted.
     pub(super) fn reconcile(&mut self, live: &mut Live, watch: &mut KernelWatch) {
-        let now = Instant::now();
-        self.standing.handle_timeout(now);
         let Some(config) = self.wanted.clone() else {
             return;
         };
-        let observed = self.observe(&config, live);
+        for _ in 0..ATTEMPTS {
+            if !self.attempt(&config, live) {
+                break;
+            }
+        }
+        self.watched.watch_inside(watch, live);
+        self.watch_refused(&config, live, watch);
+    }
+
+    /// Watches inside of namespaces to which something denies us access, such as an interface or a
+    /// route of somebody else: that it goes away is worth another attempt.
+    fn watch_refused(&mut self, config: &Config, live: &Live, watch: &mut KernelWatch) {
+        let host = live.host.namespace().id();
+        for container in &config.containers {
+            let name = &container.name;
+            let attached = live.containers.get(name);
+            let attached = attached.is_some_and(|container| container.link.is_some());
+            let Some(NamespacePresence::Here(id)) = self.namespaces.get(name) else {
+                continue;
+            };
+            if !attached && *id != host {
+                let open = || open(&container.netns);
+                self.watched.watch_namespace(watch, name, *id, open);
+            }
+        }
+    }
+
+    /// Carries out what differs. Returns whether something that was refused is to be tried again,
+    /// as it was found where it is not any more.
+    fn attempt(&mut self, config: &Config, live: &mut Live) -> bool {
+        let now = Instant::now();
+        self.standing.handle_timeout(now);
+        let observed = self.observe(config, live);
         let Want {
             state: mut wanted,
             waiting,
             refused,
-        } = Want::of(&config, &observed);
-        for entity in self.standing.held() {
-            wanted.copy_entity(&entity, &self.state);
-        }
+        } = Want::of(config, &observed);
+        // What cannot be stays as it is; what is away is held by nothing, and gives up its ports.
+        let cannot_be: Vec<_> = refused.keys().cloned().collect();
         self.note(waiting, Condition::Waiting, now);
         self.note(refused, Condition::Refused, now);
+        for entity in self.standing.held().iter().chain(&cannot_be) {
+            wanted.copy_entity(entity, &self.state);
+        }
         let repairs = self.due_repairs(live, now);
         let groups = plan(&self.state, &wanted, &repairs);
         let outcome = carry_out(groups, &mut self.state, live);
+        let refused = outcome.failed.iter().flat_map(|failure| &failure.group);
+        let refused: Vec<_> = refused.cloned().collect();
         self.digest(outcome, &wanted, now);
-        self.set_routes(&config, live);
+        self.set_routes(config, live);
         self.note_repairs(&repairs, live, now);
-        self.watched.watch_inside(watch, live);
+        self.follow_refused(config, &refused, now)
+    }
+
+    /// Looks whether the namespaces of containers that were refused are other ones by now: some
+    /// names give no event. Returns whether any is.
+    fn follow_refused(&mut self, config: &Config, refused: &[Entity], now: Instant) -> bool {
+        let mut any = false;
+        for entity in refused {
+            let Entity::Container(name) = entity else {
+                continue;
+            };
+            let Some(container) = config.container(name) else {
+                continue;
+            };
+            if self.namespaces.get(name) != Some(&namespace_presence(&container.netns)) {
+                self.follow_name(name, now);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Takes everything away.
@@ -200,10 +257,7 @@ impl Reconciler {
             if known && !names.contains(&container.name) {
                 continue;
             }
-            let presence = match open(&container.netns) {
-                Ok(namespace) => NamespacePresence::Here(namespace.id()),
-                Err(error) => NamespacePresence::Missing(error.to_string()),
-            };
+            let presence = namespace_presence(&container.netns);
             self.namespaces.insert(container.name.clone(), presence);
         }
         let uplinks = config.uplinks.iter();
@@ -250,16 +304,18 @@ impl Reconciler {
     fn digest(&mut self, outcome: Outcome<StepError>, wanted: &State, now: Instant) {
         for failure in outcome.failed {
             let reason = failure.cause.to_string();
-            error!("{}: {reason}", failure.entity);
             for (entity, error) in &failure.not_undone {
                 warn!("{entity} is not as it was: {error}");
             }
             for entity in failure.group {
-                let told = match entity == failure.entity {
+                let told = match entity.name() == failure.entity.name() {
                     true => reason.clone(),
                     false => format!("{}: {reason}", failure.entity),
                 };
-                self.standing.note(entity, Condition::Refused(told), now);
+                let condition = Condition::Refused(told.clone());
+                if self.standing.note(entity.clone(), condition, now) {
+                    error!("{entity}: {told}");
+                }
             }
         }
         let (state, held) = (&self.state, self.standing.held());
@@ -347,6 +403,14 @@ impl Reconciler {
                 warn!(container = %name, "somebody inside undoes what is repaired; waiting");
             }
         }
+    }
+}
+
+/// Whether a namespace is there, by its name.
+fn namespace_presence(netns: &NetnsRef) -> NamespacePresence {
+    match open(netns) {
+        Ok(namespace) => NamespacePresence::Here(namespace.id()),
+        Err(error) => NamespacePresence::Missing(error.to_string()),
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use tracing::{debug, warn};
 
 use crate::control::config::Name;
-use crate::control::kernel::NamespaceId;
 use crate::control::kernel::watch::{KernelWatch, NetnsName, WatchKey, Watched};
+use crate::control::kernel::{Namespace, NamespaceError, NamespaceId};
 
 use super::live::Live;
 
@@ -50,25 +50,38 @@ impl WatchedContainers {
     /// Watches inside of all containers that are attached.
     pub(super) fn watch_inside(&mut self, watch: &mut KernelWatch, live: &Live) {
         for (name, container) in &live.containers {
-            let (Some(&key), Some(link)) = (self.keys.get(name), &container.link) else {
-                continue;
-            };
-            if self.inside.get(&key) == Some(&link.namespace_id()) {
-                continue;
+            if let Some(link) = &container.link {
+                self.watch_namespace(watch, name, link.namespace_id(), || link.namespace());
             }
-            // Without its name there is a new event, and nothing to watch until then.
-            let Ok(namespace) = link.namespace() else {
-                continue;
-            };
-            match watch.watch_inside(key, &namespace) {
-                Ok(()) => {
-                    self.inside.insert(key, namespace.id());
-                }
-                Err(error) if self.said => debug!(container = %name, "{error}"),
-                Err(error) => {
-                    self.said = true;
-                    warn!(container = %name, "{error}; changes inside are repaired at a reload only");
-                }
+        }
+    }
+
+    /// Watches inside of a container's namespace, which is opened if it is not watched yet.
+    pub(super) fn watch_namespace(
+        &mut self,
+        watch: &mut KernelWatch,
+        name: &Name,
+        id: NamespaceId,
+        open: impl FnOnce() -> Result<Namespace, NamespaceError>,
+    ) {
+        let Some(&key) = self.keys.get(name) else {
+            return;
+        };
+        if self.inside.get(&key) == Some(&id) {
+            return;
+        }
+        // Without its name there is a new event, and nothing to watch until then.
+        let Ok(namespace) = open() else {
+            return;
+        };
+        match watch.watch_inside(key, &namespace) {
+            Ok(()) => {
+                self.inside.insert(key, namespace.id());
+            }
+            Err(error) if self.said => debug!(container = %name, "{error}"),
+            Err(error) => {
+                self.said = true;
+                warn!(container = %name, "{error}; changes inside are repaired at a reload only");
             }
         }
     }

@@ -1,12 +1,16 @@
 //! A namespace that belongs to nobody but the value that names it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::LabError;
 use crate::control::kernel::netlink::Netlink;
@@ -19,6 +23,8 @@ use crate::control::kernel::{Namespace, sysctl};
 #[derive(Clone, Debug)]
 pub struct LabNamespace {
     namespace: Namespace,
+    /// What [`Self::path`] leads through.
+    named: Arc<OwnedFd>,
 }
 
 impl LabNamespace {
@@ -46,8 +52,12 @@ impl LabNamespace {
     /// # Errors
     /// The kernel refuses a new namespace: see [`super::privileges`].
     pub fn untouched(label: &str) -> Result<Self, LabError> {
+        let namespace = Namespace::anonymous(label)?;
+        let named = late_number(&namespace)
+            .map_err(|error| LabError::io(format!("name {namespace}"), error))?;
         Ok(Self {
-            namespace: Namespace::anonymous(label)?,
+            namespace,
+            named: Arc::new(named),
         })
     }
 
@@ -58,9 +68,10 @@ impl LabNamespace {
     }
 
     /// A path that names it for this process and its children, for as long as this value lives.
+    /// It leads nowhere for a long time after that.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        let fd = self.namespace.as_fd().as_raw_fd();
+        let fd = self.named.as_raw_fd();
         PathBuf::from(format!("/proc/{}/fd/{fd}", std::process::id()))
     }
 
@@ -139,4 +150,19 @@ impl LabNamespace {
             error,
         )
     }
+}
+
+/// A copy of a descriptor, with a number that comes again as late as possible. Programs that wait
+/// for a path to lead somewhere would else find the namespace of another test there.
+fn late_number(of: &impl AsFd) -> io::Result<OwnedFd> {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX).clamp(4, 1 << 20);
+    // The numbers below are everybody's.
+    let (first, count) = (limit / 2, limit / 4);
+    let least = first + LAST.fetch_add(1, Ordering::Relaxed) % count;
+    let least = RawFd::try_from(least).map_err(io::Error::other)?;
+    let fd = fcntl(of, FcntlArg::F_DUPFD_CLOEXEC(least))?;
+    // SAFETY: the kernel has made this descriptor a moment ago, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
