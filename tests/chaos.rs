@@ -543,9 +543,10 @@ fn config(
     text
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Size {
-    descriptors: usize,
+    /// What each descriptor is, in order, without numbers of its own.
+    descriptors: Vec<String>,
     kibibytes: u64,
 }
 
@@ -556,10 +557,22 @@ impl Size {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let number = line.and_then(|line| line.split_whitespace().next());
         Self {
-            descriptors: fs::read_dir(of_process("fd")).unwrap().count(),
+            descriptors: descriptors(&of_process("fd")),
             kibibytes: number.unwrap().parse().unwrap(),
         }
     }
+}
+
+fn descriptors(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let targets = entries.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    let kind = |target: PathBuf| {
+        let text = target.display().to_string();
+        text.split(":[").next().unwrap_or_default().to_owned()
+    };
+    let mut kinds: Vec<_> = targets.map(kind).collect();
+    kinds.sort_unstable();
+    kinds
 }
 
 /// Memory that the allocator may keep for later, in kibibytes. A leak of a few kibibytes a round

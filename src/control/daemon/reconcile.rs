@@ -200,13 +200,12 @@ impl Reconciler {
         let Want {
             state: mut wanted,
             waiting,
-            refused,
+            refused: unfit,
         } = Want::of(config, &observed);
         // What cannot be stays as it is; what is away is held by nothing, and gives up its ports.
-        let cannot_be: Vec<_> = refused.keys().cloned().collect();
-        self.note(waiting, Condition::Waiting, now);
-        self.note(refused, Condition::Refused, now);
-        for entity in self.standing.held().iter().chain(&cannot_be) {
+        self.note(&waiting, Condition::Waiting, now);
+        self.note(&unfit, Condition::Unfit, now);
+        for entity in self.standing.held().iter().chain(unfit.keys()) {
             wanted.copy_entity(entity, &self.state);
         }
         let repairs = self.due_repairs(live, now);
@@ -214,7 +213,7 @@ impl Reconciler {
         let outcome = carry_out(groups, &mut self.state, live);
         let refused = outcome.failed.iter().flat_map(|failure| &failure.group);
         let refused: Vec<_> = refused.cloned().collect();
-        self.digest(outcome, &wanted, now);
+        self.digest(outcome, &wanted, &unfit, now);
         self.set_routes(config, live);
         self.note_repairs(&repairs, live, now);
         self.follow_refused(config, &refused, now)
@@ -278,14 +277,14 @@ impl Reconciler {
     /// Notes what is not in place, and logs what is new of it.
     fn note(
         &mut self,
-        entities: BTreeMap<Entity, String>,
+        entities: &BTreeMap<Entity, String>,
         condition: fn(String) -> Condition,
         now: Instant,
     ) {
         for (entity, reason) in entities {
             let held = self
                 .standing
-                .of(&entity)
+                .of(entity)
                 .is_some_and(|entry| entry.condition == condition(reason.clone()));
             if !held
                 && self
@@ -294,14 +293,20 @@ impl Reconciler {
             {
                 match condition(String::new()) {
                     Condition::Waiting(_) => info!("{entity} waits: {reason}"),
-                    Condition::Refused(_) => error!("{entity}: {reason}"),
+                    Condition::Unfit(_) | Condition::Refused(_) => error!("{entity}: {reason}"),
                 }
             }
         }
     }
 
     /// Notes what became of a plan.
-    fn digest(&mut self, outcome: Outcome<StepError>, wanted: &State, now: Instant) {
+    fn digest(
+        &mut self,
+        outcome: Outcome<StepError>,
+        wanted: &State,
+        unfit: &BTreeMap<Entity, String>,
+        now: Instant,
+    ) {
         for failure in outcome.failed {
             let reason = failure.cause.to_string();
             for (entity, error) in &failure.not_undone {
@@ -323,7 +328,7 @@ impl Reconciler {
             let (mut is, mut shall) = (State::default(), State::default());
             is.copy_entity(entity, state);
             shall.copy_entity(entity, wanted);
-            is == shall && !held.contains(entity)
+            is == shall && !held.contains(entity) && !unfit.contains_key(entity)
         };
         let waiting =
             |entry: &super::standing::Entry| matches!(entry.condition, Condition::Waiting(_));

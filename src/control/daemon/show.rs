@@ -157,7 +157,7 @@ impl Daemon {
             .filter_map(|entity| self.reconciler.standing.of(entity));
         match (entries.next().map(|entry| &entry.condition), device) {
             (_, Some(state)) => state,
-            (Some(Condition::Refused(_)), None) => LinkState::Refused,
+            (Some(Condition::Unfit(_) | Condition::Refused(_)), None) => LinkState::Refused,
             (Some(Condition::Waiting(_)), None) => LinkState::Waiting,
             (None, None) => LinkState::Gone,
         }

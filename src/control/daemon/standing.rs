@@ -20,14 +20,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub(super) enum Condition {
     /// It is not there yet, or not any more.
     Waiting(String),
-    /// It cannot be as it is wanted.
+    /// It cannot be as it is wanted, as is known before anything is tried. It is looked at again
+    /// each time.
+    Unfit(String),
+    /// It was tried, and refused.
     Refused(String),
 }
 
 impl Condition {
     pub(super) fn reason(&self) -> &str {
         match self {
-            Self::Waiting(reason) | Self::Refused(reason) => reason,
+            Self::Waiting(reason) | Self::Unfit(reason) | Self::Refused(reason) => reason,
         }
     }
 }
@@ -206,6 +209,16 @@ mod tests {
         );
         standing.retain(|_| false);
         assert!(standing.is_empty());
+    }
+
+    #[test]
+    fn what_is_unfit_is_no_attempt_that_failed() {
+        let now = Instant::now();
+        let mut standing = Standing::default();
+        standing.note(web(), refused(), now);
+        standing.note(web(), Condition::Unfit("no".to_owned()), now);
+        assert_eq!((standing.held(), standing.poll_at()), (vec![], None));
+        assert!(!standing.note(web(), Condition::Unfit("no".to_owned()), now));
     }
 
     #[test]

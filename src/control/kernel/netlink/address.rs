@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
@@ -24,6 +24,8 @@ use crate::control::kernel::namespace::Namespace;
 
 /// How long the kernel may take to make an address local; milliseconds are usual.
 const LOCAL_LIMIT: Duration = Duration::from_secs(5);
+/// How long it is waited before somebody who removes the address again is thought of.
+const REMOVAL_CHECK: Duration = Duration::from_millis(20);
 
 /// An address of an interface, as the kernel lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +71,27 @@ impl Netlink {
             let missing = self.not_yet_local(index, &missing);
             Ok::<_, io::Error>(missing.map_err(io::Error::other)?.is_empty())
         };
-        match changes.wait(LOCAL_LIMIT, reached) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(failed(io::ErrorKind::TimedOut.into())),
-            Err(error) => Err(failed(error)),
+        let deadline = Instant::now() + LOCAL_LIMIT;
+        while Instant::now() < deadline {
+            if changes.wait(REMOVAL_CHECK, reached).map_err(failed)? {
+                return Ok(());
+            }
+            // Somebody has removed one, which nothing may tell: it will never be in use.
+            if !self.has_all(index, &missing)? {
+                return Ok(());
+            }
         }
+        Err(failed(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Whether an interface has all of `addresses`, be they in use or not.
+    fn has_all(&self, index: u32, addresses: &[IpAddr]) -> Result<bool, NetlinkError> {
+        let present = self.addresses()?;
+        let has = |address: &IpAddr| {
+            let mut present = present.iter();
+            present.any(|facts| facts.interface == index && facts.address == *address)
+        };
+        Ok(addresses.iter().all(has))
     }
 
     /// Those of `addresses` to which the kernel would not deliver yet.
