@@ -8,6 +8,20 @@ use crate::control::config::{Name, Route, RouteAction, ServiceConfig};
 use super::live::{Live, StepError};
 
 impl Live {
+    /// Installs static routes, in place of those before.
+    pub(super) fn set_routes(&mut self, routes: &[Route]) -> Result<(), StepError> {
+        let of_uplink = |name: &Name| self.uplinks.get(name).map(|uplink| uplink.id);
+        let routes: Result<Vec<_>, _> = routes
+            .iter()
+            .map(|route| fib_route(route, of_uplink))
+            .collect();
+        let routes = routes?;
+        let set = self.plane.on_nos(move |nos| nos.set_routes(routes))?;
+        set.map_err(StepError::new)?;
+        self.routes_lost = false;
+        Ok(())
+    }
+
     pub(super) fn set_services(&mut self, wanted: &ServiceConfig) -> Result<(), StepError> {
         let config = wanted.clone();
         let set = self.plane.on_nos(move |nos| nos.set_services(&config))?;
