@@ -37,6 +37,7 @@
 
 mod application;
 mod connection;
+mod flow;
 mod http;
 mod table;
 mod time_wait;
@@ -57,7 +58,8 @@ use crate::ports::Transport;
 use crate::services::Service;
 use crate::time::{Duration, Instant};
 
-use application::Status;
+use flow::Local;
+use http::Status;
 use table::Table;
 
 /// How much strangers may use.
@@ -251,7 +253,7 @@ impl LocalStack {
         };
         let port = packet.ports().map_or(0, |ports| ports.destination);
         let service = self.service(Transport::Tcp, port);
-        let mut local = table::Local {
+        let mut local = Local {
             now,
             pool,
             originator: &mut self.originator,
@@ -272,7 +274,7 @@ impl LocalStack {
         let (Some(packet), Some(quote)) = (slot.as_ref(), quote) else {
             return Err(DropReason::Ignored);
         };
-        let mut local = table::Local {
+        let mut local = Local {
             now,
             pool,
             originator: &mut self.originator,
@@ -308,7 +310,7 @@ impl LocalStack {
 
     fn service(&self, transport: Transport, port: u16) -> Option<Service> {
         let mut services = self.services.iter().copied();
-        services.find(|service| service.port() == port && service.uses(transport))
+        services.find(|service| service.port().get() == port && service.uses(transport))
     }
 
     /// Lets connections work that have something to do, and hands everything that is to be sent to
@@ -316,7 +318,7 @@ impl LocalStack {
     /// flow. Packets may be longer than the MTU; then IPv4 ones have DF clear, and IPv6 ones are for
     /// their source, the NOS, to fragment.
     pub fn poll(&mut self, now: Instant, pool: &mut FramePool, transmit: &mut impl FnMut(Packet)) {
-        let mut local = table::Local {
+        let mut local = Local {
             now,
             pool,
             originator: &mut self.originator,

@@ -882,6 +882,35 @@ mod tests {
         assert!(lab.reassembler.places.len() <= 32);
     }
 
+    /// Fragments of one owner take neither places nor buffers of another.
+    #[test]
+    fn a_flood_of_one_owner_costs_another_nothing() {
+        use crate::ident::{AttachmentId, Interface};
+        let flooder = Interface::Attachment(AttachmentId(7));
+        let limits = Limits {
+            datagrams: 16,
+            ..Limits::default()
+        };
+        let mut lab = Lab::new(limits);
+        lab.shares = Shares::new(60);
+        let octets = Draft::v4().udp((1, 2), &[1; 1016]);
+        let honest = Draft::v6();
+        let packet = fragment(&mut lab, &honest, &octets, 0, 512);
+        lab.give(packet);
+        let mut flood = Draft::v4();
+        for n in 0..1000 {
+            flood.identification = n / 4;
+            let start = usize::from(n % 4) * 8;
+            let mut packet = fragment(&mut lab, &flood, &octets, start, start + 8);
+            packet.set_interface(flooder);
+            assert!(lab.give(packet).is_none());
+        }
+        assert!(lab.shares.held_by(flooder.into()) <= 30);
+        assert!(lab.dropped(DropReason::OverShare) > 900);
+        let packet = fragment(&mut lab, &honest, &octets, 512, 1024);
+        assert!(lab.give(packet).is_some(), "it was kept");
+    }
+
     #[test]
     fn datagrams_of_different_flows_do_not_mix() {
         let mut lab = Lab::new(Limits::default());

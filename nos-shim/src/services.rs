@@ -6,11 +6,11 @@ use core::num::NonZeroU16;
 use crate::ports::{Claim, ClaimKind, PortRange, Transport};
 
 /// A service of the NOS's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Service {
-    /// Sends back what it receives, TCP and UDP on port 7.
+    /// Sends back what it receives, TCP and UDP on port 7 (RFC 862).
     Echo,
-    /// Throws away what it receives, TCP and UDP on port 9.
+    /// Throws away what it receives, TCP and UDP on port 9 (RFC 863).
     Discard,
     /// A status page over HTTP, on this TCP port.
     Http(NonZeroU16),
@@ -19,11 +19,15 @@ pub enum Service {
 impl Service {
     /// The port that it listens on.
     #[must_use]
-    pub const fn port(self) -> u16 {
+    pub const fn port(self) -> NonZeroU16 {
+        /// RFC 862.
+        const ECHO: NonZeroU16 = NonZeroU16::new(7).unwrap();
+        /// RFC 863.
+        const DISCARD: NonZeroU16 = NonZeroU16::new(9).unwrap();
         match self {
-            Self::Echo => 7,
-            Self::Discard => 9,
-            Self::Http(port) => port.get(),
+            Self::Echo => ECHO,
+            Self::Discard => DISCARD,
+            Self::Http(port) => port,
         }
     }
 
@@ -35,17 +39,13 @@ impl Service {
 
     /// The ports that it needs.
     pub fn claims(self) -> impl Iterator<Item = Claim> {
-        let range = PortRange::new(self.port(), self.port()).ok();
-        [Transport::Tcp, Transport::Udp]
-            .into_iter()
-            .filter(move |&transport| self.uses(transport))
-            .filter_map(move |transport| {
-                range.map(|range| Claim {
-                    transport,
-                    range,
-                    kind: ClaimKind::Listen,
-                })
-            })
+        let transports = [Transport::Tcp, Transport::Udp].into_iter();
+        let used = transports.filter(move |&transport| self.uses(transport));
+        used.map(move |transport| Claim {
+            transport,
+            range: PortRange::from(self.port()),
+            kind: ClaimKind::Listen,
+        })
     }
 }
 
@@ -67,4 +67,14 @@ pub struct ServiceConfig {
     /// What listens, each at most once. Without the feature `stack` their ports are the NOS's, and
     /// what comes to them is dropped.
     pub services: Vec<Service>,
+}
+
+impl Default for ServiceConfig {
+    /// Pings are answered, and nothing listens.
+    fn default() -> Self {
+        Self {
+            ping: true,
+            services: Vec::new(),
+        }
+    }
 }

@@ -19,7 +19,7 @@
 
 use core::fmt;
 use core::net::IpAddr;
-use core::num::{NonZeroU16, NonZeroU32};
+use core::num::NonZeroU32;
 use core::str::FromStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -36,11 +36,13 @@ mod check;
 mod claims;
 mod document;
 mod entries;
+mod place;
 mod report;
 mod restart;
 mod routing;
 mod values;
 
+pub use nos_shim::services::{Service, ServiceConfig};
 pub use report::{ConfigError, ConfigErrors};
 pub use restart::NeedsRestart;
 
@@ -59,7 +61,7 @@ pub struct Config {
     /// Containers to attach, in the order of the file.
     pub containers: Vec<Container>,
     /// What the NOS itself offers.
-    pub nos: Nos,
+    pub nos: ServiceConfig,
 }
 
 /// Settings of the process. They take effect at start only.
@@ -205,7 +207,8 @@ pub struct Container {
     pub interface: InterfaceName,
     /// NOS addresses that it uses as its own; the first of each family is the preferred source.
     pub addresses: Vec<IpAddr>,
-    /// MTU of its interface: the least of the uplinks that hold its addresses.
+    /// MTU of its interface: the least of the uplinks that hold its addresses, and what its device
+    /// can.
     pub mtu: Mtu,
     /// TCP ports on which outsiders may open connections; no overlaps.
     pub tcp: Vec<PortRange>,
@@ -266,65 +269,6 @@ impl fmt::Display for NetnsRef {
         match self {
             Self::Path(path) => path.display().fmt(f),
             Self::Pid(pid) => write!(f, "pid {pid}"),
-        }
-    }
-}
-
-/// What the NOS itself offers on its addresses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Nos {
-    /// Services, each at most once.
-    pub services: Vec<Service>,
-    /// Whether it answers echo requests.
-    pub ping: bool,
-}
-
-impl Default for Nos {
-    fn default() -> Self {
-        Self {
-            services: Vec::new(),
-            ping: true,
-        }
-    }
-}
-
-/// A service of the NOS's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Service {
-    /// Sends back what it receives, TCP and UDP (RFC 862).
-    Echo,
-    /// Throws away what it receives, TCP and UDP (RFC 863).
-    Discard,
-    /// A status page over HTTP on this TCP port.
-    Http(NonZeroU16),
-}
-
-impl Service {
-    /// The port that it listens on.
-    #[must_use]
-    pub const fn port(self) -> NonZeroU16 {
-        const ECHO: NonZeroU16 = NonZeroU16::new(7).unwrap();
-        const DISCARD: NonZeroU16 = NonZeroU16::new(9).unwrap();
-        match self {
-            Self::Echo => ECHO,
-            Self::Discard => DISCARD,
-            Self::Http(port) => port,
-        }
-    }
-
-    /// Whether it listens on UDP as well as on TCP.
-    #[must_use]
-    pub const fn uses_udp(self) -> bool {
-        !matches!(self, Self::Http(_))
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Echo => f.write_str("echo"),
-            Self::Discard => f.write_str("discard"),
-            Self::Http(port) => write!(f, "http:{port}"),
         }
     }
 }
@@ -400,6 +344,9 @@ impl Mtu {
     pub const MIN_IPV6: Self = Self(1280);
     /// The longest IP packet.
     pub const MAX: Self = Self(65_535);
+    /// The most that the kernel gives a TAP: its frames, with the Ethernet header, have at most
+    /// 65,535 octets.
+    pub const MAX_TAP: Self = Self(65_521);
 
     /// An MTU of `octets`, or `None` when they are less than [`Self::MIN_IPV4`].
     #[must_use]

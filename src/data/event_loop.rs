@@ -174,7 +174,7 @@ impl EventLoop {
         let result = loop {
             self.now = self.clock();
             self.watchdog.begin(self.now);
-            if !self.obey() {
+            if !self.carry_out_command() {
                 break Ok(());
             }
             if !self.serve_ready() {
@@ -198,7 +198,7 @@ impl EventLoop {
     }
 
     /// Carries out one command, if there is one. Returns whether to go on.
-    fn obey(&mut self) -> bool {
+    fn carry_out_command(&mut self) -> bool {
         let Ok(command) = self.commands.try_recv() else {
             return true;
         };

@@ -120,10 +120,6 @@ impl Adjacencies {
         self.entry(id).source
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Whether a route has an action that is `wanted`.
     pub(super) fn any(&self, wanted: impl Fn(&Action) -> bool) -> bool {
         let mut used = self.entries.iter().filter(|entry| entry.routes > 0);

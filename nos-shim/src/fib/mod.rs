@@ -321,12 +321,6 @@ impl Fib {
         self.adjacencies.entry(id)
     }
 
-    /// All adjacency ids so far are less than this.
-    #[must_use]
-    pub fn adjacency_count(&self) -> usize {
-        self.adjacencies.len()
-    }
-
     /// Offers a route, in place of the same source's earlier one for the prefix. Host bits of
     /// `prefix` do not count. A VRF exists as soon as it has a route.
     ///

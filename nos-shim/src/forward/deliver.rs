@@ -44,7 +44,8 @@ pub(super) fn deliver(
     }
 }
 
-/// Gives a packet to whoever gets it.
+/// Gives a packet to whoever gets it. Out of line: most packets are containers', and fit.
+#[inline(never)]
 fn carry_out(
     recipient: Recipient,
     packet: Packet,
@@ -122,6 +123,7 @@ pub(super) fn to_attachment(
 }
 
 /// A fragment: goes where the first of its datagram goes, and waits until that is known.
+#[inline(never)]
 fn deliver_fragment(
     mut packet: Packet,
     address: LocalAddressId,
@@ -224,6 +226,7 @@ fn answer(
 
 /// A packet to the NOS's own link-local address, or to all nodes of the link: the NOS has no
 /// services there, but it is a host.
+#[inline(never)]
 pub(super) fn deliver_link_local(
     packet: Packet,
     id: UplinkId,

@@ -156,6 +156,7 @@ impl Forwarder<'_> {
     }
 
     /// Moves a packet on until it has ended.
+    #[inline(never)]
     fn walk(&mut self, mut next: Step) {
         let Self {
             tables,

@@ -1,14 +1,9 @@
 //! What the services do with their connections.
 
-use std::sync::Arc;
-
 use smoltcp::socket::tcp::{Socket, State};
 
 use super::Service;
-use super::http::{Exchange, Progress};
-
-/// The status as JSON text.
-pub(super) type Status = Arc<str>;
+use super::http::{Exchange, Progress, Status};
 
 /// Octets that are moved at once.
 const CHUNK: usize = 4096;

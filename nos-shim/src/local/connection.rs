@@ -8,8 +8,9 @@ use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::time::Duration as SmolDuration;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
-use super::application::{Application, Status};
-use super::table::{Flow, Local};
+use super::application::Application;
+use super::flow::{Flow, Local};
+use super::http::Status;
 use super::time_wait::LastSegment;
 use super::wire::{Wire, from_smoltcp, to_smoltcp};
 use super::{LocalLimits, Service};

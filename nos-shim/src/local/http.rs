@@ -1,6 +1,9 @@
 //! One request and its answer (RFC 9110, RFC 9112). The connection is closed after it.
 
-use super::application::Status;
+use std::sync::Arc;
+
+/// The status as JSON text.
+pub(super) type Status = Arc<str>;
 
 /// Octets of the longest request head.
 const MAX_HEAD: usize = 8192;

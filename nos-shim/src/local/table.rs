@@ -1,23 +1,23 @@
 //! All TCP connections, found by their addresses and ports.
 
 use core::net::IpAddr;
-use std::collections::VecDeque;
 
 use fastrand::Rng;
 use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 use smoltcp::socket::tcp::State;
 
-use super::application::Status;
 use super::connection::{Connection, Fate};
+use super::flow::{Flow, Local};
+use super::http::Status;
 use super::time_wait::{LastSegment, TimeWait};
 use super::{LocalCounters, LocalLimits, Service};
 use crate::drop::DropReason;
-use crate::frame::{FramePool, Offload};
+use crate::frame::Offload;
 use crate::icmp::Quote;
 use crate::ident::VrfId;
-use crate::originate::{self, Network, Originator, flow_of, traffic_class};
-use crate::packet::{Addresses, IPV4_HEADER, IPV6_HEADER, Packet, Ports, protocol};
+use crate::originate::{self, Network, flow_of, traffic_class};
+use crate::packet::{IPV4_HEADER, IPV6_HEADER, Packet, Ports, protocol};
 use crate::reset;
 use crate::time::Instant;
 
@@ -28,23 +28,6 @@ const ACK: u8 = 0x10;
 
 /// Octets of a TCP header without options.
 const TCP_HEADER: usize = 20;
-
-/// Identifies a TCP flow by what its peer's packets say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Flow {
-    pub(super) vrf: VrfId,
-    /// From the peer to the NOS.
-    pub(super) addresses: Addresses,
-    pub(super) ports: Ports,
-}
-
-/// What connections work with, for the length of a call.
-pub(super) struct Local<'a> {
-    pub(super) now: Instant,
-    pub(super) pool: &'a mut FramePool,
-    pub(super) originator: &'a mut Originator,
-    pub(super) outbox: &'a mut VecDeque<Packet>,
-}
 
 pub(super) struct Table {
     limits: LocalLimits,

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 
-use super::table::Flow;
+use super::flow::Flow;
 use crate::time::{Duration, Instant};
 
 /// Twice the maximum segment lifetime, as Linux has it.

@@ -36,7 +36,7 @@ impl<T: Copy> NeighborCache<T> {
         match arp.operation {
             Operation::Request if self.addresses.contains(arp.target_ip.into()) => {
                 self.hear_arp(sender, arp, now);
-                self.meet(sender, arp.sender_mac, now);
+                self.learn_asker(sender, arp.sender_mac, now);
                 self.arp_reply(arp)
             }
             Operation::Request | Operation::Reply => {
@@ -94,7 +94,7 @@ impl<T: Copy> NeighborCache<T> {
             solicited: arp.operation == Operation::Reply && to_us,
             overrides: arp.is_announcement() || age >= FIRST_ANSWER_HOLDS,
         };
-        self.hear(slot, claim, now);
+        self.learn(slot, claim, now);
     }
 
     /// A Neighbor Discovery message has come in, from IPv6 address `source` and Ethernet address
@@ -161,7 +161,7 @@ impl<T: Copy> NeighborCache<T> {
             return Answer::Nothing;
         }
         if option.is_some() {
-            self.meet(address, mac, now);
+            self.learn_asker(address, mac, now);
         }
         Answer::Reply(self.advert_to(source, mac, target))
     }
@@ -217,7 +217,7 @@ impl<T: Copy> NeighborCache<T> {
             return self.conflict(target, mac, now);
         }
         if let Some(slot) = self.table.find(Key::from(target)) {
-            self.hear(slot, claim, now);
+            self.learn(slot, claim, now);
         }
         Answer::Nothing
     }
@@ -227,8 +227,8 @@ impl<T: Copy> NeighborCache<T> {
         mac.is_unicast() && mac != self.mac
     }
 
-    /// Somebody says something of a neighbor.
-    fn hear(&mut self, slot: u32, claim: Claim, now: Instant) {
+    /// Learns what a message claims of a neighbor.
+    fn learn(&mut self, slot: u32, claim: Claim, now: Instant) {
         let reachable = self.reachable_time();
         self.table
             .change(slot, |entry| entry.on_claim(claim, reachable, now));
@@ -236,7 +236,7 @@ impl<T: Copy> NeighborCache<T> {
     }
 
     /// A neighbor asks us something, so it will soon want an answer of somebody here.
-    fn meet(&mut self, address: IpAddr, mac: MacAddr, now: Instant) {
+    fn learn_asker(&mut self, address: IpAddr, mac: MacAddr, now: Instant) {
         if let Some(slot) = self.found_or_added(address, now) {
             self.table.change(slot, |entry| entry.on_question(mac, now));
             self.release(slot, now);

@@ -7,10 +7,12 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 use nos_shim::ident::VrfId;
 
-use super::document::{At, Place};
 use super::entries::{ContainerEntry, Entries, UplinkEntry};
+use super::place::{At, Place};
 use super::report::Report;
-use super::{Config, Container, Mtu, Nos, Uplink, claims, routing};
+use super::{
+    Config, Container, ContainerDevice, Mtu, ServiceConfig, Uplink, UplinkDevice, claims, routing,
+};
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
 /// nothing was reported.
@@ -27,7 +29,7 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
         routes,
         containers: entries.containers.into_iter().map(finish).collect(),
         uplinks: entries.uplinks.into_iter().map(uplink).collect(),
-        nos: Nos {
+        nos: ServiceConfig {
             services: entries.services.into_iter().map(|at| at.value).collect(),
             ping: entries.ping,
         },
@@ -54,6 +56,20 @@ fn uplinks(report: &Report<'_>, entries: &Entries) {
     );
     overlaps(report, uplinks);
     mtus(report, uplinks);
+    tap_mtus(report, uplinks);
+}
+
+/// The kernel would refuse more when the TAP is made.
+fn tap_mtus(report: &Report<'_>, uplinks: &[UplinkEntry]) {
+    let taps = uplinks
+        .iter()
+        .filter(|uplink| matches!(uplink.device.value, UplinkDevice::Tap(_)));
+    for At { value: mtu, place } in taps.map(|uplink| uplink.mtu) {
+        if mtu > Mtu::MAX_TAP {
+            let most = Mtu::MAX_TAP;
+            report.error(place, format!("{mtu} is above {most}, the most of a TAP"));
+        }
+    }
 }
 
 /// One uplink's address, to be compared with others'.
@@ -235,7 +251,7 @@ fn container(entry: ContainerEntry, nos: &[IpAddr], uplinks: &[UplinkEntry]) -> 
     let addresses = entry.addresses_among(nos);
     let values = |ranges: Vec<At<_>>| ranges.into_iter().map(|at| at.value).collect();
     Container {
-        mtu: least_mtu(&addresses, uplinks),
+        mtu: least_mtu(&addresses, uplinks).min(most_of(entry.device)),
         name: entry.name.value,
         netns: entry.netns.value,
         device: entry.device,
@@ -248,6 +264,14 @@ fn container(entry: ContainerEntry, nos: &[IpAddr], uplinks: &[UplinkEntry]) -> 
         offload: entry.offload,
         vrf: VrfId::DEFAULT,
         capture: entry.capture.map(|at| at.value),
+    }
+}
+
+/// The greatest MTU that a device can have.
+fn most_of(device: ContainerDevice) -> Mtu {
+    match device {
+        ContainerDevice::Tap => Mtu::MAX_TAP,
+        ContainerDevice::Veth => Mtu::MAX,
     }
 }
 

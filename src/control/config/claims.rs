@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use nos_shim::ports::{PortRange, Transport};
 
-use super::document::{At, Place};
 use super::entries::{ContainerEntry, Entries};
+use super::place::{At, Place};
 use super::report::Report;
 use super::{Name, Service};
 
@@ -72,7 +72,7 @@ fn scopes(container: &ContainerEntry, all_uplinks: bool, nos: &[IpAddr]) -> Vec<
 }
 
 fn service_claim(at: &At<Service>) -> Claim<'_> {
-    let transports: &[_] = match at.value.uses_udp() {
+    let transports: &[_] = match at.value.uses(Transport::Udp) {
         true => &[Transport::Tcp, Transport::Udp],
         false => &[Transport::Tcp],
     };

@@ -12,7 +12,8 @@ use toml::de::DeTable;
 
 use crate::interface_name::InterfaceName;
 
-use super::document::{At, Section};
+use super::document::Section;
+use super::place::At;
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{

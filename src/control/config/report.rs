@@ -5,7 +5,7 @@ use core::fmt;
 use core::str::Utf8Error;
 use std::io;
 
-use super::document::Place;
+use super::place::Place;
 
 /// Errors that are kept; of a file with more, only the number of the others is told.
 const MAX_ERRORS: usize = 100;

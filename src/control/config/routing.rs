@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 use nos_shim::ident::VrfId;
 
-use super::document::{At, Place};
 use super::entries::{ActionEntry, Entries, RouteEntry, UplinkEntry};
+use super::place::{At, Place};
 use super::report::Report;
 use super::values::{HopText, did_you_mean, is_link_local, not_a_host};
 use super::{Name, NextHop, Route, RouteAction};

@@ -1,7 +1,7 @@
 //! Steps of captures. A capture changes while its device stays as it is.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -20,7 +20,7 @@ impl Live {
         change: &Change<PathBuf>,
     ) -> Result<(), StepError> {
         if change.old.is_some() {
-            self.end_capture(of);
+            self.end_captures(&[of]);
         }
         match &change.new {
             Some(path) => self.begin_capture(of, path),
@@ -41,26 +41,40 @@ impl Live {
         Ok(())
     }
 
-    /// Ends a capture whose device may be gone.
-    fn end_capture(&mut self, of: &Entity) {
-        let interface = self.interface_of(of);
-        let sink = interface.and_then(|interface| self.plane.set_capture(interface, None).ok());
-        self.finish_capture(of, sink.flatten());
+    /// Ends captures, whose devices may be gone. All write their rest at the same time, so that
+    /// those that are stuck cost the time of one.
+    pub(super) fn end_captures(&mut self, of: &[&Entity]) {
+        for entity in of {
+            if let Some(interface) = self.interface_of(entity) {
+                // Dropping the sink tells the writer that nothing more comes. Without a device it
+                // has been dropped already.
+                drop(self.plane.set_capture(interface, None));
+            }
+        }
+        let deadline = Instant::now() + FLUSH_LIMIT;
+        for entity in of {
+            self.finish_capture(entity, deadline);
+        }
     }
 
-    /// Writes the rest of a capture. `sink` is what the data thread gave back.
-    pub(super) fn finish_capture(&mut self, of: &Entity, sink: Option<CaptureSink>) {
-        drop(sink);
+    /// Lets a capture write its rest, whose sink has been dropped.
+    fn finish_capture(&mut self, of: &Entity, deadline: Instant) {
         let Some(writer) = self.captures.remove(of) else {
             return;
         };
         let path = writer.path().to_owned();
-        match writer.finish(FLUSH_LIMIT) {
+        match writer.finish(deadline.saturating_duration_since(Instant::now())) {
             Ok(status) => info!(
                 path = %path.display(), recorded = status.recorded, missed = status.missed,
                 "capture ended"
             ),
             Err(error) => warn!("{error}"),
         }
+    }
+
+    /// Lets the capture of a device write its rest, which has gone and gave `sink` back.
+    pub(super) fn capture_lost(&mut self, of: &Entity, sink: Option<CaptureSink>) {
+        drop(sink);
+        self.finish_capture(of, Instant::now() + FLUSH_LIMIT);
     }
 }

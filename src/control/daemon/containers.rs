@@ -9,72 +9,24 @@ use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
 use tracing::{info, warn};
 
 use crate::control::attach::{
-    AttachError, AttachRequest, ContainerSpec, DEFAULT_TX_QUEUE_LEN, Detachment, DeviceRequest,
-    ParkedSide, Placement, SideReport, VethPair, attach, detach_all,
+    AttachError, AttachRequest, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Placement,
+    attach, detach_all,
 };
 use crate::control::config::{ContainerDevice, Name, NetnsRef};
 use crate::control::kernel::watch::{NameKind, NetnsName};
-use crate::control::kernel::{KernelError, Namespace, NamespaceError, NamespaceId};
+use crate::control::kernel::{KernelError, Namespace, NamespaceError};
 use crate::control::plan::{Change, Claim, ContainerLink};
-use crate::data::device::Inspector;
 use crate::data::engine::EngineEvent;
 use crate::data::event_loop::{AddDeviceError, Event, LoopDevice};
 use crate::data::relay::{AttachmentConfig, AttachmentExchange, RelayEvent};
 
-use super::live::{Live, StepError};
+use super::live::{Live, LiveContainer, LiveLink, StepError};
 
 /// How long the NOS may take to answer a registration.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Changes of what containers have registered.
 pub(super) type ClaimChanges = Vec<(Name, Change<Claim>)>;
-
-/// A container that the NOS knows.
-#[derive(Debug)]
-pub(super) struct LiveContainer {
-    pub(super) id: AttachmentId,
-    pub(super) link: Option<LiveLink>,
-}
-
-/// The interface of a container, and what is inside.
-#[derive(Debug)]
-pub(super) struct LiveLink {
-    side: ParkedSide,
-    veth: Option<VethPair>,
-    pub(super) inspector: Inspector,
-    /// How it was when it was looked at last.
-    pub(super) report: SideReport,
-}
-
-impl LiveLink {
-    /// The kernel's number of the host end of a veth.
-    pub(super) fn host_index(&self) -> Option<u32> {
-        self.veth.as_ref().map(VethPair::host_index)
-    }
-
-    /// Where the container is.
-    ///
-    /// # Errors
-    ///
-    /// The namespace is not found by its name any more.
-    pub(super) fn namespace(&self) -> Result<Namespace, NamespaceError> {
-        self.side.namespace().open()
-    }
-
-    /// Which namespace it is in.
-    pub(super) fn namespace_id(&self) -> NamespaceId {
-        self.side.namespace().id()
-    }
-
-    /// What there is to take away, of a device that is `None` if it is away already.
-    pub(super) fn into_detachment(self, device: Option<LoopDevice>) -> Detachment {
-        Detachment {
-            side: Some(self.side),
-            veth: self.veth,
-            device: device.map(|device| device.device),
-        }
-    }
-}
 
 /// The MAC address of the relay on a container's link.
 pub(super) fn relay_mac(name: &Name) -> MacAddr {

@@ -1,26 +1,25 @@
-//! The hands of the control plane: what is attached and open, and how a step of a plan is carried
-//! out on it.
+//! What is attached and open: the handles of everything that a plan's steps are carried out on.
 //!
-//! Each step is one call that returns when the kernel and the NOS have accepted it, or with the
-//! reason why not; then it has changed nothing. Steps that wait for the kernel are carried out
-//! together where many come at once: containers that go, and claims of many containers.
+//! `containers`, `uplinks`, `captures` and `services` are the steps of each kind; `executor` chooses
+//! among them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 
 use nos_shim::ident::{AttachmentId, Interface, UplinkId};
+use nos_shim::shim::LinkState;
 use tracing::error;
 
-use crate::control::attach::{Host, close_all};
-use crate::control::config::{Name, Route};
-use crate::control::plan::{Change, ContainerLink, Entity, Executor, Phase, Step};
-use crate::data::device::CaptureWriter;
+use crate::control::attach::{Detachment, Host, ParkedSide, SideReport, VethPair, close_all};
+use crate::control::config::Name;
+use crate::control::kernel::takeover::Takeover;
+use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceId};
+use crate::control::plan::{Entity, Network};
+use crate::data::device::{CaptureWriter, Inspector};
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 
-use super::containers::LiveContainer;
 use super::data_plane::DataPlane;
 use super::identifiers::Identifiers;
-use super::uplinks::LiveUplink;
 
 /// Why a step was refused, in words for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,31 +122,6 @@ impl Live {
         waiting.or_else(|| self.plane.events().try_recv().ok())
     }
 
-    fn carry_out_one(&mut self, step: &Step) -> Result<(), StepError> {
-        match step {
-            Step::Link(name, change) => self.change_link(name, change),
-            Step::Device(name, change) => self.change_device(name, change),
-            Step::Capture(of, change) => self.change_capture(of, change),
-            Step::Networks(changes) => self.change_networks(changes),
-            Step::Claims(changes) => self.change_claims(changes),
-            Step::Services { new, .. } => self.set_services(new),
-        }
-    }
-
-    /// Installs static routes, in place of those before.
-    pub(super) fn set_routes(&mut self, routes: &[Route]) -> Result<(), StepError> {
-        let of_uplink = |name: &Name| self.uplinks.get(name).map(|uplink| uplink.id);
-        let routes: Result<Vec<_>, _> = routes
-            .iter()
-            .map(|route| super::services::fib_route(route, of_uplink))
-            .collect();
-        let routes = routes?;
-        let set = self.plane.on_nos(move |nos| nos.set_routes(routes))?;
-        set.map_err(StepError::new)?;
-        self.routes_lost = false;
-        Ok(())
-    }
-
     /// Ends the data threads, and closes what they had.
     pub(super) fn stop(self) {
         let left = self.plane.stop();
@@ -158,45 +132,70 @@ impl Live {
     }
 }
 
-impl Executor for Live {
-    type Error = StepError;
+/// A container that the NOS knows.
+#[derive(Debug)]
+pub(super) struct LiveContainer {
+    pub(super) id: AttachmentId,
+    pub(super) link: Option<LiveLink>,
+}
 
-    fn carry_out(&mut self, _: Phase, steps: &[&Step]) -> Vec<Result<(), StepError>> {
-        if let Some(leaving) = all_leaving(steps) {
-            return self.detach(&leaving);
+/// The interface of a container, and what is inside.
+#[derive(Debug)]
+pub(super) struct LiveLink {
+    pub(super) side: ParkedSide,
+    pub(super) veth: Option<VethPair>,
+    pub(super) inspector: Inspector,
+    /// How it was when it was looked at last.
+    pub(super) report: SideReport,
+}
+
+impl LiveLink {
+    /// The kernel's number of the host end of a veth.
+    pub(super) fn host_index(&self) -> Option<u32> {
+        self.veth.as_ref().map(VethPair::host_index)
+    }
+
+    /// Where the container is.
+    ///
+    /// # Errors
+    ///
+    /// The namespace is not found by its name any more.
+    pub(super) fn namespace(&self) -> Result<Namespace, NamespaceError> {
+        self.side.namespace().open()
+    }
+
+    /// Which namespace it is in.
+    pub(super) fn namespace_id(&self) -> NamespaceId {
+        self.side.namespace().id()
+    }
+
+    /// What there is to take away, of a device that is `None` if it is away already.
+    pub(super) fn into_detachment(self, device: Option<LoopDevice>) -> Detachment {
+        Detachment {
+            side: Some(self.side),
+            veth: self.veth,
+            device: device.map(|device| device.device),
         }
-        if let Some(claims) = all_claims(steps)
-            && claims.len() > 1
-            && self.change_claims(&claims.concat()).is_ok()
-        {
-            return steps.iter().map(|_| Ok(())).collect();
-        }
-        // One by one, to tell which of them is refused.
-        let one_by_one = steps.iter().map(|step| self.carry_out_one(step));
-        one_by_one.collect()
     }
 }
 
-/// The containers, if all steps are of containers that go.
-fn all_leaving(steps: &[&Step]) -> Option<Vec<Name>> {
-    let leaving = |step: &&Step| match step {
-        Step::Link(
-            name,
-            Change::<ContainerLink> {
-                old: Some(_),
-                new: None,
-            },
-        ) => Some(name.clone()),
-        _ => None,
-    };
-    steps.iter().map(leaving).collect()
+/// An uplink that the NOS knows.
+#[derive(Debug)]
+pub(super) struct LiveUplink {
+    pub(super) id: UplinkId,
+    pub(super) network: Network,
+    pub(super) device: Option<LiveDevice>,
 }
 
-/// The claims, if all steps change some.
-fn all_claims(steps: &[&Step]) -> Option<Vec<super::containers::ClaimChanges>> {
-    let claims = |step: &&Step| match step {
-        Step::Claims(changes) => Some(changes.clone()),
-        _ => None,
-    };
-    steps.iter().map(claims).collect()
+/// The device of an uplink.
+#[derive(Debug)]
+pub(super) struct LiveDevice {
+    pub(super) inspector: Inspector,
+    /// The interface, as the kernel told last. It is followed by its index.
+    pub(super) facts: LinkFacts,
+    /// What the NOS was told last.
+    pub(super) told: LinkState,
+    /// Keeps the kernel from answering what is ours, as long as it lives.
+    #[expect(dead_code, reason = "lives as long as the device is open")]
+    pub(super) takeover: Option<Takeover>,
 }

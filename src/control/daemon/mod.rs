@@ -29,6 +29,7 @@
 mod captures;
 mod containers;
 mod data_plane;
+mod executor;
 mod identifiers;
 mod live;
 mod news;

@@ -109,7 +109,7 @@ impl Daemon {
         mut device: LoopDevice,
         then: impl FnOnce(LoopDevice) -> Detachment,
     ) -> Detachment {
-        self.live.finish_capture(of, device.sink.take());
+        self.live.capture_lost(of, device.sink.take());
         self.reconciler.state.captures.remove(of);
         then(device)
     }
@@ -222,7 +222,7 @@ impl Daemon {
         let mut containers = self.live.containers.values();
         let container = containers.find(|container| {
             let link = container.link.as_ref();
-            link.and_then(super::containers::LiveLink::host_index) == Some(index)
+            link.and_then(super::live::LiveLink::host_index) == Some(index)
         });
         let Some(id) = container.map(|container| container.id) else {
             return false;

@@ -2,28 +2,30 @@
 
 use nos_shim::fib::{Action, NextHop, NextHops, Route as FibRoute, Source};
 use nos_shim::ident::UplinkId;
-use nos_shim::services::{Service as LocalService, ServiceConfig};
 
-use crate::control::config::{Name, Nos, Route, RouteAction, Service};
+use crate::control::config::{Name, Route, RouteAction, ServiceConfig};
 
 use super::live::{Live, StepError};
 
 impl Live {
-    pub(super) fn set_services(&mut self, wanted: &Nos) -> Result<(), StepError> {
-        let config = ServiceConfig {
-            ping: wanted.ping,
-            services: wanted.services.iter().copied().map(local).collect(),
-        };
+    /// Installs static routes, in place of those before.
+    pub(super) fn set_routes(&mut self, routes: &[Route]) -> Result<(), StepError> {
+        let of_uplink = |name: &Name| self.uplinks.get(name).map(|uplink| uplink.id);
+        let routes: Result<Vec<_>, _> = routes
+            .iter()
+            .map(|route| fib_route(route, of_uplink))
+            .collect();
+        let routes = routes?;
+        let set = self.plane.on_nos(move |nos| nos.set_routes(routes))?;
+        set.map_err(StepError::new)?;
+        self.routes_lost = false;
+        Ok(())
+    }
+
+    pub(super) fn set_services(&mut self, wanted: &ServiceConfig) -> Result<(), StepError> {
+        let config = wanted.clone();
         let set = self.plane.on_nos(move |nos| nos.set_services(&config))?;
         set.map_err(StepError::new)
-    }
-}
-
-fn local(service: Service) -> LocalService {
-    match service {
-        Service::Echo => LocalService::Echo,
-        Service::Discard => LocalService::Discard,
-        Service::Http(port) => LocalService::Http(port),
     }
 }
 

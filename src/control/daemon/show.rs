@@ -26,9 +26,9 @@ use crate::data::event_loop::{DeviceReport, Stopped};
 use crate::data::relay::{AttachmentCounters, AttachmentStatus};
 
 use super::Daemon;
-use super::containers::{LiveLink, relay_mac};
+use super::containers::relay_mac;
+use super::live::{LiveDevice, LiveLink, LiveUplink};
 use super::standing::Condition;
-use super::uplinks::{LiveDevice, LiveUplink};
 
 impl Daemon {
     /// Answers a question about the present state.

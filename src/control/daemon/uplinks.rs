@@ -12,30 +12,10 @@ use crate::control::config::{Name, UplinkDevice};
 use crate::control::kernel::LinkFacts;
 use crate::control::kernel::takeover::Takeover;
 use crate::control::plan::{Change, Network, OpenDevice};
-use crate::data::device::{FrameDevice, Inspector, PacketOptions, PacketSocket, open_tap};
+use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
 use crate::data::event_loop::{AddDeviceError, LoopDevice, Stopped};
 
-use super::live::{Live, StepError};
-
-/// An uplink that the NOS knows.
-#[derive(Debug)]
-pub(super) struct LiveUplink {
-    pub(super) id: UplinkId,
-    pub(super) network: Network,
-    pub(super) device: Option<LiveDevice>,
-}
-
-/// The device of an uplink.
-#[derive(Debug)]
-pub(super) struct LiveDevice {
-    pub(super) inspector: Inspector,
-    /// The interface, as the kernel told last. It is followed by its index.
-    pub(super) facts: LinkFacts,
-    /// What the NOS was told last.
-    told: LinkState,
-    /// Keeps the kernel from answering what is ours, as long as it lives.
-    _takeover: Option<Takeover>,
-}
+use super::live::{Live, LiveDevice, LiveUplink, StepError};
 
 /// Whether an interface carries packets.
 fn link_state(facts: &LinkFacts) -> LinkState {
@@ -76,9 +56,9 @@ impl Live {
             return Err(error);
         }
         for (name, id) in fresh {
-            self.know(name, id, changes);
+            self.add_uplink(name, id, changes);
         }
-        self.note_networks(changes);
+        self.record_networks(changes);
         Ok(())
     }
 
@@ -90,7 +70,7 @@ impl Live {
         set.map_err(StepError::new)
     }
 
-    fn know(&mut self, name: &Name, id: UplinkId, changes: &[(Name, Change<Network>)]) {
+    fn add_uplink(&mut self, name: &Name, id: UplinkId, changes: &[(Name, Change<Network>)]) {
         let change = changes.iter().find(|(of, _)| of == name);
         if let Some(network) = change.and_then(|(_, change)| change.new.clone()) {
             let uplink = LiveUplink {
@@ -102,7 +82,7 @@ impl Live {
         }
     }
 
-    fn note_networks(&mut self, changes: &[(Name, Change<Network>)]) {
+    fn record_networks(&mut self, changes: &[(Name, Change<Network>)]) {
         for (name, change) in changes {
             match &change.new {
                 Some(new) => {
@@ -158,7 +138,7 @@ impl Live {
                 inspector,
                 facts: facts.clone(),
                 told: LinkState::Down,
-                _takeover: takeover,
+                takeover,
             });
         }
         self.follow_link(name, facts);
@@ -220,7 +200,7 @@ impl Live {
             return;
         };
         let (id, open) = (uplink.id, uplink.device.take());
-        self.tell(id, LinkState::Down);
+        self.set_link(id, LinkState::Down);
         let device = self.take_device(Interface::Uplink(id));
         close_all(device.into_iter().map(|device| device.device).collect());
         drop(open);
@@ -247,7 +227,7 @@ impl Live {
         } else {
             info!(uplink = %name, "the link is up");
         }
-        self.tell(id, state);
+        self.set_link(id, state);
     }
 
     /// The uplink's device went away by itself.
@@ -257,10 +237,10 @@ impl Live {
         };
         let id = uplink.id;
         drop(uplink.device.take());
-        self.tell(id, LinkState::Down);
+        self.set_link(id, LinkState::Down);
     }
 
-    fn tell(&self, id: UplinkId, state: LinkState) {
+    fn set_link(&self, id: UplinkId, state: LinkState) {
         let now = self.plane.now();
         match self.plane.on_nos(move |nos| nos.set_link(id, state, now)) {
             Ok(Ok(())) | Err(Stopped) => {}

@@ -155,18 +155,6 @@ impl Namespace {
         self.id
     }
 
-    /// Whether the path or process by which it was opened still leads here.
-    ///
-    /// False once a container was stopped, or was started anew under the same name. True of a
-    /// namespace that never had such a name.
-    #[must_use]
-    pub fn is_still_named(&self) -> bool {
-        match &self.origin {
-            Origin::Path(_) | Origin::Process(_) => self.name().open().is_ok(),
-            Origin::Current | Origin::Anonymous(_) => true,
-        }
-    }
-
     /// By what it can be opened again, without keeping it alive.
     #[must_use]
     pub fn name(&self) -> NamespaceName {
@@ -345,7 +333,6 @@ mod tests {
         let own = Namespace::current().unwrap();
         assert_eq!(own, Namespace::of_process(std::process::id()).unwrap());
         assert_eq!(own, Namespace::open("/proc/self/ns/net").unwrap());
-        assert!(own.is_still_named());
         assert_eq!(own.name().open().unwrap(), own);
     }
 

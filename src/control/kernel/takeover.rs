@@ -38,7 +38,7 @@ use tracing::debug;
 
 use crate::control::kernel::netlink::Netlink;
 use crate::control::kernel::{KernelError, Namespace, from_kernel_errors};
-use message::{Answer, Request};
+use message::{Acknowledgement, Request};
 
 /// Keeps the kernel's IP stack off one interface for as long as it lives.
 ///
@@ -307,7 +307,7 @@ fn transact(socket: &Socket, requests: &[Request]) -> Result<(), Refusal> {
     // The kernel carries a batch out within send, so every answer is there already. All are read,
     // so that none is left for the next transaction on this socket.
     while let Some(answers) = receive(socket).map_err(Refusal::here)? {
-        for Answer {
+        for Acknowledgement {
             sequence,
             error,
             reason,
@@ -340,7 +340,7 @@ fn transact(socket: &Socket, requests: &[Request]) -> Result<(), Refusal> {
 }
 
 /// The next datagram's answers; `None` when there is no further one.
-fn receive(socket: &Socket) -> io::Result<Option<Vec<Answer>>> {
+fn receive(socket: &Socket) -> io::Result<Option<Vec<Acknowledgement>>> {
     let mut datagram = Vec::with_capacity(8192);
     match socket.recv(&mut datagram, libc::MSG_DONTWAIT) {
         Ok(_) => Ok(Some(message::answers(&datagram))),

@@ -38,7 +38,9 @@ use ipnet::IpNet;
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::PortRange;
 
-use crate::control::config::{ContainerDevice, Mtu, Name, NetnsRef, Nos, Route, UplinkDevice};
+use crate::control::config::{
+    ContainerDevice, Mtu, Name, NetnsRef, Route, ServiceConfig, UplinkDevice,
+};
 use crate::control::kernel::NamespaceId;
 use crate::interface_name::InterfaceName;
 
@@ -60,7 +62,7 @@ pub struct State {
     /// Captures in progress.
     pub captures: BTreeMap<Entity, PathBuf>,
     /// What the NOS itself offers.
-    pub services: Nos,
+    pub services: ServiceConfig,
     /// Static routes that are installed.
     pub routes: Vec<Route>,
 }
@@ -73,7 +75,7 @@ impl Default for State {
             networks: BTreeMap::new(),
             devices: BTreeMap::new(),
             captures: BTreeMap::new(),
-            services: Nos {
+            services: ServiceConfig {
                 services: Vec::new(),
                 ping: true,
             },
@@ -256,9 +258,9 @@ pub enum Step {
     /// Changes what the NOS itself offers.
     Services {
         /// Before.
-        old: Nos,
+        old: ServiceConfig,
         /// After.
-        new: Nos,
+        new: ServiceConfig,
     },
 }
 

@@ -268,10 +268,9 @@ fn overlapping(
 
 fn meets_service(claim: &Claim, services: &[Service]) -> bool {
     transports_and_ranges(claim).any(|(transport, range)| {
-        services.iter().any(|service| {
-            let listens = transport == Transport::Tcp || service.uses_udp();
-            listens && range.contains(service.port().get())
-        })
+        services
+            .iter()
+            .any(|service| service.uses(transport) && range.contains(service.port().get()))
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::needs::{Circle, circles};
 use super::{Change, Claim, ContainerLink, Entity, Group, Network, OpenDevice, Phase, State, Step};
-use crate::control::config::{Name, Nos};
+use crate::control::config::{Name, ServiceConfig};
 
 /// What has to be done to get from `state` to `wanted`, routes left aside. Entities of `repair`
 /// that stay have their interface looked at again.
@@ -183,7 +183,7 @@ fn device_steps(name: &Name, change: Change<OpenDevice>, steps: &mut Vec<(Phase,
 }
 
 /// Services that stay are left alone. Whether pings are answered changes with those that begin.
-fn service_steps(old: &Nos, new: &Nos, steps: &mut Vec<(Phase, Step)>) {
+fn service_steps(old: &ServiceConfig, new: &ServiceConfig, steps: &mut Vec<(Phase, Step)>) {
     let mut fewer = old.clone();
     fewer
         .services

@@ -120,7 +120,7 @@ impl Draft {
         let services = services
             .filter(|(listens, _)| **listens)
             .map(|(_, number)| Service::Http(block(number).first().try_into().unwrap()));
-        state.services = Nos {
+        state.services = ServiceConfig {
             services: services.collect(),
             ping: self.ping,
         };
@@ -379,7 +379,7 @@ impl World {
         Ok(())
     }
 
-    fn services(&self, old: &Nos, new: &Nos) -> Result<(), String> {
+    fn services(&self, old: &ServiceConfig, new: &ServiceConfig) -> Result<(), String> {
         assert_eq!(self.is.services, *old);
         let clash = self
             .is

@@ -81,13 +81,6 @@ fn join([left, right]: [&str; 2], queues: [Queue; 2]) -> [MemoryDevice; 2] {
 }
 
 impl MemoryDevice {
-    /// Changes what [`FrameDevice::send_burst`] takes.
-    #[must_use]
-    pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
-        self.capabilities = capabilities;
-        self
-    }
-
     /// Hands one frame to the other end, or gives the reason why not. Once `full`, always full.
     fn offer(&self, frame: Frame, full: bool) -> Result<(), (Frame, DropReason)> {
         if full {
@@ -284,8 +277,8 @@ mod tests {
     fn only_what_the_capabilities_cover_is_taken() {
         use nos_shim::frame::{Checksum, Offload};
         let mut pool = FramePool::new(64, 100);
-        let [left, _right] = memory_pair(["left", "right"], 3);
-        let mut left = left.with_capabilities(Capabilities::empty());
+        let [mut left, _right] = memory_pair(["left", "right"], 3);
+        left.capabilities = Capabilities::empty();
         let mut burst = frames(&mut pool, 2);
         burst[0].set_offload(Offload {
             checksum: Checksum::Partial {

@@ -56,7 +56,7 @@ impl Served {
     }
 
     /// Nothing is left: the next event begins anew.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn reset_turn(&mut self) {
         (self.turn, self.ready) = (self.device.kind().first_turn(), false);
     }
 }

@@ -87,11 +87,11 @@ impl EventLoop {
                 self.ready.push_back(interface);
             }
             Next::Drained => {
-                served.rest();
+                served.reset_turn();
                 served.told_down = false;
             }
             Next::Down => {
-                served.rest();
+                served.reset_turn();
                 if !std::mem::replace(&mut served.told_down, true) {
                     self.listener.notify(Event::DeviceDown(interface));
                 }

@@ -211,18 +211,6 @@ pub struct Transferred {
     pub elapsed: Duration,
 }
 
-impl Transferred {
-    /// Gigabits (10^9) of payload a second.
-    #[must_use]
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a figure for people: 53 bits are plenty"
-    )]
-    pub fn gigabits_per_second(&self) -> f64 {
-        self.octets as f64 * 8.0 / self.elapsed.as_secs_f64() / 1e9
-    }
-}
-
 impl Transfer<'_> {
     /// Runs it; `progress` counts the octets received so far, for another thread to show.
     ///

@@ -174,7 +174,7 @@ fn length32(length: usize) -> u32 {
 
 /// What the kernel says to the request with this sequence number.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct Acknowledgement {
     pub(super) sequence: u32,
     /// `None`: done.
     pub(super) error: Option<io::Error>,
@@ -183,7 +183,7 @@ pub(super) struct Answer {
 }
 
 /// Reads the acknowledgements in a datagram; other messages are passed over.
-pub(super) fn answers(mut datagram: &[u8]) -> Vec<Answer> {
+pub(super) fn answers(mut datagram: &[u8]) -> Vec<Acknowledgement> {
     let mut answers = Vec::new();
     while let Some((message, rest)) = next_message(datagram) {
         answers.extend(answer(message));
@@ -203,7 +203,7 @@ fn next_message(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((message, rest.unwrap_or_default()))
 }
 
-fn answer(message: &[u8]) -> Option<Answer> {
+fn answer(message: &[u8]) -> Option<Acknowledgement> {
     let &[a, b] = message.get(4..6)? else {
         return None;
     };
@@ -212,7 +212,7 @@ fn answer(message: &[u8]) -> Option<Answer> {
     }
     let code = u32_at(message, NLMSG_HEADER)?.cast_signed();
     let after_code = message.get(NLMSG_HEADER + 4..)?;
-    Some(Answer {
+    Some(Acknowledgement {
         sequence: u32_at(message, 8)?,
         error: (code != 0).then(|| io::Error::from_raw_os_error(code.wrapping_neg())),
         reason: extended_ack(after_code).unwrap_or_default(),

@@ -271,8 +271,8 @@ mod tests {
         fd
     }
 
-    /// How many frames the socket hears: at least so many, as they come after a while.
-    fn hear(fd: &OwnedFd, least: usize) -> usize {
+    /// How many frames the socket receives: waits for at least so many, as they come after a while.
+    fn frames_received(fd: &OwnedFd, least: usize) -> usize {
         let deadline = Instant::now() + Duration::from_secs(20);
         let (mut heard, mut buffer) = (0, [0; 100]);
         while heard < least && Instant::now() < deadline {
@@ -298,8 +298,8 @@ mod tests {
                 send(sender.as_raw_fd(), &frame, MsgFlags::empty()).unwrap();
             }
             // Each frame goes out and comes in again; nobody hears its own go out.
-            assert_eq!(hear(&plain, 3), 3);
-            assert_eq!(hear(&fd, 2), 2);
+            assert_eq!(frames_received(&plain, 3), 3);
+            assert_eq!(frames_received(&fd, 2), 2);
         })
         .unwrap();
     }
