@@ -55,7 +55,7 @@ struct Victim {
 impl Victim {
     fn new(number: u16, names: &Mounted) -> Self {
         let name = format!("v{number}");
-        let device = match number % 2 == 0 && tun_access().is_ok() {
+        let device = match number.is_multiple_of(2) && tun_access().is_ok() {
             true => "tap",
             false => "veth",
         };

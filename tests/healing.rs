@@ -886,7 +886,7 @@ lab_test! {
         let mut containers = Vec::new();
         for number in 0..2 * EACH {
             let namespace = LabNamespace::new("one").unwrap();
-            let device = match number % 2 == 0 && nos_relay::lab::testbed::tun_access().is_ok() {
+            let device = match number.is_multiple_of(2) && nos_relay::lab::testbed::tun_access().is_ok() {
                 true => "tap",
                 false => "veth",
             };
