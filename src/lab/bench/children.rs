@@ -15,10 +15,9 @@ use std::time::{Duration, Instant};
 use nix::unistd::mkdtemp;
 use parking_lot::Mutex;
 
-use super::BenchError;
-use crate::lab::demo::belongings::leave_on_signal;
-use crate::lab::demo::daemon::{die_with_us, lines};
-use crate::lab::demo::progress::Progress;
+use super::error::BenchError;
+use crate::lab::process::{die_with_us, leave_on_signal, lines};
+use crate::lab::progress::Progress;
 use crate::lab::testbed::LabNamespace;
 
 /// Time for a child to get ready.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::account::{self, Spent};
 use super::children::Children;
+use super::descriptors;
+use super::error::{BenchError, Problem};
 use super::network::Network;
 use super::path::installed;
 use super::plan::{LOSS_ALLOWED, Load, Row};
@@ -18,7 +20,6 @@ use super::traffic::datagrams::{Stream, datagrams};
 use super::traffic::exchange::{Latencies, exchange};
 use super::traffic::search::{search, trial};
 use super::traffic::{IpVersion, Sizes, TrafficError, Transport, Way};
-use super::{BenchError, Problem};
 
 /// How much longer than its test iperf3 may take.
 const IPERF3_LIMIT: Duration = Duration::from_secs(10);
@@ -208,7 +209,7 @@ impl Measuring<'_> {
     }
 
     fn flood(&self, way: Way, sizes: Sizes, flows: usize) -> Result<Achieved, Problem> {
-        let flows = flows.min(super::descriptors());
+        let flows = flows.min(descriptors::available());
         let stream = Stream {
             sizes,
             flows,
@@ -271,7 +272,7 @@ impl Measuring<'_> {
 
     fn many(&self, count: usize) -> Result<Achieved, Problem> {
         let route = self.network.route(Way::Out, IpVersion::V4);
-        let count = count.min(super::descriptors() / 2);
+        let count = count.min(descriptors::available() / 2);
         let (opened, exchanged) = connections::many(&route, count, self.duration)?;
         Ok(Achieved {
             value: exchanged.rate() / 1e3,

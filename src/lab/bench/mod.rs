@@ -24,8 +24,11 @@
 //! machine. Only a run killed by SIGKILL leaves something: its temporary directory.
 
 mod account;
+mod args;
 pub mod baseline;
 mod children;
+mod descriptors;
+mod error;
 pub mod forwarder;
 mod measure;
 mod network;
@@ -41,95 +44,26 @@ use std::io::{self, Write};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use thiserror::Error;
+use crate::lab::progress::Progress;
+use crate::lab::testbed::{self, Privileges};
+use crate::outcome::Outcome;
 
-use crate::cli::{BenchArgs, Outcome};
-use crate::lab::demo::progress::Progress;
-use crate::lab::testbed::{self, LabError, Privileges, UserNamespaceError};
-
-use baseline::{Baseline, BaselineError};
+use baseline::Baseline;
 use children::Children;
+use error::Problem;
 use network::Network;
 use path::Path;
 use plan::{Plan, Row, Setting};
 use report::Report;
 use results::{Collected, Document, Missing, Sample};
-use traffic::TrafficError;
+
+pub use args::BenchArgs;
+pub use error::BenchError;
 
 /// Rounds, and how long a sample takes.
 const USUAL: (u32, f64) = (5, 1.0);
 /// The same for `--quick`.
 const QUICK: (u32, f64) = (2, 0.2);
-/// Descriptors for 10,000 connections, both ends, and some more.
-const DESCRIPTORS: u64 = 32_768;
-
-/// Why nothing, or not all, could be measured.
-#[derive(Debug, Error)]
-pub enum BenchError {
-    /// No namespaces.
-    #[error("the bench needs network namespaces of its own: {0}; run it as root")]
-    Privileges(UserNamespaceError),
-    /// No network.
-    #[error("cannot build a network: {0}")]
-    Network(#[from] LabError),
-    /// Some other need.
-    #[error("cannot {what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A process that forwards does not.
-    #[error("{program} {how}\n{log}")]
-    Child {
-        /// What was started.
-        program: String,
-        /// How it failed.
-        how: String,
-        /// The end of what it logged.
-        log: String,
-    },
-    /// A path could not be set up.
-    #[error("{0}")]
-    Setup(String),
-    /// Something that should be there is not.
-    #[error("there is not: {0}")]
-    Missing(&'static str),
-    /// A filter picks nothing.
-    #[error("--{option}: no {what} is called {term:?} or contains it; --list shows all")]
-    Filter {
-        /// The option's name.
-        option: &'static str,
-        /// What it picks.
-        what: &'static str,
-        /// What it was asked for.
-        term: String,
-    },
-    /// Nothing is left to measure.
-    #[error("none of these rows can be measured on these paths here:\n{0}")]
-    Nothing(String),
-    /// No baseline.
-    #[error(transparent)]
-    Baseline(#[from] BaselineError),
-}
-
-impl BenchError {
-    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
-        move |source| Self::Io { what, source }
-    }
-}
-
-/// Why there is no sample.
-#[derive(Debug, Error)]
-enum Problem {
-    #[error(transparent)]
-    Bench(#[from] BenchError),
-    #[error(transparent)]
-    Traffic(#[from] TrafficError),
-}
 
 /// Runs the bench: results to stdout, progress to stderr where that is a terminal.
 ///
@@ -158,7 +92,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, BenchError> {
             .map(|one| format!("{}: {}", one.what, one.why));
         return Err(BenchError::Nothing(reasons.collect::<Vec<_>>().join("\n")));
     }
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     let begin = Instant::now();
     let progress = Progress::new();
     let children = Children::new(progress.clone())?;
@@ -327,25 +261,6 @@ fn obtain_namespaces() -> Result<(), BenchError> {
         }
         Privileges::Nothing(reason) => Err(BenchError::Privileges(reason)),
     }
-}
-
-/// As far as allowed: rows that need more make do with less, and say so.
-fn raise_descriptor_limit() {
-    let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return;
-    };
-    let wanted = most.max(DESCRIPTORS);
-    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
-        // Who may not raise the hard limit gets what it allows, or what there was.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
-}
-
-/// Descriptors that sockets may take, some being needed elsewhere.
-fn descriptors() -> usize {
-    const ELSEWHERE: u64 = 1000;
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(now, _)| now);
-    usize::try_from(limit.saturating_sub(ELSEWHERE)).unwrap_or(usize::MAX)
 }
 
 fn write(args: &BenchArgs, report: &Report<'_>) -> Result<(), BenchError> {

@@ -182,12 +182,12 @@ impl Row {
         }
     }
 
-    pub(super) fn needs_v6(&self) -> bool {
+    fn needs_v6(&self) -> bool {
         let v6 = IpVersion::V6;
         matches!(self.load, Load::Bulk { ip, .. } if ip == v6)
     }
 
-    pub(super) fn needs_process(&self) -> bool {
+    fn needs_process(&self) -> bool {
         matches!(self.load, Load::Idle | Load::Memory)
     }
 
@@ -196,8 +196,19 @@ impl Row {
         !matches!(self.load, Load::Idle | Load::Memory | Load::Fairness)
     }
 
-    pub(super) fn needs_two_containers(&self) -> bool {
+    fn needs_two_containers(&self) -> bool {
         self.load == Load::Fairness
+    }
+
+    /// Whether it says anything about `path`.
+    #[must_use]
+    pub fn runs_on(&self, path: Path) -> bool {
+        let at_1500 = self.setting.mtu == 1500;
+        (!self.needs_v6() || path.has_v6())
+            && (self.setting.offload || path.is_tap())
+            && (at_1500 || !path.is_foreign())
+            && (!self.needs_process() || path.has_process())
+            && (!self.needs_two_containers() || path.family() == Family::Relay)
     }
 
     /// Why it cannot be measured here at all.
@@ -442,7 +453,7 @@ impl Plan {
         self.rows.iter().flat_map(|row| {
             let paths = self.paths.iter().copied();
             paths
-                .filter(|path| path.takes_part(row))
+                .filter(|path| row.runs_on(*path))
                 .map(move |path| (row, path))
         })
     }
@@ -512,7 +523,7 @@ mod tests {
         for row in rows() {
             let paths: Vec<_> = Path::ALL
                 .into_iter()
-                .filter(|path| path.takes_part(&row))
+                .filter(|path| row.runs_on(*path))
                 .collect();
             assert!(paths.contains(&Path::RelayTap), "{}", row.name);
             assert_eq!(row.ratio_target(Path::Kernel), None);
@@ -533,12 +544,12 @@ mod tests {
     fn paths_take_part_where_they_can() {
         let rows = rows();
         let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
-        assert!(!Path::Kernel.takes_part(row("tcp-out-v6")));
-        assert!(!Path::Pasta.takes_part(row("tcp-out-9000")));
-        assert!(Path::Kernel.takes_part(row("tcp-out-9000")));
-        assert!(!Path::BarePacket.takes_part(row("tcp-out-plain")));
-        assert!(!Path::Kernel.takes_part(row("idle")));
-        assert!(!Path::BareTap.takes_part(row("fairness")));
+        assert!(!row("tcp-out-v6").runs_on(Path::Kernel));
+        assert!(!row("tcp-out-9000").runs_on(Path::Pasta));
+        assert!(row("tcp-out-9000").runs_on(Path::Kernel));
+        assert!(!row("tcp-out-plain").runs_on(Path::BarePacket));
+        assert!(!row("idle").runs_on(Path::Kernel));
+        assert!(!row("fairness").runs_on(Path::BareTap));
     }
 
     #[test]

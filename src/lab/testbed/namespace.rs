@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 
 use nix::sched::{CloneFlags, setns};
 
-use super::LabError;
+use super::error::LabError;
 use crate::control::kernel::netlink::Netlink;
 use crate::control::kernel::{Namespace, sysctl};
 

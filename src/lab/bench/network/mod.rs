@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::BenchError;
 use super::account;
 use super::children::{Children, Process};
+use super::error::BenchError;
 use super::path::Path;
 use super::plan::Setting;
 use super::traffic::{IpVersion, Route, Way};
