@@ -26,7 +26,9 @@
 mod account;
 mod args;
 pub mod baseline;
+mod beside;
 mod children;
+mod crowd;
 mod descriptors;
 mod error;
 pub mod forwarder;
@@ -50,6 +52,7 @@ use crate::outcome::Outcome;
 
 use baseline::Baseline;
 use children::Children;
+use crowd::Crowd;
 use error::Problem;
 use network::Network;
 use path::Path;
@@ -85,6 +88,9 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, BenchError> {
         .map(|file| Baseline::load(file, &plan))
         .transpose()?;
     obtain_namespaces()?;
+    if plan.rows.iter().any(Row::needs_crowd) {
+        crowd::own_mounts()?;
+    }
     let missing = leave_out_missing(&mut plan);
     if plan.pairs().next().is_none() {
         let reasons = missing
@@ -125,6 +131,8 @@ struct Bench<'a> {
     networks: HashMap<(Path, Setting), Network>,
     /// Paths that could not be built, and will not be tried again.
     broken: Vec<(Path, Setting)>,
+    /// Containers that no network has.
+    crowd: Option<Crowd>,
     collected: Collected,
 }
 
@@ -136,6 +144,7 @@ impl<'a> Bench<'a> {
             progress,
             networks: HashMap::new(),
             broken: Vec::new(),
+            crowd: None,
             collected: Collected::default(),
         }
     }
@@ -170,6 +179,9 @@ impl<'a> Bench<'a> {
     }
 
     fn sample(&mut self, row: &Row, path: Path) -> Result<Sample, Problem> {
+        if let plan::Load::Attach { containers } = row.load {
+            return self.attach(path, containers);
+        }
         let key = (path, row.setting);
         if !self.networks.contains_key(&key) {
             let network = Network::build(self.children, path, row.setting)?;
@@ -184,6 +196,17 @@ impl<'a> Bench<'a> {
             plan::Load::Bulk { .. } => self.progress.watch(&moved, take),
             _ => take(),
         }
+    }
+
+    fn attach(&mut self, path: Path, containers: u16) -> Result<Sample, Problem> {
+        let mut crowd = match self.crowd.take() {
+            Some(crowd) => crowd,
+            None => Crowd::new(self.children, "spare")?,
+        };
+        crowd.grow(containers)?;
+        let sample = measure::attach(self.children, path, &crowd, containers);
+        self.crowd = Some(crowd);
+        sample
     }
 
     /// No packet may be missing at the end.
