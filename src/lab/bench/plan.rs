@@ -633,6 +633,25 @@ mod tests {
     }
 
     #[test]
+    fn a_victim_needs_a_relay_and_a_start_one_thread_of_it() {
+        let rows = rows();
+        let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
+        for name in ["fairness", "starve", "show-loop", "detach-300"] {
+            let row = row(name);
+            assert_eq!(row.own_target(Path::RelayVeth), Some(Target::AtMost(3.0)));
+            assert!(row.runs_on(Path::RelayTapSplit) && !row.runs_on(Path::BareTap));
+            assert!(row.better() == Better::Lower && !row.has_ratios());
+        }
+        let start = row("attach-300");
+        assert!(start.runs_on(Path::RelayTap) && !start.runs_on(Path::RelayTapSplit));
+        assert_eq!(start.own_target(Path::RelayTap), Some(Target::AtMost(1.0)));
+        assert_eq!(row("attach-1000").own_target(Path::RelayTap), None);
+        assert_eq!(row("starve").setting.buffers, Some(1024));
+        assert!(row("detach-300").needs_crowd() && start.needs_crowd());
+        assert!(!row("starve").needs_crowd());
+    }
+
+    #[test]
     fn targets_include_their_limit() {
         assert!(Target::AtLeast(0.95).is_met(0.95) && !Target::AtLeast(0.95).is_met(0.94));
         assert!(Target::AtMost(0.0).is_met(0.0) && !Target::AtMost(0.0).is_met(0.1));
