@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
+use super::achieved::Achieved;
 use super::error::{BenchError, Problem};
-use super::measure::Achieved;
 use super::network::{self, Network};
 use super::traffic::datagrams::{Stream, datagrams};
 use super::traffic::exchange::{Latencies, Span, Window, exchange, exchange_within};

@@ -1,12 +1,12 @@
 //! One sample: some traffic on a path, and what it cost.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::account::{self, Spent};
+use super::achieved::Achieved;
 use super::beside::Beside;
 use super::children::Children;
 use super::crowd::Crowd;
@@ -31,26 +31,6 @@ const IPERF3_LIMIT: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_millis(100);
 /// A process that is not quiet after so many looks will not be.
 const LOOKS: u32 = 30;
-
-/// What some traffic achieved.
-#[derive(Default)]
-pub(super) struct Achieved {
-    /// In the row's unit.
-    pub(super) value: f64,
-    /// Further figures by name.
-    pub(super) more: BTreeMap<String, f64>,
-    /// Octets of payload that arrived.
-    pub(super) octets: u64,
-    /// Datagrams, exchanges or connections.
-    pub(super) operations: u64,
-}
-
-impl Achieved {
-    pub(super) fn with(mut self, name: &str, figure: f64) -> Self {
-        self.more.insert(name.to_owned(), figure);
-        self
-    }
-}
 
 /// Measures once.
 pub(super) fn measure(

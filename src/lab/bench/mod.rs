@@ -12,6 +12,7 @@
 //!    wake-ups and memory are its own ([`account`]).
 //! 3. [`measure`]: one sample; [`traffic`] makes it on threads of this process. The generators check
 //!    each octet and the order within each flow: a path that is fast and wrong fails the run.
+//!    [`beside`] is a victim's latency beside something else; [`crowd`] is many containers at once.
 //! 4. Rounds are interleaved: all rows and paths once, then all again. A machine that slows down
 //!    slows all of them. [`results`] are medians, ratios of medians, and how far samples lie apart.
 //! 5. [`report`], [`svg`], and [`baseline`]: the comparison with an earlier run.
@@ -24,6 +25,7 @@
 //! machine. Only a run killed by SIGKILL leaves something: its temporary directory.
 
 mod account;
+mod achieved;
 mod args;
 pub mod baseline;
 mod beside;
