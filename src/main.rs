@@ -4,9 +4,13 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use nos_relay::cli::{Cli, Command, Outcome};
+use nos_relay::cli::{Cli, Command};
 use nos_relay::control::daemon::{self, DaemonOptions};
-use nos_relay::lab::{bench, demo};
+#[cfg(feature = "bench")]
+use nos_relay::lab::bench;
+#[cfg(feature = "demo")]
+use nos_relay::lab::demo;
+use nos_relay::outcome::Outcome;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -39,8 +43,11 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
         }
         Command::Check(check) => Ok(check.run(&mut out, &mut err)?),
         Command::Show(show) => Ok(show.run(&mut out, &mut err)?),
+        #[cfg(feature = "demo")]
         Command::Demo(args) => Ok(demo::run(args)?),
+        #[cfg(feature = "bench")]
         Command::Bench(args) => Ok(bench::run(args)?),
+        #[cfg(feature = "bench")]
         Command::BenchForward(args) => {
             bench::forwarder::run(args).map_err(|error| error.to_string())?;
             Ok(Outcome::Success)

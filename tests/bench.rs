@@ -152,8 +152,9 @@ fn document(output: &Output) -> Document {
             assert!(sample.seconds > 0.0 && sample.machine_cpu_seconds >= 0.0);
             let has_process = figure.path != "kernel";
             assert_eq!(sample.forwarder_cpu_seconds.is_some(), has_process);
-            // There is traffic, but for the row that is about its absence.
-            assert_eq!(sample.octets > 0, figure.row != "idle", "{figure:?}");
+            // There is traffic, but for the rows that are about its absence.
+            let traffic = figure.row != "idle" && !figure.row.starts_with("attach-");
+            assert_eq!(sample.octets > 0, traffic, "{figure:?}");
         }
     }
     document
@@ -225,6 +226,44 @@ lab_test! {
         }
         let memory = &document.results[0];
         assert!(memory.spread.min > 1.0 && memory.target.is_some(), "{memory:?}");
+        place.assert_nothing_is_left();
+    }
+}
+
+lab_test! {
+    fn a_victim_is_measured_beside_others_and_beside_the_relays_own_work() {
+        let place = Place::new();
+        let document = document(&place.run(&quick("starve,show-loop,detach-300", "relay-veth")));
+        let p99 = ["p99 us", "p99 us alone", "sent to unused"];
+        let show = ["p99.9 us", "p99.9 us alone", "shows of all 1/s"];
+        let detach = ["p99.9 us", "p99.9 us alone", "detached in ms"];
+        let wanted = [("starve", p99), ("show-loop", show), ("detach-300", detach)];
+        assert_eq!(document.results.len(), wanted.len());
+        for (figure, (row, names)) in document.results.iter().zip(wanted) {
+            assert_eq!(figure.row, row);
+            assert_eq!(figure.target.as_ref().unwrap().target, "≤ 3");
+            for name in names {
+                assert!(figure.samples[0].more[name] > 0.0, "{name}: {figure:?}");
+            }
+        }
+        place.assert_nothing_is_left();
+    }
+}
+
+lab_test! {
+    fn a_start_with_many_containers_and_its_end_are_measured() {
+        let place = Place::new();
+        let document = document(&place.run(&quick("attach-300", "relay-veth")));
+        let [figure] = &document.results[..] else {
+            panic!("{:?}", document.results);
+        };
+        for sample in &figure.samples {
+            assert_eq!(sample.operations, 300);
+            let (ready, end) = (sample.more["ready s"], sample.more["end s"]);
+            assert!(ready > 0.0 && end > 0.0, "{figure:?}");
+            assert!((sample.value - ready.max(end)).abs() < 1e-9, "{figure:?}");
+        }
+        assert_eq!(figure.target.as_ref().unwrap().target, "≤ 1");
         place.assert_nothing_is_left();
     }
 }

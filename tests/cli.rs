@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser};
 use nos_relay::cli::show;
-use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, Outcome, ShowArgs};
+use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
     Attachment, Capture, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port,
     PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage, Turns,
     Uplink,
 };
 use nos_relay::control::api::{Response, Table};
+use nos_relay::outcome::Outcome;
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::ports::{Claim, ClaimKind, PortTable, Registration, ServiceRegistration, Transport};

@@ -60,7 +60,6 @@ macro_rules! generational {
 
             /// The next user of the same index.
             #[must_use]
-            #[expect(clippy::cast_possible_truncation, reason = "an index has 16 bits")]
             pub const fn successor(self) -> Self {
                 let [low, high, ..] = self.0.to_le_bytes();
                 Self::new(u16::from_le_bytes([low, high]), self.generation() + 1)

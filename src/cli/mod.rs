@@ -4,14 +4,17 @@ pub mod show;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::control::api::{self, QUERY_TIMEOUT, Request, Table};
 use crate::control::config::Config;
-use crate::lab::bench::forwarder::EndSpec;
+#[cfg(feature = "bench")]
+use crate::lab::bench::{BenchArgs, forwarder::ForwardArgs};
+#[cfg(feature = "demo")]
+use crate::lab::demo::DemoArgs;
+use crate::outcome::Outcome;
 
 /// Lets containers talk through a user-mode NOS on the NOS's own interface address.
 #[derive(Clone, Debug, Parser)]
@@ -44,10 +47,13 @@ pub enum Command {
     /// Show the state of a running nos-relay.
     Show(ShowArgs),
     /// Show it all at work, in network namespaces of its own.
+    #[cfg(feature = "demo")]
     Demo(DemoArgs),
     /// Measure, in network namespaces of its own.
+    #[cfg(feature = "bench")]
     Bench(BenchArgs),
     /// The bare forwarder that `bench` measures beside the relay.
+    #[cfg(feature = "bench")]
     #[command(hide = true)]
     BenchForward(ForwardArgs),
 }
@@ -86,92 +92,12 @@ pub struct ShowArgs {
     pub control: ControlArgs,
 }
 
-/// Arguments of `demo`.
-#[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Exit codes: 0 all checks passed, 1 failure, 2 wrong usage, 130 interrupted."
-)]
-pub struct DemoArgs {
-    /// Short bulk transfers: for tests.
-    #[arg(long, hide = true)]
-    pub quick: bool,
-}
-
-/// Arguments of `bench`.
-#[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Exit codes: 0 all was measured and arrived as it was sent, 1 failure, \
-                        2 wrong usage, 130 interrupted. A missed target is no failure."
-)]
-pub struct BenchArgs {
-    /// Few and short runs: shows that it works, not how fast it is.
-    #[arg(long)]
-    pub quick: bool,
-    /// As JSON, for programs.
-    #[arg(long)]
-    pub json: bool,
-    /// Draw the results as bars into this SVG file.
-    #[arg(long, value_name = "FILE")]
-    pub plot: Option<PathBuf>,
-    /// Compare with the results in this file, which --json wrote.
-    #[arg(long, value_name = "FILE")]
-    pub baseline: Option<PathBuf>,
-    /// Measure only these rows: names, or parts of names, separated by commas.
-    #[arg(long, value_name = "FILTER")]
-    pub rows: Option<String>,
-    /// Measure only these paths: names, or parts of names, separated by commas.
-    #[arg(long, value_name = "FILTER")]
-    pub paths: Option<String>,
-    /// How often each row is measured on each path.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub rounds: Option<u32>,
-    /// How long a sample takes, more or less.
-    #[arg(long, value_name = "N", value_parser = sample_seconds)]
-    pub seconds: Option<f64>,
-    /// Show all rows and paths, and measure nothing.
-    #[arg(long)]
-    pub list: bool,
-}
-
-/// Arguments of `bench-forward`, which `bench` starts.
-#[derive(Args, Clone, Debug)]
-pub struct ForwardArgs {
-    /// The two ends: `tap|packet,NETNS,INTERFACE,MAC`, the MAC address being that of the station
-    /// there.
-    #[arg(long, required = true)]
-    pub end: Vec<EndSpec>,
-    /// One frame at a time.
-    #[arg(long)]
-    pub single: bool,
-    /// Without offload.
-    #[arg(long)]
-    pub plain: bool,
-}
-
 /// Where the control socket is.
 #[derive(Args, Clone, Debug)]
 pub struct ControlArgs {
     /// Path of the daemon's control socket.
     #[arg(long = "control", value_name = "PATH", default_value = api::DEFAULT_PATH)]
     pub path: PathBuf,
-}
-
-/// How a command ended. Wrong usage, exit code 2, is told by clap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Exit code 0.
-    Success,
-    /// Exit code 1.
-    Failure,
-}
-
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Success => Self::SUCCESS,
-            Outcome::Failure => Self::FAILURE,
-        }
-    }
 }
 
 impl CheckArgs {
@@ -236,14 +162,5 @@ fn log_filter(text: &str) -> Result<String, String> {
     match EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(error.to_string()),
-    }
-}
-
-/// A duration from 10 milliseconds to an hour.
-fn sample_seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
-    match (0.01..=3600.0).contains(&seconds) {
-        true => Ok(seconds),
-        false => Err("want 0.01 to 3600 seconds".to_owned()),
     }
 }

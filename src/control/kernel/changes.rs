@@ -15,6 +15,7 @@ use super::namespace::{Namespace, NamespaceError};
 /// Which changes to hear of: RTMGRP_* of linux/rtnetlink.h.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Topic {
+    #[cfg(any(test, feature = "testbed"))]
     Links = 0x1,
     Ipv6Routes = 0x400,
 }

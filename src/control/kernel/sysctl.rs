@@ -51,6 +51,7 @@ impl Setting {
 }
 
 /// Reads `/proc/sys/<key>` as a thread in `namespace` sees it, without the final newline.
+#[cfg(any(test, feature = "testbed"))]
 pub(crate) fn read(namespace: &Namespace, key: &str) -> Result<io::Result<String>, NamespaceError> {
     namespace.run(|| {
         let text = std::fs::read_to_string(format!("/proc/sys/{key}"))?;

@@ -5,16 +5,14 @@
 //! [`ENOUGH`] only a factor of [`PLAIN`] counts. Machines drift: where both runs have the ratio to the bare forwarder in the same run,
 //! that is compared, otherwise the medians themselves.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path as FilePath, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::plan::{Better, Plan};
-use super::results::{Document, FORMAT, Figure, Machine, Ratio};
+use super::results::{Change, Document, FORMAT, Figure, Machine, Ratio, Verdict};
 
 /// Differences below one part in a hundred are noise on any machine.
 const LEAST: f64 = 0.01;
@@ -64,45 +62,6 @@ pub enum BaselineError {
         /// The file.
         path: PathBuf,
     },
-}
-
-/// What became of a figure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Change {
-    /// Better.
-    Better,
-    /// Worse.
-    Worse,
-    /// The two runs' samples overlap.
-    WithinNoise,
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Better => "better",
-            Self::Worse => "worse",
-            Self::WithinNoise => "within noise",
-        })
-    }
-}
-
-/// One row on one path, then and now.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// The row's name.
-    pub row: String,
-    /// The path's name.
-    pub path: String,
-    /// What is compared: a unit, or the path to which it is a ratio.
-    pub what: String,
-    /// The median, or the ratio of medians, of the earlier run.
-    pub then: f64,
-    /// The same of this run.
-    pub now: f64,
-    /// What became of it.
-    pub change: Change,
 }
 
 impl Baseline {

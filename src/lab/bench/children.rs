@@ -4,21 +4,23 @@
 //! that nothing new is started or made while the process ends. Namespaces need no care: they go
 //! with their last user.
 
+use std::ffi::CStr;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use nix::unistd::mkdtemp;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, mkdtemp};
 use parking_lot::Mutex;
 
-use super::BenchError;
-use crate::lab::demo::belongings::leave_on_signal;
-use crate::lab::demo::daemon::{die_with_us, lines};
-use crate::lab::demo::progress::Progress;
+use super::error::BenchError;
+use crate::lab::process::{die_with_us, leave_on_signal, lines};
+use crate::lab::progress::Progress;
 use crate::lab::testbed::LabNamespace;
 
 /// Time for a child to get ready.
@@ -36,6 +38,8 @@ pub(super) struct Children {
 #[derive(Default)]
 struct Owned {
     directory: Option<PathBuf>,
+    /// Where a tmpfs is mounted.
+    names: Option<PathBuf>,
     children: Vec<Child>,
 }
 
@@ -61,6 +65,21 @@ impl Children {
         &self.directory
     }
 
+    /// A directory in which files can be mounts: all of them go with it.
+    pub(super) fn names(&self) -> Result<PathBuf, BenchError> {
+        let mut owned = self.owned.lock();
+        if let Some(names) = &owned.names {
+            return Ok(names.clone());
+        }
+        let names = self.directory.join("netns");
+        let failed = || BenchError::io(format!("mount {}", names.display()));
+        std::fs::create_dir(&names).map_err(failed())?;
+        let (none, flags) = (None::<&CStr>, MsFlags::MS_NOSUID | MsFlags::MS_NODEV);
+        mount(none, &names, Some("tmpfs"), flags, none).map_err(|error| failed()(error.into()))?;
+        owned.names = Some(names.clone());
+        Ok(names)
+    }
+
     /// Starts `command` in `namespace`, with its stdin and stdout for us and its stderr in the
     /// file `log`. Call it on the main thread: the child ends with the thread that started it.
     pub(super) fn start(
@@ -73,8 +92,11 @@ impl Children {
         let log = self.directory.join(log);
         let errors = std::fs::File::create(&log);
         let errors = errors.map_err(BenchError::io(format!("write {}", log.display())))?;
+        if !command.get_envs().any(|(name, _)| name == "NOTIFY_SOCKET") {
+            // Readiness is for us, not for who started us.
+            command.env_remove("NOTIFY_SOCKET");
+        }
         command
-            .env_remove("NOTIFY_SOCKET")
             .env("NO_COLOR", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -112,6 +134,13 @@ impl Children {
         }
     }
 
+    /// How a child ended that is about to, or has.
+    fn wait(&self, pid: u32) -> Option<ExitStatus> {
+        let mut owned = self.owned.lock();
+        let child = owned.children.iter_mut().find(|child| child.id() == pid)?;
+        child.wait().ok()
+    }
+
     fn has_ended(&self, pid: u32) -> Option<String> {
         let mut owned = self.owned.lock();
         let child = owned.children.iter_mut().find(|child| child.id() == pid)?;
@@ -123,6 +152,10 @@ impl Children {
 impl Owned {
     fn leave(&mut self) {
         self.children.drain(..).for_each(end);
+        if let Some(names) = self.names.take() {
+            // With all that is mounted below, also while somebody uses it.
+            let _ = umount2(&names, MntFlags::MNT_DETACH);
+        }
         if let Some(directory) = self.directory.take()
             && let Err(error) = std::fs::remove_dir_all(&directory)
         {
@@ -163,6 +196,34 @@ impl Process {
                 Err(self.failed(format!("not ready within {} s", READY_LIMIT.as_secs())))
             }
             Err(RecvTimeoutError::Disconnected) => Err(self.failed("failed".to_owned())),
+        }
+    }
+
+    /// Sends it a signal.
+    pub(super) fn signal(&self, signal: Signal) -> Result<(), BenchError> {
+        let sent = i32::try_from(self.pid)
+            .map_err(io::Error::other)
+            .and_then(|pid| Ok(kill(Pid::from_raw(pid), signal)?));
+        sent.map_err(BenchError::io(format!("send {signal}")))
+    }
+
+    /// Waits until it has ended well, as it was asked to.
+    pub(super) fn await_end(self, limit: Duration) -> Result<(), BenchError> {
+        let until = Instant::now() + limit;
+        let left = || until.saturating_duration_since(Instant::now());
+        // Its stdout is closed when it has ended, not before.
+        let ended = loop {
+            match self.lines.recv_timeout(left()) {
+                Ok(_) => {}
+                Err(error) => break error == RecvTimeoutError::Disconnected,
+            }
+        };
+        if !ended {
+            return Err(self.failed(format!("not ended within {} s", limit.as_secs())));
+        }
+        match self.children.wait(self.pid) {
+            Some(status) if !status.success() => Err(self.failed(format!("ended: {status}"))),
+            _ => Ok(()),
         }
     }
 

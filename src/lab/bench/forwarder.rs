@@ -16,13 +16,13 @@ use std::os::fd::AsRawFd;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::Args;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nos_shim::frame::{BATCH, Burst, FramePool, MAX_FRAME};
 use nos_shim::ident::MacAddr;
 use nos_shim::offload::Capabilities;
 
-use crate::cli::ForwardArgs;
 use crate::control::kernel::Namespace;
 use crate::control::kernel::takeover::Takeover;
 use crate::data::device::{FrameDevice, Next, PacketOptions, PacketSocket, open_tap};
@@ -94,6 +94,21 @@ impl FromStr for EndSpec {
             station,
         })
     }
+}
+
+/// Arguments of `bench-forward`, which `bench` starts.
+#[derive(Args, Clone, Debug)]
+pub struct ForwardArgs {
+    /// The two ends: `tap|packet,NETNS,INTERFACE,MAC`, the MAC address being that of the station
+    /// there.
+    #[arg(long, required = true)]
+    pub end: Vec<EndSpec>,
+    /// One frame at a time.
+    #[arg(long)]
+    pub single: bool,
+    /// Without offload.
+    #[arg(long)]
+    pub plain: bool,
 }
 
 struct End {

@@ -1,15 +1,19 @@
 //! One sample: some traffic on a path, and what it cost.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::account::{self, Spent};
+use super::achieved::Achieved;
+use super::beside::Beside;
 use super::children::Children;
-use super::network::Network;
-use super::path::installed;
+use super::crowd::Crowd;
+use super::descriptors;
+use super::error::{BenchError, Problem};
+use super::network::{Network, relay};
+use super::path::{Path, installed};
 use super::plan::{LOSS_ALLOWED, Load, Row};
 use super::results::Sample;
 use super::traffic::bulk::bulk;
@@ -18,7 +22,6 @@ use super::traffic::datagrams::{Stream, datagrams};
 use super::traffic::exchange::{Latencies, exchange};
 use super::traffic::search::{search, trial};
 use super::traffic::{IpVersion, Sizes, TrafficError, Transport, Way};
-use super::{BenchError, Problem};
 
 /// How much longer than its test iperf3 may take.
 const IPERF3_LIMIT: Duration = Duration::from_secs(10);
@@ -28,26 +31,6 @@ const IPERF3_LIMIT: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_millis(100);
 /// A process that is not quiet after so many looks will not be.
 const LOOKS: u32 = 30;
-
-/// What some traffic achieved.
-#[derive(Default)]
-struct Achieved {
-    /// In the row's unit.
-    value: f64,
-    /// Further figures by name.
-    more: BTreeMap<String, f64>,
-    /// Octets of payload that arrived.
-    octets: u64,
-    /// Datagrams, exchanges or connections.
-    operations: u64,
-}
-
-impl Achieved {
-    fn with(mut self, name: &str, figure: f64) -> Self {
-        self.more.insert(name.to_owned(), figure);
-        self
-    }
-}
 
 /// Measures once.
 pub(super) fn measure(
@@ -106,6 +89,35 @@ pub(super) fn measure(
         lost_in_queues: lost_after
             .zip(lost_before)
             .map(|(after, before)| after.saturating_sub(before)),
+    })
+}
+
+/// Measures how long a relay takes to attach many containers, and to end.
+pub(super) fn attach(
+    children: &Children,
+    path: Path,
+    crowd: &Crowd,
+    containers: u16,
+) -> Result<Sample, Problem> {
+    let failed = || BenchError::io("read what was spent");
+    let begin = Instant::now();
+    let before = account::machine().map_err(failed())?;
+    let life = relay::live(children, path, crowd, containers)?;
+    let after = account::machine().map_err(failed())?;
+    let (ready, end) = (life.ready.as_secs_f64(), life.end.as_secs_f64());
+    let figures = [("ready s", ready), ("end s", end)];
+    Ok(Sample {
+        value: ready.max(end),
+        more: figures
+            .map(|(name, figure)| (name.to_owned(), figure))
+            .into(),
+        octets: 0,
+        operations: u64::from(containers),
+        seconds: begin.elapsed().as_secs_f64(),
+        machine_cpu_seconds: after.saturating_sub(before).as_secs_f64(),
+        forwarder_cpu_seconds: Some(life.spent.cpu.as_secs_f64()),
+        wakeups: Some(life.spent.wakeups),
+        lost_in_queues: None,
     })
 }
 
@@ -173,7 +185,12 @@ impl Measuring<'_> {
                 Ok(Achieved::default())
             }
             Load::Memory => self.memory(),
-            Load::Fairness => self.fairness(),
+            Load::Fairness => self.beside().flood(),
+            Load::Starve => self.beside().starve(),
+            Load::ShowLoop => self.beside().show_loop(),
+            Load::Detach => self.beside().detach(),
+            // It has no network of its path: see `attach`.
+            Load::Attach { .. } => Err(BenchError::Missing("a crowd").into()),
             Load::Iperf3 { way } => self.iperf3(way),
         }
     }
@@ -208,7 +225,7 @@ impl Measuring<'_> {
     }
 
     fn flood(&self, way: Way, sizes: Sizes, flows: usize) -> Result<Achieved, Problem> {
-        let flows = flows.min(super::descriptors());
+        let flows = flows.min(descriptors::available());
         let stream = Stream {
             sizes,
             flows,
@@ -271,7 +288,7 @@ impl Measuring<'_> {
 
     fn many(&self, count: usize) -> Result<Achieved, Problem> {
         let route = self.network.route(Way::Out, IpVersion::V4);
-        let count = count.min(super::descriptors() / 2);
+        let count = count.min(descriptors::available() / 2);
         let (opened, exchanged) = connections::many(&route, count, self.duration)?;
         Ok(Achieved {
             value: exchanged.rate() / 1e3,
@@ -281,6 +298,13 @@ impl Measuring<'_> {
         }
         .with("connections", count as f64)
         .with("opened 1/s", opened.rate()))
+    }
+
+    fn beside(&self) -> Beside<'_> {
+        Beside {
+            network: self.network,
+            duration: self.duration,
+        }
     }
 
     /// Half the time for super-frames, half for small ones: both fill the pool in their own way.
@@ -306,40 +330,6 @@ impl Measuring<'_> {
             Some(octets) => achieved.with("at start", mebibytes(octets)),
             None => achieved,
         })
-    }
-
-    /// The flood begins before the exchanges that count and ends after them.
-    fn fairness(&self) -> Result<Achieved, Problem> {
-        let victim = || self.network.route(Way::Out, IpVersion::V4);
-        let flooder = self.network.second_route();
-        let flooder = flooder.ok_or(BenchError::Missing("a second container"))?;
-        let quiet = exchange(&victim(), Transport::Tcp, self.duration / 2)?;
-        let stream = Stream {
-            sizes: Sizes::Fixed(64),
-            flows: 1,
-            rate: None,
-            duration: self.duration + self.duration / 4,
-            background: true,
-        };
-        let (loaded, flood) = std::thread::scope(|scope| {
-            let flooding = scope.spawn(|| datagrams(&flooder, &stream));
-            std::thread::sleep(self.duration / 8);
-            let loaded = exchange(&victim(), Transport::Tcp, self.duration);
-            let flood = flooding.join();
-            let flood = flood.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            (loaded, flood)
-        });
-        let (loaded, flood) = (loaded?, flood?);
-        let p99 = |times: &Latencies| times.percentile(990);
-        Ok(Achieved {
-            value: p99(&loaded) / p99(&quiet),
-            octets: flood.octets,
-            operations: loaded.count(),
-            ..Achieved::default()
-        }
-        .with("p99 us", p99(&loaded))
-        .with("p99 us alone", p99(&quiet))
-        .with("flood kpps", flood.rate() / 1e3))
     }
 
     fn iperf3(&self, way: Way) -> Result<Achieved, Problem> {

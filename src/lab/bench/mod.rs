@@ -12,6 +12,7 @@
 //!    wake-ups and memory are its own ([`account`]).
 //! 3. [`measure`]: one sample; [`traffic`] makes it on threads of this process. The generators check
 //!    each octet and the order within each flow: a path that is fast and wrong fails the run.
+//!    [`beside`] is a victim's latency beside something else; [`crowd`] is many containers at once.
 //! 4. Rounds are interleaved: all rows and paths once, then all again. A machine that slows down
 //!    slows all of them. [`results`] are medians, ratios of medians, and how far samples lie apart.
 //! 5. [`report`], [`svg`], and [`baseline`]: the comparison with an earlier run.
@@ -24,8 +25,14 @@
 //! machine. Only a run killed by SIGKILL leaves something: its temporary directory.
 
 mod account;
+mod achieved;
+mod args;
 pub mod baseline;
+mod beside;
 mod children;
+mod crowd;
+mod descriptors;
+mod error;
 pub mod forwarder;
 mod measure;
 mod network;
@@ -41,95 +48,27 @@ use std::io::{self, Write};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use thiserror::Error;
+use crate::lab::progress::Progress;
+use crate::lab::testbed::{self, Privileges};
+use crate::outcome::Outcome;
 
-use crate::cli::{BenchArgs, Outcome};
-use crate::lab::demo::progress::Progress;
-use crate::lab::testbed::{self, LabError, Privileges, UserNamespaceError};
-
-use baseline::{Baseline, BaselineError};
+use baseline::Baseline;
 use children::Children;
+use crowd::Crowd;
+use error::Problem;
 use network::Network;
 use path::Path;
 use plan::{Plan, Row, Setting};
 use report::Report;
 use results::{Collected, Document, Missing, Sample};
-use traffic::TrafficError;
+
+pub use args::BenchArgs;
+pub use error::BenchError;
 
 /// Rounds, and how long a sample takes.
 const USUAL: (u32, f64) = (5, 1.0);
 /// The same for `--quick`.
 const QUICK: (u32, f64) = (2, 0.2);
-/// Descriptors for 10,000 connections, both ends, and some more.
-const DESCRIPTORS: u64 = 32_768;
-
-/// Why nothing, or not all, could be measured.
-#[derive(Debug, Error)]
-pub enum BenchError {
-    /// No namespaces.
-    #[error("the bench needs network namespaces of its own: {0}; run it as root")]
-    Privileges(UserNamespaceError),
-    /// No network.
-    #[error("cannot build a network: {0}")]
-    Network(#[from] LabError),
-    /// Some other need.
-    #[error("cannot {what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A process that forwards does not.
-    #[error("{program} {how}\n{log}")]
-    Child {
-        /// What was started.
-        program: String,
-        /// How it failed.
-        how: String,
-        /// The end of what it logged.
-        log: String,
-    },
-    /// A path could not be set up.
-    #[error("{0}")]
-    Setup(String),
-    /// Something that should be there is not.
-    #[error("there is not: {0}")]
-    Missing(&'static str),
-    /// A filter picks nothing.
-    #[error("--{option}: no {what} is called {term:?} or contains it; --list shows all")]
-    Filter {
-        /// The option's name.
-        option: &'static str,
-        /// What it picks.
-        what: &'static str,
-        /// What it was asked for.
-        term: String,
-    },
-    /// Nothing is left to measure.
-    #[error("none of these rows can be measured on these paths here:\n{0}")]
-    Nothing(String),
-    /// No baseline.
-    #[error(transparent)]
-    Baseline(#[from] BaselineError),
-}
-
-impl BenchError {
-    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
-        move |source| Self::Io { what, source }
-    }
-}
-
-/// Why there is no sample.
-#[derive(Debug, Error)]
-enum Problem {
-    #[error(transparent)]
-    Bench(#[from] BenchError),
-    #[error(transparent)]
-    Traffic(#[from] TrafficError),
-}
 
 /// Runs the bench: results to stdout, progress to stderr where that is a terminal.
 ///
@@ -151,6 +90,9 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, BenchError> {
         .map(|file| Baseline::load(file, &plan))
         .transpose()?;
     obtain_namespaces()?;
+    if plan.rows.iter().any(Row::needs_crowd) {
+        crowd::own_mounts()?;
+    }
     let missing = leave_out_missing(&mut plan);
     if plan.pairs().next().is_none() {
         let reasons = missing
@@ -158,7 +100,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome, BenchError> {
             .map(|one| format!("{}: {}", one.what, one.why));
         return Err(BenchError::Nothing(reasons.collect::<Vec<_>>().join("\n")));
     }
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     let begin = Instant::now();
     let progress = Progress::new();
     let children = Children::new(progress.clone())?;
@@ -191,6 +133,8 @@ struct Bench<'a> {
     networks: HashMap<(Path, Setting), Network>,
     /// Paths that could not be built, and will not be tried again.
     broken: Vec<(Path, Setting)>,
+    /// Containers that no network has.
+    crowd: Option<Crowd>,
     collected: Collected,
 }
 
@@ -202,6 +146,7 @@ impl<'a> Bench<'a> {
             progress,
             networks: HashMap::new(),
             broken: Vec::new(),
+            crowd: None,
             collected: Collected::default(),
         }
     }
@@ -236,6 +181,9 @@ impl<'a> Bench<'a> {
     }
 
     fn sample(&mut self, row: &Row, path: Path) -> Result<Sample, Problem> {
+        if let plan::Load::Attach { containers } = row.load {
+            return self.attach(path, containers);
+        }
         let key = (path, row.setting);
         if !self.networks.contains_key(&key) {
             let network = Network::build(self.children, path, row.setting)?;
@@ -250,6 +198,17 @@ impl<'a> Bench<'a> {
             plan::Load::Bulk { .. } => self.progress.watch(&moved, take),
             _ => take(),
         }
+    }
+
+    fn attach(&mut self, path: Path, containers: u16) -> Result<Sample, Problem> {
+        let mut crowd = match self.crowd.take() {
+            Some(crowd) => crowd,
+            None => Crowd::new(self.children, "spare")?,
+        };
+        crowd.grow(containers)?;
+        let sample = measure::attach(self.children, path, &crowd, containers);
+        self.crowd = Some(crowd);
+        sample
     }
 
     /// No packet may be missing at the end.
@@ -327,25 +286,6 @@ fn obtain_namespaces() -> Result<(), BenchError> {
         }
         Privileges::Nothing(reason) => Err(BenchError::Privileges(reason)),
     }
-}
-
-/// As far as allowed: rows that need more make do with less, and say so.
-fn raise_descriptor_limit() {
-    let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return;
-    };
-    let wanted = most.max(DESCRIPTORS);
-    if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_err() {
-        // Who may not raise the hard limit gets what it allows, or what there was.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
-}
-
-/// Descriptors that sockets may take, some being needed elsewhere.
-fn descriptors() -> usize {
-    const ELSEWHERE: u64 = 1000;
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(now, _)| now);
-    usize::try_from(limit.saturating_sub(ELSEWHERE)).unwrap_or(usize::MAX)
 }
 
 fn write(args: &BenchArgs, report: &Report<'_>) -> Result<(), BenchError> {

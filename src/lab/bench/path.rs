@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::Row;
 use crate::lab::testbed::tun_access;
 
 /// A way from the container to the external host and back.
@@ -191,17 +190,6 @@ impl Path {
             Some(_) => None,
             None => Some(format!("{program} is not installed")),
         }
-    }
-
-    /// Whether `row` says anything about it.
-    #[must_use]
-    pub fn takes_part(self, row: &Row) -> bool {
-        let at_1500 = row.setting.mtu == 1500;
-        (!row.needs_v6() || self.has_v6())
-            && (row.setting.offload || self.is_tap())
-            && (at_1500 || !self.is_foreign())
-            && (!row.needs_process() || self.has_process())
-            && (!row.needs_two_containers() || self.family() == Family::Relay)
     }
 }
 

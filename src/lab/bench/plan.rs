@@ -29,6 +29,10 @@ pub struct Setting {
     pub mtu: u16,
     /// Whether devices use checksum and segmentation offload.
     pub offload: bool,
+    /// Buffers of the relay's pool, where it is not as large as usual.
+    pub buffers: Option<u32>,
+    /// Further containers that the relay attaches.
+    pub crowd: u16,
 }
 
 impl Setting {
@@ -36,6 +40,8 @@ impl Setting {
     pub const USUAL: Self = Self {
         mtu: 1500,
         offload: true,
+        buffers: None,
+        crowd: 0,
     };
 }
 
@@ -93,6 +99,20 @@ pub enum Load {
     Memory,
     /// Latency (99th percentile) of one container while another floods, over that without.
     Fairness,
+    /// Latency (99th percentile) of one container while another sends to addresses that nobody has,
+    /// over that without.
+    Starve,
+    /// Latency (99.9th percentile) of a container while all tables are asked for in a loop, over that
+    /// without.
+    ShowLoop,
+    /// Latency (99.9th percentile) of a container while the setting's crowd is detached, over that
+    /// without.
+    Detach,
+    /// A start with many containers until the relay is ready, and an end of it: seconds, the longer.
+    Attach {
+        /// Containers.
+        containers: u16,
+    },
     /// As [`Load::Bulk`], by iperf3.
     Iperf3 {
         /// Who connects.
@@ -169,7 +189,8 @@ impl Row {
             Load::ManyConnections { .. } => "k/s",
             Load::Idle => "wake-ups/s",
             Load::Memory => "MiB",
-            Load::Fairness => "x",
+            Load::Fairness | Load::Starve | Load::ShowLoop | Load::Detach => "x",
+            Load::Attach { .. } => "s",
         }
     }
 
@@ -177,27 +198,52 @@ impl Row {
     #[must_use]
     pub fn better(&self) -> Better {
         match self.load {
-            Load::Exchange { .. } | Load::Idle | Load::Memory | Load::Fairness => Better::Lower,
+            Load::Exchange { .. } | Load::Idle | Load::Memory | Load::Attach { .. } => {
+                Better::Lower
+            }
+            _ if self.is_beside() => Better::Lower,
             _ => Better::Higher,
         }
     }
 
-    pub(super) fn needs_v6(&self) -> bool {
+    fn needs_v6(&self) -> bool {
         let v6 = IpVersion::V6;
         matches!(self.load, Load::Bulk { ip, .. } if ip == v6)
     }
 
-    pub(super) fn needs_process(&self) -> bool {
+    fn needs_process(&self) -> bool {
         matches!(self.load, Load::Idle | Load::Memory)
     }
 
     /// Whether a figure says more beside another path's.
     pub(super) fn has_ratios(&self) -> bool {
-        !matches!(self.load, Load::Idle | Load::Memory | Load::Fairness)
+        !self.is_beside() && !matches!(self.load, Load::Idle | Load::Memory | Load::Attach { .. })
     }
 
-    pub(super) fn needs_two_containers(&self) -> bool {
-        self.load == Load::Fairness
+    /// Whether it is about one container's latency beside what something else does.
+    fn is_beside(&self) -> bool {
+        matches!(
+            self.load,
+            Load::Fairness | Load::Starve | Load::ShowLoop | Load::Detach
+        )
+    }
+
+    /// Whether it needs containers whose namespaces have names.
+    pub(super) fn needs_crowd(&self) -> bool {
+        self.setting.crowd > 0 || matches!(self.load, Load::Attach { .. })
+    }
+
+    /// Whether it says anything about `path`.
+    #[must_use]
+    pub fn runs_on(&self, path: Path) -> bool {
+        let at_1500 = self.setting.mtu == 1500;
+        (!self.needs_v6() || path.has_v6())
+            && (self.setting.offload || path.is_tap())
+            && (at_1500 || !path.is_foreign())
+            && (!self.needs_process() || path.has_process())
+            && (!self.is_beside() || path.family() == Family::Relay)
+            && (!matches!(self.load, Load::Attach { .. })
+                || (path.family() == Family::Relay && !path.is_split()))
     }
 
     /// Why it cannot be measured here at all.
@@ -241,7 +287,8 @@ impl Row {
         match self.load {
             Load::Idle => Some(Target::AtMost(0.0)),
             Load::Memory => Some(Target::AtMost(32.0)),
-            Load::Fairness => Some(Target::AtMost(3.0)),
+            _ if self.is_beside() => Some(Target::AtMost(3.0)),
+            Load::Attach { containers: 300 } => Some(Target::AtMost(1.0)),
             _ => None,
         }
     }
@@ -267,6 +314,7 @@ pub fn rows() -> Vec<Row> {
     rows.extend(exchanges());
     rows.extend(many());
     rows.extend(costs());
+    rows.extend(containers());
     rows
 }
 
@@ -423,6 +471,49 @@ fn costs() -> Vec<Row> {
     ]
 }
 
+/// What containers cost each other, and what many of them take.
+fn containers() -> Vec<Row> {
+    let starve = Row::new(
+        "starve",
+        "p99 of TCP exchanges while another container sends to addresses that nobody has, over that \
+         without; 1024 buffers",
+        Load::Starve,
+    );
+    let show = Row::new(
+        "show-loop",
+        "p99.9 of TCP exchanges while `show` asks for all tables in a loop, over that without; 300 \
+         more containers",
+        Load::ShowLoop,
+    );
+    let detach = Row::new(
+        "detach-300",
+        "p99.9 of TCP exchanges while 300 other containers are detached, over that without",
+        Load::Detach,
+    );
+    let attach = |containers: u16| {
+        Row::new(
+            format!("attach-{containers}"),
+            format!("from start to ready with {containers} containers, or to the end: the longer"),
+            Load::Attach { containers },
+        )
+    };
+    let with = |row: Row, buffers, crowd| Row {
+        setting: Setting {
+            buffers,
+            crowd,
+            ..Setting::USUAL
+        },
+        ..row.quick()
+    };
+    vec![
+        with(starve, Some(1024), 0),
+        with(show, None, 300),
+        with(detach, None, 300),
+        attach(300).quick(),
+        attach(1000).quick(),
+    ]
+}
+
 /// Rows, paths, and how often and long each pair is measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -442,7 +533,7 @@ impl Plan {
         self.rows.iter().flat_map(|row| {
             let paths = self.paths.iter().copied();
             paths
-                .filter(|path| path.takes_part(row))
+                .filter(|path| row.runs_on(*path))
                 .map(move |path| (row, path))
         })
     }
@@ -512,7 +603,7 @@ mod tests {
         for row in rows() {
             let paths: Vec<_> = Path::ALL
                 .into_iter()
-                .filter(|path| path.takes_part(&row))
+                .filter(|path| row.runs_on(*path))
                 .collect();
             assert!(paths.contains(&Path::RelayTap), "{}", row.name);
             assert_eq!(row.ratio_target(Path::Kernel), None);
@@ -533,12 +624,31 @@ mod tests {
     fn paths_take_part_where_they_can() {
         let rows = rows();
         let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
-        assert!(!Path::Kernel.takes_part(row("tcp-out-v6")));
-        assert!(!Path::Pasta.takes_part(row("tcp-out-9000")));
-        assert!(Path::Kernel.takes_part(row("tcp-out-9000")));
-        assert!(!Path::BarePacket.takes_part(row("tcp-out-plain")));
-        assert!(!Path::Kernel.takes_part(row("idle")));
-        assert!(!Path::BareTap.takes_part(row("fairness")));
+        assert!(!row("tcp-out-v6").runs_on(Path::Kernel));
+        assert!(!row("tcp-out-9000").runs_on(Path::Pasta));
+        assert!(row("tcp-out-9000").runs_on(Path::Kernel));
+        assert!(!row("tcp-out-plain").runs_on(Path::BarePacket));
+        assert!(!row("idle").runs_on(Path::Kernel));
+        assert!(!row("fairness").runs_on(Path::BareTap));
+    }
+
+    #[test]
+    fn a_victim_needs_a_relay_and_a_start_one_thread_of_it() {
+        let rows = rows();
+        let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
+        for name in ["fairness", "starve", "show-loop", "detach-300"] {
+            let row = row(name);
+            assert_eq!(row.own_target(Path::RelayVeth), Some(Target::AtMost(3.0)));
+            assert!(row.runs_on(Path::RelayTapSplit) && !row.runs_on(Path::BareTap));
+            assert!(row.better() == Better::Lower && !row.has_ratios());
+        }
+        let start = row("attach-300");
+        assert!(start.runs_on(Path::RelayTap) && !start.runs_on(Path::RelayTapSplit));
+        assert_eq!(start.own_target(Path::RelayTap), Some(Target::AtMost(1.0)));
+        assert_eq!(row("attach-1000").own_target(Path::RelayTap), None);
+        assert_eq!(row("starve").setting.buffers, Some(1024));
+        assert!(row("detach-300").needs_crowd() && start.needs_crowd());
+        assert!(!row("starve").needs_crowd());
     }
 
     #[test]

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::baseline::{Change, Verdict};
 use super::path::{Family, Path};
-use super::results::{Document, Figure, Ratio, Wanted};
+use super::results::{Change, Document, Figure, Ratio, Verdict, Wanted};
 
 /// A document, and what is said about its making. Displays as the text for stdout.
 #[derive(Debug)]

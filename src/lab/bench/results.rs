@@ -1,6 +1,7 @@
 //! What was measured, as one document: the JSON, and what table, plot and comparison are made of.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use nix::sys::utsname::uname;
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,7 @@ pub struct Document {
     pub failures: Vec<Failure>,
     /// The verdicts of a comparison with an earlier run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub baseline: Vec<super::baseline::Verdict>,
+    pub baseline: Vec<Verdict>,
 }
 
 /// Where a run took place.
@@ -162,6 +163,45 @@ pub struct Failure {
     pub why: String,
     /// Whether it makes the run fail: not what other programs do.
     pub counts: bool,
+}
+
+/// What became of a figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// Better.
+    Better,
+    /// Worse.
+    Worse,
+    /// The two runs' samples overlap.
+    WithinNoise,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Better => "better",
+            Self::Worse => "worse",
+            Self::WithinNoise => "within noise",
+        })
+    }
+}
+
+/// One row on one path, then and now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The row's name.
+    pub row: String,
+    /// The path's name.
+    pub path: String,
+    /// What is compared: a unit, or the path to which it is a ratio.
+    pub what: String,
+    /// The median, or the ratio of medians, of the earlier run.
+    pub then: f64,
+    /// The same of this run.
+    pub now: f64,
+    /// What became of it.
+    pub change: Change,
 }
 
 impl Spread {

@@ -12,14 +12,10 @@ use std::sync::Arc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkdtemp};
 use parking_lot::Mutex;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
-use super::DemoError;
-use super::progress::Progress;
-
-/// 128 + SIGINT, as shells have it.
-const INTERRUPTED: i32 = 130;
+use super::error::DemoError;
+use crate::lab::process::leave_on_signal;
+use crate::lab::progress::Progress;
 
 /// A temporary directory and a child; both are gone when this value is, or after a signal.
 pub(super) struct Belongings {
@@ -128,28 +124,4 @@ fn make_directory(owned: &mut Owned) -> Result<PathBuf, DemoError> {
     })?;
     owned.directory = Some(directory.clone());
     Ok(directory)
-}
-
-/// On a signal has `leave` clean up, and ends the process; `what` was interrupted. The lock is never
-/// given back.
-pub(crate) fn leave_on_signal<T: Send + 'static>(
-    what: &'static str,
-    owned: Arc<Mutex<T>>,
-    leave: fn(&mut T),
-    progress: Progress,
-) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    let wait = move || {
-        if signals.forever().next().is_some() {
-            let mut owned = owned.lock();
-            leave(&mut owned);
-            progress.clear();
-            eprintln!("nos-relay: {what} interrupted");
-            std::process::exit(INTERRUPTED);
-        }
-    };
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(wait)?;
-    Ok(())
 }

@@ -1,23 +1,19 @@
 //! The daemon: this program once more, in the device's namespace.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
-
-use super::DemoError;
 use super::belongings::Belongings;
+use super::error::DemoError;
 use super::network::Network;
 use crate::control::api::snapshot::Counters;
 use crate::control::api::{self, ControlError, Request, Response, Table};
+use crate::lab::process::{die_with_us, lines};
 
 const READY_LIMIT: Duration = Duration::from_secs(15);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -148,39 +144,4 @@ fn command(config: &Path, control: &Path, errors: File) -> Command {
         .process_group(0);
     die_with_us(&mut command);
     command
-}
-
-/// Lets the kernel kill the child when this thread, the main one, ends in whatever way.
-pub(crate) fn die_with_us(command: &mut Command) {
-    let us = Pid::this();
-    let tie = move || {
-        set_pdeathsig(Signal::SIGKILL)?;
-        // Too late for the signal.
-        if getppid() != us {
-            return Err(Errno::ESRCH.into());
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes two system calls; it takes no lock and
-    // allocates nothing.
-    unsafe { command.pre_exec(tie) };
-}
-
-/// The lines of a child's stdout, read by a thread of its own.
-pub(crate) fn lines(stdout: Option<ChildStdout>) -> io::Result<Receiver<String>> {
-    let (sender, receiver) = channel();
-    let read = move || {
-        for line in stdout
-            .into_iter()
-            .flat_map(|out| BufReader::new(out).lines())
-        {
-            let Ok(line) = line else { return };
-            // Read on to the end all the same: a full pipe would block the child.
-            let _ = sender.send(line);
-        }
-    };
-    std::thread::Builder::new()
-        .name("child-stdout".to_owned())
-        .spawn(read)?;
-    Ok(receiver)
 }

@@ -18,65 +18,44 @@
 //!
 //! Only a demo that is killed by SIGKILL leaves something: its temporary directory.
 
-pub(crate) mod belongings;
+mod belongings;
 mod checks;
-pub(crate) mod daemon;
+mod daemon;
+mod error;
 mod network;
-pub(crate) mod progress;
 mod report;
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
+use clap::Args;
 
-use crate::cli::{DemoArgs, Outcome};
-use crate::lab::testbed::{self, LabError, Privileges, UserNamespaceError};
+use crate::lab::progress::Progress;
+use crate::lab::testbed::{self, Privileges};
+use crate::outcome::Outcome;
 
 use belongings::Belongings;
-use checks::Measured;
+use checks::Demo;
 use daemon::Daemon;
 use network::Network;
-use progress::Progress;
 use report::{Report, Row};
+
+pub use error::DemoError;
 
 /// How long each bulk transfer takes, more or less.
 const BULK: Duration = Duration::from_millis(800);
 /// The same for `--quick`.
 const QUICK_BULK: Duration = Duration::from_millis(50);
 
-/// Why the demo could not begin, or not go on.
-#[derive(Debug, Error)]
-pub enum DemoError {
-    /// No namespaces.
-    #[error("the demo needs network namespaces of its own: {0}; run it as root")]
-    Privileges(UserNamespaceError),
-    /// No network.
-    #[error("cannot build the demo's network: {0}")]
-    Network(#[from] LabError),
-    /// Some other need.
-    #[error("cannot {what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The daemon does not start.
-    #[error("`nos-relay run` {how}\n{log}")]
-    Daemon {
-        /// How it failed.
-        how: String,
-        /// The end of what it logged.
-        log: String,
-    },
-}
-
-impl DemoError {
-    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
-        move |source| Self::Io { what, source }
-    }
+/// Arguments of `demo`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Exit codes: 0 all checks passed, 1 failure, 2 wrong usage, 130 interrupted."
+)]
+pub struct DemoArgs {
+    /// Short bulk transfers: for tests.
+    #[arg(long, hide = true)]
+    pub quick: bool,
 }
 
 /// Runs the demo: the report goes to stdout, progress to stderr where that is a terminal.
@@ -118,48 +97,37 @@ fn perform(
         progress,
         bulk,
     };
-    let report = demo.perform();
+    let report = show_all(&demo);
     Ok((network, report))
 }
 
-/// What the checks work with.
-struct Demo<'a> {
-    network: &'a Network,
-    daemon: &'a Daemon<'a>,
-    progress: &'a Progress,
-    /// How long each bulk transfer shall take.
-    bulk: Duration,
-}
-
-impl Demo<'_> {
-    fn perform(&self) -> Report {
-        let mut report = Report::default();
-        let checks = checks::all(self);
-        // Ending the daemon is the last check.
-        let total = checks.len() + 1;
-        for (number, check) in checks.iter().enumerate() {
-            let step = format!("[{}/{total}] {}", number + 1, check.name());
-            self.progress.show(&step);
-            let row = Row::new(check, check.run());
-            let failed = row.measured.is_err();
-            report.rows.push(row);
-            if failed && let Some(how) = self.daemon.death() {
-                report.died = Some(how);
-                report.untried = total - report.rows.len();
-                report.log = self.daemon.log();
-                return report;
-            }
+fn show_all(demo: &Demo<'_>) -> Report {
+    let mut report = Report::default();
+    let checks = checks::all(demo);
+    // Ending the daemon is the last check.
+    let total = checks.len() + 1;
+    for (number, check) in checks.iter().enumerate() {
+        let step = format!("[{}/{total}] {}", number + 1, check.name());
+        demo.progress.show(&step);
+        let row = Row::new(check, check.run());
+        let failed = row.measured.is_err();
+        report.rows.push(row);
+        if failed && let Some(how) = demo.daemon.death() {
+            report.died = Some(how);
+            report.untried = total - report.rows.len();
+            report.log = demo.daemon.log();
+            return report;
         }
-        report.counters = self.daemon.counters().ok();
-        let ending = checks::ending(self);
-        self.progress
-            .show(&format!("[{total}/{total}] {}", ending.name()));
-        report.rows.push(Row::new(&ending, ending.run()));
-        if report.failed() > 0 {
-            report.log = self.daemon.log();
-        }
-        report
     }
+    report.counters = demo.daemon.counters().ok();
+    let ending = checks::ending(demo);
+    demo.progress
+        .show(&format!("[{total}/{total}] {}", ending.name()));
+    report.rows.push(Row::new(&ending, ending.run()));
+    if report.failed() > 0 {
+        report.log = demo.daemon.log();
+    }
+    report
 }
 
 /// Whether it took a user namespace.

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 
-use super::Measured;
-use super::checks::Check;
-use crate::cli::Outcome;
+use super::checks::{Check, Measured};
 use crate::control::api::snapshot::{Counters, Stage};
+use crate::outcome::Outcome;
 
 /// Columns of the report.
 const WIDTH: u16 = 100;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 
-use super::{LabError, LabNamespace};
+use super::error::LabError;
+use super::namespace::LabNamespace;
 use crate::control::kernel::LinkFacts;
 use crate::control::kernel::changes::{Changes, Topic};
 use crate::control::kernel::netlink::{AddressFacts, LinkChange, Netlink, RouteFacts};

@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::LabError;
+use super::error::LabError;
 use crate::control::kernel::netlink::Netlink;
 use crate::control::kernel::{Namespace, sysctl};
 

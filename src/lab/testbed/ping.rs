@@ -10,7 +10,8 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{LabError, LabNamespace};
+use super::error::LabError;
+use super::namespace::LabNamespace;
 
 /// What came of one echo request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use socket2::{Domain, Socket, Type};
 
-use super::{LabError, LabNamespace, pattern};
+use super::error::LabError;
+use super::namespace::LabNamespace;
+use super::pattern;
+use super::port::{FREE_WITHIN, once_free};
 
 /// A listener in a namespace that sends back what it gets, until dropped.
 #[derive(Debug)]
@@ -37,9 +40,7 @@ impl EchoServer {
     pub fn start(namespace: &LabNamespace, address: SocketAddr) -> Result<Self, LabError> {
         let action = format!("listen on {address}");
         namespace.try_run(&action, || {
-            Self::serve(super::once_free(super::FREE_WITHIN, || {
-                TcpListener::bind(address)
-            })?)
+            Self::serve(once_free(FREE_WITHIN, || TcpListener::bind(address))?)
         })
     }
 
@@ -220,7 +221,7 @@ impl Transfer<'_> {
         let listener = self
             .server
             .try_run(&format!("listen on {}", self.listen), || {
-                super::once_free(super::FREE_WITHIN, || TcpListener::bind(self.listen))
+                once_free(FREE_WITHIN, || TcpListener::bind(self.listen))
             })?;
         self.carry(&listener, progress).map_err(|error| {
             let action = format!(

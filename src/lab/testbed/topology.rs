@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 
-use super::{LabError, LabNamespace, veth};
+use super::error::LabError;
+use super::link::veth;
+use super::namespace::LabNamespace;
 
 /// A device with containers, and an external host on its uplink.
 ///

@@ -11,7 +11,9 @@ use std::time::Duration;
 use nix::sys::socket::{Shutdown, SockaddrStorage, recvfrom, shutdown};
 use parking_lot::Mutex;
 
-use super::{LabError, LabNamespace};
+use super::error::LabError;
+use super::namespace::LabNamespace;
+use super::port::{FREE_WITHIN, once_free};
 
 /// Largest payload of a UDP datagram over IPv4, in octets.
 const LARGEST: usize = 65_507;
@@ -34,9 +36,7 @@ impl EchoServer {
     pub fn start(namespace: &LabNamespace, address: SocketAddr) -> Result<Self, LabError> {
         let action = format!("bind to {address}");
         namespace.try_run(&action, || {
-            Self::serve(super::once_free(super::FREE_WITHIN, || {
-                UdpSocket::bind(address)
-            })?)
+            Self::serve(once_free(FREE_WITHIN, || UdpSocket::bind(address))?)
         })
     }
 
@@ -127,7 +127,7 @@ pub fn exchange(
             IpAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
             IpAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
         };
-        let socket = super::once_free(limit, || UdpSocket::bind(local.unwrap_or(any)))?;
+        let socket = once_free(limit, || UdpSocket::bind(local.unwrap_or(any)))?;
         socket.connect(remote)?;
         socket.send(payload)?;
         await_echo(&socket, payload, limit)?;

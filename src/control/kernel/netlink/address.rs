@@ -1,4 +1,4 @@
-//! Addresses of interfaces, and neighbors.
+//! Addresses of interfaces.
 
 use std::io;
 use std::net::IpAddr;
@@ -9,11 +9,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
     AddressScope,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
 use netlink_packet_route::route::RouteType;
-use nos_shim::ident::MacAddr;
 
 use super::PROTOCOL;
 use super::client::{Netlink, Request};
@@ -104,31 +100,6 @@ impl Netlink {
             .filter(|(_, kind)| *kind != Some(RouteType::Local))
             .map(|(address, _)| address)
             .collect())
-    }
-
-    pub(crate) fn add_neighbor(
-        &self,
-        index: u32,
-        address: IpAddr,
-        mac: MacAddr,
-    ) -> Result<(), NetlinkError> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = family_of(address);
-        message.header.ifindex = index;
-        message.header.state = NeighbourState::Permanent;
-        message.header.kind = RouteType::Unspec;
-        message.attributes = vec![
-            NeighbourAttribute::Destination(match address {
-                IpAddr::V4(address) => NeighbourAddress::Inet(address),
-                IpAddr::V6(address) => NeighbourAddress::Inet6(address),
-            }),
-            NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
-        ];
-        let action = format!("add neighbor {address} at {mac}");
-        self.call(&Request::replace(
-            action,
-            RouteNetlinkMessage::NewNeighbour(message),
-        ))
     }
 }
 

@@ -127,6 +127,7 @@ impl LinkChange {
     }
 
     /// Makes it a port of the bridge with this index.
+    #[cfg(any(test, feature = "testbed"))]
     pub(crate) fn controller(self, index: u32) -> Self {
         self.with(LinkAttribute::Controller(index))
     }
@@ -146,6 +147,7 @@ impl LinkChange {
         self.administrative(LinkFlags::Up)
     }
 
+    #[cfg(any(test, feature = "testbed"))]
     pub(crate) fn down(self) -> Self {
         self.administrative(LinkFlags::empty())
     }
@@ -158,6 +160,7 @@ impl LinkChange {
     }
 
     /// Makes it a bridge.
+    #[cfg(any(test, feature = "testbed"))]
     pub(crate) fn bridge(self) -> Self {
         self.with(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
             InfoKind::Bridge,
@@ -271,6 +274,7 @@ impl Netlink {
         Ok(objects.iter().filter_map(link_facts).collect())
     }
 
+    #[cfg(any(test, feature = "testbed"))]
     pub(crate) fn set_up(&self, link: &LinkFacts) -> Result<(), NetlinkError> {
         self.call(&LinkChange::of(link.index).up().request(&link.name))
     }

@@ -20,6 +20,8 @@ mod client;
 mod error;
 mod exchange;
 mod link;
+#[cfg(any(test, feature = "testbed"))]
+mod neighbor;
 mod route;
 
 pub(crate) use address::AddressFacts;

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -39,7 +38,8 @@ impl RouteFacts {
     }
 
     /// A route to `prefix` by way of the neighbor `via`; `None` if their families differ.
-    pub(crate) fn via(prefix: IpNet, via: IpAddr) -> Option<Self> {
+    #[cfg(any(test, feature = "testbed"))]
+    pub(crate) fn via(prefix: ipnet::IpNet, via: IpAddr) -> Option<Self> {
         if prefix.addr().is_ipv4() != via.is_ipv4() {
             return None;
         }
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn a_route_has_one_family() {
         let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap());
-        let default: IpNet = "0.0.0.0/0".parse().unwrap();
+        let default: ipnet::IpNet = "0.0.0.0/0".parse().unwrap();
         assert!(RouteFacts::via(default, v4).is_some_and(|route| route.is_default()));
         assert!(RouteFacts::via(default, v6).is_none());
     }

@@ -6,8 +6,8 @@ use nos_shim::ident::MacAddr;
 
 use super::{LINK_LIMIT, Losses, Network, external_address, set_ephemeral, shared_address, silent};
 use crate::control::attach;
-use crate::lab::bench::BenchError;
 use crate::lab::bench::children::{Children, Process};
+use crate::lab::bench::error::BenchError;
 use crate::lab::bench::forwarder::EndSpec;
 use crate::lab::bench::path::Path;
 use crate::lab::bench::plan::Setting;

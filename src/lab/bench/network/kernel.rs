@@ -4,8 +4,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::{Network, set_ephemeral};
-use crate::lab::bench::BenchError;
 use crate::lab::bench::children::Children;
+use crate::lab::bench::error::BenchError;
 use crate::lab::bench::path::{Path, installed};
 use crate::lab::bench::plan::Setting;
 use crate::lab::testbed::{LabNamespace, Topology, veth};

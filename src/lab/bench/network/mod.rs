@@ -12,7 +12,7 @@
 mod bare;
 mod kernel;
 mod peers;
-mod relay;
+pub(super) mod relay;
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::BenchError;
 use super::account;
 use super::children::{Children, Process};
+use super::error::BenchError;
 use super::path::Path;
 use super::plan::Setting;
 use super::traffic::{IpVersion, Route, Way};
@@ -53,6 +53,8 @@ pub(super) struct Network {
     pub(super) forwarder: Option<Process>,
     /// Resident octets of that process before any traffic.
     pub(super) resident: Option<u64>,
+    /// What detaches and attaches the setting's crowd.
+    pub(super) reload: Option<relay::Reload>,
     /// Interfaces whose transmit queue is part of the path.
     queues: Vec<(LabNamespace, String)>,
     losses: Losses,
@@ -101,6 +103,7 @@ impl Network {
             external,
             forwarder: None,
             resident: None,
+            reload: None,
             queues: Vec::new(),
             losses: Losses::Nobody,
             next: Cell::new(0),
@@ -136,6 +139,14 @@ impl Network {
             server,
             connect: SocketAddr::new(address, port + number),
             listen: SocketAddr::new(any, port + number),
+        }
+    }
+
+    /// The relay's control socket.
+    pub(super) fn control(&self) -> Option<&std::path::Path> {
+        match &self.losses {
+            Losses::Relay(control) => Some(control),
+            _ => None,
         }
     }
 
@@ -204,7 +215,7 @@ fn set_ephemeral(container: &LabNamespace) -> Result<(), LabError> {
     container.sysctl("net/ipv4/ip_local_port_range", &range)
 }
 
-fn show(control: &std::path::Path, table: Table) -> Option<Response> {
+pub(super) fn show(control: &std::path::Path, table: Table) -> Option<Response> {
     api::query(control, &Request::Show { table }, QUERY_LIMIT).ok()
 }
 

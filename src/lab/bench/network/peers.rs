@@ -13,8 +13,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::{LINK_LIMIT, LISTEN, Network};
-use crate::lab::bench::BenchError;
 use crate::lab::bench::children::{Children, Process};
+use crate::lab::bench::error::BenchError;
 use crate::lab::bench::path::{Path, installed};
 use crate::lab::testbed::{LabNamespace, Topology};
 

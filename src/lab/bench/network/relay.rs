@@ -1,16 +1,25 @@
 //! The relay itself: the daemon in a process of its own, as anybody runs it.
 
-use std::path::Path as FilePath;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path as FilePath, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use super::{LINK_LIMIT, Losses, Network, show};
 use crate::control::api::snapshot::{Link, Stage};
 use crate::control::api::{Response, Table};
-use crate::lab::bench::BenchError;
-use crate::lab::bench::children::Children;
+use crate::lab::bench::account::{self, Spent};
+use crate::lab::bench::children::{Children, Process};
+use crate::lab::bench::crowd::Crowd;
+use crate::lab::bench::error::BenchError;
 use crate::lab::bench::path::Path;
 use crate::lab::bench::plan::Setting;
 use crate::lab::testbed::{LabNamespace, Topology};
+
+/// Time for a crowd to be attached or detached.
+const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// Container and uplink on TAPs. The daemon runs in X: its uplink's TAP is X's interface, as with
 /// the bare forwarder.
@@ -28,12 +37,8 @@ pub(super) fn tap(
         uplink: "tap:up0",
         containers: [&container, &second],
     };
-    let mut network = start(
-        children,
-        &host,
-        &config,
-        Network::new(path, container.clone(), external),
-    )?;
+    let network = Network::new(path, container.clone(), external);
+    let mut network = start(children, &host, &config, network)?;
     let external = &network.external;
     for address in Topology::external_addresses() {
         external.add_address("up0", address)?;
@@ -84,15 +89,17 @@ impl Config<'_> {
         } else {
             "single"
         };
-        let device = if self.path.is_tap() { "tap" } else { "veth" };
-        let Setting { mtu, offload } = self.setting;
+        let device = device(self.path);
+        let Setting { mtu, offload, .. } = self.setting;
+        let buffers = self.setting.buffers;
+        let buffers = buffers.map_or_else(String::new, |count| format!("buffers = {count}\n"));
         let [v4, v6] = super::shared_networks();
         let [c, d] = self.containers.map(|container| container.path());
         let (c, d, uplink) = (c.display(), d.display(), self.uplink);
         format!(
             r#"[relay]
 threads = "{threads}"
-[[uplink]]
+{buffers}[[uplink]]
 name = "up0"
 device = "{uplink}"
 addresses = ["{v4}", "{v6}"]
@@ -121,8 +128,22 @@ offload = {offload}
     /// Name of its files.
     fn label(&self) -> String {
         let offload = if self.setting.offload { "" } else { "-plain" };
-        format!("{}-{}{offload}", self.path, self.setting.mtu)
+        let buffers = self.setting.buffers;
+        let buffers = buffers.map_or_else(String::new, |count| format!("-buffers-{count}"));
+        let crowd = match self.setting.crowd {
+            0 => String::new(),
+            size => format!("-crowd-{size}"),
+        };
+        format!(
+            "{}-{}{offload}{buffers}{crowd}",
+            self.path, self.setting.mtu
+        )
     }
+}
+
+/// The kind of a container's device, as in the configuration.
+fn device(path: Path) -> &'static str {
+    if path.is_tap() { "tap" } else { "veth" }
 }
 
 fn start(
@@ -132,21 +153,187 @@ fn start(
     mut network: Network,
 ) -> Result<Network, BenchError> {
     let label = config.label();
-    let file = |end: &str| children.directory().join(format!("{label}.{end}"));
-    let (toml, control) = (file("toml"), file("sock"));
-    std::fs::write(&toml, config.text())
-        .map_err(BenchError::io(format!("write {}", toml.display())))?;
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .args(["--log", "warn", "run"])
-        .arg(&toml)
-        .arg("--control")
-        .arg(&control);
-    let process = children.start(host, command, &format!("{label}.log"))?;
-    process.await_ready()?;
-    network.forwarder = Some(process);
-    network.losses = Losses::Relay(control);
+    let mut daemon = Daemon::new(children, &label);
+    let text = config.text();
+    match config.setting.crowd {
+        0 => daemon.configure(&text)?,
+        size => {
+            let mut crowd = Crowd::new(children, &label)?;
+            crowd.grow(size)?;
+            let crowded = format!("{text}{}", crowd.configuration(size, device(config.path)));
+            daemon.configure(&crowded)?;
+            let reload = Reload::new(&daemon, [text, crowded], crowd)?;
+            daemon.notify = Some(reload.address.clone());
+            network.reload = Some(reload);
+        }
+    }
+    network.forwarder = Some(daemon.start(children, host)?);
+    if let Some(reload) = &network.reload {
+        reload.await_ready()?;
+    }
+    network.losses = Losses::Relay(daemon.control);
     Ok(network)
+}
+
+/// A daemon's files.
+struct Daemon {
+    label: String,
+    config: PathBuf,
+    control: PathBuf,
+    /// Whom it tells that it is ready (sd_notify(3)).
+    notify: Option<PathBuf>,
+}
+
+impl Daemon {
+    fn new(children: &Children, label: &str) -> Self {
+        let file = |end: &str| children.directory().join(format!("{label}.{end}"));
+        Self {
+            label: label.to_owned(),
+            config: file("toml"),
+            control: file("sock"),
+            notify: None,
+        }
+    }
+
+    fn configure(&self, text: &str) -> Result<(), BenchError> {
+        std::fs::write(&self.config, text)
+            .map_err(BenchError::io(format!("write {}", self.config.display())))
+    }
+
+    /// Starts it, and waits until it is ready.
+    fn start(&self, children: &Children, host: &LabNamespace) -> Result<Process, BenchError> {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(["--log", "warn", "run"])
+            .arg(&self.config)
+            .arg("--control")
+            .arg(&self.control);
+        if let Some(notify) = &self.notify {
+            command.env("NOTIFY_SOCKET", notify);
+        }
+        let process = children.start(host, command, &format!("{}.log", self.label))?;
+        process.await_ready()?;
+        Ok(process)
+    }
+
+    fn attachments(&self) -> Result<usize, BenchError> {
+        attachments(&self.control)
+    }
+}
+
+fn attachments(control: &FilePath) -> Result<usize, BenchError> {
+    match show(control, Table::Attachments) {
+        Some(Response::Attachments(attachments)) => Ok(attachments.len()),
+        _ => Err(BenchError::Missing("an answer to `show attachments`")),
+    }
+}
+
+/// What changes a relay's configuration, and notices that it follows.
+pub(in crate::lab::bench) struct Reload {
+    config: PathBuf,
+    control: PathBuf,
+    /// Without the crowd and with it.
+    texts: [String; 2],
+    notices: UnixDatagram,
+    address: PathBuf,
+    /// Its namespaces live as long.
+    _crowd: Crowd,
+}
+
+impl Reload {
+    fn new(daemon: &Daemon, texts: [String; 2], crowd: Crowd) -> Result<Self, BenchError> {
+        let address = daemon.config.with_extension("notify");
+        let notices = UnixDatagram::bind(&address).and_then(|notices| {
+            notices.set_read_timeout(Some(RELOAD_LIMIT))?;
+            Ok(notices)
+        });
+        Ok(Self {
+            config: daemon.config.clone(),
+            control: daemon.control.clone(),
+            texts,
+            notices: notices.map_err(BenchError::io("hear of reloads"))?,
+            address,
+            _crowd: crowd,
+        })
+    }
+
+    /// Has the crowd detached from or attached to `process`; `Ok` once it is.
+    pub(in crate::lab::bench) fn perform(
+        &self,
+        process: &Process,
+        crowded: bool,
+    ) -> Result<(), BenchError> {
+        let text = &self.texts[usize::from(crowded)];
+        std::fs::write(&self.config, text)
+            .map_err(BenchError::io(format!("write {}", self.config.display())))?;
+        process.signal(Signal::SIGHUP)?;
+        self.await_ready()
+    }
+
+    /// Fails unless as many containers are attached as the configuration has.
+    pub(in crate::lab::bench) fn check(&self, crowded: bool) -> Result<(), BenchError> {
+        let text = &self.texts[usize::from(crowded)];
+        let wanted = text.matches("[[container]]").count();
+        match attachments(&self.control)? {
+            found if found == wanted => Ok(()),
+            found => Err(BenchError::Setup(format!(
+                "{found} containers are attached, not {wanted}"
+            ))),
+        }
+    }
+
+    /// Reads what the daemon says until it says that it is ready.
+    fn await_ready(&self) -> Result<(), BenchError> {
+        let mut octets = [0; 512];
+        loop {
+            let read = self.notices.recv(&mut octets);
+            let length = read.map_err(BenchError::io("hear of a reload"))?;
+            let text = String::from_utf8_lossy(&octets[..length]);
+            if text.lines().any(|line| line == "READY=1") {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// How long a daemon with many containers took.
+pub(in crate::lab::bench) struct Life {
+    /// From its start until it was ready.
+    pub(in crate::lab::bench) ready: Duration,
+    /// From SIGTERM to its end.
+    pub(in crate::lab::bench) end: Duration,
+    /// What it had spent when it was ready.
+    pub(in crate::lab::bench) spent: Spent,
+}
+
+/// Starts a daemon with the first `containers` of `crowd`, and ends it.
+pub(in crate::lab::bench) fn live(
+    children: &Children,
+    path: Path,
+    crowd: &Crowd,
+    containers: u16,
+) -> Result<Life, BenchError> {
+    let topology = Topology::new(&[])?;
+    let daemon = Daemon::new(children, &format!("{path}-attach-{containers}"));
+    let [v4, v6] = super::shared_networks();
+    let uplink = Topology::UPLINK;
+    let crowd = crowd.configuration(containers, device(path));
+    daemon.configure(&format!(
+        "[[uplink]]\nname = \"up0\"\ndevice = \"packet:{uplink}\"\naddresses = [\"{v4}\", \"{v6}\"]\n{crowd}"
+    ))?;
+    let begin = Instant::now();
+    let process = daemon.start(children, &topology.device)?;
+    let ready = begin.elapsed();
+    let spent = account::process(process.pid()).map_err(BenchError::io("read what was spent"))?;
+    let attached = daemon.attachments()?;
+    if attached != usize::from(containers) {
+        return Err(process.failed(format!("has attached {attached} containers")));
+    }
+    let begin = Instant::now();
+    process.signal(Signal::SIGTERM)?;
+    process.await_end(RELOAD_LIMIT)?;
+    let end = begin.elapsed();
+    Ok(Life { ready, end, spent })
 }
 
 /// What the relay knows to have been lost because something was full.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::messages::{BATCH, Datagram, Receiver, Sender};
-use super::{Route, Sizes, TrafficError, joined};
+use super::{Route, Sizes, TrafficError, joined, step_back};
 
 /// The receiver waits so long for what is still on its way.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -28,17 +28,6 @@ pub(in crate::lab::bench) struct Stream {
     /// Whether everybody else's work goes before its own: what waits then waits for the path, and
     /// not for a processor that the generator has.
     pub(in crate::lab::bench) background: bool,
-}
-
-impl Stream {
-    /// To be called by a thread before it sends or receives.
-    fn step_back(&self) {
-        const LEAST: libc::c_int = 19;
-        if self.background {
-            // SAFETY: takes numbers only; 0 is the calling thread. Any thread may step back.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LEAST) };
-        }
-    }
 }
 
 /// What became of them.
@@ -103,7 +92,9 @@ pub(in crate::lab::bench) fn datagrams(
     let (received, sent_all) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receive(&receiver, stream, &received, &sent_all));
-        stream.step_back();
+        if stream.background {
+            step_back();
+        };
         let begin = Instant::now();
         let sent = send(&senders, stream);
         let elapsed = begin.elapsed();
@@ -202,7 +193,9 @@ fn receive(
     received: &AtomicU64,
     sent_all: &AtomicBool,
 ) -> Result<(u64, u64), TrafficError> {
-    stream.step_back();
+    if stream.background {
+        step_back();
+    };
     let mut messages = Receiver::new(stream.sizes);
     let mut order = Order::new(stream.flows);
     let mut octets = 0;

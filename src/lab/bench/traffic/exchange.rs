@@ -43,15 +43,50 @@ impl Latencies {
     }
 }
 
+/// Which exchanges count, and when there are enough.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::lab::bench) enum Window<'a> {
+    /// Those of so long a time.
+    For(Duration),
+    /// Those between the beginning of something and its end.
+    During(&'a Span),
+}
+
+/// Something that begins and ends on another thread.
+#[derive(Debug, Default)]
+pub(in crate::lab::bench) struct Span {
+    begun: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Span {
+    /// Runs `work`, which is between beginning and end.
+    pub(in crate::lab::bench) fn run<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.begun.store(true, Ordering::Release);
+        let result = work();
+        self.ended.store(true, Ordering::Release);
+        result
+    }
+}
+
 /// Exchanges octets for `duration`.
 pub(in crate::lab::bench) fn exchange(
     route: &Route<'_>,
     transport: Transport,
     duration: Duration,
 ) -> Result<Latencies, TrafficError> {
+    exchange_within(route, transport, Window::For(duration))
+}
+
+/// Exchanges octets as long as `window` says.
+pub(in crate::lab::bench) fn exchange_within(
+    route: &Route<'_>,
+    transport: Transport,
+    window: Window<'_>,
+) -> Result<Latencies, TrafficError> {
     let latencies = match transport {
-        Transport::Tcp => over_tcp(route, duration),
-        Transport::Udp => over_udp(route, duration),
+        Transport::Tcp => over_tcp(route, window),
+        Transport::Udp => over_udp(route, window),
     }?;
     match latencies.count() {
         0 => Err(TrafficError::Stalled("nothing came back".to_owned())),
@@ -59,7 +94,7 @@ pub(in crate::lab::bench) fn exchange(
     }
 }
 
-fn over_tcp(route: &Route<'_>, duration: Duration) -> Result<Latencies, TrafficError> {
+fn over_tcp(route: &Route<'_>, window: Window<'_>) -> Result<Latencies, TrafficError> {
     let listener = route.listener()?;
     let mut near = route.connect(1)?.remove(0);
     let far = accept(&listener)?;
@@ -68,7 +103,7 @@ fn over_tcp(route: &Route<'_>, duration: Duration) -> Result<Latencies, TrafficE
         .map_err(TrafficError::io("prepare a connection"))?;
     std::thread::scope(|scope| {
         let echo = scope.spawn(|| echo(far));
-        let times = repeat(duration, |octet| {
+        let times = repeat(window, |octet| {
             near.write_all(&[octet])?;
             let mut answer = [0];
             near.read_exact(&mut answer)?;
@@ -100,7 +135,7 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-fn over_udp(route: &Route<'_>, duration: Duration) -> Result<Latencies, TrafficError> {
+fn over_udp(route: &Route<'_>, window: Window<'_>) -> Result<Latencies, TrafficError> {
     let far = route.receiver()?;
     let near = route.senders(1)?.remove(0);
     far.set_read_timeout(Some(LOST_AFTER))
@@ -109,7 +144,7 @@ fn over_udp(route: &Route<'_>, duration: Duration) -> Result<Latencies, TrafficE
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let answering = scope.spawn(|| answer(&far, &stop));
-        let times = repeat(duration, |octet| {
+        let times = repeat(window, |octet| {
             near.send(&[octet])?;
             let mut answer = [0; 2];
             loop {
@@ -146,17 +181,24 @@ fn is_timeout(error: &io::Error) -> bool {
 
 /// Times `once`, which sends an octet and returns the one that came back, or none if it was lost.
 fn repeat(
-    duration: Duration,
+    window: Window<'_>,
     mut once: impl FnMut(u8) -> io::Result<Option<u8>>,
 ) -> Result<Latencies, TrafficError> {
     let (mut times, mut lost) = (Vec::new(), 0);
     let mut octet = 0_u8;
     let mut warm_up = WARM_UP;
-    let mut end = Instant::now() + duration;
+    let mut since = Instant::now();
     loop {
         octet = octet.wrapping_add(1);
         let begin = Instant::now();
-        if begin >= end {
+        let (counts, over) = match window {
+            Window::For(duration) => (true, begin.duration_since(since) >= duration),
+            Window::During(span) => (
+                span.begun.load(Ordering::Acquire),
+                span.ended.load(Ordering::Acquire),
+            ),
+        };
+        if over {
             return Ok(Latencies::new(times, lost));
         }
         let answer = once(octet).map_err(TrafficError::io("exchange an octet"))?;
@@ -169,8 +211,9 @@ fn repeat(
             }
             Some(_) if warm_up > 0 => {
                 warm_up -= 1;
-                end = Instant::now() + duration;
+                since = Instant::now();
             }
+            Some(_) if !counts => {}
             Some(_) => times.push(u64::try_from(took).unwrap_or(u64::MAX)),
         }
     }
@@ -190,10 +233,25 @@ mod tests {
     }
 
     #[test]
+    fn exchanges_before_something_begins_and_after_its_end_do_not_count() {
+        let (span, mut number) = (Span::default(), 0);
+        let times = repeat(Window::During(&span), |octet| {
+            number += 1;
+            match number {
+                100 => span.begun.store(true, Ordering::Release),
+                110 => span.ended.store(true, Ordering::Release),
+                _ => {}
+            }
+            Ok(Some(octet))
+        });
+        assert_eq!((times.unwrap().count(), number), (10, 110));
+    }
+
+    #[test]
     fn a_wrong_answer_is_an_error_and_a_lost_one_is_counted() {
-        let wrong = repeat(LIMIT, |octet| Ok(Some(octet ^ 1)));
+        let wrong = repeat(Window::For(LIMIT), |octet| Ok(Some(octet ^ 1)));
         assert!(matches!(wrong, Err(TrafficError::Wrong(_))));
-        let lost = repeat(Duration::from_millis(1), |_| Ok(None)).unwrap();
+        let lost = repeat(Window::For(Duration::from_millis(1)), |_| Ok(None)).unwrap();
         assert!(lost.lost > 0 && lost.count() == 0);
     }
 }

@@ -4,9 +4,8 @@ use std::error::Error;
 
 use nos_shim::drop::DropReason;
 
-use super::{Check, Measured, ensure, millis};
+use super::{Check, Demo, Measured, ensure, millis};
 use crate::control::api::snapshot::{Counters, Stage};
-use crate::lab::demo::Demo;
 use crate::lab::demo::network::{Container, Family};
 use crate::lab::testbed::Topology;
 

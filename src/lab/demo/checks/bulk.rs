@@ -4,10 +4,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use super::{Check, Measured, pairs};
-use crate::lab::demo::Demo;
+use super::{Check, Demo, Measured, pairs};
 use crate::lab::demo::network::{Container, Family};
-use crate::lab::demo::progress::amount;
+use crate::lab::progress::amount;
 use crate::lab::testbed::LabError;
 use crate::lab::testbed::tcp::{Direction, Transfer, Transferred};
 

@@ -11,13 +11,23 @@ mod talk;
 use std::error::Error;
 use std::time::Duration;
 
-use super::Demo;
-use super::network::{Container, Family};
+use super::daemon::Daemon;
+use super::network::{Container, Family, Network};
+use crate::lab::progress::Progress;
 
 pub(super) use accounts::{drops, ending};
 
 /// What was measured, or what is wrong.
 pub(super) type Measured = Result<String, Box<dyn Error>>;
+
+/// What the checks work with.
+pub(super) struct Demo<'a> {
+    pub(super) network: &'a Network,
+    pub(super) daemon: &'a Daemon<'a>,
+    pub(super) progress: &'a Progress,
+    /// How long each bulk transfer shall take.
+    pub(super) bulk: Duration,
+}
 
 /// Time for one answer.
 const LIMIT: Duration = Duration::from_secs(3);

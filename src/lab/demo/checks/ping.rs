@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Check, LIMIT, Measured, ensure, millis, pairs};
-use crate::lab::demo::Demo;
+use super::{Check, Demo, LIMIT, Measured, ensure, millis, pairs};
 use crate::lab::demo::network::Family;
 use crate::lab::testbed::LabNamespace;
 use crate::lab::testbed::ping::{Echo, ping};

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use nos_shim::drop::DropReason;
 
 use super::datagram::Talk;
-use super::{Check, LIMIT, Measured, drops, ensure, millis};
+use super::{Check, Demo, LIMIT, Measured, drops, ensure, millis};
 use crate::control::config::Config;
-use crate::lab::demo::Demo;
 use crate::lab::demo::network::{Container, Family, ports};
 use crate::lab::testbed::{LabError, LabNamespace, tcp, udp};
 

@@ -4,8 +4,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{Check, LIMIT, Measured, ensure, millis};
-use crate::lab::demo::Demo;
+use super::{Check, Demo, LIMIT, Measured, ensure, millis};
 use crate::lab::demo::network::{ECHO_PORT, Family, HTTP_PORT};
 use crate::lab::testbed::{LabNamespace, tcp, udp};
 

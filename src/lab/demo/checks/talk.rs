@@ -4,8 +4,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 
 use super::datagram::Talk;
-use super::{Check, LIMIT, Measured, ensure, millis, pairs};
-use crate::lab::demo::Demo;
+use super::{Check, Demo, LIMIT, Measured, ensure, millis, pairs};
 use crate::lab::demo::network::{Container, Family, ports};
 use crate::lab::testbed::{LabNamespace, tcp};
 

@@ -15,14 +15,14 @@ const WIDTH: usize = 79;
 
 /// The line; nothing where stderr is no terminal. Clones write the same line.
 #[derive(Clone, Debug)]
-pub(crate) struct Progress {
+pub(super) struct Progress {
     terminal: bool,
     /// What is being done.
     step: Arc<Mutex<String>>,
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             terminal: io::stderr().is_terminal(),
             step: Arc::default(),
@@ -30,18 +30,18 @@ impl Progress {
     }
 
     /// Says what is done now.
-    pub(crate) fn show(&self, step: &str) {
+    pub(super) fn show(&self, step: &str) {
         step.clone_into(&mut self.step.lock());
         self.write(step);
     }
 
     /// Removes the line.
-    pub(crate) fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.write("");
     }
 
     /// Does `work`, and adds to the line the octets that it has `moved` so far and their rate.
-    pub(crate) fn watch<R>(&self, moved: &AtomicU64, work: impl FnOnce() -> R) -> R {
+    pub(super) fn watch<R>(&self, moved: &AtomicU64, work: impl FnOnce() -> R) -> R {
         let begin = Instant::now();
         let (done, waiting) = channel::<()>();
         std::thread::scope(|scope| {
@@ -76,7 +76,7 @@ impl Progress {
     clippy::cast_precision_loss,
     reason = "a figure for people: 53 bits are plenty"
 )]
-pub(crate) fn amount(octets: u64, elapsed: Duration) -> String {
+pub(super) fn amount(octets: u64, elapsed: Duration) -> String {
     let octets = octets as f64;
     let rate = octets * 8.0 / elapsed.as_secs_f64().max(1e-9);
     format!("{:.2} GB, {:.1} Gbit/s", octets / 1e9, rate / 1e9)
