@@ -151,7 +151,16 @@ impl<Out, In> End<Out, In> {
     /// end has gone, returns `false` and leaves it as it was. An empty burst is not sent.
     #[inline]
     pub fn send_burst(&mut self, burst: &mut PacketBurst) -> bool {
-        burst.is_empty() || self.bursts.send(burst)
+        if burst.is_empty() {
+            return true;
+        }
+        match self.bursts.send(core::mem::take(burst)) {
+            Ok(()) => true,
+            Err(back) => {
+                *burst = back;
+                false
+            }
+        }
     }
 
     /// The oldest burst that the other end has sent.

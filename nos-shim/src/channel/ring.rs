@@ -77,31 +77,24 @@ pub(super) fn pair<T>(capacity: usize) -> (RingEnd<T>, RingEnd<T>) {
 }
 
 impl<T> RingEnd<T> {
-    /// Sends an item and leaves the default in its place, or, when the ring is full or the other end
-    /// has gone, returns `false` and leaves it as it was.
+    /// Sends an item, or gives it back when the ring is full or the other end has gone.
     #[inline]
-    pub(super) fn send(&mut self, item: &mut T) -> bool
-    where
-        T: Default,
-    {
-        match self.outgoing.try_send(core::mem::take(item)) {
+    pub(super) fn send(&mut self, item: T) -> Result<(), T> {
+        match self.outgoing.try_send(item) {
             Ok(()) => {
                 self.unrung = true;
-                true
+                Ok(())
             }
-            Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => {
-                *item = back;
-                false
-            }
+            Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => Err(back),
         }
     }
 
     /// The oldest item that the other end has sent.
     #[inline]
     pub(super) fn recv(&mut self) -> Option<T> {
-        let item = self.incoming.try_recv().ok();
-        self.took |= item.is_some();
-        item
+        let item = self.incoming.try_recv().ok()?;
+        self.took = true;
+        Some(item)
     }
 
     /// Notes that something was sent by another way, for which the bell is to be rung.
@@ -244,8 +237,8 @@ mod loom_models {
             let (mut sender, mut taker) = pair(2);
             let blocker = blocker(&mut taker);
             let taking = thread::spawn(move || take(taker, &blocker, 2));
-            for mut item in 0..2 {
-                assert!(sender.send(&mut item));
+            for item in 0..2 {
+                assert_eq!(sender.send(item), Ok(()));
                 sender.ring();
             }
             taking.join().unwrap();
@@ -259,8 +252,8 @@ mod loom_models {
             let (mut sender, mut taker) = pair(1);
             let (room, items) = (blocker(&mut sender), blocker(&mut taker));
             let taking = thread::spawn(move || take(taker, &items, 3));
-            for mut item in 0..3 {
-                while !sender.send(&mut item) {
+            for item in 0..3 {
+                while sender.send(item).is_err() {
                     if sender.try_await_room() {
                         room.wait();
                         sender.awake();
