@@ -35,6 +35,7 @@ use nos_shim::offload::Capabilities;
 use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
+use support::counted::{counted, print_elements, repeats};
 use support::cycles::reference_cycles;
 use support::{is_smoke_test, size};
 
@@ -51,6 +52,13 @@ const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
 const FAR_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
+/// The second uplink, which packets from the first one pass to.
+const BEYOND: UplinkId = UplinkId(1);
+const BEYOND_NOS: MacAddr = MacAddr([2, 0, 0, 0, 2, 1]);
+const BEYOND_GATEWAY: MacAddr = MacAddr([2, 0, 0, 0, 2, 2]);
+const BEYOND_OWN_V4: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+const BEYOND_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+const BEYOND_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
 /// The first container's first port, and the far host's.
 const PORT: u16 = 30000;
 const FAR_PORT: u16 = 53;
@@ -63,9 +71,10 @@ const HOSTS: usize = 1 << 16;
 enum Direction {
     Outbound,
     Inbound,
+    Transit,
 }
 
-use Direction::{Inbound, Outbound};
+use Direction::{Inbound, Outbound, Transit};
 
 /// What a frame looks like.
 struct Template {
@@ -185,7 +194,7 @@ impl Size {
             .map(|(attachment, template)| {
                 let from = match direction {
                     Outbound => Interface::Attachment(AttachmentId(attachment)),
-                    Inbound => UPLINK,
+                    Inbound | Transit => UPLINK,
                 };
                 Source::new(from, vec![template])
             })
@@ -197,7 +206,7 @@ impl Size {
 fn datagram(direction: Direction, port: u16, near: IpAddr, far: IpAddr, len: usize) -> Template {
     let (link, ends, ports) = match direction {
         Outbound => ((CONTAINER, RELAY), (near, far), (port, FAR_PORT)),
-        Inbound => ((GATEWAY, NOS), (far, near), (FAR_PORT, port)),
+        Inbound | Transit => ((GATEWAY, NOS), (far, near), (FAR_PORT, port)),
     };
     let ethernet = PacketBuilder::ethernet2(link.0.0, link.1.0);
     let ip = match ends {
@@ -220,7 +229,7 @@ fn super_frame(direction: Direction) -> Template {
     const MSS: NonZeroU16 = NonZeroU16::new(1460).unwrap();
     let (link, ends, ports) = match direction {
         Outbound => ((CONTAINER, RELAY), (OWN_V4, FAR_V4), (PORT, FAR_PORT)),
-        Inbound => ((GATEWAY, NOS), (FAR_V4, OWN_V4), (FAR_PORT, PORT)),
+        Inbound | Transit => ((GATEWAY, NOS), (FAR_V4, OWN_V4), (FAR_PORT, PORT)),
     };
     let mut octets = Vec::new();
     PacketBuilder::ethernet2(link.0.0, link.1.0)
@@ -247,7 +256,7 @@ fn super_frame(direction: Direction) -> Template {
 fn from_one(direction: Direction, templates: Vec<Template>) -> Vec<Source> {
     let from = match direction {
         Outbound => ATTACHMENT,
-        Inbound => UPLINK,
+        Inbound | Transit => UPLINK,
     };
     vec![Source::new(from, templates)]
 }
@@ -345,6 +354,44 @@ impl Path {
         self.engine.advance(NOW);
     }
 
+    /// One with a second uplink, to whose gateway packets of the first uplink pass on.
+    fn with_transit() -> Self {
+        let mut routes = default_routes();
+        let mut beyond = route(Ipv4Net::from(BEYOND_V4), BEYOND_GATEWAY_V4);
+        beyond.action = Action::Via(
+            NextHop {
+                gateway: BEYOND_GATEWAY_V4.into(),
+                uplink: BEYOND,
+            }
+            .into(),
+        );
+        routes.push(beyond);
+        let mut path = Self::new(Vec::new(), Size::ONE);
+        let nos = path.engine.nos().unwrap();
+        let uplink = UplinkConfig {
+            id: BEYOND,
+            name: "up1".into(),
+            vrf: VrfId::DEFAULT,
+            mac: BEYOND_NOS,
+            addresses: vec![IpNet::new(BEYOND_OWN_V4.into(), 24).unwrap()],
+            mtu: 1500,
+        };
+        nos.set_uplink(uplink, NOW).unwrap();
+        nos.set_link(BEYOND, LinkState::Up, NOW).unwrap();
+        nos.set_capabilities(BEYOND, Capabilities::all());
+        nos.set_routes(routes).unwrap();
+        let mut arp = path.pool.alloc().unwrap();
+        Arp::request(BEYOND_GATEWAY, BEYOND_GATEWAY_V4, BEYOND_OWN_V4)
+            .write(&mut arp, MacAddr::BROADCAST)
+            .unwrap();
+        let mut burst = [arp].into_iter().collect();
+        let from = Interface::Uplink(BEYOND);
+        path.engine.handle_burst(from, &mut burst, NOW);
+        path.engine.advance(NOW);
+        path.take();
+        path
+    }
+
     /// What came out.
     fn take(&mut self) -> usize {
         let mut count = 0;
@@ -369,6 +416,7 @@ impl Path {
         let link = match direction {
             Outbound => [GATEWAY.0, NOS.0].concat(),
             Inbound => [CONTAINER.0, RELAY.0].concat(),
+            Transit => [BEYOND_GATEWAY.0, BEYOND_NOS.0].concat(),
         };
         assert_eq!(self.taken.len(), count);
         for frame in self.taken.drain(..) {
@@ -394,7 +442,7 @@ impl Path {
             let from = source.from;
             let mut burst = source.burst(&mut self.pool, count);
             let (begin, first) = (std::time::Instant::now(), reference_cycles());
-            self.forward(from, &mut burst);
+            counted(|| self.forward(from, &mut burst));
             bursts.push(reference_cycles() - first);
             time += begin.elapsed();
             self.check(direction, count);
@@ -441,6 +489,7 @@ fn bench_one(
     let way = match direction {
         Outbound => "outbound",
         Inbound => "inbound",
+        Transit => "transit",
     };
     let sources = LazyCell::new(|| RefCell::new(sources()));
     let cycles = Cell::new(0);
@@ -450,6 +499,8 @@ fn bench_one(
         b.iter_custom(|packets| {
             let mut sources = sources.borrow_mut();
             let mut path = path.borrow_mut();
+            let packets = repeats(packets);
+            print_elements(packets.next_multiple_of(count as u64));
             let run = path.run(direction, &mut sources, count, packets);
             cycles.set(run.cycles);
             run.time
@@ -488,6 +539,10 @@ fn forward(c: &mut Criterion) {
         from_one(direction, vec![super_frame(direction)])
     });
     bench(c, "ipv4/64 singly", path, 1, |direction| v4(direction, 60));
+    let path = &LazyCell::new(|| RefCell::new(Path::with_transit()));
+    bench_one(c, "ipv4/64", path, BATCH, Transit, || {
+        one(Transit, BEYOND_V4.into(), FAR_V4.into(), 60)
+    });
 }
 
 /// The far hosts are random addresses, and there are as many routes as the Internet has.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{Bencher, BenchmarkGroup, Throughput};
 
+use super::counted::{counted, print_elements, repeats};
+
 /// The time stamp counter, or zero where there is none.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn reference_cycles() -> u64 {
@@ -30,7 +32,7 @@ impl Spent {
     fn by<R>(&mut self, work: impl FnOnce() -> R) -> R {
         let begin = Instant::now();
         let first = reference_cycles();
-        let result = work();
+        let result = counted(work);
         self.cycles += reference_cycles().wrapping_sub(first);
         self.time += begin.elapsed();
         result
@@ -153,7 +155,11 @@ fn run(
     let mut samples = Samples::new(elements);
     group.throughput(Throughput::Elements(elements));
     group.bench_function(name, |bencher: &mut Bencher<'_, WallTime>| {
-        bencher.iter_custom(|iterations| samples.add(iterations, measure(iterations)));
+        bencher.iter_custom(|iterations| {
+            let iterations = repeats(iterations);
+            print_elements(iterations * elements);
+            samples.add(iterations, measure(iterations))
+        });
     });
     samples.print(name);
 }

@@ -14,6 +14,7 @@
     reason = "each benchmark uses a part of it, and may stop where its data are wrong"
 )]
 
+pub(crate) mod counted;
 pub(crate) mod cycles;
 pub(crate) mod flows;
 pub(crate) mod live;

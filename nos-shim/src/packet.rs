@@ -182,7 +182,8 @@ impl Packet {
     ///
     /// [`Rejected`] with the frame and the reason. Frames that are neither IPv4 nor IPv6 are
     /// rejected with [`DropReason::EtherType`].
-    #[inline]
+    // Every packet comes through here, and a call takes a tenth of the instructions.
+    #[inline(always)]
     pub fn parse(mut frame: Frame) -> Result<Self, Rejected> {
         let offload = frame.offload();
         match parse(frame.bytes(), offload) {
@@ -655,7 +656,8 @@ pub fn ether_type(frame: &[u8]) -> Option<u16> {
 /// # Errors
 ///
 /// The reason to drop it.
-#[inline]
+// Always, with the two below, as for Packet::parse.
+#[inline(always)]
 pub fn parse(frame: &[u8], offload: Offload) -> Result<(Parsed, usize), DropReason> {
     let (parsed, len) = match ether_type(frame) {
         Some(ETHERTYPE_IPV4) => parse_ipv4(frame)?,
@@ -670,7 +672,7 @@ pub fn parse(frame: &[u8], offload: Offload) -> Result<(Parsed, usize), DropReas
 }
 
 /// RFC 1812 §5.2.2, RFC 1122 §3.2.1.
-#[inline]
+#[inline(always)]
 fn parse_ipv4(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
     let ip = frame.get(ETHERNET_HEADER..).unwrap_or_default();
     let fixed = ip
@@ -713,7 +715,7 @@ fn parse_ipv4(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
 }
 
 /// RFC 8200 §3 and §4.
-#[inline]
+#[inline(always)]
 fn parse_ipv6(frame: &[u8]) -> Result<(Parsed, usize), DropReason> {
     let ip = frame.get(ETHERNET_HEADER..).unwrap_or_default();
     let fixed = ip

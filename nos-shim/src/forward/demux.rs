@@ -39,7 +39,8 @@ pub(super) enum Recipient {
 }
 
 /// Who gets a packet that carries its transport header.
-#[inline]
+// Every packet to a container is asked about: the questions belong into `deliver`.
+#[inline(always)]
 pub(super) fn recipient(
     packet: &Packet,
     address: LocalAddressId,
@@ -82,6 +83,7 @@ fn recipient_by_port(packet: &Packet, address: LocalAddressId, tables: &Tables) 
     }
 }
 
+#[inline(never)]
 fn recipient_of_icmp(
     packet: &Packet,
     address: LocalAddressId,

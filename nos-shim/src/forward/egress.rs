@@ -65,6 +65,7 @@ fn rewrite(adjacency: AdjacencyId, tables: &Tables, worker: &Worker) -> Option<R
 
 /// Which station a packet goes to. One from an uplink to another is checked first as a router does
 /// (RFC 1812 §5.3, RFC 4443 §3.3).
+#[inline]
 pub(super) fn choose_next_hop(
     packet: Packet,
     entry: &Adjacency,
@@ -106,6 +107,7 @@ pub(super) fn choose_next_hop(
     Step::Leave(packet, hop, origin)
 }
 
+#[inline]
 fn check_transit(packet: &Packet) -> Result<(), DropReason> {
     if matches!(packet.source(), IpAddr::V6(address) if address.is_unicast_link_local()) {
         // RFC 4291 §2.5.6.
@@ -164,7 +166,9 @@ pub(super) fn leave(
             exit.send(fragment, hop.address, origin, now);
         }
     }
-    worker.stir(hop.uplink);
+    if exit.neighbors.has_output() {
+        worker.stir(hop.uplink);
+    }
     Step::Done
 }
 
@@ -178,6 +182,7 @@ struct Exit<'a> {
 
 impl Exit<'_> {
     /// Sends a packet to a station, or keeps it until the station's MAC address is known.
+    #[inline(always)]
     fn send(&mut self, packet: Packet, to: IpAddr, origin: Origin, now: Instant) {
         let account = Account::of(packet.frame());
         match self.neighbors.resolve(to, account, now) {
@@ -242,6 +247,7 @@ fn say(message: &Message, id: UplinkId, output: &mut Output) {
 }
 
 /// Sends a packet to a station whose MAC address is known.
+#[inline]
 fn emit(mut packet: Packet, mac: MacAddr, uplink: &Uplink, output: &mut Output) {
     let id = uplink.config.id;
     packet.set_link(mac, uplink.config.mac);

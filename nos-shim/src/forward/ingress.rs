@@ -16,7 +16,7 @@ use crate::packet::{
 use crate::tables::Tables;
 
 use super::step::Step;
-use super::{Forwarder, deliver, look_up};
+use super::{Forwarder, deliver, egress, follow, look_up};
 
 impl Forwarder<'_> {
     /// Frames that came in on an uplink. What is to be routed is looked up together.
@@ -76,7 +76,21 @@ impl Forwarder<'_> {
         }
         let found = look_up(tables, &routed);
         for (packet, adjacency) in routed.drain(..).zip(found) {
-            self.run(Step::Follow(packet, adjacency, origin));
+            let step = match follow(packet, adjacency, origin, tables) {
+                // What most of them do; a walk of one step costs more than the step.
+                Step::Leave(packet, hop, origin) => {
+                    let Self {
+                        worker,
+                        output,
+                        now,
+                        ..
+                    } = self;
+                    egress::leave(packet, hop, origin, tables, worker, output, *now)
+                }
+                other => other,
+            };
+            self.run(step);
+            self.settle();
         }
     }
 

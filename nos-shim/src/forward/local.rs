@@ -29,14 +29,17 @@ pub(super) fn receive(
     Step::Done
 }
 
+/// Whether the local stack may have something to say.
+#[inline]
+pub(super) fn is_due(worker: &Worker, now: Instant) -> bool {
+    worker.local.poll_at().is_some_and(|at| at <= now)
+}
+
 /// What the local stack has to say, counted as originated: packets to be routed. They are in what
 /// was the output's `pieces`, which routing uses for its own.
 pub(super) fn poll(worker: &mut Worker, output: &mut Output, now: Instant) -> VecDeque<Packet> {
     let mut said = core::mem::take(&mut output.pieces);
     let local = &mut worker.local;
-    if local.poll_at().is_none_or(|at| at > now) {
-        return said;
-    }
     if local.status_wanted() {
         local.set_status(&status(&output.ledger));
     }

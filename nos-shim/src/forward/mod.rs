@@ -109,13 +109,20 @@ impl Forwarder<'_> {
     /// and what waits for the relay.
     pub(crate) fn finish(&mut self) {
         self.settle();
+        if local::is_due(self.worker, self.now) {
+            self.poll_local();
+        }
+        self.output.flush_to_relay();
+    }
+
+    #[inline(never)]
+    fn poll_local(&mut self) {
         let mut said = local::poll(self.worker, self.output, self.now);
         while let Some(packet) = said.pop_front() {
             self.run(Step::Route(packet, Origin::Nos));
         }
         // Keeps its memory for the next time.
         self.output.pieces = said;
-        self.output.flush_to_relay();
     }
 
     /// Packets from containers.
@@ -197,6 +204,7 @@ impl Forwarder<'_> {
 
     /// Fetches what packets have released: fragments whose owner is known now, and what neighbor
     /// caches want.
+    #[inline]
     fn settle(&mut self) {
         loop {
             let step = if let Some(fate) = self.worker.poll_fate() {
@@ -246,6 +254,7 @@ fn look_up_one(tables: &Tables, packet: &Packet) -> AdjacencyId {
 }
 
 /// What a packet's route says.
+#[inline]
 fn follow(packet: Packet, adjacency: AdjacencyId, origin: Origin, tables: &Tables) -> Step {
     let entry = tables.routing.fib().adjacency(adjacency);
     match entry.action() {

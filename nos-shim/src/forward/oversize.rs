@@ -20,6 +20,7 @@ pub(super) enum Size {
 
 /// How a packet fits a link that takes IP packets of `mtu` octets. IPv6 packets are fragmented by
 /// their source alone (RFC 8200 §4.5), which the NOS is of what it says itself.
+#[inline]
 pub(super) fn size(packet: &Packet, mtu: usize, origin: Origin) -> Size {
     let ours = packet.is_ipv6() && origin == Origin::Nos;
     if packet.wire_len() <= mtu {

@@ -475,6 +475,13 @@ impl<T: Copy> NeighborCache<T> {
         Some(output)
     }
 
+    /// Whether [`Self::poll_output`] has something.
+    #[must_use]
+    #[inline]
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+
     /// Tells all neighbors our addresses: gratuitous ARP (RFC 5227 §2.3) and unsolicited
     /// advertisements (RFC 4861 §7.2.6).
     pub fn announce(&mut self) {
