@@ -362,6 +362,10 @@ impl Chaos {
     fn hit_uplink(&mut self, number: usize) {
         let action = self.random.u32(0..4);
         self.note(format!("up{number}: {action}"));
+        if action == 3 {
+            // An interface is followed under another name once it was found under its own.
+            self.await_uplink(number);
+        }
         let uplink = &mut self.uplinks[number];
         if number == 0 {
             self.away.turn();
