@@ -142,6 +142,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let host = Host::open(namespace)?;
     let plane =
         DataPlane::start(&config.relay, waker).map_err(DaemonError::start("start data threads"))?;
+    yield_to_data_threads();
     let mut daemon = Daemon {
         live: Live::new(host, plane),
         reconciler: Reconciler::new(),
@@ -157,6 +158,21 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     daemon.stop();
     result
+}
+
+/// The nice value of the control thread, and of the threads that it starts from now on.
+const CONTROL_NICE: libc::c_int = 10;
+
+/// Lowers the priority of the calling thread. On few cores, detaching hundreds of containers would
+/// otherwise make packets wait for as long as the scheduler lets a thread run.
+fn yield_to_data_threads() {
+    // SAFETY: the call takes plain numbers. Zero is the calling thread: on Linux a nice value is a
+    // thread's own.
+    let lowered = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, CONTROL_NICE) };
+    if lowered != 0 {
+        let error = io::Error::last_os_error();
+        warn!(%error, "the control thread runs at the priority of the data threads");
+    }
 }
 
 fn announce_ready() {
