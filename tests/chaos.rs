@@ -36,7 +36,7 @@ use support::scenario::{FAMILIES, V4};
 /// Containers to which things happen.
 const VICTIMS: usize = 6;
 /// About ten seconds.
-const ROUNDS: u32 = 40;
+const ROUNDS: u32 = 200;
 /// A connection lives on while it has nothing to fear for so long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
