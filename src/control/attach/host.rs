@@ -55,6 +55,14 @@ impl Host {
         takeovers.take(interface, index)
     }
 
+    /// What the kernel says of an interface; `None` where there is none by that name.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn link(&self, interface: &str) -> Result<Option<LinkFacts>, AttachError> {
+        Ok(self.0.netlink.link(interface)?)
+    }
+
     /// What the kernel says of the interface of this number; `None` where there is none.
     ///
     /// # Errors

@@ -203,7 +203,8 @@ fn move_inside(
     Ok(host.netlink().call(&change.request(&what))?)
 }
 
-fn offloads(wanted: bool) -> Capabilities {
+/// What is asked of a device that may use offload, and of one that may not.
+pub(crate) fn offloads(wanted: bool) -> Capabilities {
     if wanted {
         Capabilities::all()
     } else {

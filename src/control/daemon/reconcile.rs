@@ -476,7 +476,7 @@ fn is_away(state: &State, entity: &Entity) -> bool {
 /// name it has by now.
 fn link_presence(uplink: &Name, interface: &str, live: &Live) -> LinkPresence {
     let missing = || LinkPresence::Missing(format!("there is no interface {interface}"));
-    let by_name = match attach::link(live.host.namespace(), interface) {
+    let by_name = match live.host.link(interface) {
         Ok(facts) => facts,
         Err(error) => return LinkPresence::Missing(error.to_string()),
     };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
 
-use nos_shim::drop::DropReason;
+use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::fib::{Action, Route as FibRoute, Source};
 use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
@@ -105,11 +105,7 @@ impl Daemon {
         let container = self.live.containers.get(name);
         let live = container.and_then(|container| container.link.as_ref());
         let counters = status.map_or_else(AttachmentCounters::default, |status| status.counters);
-        let mut drops = counters.drops;
-        if let Some(device) = device {
-            drops.merge(&device.counters.received.drops);
-            drops.merge(&device.counters.sent.drops);
-        }
+        let drops = with_drops_of(device, counters.drops);
         let inside = live.and_then(inside);
         let entity = Entity::Container(name.clone());
         Some(Attachment {
@@ -303,11 +299,7 @@ impl Daemon {
         snapshot: &UplinkSnapshot,
         device: Option<&DeviceReport>,
     ) -> Uplink {
-        let mut drops = nos_shim::drop::DropCounters::default();
-        if let Some(device) = device {
-            drops.merge(&device.counters.received.drops);
-            drops.merge(&device.counters.sent.drops);
-        }
+        let drops = with_drops_of(device, DropCounters::default());
         let counters = snapshot.counters;
         let (kind, configured) = self.uplink_device(name);
         let live = uplink.device.as_ref();
@@ -352,6 +344,15 @@ impl Daemon {
             None => ("", String::new()),
         }
     }
+}
+
+/// `drops`, and those of a device.
+fn with_drops_of(device: Option<&DeviceReport>, mut drops: DropCounters) -> DropCounters {
+    if let Some(device) = device {
+        drops.merge(&device.counters.received.drops);
+        drops.merge(&device.counters.sent.drops);
+    }
+    drops
 }
 
 /// What the kernel lost of the container's packets because the relay did not read them in time.

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use nos_shim::ident::{Interface, UplinkId};
-use nos_shim::offload::Capabilities;
 use nos_shim::shim::{LinkState, UplinkConfig};
 use tracing::{info, warn};
 
-use crate::control::attach::{self, close_all};
+use crate::control::attach::{self, close_all, offloads};
 use crate::control::config::{Name, UplinkDevice};
 use crate::control::kernel::LinkFacts;
 use crate::control::kernel::takeover::Takeover;
@@ -183,7 +182,7 @@ impl Live {
     /// What the kernel says of the interface: under its present name, if it was renamed.
     fn facts_of(&self, wanted: &OpenDevice) -> Result<LinkFacts, StepError> {
         let name = wanted.device.interface().as_str();
-        let by_name = attach::link(self.host.namespace(), name).map_err(StepError::new)?;
+        let by_name = self.host.link(name).map_err(StepError::new)?;
         let facts = match by_name {
             Some(facts) if wanted.index == 0 || facts.index == wanted.index => Some(facts),
             _ => self
@@ -257,12 +256,5 @@ fn uplink_config(id: UplinkId, name: &Name, network: &Network) -> UplinkConfig {
         mac: network.mac,
         addresses: network.addresses.clone(),
         mtu: usize::from(network.mtu),
-    }
-}
-
-fn offloads(wanted: bool) -> Capabilities {
-    match wanted {
-        true => Capabilities::all(),
-        false => Capabilities::empty(),
     }
 }

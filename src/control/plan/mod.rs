@@ -355,21 +355,6 @@ impl State {
         }
     }
 
-    /// Whether there is nothing of `entity`.
-    #[must_use]
-    pub fn lacks(&self, entity: &Entity) -> bool {
-        match entity {
-            Entity::Uplink(name) | Entity::Device(name) => {
-                !self.networks.contains_key(name) && !self.devices.contains_key(name)
-            }
-            Entity::Container(name) => {
-                !self.claims.contains_key(name) && !self.links.contains_key(name)
-            }
-            Entity::Services => self.services.services.is_empty(),
-            Entity::Routes => self.routes.is_empty(),
-        }
-    }
-
     /// Makes `entity` in this state what it is in `other`.
     pub fn copy_entity(&mut self, entity: &Entity, other: &Self) {
         fn copy<K: Clone + Ord, T: Clone>(to: &mut BTreeMap<K, T>, from: &BTreeMap<K, T>, key: &K) {
