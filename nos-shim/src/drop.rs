@@ -35,6 +35,8 @@ reasons! {
     OffloadHeader = "offload-header",
     /// Not IPv4, IPv6 or ARP.
     EtherType = "ethertype",
+    /// Tagged for a VLAN, which the receiver is not in (IEEE 802.1Q).
+    Vlan = "vlan",
     /// Unicast to a MAC address that is not the receiver's.
     OtherHost = "other-host",
     /// ARP that is truncated or not for IPv4 over Ethernet (RFC 826).

@@ -39,6 +39,7 @@
 //! | [`id_table`], [`page`] | tables by identifier; reading long tables in parts |
 //! | [`frame`] | buffers in pools, and the offload state of what is in them |
 //! | [`packet`] | Ethernet, IP and transport headers, validated once |
+//! | [`vlan`] | 802.1Q tags, which are taken off before that |
 //! | [`checksum`], [`offload`], [`fragment_ipv6`] | sums; segmentation, completion and fragmentation on output |
 //! | [`mod@drop`] | why packets are dropped, and the ledger |
 //! | [`channel`] | the contract with the relay: rings of bursts, registrations, doorbell |
@@ -108,4 +109,5 @@ mod tables;
 mod test_packets;
 pub mod time;
 pub mod transmit;
+pub mod vlan;
 mod worker;

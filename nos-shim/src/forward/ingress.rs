@@ -14,6 +14,7 @@ use crate::packet::{
     Addresses, ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type, protocol,
 };
 use crate::tables::Tables;
+use crate::vlan;
 
 use super::step::Step;
 use super::{Forwarder, deliver, egress, follow, look_up};
@@ -39,7 +40,7 @@ impl Forwarder<'_> {
         for mut frame in burst.drain(..) {
             frame.set_vrf(vrf);
             frame.set_interface(Interface::Uplink(id));
-            let step = match Packet::parse(frame) {
+            let step = match Packet::parse(frame).or_else(vlan::parse_tagged) {
                 Ok(packet) => match admit(&packet, id, mac, tables) {
                     Ok(Admitted::Local(address)) => {
                         let Self {
