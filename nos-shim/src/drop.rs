@@ -43,6 +43,9 @@ reasons! {
     ArpMalformed = "arp-malformed",
     /// Neighbor Discovery that fails the checks of RFC 4861 §6.1 and §7.1.
     NdpMalformed = "ndp-malformed",
+    /// A message about groups that fails the checks of RFC 9777 §6.2 (MLD) or §5.1.14, or of RFC 9776
+    /// §7.1 (IGMP).
+    GroupMessageMalformed = "group-message-malformed",
 
     // Network layer, as parsed.
     /// IPv4 version, header length or options are impossible (RFC 1812 §5.2.2).

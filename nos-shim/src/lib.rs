@@ -50,6 +50,7 @@
 //! | [`icmp`], [`reset`], [`rate_limit`] | errors, answers to queries, TCP resets, and how many |
 //! | [`originate`] | headers of what the NOS says itself |
 //! | [`arp`], [`ndp`], [`neighbor`] | the messages; who is where on an uplink |
+//! | [`multicast`] | which groups the NOS is in, and how others learn of it |
 //! | [`fib`] | where packets go: longest match, next hops, ECMP |
 //! | [`forward`] | the way of a packet through all of these |
 //! | [`share`] | how the buffers are divided, and what one owner may hold of them |
@@ -86,6 +87,7 @@ mod links;
 #[cfg(feature = "stack")]
 pub mod local;
 pub mod martian;
+pub mod multicast;
 pub mod ndp;
 pub mod neighbor;
 pub mod offload;
