@@ -275,8 +275,8 @@ impl<G: Group> Membership<G> {
         }
         match group {
             None if self.version == Version::V3 => {
-                let at = now + self.some_time(max_delay);
-                self.general_at = Some(self.general_at.map_or(at, |pending| pending.min(at)));
+                let new = now + self.some_time(max_delay);
+                self.general_at = Some(in_time(self.general_at, now, max_delay).unwrap_or(new));
             }
             None => (0..self.groups.len()).for_each(|at| self.ask(at, max_delay, now)),
             Some(group) => {
@@ -302,8 +302,7 @@ impl<G: Group> Membership<G> {
     fn ask(&mut self, at: usize, max_delay: Duration, now: Instant) {
         let new = now + self.some_time(max_delay);
         if let Some(joined) = self.groups.get_mut(at) {
-            let pending = joined.at.filter(|at| at.since(now) <= max_delay);
-            joined.at = Some(pending.unwrap_or(new));
+            joined.at = Some(in_time(joined.at, now, max_delay).unwrap_or(new));
         }
     }
 
@@ -413,6 +412,12 @@ impl<G: Group> Membership<G> {
             }
         }
     }
+}
+
+/// When an answer is to come, if that is soon enough for another question as well. Many questions do
+/// not make it come sooner.
+fn in_time(pending: Option<Instant>, now: Instant, max_delay: Duration) -> Option<Instant> {
+    pending.filter(|at| at.since(now) <= max_delay)
 }
 
 fn is_due(at: Option<Instant>, now: Instant) -> bool {
