@@ -76,12 +76,12 @@ impl Nos {
     /// Receives, does what is due, and sends.
     fn turn(&mut self) {
         let mut burst = Burst::new();
-        self.device.recv_burst(&mut self.pool, &mut burst, 64);
+        let _ = self.device.recv_burst(&mut self.pool, &mut burst, 64);
         let now = self.now();
         self.shim.handle_burst(UPLINK, &mut burst, now);
         self.shim.handle_timeout(now);
         while let Some((_, burst)) = self.shim.poll_transmit() {
-            self.device.send_burst(burst, &mut self.pool);
+            let _ = self.device.send_burst(burst, &mut self.pool);
         }
     }
 }
