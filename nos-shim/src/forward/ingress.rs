@@ -2,18 +2,18 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
+use arrayvec::ArrayVec;
+
 use crate::arp::Arp;
 use crate::drop::DropReason;
-use crate::frame::{Burst, Frame, Offload, octets};
+use crate::frame::{BATCH, Burst, Frame, Offload, octets};
 use crate::ident::{Interface, LocalAddressId, MacAddr, UplinkId};
 use crate::martian;
 use crate::multicast::{igmp, mld};
 use crate::ndp::{self, Ndp};
 use crate::neighbor::Answer;
 use crate::origin::Origin;
-use crate::packet::{
-    Addresses, ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type, protocol,
-};
+use crate::packet::{Addresses, ETHERTYPE_ARP, Packet, Rejected, ether_type, protocol};
 use crate::tables::Tables;
 use crate::vlan;
 
@@ -37,7 +37,7 @@ impl Forwarder<'_> {
         }
         let (vrf, mac) = (uplink.config.vrf, uplink.config.mac);
         let origin = Origin::Uplink(id);
-        let mut routed = PacketBurst::new();
+        let mut routed = ArrayVec::<Packet, BATCH>::new();
         for mut frame in burst.drain(..) {
             frame.set_vrf(vrf);
             frame.set_interface(Interface::Uplink(id));

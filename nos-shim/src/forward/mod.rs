@@ -81,6 +81,7 @@ impl Forwarder<'_> {
             any = true;
             self.output.ledger.received += burst.len() as u64;
             self.outbound(&mut burst);
+            self.output.channel.recycle(burst);
         }
         any
     }
