@@ -76,12 +76,15 @@ impl Query {
     }
 }
 
+/// What makes a query another one.
+type Change = fn(&mut Query);
+
 /// Whether a host answers it.
-fn cases() -> Vec<(&'static str, bool, fn(&mut Query))> {
+fn cases() -> Vec<(&'static str, bool, Change)> {
     vec![
         ("as it should be", true, |_| {}),
         ("to its group", true, |query| {
-            query.destination = query.group
+            query.destination = query.group;
         }),
         ("to all routers", false, |query| {
             query.destination = "ff02::2".parse().unwrap();
@@ -126,7 +129,7 @@ fn cases() -> Vec<(&'static str, bool, fn(&mut Query))> {
             query.tail = vec![0; 4];
         }),
         ("for everybody to be silent", true, |query| {
-            query.tail[0] = 0x0f
+            query.tail[0] = 0x0f;
         }),
     ]
 }
