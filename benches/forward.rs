@@ -26,7 +26,7 @@ use nos_relay::huge_pages::HugePages;
 use nos_shim::arp::Arp;
 use nos_shim::channel::pair;
 use nos_shim::checksum::Sum;
-use nos_shim::fib::{self, Action, NextHop, Route};
+use nos_shim::fib::{self, Action, NextHop, Route, RouteChange};
 use nos_shim::frame::{
     BATCH, Burst, Checksum, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
 };
@@ -308,7 +308,8 @@ impl Path {
         nos.set_uplink(uplink, NOW).unwrap();
         nos.set_link(UplinkId(0), LinkState::Up, NOW).unwrap();
         nos.set_capabilities(UplinkId(0), Capabilities::all());
-        nos.set_routes(routes).unwrap();
+        nos.change_routes(routes.into_iter().map(RouteChange::Set).collect())
+            .unwrap();
         for id in 0..size.attachments {
             let attachment = AttachmentConfig {
                 id: AttachmentId(id),
@@ -384,7 +385,8 @@ impl Path {
         nos.set_uplink(uplink, NOW).unwrap();
         nos.set_link(BEYOND, LinkState::Up, NOW).unwrap();
         nos.set_capabilities(BEYOND, Capabilities::all());
-        nos.set_routes(routes).unwrap();
+        nos.change_routes(routes.into_iter().map(RouteChange::Set).collect())
+            .unwrap();
         let mut arp = path.pool.alloc().unwrap();
         Arp::request(BEYOND_GATEWAY, BEYOND_GATEWAY_V4, BEYOND_OWN_V4)
             .write(&mut arp, MacAddr::BROADCAST)

@@ -30,7 +30,7 @@ use core::net::IpAddr;
 
 use crate::channel::{Exchange, NosEnd, ToNos, ToRelay};
 use crate::drop::{DropReason, Ledger};
-use crate::fib::{Fib, FibFull, InactiveRoute, Route};
+use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
 use crate::ident::UplinkId;
@@ -134,7 +134,10 @@ impl Shim {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_at().is_some_and(|at| at <= now) {
+        if self.tables.routing.is_revising() {
+            self.tables.revise_routes();
+        }
+        if self.worker.poll_at().is_some_and(|at| at <= now) {
             self.forwarder(now).handle_timeout();
         }
     }
@@ -142,6 +145,9 @@ impl Shim {
     /// When [`Self::handle_timeout`] has something to do next.
     #[must_use]
     pub fn poll_at(&self) -> Option<Instant> {
+        if self.tables.routing.is_revising() {
+            return Some(Instant::ZERO);
+        }
         self.worker.poll_at()
     }
 
@@ -224,14 +230,16 @@ impl Shim {
         Ok(())
     }
 
-    /// Makes `routes` all static routes. Next hops over uplinks that are not up are left out of the
-    /// FIB until they are: see [`Self::inactive_routes`].
+    /// Changes static routes. Next hops over uplinks that are not up are left out of the FIB until
+    /// they are: see [`Self::inactive_routes`].
+    ///
+    /// No packet is moved meanwhile, so whoever has many changes makes some at a time.
     ///
     /// # Errors
     ///
-    /// [`FibFull`]; then no route was removed, and some were inserted.
-    pub fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), FibFull> {
-        self.tables.set_routes(routes)
+    /// [`FibFull`]; then those before the one without room have changed, and no other.
+    pub fn change_routes(&mut self, changes: Vec<RouteChange>) -> Result<(), FibFull> {
+        self.tables.change_routes(changes)
     }
 
     /// Makes `wanted` all uplinks there are, at once: an address that moves from one to another is
@@ -323,9 +331,11 @@ impl Shim {
     }
 
     /// Says whether an uplink's link carries packets. While it is down, its connected routes and
-    /// the next hops over it are out of the FIB, so that other next hops and worse routes take over;
-    /// its addresses stay the NOS's. What is known of its neighbors is forgotten, and what waits
-    /// for them dropped. When it comes up, its addresses are announced, and its groups reported.
+    /// the next hops over it do not count, so that other next hops and worse routes take over; its
+    /// addresses stay the NOS's. Many routes are changed some at a time, by
+    /// [`Self::handle_timeout`]; packets take other ways already. What is known of its neighbors is
+    /// forgotten, and what waits for them dropped. When it comes up, its addresses are announced, and
+    /// its groups reported.
     ///
     /// # Errors
     ///

@@ -271,7 +271,10 @@ fn look_up_one(tables: &Tables, packet: &Packet) -> AdjacencyId {
 /// What a packet's route says.
 #[inline]
 fn follow(packet: Packet, adjacency: AdjacencyId, origin: Origin, tables: &Tables) -> Step {
-    let entry = tables.routing.fib().adjacency(adjacency);
+    let mut entry = tables.routing.fib().adjacency(adjacency);
+    if tables.routing.is_revising() {
+        entry = tables.detour(entry, packet.frame().vrf(), packet.destination());
+    }
     match entry.action() {
         Action::Local(address) => Step::Deliver(packet, *address, origin),
         Action::Blackhole => Step::Drop(packet, DropReason::Blackhole),

@@ -151,11 +151,9 @@ impl Tables {
         let gone: Vec<UplinkId> = gone.collect();
         for &id in &gone {
             self.uplinks.remove(id);
-            let Self {
-                routing, uplinks, ..
-            } = self;
-            routing.remove_uplink(id, |id| is_up(uplinks, id));
+            self.routing.remove_uplink(id);
         }
+        self.revise_routes();
         let mut changes: Vec<_> = gone.into_iter().map(UplinkChange::Gone).collect();
         changes.extend(wanted.into_iter().filter_map(|it| self.set_config(it)));
         let mtus = self.uplinks.values().map(|uplink| uplink.config.mtu);
@@ -229,13 +227,10 @@ impl Tables {
         if core::mem::replace(&mut uplink.link, state) == state {
             return Ok(false);
         }
-        self.version += 1;
         let connected = self.connected();
-        let Self {
-            routing, uplinks, ..
-        } = self;
-        let placed = routing.replace(Protocol::Connected, connected);
-        routing.follow_link(id, |id| is_up(uplinks, id));
+        let placed = self.routing.replace(Protocol::Connected, connected);
+        self.routing.follow_links();
+        self.revise_routes();
         placed.map(|()| true)
     }
 
