@@ -19,7 +19,7 @@
 //!   half a microsecond, between two turns. The device is open all the while, so that this never
 //!   closes it. The ring gives its file up before the device is handed back.
 //! - **TAPs** need `RWF_NOWAIT`, which TUN takes since Linux 6.4. A ring on an older kernel is for
-//!   packet sockets alone. (Those kernels also close a file that left the table some time later,
+//!   packet sockets alone. (Those kernels may also close a file that left the table only later,
 //!   which would keep a TAP's interface.)
 //! - **A ring that fails** is not used again; frames go by plain calls from then on.
 
