@@ -397,8 +397,10 @@ fn a_broken_ring_loses_what_nobody_knows_and_nothing_else() {
 
 #[test]
 fn a_ring_that_takes_nothing_loses_nothing() {
-    let mut script = Script::default();
-    script.breaks = Some((0, 0));
+    let script = Script {
+        breaks: Some((0, 0)),
+        ..Script::default()
+    };
     let (device, sent) = send_plain(12, script);
     assert_eq!((sent.frames, sent.dropped), (12, 0));
     assert!(device.broken);
