@@ -17,6 +17,7 @@ use nos_shim::offload::Capabilities;
 
 use super::character::{self, ReadFailure};
 use super::coalesce::{Run, run_length};
+use super::uring::{Batch, How};
 use super::vnet::{self, Offloads};
 use super::{
     DeviceCounters, DeviceKind, FrameDevice, Inspector, LinkState, OpenError, Received, Sending,
@@ -110,36 +111,16 @@ impl FrameDevice for Tap {
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
-        while !sending.waiting().is_empty() {
-            if self.offloads.coalesces()
-                && send_run(&self.fd, &self.name, &mut self.offloads, &mut sending)
-            {
-                continue;
-            }
-            let Some(frame) = sending.front() else { break };
-            let offload = frame.offload();
-            let result = match vnet::put_header(frame) {
-                Ok(area) => character::write_frame(area, |area| write(&*self.fd, area)),
-                Err(_) => Err(Errno::EMSGSIZE),
-            };
-            match result {
-                Ok(()) => {
-                    self.offloads.taken(offload);
-                    sending.taken();
-                }
-                Err(Errno::EINVAL) => {
-                    if let Some(kind) = self.offloads.refused(offload) {
-                        vnet::log_fallback(DeviceKind::Tap, &self.name, kind);
-                        sending.adapt();
-                        break;
-                    }
-                    character::handle_refusal(&mut sending, Errno::EINVAL);
-                }
-                Err(errno) => character::handle_refusal(&mut sending, errno),
-            }
-        }
-        sending.finish()
+        self.send(burst, pool, None)
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send(burst, pool, Some(batch))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -168,6 +149,51 @@ impl FrameDevice for Tap {
 
     fn set_coalescing(&mut self, on: bool) {
         self.offloads.set_coalescing(on);
+    }
+}
+
+impl Tap {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        mut batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
+        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
+        while !sending.waiting().is_empty() {
+            if let Some(batch) = &mut batch
+                && batch.send(How::Write, vnet::area, &mut self.offloads, &mut sending) > 0
+            {
+                continue;
+            }
+            if self.offloads.coalesces()
+                && send_run(&self.fd, &self.name, &mut self.offloads, &mut sending)
+            {
+                continue;
+            }
+            let Some(frame) = sending.front() else { break };
+            let offload = frame.offload();
+            let result = match vnet::put_header(frame) {
+                Ok(area) => character::write_frame(area, |area| write(&*self.fd, area)),
+                Err(_) => Err(Errno::EMSGSIZE),
+            };
+            match result {
+                Ok(()) => {
+                    self.offloads.taken(offload);
+                    sending.taken();
+                }
+                Err(Errno::EINVAL) => {
+                    if let Some(kind) = self.offloads.refused(offload) {
+                        vnet::log_fallback(DeviceKind::Tap, &self.name, kind);
+                        sending.adapt();
+                        break;
+                    }
+                    character::handle_refusal(&mut sending, Errno::EINVAL);
+                }
+                Err(errno) => character::handle_refusal(&mut sending, errno),
+            }
+        }
+        sending.finish()
     }
 }
 
