@@ -285,6 +285,7 @@ fn super_frame(shape: Shape, random: &mut fastrand::Rng) -> (Vec<u8>, Offload) {
             kind,
             ecn: shape.ecn,
             size: NonZeroU16::new(shape.size).unwrap(),
+            tunnel: None,
         }),
     };
     frame.extend(transport);

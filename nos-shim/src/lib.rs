@@ -108,4 +108,5 @@ mod tables;
 mod test_packets;
 pub mod time;
 pub mod transmit;
+mod tunnel;
 mod worker;

@@ -500,6 +500,7 @@ fn what_devices_must_be_able_to_do() {
             kind,
             ecn: true,
             size: NonZeroU16::MIN,
+            tunnel: None,
         }),
     };
     let table = [

@@ -9,6 +9,10 @@
 //! Frames come and go with a virtio-net header. On veth that is not a matter of speed: frames from
 //! the other end have partial checksums and are up to 64 KiB long, and only the header says so.
 //!
+//! A tunnel's super-frame comes with the offload of the packet inside, as if there were no tunnel. It
+//! cannot be sent so: the kernel would look for a TCP header where the tunnel's is, and drop it with
+//! `ENOMEM`. So it is cut before, and the segments of UDP tunnels leave as runs of datagrams.
+//!
 //! The kernel takes a VLAN tag out of the frame before we get it and mentions it in auxiliary data.
 //! Tagged traffic belongs to another network, so such frames are dropped
 //! ([`DropReason::EtherType`]), not taken for untagged ones.
@@ -46,6 +50,8 @@ use messages::{Messages, Refused};
 use reception::Reception;
 
 pub(super) use socket::{link, take_drops};
+
+const TUNNELS: Capabilities = Capabilities::TUNNEL.union(Capabilities::IP_TUNNEL);
 
 /// How a packet socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +102,8 @@ impl PacketSocket {
         Ok(Self {
             fd: Arc::new(fd),
             name: name.to_owned(),
-            offloads: Offloads::new(options.offload),
+            // Its virtio-net header has no words for tunnels.
+            offloads: Offloads::new(options.offload - TUNNELS),
             messages: Messages::new(),
             reception: Reception::new(),
             counters: DeviceCounters::default(),
