@@ -12,6 +12,8 @@ use crate::packet::craft::{
 };
 use crate::packet::{Fragment, parse};
 
+mod tunnel;
+
 const ALL: Capabilities = Capabilities::all();
 
 fn tcp() -> Transport {
