@@ -165,12 +165,14 @@ impl Tap {
         std::array::from_fn(|n| data[n].cast_unsigned())
     }
 
-    /// All frames that the kernel has put out, of `ether_type`, which must number `count`.
+    /// All frames that the kernel has put out, of `ether_type`, which must number `count`. What goes to
+    /// a group is what it says by itself.
     fn frames(&self, ether_type: [u8; 2], count: usize) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut buffer = vec![0; VNET_HEADER + MAX_FRAME];
         while frames.len() < count && self.wait() {
             match (&self.file).read(&mut buffer) {
+                Ok(_) if buffer[VNET_HEADER] & 1 != 0 => {}
                 Ok(len) if buffer[VNET_HEADER + 12..][..2] == ether_type => {
                     assert_eq!(buffer[0] & 1, 0, "the checksum is complete");
                     frames.push(buffer[VNET_HEADER..len].to_vec());
