@@ -252,6 +252,7 @@ fn super_frame(direction: Direction) -> Template {
             kind: GsoKind::TcpV4,
             ecn: false,
             size: MSS,
+            tunnel: None,
         }),
     };
     Template { octets, offload }

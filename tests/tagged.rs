@@ -91,6 +91,7 @@ impl Sender {
                 kind: GsoKind::Udp,
                 ecn: false,
                 size: NonZeroU16::new(u16::try_from(EACH).unwrap()).unwrap(),
+                tunnel: None,
             }),
         };
         self.send(&tagged(&octets, tags), offload);

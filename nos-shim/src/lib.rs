@@ -109,7 +109,10 @@ mod sync;
 mod tables;
 #[cfg(test)]
 mod test_packets;
+#[cfg(test)]
+mod test_tunnels;
 pub mod time;
 pub mod transmit;
+mod tunnel;
 pub mod vlan;
 mod worker;

@@ -84,6 +84,7 @@ proptest! {
                 kind: GsoKind::Udp,
                 ecn: false,
                 size: NonZeroU16::new(100).unwrap(),
+                tunnel: None,
             }),
         };
         let frame = with_tags(&[&[2; MAC_ADDRESSES][..], &behind].concat(), &tags);

@@ -118,7 +118,7 @@ pub struct Link {
     pub vrf: VrfId,
     /// Octets of the longest IP packet.
     pub mtu: u16,
-    /// Offloads in use: `checksum`, `tso4`, `tso6`, `uso`; none is empty.
+    /// Offloads in use: `checksum`, `tso4`, `tso6`, `uso`, `tunnel`; none is empty.
     pub offload: Vec<String>,
     /// Received from it.
     pub rx: Traffic,

@@ -404,6 +404,7 @@ fn offload(device: &DeviceReport) -> Vec<String> {
         (Capabilities::TSO4, "tso4"),
         (Capabilities::TSO6, "tso6"),
         (Capabilities::USO, "uso"),
+        (Capabilities::TUNNEL, "tunnel"),
     ];
     let used = names
         .iter()

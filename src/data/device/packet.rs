@@ -9,6 +9,10 @@
 //! Frames come and go with a virtio-net header. On veth that is not a matter of speed: frames from
 //! the other end have partial checksums and are up to 64 KiB long, and only the header says so.
 //!
+//! A tunnel's super-frame comes with the offload of the packet inside, as if there were no tunnel. It
+//! cannot be sent so: the kernel would look for a TCP header where the tunnel's is, and drop it with
+//! `ENOMEM`. So it is cut before, and the segments of UDP tunnels leave as runs of datagrams.
+//!
 //! The kernel takes a VLAN tag out of the frame before we get it and mentions it in auxiliary data.
 //! Traffic of a VLAN belongs to another network, so such frames are dropped ([`DropReason::Vlan`]), not
 //! taken for untagged ones. Frames with a priority tag are untagged ones ([`nos_shim::vlan`]).
@@ -33,7 +37,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{Burst, Frame, FramePool};
+use nos_shim::frame::{Burst, Frame, FramePool, VNET_HEADER};
 use nos_shim::offload::Capabilities;
 
 use super::character;
@@ -47,6 +51,8 @@ use messages::{Messages, Refused};
 use reception::Reception;
 
 pub(super) use socket::{link, take_drops};
+
+const TUNNELS: Capabilities = Capabilities::TUNNEL.union(Capabilities::IP_TUNNEL);
 
 /// How a packet socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +103,8 @@ impl PacketSocket {
         Ok(Self {
             fd: Arc::new(fd),
             name: name.to_owned(),
-            offloads: Offloads::new(options.offload),
+            // Its virtio-net header has no words for tunnels.
+            offloads: Offloads::new(options.offload - TUNNELS),
             messages: Messages::new(),
             reception: Reception::new(),
             counters: DeviceCounters::default(),
@@ -175,7 +182,12 @@ impl PacketSocket {
             // After an outage the first frame learns of it, and is sent again: not in a batch.
             if let Some(batch) = &mut batch
                 && self.reception.is_up()
-                && batch.send(How::Send, vnet::area, &mut self.offloads, &mut sending) > 0
+                && batch.send(
+                    How::Send,
+                    vnet::area(VNET_HEADER),
+                    &mut self.offloads,
+                    &mut sending,
+                ) > 0
             {
                 continue;
             }

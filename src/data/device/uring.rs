@@ -37,7 +37,7 @@ use batch::Messages;
 use ring::{Broken, Carrier, Operation, Outcome, Ring};
 
 pub use batch::Batch;
-pub(super) use batch::How;
+pub(super) use batch::{Area, How};
 pub use unavailable::Unavailable;
 
 /// Files that a ring can know, at most. A device that finds no place is served by plain calls.

@@ -1,19 +1,24 @@
 //! The virtio-net header in front of frames, and what the kernel behind it takes.
 
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{Checksum, Frame, FrameFull, GsoKind, Offload, Segmentation, VNET_HEADER};
+use nos_shim::frame::{
+    Checksum, Frame, FrameFull, GsoKind, Offload, OuterHeader, Segmentation, Tunnel, VNET_HEADER,
+    VNET_TUNNEL_HEADER,
+};
 use nos_shim::offload::Capabilities;
+use nos_shim::packet::{ETHERTYPE_IPV6, ether_type};
 
 use super::DeviceKind;
+use super::uring::Area;
 
 /// Octets of a UDP header (RFC 768).
 const UDP_HEADER: u16 = 8;
 /// Where a TCP header says how long it is (RFC 9293 §3.1).
 const TCP_DATA_OFFSET: usize = 12;
 
-/// Sets the frame's offload state from the header that was read into its headroom.
-pub(super) fn take_header(frame: &mut Frame) -> Result<(), DropReason> {
-    let header = match frame.with_headroom(VNET_HEADER) {
+/// Sets the frame's offload state from the header of `size` octets that was read into its headroom.
+pub(super) fn take_header(frame: &mut Frame, size: usize) -> Result<(), DropReason> {
+    let header = match frame.with_headroom(size) {
         Ok(area) => area.first_chunk().copied(),
         Err(FrameFull { .. }) => None,
     };
@@ -22,9 +27,13 @@ pub(super) fn take_header(frame: &mut Frame) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Writes the header into the frame's headroom; returns header and frame.
-pub(super) fn put_header(frame: &mut Frame) -> Result<&mut [u8], FrameFull> {
-    let header = frame.offload().to_virtio(header_length(frame));
+/// Writes the header of `size` octets into the frame's headroom; returns header and frame.
+pub(super) fn put_header(frame: &mut Frame, size: usize) -> Result<&mut [u8], FrameFull> {
+    let offload = frame.offload();
+    if size == VNET_TUNNEL_HEADER {
+        return put_long_header(frame);
+    }
+    let header = offload.to_virtio(header_length(frame));
     let area = frame.with_headroom(VNET_HEADER)?;
     if let Some(front) = area.first_chunk_mut() {
         *front = header;
@@ -32,9 +41,44 @@ pub(super) fn put_header(frame: &mut Frame) -> Result<&mut [u8], FrameFull> {
     Ok(area)
 }
 
-/// As [`put_header`], for a batch.
-pub(super) fn area(frame: &mut Frame) -> Option<&mut [u8]> {
-    put_header(frame).ok()
+/// How a batch has frames made ready: as [`put_header`] does, with headers of `size` octets.
+pub(super) fn area(size: usize) -> Area {
+    match size {
+        VNET_TUNNEL_HEADER => |frame| put_long_header(frame).ok(),
+        _ => |frame| put_header(frame, VNET_HEADER).ok(),
+    }
+}
+
+fn put_long_header(frame: &mut Frame) -> Result<&mut [u8], FrameFull> {
+    let offload = frame.offload();
+    let header = match offload.segmentation.and_then(|own| own.tunnel) {
+        None => {
+            let mut header = [0; VNET_TUNNEL_HEADER];
+            if let Some(front) = header.first_chunk_mut() {
+                *front = offload.to_virtio(header_length(frame));
+            }
+            header
+        }
+        Some(tunnel) => tunnel_header(frame, tunnel),
+    };
+    let area = frame.with_headroom(VNET_TUNNEL_HEADER)?;
+    if let Some(front) = area.first_chunk_mut() {
+        *front = header;
+    }
+    Ok(area)
+}
+
+#[cold]
+fn tunnel_header(frame: &Frame, tunnel: Tunnel) -> [u8; VNET_TUNNEL_HEADER] {
+    let octets = frame.bytes();
+    let transport = frame.transport_offset();
+    let checksum = octets.get(usize::from(transport) + 6..usize::from(tunnel.network));
+    let outer = OuterHeader {
+        ipv6: ether_type(octets) == Some(ETHERTYPE_IPV6),
+        checksum: !matches!(checksum, Some([0, 0, ..])),
+    };
+    let offload = frame.offload();
+    offload.to_virtio_tunnel(header_length(frame), transport, outer)
 }
 
 /// Octets of all headers of a super-frame, from its start; 0 for others. The kernel keeps so many
@@ -69,7 +113,8 @@ pub(super) struct Offloads {
 
 const SUPER_FRAMES: Capabilities = Capabilities::TSO4
     .union(Capabilities::TSO6)
-    .union(Capabilities::USO);
+    .union(Capabilities::USO)
+    .union(Capabilities::TUNNEL);
 
 impl Offloads {
     /// Starts with these capabilities. Super-frames have partial checksums, so without
@@ -126,7 +171,11 @@ impl Offloads {
     /// given up and returned; otherwise the fault is the frame's: one sender's broken frames must
     /// not slow the others down.
     pub(super) fn refused(&mut self, offload: Offload) -> Option<Capabilities> {
-        let kind = Capabilities::required(offload) & SUPER_FRAMES & self.capabilities;
+        let mut kind = Capabilities::required(offload) & SUPER_FRAMES & self.capabilities;
+        if kind.contains(Capabilities::TUNNEL) {
+            // What it carries may still travel by itself.
+            kind = Capabilities::TUNNEL;
+        }
         if kind.is_empty() || self.proven.contains(kind) {
             return None;
         }
@@ -159,6 +208,7 @@ mod tests {
                 kind,
                 ecn: false,
                 size: NonZeroU16::new(1000).unwrap(),
+                tunnel: None,
             }),
         }
     }
@@ -168,10 +218,13 @@ mod tests {
         let mut pool = FramePool::new(1, 2000);
         let mut frame = pool.copy_from(&[0x80; 1600]).unwrap();
         frame.set_offload(offload(GsoKind::TcpV4));
-        let header: [u8; VNET_HEADER] = *put_header(&mut frame).unwrap().first_chunk().unwrap();
+        let header: [u8; VNET_HEADER] = *put_header(&mut frame, VNET_HEADER)
+            .unwrap()
+            .first_chunk()
+            .unwrap();
         assert_eq!(u16::from_ne_bytes([header[2], header[3]]), 34 + 32);
         frame.set_offload(Offload::NONE);
-        take_header(&mut frame).unwrap();
+        take_header(&mut frame, VNET_HEADER).unwrap();
         assert_eq!(frame.offload(), offload(GsoKind::TcpV4));
         assert_eq!(frame.bytes(), [0x80; 1600]);
     }

@@ -279,7 +279,8 @@ fn open_uring(ends: &mut [End; 2]) -> Result<Uring, ForwardError> {
 fn open_end(spec: &EndSpec, offload: bool) -> Result<End, ForwardError> {
     let namespace = Namespace::open(&spec.namespace)?;
     let offload = match offload {
-        true => Capabilities::all(),
+        // It does not look into frames, as whoever sends tunnels' super-frames has to.
+        true => Capabilities::all() - Capabilities::TUNNEL - Capabilities::IP_TUNNEL,
         false => Capabilities::empty(),
     };
     let (mut device, takeover): (Box<dyn FrameDevice>, _) = if spec.tap {

@@ -33,6 +33,8 @@ pub struct Setting {
     pub buffers: Option<u32>,
     /// Further containers that the relay attaches.
     pub crowd: u16,
+    /// Whether traffic is in a VXLAN tunnel between the container and X.
+    pub tunnel: bool,
 }
 
 impl Setting {
@@ -42,6 +44,7 @@ impl Setting {
         offload: true,
         buffers: None,
         crowd: 0,
+        tunnel: false,
     };
 }
 
@@ -246,6 +249,7 @@ impl Row {
         (!self.needs_v6() || path.has_v6())
             && (self.setting.offload || path.is_tap())
             && (at_1500 || !path.is_foreign())
+            && (!self.setting.tunnel || path.family() == Family::Relay)
             && (!self.needs_process() || path.has_process())
             && (!self.is_beside() || path.family() == Family::Relay)
             && (!matches!(self.load, Load::Attach { .. })
@@ -348,6 +352,14 @@ fn bulk() -> Vec<Row> {
         row.name += "-plain";
         row.what += ", no offload";
         row.setting.offload = false;
+        row.quick = false;
+        rows.push(row);
+    }
+    for (way, label) in [(Way::Out, "out"), (Way::In, "in")] {
+        let mut row = bulk_row(way, false, label, 1, IpVersion::V4, 1500);
+        row.name += "-vxlan";
+        row.what += ", in a VXLAN tunnel";
+        row.setting.tunnel = true;
         row.quick = false;
         rows.push(row);
     }

@@ -123,7 +123,7 @@ impl Messages {
             return Err(DropReason::Vlan);
         }
         frame.set_len(octets).map_err(|_| DropReason::FrameLength)?;
-        vnet::take_header(frame)
+        vnet::take_header(frame, VNET_HEADER)
     }
 
     /// Sends the frames from the first on, runs of datagrams as one where `coalesce` says so.
@@ -177,7 +177,7 @@ impl Messages {
             let Some((first, more)) = these.split_first_mut() else {
                 break;
             };
-            let Ok(area) = vnet::put_header(first) else {
+            let Ok(area) = vnet::put_header(first, VNET_HEADER) else {
                 break;
             };
             self.areas[at] = vector(area);

@@ -220,6 +220,7 @@ fn frame(pool: &mut FramePool, kind: Kind, number: u8) -> Frame {
                 kind,
                 ecn: false,
                 size: 1000.try_into().unwrap(),
+                tunnel: None,
             });
         }
         Kind::Datagram => {
