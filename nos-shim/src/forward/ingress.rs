@@ -41,47 +41,9 @@ impl Forwarder<'_> {
         for mut frame in burst.drain(..) {
             frame.set_vrf(vrf);
             frame.set_interface(Interface::Uplink(id));
-            let step = match Packet::parse(frame).or_else(vlan::parse_tagged) {
-                Ok(packet) => match admit(&packet, id, mac, tables) {
-                    Ok(Admitted::Local(address)) => {
-                        let Self {
-                            worker,
-                            output,
-                            now,
-                            ..
-                        } = self;
-                        deliver::deliver(packet, address, origin, tables, worker, output, *now)
-                    }
-                    Ok(Admitted::Route) => {
-                        // There is room: no burst is longer than another.
-                        routed.push(packet);
-                        Step::Done
-                    }
-                    Ok(Admitted::Ndp) => self.ndp(id, packet),
-                    Ok(Admitted::Groups) => {
-                        let Self {
-                            worker,
-                            output,
-                            now,
-                            ..
-                        } = self;
-                        groups::receive(packet, id, worker, output, *now)
-                    }
-                    Ok(Admitted::LinkLocal) => {
-                        let Self {
-                            worker,
-                            output,
-                            now,
-                            ..
-                        } = self;
-                        deliver::deliver_link_local(packet, id, tables, worker, output, *now)
-                    }
-                    Err(reason) => Step::Drop(packet, reason),
-                },
-                Err(rejected) => {
-                    self.ingress_other(id, rejected);
-                    Step::Done
-                }
+            let step = match Packet::parse(frame) {
+                Ok(packet) => self.receive(packet, id, mac, &mut routed),
+                Err(rejected) => self.receive_other(rejected, id, mac, &mut routed),
             };
             self.run(step);
         }
@@ -105,14 +67,59 @@ impl Forwarder<'_> {
         }
     }
 
-    /// A frame that is no IP packet.
+    /// A packet that came in. What is to be routed goes to `routed`, where there is room: no burst is
+    /// longer than another.
+    #[inline]
+    fn receive(
+        &mut self,
+        packet: Packet,
+        id: UplinkId,
+        mac: MacAddr,
+        routed: &mut ArrayVec<Packet, BATCH>,
+    ) -> Step {
+        let Self {
+            tables,
+            worker,
+            output,
+            now,
+        } = self;
+        match admit(&packet, id, mac, tables) {
+            Ok(Admitted::Local(address)) => {
+                let origin = Origin::Uplink(id);
+                deliver::deliver(packet, address, origin, tables, worker, output, *now)
+            }
+            Ok(Admitted::Route) => {
+                routed.push(packet);
+                Step::Done
+            }
+            Ok(Admitted::Ndp) => self.ndp(id, packet),
+            Ok(Admitted::Groups) => groups::receive(packet, id, worker, output, *now),
+            Ok(Admitted::LinkLocal) => {
+                deliver::deliver_link_local(packet, id, tables, worker, output, *now)
+            }
+            Err(reason) => Step::Drop(packet, reason),
+        }
+    }
+
+    /// A frame that is no IP packet, or one behind tags.
     #[cold]
-    fn ingress_other(&mut self, id: UplinkId, Rejected { frame, reason }: Rejected) {
+    fn receive_other(
+        &mut self,
+        rejected: Rejected,
+        id: UplinkId,
+        mac: MacAddr,
+        routed: &mut ArrayVec<Packet, BATCH>,
+    ) -> Step {
+        let Rejected { frame, reason } = match vlan::parse_tagged(rejected) {
+            Ok(packet) => return self.receive(packet, id, mac, routed),
+            Err(rejected) => rejected,
+        };
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
             self.arp(id, frame);
         } else {
             self.output.discard_frame(frame, reason);
         }
+        Step::Done
     }
 
     /// ARP: learn, and answer for our addresses.

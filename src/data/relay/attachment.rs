@@ -136,10 +136,14 @@ impl Attachment {
     /// What becomes of a frame from the container.
     #[inline]
     pub(super) fn judge(&self, frame: Frame) -> Disposition {
-        let packet = match Packet::parse(frame).or_else(parse_tagged) {
-            Ok(packet) => packet,
-            Err(rejected) => return self.judge_other(rejected),
-        };
+        match Packet::parse(frame) {
+            Ok(packet) => self.judge_packet(packet),
+            Err(rejected) => self.judge_other(rejected),
+        }
+    }
+
+    #[inline]
+    fn judge_packet(&self, packet: Packet) -> Disposition {
         match answer_ip(self.guard.link(), packet) {
             Disposition::Forward(packet) => match self.check(&packet) {
                 Ok(()) => Disposition::Forward(packet),
@@ -149,9 +153,13 @@ impl Attachment {
         }
     }
 
-    /// What becomes of a frame that is no IP packet.
+    /// What becomes of a frame that is no IP packet, or one behind tags.
     #[cold]
-    fn judge_other(&self, Rejected { frame, reason }: Rejected) -> Disposition {
+    fn judge_other(&self, rejected: Rejected) -> Disposition {
+        let Rejected { frame, reason } = match parse_tagged(rejected) {
+            Ok(packet) => return self.judge_packet(packet),
+            Err(rejected) => rejected,
+        };
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
             answer_arp(self.guard.link(), frame)
         } else {
