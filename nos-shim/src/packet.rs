@@ -168,7 +168,7 @@ pub type PacketBurst = arrayvec::ArrayVec<Packet, BATCH>;
 /// A frame that is no valid packet, and why.
 #[derive(Debug)]
 pub struct Rejected {
-    /// The frame, unchanged.
+    /// The frame, unchanged but for Ethernet padding that was cut off.
     pub frame: Frame,
     /// What is wrong with it.
     pub reason: DropReason,
@@ -191,27 +191,17 @@ impl Packet {
                 frame.truncate(len);
                 frame.set_parsed(parsed);
                 let mut packet = Self(frame);
-                if offload.segmentation.is_some() {
-                    packet.drop_idle_segmentation();
+                if offload.segmentation.is_some()
+                    && let Err(reason) = packet.settle_super_frame()
+                {
+                    return Err(Rejected {
+                        frame: packet.0,
+                        reason,
+                    });
                 }
                 Ok(packet)
             }
             Err(reason) => Err(Rejected { frame, reason }),
-        }
-    }
-
-    /// A super-frame of one segment is an ordinary packet. Kernels see that too, but some refuse
-    /// the largest segment sizes.
-    #[inline]
-    fn drop_idle_segmentation(&mut self) {
-        let offload = self.0.offload();
-        if let Some(segmentation) = offload.segmentation
-            && self.0.len() - self.payload_offset() <= usize::from(segmentation.size.get())
-        {
-            self.0.set_offload(Offload {
-                segmentation: None,
-                ..offload
-            });
         }
     }
 
@@ -925,7 +915,10 @@ fn check_offload(parsed: &Parsed, octets: &[u8], offload: Offload) -> Result<(),
         }
     };
     let segmentation = offload.segmentation.is_none_or(|segmentation| {
-        let own = matches!(offload.checksum, Checksum::Partial { start, .. } if start == parsed.l4);
+        let own = match offload.checksum {
+            Checksum::Partial { start, .. } => start == parsed.l4,
+            Checksum::Complete | Checksum::Verified => true,
+        };
         own && segmentation_is_right(parsed, octets, segmentation)
     });
     if checksum && segmentation {
@@ -970,6 +963,8 @@ fn segmentation_is_right(parsed: &Parsed, octets: &[u8], segmentation: Segmentat
     };
     right && payload > 0
 }
+
+mod super_frame;
 
 #[cfg(test)]
 pub(crate) mod craft;
