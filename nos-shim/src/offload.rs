@@ -6,6 +6,7 @@
 //!
 //! - [`complete_checksum`] finishes a partial transport checksum;
 //! - [`segment`] cuts a TCP or UDP super-frame into packets of its segment size;
+//! - [`cut_long`] cuts a super-frame that is longer than an IP packet into ordinary ones;
 //! - [`fragment_ipv4`] cuts a packet that is longer than the next hop's MTU into fragments.
 //!
 //! A payload is copied once. The last piece keeps the original buffer, so cutting into `n` takes
@@ -13,6 +14,7 @@
 
 mod cut;
 mod fragment;
+mod long;
 mod segment;
 
 use bitflags::bitflags;
@@ -23,6 +25,7 @@ use crate::frame::{Checksum, FramePool, GsoKind, Offload};
 use crate::packet::Packet;
 
 pub use fragment::fragment_ipv4;
+pub use long::{MAX_LONG_FRAME, cut_long};
 pub use segment::segment;
 
 bitflags! {

@@ -66,7 +66,7 @@ impl Segments {
 }
 
 /// What is the same in all segments, summed once.
-struct Template {
+pub(super) struct Template {
     /// Octets from the frame's start to the transport header.
     l4: usize,
     network: Network,
@@ -100,7 +100,7 @@ enum Transport {
 }
 
 impl Template {
-    fn new(packet: &Packet, partial: bool) -> Self {
+    pub(super) fn new(packet: &Packet, partial: bool) -> Self {
         let transport = packet.transport();
         let header = packet.payload_offset() - packet.transport_offset();
         let header = &transport[..header];
@@ -271,6 +271,6 @@ fn u16_at(octets: &[u8], at: usize) -> u16 {
 }
 
 /// A length inside a packet, which is never longer than 65,535 octets.
-fn length(octets: usize) -> u16 {
+pub(super) fn length(octets: usize) -> u16 {
     u16::try_from(octets).unwrap_or(u16::MAX)
 }
