@@ -8,15 +8,13 @@
 
 use std::collections::VecDeque;
 
+use super::Dropped;
 use super::cut::{Finish, Piece};
 use super::segment::Template;
 use super::segment::length;
-use super::Dropped;
 use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
-use crate::frame::{
-    Checksum, ETHERNET_HEADER, Frame, FramePool, GsoKind, Offload, Segmentation,
-};
+use crate::frame::{Checksum, ETHERNET_HEADER, Frame, FramePool, GsoKind, Offload, Segmentation};
 use crate::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, Packet, parse, protocol,
 };
@@ -220,7 +218,10 @@ fn mend_ipv4(head: &mut [u8], whole: usize) -> Result<(), DropReason> {
 fn mend_ipv6(head: &mut [u8], whole: usize) -> Result<(), DropReason> {
     let len = head.len().checked_sub(IPV6_END);
     let len = ip_length(len.ok_or(DropReason::IpLength)?)?;
-    check_length(u16_at(head, PAYLOAD_LENGTH).unwrap_or(0), whole - IPV6_HEADER)?;
+    check_length(
+        u16_at(head, PAYLOAD_LENGTH).unwrap_or(0),
+        whole - IPV6_HEADER,
+    )?;
     if let Some(field) = head.get_mut(PAYLOAD_LENGTH..NEXT_HEADER) {
         field.copy_from_slice(&len.to_be_bytes());
     }

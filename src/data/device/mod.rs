@@ -257,6 +257,9 @@ pub struct DeviceCounters {
     pub received: Traffic,
     /// From us to the device.
     pub sent: Traffic,
+    /// Super-frames that were longer than a buffer, and were received as several (Linux: BIG TCP).
+    /// Their pieces are counted in `received`.
+    pub long: u64,
 }
 
 /// Why a device cannot be opened.

@@ -177,7 +177,9 @@ fn the_ecn_mark_and_the_flags_stay_where_they_belong() {
         tcp.flags = 0x99;
     }
     let (octets, mut offload) = long(&craft, 1_448, false);
-    offload.segmentation = offload.segmentation.map(|it| Segmentation { ecn: true, ..it });
+    offload.segmentation = offload
+        .segmentation
+        .map(|it| Segmentation { ecn: true, ..it });
     let (pieces, _) = cut(&octets, offload, ROOM, &mut pool).unwrap();
     let seen: Vec<_> = pieces
         .iter()
