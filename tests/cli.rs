@@ -223,6 +223,8 @@ fn link(device: &str, interface: &str) -> Link {
         },
         drops: [("source-port".to_owned(), 4)].into(),
         device_tx_dropped: Some(9),
+        long_super_frames: 5,
+        refused: [("uso".to_owned(), 1)].into(),
     }
 }
 
@@ -251,6 +253,8 @@ fn attachments() -> Response {
         offload: Vec::new(),
         drops: Default::default(),
         device_tx_dropped: None,
+        long_super_frames: 0,
+        refused: Default::default(),
         ..db.link
     };
     Response::Attachments(vec![web, db])

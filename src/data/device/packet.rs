@@ -150,13 +150,13 @@ impl FrameDevice for PacketSocket {
                     ..
                 }) if !down_before => down_before = true,
                 Err(Refused {
-                    errno: Errno::EINVAL,
+                    errno: Errno::EINVAL | Errno::EMSGSIZE,
                     run: true,
                 }) => {
                     self.offloads.refused_run(DeviceKind::Packet, &self.name);
                 }
                 Err(Refused {
-                    errno: Errno::EINVAL,
+                    errno: Errno::EINVAL | Errno::EMSGSIZE,
                     ..
                 }) => {
                     let offload = sending.front().map(|frame| frame.offload());
@@ -171,6 +171,7 @@ impl FrameDevice for PacketSocket {
             }
         }
         let sent = sending.finish();
+        self.counters.refused = self.offloads.refusals();
         match sent.egress {
             Egress::Gone(errno) => self.reception.link_has_gone(errno),
             Egress::Down => self.reception.link_is_down(),

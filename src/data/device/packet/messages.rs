@@ -228,7 +228,8 @@ impl Messages {
         let messages = self.load(frames, coalesce);
         if messages == 0 {
             return Err(Refused {
-                errno: Errno::EMSGSIZE,
+                // Not the kernel's answer: no room for the header.
+                errno: Errno::EPROTO,
                 run: false,
             });
         }
