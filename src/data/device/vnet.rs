@@ -152,13 +152,14 @@ impl Offloads {
     /// not slow the others down. Without checksums there are no super-frames either.
     #[cold]
     pub(super) fn refused(&mut self, offload: Offload) -> Option<Capabilities> {
-        let required = Capabilities::required(offload) & self.capabilities;
+        let required = Capabilities::required(offload);
         let super_frame = required & SUPER_FRAMES;
         let kind = if super_frame.is_empty() {
             required
         } else {
             super_frame
         };
+        let kind = kind & self.capabilities;
         self.refusals.count(kind);
         if kind.is_empty() || self.proven.contains(kind) {
             return None;
@@ -260,6 +261,7 @@ mod tests {
         for (kind, refused) in kinds() {
             let mut offloads = Offloads::new(Capabilities::all());
             assert_eq!(offloads.refused(refused), Some(kind));
+            assert_eq!(offloads.refused(refused), None, "only once");
             let left = if kind == Capabilities::CHECKSUM {
                 Capabilities::empty()
             } else {
