@@ -159,6 +159,7 @@ fn craft(row: Row, way: Way, seed: u64) -> Crafted {
         kind,
         ecn: false,
         size: NonZeroU16::new(SEGMENT).unwrap(),
+        tunnel: None,
     });
     octets.extend(transport);
     Crafted {

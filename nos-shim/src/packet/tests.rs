@@ -672,6 +672,7 @@ fn offload_state_must_fit_the_packet() {
             kind,
             ecn: false,
             size: NonZeroU16::new(5).unwrap(),
+            tunnel: None,
         }),
     };
     let sum = |start, offset| Checksum::Partial { start, offset };
@@ -830,13 +831,14 @@ fn offloads() -> impl Strategy<Value = Offload> {
         Just(GsoKind::TcpV6),
         Just(GsoKind::Udp)
     ];
-    let segmentation = proptest::option::of(
-        (kind, any::<bool>(), any::<NonZeroU16>()).prop_map(|(kind, ecn, size)| Segmentation {
+    let segmentation = proptest::option::of((kind, any::<bool>(), any::<NonZeroU16>()).prop_map(
+        |(kind, ecn, size)| Segmentation {
             kind,
             ecn,
             size,
-        }),
-    );
+            tunnel: None,
+        },
+    ));
     (checksum, segmentation).prop_map(|(checksum, segmentation)| Offload {
         checksum,
         segmentation,

@@ -9,9 +9,13 @@
 //! Frames come and go with a virtio-net header. On veth that is not a matter of speed: frames from
 //! the other end have partial checksums and are up to 64 KiB long, and only the header says so.
 //!
+//! A tunnel's super-frame comes with the offload of the packet inside, as if there were no tunnel. It
+//! cannot be sent so: the kernel would look for a TCP header where the tunnel's is, and drop it with
+//! `ENOMEM`. So it is cut before, and the segments of UDP tunnels leave as runs of datagrams.
+//!
 //! The kernel takes a VLAN tag out of the frame before we get it and mentions it in auxiliary data.
-//! Tagged traffic belongs to another network, so such frames are dropped
-//! ([`DropReason::EtherType`]), not taken for untagged ones.
+//! Traffic of a VLAN belongs to another network, so such frames are dropped ([`DropReason::Vlan`]), not
+//! taken for untagged ones. Frames with a priority tag are untagged ones ([`nos_shim::vlan`]).
 //!
 //! Frames are received and sent by `recvmmsg` and `sendmmsg`, header and frame as one piece; runs of
 //! datagrams are sent as one message ([`super::coalesce`]). A
@@ -38,10 +42,11 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME};
+use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, VNET_HEADER};
 use nos_shim::offload::{Capabilities, Dropped};
 
 use super::character;
+use super::uring::{Batch, How};
 use super::vnet::{self, Offloads};
 use super::{
     DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, OpenError, Received, Sending, Sent,
@@ -51,6 +56,8 @@ use messages::{Messages, Refused};
 use reception::Reception;
 
 pub(super) use socket::{link, take_drops};
+
+const TUNNELS: Capabilities = Capabilities::TUNNEL.union(Capabilities::IP_TUNNEL);
 
 /// How a packet socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +108,8 @@ impl PacketSocket {
         Ok(Self {
             fd: Arc::new(fd),
             name: name.to_owned(),
-            offloads: Offloads::new(options.offload),
+            // Its virtio-net header has no words for tunnels.
+            offloads: Offloads::new(options.offload - TUNNELS),
             messages: Messages::new(),
             reception: Reception::new(),
             counters: DeviceCounters::default(),
@@ -125,6 +133,54 @@ impl FrameDevice for PacketSocket {
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        self.send(burst, pool, None)
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send(burst, pool, Some(batch))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.offloads.capabilities()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn inspector(&self) -> Inspector {
+        Inspector::of_packet(&self.fd)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Packet
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        &self.counters
+    }
+
+    fn set_coalescing(&mut self, on: bool) {
+        self.offloads.set_coalescing(on);
+    }
+}
+
+impl PacketSocket {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        mut batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
         let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
         if let Some(errno) = self.reception.gone() {
             sending.lost(Egress::Gone(errno));
@@ -132,6 +188,18 @@ impl FrameDevice for PacketSocket {
         }
         let mut down_before = false;
         while sending.front().is_some() {
+            // After an outage the first frame learns of it, and is sent again: not in a batch.
+            if let Some(batch) = &mut batch
+                && self.reception.is_up()
+                && batch.send(
+                    How::Send,
+                    vnet::area(VNET_HEADER),
+                    &mut self.offloads,
+                    &mut sending,
+                ) > 0
+            {
+                continue;
+            }
             let coalesce = self.offloads.coalesces();
             let result = self.messages.send(&self.fd, sending.waiting(), coalesce);
             match result {
@@ -178,34 +246,6 @@ impl FrameDevice for PacketSocket {
             Egress::Ready | Egress::Adapt => {}
         }
         sent
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.offloads.capabilities()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
-    }
-
-    fn inspector(&self) -> Inspector {
-        Inspector::of_packet(&self.fd)
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn kind(&self) -> DeviceKind {
-        DeviceKind::Packet
-    }
-
-    fn counters(&self) -> &DeviceCounters {
-        &self.counters
-    }
-
-    fn set_coalescing(&mut self, on: bool) {
-        self.offloads.set_coalescing(on);
     }
 }
 

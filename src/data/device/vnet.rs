@@ -1,19 +1,24 @@
 //! The virtio-net header in front of frames, and what the kernel behind it takes.
 
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{Checksum, Frame, FrameFull, GsoKind, Offload, Segmentation, VNET_HEADER};
+use nos_shim::frame::{
+    Checksum, Frame, FrameFull, GsoKind, Offload, OuterHeader, Segmentation, Tunnel, VNET_HEADER,
+    VNET_TUNNEL_HEADER,
+};
 use nos_shim::offload::Capabilities;
+use nos_shim::packet::{ETHERTYPE_IPV6, ether_type};
 
 use super::DeviceKind;
+use super::uring::Area;
 
 /// Octets of a UDP header (RFC 768).
 const UDP_HEADER: u16 = 8;
 /// Where a TCP header says how long it is (RFC 9293 §3.1).
 const TCP_DATA_OFFSET: usize = 12;
 
-/// Sets the frame's offload state from the header that was read into its headroom.
-pub(super) fn take_header(frame: &mut Frame) -> Result<(), DropReason> {
-    let header = match frame.with_headroom(VNET_HEADER) {
+/// Sets the frame's offload state from the header of `size` octets that was read into its headroom.
+pub(super) fn take_header(frame: &mut Frame, size: usize) -> Result<(), DropReason> {
+    let header = match frame.with_headroom(size) {
         Ok(area) => area.first_chunk().copied(),
         Err(FrameFull { .. }) => None,
     };
@@ -22,14 +27,58 @@ pub(super) fn take_header(frame: &mut Frame) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Writes the header into the frame's headroom; returns header and frame.
-pub(super) fn put_header(frame: &mut Frame) -> Result<&mut [u8], FrameFull> {
-    let header = frame.offload().to_virtio(header_length(frame));
+/// Writes the header of `size` octets into the frame's headroom; returns header and frame.
+pub(super) fn put_header(frame: &mut Frame, size: usize) -> Result<&mut [u8], FrameFull> {
+    let offload = frame.offload();
+    if size == VNET_TUNNEL_HEADER {
+        return put_long_header(frame);
+    }
+    let header = offload.to_virtio(header_length(frame));
     let area = frame.with_headroom(VNET_HEADER)?;
     if let Some(front) = area.first_chunk_mut() {
         *front = header;
     }
     Ok(area)
+}
+
+/// How a batch has frames made ready: as [`put_header`] does, with headers of `size` octets.
+pub(super) fn area(size: usize) -> Area {
+    match size {
+        VNET_TUNNEL_HEADER => |frame| put_long_header(frame).ok(),
+        _ => |frame| put_header(frame, VNET_HEADER).ok(),
+    }
+}
+
+fn put_long_header(frame: &mut Frame) -> Result<&mut [u8], FrameFull> {
+    let offload = frame.offload();
+    let header = match offload.segmentation.and_then(|own| own.tunnel) {
+        None => {
+            let mut header = [0; VNET_TUNNEL_HEADER];
+            if let Some(front) = header.first_chunk_mut() {
+                *front = offload.to_virtio(header_length(frame));
+            }
+            header
+        }
+        Some(tunnel) => tunnel_header(frame, tunnel),
+    };
+    let area = frame.with_headroom(VNET_TUNNEL_HEADER)?;
+    if let Some(front) = area.first_chunk_mut() {
+        *front = header;
+    }
+    Ok(area)
+}
+
+#[cold]
+fn tunnel_header(frame: &Frame, tunnel: Tunnel) -> [u8; VNET_TUNNEL_HEADER] {
+    let octets = frame.bytes();
+    let transport = frame.transport_offset();
+    let checksum = octets.get(usize::from(transport) + 6..usize::from(tunnel.network));
+    let outer = OuterHeader {
+        ipv6: ether_type(octets) == Some(ETHERTYPE_IPV6),
+        checksum: !matches!(checksum, Some([0, 0, ..])),
+    };
+    let offload = frame.offload();
+    offload.to_virtio_tunnel(header_length(frame), transport, outer)
 }
 
 /// Octets of all headers of a super-frame, from its start; 0 for others. The kernel keeps so many
@@ -75,7 +124,9 @@ pub struct Refusals {
     pub tso6: u64,
     /// To cut datagrams.
     pub uso: u64,
-    /// The same with a run of datagrams that was joined here.
+    /// To cut what is in a tunnel.
+    pub tunnel: u64,
+    /// To cut a run of datagrams that was joined here.
     pub runs: u64,
 }
 
@@ -86,6 +137,7 @@ impl Refusals {
             (Capabilities::TSO4, &mut self.tso4),
             (Capabilities::TSO6, &mut self.tso6),
             (Capabilities::USO, &mut self.uso),
+            (Capabilities::TUNNEL, &mut self.tunnel),
         ];
         for (capability, count) in table {
             *count += u64::from(kind.contains(capability));
@@ -95,7 +147,8 @@ impl Refusals {
 
 const SUPER_FRAMES: Capabilities = Capabilities::TSO4
     .union(Capabilities::TSO6)
-    .union(Capabilities::USO);
+    .union(Capabilities::USO)
+    .union(Capabilities::TUNNEL);
 
 impl Offloads {
     /// Starts with these capabilities. Super-frames have partial checksums, so without
@@ -142,6 +195,14 @@ impl Offloads {
         self.capabilities
     }
 
+    /// Whether nothing of a frame has to be sent again should the kernel refuse it: it is no
+    /// super-frame, or of a kind that the kernel has taken before.
+    #[inline]
+    pub(super) fn may_be_batched(&self, offload: Offload) -> bool {
+        let kind = Capabilities::required(offload) & SUPER_FRAMES;
+        self.proven.contains(kind & self.capabilities)
+    }
+
     /// The kernel took a frame.
     pub(super) fn taken(&mut self, offload: Offload) {
         self.proven |= Capabilities::required(offload);
@@ -159,7 +220,11 @@ impl Offloads {
         } else {
             super_frame
         };
-        let kind = kind & self.capabilities;
+        let mut kind = kind & self.capabilities;
+        if kind.contains(Capabilities::TUNNEL) {
+            // What it carries may still travel by itself.
+            kind = Capabilities::TUNNEL;
+        }
         self.refusals.count(kind);
         if kind.is_empty() || self.proven.contains(kind) {
             return None;
@@ -197,6 +262,7 @@ mod tests {
                 kind,
                 ecn: false,
                 size: NonZeroU16::new(1000).unwrap(),
+                tunnel: None,
             }),
         }
     }
@@ -206,10 +272,13 @@ mod tests {
         let mut pool = FramePool::new(1, 2000);
         let mut frame = pool.copy_from(&[0x80; 1600]).unwrap();
         frame.set_offload(offload(GsoKind::TcpV4));
-        let header: [u8; VNET_HEADER] = *put_header(&mut frame).unwrap().first_chunk().unwrap();
+        let header: [u8; VNET_HEADER] = *put_header(&mut frame, VNET_HEADER)
+            .unwrap()
+            .first_chunk()
+            .unwrap();
         assert_eq!(u16::from_ne_bytes([header[2], header[3]]), 34 + 32);
         frame.set_offload(Offload::NONE);
-        take_header(&mut frame).unwrap();
+        take_header(&mut frame, VNET_HEADER).unwrap();
         assert_eq!(frame.offload(), offload(GsoKind::TcpV4));
         assert_eq!(frame.bytes(), [0x80; 1600]);
     }
@@ -234,6 +303,9 @@ mod tests {
         offloads.taken(offload(GsoKind::TcpV4));
         assert_eq!(offloads.refused(offload(GsoKind::TcpV4)), None);
         let uso = offload(GsoKind::Udp);
+        assert!(offloads.may_be_batched(offload(GsoKind::TcpV4)));
+        assert!(offloads.may_be_batched(Offload::NONE));
+        assert!(!offloads.may_be_batched(uso));
         assert_eq!(offloads.refused(uso), Some(Capabilities::USO));
         assert_eq!(offloads.refused(uso), None);
         assert_eq!(
@@ -281,11 +353,12 @@ mod tests {
                 tso4,
                 tso6,
                 uso,
+                tunnel,
                 runs,
             } = offloads.refusals();
             let counts = [checksum, tso4, tso6, uso].map(|count| count == 1);
             assert_eq!(counts, kinds().map(|(other, _)| other == kind));
-            assert_eq!(runs, 0);
+            assert_eq!((tunnel, runs), (0, 0));
         }
     }
 

@@ -176,6 +176,32 @@ impl LinkChange {
         )]))
     }
 
+    /// Makes it an end of a VXLAN tunnel.
+    #[cfg(any(test, feature = "testbed"))]
+    pub(crate) fn vxlan(self, vxlan: crate::lab::testbed::Vxlan) -> Self {
+        use netlink_packet_route::link::InfoVxlan;
+        use std::net::IpAddr;
+        let local = match vxlan.local {
+            IpAddr::V4(address) => InfoVxlan::Local(address),
+            IpAddr::V6(address) => InfoVxlan::Local6(address),
+        };
+        let remote = match vxlan.remote {
+            IpAddr::V4(address) => InfoVxlan::Group(address),
+            IpAddr::V6(address) => InfoVxlan::Group6(address),
+        };
+        let data = InfoData::Vxlan(vec![
+            InfoVxlan::Id(1),
+            local,
+            remote,
+            InfoVxlan::Port(vxlan.port),
+            InfoVxlan::UDPCsum(vxlan.checksum),
+            InfoVxlan::UDPZeroCsumTX(!vxlan.checksum),
+            InfoVxlan::UDPZeroCsumRX(!vxlan.checksum),
+        ]);
+        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)];
+        self.with(LinkAttribute::LinkInfo(info))
+    }
+
     /// Whether it asks for nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.attributes.is_empty() && self.0.header.change_mask.is_empty()

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{BATCH, Burst, ETHERNET_HEADER, Frame, FramePool, MAX_FRAME, VNET_HEADER};
 use nos_shim::offload::{Dropped, cut_long};
+use nos_shim::vlan::is_priority_tag;
 
 use super::super::coalesce::{Run, run_length};
 use super::super::vnet;
@@ -153,15 +154,16 @@ impl Messages {
         let Control { header, auxiliary } = self.control[n];
         let told = msg_hdr.msg_controllen >= size_of::<Control>()
             && (header.cmsg_level, header.cmsg_type) == (libc::SOL_PACKET, PACKET_AUXDATA);
-        if told && auxiliary.status & TP_STATUS_VLAN_VALID != 0 {
-            return Err(DropReason::EtherType);
+        let tagged = told && auxiliary.status & TP_STATUS_VLAN_VALID != 0;
+        if tagged && !is_priority_tag(auxiliary.vlan_tci) {
+            return Err(DropReason::Vlan);
         }
         let length = ETHERNET_HEADER..=MAX_FRAME;
         if msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || !length.contains(&octets) {
             return Err(DropReason::FrameLength);
         }
         frame.set_len(octets).map_err(|_| DropReason::FrameLength)?;
-        vnet::take_header(frame)
+        vnet::take_header(frame, VNET_HEADER)
     }
 
     /// Octets of the frame that was received into message `n`.
@@ -264,7 +266,7 @@ impl Messages {
             let Some((first, more)) = these.split_first_mut() else {
                 break;
             };
-            let Ok(area) = vnet::put_header(first) else {
+            let Ok(area) = vnet::put_header(first, VNET_HEADER) else {
                 break;
             };
             self.areas[at] = vector(area);
@@ -308,7 +310,7 @@ pub(super) struct Refused {
 /// Makes `frame`, which is filled by the start of a longer one, `octets` long.
 fn prepare(frame: &mut Frame, octets: usize) -> Result<(), DropReason> {
     frame.set_len(octets).map_err(|_| DropReason::FrameLength)?;
-    vnet::take_header(frame)
+    vnet::take_header(frame, VNET_HEADER)
 }
 
 fn vector(area: &mut [u8]) -> libc::iovec {
