@@ -223,6 +223,8 @@ fn link(device: &str, interface: &str) -> Link {
         },
         drops: [("source-port".to_owned(), 4)].into(),
         device_tx_dropped: Some(9),
+        long_super_frames: 5,
+        refused: [("uso".to_owned(), 1)].into(),
     }
 }
 
@@ -251,6 +253,8 @@ fn attachments() -> Response {
         offload: Vec::new(),
         drops: Default::default(),
         device_tx_dropped: None,
+        long_super_frames: 0,
+        refused: Default::default(),
         ..db.link
     };
     Response::Attachments(vec![web, db])
@@ -508,8 +512,8 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
                       mac 02:00:5e:10:00:02             sent 3 packets, 222 B
                       mac 02:00:5e:10:00:01 of the NOS  dropped 4 source-port
                       203.0.113.1                       dropped 9 in the device's queue
-                      2001:db8:1::1
-                      mtu 1500, vrf 0
+                      2001:db8:1::1                     cut 5 super-frames over 64 KiB
+                      mtu 1500, vrf 0                   device refused 1 uso
                       offload checksum tso4 tso6
 ";
 
@@ -556,7 +560,9 @@ up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                mac 02:00:5e:10:00:01       sent 3 packets, 222 B
                203.0.113.1/24              dropped 4 source-port
                mtu 1500, vrf 0             dropped 9 in the device's queue
-               offload checksum tso4 tso6  address conflicts 2
+               offload checksum tso4 tso6  cut 5 super-frames over 64 KiB
+                                           device refused 1 uso
+                                           address conflicts 2
 
 THREAD  STAGE    OVER 1000 us  LONGEST
 data    turn                2  5120 us

@@ -7,6 +7,7 @@
 //! - [`complete_checksum`] finishes a partial transport checksum;
 //! - [`segment`] cuts a TCP or UDP super-frame into packets of its segment size, also where it is in a
 //!   tunnel;
+//! - [`cut_long`] cuts a super-frame that is longer than an IP packet into ordinary ones;
 //! - [`fragment_ipv4`] cuts a packet that is longer than the next hop's MTU into fragments.
 //!
 //! A payload is copied once. The last piece keeps the original buffer, so cutting into `n` takes
@@ -14,6 +15,7 @@
 
 mod cut;
 mod fragment;
+mod long;
 mod segment;
 mod tunnel;
 
@@ -25,6 +27,7 @@ use crate::frame::{Checksum, Encapsulation, FramePool, GsoKind, Offload};
 use crate::packet::Packet;
 
 pub use fragment::fragment_ipv4;
+pub use long::{MAX_LONG_FRAME, cut_long};
 pub(crate) use segment::first_segment;
 pub use segment::segment;
 pub use tunnel::complete_octets;

@@ -179,7 +179,7 @@ pub struct Packet(Frame);
 /// A frame that is no valid packet, and why.
 #[derive(Debug)]
 pub struct Rejected {
-    /// The frame, unchanged.
+    /// The frame, unchanged but for Ethernet padding that was cut off.
     pub frame: Frame,
     /// What is wrong with it.
     pub reason: DropReason,
@@ -202,8 +202,13 @@ impl Packet {
                 frame.truncate(len);
                 frame.set_parsed(parsed);
                 let mut packet = Self(frame);
-                if let Some(segmentation) = offload.segmentation {
-                    packet.settle_segmentation(segmentation);
+                if let Some(segmentation) = offload.segmentation
+                    && let Err(reason) = packet.settle_segmentation(segmentation)
+                {
+                    return Err(Rejected {
+                        frame: packet.0,
+                        reason,
+                    });
                 }
                 Ok(packet)
             }
@@ -211,20 +216,15 @@ impl Packet {
         }
     }
 
-    /// A super-frame of one segment is an ordinary packet. Kernels see that too, but some refuse
-    /// the largest segment sizes.
+    /// Finds what is cut in a super-frame, and puts it into the form that devices take.
     #[inline]
-    fn settle_segmentation(&mut self, segmentation: Segmentation) {
-        let offload = self.0.offload();
-        if let Checksum::Partial { start, .. } = offload.checksum
-            && start != self.parsed().l4
-        {
-            self.note_tunnel(segmentation, start);
-        } else if self.0.len() - self.payload_offset() <= usize::from(segmentation.size.get()) {
-            self.0.set_offload(Offload {
-                segmentation: None,
-                ..offload
-            });
+    fn settle_segmentation(&mut self, segmentation: Segmentation) -> Result<(), DropReason> {
+        match self.0.offload().checksum {
+            Checksum::Partial { start, .. } if start != self.parsed().l4 => {
+                self.note_tunnel(segmentation, start);
+                Ok(())
+            }
+            _ => self.settle_super_frame(),
         }
     }
 
@@ -978,13 +978,12 @@ fn check_offload(parsed: &Parsed, octets: &[u8], offload: Offload) -> Result<(),
     let segmentation = offload
         .segmentation
         .is_none_or(|segmentation| match offload.checksum {
-            Checksum::Partial { start, .. } if start == parsed.l4 => {
-                segmentation_is_right(parsed, octets, segmentation)
-            }
-            Checksum::Partial { start, offset } => {
+            Checksum::Partial { start, offset } if start != parsed.l4 => {
                 tunnel_is_right(parsed, octets, segmentation, start, offset)
             }
-            Checksum::Complete | Checksum::Verified => false,
+            Checksum::Partial { .. } | Checksum::Complete | Checksum::Verified => {
+                segmentation_is_right(parsed, octets, segmentation)
+            }
         });
     if checksum && segmentation {
         Ok(())
@@ -1045,6 +1044,8 @@ fn segmentation_is_right(parsed: &Parsed, octets: &[u8], segmentation: Segmentat
     };
     right && payload > 0
 }
+
+mod super_frame;
 
 #[cfg(test)]
 pub(crate) mod craft;

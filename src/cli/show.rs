@@ -146,6 +146,17 @@ fn traffic(link: &Link) -> String {
     if let Some(dropped) = link.device_tx_dropped.filter(|&dropped| dropped > 0) {
         lines.push(format!("dropped {dropped} in the device's queue"));
     }
+    if link.long_super_frames > 0 {
+        lines.push(format!(
+            "cut {} super-frames over 64 KiB",
+            link.long_super_frames
+        ));
+    }
+    lines.extend(
+        link.refused
+            .iter()
+            .map(|(kind, frames)| format!("device refused {frames} {kind}")),
+    );
     lines.join("\n")
 }
 

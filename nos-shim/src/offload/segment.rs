@@ -139,7 +139,7 @@ pub(super) enum Transport {
 }
 
 impl Template {
-    fn new(packet: &Packet, partial: bool) -> Self {
+    pub(super) fn new(packet: &Packet, partial: bool) -> Self {
         let l4 = packet.transport_offset();
         let transport = &packet.frame().bytes()[l4..packet.payload_offset()];
         Self {

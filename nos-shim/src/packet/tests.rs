@@ -689,14 +689,10 @@ fn offload_state_must_fit_the_packet() {
         super_frame(GsoKind::TcpV4, sum(54, 16))
     ));
     assert!(!parses(&udp, super_frame(GsoKind::TcpV4, sum(34, 6))));
-    assert!(!parses(
-        &tcp,
-        super_frame(GsoKind::TcpV4, Checksum::Complete)
-    ));
-    assert!(!parses(
-        &tcp,
-        super_frame(GsoKind::TcpV4, Checksum::Verified)
-    ));
+    for checksum in [Checksum::Complete, Checksum::Verified] {
+        assert!(!parses(&tcp, super_frame(GsoKind::TcpV6, checksum)));
+        assert!(!parses(&udp, super_frame(GsoKind::TcpV4, checksum)));
+    }
     // A tunnel's packet: cutting the outer datagram would tear the inner.
     assert!(!parses(&udp, super_frame(GsoKind::Udp, sum(60, 16))));
     // The datagrams' lengths would not add up.

@@ -128,6 +128,13 @@ pub struct Link {
     pub drops: Drops,
     /// Packets that the kernel dropped because the device's queue was full, where it says.
     pub device_tx_dropped: Option<u64>,
+    /// Super-frames of more than 64 KiB that came from it, and were cut.
+    #[serde(default)]
+    pub long_super_frames: u64,
+    /// Frames that the device refused because of what they leave to it: by `checksum`, `tso4`,
+    /// `tso6`, `uso`, `tunnel`, or `runs` of datagrams. Only kinds that occurred.
+    #[serde(default)]
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// Packets and their octets, link-layer headers included. A super-frame counts as one packet.

@@ -21,7 +21,7 @@ use crate::control::attach::link_by_index;
 use crate::control::config::{Name, UplinkDevice};
 use crate::control::kernel::LinkFacts;
 use crate::control::plan::{Entity, claim};
-use crate::data::device::{CaptureWriter, DeviceKind};
+use crate::data::device::{CaptureWriter, DeviceKind, Refusals};
 use crate::data::event_loop::{DeviceReport, Stopped};
 use crate::data::relay::{AttachmentCounters, AttachmentStatus};
 
@@ -143,6 +143,8 @@ impl Daemon {
                 },
                 drops: snapshot::drops(&drops),
                 device_tx_dropped: kernel_drops(live, inside.as_ref(), device),
+                long_super_frames: device.map_or(0, |device| device.counters.long),
+                refused: device.map(refused).unwrap_or_default(),
             },
         })
     }
@@ -338,6 +340,8 @@ impl Daemon {
                 },
                 drops: snapshot::drops(&drops),
                 device_tx_dropped: live.map(|live| live.inspector.kernel_drops()),
+                long_super_frames: device.map_or(0, |device| device.counters.long),
+                refused: device.map(refused).unwrap_or_default(),
             },
         }
     }
@@ -363,6 +367,30 @@ fn with_drops_of(device: Option<&DeviceReport>, mut drops: DropCounters) -> Drop
         drops.merge(&device.counters.sent.drops);
     }
     drops
+}
+
+/// Frames that a device refused, by kind; only kinds that occurred.
+fn refused(device: &DeviceReport) -> BTreeMap<String, u64> {
+    let Refusals {
+        checksum,
+        tso4,
+        tso6,
+        uso,
+        tunnel,
+        runs,
+    } = device.counters.refused;
+    [
+        ("checksum", checksum),
+        ("tso4", tso4),
+        ("tso6", tso6),
+        ("uso", uso),
+        ("tunnel", tunnel),
+        ("runs", runs),
+    ]
+    .into_iter()
+    .filter(|&(_, count)| count > 0)
+    .map(|(kind, count)| (kind.to_owned(), count))
+    .collect()
 }
 
 /// What the kernel lost of the container's packets because the relay did not read them in time.

@@ -64,6 +64,7 @@ pub use packet::{PacketOptions, PacketSocket};
 pub use plain_tap::PlainTap;
 pub use tap::Tap;
 pub use uring::{Batch, Slot, Unavailable, Uring, UringReport};
+pub use vnet::Refusals;
 
 /// A burst ends with the frame that makes it this long, in octets: what was read must still be in
 /// the second-level cache when it is written.
@@ -279,6 +280,11 @@ pub struct DeviceCounters {
     pub received: Traffic,
     /// From us to the device.
     pub sent: Traffic,
+    /// Super-frames that were longer than a buffer, and were received as several (Linux: BIG TCP).
+    /// Their pieces are counted in `received`.
+    pub long: u64,
+    /// Frames that the kernel refused for the work that they leave to it.
+    pub refused: Refusals,
 }
 
 /// Why a device cannot be opened.

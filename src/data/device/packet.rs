@@ -23,22 +23,27 @@
 //! later raises a new edge, so there is no need to ask once more. An error that ended it instead
 //! was stored in the socket by the kernel, which polls as an error.
 //!
+//! Linux passes super-frames between interfaces that are longer than a buffer (BIG TCP). The first
+//! one is lost, later ones are cut into ordinary ones ([`overflow`], [`nos_shim::offload::cut_long`]).
+//!
 //! When the interface goes down, the kernel stores `ENETDOWN` in the socket, once, and takes up
 //! delivery by itself when it comes up. When the interface is deleted, that is the same event
 //! followed by a silent change of the bound index to -1: [`link`] looks at it for the control side,
 //! and the next frame that is sent is refused with `ENXIO`.
 
 mod messages;
+mod overflow;
 mod reception;
 mod socket;
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{Burst, Frame, FramePool, VNET_HEADER};
-use nos_shim::offload::Capabilities;
+use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, VNET_HEADER};
+use nos_shim::offload::{Capabilities, Dropped};
 
 use super::character;
 use super::uring::{Batch, How};
@@ -116,11 +121,15 @@ impl FrameDevice for PacketSocket {
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
         let mut socket = Kernel {
             fd: &self.fd,
+            name: &self.name,
             messages: &mut self.messages,
         };
         let traffic = &mut self.counters.received;
-        self.reception
-            .recv_burst(&mut socket, pool, burst, limit, traffic)
+        let received = self
+            .reception
+            .recv_burst(&mut socket, pool, burst, limit, traffic);
+        self.counters.long = self.reception.cut();
+        received
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
@@ -209,13 +218,13 @@ impl PacketSocket {
                     ..
                 }) if !down_before => down_before = true,
                 Err(Refused {
-                    errno: Errno::EINVAL,
+                    errno: Errno::EINVAL | Errno::EMSGSIZE,
                     run: true,
                 }) => {
                     self.offloads.refused_run(DeviceKind::Packet, &self.name);
                 }
                 Err(Refused {
-                    errno: Errno::EINVAL,
+                    errno: Errno::EINVAL | Errno::EMSGSIZE,
                     ..
                 }) => {
                     let offload = sending.front().map(|frame| frame.offload());
@@ -230,6 +239,7 @@ impl PacketSocket {
             }
         }
         let sent = sending.finish();
+        self.counters.refused = self.offloads.refusals();
         match sent.egress {
             Egress::Gone(errno) => self.reception.link_has_gone(errno),
             Egress::Down => self.reception.link_is_down(),
@@ -242,6 +252,7 @@ impl PacketSocket {
 /// The socket that frames are received from.
 struct Kernel<'a> {
     fd: &'a OwnedFd,
+    name: &'a str,
     messages: &'a mut Messages,
 }
 
@@ -250,7 +261,30 @@ impl reception::Socket for Kernel<'_> {
         self.messages.receive(self.fd, frames)
     }
 
+    fn at_once(&self) -> usize {
+        self.messages.at_once()
+    }
+
     fn accept(&self, n: usize, frame: &mut Frame) -> Result<(), DropReason> {
         self.messages.accept(n, frame)
+    }
+
+    fn cut(
+        &mut self,
+        n: usize,
+        frame: Frame,
+        pool: &mut FramePool,
+        out: &mut VecDeque<Frame>,
+    ) -> Result<Option<Dropped>, DropReason> {
+        if self.messages.lost(n) == Some(true) {
+            tracing::warn!(
+                "{} {}: frames of more than {MAX_FRAME} octets come in, which are cut: gso_max_size \
+                 or gso_ipv4_max_size of the sender's interface, or gro_max_size or \
+                 gro_ipv4_max_size of this one, is above 65536",
+                DeviceKind::Packet,
+                self.name
+            );
+        }
+        self.messages.cut(n, frame, pool, out)
     }
 }

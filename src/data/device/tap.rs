@@ -189,25 +189,28 @@ impl Tap {
             let offload = frame.offload();
             let result = match vnet::put_header(frame, header) {
                 Ok(area) => character::write_frame(area, |area| write(&*self.fd, area)),
-                Err(_) => Err(Errno::EMSGSIZE),
+                // Not the kernel's answer: no room for the header.
+                Err(_) => Err(Errno::EPROTO),
             };
             match result {
                 Ok(()) => {
                     self.offloads.taken(offload);
                     sending.taken();
                 }
-                Err(Errno::EINVAL) => {
+                Err(errno @ (Errno::EINVAL | Errno::EMSGSIZE)) => {
                     if let Some(kind) = self.offloads.refused(offload) {
                         vnet::log_fallback(DeviceKind::Tap, &self.name, kind);
                         sending.adapt();
                         break;
                     }
-                    character::handle_refusal(&mut sending, Errno::EINVAL);
+                    character::handle_refusal(&mut sending, errno);
                 }
                 Err(errno) => character::handle_refusal(&mut sending, errno),
             }
         }
-        sending.finish()
+        let sent = sending.finish();
+        self.counters.refused = self.offloads.refusals();
+        sent
     }
 }
 
@@ -238,7 +241,7 @@ fn send_run(
             (0..length).for_each(|_| sending.taken());
             true
         }
-        Err(Errno::EINVAL) => {
+        Err(Errno::EINVAL | Errno::EMSGSIZE) => {
             offloads.refused_run(DeviceKind::Tap, name);
             false
         }
@@ -256,7 +259,7 @@ fn write_run(
     let Some((first, rest)) = frames.split_first_mut() else {
         return Ok(());
     };
-    let area = vnet::put_header(first, header).map_err(|_| Errno::EMSGSIZE)?;
+    let area = vnet::put_header(first, header).map_err(|_| Errno::EPROTO)?;
     let payloads = rest
         .iter()
         .map(|frame| frame.bytes().get(headers..).unwrap_or_default());

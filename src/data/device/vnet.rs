@@ -109,6 +109,40 @@ pub(super) struct Offloads {
     proven: Capabilities,
     /// Whether runs of datagrams may be sent as one: that is wanted, and it has not refused one.
     runs: bool,
+    refusals: Refusals,
+}
+
+/// Frames that the kernel called invalid (`EINVAL`) or too long (`EMSGSIZE`), by what it was asked to
+/// do for them. The first of a kind was then cut or completed here, as are all later ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// To complete a checksum.
+    pub checksum: u64,
+    /// To cut TCP over IPv4.
+    pub tso4: u64,
+    /// To cut TCP over IPv6.
+    pub tso6: u64,
+    /// To cut datagrams.
+    pub uso: u64,
+    /// To cut what is in a tunnel.
+    pub tunnel: u64,
+    /// To cut a run of datagrams that was joined here.
+    pub runs: u64,
+}
+
+impl Refusals {
+    fn count(&mut self, kind: Capabilities) {
+        let table = [
+            (Capabilities::CHECKSUM, &mut self.checksum),
+            (Capabilities::TSO4, &mut self.tso4),
+            (Capabilities::TSO6, &mut self.tso6),
+            (Capabilities::USO, &mut self.uso),
+            (Capabilities::TUNNEL, &mut self.tunnel),
+        ];
+        for (capability, count) in table {
+            *count += u64::from(kind.contains(capability));
+        }
+    }
 }
 
 const SUPER_FRAMES: Capabilities = Capabilities::TSO4
@@ -129,7 +163,13 @@ impl Offloads {
             },
             proven: Capabilities::empty(),
             runs: true,
+            refusals: Refusals::default(),
         }
+    }
+
+    /// What was refused so far.
+    pub(super) fn refusals(&self) -> Refusals {
+        self.refusals
     }
 
     pub(super) fn set_coalescing(&mut self, on: bool) {
@@ -147,6 +187,7 @@ impl Offloads {
     #[cold]
     pub(super) fn refused_run(&mut self, device: DeviceKind, name: &str) {
         self.runs = false;
+        self.refusals.runs += 1;
         tracing::warn!("{device} {name}: the kernel refuses datagrams in one piece");
     }
 
@@ -167,27 +208,40 @@ impl Offloads {
         self.proven |= Capabilities::required(offload);
     }
 
-    /// The kernel called a frame invalid. If it never took a super-frame of this kind, the kind is
+    /// The kernel called a frame invalid or too long. If it never took one of this kind, the kind is
     /// given up and returned; otherwise the fault is the frame's: one sender's broken frames must
-    /// not slow the others down.
+    /// not slow the others down. Without checksums there are no super-frames either.
+    #[cold]
     pub(super) fn refused(&mut self, offload: Offload) -> Option<Capabilities> {
-        let mut kind = Capabilities::required(offload) & SUPER_FRAMES & self.capabilities;
+        let required = Capabilities::required(offload);
+        let super_frame = required & SUPER_FRAMES;
+        let kind = if super_frame.is_empty() {
+            required
+        } else {
+            super_frame
+        };
+        let mut kind = kind & self.capabilities;
         if kind.contains(Capabilities::TUNNEL) {
             // What it carries may still travel by itself.
             kind = Capabilities::TUNNEL;
         }
+        self.refusals.count(kind);
         if kind.is_empty() || self.proven.contains(kind) {
             return None;
         }
-        self.capabilities -= kind;
+        self.capabilities = if kind == Capabilities::CHECKSUM {
+            Capabilities::empty()
+        } else {
+            self.capabilities - kind
+        };
         Some(kind)
     }
 }
 
-/// Tells that a kind of super-frame was given up: once a device and kind.
+/// Tells that a kind of frame was given up: once a device and kind.
 #[cold]
 pub(super) fn log_fallback(device: DeviceKind, name: &str, kind: Capabilities) {
-    tracing::warn!("{device} {name}: the kernel refuses {kind:?} frames; cutting them ourselves");
+    tracing::warn!("{device} {name}: the kernel refuses {kind:?} frames; finishing them ourselves");
 }
 
 #[cfg(test)]
@@ -258,6 +312,65 @@ mod tests {
             offloads.capabilities(),
             Capabilities::all() - Capabilities::USO
         );
+    }
+
+    /// What a frame of each kind needs.
+    fn kinds() -> [(Capabilities, Offload); 4] {
+        let partial = Offload {
+            segmentation: None,
+            ..offload(GsoKind::Udp)
+        };
+        [
+            (Capabilities::CHECKSUM, partial),
+            (Capabilities::TSO4, offload(GsoKind::TcpV4)),
+            (Capabilities::TSO6, offload(GsoKind::TcpV6)),
+            (Capabilities::USO, offload(GsoKind::Udp)),
+        ]
+    }
+
+    #[test]
+    fn a_refusal_concerns_its_kind_only_and_is_counted() {
+        for (kind, refused) in kinds() {
+            let mut offloads = Offloads::new(Capabilities::all());
+            assert_eq!(offloads.refused(refused), Some(kind));
+            assert_eq!(offloads.refused(refused), None, "only once");
+            let left = if kind == Capabilities::CHECKSUM {
+                Capabilities::empty()
+            } else {
+                Capabilities::all() - kind
+            };
+            assert_eq!(offloads.capabilities(), left);
+            // Frames of that kind are not offered any more, the others are.
+            for (other, offload) in kinds() {
+                assert_eq!(
+                    left.take(offload),
+                    left.contains(other),
+                    "{kind:?}, {other:?}"
+                );
+            }
+            let Refusals {
+                checksum,
+                tso4,
+                tso6,
+                uso,
+                tunnel,
+                runs,
+            } = offloads.refusals();
+            let counts = [checksum, tso4, tso6, uso].map(|count| count == 1);
+            assert_eq!(counts, kinds().map(|(other, _)| other == kind));
+            assert_eq!((tunnel, runs), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_kind_that_worked_is_kept_and_its_refusals_are_counted() {
+        for (kind, offload) in kinds() {
+            let mut offloads = Offloads::new(Capabilities::all());
+            offloads.taken(offload);
+            assert_eq!(offloads.refused(offload), None, "{kind:?}");
+            assert_eq!(offloads.capabilities(), Capabilities::all());
+            assert_ne!(offloads.refusals(), Refusals::default());
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! | traffic | [`ping`], [`tcp`], [`udp`] |
 
 mod error;
+mod features;
 mod link;
 mod namespace;
 pub(crate) mod pattern;

@@ -126,6 +126,15 @@ impl LinkChange {
         self.with(LinkAttribute::Group(group))
     }
 
+    /// The longest super-frames that it sends and that its GRO makes, in octets.
+    #[cfg(any(test, feature = "testbed"))]
+    pub(crate) fn super_frame_size(self, octets: u32) -> Self {
+        self.with(LinkAttribute::GsoMaxSize(octets))
+            .with(LinkAttribute::GsoIpv4MaxSize(octets))
+            .with(LinkAttribute::GroMaxSize(octets))
+            .with(LinkAttribute::GroIpv4MaxSize(octets))
+    }
+
     /// Makes it a port of the bridge with this index.
     #[cfg(any(test, feature = "testbed"))]
     pub(crate) fn controller(self, index: u32) -> Self {
