@@ -69,7 +69,8 @@ impl Forwarder<'_> {
 
     /// A packet that came in. What is to be routed goes to `routed`, where there is room: no burst is
     /// longer than another.
-    #[inline]
+    // What was parsed is in registers only where the parser is; the other caller is cold.
+    #[inline(always)]
     fn receive(
         &mut self,
         packet: Packet,
@@ -182,7 +183,8 @@ impl Forwarder<'_> {
 }
 
 /// Whether a host would look at the packet any further, and as what.
-#[inline]
+// Every packet of an uplink comes through here; of two callers, one is cold.
+#[inline(always)]
 fn admit(
     packet: &Packet,
     id: UplinkId,

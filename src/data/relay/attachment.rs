@@ -142,7 +142,8 @@ impl Attachment {
         }
     }
 
-    #[inline]
+    // What was parsed is in registers only where the parser is; the other caller is cold.
+    #[inline(always)]
     fn judge_packet(&self, packet: Packet) -> Disposition {
         match answer_ip(self.guard.link(), packet) {
             Disposition::Forward(packet) => match self.check(&packet) {
