@@ -201,30 +201,33 @@ impl Packet {
             Ok((parsed, len)) => {
                 frame.truncate(len);
                 frame.set_parsed(parsed);
-                let mut packet = Self(frame);
-                if let Some(segmentation) = offload.segmentation
-                    && let Err(reason) = packet.settle_segmentation(segmentation)
-                {
-                    return Err(Rejected {
-                        frame: packet.0,
-                        reason,
-                    });
+                let packet = Self(frame);
+                match offload.segmentation {
+                    None => Ok(packet),
+                    Some(segmentation) => packet.settle_segmentation(segmentation),
                 }
-                Ok(packet)
             }
             Err(reason) => Err(Rejected { frame, reason }),
         }
     }
 
     /// Finds what is cut in a super-frame, and puts it into the form that devices take.
-    #[inline]
-    fn settle_segmentation(&mut self, segmentation: Segmentation) -> Result<(), DropReason> {
-        match self.0.offload().checksum {
+    // Out of the way of packets that are none.
+    #[inline(never)]
+    fn settle_segmentation(mut self, segmentation: Segmentation) -> Result<Self, Rejected> {
+        let settled = match self.0.offload().checksum {
             Checksum::Partial { start, .. } if start != self.parsed().l4 => {
                 self.note_tunnel(segmentation, start);
                 Ok(())
             }
             _ => self.settle_super_frame(),
+        };
+        match settled {
+            Ok(()) => Ok(self),
+            Err(reason) => Err(Rejected {
+                frame: self.0,
+                reason,
+            }),
         }
     }
 

@@ -81,7 +81,7 @@ impl Guard {
 
     /// Whether the source is the container's, and the destination a unicast address beyond the
     /// link.
-    #[inline]
+    #[inline(always)]
     fn fits(&self, addresses: Addresses) -> bool {
         let own = self.link.addresses();
         // What may be a source on the wire is a unicast address.
