@@ -200,8 +200,6 @@ impl EventLoop {
             }
         };
         debug!("data thread ends");
-        // Before the devices are closed, so that it keeps none of them open.
-        self.uring = None;
         Ended {
             result,
             devices: self.devices.take(),
@@ -260,17 +258,14 @@ impl EventLoop {
 
     /// Lets the ring send to a device that has just come.
     fn admit(&mut self, interface: Interface) {
-        if let (Some(uring), Some(served)) = (&mut self.uring, self.devices.get_mut(interface)) {
-            served.slot = uring.admit(served.device.kind(), served.device.fd());
+        if let (Some(uring), Some(served)) = (&self.uring, self.devices.get_mut(interface)) {
+            served.slot = uring.slot(served.device.kind(), served.device.fd());
         }
     }
 
     fn take_out(&mut self, interface: Interface) -> Option<LoopDevice> {
         let served = self.devices.remove(interface)?;
         self.ready.retain(|&ready| ready != interface);
-        if let (Some(uring), Some(slot)) = (&mut self.uring, served.slot) {
-            uring.withdraw(slot);
-        }
         Some(served.device)
     }
 

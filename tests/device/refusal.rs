@@ -121,7 +121,9 @@ lab_test! {
             }
             let name = device.kind().to_string();
             let mut polled = Polled::new(device);
-            assert_eq!(polled.device.capabilities(), Capabilities::all(), "{name}");
+            let before = polled.device.capabilities();
+            let plain = Capabilities::all() - Capabilities::TUNNEL - Capabilities::IP_TUNNEL;
+            assert!(before.contains(plain), "{name}: {before:?}");
             let mut burst = Burst::new();
             burst.push(polled.frame(&arp_request()));
             let mut refused = polled.frame(&udp_datagram(&[5; 1000]));
@@ -131,7 +133,7 @@ lab_test! {
             let sent = polled.device.send_burst(&mut burst, &mut polled.pool);
             assert_eq!((sent.frames, sent.dropped, sent.egress), (1, 0, Egress::Adapt), "{name}");
             assert_eq!(burst.len(), 2, "{name}");
-            let left = Capabilities::all() - Capabilities::USO;
+            let left = before - Capabilities::USO;
             assert_eq!(polled.device.capabilities(), left, "{name}");
             // As the core would: without the offload.
             burst[0].set_offload(Offload::NONE);

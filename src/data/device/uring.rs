@@ -11,23 +11,21 @@
 //!   Buffers stay the frames' until each completion was seen ([`ring`]).
 //! - **A few frames** cost less by plain calls: a batch has [`LEAST`](batch) messages at least.
 //! - **Order and errors** are those of plain calls: see [`batch`].
-//! - **What the ring may do** is fixed before the first frame: four operations, on registered files
-//!   alone. The control thread opens the ring ([`Uring::open`]) and learns why not; the data thread
+//! - **What the ring may do** is fixed before the first frame: four operations, and nothing that goes on
+//!   by itself. The control thread opens the ring ([`Uring::open`]) and learns why not; the data thread
 //!   enables it, and is the only one that may submit from then on.
-//! - **Registered files**: the ring knows a device by its place in a table. Changing it is a system
-//!   call that only the submitter may make, so the data thread makes it when a device comes or goes:
-//!   half a microsecond, between two turns. The device is open all the while, so that this never
-//!   closes it. The ring gives its file up before the device is handed back.
+//! - **Files are not registered**: the kernel takes a ring of a process that was killed apart later, and
+//!   would keep the TAPs in its table until then, interfaces and all. A descriptor costs a look into the
+//!   process's table for each frame.
 //! - **TAPs** need `RWF_NOWAIT`, which TUN takes since Linux 6.4. A ring on an older kernel is for
-//!   packet sockets alone. (Those kernels may also close a file that left the table only later,
-//!   which would keep a TAP's interface.)
+//!   packet sockets alone.
 //! - **A ring that fails** is not used again; frames go by plain calls from then on.
 
 mod batch;
 mod ring;
 mod unavailable;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 use nos_shim::frame::BATCH;
@@ -40,12 +38,9 @@ pub use batch::Batch;
 pub(super) use batch::{Area, How};
 pub use unavailable::Unavailable;
 
-/// Files that a ring can know, at most. A device that finds no place is served by plain calls.
-const MOST_FILES: u32 = 1 << 15;
-
-/// A place in the ring's table of files.
+/// A device that a ring sends to, by the descriptor that it keeps open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(u32);
+pub struct Slot(RawFd);
 
 /// What a ring does, and did so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,10 +61,6 @@ pub struct Uring {
     ring: Ring,
     /// The batch that is being made. Apart, so that it can be left to a kernel that still reads it.
     messages: Box<Messages>,
-    /// Places given back.
-    free: Vec<u32>,
-    /// The first place never used.
-    next: u32,
     report: UringReport,
 }
 
@@ -82,12 +73,10 @@ impl Uring {
     pub fn open() -> Result<Self, Unavailable> {
         // A submission for each frame of a burst.
         let entries = u32::try_from(BATCH).unwrap_or(u32::MAX);
-        let ring = Ring::open(entries, unavailable::descriptor_limit().min(MOST_FILES))?;
+        let ring = Ring::open(entries)?;
         Ok(Self {
             ring,
             messages: Messages::new(),
-            free: Vec::new(),
-            next: 0,
             report: UringReport {
                 taps: unavailable::tun_takes_nowait(),
                 failed: None,
@@ -110,35 +99,15 @@ impl Uring {
         self.report
     }
 
-    /// Lets the ring send to a device: by the descriptor `fd`, which must stay open until
-    /// [`Self::withdraw`]. `None` for devices that are not for rings.
-    pub fn admit(&mut self, kind: DeviceKind, fd: Option<BorrowedFd<'_>>) -> Option<Slot> {
-        let fd = fd.filter(|_| self.serves(kind))?;
-        let place = self.free.pop().or_else(|| {
-            let place = (self.next < self.ring.files()).then_some(self.next)?;
-            self.next += 1;
-            Some(place)
-        })?;
-        match self.ring.set_file(place, fd.as_raw_fd()) {
-            Ok(()) => Some(Slot(place)),
-            Err(errno) => {
-                self.free.push(place);
-                tracing::debug!(%errno, "io_uring does not take the device's file");
-                None
-            }
-        }
+    /// How the ring sends to a device: by the descriptor `fd`, for as long as that stays open. `None` for
+    /// devices that are not for rings.
+    #[must_use]
+    pub fn slot(&self, kind: DeviceKind, fd: Option<BorrowedFd<'_>>) -> Option<Slot> {
+        fd.filter(|_| self.serves(kind))
+            .map(|fd| Slot(fd.as_raw_fd()))
     }
 
-    /// Makes the ring give a device's file up.
-    pub fn withdraw(&mut self, slot: Slot) {
-        match self.ring.set_file(slot.0, ring::NO_FILE) {
-            Ok(()) => self.free.push(slot.0),
-            // The place stays taken: the ring may have the file still.
-            Err(errno) => self.fail(errno),
-        }
-    }
-
-    /// What sends to the device at `slot`.
+    /// What sends to the device of `slot`.
     pub fn batch(&mut self, slot: Slot) -> Batch<'_> {
         Batch::new(self, slot)
     }
@@ -164,13 +133,6 @@ impl Uring {
     }
 }
 
-impl Drop for Uring {
-    /// The kernel takes an instance apart later, and would keep devices open until then.
-    fn drop(&mut self) {
-        self.ring.release_files();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -190,31 +152,33 @@ mod tests {
     }
 
     #[test]
-    fn places_are_used_again_and_files_given_up() {
+    fn a_ring_serves_what_has_a_descriptor() {
+        let Some(uring) = enabled() else { return };
+        let (ours, _theirs) = UnixDatagram::pair().unwrap();
+        assert_eq!(uring.slot(DeviceKind::Memory, Some(ours.as_fd())), None);
+        assert_eq!(uring.slot(DeviceKind::Packet, None), None);
+        assert!(uring.slot(DeviceKind::Packet, Some(ours.as_fd())).is_some());
+    }
+
+    /// A device is closed when it is closed, and not when the ring goes: its interface would stay.
+    #[test]
+    fn a_ring_keeps_no_device_open() {
         let Some(mut uring) = enabled() else { return };
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let fd = || Some(ours.as_fd());
-        assert_eq!(uring.admit(DeviceKind::Memory, fd()), None);
-        assert_eq!(uring.admit(DeviceKind::Packet, None), None);
-        let slots = [(); 3].map(|()| uring.admit(DeviceKind::Packet, fd()).unwrap());
-        assert_eq!(slots, [0, 1, 2].map(Slot));
-        uring.withdraw(slots[1]);
-        assert_eq!(uring.admit(DeviceKind::Packet, fd()), Some(Slot(1)));
-        // The other end sees the end of a socket that nobody has any more.
-        slots.into_iter().for_each(|slot| uring.withdraw(slot));
-        drop(ours);
-        let error = theirs.send(b"x").unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
-        assert_eq!(uring.report().failed, None);
-    }
-
-    #[test]
-    fn an_instance_that_ends_keeps_no_device_open() {
-        let Some(mut uring) = enabled() else { return };
-        let (ours, theirs) = UnixDatagram::pair().unwrap();
-        uring.admit(DeviceKind::Packet, Some(ours.as_fd())).unwrap();
-        drop(uring);
+        let slot = uring.slot(DeviceKind::Packet, Some(ours.as_fd())).unwrap();
+        let octet = *b"x";
+        let operations = [Operation::Send {
+            octets: octet.as_ptr(),
+            len: 1,
+        }; 4];
+        let mut outcomes = [Outcome::Untried; BATCH];
+        // SAFETY: the octet outlives the call.
+        let sent = unsafe {
+            let ring = &mut uring.ring;
+            ring.carry_out(slot, &operations, false, &mut outcomes)
+        };
+        assert_eq!((sent, outcomes[3]), (Ok(()), Outcome::Taken));
         drop(ours);
         let error = theirs.send(b"x").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));

@@ -268,7 +268,7 @@ fn open_uring(ends: &mut [End; 2]) -> Result<Uring, ForwardError> {
     let mut uring = Uring::open()?;
     uring.enable();
     for End { device, slot, .. } in ends {
-        *slot = uring.admit(device.kind(), device.fd());
+        *slot = uring.slot(device.kind(), device.fd());
         if slot.is_none() {
             return Err(format!("{}: not for io_uring", device.name()).into());
         }

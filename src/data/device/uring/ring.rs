@@ -1,24 +1,16 @@
 //! One io_uring instance: setting it up, and operations that are all complete when a call returns.
 
 use std::io;
-use std::os::fd::RawFd;
 
 use io_uring::register::Restriction;
 use io_uring::squeue::{Entry, Flags};
-use io_uring::types::Fixed;
+use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
 use nix::errno::Errno;
 use nos_shim::frame::BATCH;
 
 use super::super::tap::IntoErrno;
 use super::{Slot, Unavailable};
-
-/// Takes a file out of its place.
-pub(super) const NO_FILE: RawFd = -1;
-
-// linux/io_uring.h, enum io_uring_register_op
-const UNREGISTER_FILES: u8 = 3;
-const REGISTER_FILES_UPDATE: u8 = 6;
 
 /// Calls in a row that the kernel may answer with neither an error nor a completion, or with
 /// `EAGAIN`, before the ring counts as broken: it would keep the thread for nothing.
@@ -62,7 +54,7 @@ pub(super) struct Broken(pub(super) Errno);
 
 /// What carries operations out.
 pub(super) trait Carrier {
-    /// Has the kernel carry out all of `operations`, in their order, on the file in `slot`, and
+    /// Has the kernel carry out all of `operations`, in their order, on the file of `slot`, and
     /// writes what became of each to the same place of `outcomes`. `chained`: none is tried behind
     /// one that was refused.
     ///
@@ -86,7 +78,6 @@ pub(super) trait Carrier {
 /// An instance.
 pub(super) struct Ring {
     inner: IoUring,
-    files: u32,
 }
 
 impl std::fmt::Debug for Ring {
@@ -96,39 +87,19 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// Sets up a disabled instance with room for so many operations and files.
-    pub(super) fn open(entries: u32, files: u32) -> Result<Self, Unavailable> {
+    /// Sets up a disabled instance with room for so many operations.
+    pub(super) fn open(entries: u32) -> Result<Self, Unavailable> {
         let refused = |action| move |error: io::Error| Unavailable::new(action, error.into_errno());
         let inner = build(entries).map_err(refused("set it up"))?;
-        let submitter = inner.submitter();
-        let registered = submitter.register_files_sparse(files);
-        registered.map_err(refused("register a table of files"))?;
-        let restricted = submitter.register_restrictions(&mut restrictions());
+        let restricted = inner.submitter().register_restrictions(&mut restrictions());
         restricted.map_err(refused("restrict it to what is used"))?;
-        Ok(Self { inner, files })
-    }
-
-    /// Files that it has room for.
-    pub(super) fn files(&self) -> u32 {
-        self.files
+        Ok(Self { inner })
     }
 
     /// Enables it for the calling thread.
     pub(super) fn enable(&mut self) -> Result<(), Errno> {
         let enabled = self.inner.submitter().register_enable_rings();
         enabled.map_err(IntoErrno::into_errno)
-    }
-
-    /// Puts a file in a place, or [`NO_FILE`].
-    pub(super) fn set_file(&mut self, place: u32, fd: RawFd) -> Result<(), Errno> {
-        let updated = self.inner.submitter().register_files_update(place, &[fd]);
-        updated.map(drop).map_err(IntoErrno::into_errno)
-    }
-
-    /// Gives all files up at once. For the thread that it was enabled for.
-    pub(super) fn release_files(&mut self) {
-        // Whoever did not enable it has put no file there either.
-        let _ = self.inner.submitter().unregister_files();
     }
 
     /// Takes the completions that are there; returns how many.
@@ -161,8 +132,8 @@ impl Carrier for Ring {
         for (&operation, outcome) in operations.iter().zip(outcomes.iter_mut()) {
             let last = count + 1 == operations.len();
             let flags = match chained && !last {
-                true => Flags::FIXED_FILE | Flags::IO_LINK,
-                false => Flags::FIXED_FILE,
+                true => Flags::IO_LINK,
+                false => Flags::empty(),
             };
             let entry = entry(operation, slot).flags(flags).user_data(count as u64);
             // SAFETY: the caller keeps what the operation points to for as long as the kernel may
@@ -235,22 +206,18 @@ fn build(entries: u32) -> io::Result<IoUring> {
 }
 
 /// All that it may do once it is enabled.
-fn restrictions() -> [Restriction; 8] {
-    let fixed = Flags::FIXED_FILE.bits();
+fn restrictions() -> [Restriction; 5] {
     [
         Restriction::sqe_op(opcode::Write::CODE),
         Restriction::sqe_op(opcode::Writev::CODE),
         Restriction::sqe_op(opcode::Send::CODE),
         Restriction::sqe_op(opcode::SendMsg::CODE),
-        Restriction::sqe_flags_allowed(Flags::IO_LINK.bits() | fixed),
-        Restriction::sqe_flags_required(fixed),
-        Restriction::register_op(REGISTER_FILES_UPDATE),
-        Restriction::register_op(UNREGISTER_FILES),
+        Restriction::sqe_flags_allowed(Flags::IO_LINK.bits()),
     ]
 }
 
-fn entry(operation: Operation, Slot(slot): Slot) -> Entry {
-    let file = Fixed(slot);
+fn entry(operation: Operation, Slot(file): Slot) -> Entry {
+    let file = Fd(file);
     match operation {
         Operation::Write { octets, len } => opcode::Write::new(file, octets, len)
             .rw_flags(libc::RWF_NOWAIT)
@@ -269,7 +236,7 @@ fn entry(operation: Operation, Slot(slot): Slot) -> Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
 
     use super::super::super::DeviceKind;
@@ -301,7 +268,7 @@ mod tests {
         let Some(mut uring) = enabled() else { return };
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let slot = uring.admit(DeviceKind::Packet, Some(ours.as_fd())).unwrap();
+        let slot = uring.slot(DeviceKind::Packet, Some(ours.as_fd())).unwrap();
         let long = vec![0; 10 << 20];
         let operations = [send(b"a"), send(&long), send(b"b")];
         let outcomes = carry_out(&mut uring.ring, slot, &operations, false);
@@ -322,7 +289,7 @@ mod tests {
     fn a_full_socket_says_so_at_once() {
         let Some(mut uring) = enabled() else { return };
         let (ours, _theirs) = UnixDatagram::pair().unwrap();
-        let slot = uring.admit(DeviceKind::Packet, Some(ours.as_fd())).unwrap();
+        let slot = uring.slot(DeviceKind::Packet, Some(ours.as_fd())).unwrap();
         // Linux lets a few datagrams wait on a socket (net.unix.max_dgram_qlen).
         let mut outcomes = vec![];
         for _ in 0..20 {
@@ -335,13 +302,12 @@ mod tests {
     fn it_may_do_nothing_else() {
         let Some(mut uring) = enabled() else { return };
         let (ours, _theirs) = UnixDatagram::pair().unwrap();
-        let slot = uring.admit(DeviceKind::Packet, Some(ours.as_fd())).unwrap();
+        let slot = uring.slot(DeviceKind::Packet, Some(ours.as_fd())).unwrap();
         let ring = &mut uring.ring.inner;
         let mut octet = 0_u8;
-        let read = opcode::Read::new(Fixed(slot.0), &raw mut octet, 1).build();
-        let unregistered =
-            opcode::Send::new(io_uring::types::Fd(ours.as_raw_fd()), &raw const octet, 1);
-        for entry in [read.flags(Flags::FIXED_FILE), unregistered.build()] {
+        let read = opcode::Read::new(Fd(slot.0), &raw mut octet, 1).build();
+        let detached = opcode::Send::new(Fd(slot.0), &raw const octet, 1).build();
+        for entry in [read, detached.flags(Flags::ASYNC)] {
             // SAFETY: the octet outlives the call, which completes what it submits.
             unsafe { ring.submission().push(&entry) }.unwrap();
             ring.submit_and_wait(1).unwrap();

@@ -63,12 +63,6 @@ fn disabled() -> u8 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// Descriptors that this process can have, which is also how long a table of files may be.
-pub(super) fn descriptor_limit() -> u32 {
-    let (now, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 0));
-    u32::try_from(now).unwrap_or(u32::MAX)
-}
-
 /// Whether a TUN answers at once where it is asked to: without that a write that finds no room would
 /// be finished later. A descriptor that has no interface yet says `EBADFD` if so, and `EOPNOTSUPP`
 /// if not. False also where this process can have no TAP.
