@@ -22,7 +22,7 @@ fn cut(flow: &Flow, capabilities: Capabilities) -> Vec<Vec<u8>> {
     let packet = marked(parsed(flow, &mut pool));
     let (made, adapted) = collect(|out| {
         adapt(packet, capabilities, &mut pool, &mut |piece| {
-            out.push(piece)
+            out.push(piece);
         })
     });
     assert_eq!(adapted.dropped, None);
@@ -167,7 +167,7 @@ fn what_a_device_is_left_with_can_be_joined() {
     let packet = parsed(&flow, &mut pool);
     let (made, _) = collect(|out| {
         adapt(packet, Capabilities::CHECKSUM, &mut pool, &mut |piece| {
-            out.push(piece)
+            out.push(piece);
         })
     });
     let inner = Checksum::Partial {
