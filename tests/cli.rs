@@ -12,9 +12,9 @@ use clap::{CommandFactory, Parser};
 use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
-    Attachment, Capture, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port,
-    PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage, Turns,
-    Uplink,
+    Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState, NextHop,
+    Port, PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage,
+    Turns, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
@@ -365,6 +365,13 @@ fn counters() -> Response {
             thread: "data".to_owned(),
             slow_us: 1000,
             stages: vec![stage("turn", 2, 5120), stage("receive", 0, 87)],
+            io_uring: IoUring {
+                state: "failed".to_owned(),
+                reason: Some("Operation not permitted".to_owned()),
+                taps: true,
+                batches: 12,
+                frames: 345,
+            },
         }],
         captures: vec![Capture {
             name: "web".to_owned(),
@@ -554,6 +561,9 @@ up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
 THREAD  STAGE    OVER 1000 us  LONGEST
 data    turn                2  5120 us
 data    receive             0    87 us
+
+THREAD  IO_URING                         BATCHES  FRAMES IN THEM
+data    failed: Operation not permitted       12             345
 
 CAPTURE  FRAMES RECORDED  FRAMES MISSED  STATE    FILE
 web                 1000              3  writing  /tmp/web.pcapng

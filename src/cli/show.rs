@@ -275,6 +275,7 @@ fn counters(counters: &Counters) -> String {
     }
     if !of_turns.is_empty() {
         parts.push(turns(of_turns));
+        parts.push(io_uring(of_turns));
     }
     if !of_captures.is_empty() {
         parts.push(captures(of_captures));
@@ -393,6 +394,28 @@ fn turns(threads: &[Turns]) -> String {
     let limits = threads.iter().map(|thread| thread.slow_us);
     let slow = format!("OVER {} us", limits.max().unwrap_or_default());
     plain(&["THREAD", "STAGE", &slow, "LONGEST"], &[2, 3], rows)
+}
+
+/// Characters of a line of a reason.
+const REASON: usize = 50;
+
+fn io_uring(threads: &[Turns]) -> String {
+    let rows = threads.iter().map(|thread| {
+        let of_thread = &thread.io_uring;
+        let state = match (&of_thread.reason, of_thread.state.as_str()) {
+            (Some(reason), state) => wrap(&format!("{state}: {reason}"), REASON),
+            (None, "used") if !of_thread.taps => "used, but not for TAPs".to_owned(),
+            (None, state) => state.to_owned(),
+        };
+        [
+            thread.thread.clone(),
+            state,
+            of_thread.batches.to_string(),
+            of_thread.frames.to_string(),
+        ]
+    });
+    let header = ["THREAD", "IO_URING", "BATCHES", "FRAMES IN THEM"];
+    plain(&header, &[2, 3], rows)
 }
 
 fn captures(captures: &[Capture]) -> String {

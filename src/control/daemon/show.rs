@@ -13,8 +13,8 @@ use nos_shim::ports::Grant;
 use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
-    self, Attachment, Capture, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port,
-    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
+    self, Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState,
+    NextHop, Port, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::link_by_index;
@@ -27,6 +27,7 @@ use crate::data::relay::{AttachmentCounters, AttachmentStatus};
 
 use super::Daemon;
 use super::containers::relay_mac;
+use super::data_plane::NoUring;
 use super::live::{LiveDevice, LiveLink, LiveUplink};
 use super::standing::Condition;
 
@@ -272,8 +273,17 @@ impl Daemon {
     }
 
     fn turns(&self) -> Result<Vec<Turns>, Stopped> {
-        let threads = self.live.plane.turn_times()?;
-        let shown = threads.iter().map(|(name, times)| Turns::new(name, times));
+        let threads = self.live.plane.threads()?;
+        let shown = threads.iter().map(|thread| {
+            let io_uring = match &thread.uring {
+                Ok(report) => IoUring::used(report),
+                Err(NoUring::Off) => IoUring::unused("off", None),
+                Err(NoUring::Unavailable(reason)) => {
+                    IoUring::unused("unavailable", Some(reason.to_string()))
+                }
+            };
+            Turns::new(thread.name, &thread.times, io_uring)
+        });
         Ok(shown.collect())
     }
 

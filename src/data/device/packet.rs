@@ -14,8 +14,8 @@
 //! `ENOMEM`. So it is cut before, and the segments of UDP tunnels leave as runs of datagrams.
 //!
 //! The kernel takes a VLAN tag out of the frame before we get it and mentions it in auxiliary data.
-//! Tagged traffic belongs to another network, so such frames are dropped
-//! ([`DropReason::EtherType`]), not taken for untagged ones.
+//! Traffic of a VLAN belongs to another network, so such frames are dropped ([`DropReason::Vlan`]), not
+//! taken for untagged ones. Frames with a priority tag are untagged ones ([`nos_shim::vlan`]).
 //!
 //! Frames are received and sent by `recvmmsg` and `sendmmsg`, header and frame as one piece; runs of
 //! datagrams are sent as one message ([`super::coalesce`]). A
@@ -41,6 +41,7 @@ use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::offload::Capabilities;
 
 use super::character;
+use super::uring::{Batch, How};
 use super::vnet::{self, Offloads};
 use super::{
     DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, OpenError, Received, Sending, Sent,
@@ -123,6 +124,54 @@ impl FrameDevice for PacketSocket {
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        self.send(burst, pool, None)
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send(burst, pool, Some(batch))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.offloads.capabilities()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn inspector(&self) -> Inspector {
+        Inspector::of_packet(&self.fd)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Packet
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        &self.counters
+    }
+
+    fn set_coalescing(&mut self, on: bool) {
+        self.offloads.set_coalescing(on);
+    }
+}
+
+impl PacketSocket {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        mut batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
         let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
         if let Some(errno) = self.reception.gone() {
             sending.lost(Egress::Gone(errno));
@@ -130,6 +179,13 @@ impl FrameDevice for PacketSocket {
         }
         let mut down_before = false;
         while sending.front().is_some() {
+            // After an outage the first frame learns of it, and is sent again: not in a batch.
+            if let Some(batch) = &mut batch
+                && self.reception.is_up()
+                && batch.send(How::Send, vnet::area, &mut self.offloads, &mut sending) > 0
+            {
+                continue;
+            }
             let coalesce = self.offloads.coalesces();
             let result = self.messages.send(&self.fd, sending.waiting(), coalesce);
             match result {
@@ -175,34 +231,6 @@ impl FrameDevice for PacketSocket {
             Egress::Ready | Egress::Adapt => {}
         }
         sent
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.offloads.capabilities()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
-    }
-
-    fn inspector(&self) -> Inspector {
-        Inspector::of_packet(&self.fd)
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn kind(&self) -> DeviceKind {
-        DeviceKind::Packet
-    }
-
-    fn counters(&self) -> &DeviceCounters {
-        &self.counters
-    }
-
-    fn set_coalescing(&mut self, on: bool) {
-        self.offloads.set_coalescing(on);
     }
 }
 

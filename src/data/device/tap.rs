@@ -17,6 +17,7 @@ use nos_shim::offload::Capabilities;
 
 use super::character::{self, ReadFailure};
 use super::coalesce::{Run, run_length};
+use super::uring::{Batch, How};
 use super::vnet::{self, Offloads};
 use super::{
     DeviceCounters, DeviceKind, FrameDevice, Inspector, LinkState, OpenError, Received, Sending,
@@ -112,9 +113,67 @@ impl FrameDevice for Tap {
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        self.send(burst, pool, None)
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send(burst, pool, Some(batch))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.offloads.capabilities()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn inspector(&self) -> Inspector {
+        Inspector::of_tap(&self.fd)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Tap
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        &self.counters
+    }
+
+    fn set_coalescing(&mut self, on: bool) {
+        self.offloads.set_coalescing(on);
+    }
+}
+
+impl Tap {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        mut batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
         let header = self.header;
+        let area = if header == VNET_TUNNEL_HEADER {
+            vnet::long_area
+        } else {
+            vnet::area
+        };
         let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
         while !sending.waiting().is_empty() {
+            if let Some(batch) = &mut batch
+                && batch.send(How::Write, area, &mut self.offloads, &mut sending) > 0
+            {
+                continue;
+            }
             if self.offloads.coalesces()
                 && send_run(
                     &self.fd,
@@ -149,34 +208,6 @@ impl FrameDevice for Tap {
             }
         }
         sending.finish()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.offloads.capabilities()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
-    }
-
-    fn inspector(&self) -> Inspector {
-        Inspector::of_tap(&self.fd)
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn kind(&self) -> DeviceKind {
-        DeviceKind::Tap
-    }
-
-    fn counters(&self) -> &DeviceCounters {
-        &self.counters
-    }
-
-    fn set_coalescing(&mut self, on: bool) {
-        self.offloads.set_coalescing(on);
     }
 }
 

@@ -72,6 +72,16 @@ fn tunnel_header(frame: &Frame, tunnel: Tunnel) -> [u8; VNET_TUNNEL_HEADER] {
     offload.to_virtio_tunnel(header_length(frame), transport, outer)
 }
 
+/// As [`put_header`], for a batch.
+pub(super) fn area(frame: &mut Frame) -> Option<&mut [u8]> {
+    put_header(frame, VNET_HEADER).ok()
+}
+
+/// The same with the longer header.
+pub(super) fn long_area(frame: &mut Frame) -> Option<&mut [u8]> {
+    put_header(frame, VNET_TUNNEL_HEADER).ok()
+}
+
 /// Octets of all headers of a super-frame, from its start; 0 for others. The kernel keeps so many
 /// octets in one piece.
 fn header_length(frame: &Frame) -> u16 {
@@ -143,6 +153,14 @@ impl Offloads {
 
     pub(super) fn capabilities(&self) -> Capabilities {
         self.capabilities
+    }
+
+    /// Whether nothing of a frame has to be sent again should the kernel refuse it: it is no
+    /// super-frame, or of a kind that the kernel has taken before.
+    #[inline]
+    pub(super) fn may_be_batched(&self, offload: Offload) -> bool {
+        let kind = Capabilities::required(offload) & SUPER_FRAMES;
+        self.proven.contains(kind & self.capabilities)
     }
 
     /// The kernel took a frame.
@@ -232,6 +250,9 @@ mod tests {
         offloads.taken(offload(GsoKind::TcpV4));
         assert_eq!(offloads.refused(offload(GsoKind::TcpV4)), None);
         let uso = offload(GsoKind::Udp);
+        assert!(offloads.may_be_batched(offload(GsoKind::TcpV4)));
+        assert!(offloads.may_be_batched(Offload::NONE));
+        assert!(!offloads.may_be_batched(uso));
         assert_eq!(offloads.refused(uso), Some(Capabilities::USO));
         assert_eq!(offloads.refused(uso), None);
         assert_eq!(

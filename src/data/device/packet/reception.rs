@@ -53,6 +53,11 @@ impl Reception {
         }
     }
 
+    /// Whether nothing is known of an outage.
+    pub(super) fn is_up(&self) -> bool {
+        self.told == Told::Up
+    }
+
     /// A frame was sent.
     pub(super) fn link_is_up(&mut self) {
         self.told = Told::Up;

@@ -88,8 +88,10 @@ impl Network {
         let mut network = match path {
             Path::RelayTap | Path::RelayTapSplit => relay::tap(children, path, setting),
             Path::RelayVeth | Path::RelayVethSplit => relay::veth(children, path, setting),
-            Path::BareTap | Path::BareTapSingle => bare::tap(children, path, setting),
-            Path::BarePacket => bare::packet(children, setting),
+            Path::BareTap | Path::BareTapSingle | Path::BareTapUring => {
+                bare::tap(children, path, setting)
+            }
+            Path::BarePacket | Path::BarePacketUring => bare::packet(children, path, setting),
             Path::Kernel => kernel::build(children, setting),
             Path::Pasta | Path::Pasta1500 => peers::pasta(children, path),
             Path::Slirp4netns | Path::Slirp4netns1500 => peers::slirp4netns(children, path),
