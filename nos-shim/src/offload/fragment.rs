@@ -1,7 +1,7 @@
 //! Fragmentation of IPv4 on output (RFC 791 §3.2, RFC 1812 §4.2.2.7).
 
 use super::cut::{Cut, Finish, Piece, Sizes};
-use super::segment::Segments;
+use super::segment::{Left, Segments};
 use super::{Adapted, complete_checksum};
 use crate::checksum::Sum;
 use crate::drop::DropReason;
@@ -39,7 +39,7 @@ pub fn fragment_ipv4(
     let Some(segmentation) = packet.frame().offload().segmentation else {
         return fragment(packet, room, pool, out);
     };
-    let mut segments = Segments::new(packet, segmentation, false);
+    let mut segments = Segments::new(packet, segmentation, Left::Nothing);
     let mut fragments = Adapted::default();
     while let Some(segment) = segments.next(pool) {
         fragments.merge(fragment(segment, room, pool, out));

@@ -21,7 +21,9 @@ const CWR: u16 = 0x80;
 /// stay on all. Segments for which `pool` has no buffer are dropped.
 ///
 /// What a tunnel carries is cut likewise, with the tunnel's headers in front of each segment. Of two
-/// checksums a device can make one: that of the tunnel's UDP header if there is one, else the inner.
+/// checksums a device can make one: that of the tunnel's UDP header if there is one, else the inner. A
+/// tunnel without checksums gets them for a device that takes [`Capabilities::USO`]: datagrams without
+/// cannot be joined, and each would cost as much as a super-frame. Receivers have to take either.
 ///
 /// A packet that is no super-frame is handed on as it is, but for its checksum.
 pub fn segment(
@@ -30,19 +32,43 @@ pub fn segment(
     pool: &mut FramePool,
     out: &mut impl FnMut(Packet),
 ) -> Adapted {
-    let partial = capabilities.contains(Capabilities::CHECKSUM);
+    let left = Left::to(capabilities);
     let Some(segmentation) = packet.frame().offload().segmentation else {
-        if !partial {
+        if left == Left::Nothing {
             complete_checksum(&mut packet);
         }
         out(packet);
         return Adapted::default();
     };
-    let mut segments = Segments::new(packet, segmentation, partial);
+    let mut segments = Segments::new(packet, segmentation, left);
     while let Some(segment) = segments.next(pool) {
         out(segment);
     }
     segments.adapted()
+}
+
+/// What of the segments is left to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing.
+    Nothing,
+    /// A checksum of each.
+    Checksum,
+    /// A checksum, and to join datagrams to super-frames of its own. Only datagrams with a checksum can
+    /// be joined.
+    Joining,
+}
+
+impl Left {
+    fn to(capabilities: Capabilities) -> Self {
+        if capabilities.contains(Capabilities::CHECKSUM | Capabilities::USO) {
+            Self::Joining
+        } else if capabilities.contains(Capabilities::CHECKSUM) {
+            Self::Checksum
+        } else {
+            Self::Nothing
+        }
+    }
 }
 
 /// A copy of a super-frame's first segment, complete.
@@ -51,7 +77,12 @@ pub(crate) fn first_segment(whole: &Packet, pool: &mut FramePool) -> Option<Pack
     let sizes = sizes(whole, segmentation);
     match segmentation.tunnel {
         None => copy_first(whole, sizes, &Template::new(whole, false), pool),
-        Some(tunnel) => copy_first(whole, sizes, &Tunneled::new(whole, tunnel, false), pool),
+        Some(tunnel) => copy_first(
+            whole,
+            sizes,
+            &Tunneled::new(whole, tunnel, Left::Nothing),
+            pool,
+        ),
     }
 }
 
@@ -71,16 +102,15 @@ fn sizes(packet: &Packet, segmentation: Segmentation) -> Sizes {
 }
 
 impl Segments {
-    /// `partial`: leave the checksums to the device.
-    pub(super) fn new(packet: Packet, segmentation: Segmentation, partial: bool) -> Self {
+    pub(super) fn new(packet: Packet, segmentation: Segmentation, left: Left) -> Self {
         let sizes = sizes(&packet, segmentation);
         match segmentation.tunnel {
             None => {
-                let template = Template::new(&packet, partial);
+                let template = Template::new(&packet, left != Left::Nothing);
                 Self::Plain(Cut::new(packet, sizes, template))
             }
             Some(tunnel) => {
-                let template = Tunneled::new(&packet, tunnel, partial);
+                let template = Tunneled::new(&packet, tunnel, left);
                 Self::Tunneled(Cut::new(packet, sizes, template))
             }
         }

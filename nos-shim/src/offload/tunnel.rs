@@ -5,7 +5,7 @@
 //! other devices join to one super-frame. Where the tunnel has none, the inner checksum is left.
 
 use super::cut::{Finish, Piece};
-use super::segment::{Network, Template, addresses_sum, length, u16_at};
+use super::segment::{Left, Network, Template, addresses_sum, length, u16_at};
 use super::{complete_at, complete_checksum, never_zero};
 use crate::checksum::Sum;
 use crate::frame::{Checksum, ETHERNET_HEADER, Encapsulation, Frame, GsoKind, Offload, Tunnel};
@@ -47,31 +47,31 @@ enum OuterChecksum {
 }
 
 impl Tunneled {
-    /// `partial`: leave a checksum to the device.
     #[cold]
-    pub(super) fn new(packet: &Packet, tunnel: Tunnel, partial: bool) -> Self {
+    pub(super) fn new(packet: &Packet, tunnel: Tunnel, left: Left) -> Self {
         let octets = packet.frame().bytes();
         let kind = match packet.frame().offload().segmentation {
             Some(segmentation) => segmentation.kind,
             None => GsoKind::TcpV4,
         };
-        let outer = Outer::new(packet, tunnel, partial);
+        let outer = Outer::new(packet, tunnel, left);
         let inner = Template::inner(octets, tunnel, kind, payload_offset(octets, kind, tunnel));
-        let left = partial && outer.checksum == OuterChecksum::None;
+        let inner_left = left != Left::Nothing && outer.checksum == OuterChecksum::None;
         Self {
-            inner: inner.partial(left),
+            inner: inner.partial(inner_left),
             outer,
         }
     }
 }
 
 impl Outer {
-    fn new(packet: &Packet, tunnel: Tunnel, partial: bool) -> Self {
+    fn new(packet: &Packet, tunnel: Tunnel, left: Left) -> Self {
         let octets = packet.frame().bytes();
         let l4 = packet.transport_offset();
         let checksum = match tunnel.encapsulation {
+            Encapsulation::Udp if left == Left::Joining => OuterChecksum::Partial,
             Encapsulation::Udp if u16_at(octets, l4 + UDP_CHECKSUM) == 0 => OuterChecksum::None,
-            Encapsulation::Udp if partial => OuterChecksum::Partial,
+            Encapsulation::Udp if left == Left::Checksum => OuterChecksum::Partial,
             Encapsulation::Gre if !gre_has_checksum(octets, l4) => OuterChecksum::None,
             Encapsulation::Ip => OuterChecksum::None,
             Encapsulation::Udp | Encapsulation::Gre => OuterChecksum::Complete,
@@ -141,7 +141,7 @@ pub(super) fn complete_outer(packet: &mut Packet) {
     let Some(tunnel) = packet.tunnel() else {
         return;
     };
-    let outer = Outer::new(packet, tunnel, false);
+    let outer = Outer::new(packet, tunnel, Left::Nothing);
     outer.finish(packet.frame_mut().bytes_mut(), 0);
 }
 
