@@ -16,7 +16,7 @@
 //!   enables it, and is the only one that may submit from then on.
 //! - **Registered files**: the ring knows a device by its place in a table. Changing it is a system
 //!   call that only the submitter may make, so the data thread makes it when a device comes or goes:
-//!   half a microsecond, between two turns. The device is open all the while, so that this never
+//!   one, between two turns. The device is open all the while, so that this never
 //!   closes it. The ring gives its file up before the device is handed back.
 //! - **TAPs** need `RWF_NOWAIT`, which TUN takes since Linux 6.4. A ring on an older kernel is for
 //!   packet sockets alone. (Those kernels may also close a file that left the table only later,
