@@ -22,10 +22,11 @@ use etherparse::PacketBuilder;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nos_relay::data::engine::Engine;
 use nos_relay::data::relay::{AttachmentConfig, Relay};
+use nos_relay::huge_pages::HugePages;
 use nos_shim::arp::Arp;
 use nos_shim::channel::pair;
 use nos_shim::checksum::Sum;
-use nos_shim::fib::{self, Action, NextHop, Route};
+use nos_shim::fib::{self, Action, NextHop, Route, RouteChange};
 use nos_shim::frame::{
     BATCH, Burst, Checksum, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
 };
@@ -38,6 +39,10 @@ use nos_shim::time::Instant;
 use support::counted::{counted, print_elements, repeats};
 use support::cycles::reference_cycles;
 use support::{is_smoke_test, size};
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
 
 const NOW: Instant = Instant::from_nanos(1_000_000_000);
 const ATTACHMENT: Interface = Interface::Attachment(AttachmentId(0));
@@ -303,7 +308,8 @@ impl Path {
         nos.set_uplink(uplink, NOW).unwrap();
         nos.set_link(UplinkId(0), LinkState::Up, NOW).unwrap();
         nos.set_capabilities(UplinkId(0), Capabilities::all());
-        nos.set_routes(routes).unwrap();
+        nos.change_routes(routes.into_iter().map(RouteChange::Set).collect())
+            .unwrap();
         for id in 0..size.attachments {
             let attachment = AttachmentConfig {
                 id: AttachmentId(id),
@@ -379,7 +385,8 @@ impl Path {
         nos.set_uplink(uplink, NOW).unwrap();
         nos.set_link(BEYOND, LinkState::Up, NOW).unwrap();
         nos.set_capabilities(BEYOND, Capabilities::all());
-        nos.set_routes(routes).unwrap();
+        nos.change_routes(routes.into_iter().map(RouteChange::Set).collect())
+            .unwrap();
         let mut arp = path.pool.alloc().unwrap();
         Arp::request(BEYOND_GATEWAY, BEYOND_GATEWAY_V4, BEYOND_OWN_V4)
             .write(&mut arp, MacAddr::BROADCAST)

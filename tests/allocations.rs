@@ -29,7 +29,7 @@ use nos_shim::arp::{Arp, Operation};
 use nos_shim::channel::pair;
 use nos_shim::checksum::Sum;
 use nos_shim::drop::{DropReason, Ledger};
-use nos_shim::fib::{Action, NextHop, NextHops, Route, Source};
+use nos_shim::fib::{Action, NextHop, NextHops, Route, RouteChange, Source};
 use nos_shim::frame::{Burst, ETHERNET_HEADER, Frame, FramePool, MAX_FRAME};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, is_ndp};
@@ -229,7 +229,8 @@ impl Lab {
             nos.set_link(id, LinkState::Up, now).unwrap();
             nos.set_capabilities(id, Capabilities::all());
         }
-        nos.set_routes(routes()).unwrap();
+        let routes = routes().into_iter().map(RouteChange::Set);
+        nos.change_routes(routes.collect()).unwrap();
         let services = ServiceConfig {
             ping: true,
             services: vec![Service::Echo],

@@ -8,15 +8,19 @@
 //! Whether an address may appear is policy ([`crate::martian`]), and transport checksums are the
 //! receiver's affair.
 
+mod burst;
+
 use core::cmp::Ordering;
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
-use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload, Segmentation};
+use crate::frame::{Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload, Segmentation};
 use crate::ident::MacAddr;
 use crate::parsed::{Flags, Parsed};
+
+pub use self::burst::PacketBurst;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -36,6 +40,8 @@ pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
+    /// IGMP.
+    pub const IGMP: u8 = 2;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
@@ -161,9 +167,6 @@ pub struct FragmentSpan {
 
 /// A frame whose headers have been validated.
 pub struct Packet(Frame);
-
-/// Up to [`BATCH`] packets that travel together.
-pub type PacketBurst = arrayvec::ArrayVec<Packet, BATCH>;
 
 /// A frame that is no valid packet, and why.
 #[derive(Debug)]

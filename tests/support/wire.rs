@@ -55,14 +55,30 @@ impl Wire {
         limit: Duration,
         mut wanted: impl FnMut(&Seen) -> Option<T>,
     ) -> T {
+        self.await_octets(limit, |frame| {
+            Seen::parse(frame).and_then(|seen| wanted(&seen))
+        })
+    }
+
+    /// Frames of any kind until `wanted` finds what it looks for; panics when `limit` has passed.
+    pub(crate) fn await_octets<T>(
+        &self,
+        limit: Duration,
+        mut wanted: impl FnMut(&[u8]) -> Option<T>,
+    ) -> T {
         let deadline = Instant::now() + limit;
         loop {
             let frame = self.receive(deadline);
             let frame = frame.unwrap_or_else(|| panic!("the frame did not come in time"));
-            if let Some(found) = Seen::parse(&frame).and_then(|seen| wanted(&seen)) {
+            if let Some(found) = wanted(&frame) {
                 return found;
             }
         }
+    }
+
+    /// Forgets all frames that arrived so far.
+    pub(crate) fn drain(&self) {
+        while self.receive(Instant::now()).is_some() {}
     }
 
     /// All IP packets that arrived so far.

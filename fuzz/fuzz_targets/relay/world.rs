@@ -31,7 +31,7 @@ use nos_relay::data::relay::{AttachmentConfig, Relay};
 use nos_shim::arp::{Arp, Operation};
 use nos_shim::channel::pair;
 use nos_shim::drop::DropReason;
-use nos_shim::fib::{Action, NextHop, NextHops, Route, Source};
+use nos_shim::fib::{Action, NextHop, NextHops, Route, RouteChange, RouteKey, Source};
 use nos_shim::frame::{BATCH, Burst, ETHERNET_HEADER, Frame, FramePool, Offload};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp};
@@ -105,6 +105,8 @@ pub struct World {
     engine: Engine,
     pool: FramePool,
     now: Instant,
+    /// Static routes that the NOS was told of.
+    routes: Vec<RouteKey>,
     capabilities: BTreeMap<Interface, Capabilities>,
     /// The last frame that went to each interface.
     last: BTreeMap<Interface, Vec<u8>>,
@@ -146,6 +148,7 @@ impl World {
             engine: Engine::single(relay, nos),
             pool,
             now: Instant::ZERO,
+            routes: Vec::new(),
             capabilities: BTreeMap::new(),
             last: BTreeMap::new(),
             asked: Vec::new(),
@@ -160,6 +163,19 @@ impl World {
 
     fn nos(&mut self) -> &mut Shim {
         self.engine.nos().expect("a single engine has it")
+    }
+
+    fn replace_routes(&mut self, wanted: Vec<Route>) {
+        let keys: Vec<RouteKey> = wanted
+            .iter()
+            .map(|route| (route.vrf, route.prefix, route.source))
+            .collect();
+        let gone = self.routes.iter().filter(|key| !keys.contains(key));
+        let gone = gone.copied().map(RouteChange::Remove);
+        let changes = wanted.into_iter().map(RouteChange::Set);
+        let changes = changes.chain(gone).collect();
+        self.nos().change_routes(changes).expect("few routes");
+        self.routes = keys;
     }
 
     fn step(&mut self, script: &mut Script<'_>) {
@@ -183,7 +199,7 @@ impl World {
             }
             5 => {
                 let routes = routes(script.octet());
-                self.nos().set_routes(routes).expect("few routes");
+                self.replace_routes(routes);
             }
             6 => {
                 let config = services(script.octet());

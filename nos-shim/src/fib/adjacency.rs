@@ -120,12 +120,6 @@ impl Adjacencies {
         self.entry(id).source
     }
 
-    /// Whether a route has an action that is `wanted`.
-    pub(super) fn any(&self, wanted: impl Fn(&Action) -> bool) -> bool {
-        let mut used = self.entries.iter().filter(|entry| entry.routes > 0);
-        used.any(|entry| wanted(&entry.action))
-    }
-
     /// Counts one more route of this source with this action. `None` when there are too many
     /// different ones.
     pub(super) fn acquire(&mut self, source: Source, action: &Action) -> Option<AdjacencyId> {

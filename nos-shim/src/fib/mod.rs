@@ -23,6 +23,7 @@
 mod adjacency;
 mod arena;
 mod ecmp;
+mod revision;
 mod rib;
 mod route;
 mod routing;
@@ -30,7 +31,6 @@ mod table;
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hashbrown::HashMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
@@ -39,9 +39,9 @@ pub use ecmp::{BUCKETS, FlowHasher};
 pub use rib::MAX_PREFIXES;
 pub use route::{Action, MAX_NEXT_HOPS, NextHop, NextHops, NextHopsError, Protocol, Route, Source};
 
-pub use routing::{InactiveReason, InactiveRoute, RouteKey, Routing};
+pub use routing::{InactiveReason, InactiveRoute, RouteChange, RouteKey, Routing};
 
-use crate::ident::{UplinkId, VrfId};
+use crate::ident::VrfId;
 use crate::page::Page;
 use adjacency::Adjacencies;
 use rib::{Best, Change, Offer, Place, Prefix, Rib};
@@ -56,34 +56,6 @@ pub enum FibFull {
     /// There are too many different actions.
     #[error("the routes already have as many different actions as there can be")]
     Actions,
-}
-
-/// Why a gateway cannot be used.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum GatewayError {
-    /// A next hop must be a station on the link of an uplink.
-    #[error("gateway {0} is in no uplink's prefix")]
-    NotConnected(IpAddr),
-    /// An address of the NOS itself is no next hop.
-    #[error("gateway {0} is an address of the NOS itself")]
-    Own(IpAddr),
-    /// A network or broadcast address is no station's.
-    #[error("gateway {0} is the network or broadcast address of its prefix")]
-    Broadcast(IpAddr),
-    /// Only the uplink's name says on which link a link-local address is meant.
-    #[error("gateway {0} is link-local: name the uplink")]
-    LinkLocal(IpAddr),
-}
-
-/// What a replacement of routes did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Replaced {
-    /// Routes that were not there before.
-    pub added: usize,
-    /// Routes that now have another action.
-    pub changed: usize,
-    /// Routes that are no more.
-    pub removed: usize,
 }
 
 /// One route, as `show routes` lists it.
@@ -376,70 +348,6 @@ impl Fib {
         }
     }
 
-    /// Makes `routes` all that sources of this kind offer, in all VRFs, touching only what differs:
-    /// a route that stays never disappears in between. Routes of other kinds among `routes` are
-    /// left out; of several with the same VRF, prefix and source the last counts.
-    ///
-    /// # Errors
-    ///
-    /// [`FibFull`]; then no route was removed, and some were inserted.
-    pub fn replace(
-        &mut self,
-        protocol: Protocol,
-        routes: impl IntoIterator<Item = Route>,
-    ) -> Result<Replaced, FibFull> {
-        let mut wanted = HashMap::with_hasher(foldhash::fast::RandomState::default());
-        for mut route in routes {
-            route.prefix = route.prefix.trunc();
-            if route.source.protocol() == protocol {
-                let key = (route.vrf, route.prefix, route.source);
-                wanted.insert(key, route.action);
-            }
-        }
-        let mut done = Replaced::default();
-        let mut unwanted = Vec::new();
-        for (key, action) in self.offers_of(protocol) {
-            match wanted.get(&key) {
-                None => unwanted.push(key),
-                Some(same) if same == action => drop(wanted.remove(&key)),
-                Some(_) => done.changed += 1,
-            }
-        }
-        done.added = wanted.len() - done.changed;
-        done.removed = unwanted.len();
-        for ((vrf, prefix, source), action) in wanted {
-            self.insert(vrf, prefix, source, &action)?;
-        }
-        for (vrf, prefix, source) in unwanted {
-            self.remove(vrf, &prefix, source);
-        }
-        Ok(done)
-    }
-
-    fn offers_of(&self, protocol: Protocol) -> impl Iterator<Item = (RouteKey, &Action)> {
-        self.vrfs().flat_map(move |id| {
-            let offers = self.vrf(id).into_iter().flat_map(Vrf::iter);
-            let routes = offers.map(|offer| self.route_entry(offer));
-            let ours = routes.filter(move |route| route.source.protocol() == protocol);
-            ours.map(move |route| ((id, route.prefix, route.source), route.action))
-        })
-    }
-
-    /// The routes of a protocol with a next hop over `uplink`. Looks at all routes only if there is
-    /// one.
-    pub(super) fn offers_via(
-        &self,
-        protocol: Protocol,
-        uplink: UplinkId,
-    ) -> Vec<(RouteKey, Action)> {
-        if !self.adjacencies.any(|action| action.is_via(uplink)) {
-            return Vec::new();
-        }
-        let offers = self.offers_of(protocol);
-        let over = offers.filter(|(_, action)| action.is_via(uplink));
-        over.map(|(key, action)| (key, action.clone())).collect()
-    }
-
     /// The VRFs that have or had a route, in ascending order.
     pub fn vrfs(&self) -> impl Iterator<Item = VrfId> + '_ {
         self.vrfs_from(VrfId(0))
@@ -462,40 +370,65 @@ impl Fib {
     /// table has grown between two pages; the later one is the newer.
     #[must_use]
     pub fn page(&self, cursor: Option<RouteCursor>) -> Page<Route, RouteCursor> {
+        let mut rows = Vec::new();
+        let next = self.visit(cursor, |vrf, (prefix, offer, active)| {
+            if active {
+                rows.push(self.active_route(vrf, prefix, offer));
+            }
+        });
+        Page { rows, next }
+    }
+
+    /// Tells `row` the offers for a [page](crate::page::PAGE) of prefixes, as [`Self::page`] reads
+    /// them; returns where the next page begins.
+    fn visit(
+        &self,
+        cursor: Option<RouteCursor>,
+        mut row: impl FnMut(VrfId, Offer<IpNet>),
+    ) -> Option<RouteCursor> {
         let RouteCursor { vrf, ipv6, place } = cursor.unwrap_or_default();
-        let Some(present) = self.vrfs_from(vrf).next() else {
-            return Page::end();
-        };
+        let present = self.vrfs_from(vrf).next()?;
         let (ipv6, place) = match present == vrf {
             true => (ipv6, place),
             false => Default::default(),
         };
         let vrf = present;
-        let mut rows = Vec::new();
-        let mut row = |prefix, best| rows.push(self.active_route(vrf, prefix, best));
         let left = self.vrf(vrf).and_then(|routes| match ipv6 {
-            false => routes
-                .v4
-                .rib
-                .page(place, |prefix, best| row(net_v4(prefix), best)),
-            true => routes
-                .v6
-                .rib
-                .page(place, |prefix, best| row(net_v6(prefix), best)),
+            false => routes.v4.rib.page(place, |(prefix, offer, active)| {
+                row(vrf, (net_v4(prefix), offer, active));
+            }),
+            true => routes.v6.rib.page(place, |(prefix, offer, active)| {
+                row(vrf, (net_v6(prefix), offer, active));
+            }),
         });
         let following = || match ipv6 {
             false => Some((vrf, true)),
             true => Some((VrfId(vrf.0.checked_add(1)?), false)),
         };
-        let next = match left {
+        match left {
             Some(place) => Some(RouteCursor { vrf, ipv6, place }),
             None => following().map(|(vrf, ipv6)| RouteCursor {
                 vrf,
                 ipv6,
                 place: Place::default(),
             }),
-        };
-        Page { rows, next }
+        }
+    }
+
+    /// The best of the routes for `destination` whose action is `fit`, found in the RIB: a search
+    /// through all lengths of prefixes, where a lookup takes a few steps.
+    fn best_fit(
+        &self,
+        vrf: VrfId,
+        destination: IpAddr,
+        fit: impl Fn(&Action) -> bool,
+    ) -> AdjacencyId {
+        let fit = |offer: &AdjacencyId| fit(self.adjacency(*offer).action());
+        let found = self.vrf(vrf).and_then(|routes| match destination {
+            IpAddr::V4(host) => routes.v4.rib.offers_for(prefix_v4(host.into())).find(fit),
+            IpAddr::V6(host) => routes.v6.rib.offers_for(prefix_v6(host.into())).find(fit),
+        });
+        found.unwrap_or(AdjacencyId::NO_ROUTE)
     }
 
     fn active_route(&self, vrf: VrfId, prefix: IpNet, best: AdjacencyId) -> Route {
@@ -515,24 +448,6 @@ impl Fib {
             source: adjacency.source(),
             action: adjacency.action(),
             active,
-        }
-    }
-
-    /// The uplink on whose link `gateway` is a station: next hops are not resolved through further
-    /// gateways.
-    ///
-    /// # Errors
-    ///
-    /// [`GatewayError`] when it is not one that packets can be handed to.
-    pub fn gateway_uplink(&self, vrf: VrfId, gateway: IpAddr) -> Result<UplinkId, GatewayError> {
-        if matches!(gateway, IpAddr::V6(address) if address.is_unicast_link_local()) {
-            return Err(GatewayError::LinkLocal(gateway));
-        }
-        match self.adjacency(self.lookup(vrf, gateway)).action() {
-            Action::Connected(uplink) => Ok(*uplink),
-            Action::Local(_) => Err(GatewayError::Own(gateway)),
-            Action::Broadcast(_) => Err(GatewayError::Broadcast(gateway)),
-            _ => Err(GatewayError::NotConnected(gateway)),
         }
     }
 

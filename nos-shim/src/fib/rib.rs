@@ -235,6 +235,15 @@ impl<K: Key> Rib<K> {
             .find_map(|cover| Some((cover.len, self.get(cover)?.best())))
     }
 
+    /// The offers for a host's prefixes, those of the longest first, the best of each first.
+    pub(super) fn offers_for(&self, host: Prefix<K>) -> impl Iterator<Item = AdjacencyId> + '_ {
+        let lengths = (0..=host.len).rev();
+        let used = lengths.filter(|&len| self.lengths[usize::from(len)] > 0);
+        let held = used.filter_map(move |len| self.get(host.truncated(len)));
+        held.flat_map(|held| self.offers(held))
+            .map(|(_, offer, _)| offer)
+    }
+
     fn get(&self, prefix: Prefix<K>) -> Option<&Held<K>> {
         let hash = self.hasher.hash_one(prefix);
         self.best.find(hash, |held| held.prefix() == prefix)
@@ -252,14 +261,10 @@ impl<K: Key> Rib<K> {
         order.into_iter().flat_map(|held| self.offers(held))
     }
 
-    /// Tells `row` the best offer of some prefixes, in any order, from `from` on; returns where the
-    /// next page begins. When entries have moved since the last page that is at the start: then
-    /// prefixes come again, but none that stayed is left out.
-    pub(super) fn page(
-        &self,
-        from: Place,
-        mut row: impl FnMut(Prefix<K>, AdjacencyId),
-    ) -> Option<Place> {
+    /// Tells `row` the offers for at most [`PAGE`] prefixes, in any order, from `from` on; returns
+    /// where the next page begins. When entries have moved since the last page that is at the start:
+    /// then prefixes come again, but none that stayed is left out.
+    pub(super) fn page(&self, from: Place, mut row: impl FnMut(Offer<Prefix<K>>)) -> Option<Place> {
         let first = if from.moves == self.moves {
             from.bucket
         } else {
@@ -269,7 +274,7 @@ impl<K: Key> Rib<K> {
         let (mut bucket, mut rows) = (first, 0);
         while bucket < end && rows < PAGE {
             if let Some(held) = self.best.get_bucket(bucket) {
-                row(held.prefix(), held.best());
+                self.offers(held).for_each(&mut row);
                 rows += 1;
             }
             bucket += 1;

@@ -29,7 +29,7 @@ pub enum Source {
     },
 }
 
-/// The kinds of [`Source`]; [`super::Fib::replace`] replaces the routes of one.
+/// The kinds of [`Source`]; [`super::Routing::replace`] replaces the routes of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// [`Source::Local`].

@@ -4,22 +4,37 @@
 //! forward meanwhile; if there are none, a worse route or a shorter prefix does. What is left out of
 //! the FIB waits here, and comes back with the uplink.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
 
+use super::revision::Revision;
 use super::{Action, Fib, FibFull, NextHops, Protocol, Route, Source};
 use crate::ident::{UplinkId, VrfId};
 
 /// What tells a route from others.
 pub type RouteKey = (VrfId, IpNet, Source);
 
+/// A change of what static routes there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteChange {
+    /// This one, in place of an earlier one with the same [key](RouteKey).
+    Set(Route),
+    /// None with this key.
+    Remove(RouteKey),
+}
+
 /// The FIB, and the routes that are not or not wholly in it.
 #[derive(Clone, Debug, Default)]
 pub struct Routing {
-    fib: Fib,
+    pub(super) fib: Fib,
     /// Static routes with a next hop that is not in the FIB: as they are configured.
-    waiting: BTreeMap<RouteKey, Action>,
+    pub(super) waiting: BTreeMap<RouteKey, Action>,
+    /// The NOS's addresses and the networks of its uplinks, which are few: to know them here saves a
+    /// search through all routes.
+    placed: HashMap<Protocol, BTreeMap<RouteKey, Action>>,
+    pub(super) revision: Option<Revision>,
 }
 
 /// Why a route or one of its next hops does not forward.
@@ -42,13 +57,6 @@ pub struct InactiveRoute {
     pub reason: InactiveReason,
 }
 
-/// How much of an action its uplinks allow.
-enum Usable {
-    Whole,
-    Part(Action),
-    Nothing,
-}
-
 impl Routing {
     /// The forwarding table.
     #[must_use]
@@ -57,102 +65,91 @@ impl Routing {
         &self.fib
     }
 
-    /// Makes `routes` all that `protocol` offers, whatever the state of uplinks. Meant for
-    /// [`Protocol::Local`] and [`Protocol::Connected`].
+    /// Makes `routes` all that `protocol` offers, whatever the state of uplinks, touching only what
+    /// differs: a route that stays never disappears in between. Meant for [`Protocol::Local`] and
+    /// [`Protocol::Connected`].
     ///
     /// # Errors
     ///
     /// [`FibFull`]; then no route was removed, and some were inserted.
     pub fn replace(&mut self, protocol: Protocol, routes: Vec<Route>) -> Result<(), FibFull> {
-        self.fib.replace(protocol, routes).map(drop)
-    }
-
-    /// Makes `routes` all static routes; of several with the same [key](RouteKey) the last counts.
-    ///
-    /// # Errors
-    ///
-    /// [`FibFull`]; then no route was removed, and some were inserted.
-    pub fn set_static(
-        &mut self,
-        routes: Vec<Route>,
-        is_up: impl Fn(UplinkId) -> bool,
-    ) -> Result<(), FibFull> {
-        let mut waiting = BTreeMap::new();
-        let mut offers = Vec::with_capacity(routes.len());
-        for route in routes {
-            let (key, usable) = (key_of(&route), usable(&route.action, &is_up));
-            let action = match usable {
-                Usable::Whole => {
-                    waiting.remove(&key);
-                    offers.push(route);
-                    continue;
-                }
-                Usable::Part(part) => part,
-                // The last of those with this key may be another: it is left out below.
-                Usable::Nothing => route.action.clone(),
-            };
-            waiting.insert(key, route.action);
-            offers.push(Route { action, ..route });
+        let ours = routes.into_iter();
+        let ours = ours.filter(|route| route.source.protocol() == protocol);
+        let wanted: BTreeMap<_, _> = ours.map(|it| (key_of(&it), it.action)).collect();
+        let Self { fib, placed, .. } = self;
+        let placed = placed.entry(protocol).or_default();
+        for (&key, action) in &wanted {
+            if placed.get(&key) != Some(action) {
+                let (vrf, prefix, source) = key;
+                fib.insert(vrf, prefix, source, action)?;
+                placed.insert(key, action.clone());
+            }
         }
-        if !waiting.is_empty() {
-            let nothing = |action| matches!(usable(action, &is_up), Usable::Nothing);
-            offers.retain(|offer| !waiting.get(&key_of(offer)).is_some_and(nothing));
-        }
-        self.fib.replace(Protocol::Static, offers)?;
-        self.waiting = waiting;
+        placed.retain(|key, _| {
+            let stays = wanted.contains_key(key);
+            if !stays {
+                let (vrf, prefix, source) = key;
+                fib.remove(*vrf, prefix, *source);
+            }
+            stays
+        });
         Ok(())
     }
 
-    /// Brings static routes in line with a change of `uplink`, which `is_up` knows already.
-    pub fn follow_link(&mut self, uplink: UplinkId, is_up: impl Fn(UplinkId) -> bool) {
-        for (key, action) in self.fib.offers_via(Protocol::Static, uplink) {
-            self.waiting.entry(key).or_insert(action);
-        }
-        let over = self.waiting.iter();
-        let over = over.filter(|(_, action)| action.is_via(uplink));
-        let over: Vec<_> = over.map(|(&key, action)| (key, action.clone())).collect();
-        for (key, action) in over {
-            self.offer(key, &action, &is_up);
-        }
-    }
-
-    /// Takes the next hops over an uplink that is no more out of all static routes. Those without
-    /// any other are gone.
-    pub fn remove_uplink(&mut self, uplink: UplinkId, is_up: impl Fn(UplinkId) -> bool) {
-        // What waits is wider than what is offered.
-        let mut over: BTreeMap<_, _> = self
-            .fib
-            .offers_via(Protocol::Static, uplink)
-            .into_iter()
-            .collect();
-        let waiting = self.waiting.iter();
-        let waiting = waiting.filter(|(_, action)| action.is_via(uplink));
-        over.extend(waiting.map(|(&key, action)| (key, action.clone())));
-        for (key, action) in over {
-            match action.without(|hop| hop == uplink) {
-                Some(left) => {
-                    self.waiting.insert(key, left.clone());
-                    self.offer(key, &left, &is_up);
-                }
-                None => {
-                    self.waiting.remove(&key);
-                    self.withdraw(key);
-                }
+    /// Changes one static route.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; then nothing has changed.
+    pub fn change(
+        &mut self,
+        change: RouteChange,
+        is_up: impl Fn(UplinkId) -> bool,
+    ) -> Result<(), FibFull> {
+        let route = match change {
+            RouteChange::Set(route) => route,
+            RouteChange::Remove((vrf, prefix, source)) => {
+                let key = (vrf, prefix.trunc(), source);
+                self.waiting.remove(&key);
+                self.withdraw(key);
+                return Ok(());
+            }
+        };
+        let key = key_of(&route);
+        let (vrf, prefix, source) = key;
+        match usable(&route.action, &is_up) {
+            Some(Cow::Borrowed(whole)) => {
+                self.fib.insert(vrf, prefix, source, whole)?;
+                self.waiting.remove(&key);
+            }
+            Some(Cow::Owned(part)) => {
+                self.fib.insert(vrf, prefix, source, &part)?;
+                self.waiting.insert(key, route.action);
+            }
+            None => {
+                self.withdraw(key);
+                self.waiting.insert(key, route.action);
             }
         }
+        Ok(())
     }
 
     /// Puts as much of a waiting route into the FIB as can be used.
-    fn offer(&mut self, key: RouteKey, configured: &Action, is_up: &impl Fn(UplinkId) -> bool) {
+    pub(super) fn offer(
+        &mut self,
+        key: RouteKey,
+        configured: &Action,
+        is_up: &impl Fn(UplinkId) -> bool,
+    ) {
         let (vrf, prefix, source) = key;
         match usable(configured, is_up) {
-            Usable::Nothing => self.withdraw(key),
-            Usable::Whole => {
-                if self.fib.insert(vrf, prefix, source, configured).is_ok() {
+            None => self.withdraw(key),
+            Some(Cow::Borrowed(whole)) => {
+                if self.fib.insert(vrf, prefix, source, whole).is_ok() {
                     self.waiting.remove(&key);
                 }
             }
-            Usable::Part(part) => {
+            Some(Cow::Owned(part)) => {
                 // What was offered until now may be over an uplink that is away.
                 if self.fib.insert(vrf, prefix, source, &part).is_err() {
                     self.withdraw(key);
@@ -161,7 +158,7 @@ impl Routing {
         }
     }
 
-    fn withdraw(&mut self, (vrf, prefix, source): RouteKey) {
+    pub(super) fn withdraw(&mut self, (vrf, prefix, source): RouteKey) {
         self.fib.remove(vrf, &prefix, source);
     }
 
@@ -200,17 +197,16 @@ impl Routing {
 }
 
 impl Action {
-    /// Whether one of its next hops is over `uplink`.
-    #[must_use]
-    pub fn is_via(&self, uplink: UplinkId) -> bool {
+    /// Whether it has a next hop over an uplink that is `away`.
+    pub(super) fn has_hop(&self, away: impl Fn(UplinkId) -> bool) -> bool {
         match self {
-            Self::Via(hops) => hops.as_slice().iter().any(|hop| hop.uplink == uplink),
+            Self::Via(hops) => hops.as_slice().iter().any(|hop| away(hop.uplink)),
             _ => false,
         }
     }
 
     /// The same without the next hops over uplinks that are `gone`; `None` if none is left.
-    fn without(&self, gone: impl Fn(UplinkId) -> bool) -> Option<Self> {
+    pub(super) fn without(&self, gone: impl Fn(UplinkId) -> bool) -> Option<Self> {
         let Self::Via(hops) = self else {
             return Some(self.clone());
         };
@@ -223,27 +219,28 @@ fn key_of(route: &Route) -> RouteKey {
     (route.vrf, route.prefix.trunc(), route.source)
 }
 
-fn usable(action: &Action, is_up: &impl Fn(UplinkId) -> bool) -> Usable {
-    let Action::Via(hops) = action else {
-        return Usable::Whole;
-    };
-    if hops.as_slice().iter().all(|hop| is_up(hop.uplink)) {
-        return Usable::Whole;
+/// How much of an action its uplinks allow: all of it as it is, or a part, or nothing.
+pub(super) fn usable<'a>(
+    action: &'a Action,
+    is_up: &impl Fn(UplinkId) -> bool,
+) -> Option<Cow<'a, Action>> {
+    if !action.has_hop(|uplink| !is_up(uplink)) {
+        return Some(Cow::Borrowed(action));
     }
-    action
-        .without(|uplink| !is_up(uplink))
-        .map_or(Usable::Nothing, Usable::Part)
+    action.without(|uplink| !is_up(uplink)).map(Cow::Owned)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fib::NextHop;
+    use crate::page::PAGE;
     use core::net::IpAddr;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
     const UPLINKS: u32 = 3;
+    const PREFIXES: [&str; 3] = ["0.0.0.0/0", "198.51.100.0/24", "198.51.100.0/25"];
 
     fn hop(uplink: u32, host: u8) -> NextHop {
         NextHop {
@@ -258,6 +255,26 @@ mod tests {
             prefix: prefix.parse().unwrap(),
             source: Source::Static { metric },
             action: NextHops::new(hops.iter().copied()).map_or(Action::Blackhole, Action::Via),
+        }
+    }
+
+    /// Makes `routes` all static routes.
+    fn set(routing: &mut Routing, routes: &[Route], is_up: impl Fn(UplinkId) -> bool) {
+        let wanted: BTreeSet<_> = routes.iter().map(key_of).collect();
+        let present = routing.fib().routes(VrfId::DEFAULT);
+        let present = present.map(|it| (VrfId::DEFAULT, it.prefix, it.source));
+        let present = present.chain(routing.waiting.keys().copied());
+        let gone: Vec<_> = present.filter(|key| !wanted.contains(key)).collect();
+        let changes = routes.iter().cloned().map(RouteChange::Set);
+        for change in changes.chain(gone.into_iter().map(RouteChange::Remove)) {
+            routing.change(change, &is_up).unwrap();
+        }
+    }
+
+    /// Revises routes to the end.
+    fn settle(routing: &mut Routing, is_up: impl Fn(UplinkId) -> bool) {
+        while routing.is_revising() {
+            routing.revise(1, &is_up);
         }
     }
 
@@ -279,13 +296,14 @@ mod tests {
         let up = |_| true;
         let zero_is_down = |uplink| uplink != UplinkId(0);
         let mut routing = Routing::default();
-        routing.set_static(routes.clone(), up).unwrap();
+        set(&mut routing, &routes, up);
         assert_eq!(routing.inactive(|_| None), []);
         let best = |routing: &Routing| {
             ["203.0.113.9", "198.51.100.1", "198.51.100.129"].map(|to| action(routing, to))
         };
         let whole = best(&routing);
-        routing.follow_link(UplinkId(0), zero_is_down);
+        routing.follow_links();
+        settle(&mut routing, zero_is_down);
         let via = |hop: NextHop| Action::Via(hop.into());
         let expected = [via(hop(1, 2)), via(hop(1, 9)), via(hop(1, 9))];
         assert_eq!(best(&routing), expected);
@@ -303,8 +321,9 @@ mod tests {
         ];
         assert_eq!(told, expected);
         // What is configured anew meanwhile is no more active than before.
-        routing.set_static(routes, zero_is_down).unwrap();
-        routing.follow_link(UplinkId(0), up);
+        set(&mut routing, &routes, zero_is_down);
+        routing.follow_links();
+        settle(&mut routing, up);
         assert_eq!(best(&routing), whole);
         assert_eq!(routing.inactive(|_| None), []);
     }
@@ -316,13 +335,59 @@ mod tests {
             route("198.51.100.0/24", 0, &[hop(0, 1)]),
         ];
         let mut routing = Routing::default();
-        routing.set_static(routes, |_| true).unwrap();
-        routing.remove_uplink(UplinkId(0), |uplink| uplink != UplinkId(0));
+        set(&mut routing, &routes, |_| true);
+        routing.remove_uplink(UplinkId(0));
+        settle(&mut routing, |uplink| uplink != UplinkId(0));
         let left = Action::Via(hop(1, 2).into());
         assert_eq!(action(&routing, "198.51.100.1"), left);
-        routing.follow_link(UplinkId(0), |_| true);
+        routing.follow_links();
+        settle(&mut routing, |_| true);
         assert_eq!(action(&routing, "198.51.100.1"), left);
         assert_eq!(routing.inactive(|_| None), []);
+    }
+
+    #[test]
+    fn a_revision_takes_as_many_calls_as_there_are_routes_and_packets_do_not_wait_for_it() {
+        const ROUTES: u32 = 10_000;
+        const BUDGET: usize = 50;
+        let mut routing = Routing::default();
+        let zero_is_down = |uplink| uplink != UplinkId(0);
+        let number = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + n);
+        let one = |n| route(&format!("{}/32", number(n)), 0, &[hop(0, 1)]);
+        let routes: Vec<_> = (0..ROUTES).map(one).collect();
+        set(&mut routing, &routes, |_| true);
+        let fallback = route("0.0.0.0/0", 0, &[hop(1, 2)]);
+        routing
+            .change(RouteChange::Set(fallback.clone()), |_| true)
+            .unwrap();
+        let moved = |routing: &Routing| routing.waiting.len();
+        let follow = |routing: &mut Routing, is_up: &dyn Fn(UplinkId) -> bool| {
+            routing.follow_links();
+            let mut calls = 0;
+            while routing.is_revising() {
+                let before = moved(routing);
+                routing.revise(BUDGET, is_up);
+                assert!(moved(routing).abs_diff(before) < BUDGET + PAGE);
+                calls += 1;
+                if !is_up(UplinkId(0)) {
+                    for n in [0, ROUTES / 2, ROUTES - 1] {
+                        let to = number(n).into();
+                        let detour = routing.detour(VrfId::DEFAULT, to, is_up);
+                        assert_eq!(routing.fib().adjacency(detour).action(), &fallback.action);
+                    }
+                }
+            }
+            calls
+        };
+        let least = ROUTES as usize / (BUDGET + PAGE);
+        let calls = follow(&mut routing, &zero_is_down);
+        assert!((least..4 * least).contains(&calls), "{calls} to be away");
+        assert_eq!(moved(&routing), ROUTES as usize);
+        assert_eq!(action(&routing, "10.0.0.1"), fallback.action);
+        let calls = follow(&mut routing, &|_| true);
+        assert!((least..4 * least).contains(&calls), "{calls} to be back");
+        assert_eq!(moved(&routing), 0);
+        assert_eq!(action(&routing, "10.0.0.1"), routes[1].action);
     }
 
     #[derive(Clone, Debug)]
@@ -330,17 +395,17 @@ mod tests {
         Set(Vec<Route>),
         Link(u32, bool),
         Remove(u32),
+        Revise(usize),
     }
 
     fn routes() -> impl Strategy<Value = Vec<Route>> {
-        let prefixes = ["0.0.0.0/0", "198.51.100.0/24", "198.51.100.0/25"];
         let hops = proptest::collection::vec((0..UPLINKS, 1..3_u8), 0..4);
         let one = (0..3_usize, 0..2_u16, hops).prop_map(move |(prefix, metric, hops)| {
             let hops: Vec<_> = hops
                 .into_iter()
                 .map(|(uplink, host)| hop(uplink, host))
                 .collect();
-            route(prefixes[prefix], metric, &hops)
+            route(PREFIXES[prefix], metric, &hops)
         });
         proptest::collection::vec(one, 0..6)
     }
@@ -350,11 +415,13 @@ mod tests {
             2 => routes().prop_map(Step::Set),
             4 => (0..UPLINKS, any::<bool>()).prop_map(|(uplink, up)| Step::Link(uplink, up)),
             1 => (0..UPLINKS).prop_map(Step::Remove),
+            4 => (1..8_usize).prop_map(Step::Revise),
         ]
     }
 
     proptest! {
-        /// Whatever happened before, the FIB holds what is left of the configured routes.
+        /// Whatever happened before, the FIB holds what is left of the configured routes once they
+        /// are revised, and until then a detour leads to an uplink that is there.
         #[test]
         fn the_fib_follows_routes_and_links(steps in proptest::collection::vec(step(), 1..30)) {
             let mut routing = Routing::default();
@@ -364,12 +431,12 @@ mod tests {
                 match step {
                     Step::Set(routes) => {
                         configured = routes.iter().map(|it| (key_of(it), it.action.clone())).collect();
-                        routing.set_static(routes, |uplink| up.contains(&uplink)).unwrap();
+                        set(&mut routing, &routes, |uplink| up.contains(&uplink));
                     }
                     Step::Link(uplink, is_up) => {
                         let uplink = UplinkId(uplink);
                         if is_up { up.insert(uplink) } else { up.remove(&uplink) };
-                        routing.follow_link(uplink, |uplink| up.contains(&uplink));
+                        routing.follow_links();
                     }
                     Step::Remove(uplink) => {
                         let gone = UplinkId(uplink);
@@ -378,8 +445,22 @@ mod tests {
                             .into_iter()
                             .filter_map(|(key, it)| Some((key, it.without(|hop| hop == gone)?)))
                             .collect();
-                        routing.remove_uplink(gone, |uplink| up.contains(&uplink));
+                        routing.remove_uplink(gone);
+                        settle(&mut routing, |uplink| up.contains(&uplink));
                     }
+                    Step::Revise(budget) => {
+                        routing.revise(budget, |uplink| up.contains(&uplink));
+                    }
+                }
+                for prefix in PREFIXES {
+                    let net: IpNet = prefix.parse().unwrap();
+                    let is_up = |uplink| up.contains(&uplink);
+                    let found = routing.detour(VrfId::DEFAULT, net.addr(), is_up);
+                    let found = routing.fib().adjacency(found).action();
+                    prop_assert!(usable(found, &is_up).is_some());
+                }
+                if routing.is_revising() {
+                    continue;
                 }
                 let usable = configured
                     .iter()

@@ -1,7 +1,7 @@
 //! The FIB against a list that is searched from end to end, and its rules one by one.
 
 use super::*;
-use crate::ident::LocalAddressId;
+use crate::ident::{LocalAddressId, UplinkId};
 use proptest::prelude::*;
 
 const VRF: VrfId = VrfId::DEFAULT;
@@ -184,36 +184,40 @@ fn vrfs_are_apart() {
 
 #[test]
 fn replacing_touches_only_what_differs() {
-    let fixed = |prefix: &str, action| Route {
+    let connected = |prefix: &str, uplink| Route {
         vrf: VRF,
         prefix: net(prefix),
-        source: STATIC,
-        action,
+        source: Source::Connected,
+        action: Action::Connected(UplinkId(uplink)),
     };
-    let mut fib = with(&[(
-        "192.0.2.0/24",
-        Source::Connected,
-        Action::Connected(UplinkId(0)),
-    )]);
-    let first = [
-        fixed("0.0.0.0/0", via("192.0.2.1", 0)),
-        fixed("10.0.0.0/8", Action::Blackhole),
-        fixed("192.0.2.0/24", Action::Blackhole),
+    let mut routing = Routing::default();
+    let fixed = Route {
+        source: STATIC,
+        action: Action::Blackhole,
+        ..connected("192.0.2.0/24", 0)
+    };
+    let up = |_| true;
+    routing.change(RouteChange::Set(fixed), up).unwrap();
+    let first = ["203.0.113.0/24", "198.51.100.0/24"].map(|net| connected(net, 0));
+    routing
+        .replace(Protocol::Connected, first.to_vec())
+        .unwrap();
+    let found = |routing: &Routing, to: &str| routing.fib().lookup(VRF, to.parse().unwrap());
+    let kept = found(&routing, "203.0.113.1");
+    let second = vec![
+        connected("203.0.113.0/24", 0),
+        connected("198.51.100.0/24", 1),
+        connected("2001:db8::/32", 1),
     ];
-    let done = fib.replace(Protocol::Static, first).unwrap();
-    assert_eq!((done.added, done.changed, done.removed), (3, 0, 0));
-    let kept = fib.lookup(VRF, "203.0.113.1".parse().unwrap());
-    let second = [
-        fixed("0.0.0.0/0", via("192.0.2.1", 0)),
-        fixed("10.0.0.0/8", Action::Unreachable),
-        fixed("2001:db8::/32", Action::Blackhole),
-    ];
-    let done = fib.replace(Protocol::Static, second).unwrap();
-    assert_eq!((done.added, done.changed, done.removed), (1, 1, 1));
-    assert_eq!(fib.lookup(VRF, "203.0.113.1".parse().unwrap()), kept);
-    assert_eq!(action(&fib, "10.0.0.1"), Action::Unreachable);
-    assert_eq!(action(&fib, "2001:db8::1"), Action::Blackhole);
-    assert_eq!(action(&fib, "192.0.2.9"), Action::Connected(UplinkId(0)));
+    routing.replace(Protocol::Connected, second).unwrap();
+    assert_eq!(found(&routing, "203.0.113.1"), kept);
+    let other = Action::Connected(UplinkId(1));
+    assert_eq!(action(routing.fib(), "198.51.100.1"), other);
+    assert_eq!(action(routing.fib(), "2001:db8::1"), other);
+    assert_eq!(action(routing.fib(), "192.0.2.9"), Action::Blackhole);
+    routing.replace(Protocol::Connected, Vec::new()).unwrap();
+    assert_eq!(action(routing.fib(), "203.0.113.1"), Action::NoRoute);
+    assert_eq!(action(routing.fib(), "192.0.2.9"), Action::Blackhole);
 }
 
 #[test]
@@ -237,27 +241,6 @@ fn connected_routes_yield_to_the_own_address() {
     );
     assert!(fib.remove(VRF, &net("192.0.2.255/32"), Source::Local));
     assert_eq!(action(&fib, "192.0.2.255"), Action::Broadcast(UplinkId(4)));
-}
-
-#[test]
-fn gateways_must_be_stations_on_a_link() {
-    let mut fib = with(&[("0.0.0.0/0", STATIC, via("192.0.2.1", 0))]);
-    let connected = Route::connected(VRF, net("192.0.2.0/24"), UplinkId(5));
-    fib.replace(Protocol::Connected, connected).unwrap();
-    let own = Action::Local(LocalAddressId(0));
-    fib.insert(VRF, net("192.0.2.9/32"), Source::Local, &own)
-        .unwrap();
-    let uplink = |text: &str| fib.gateway_uplink(VRF, text.parse().unwrap());
-    let address = |text: &str| text.parse::<IpAddr>().unwrap();
-    assert_eq!(uplink("192.0.2.1"), Ok(UplinkId(5)));
-    for (text, error) in [
-        ("192.0.2.9", GatewayError::Own as fn(_) -> _),
-        ("192.0.2.255", GatewayError::Broadcast),
-        ("198.51.100.1", GatewayError::NotConnected),
-        ("fe80::1", GatewayError::LinkLocal),
-    ] {
-        assert_eq!(uplink(text), Err(error(address(text))));
-    }
 }
 
 #[test]

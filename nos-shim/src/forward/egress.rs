@@ -92,7 +92,12 @@ pub(super) fn choose_next_hop(
             } else {
                 tables.flow_hasher.hash(&packet)
             };
-            entry.next_hop(hash).map(|next| (next.uplink, next.gateway))
+            let next = if tables.routing.is_revising() {
+                tables.hop_that_is_up(hops.as_slice(), hash)
+            } else {
+                entry.next_hop(hash)
+            };
+            next.map(|next| (next.uplink, next.gateway))
         }
         _ => None,
     };

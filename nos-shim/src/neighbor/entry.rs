@@ -103,7 +103,6 @@ pub(super) struct Entry {
     pub(super) account: Account,
     /// How many neighbors have had this place before.
     pub(super) generation: u32,
-    pub(super) pins: u32,
     pub(super) mac: MacAddr,
     /// None: nobody has needed it yet.
     pub(super) state: Option<NeighborState>,
@@ -120,7 +119,6 @@ impl Entry {
             queue: Queue::EMPTY,
             account: Account::NOS,
             generation,
-            pins: 0,
             mac: MacAddr::ZERO,
             state: None,
             tries: 0,
@@ -194,12 +192,6 @@ impl Entry {
         self.state = Some(NeighborState::Failed);
         self.good_until = Instant::ZERO;
         self.since = now;
-    }
-
-    /// Nothing is known any more.
-    pub(super) fn forget(&mut self) {
-        self.state = None;
-        self.good_until = Instant::ZERO;
     }
 
     /// Somebody advertises it (RFC 4861 §7.2.5). What has failed is not there, for this purpose.

@@ -29,8 +29,7 @@
 //!   bounded numbers of places, and of solicitations in a second.
 //! - A packet that waits is charged to its owner. One owner has [`Limits::held_per_neighbor`] for
 //!   one neighbor, and its [share](Shares) of the buffers for all. What is more drops its own oldest.
-//! - Neighbors that are in use or have answered lately are never given up for others, and gateways
-//!   can be pinned.
+//! - Neighbors that are in use or have answered lately are never given up for others.
 //!
 //! # Conflicts
 //!
@@ -60,7 +59,7 @@ use std::collections::VecDeque;
 use ipnet::IpNet;
 
 use self::addresses::Addresses;
-use self::entry::{Due, Entry, Key, Use};
+use self::entry::{Due, Entry, Use};
 use self::parked::{Held, Parked};
 use self::table::{KEEP_FAILED, Table};
 use crate::arp::Arp;
@@ -78,7 +77,7 @@ use crate::time::{Duration, Instant};
 pub struct Limits {
     /// Neighbors.
     pub neighbors: usize,
-    /// Neighbors that have not answered yet, pinned ones aside, of one owner that is alone. All
+    /// Neighbors that have not answered yet of one owner that is alone. All
     /// owners together have fewer than twice as many.
     pub unresolved: usize,
     /// Packets of one owner that wait for one neighbor. Linux keeps about as many.
@@ -309,7 +308,7 @@ impl<T: Copy> NeighborCache<T> {
             let entry = self.table.entry(slot);
             if entry.state.is_some() && !self.addresses.may_be_neighbor(entry.key.address()) {
                 self.give_up(slot);
-                self.forget(slot);
+                self.table.remove(slot);
             }
         }
     }
@@ -317,36 +316,6 @@ impl<T: Copy> NeighborCache<T> {
     /// Says whether advertisements call us a router (RFC 4861 §4.4). At first they do not.
     pub fn set_router(&mut self, router: bool) {
         self.router = router;
-    }
-
-    /// Keeps a place for `next_hop`, a gateway, so that its id stays valid until it has been
-    /// unpinned as often as pinned. `None` for an address that no neighbor can have, and when all
-    /// places are taken.
-    pub fn pin(&mut self, next_hop: IpAddr, now: Instant) -> Option<NeighborId> {
-        if !self.addresses.may_be_neighbor(next_hop) {
-            return None;
-        }
-        let key = Key::from(next_hop);
-        let slot = match self.table.find(key) {
-            Some(slot) => slot,
-            None => self.insert(key, now)?,
-        };
-        self.table.change(slot, |entry| entry.pins += 1);
-        Some(self.table.id(slot))
-    }
-
-    /// Takes back one [`Self::pin`].
-    pub fn unpin(&mut self, id: NeighborId) {
-        let Some(slot) = self.table.slot(id) else {
-            return;
-        };
-        let unused = self.table.change(slot, |entry| {
-            entry.pins = entry.pins.saturating_sub(1);
-            entry.pins == 0 && entry.state.is_none()
-        });
-        if unused {
-            self.table.remove(slot);
-        }
     }
 
     /// Keeps a packet until its next hop is known or has failed, and charges its owner for it.
@@ -449,15 +418,6 @@ impl<T: Copy> NeighborCache<T> {
         }
     }
 
-    /// Forgets what is known of a neighbor without packets, and the neighbor unless it is pinned.
-    fn forget(&mut self, slot: u32) {
-        if self.table.entry(slot).pins > 0 {
-            self.table.change(slot, Entry::forget);
-        } else {
-            self.table.remove(slot);
-        }
-    }
-
     /// A time between half and one and a half times 30 s (RFC 4861 §6.3.2 and §10).
     fn reachable_time(&mut self) -> Duration {
         Duration::from_millis(self.random.u64(15_000..=45_000))
@@ -529,7 +489,7 @@ impl<T: Copy> NeighborCache<T> {
         for slot in self.table.slots() {
             self.give_up(slot);
             if self.table.entry(slot).state.is_some() {
-                self.forget(slot);
+                self.table.remove(slot);
             }
         }
         self.leaving = 0;
@@ -538,7 +498,7 @@ impl<T: Copy> NeighborCache<T> {
         packets.inspect(released).collect()
     }
 
-    /// Some neighbors, from the place `first` on, pinned ones that nobody has needed yet aside.
+    /// Some neighbors, from the place `first` on.
     #[must_use]
     pub fn page(&self, first: usize, now: Instant) -> Page<NeighborStatus, usize> {
         let mut rows = Vec::new();

@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv6Addr};
 
 use super::entry::{Key, Use};
-use super::{Message, NeighborCache, NeighborId, NeighborState, Output, Resolution};
+use super::{Message, NeighborCache, NeighborState, Output, Resolution};
 use crate::arp::Arp;
 use crate::drop::DropReason;
 use crate::ident::MacAddr;
@@ -23,15 +23,6 @@ impl<T: Copy> NeighborCache<T> {
         match self.table.find(Key::from(next_hop)) {
             Some(slot) => self.resolve_slot(slot, account, now),
             None => self.resolve_new(next_hop, account, now),
-        }
-    }
-
-    /// The same for a neighbor whose id is known, without a search.
-    #[inline]
-    pub fn resolve_id(&mut self, id: NeighborId, account: Account, now: Instant) -> Resolution {
-        match self.table.slot(id) {
-            Some(slot) => self.resolve_slot(slot, account, now),
-            None => Resolution::Refused(DropReason::NeighborFailed),
         }
     }
 
@@ -72,17 +63,11 @@ impl<T: Copy> NeighborCache<T> {
         }
     }
 
-    /// Asks for a neighbor that has failed, or that nobody has asked for.
+    /// Asks for a neighbor that has failed.
     fn resolve_again(&mut self, slot: u32, account: Account, now: Instant) -> Resolution {
-        let entry = self.table.entry(slot);
-        let (address, pinned) = (entry.key.address(), entry.pins > 0);
-        let allowed = self.may_ask(address).and_then(|()| {
-            if pinned {
-                return Ok(());
-            }
-            self.make_way(account, now)
-        });
-        match allowed {
+        let address = self.table.entry(slot).key.address();
+        let allowed = self.may_ask(address);
+        match allowed.and_then(|()| self.make_way(account, now)) {
             Ok(()) => self.begin(slot, account, now),
             Err(reason) => Resolution::Refused(reason),
         }

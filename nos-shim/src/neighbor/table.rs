@@ -1,8 +1,7 @@
 //! Neighbors, found by address, bounded in number, each in the list that says what is due.
 //!
 //! All waits of one kind take equally long, so each list is in order of time, and what is due first
-//! is at the front of one of three. (An entry that is pinned or unpinned while it is asked for
-//! changes its list, and is then looked at up to a second late.)
+//! is at the front of one of three.
 
 use core::hash::BuildHasher;
 
@@ -23,7 +22,7 @@ pub(super) const KEEP_FAILED: Duration = Duration::from_secs(60);
 enum Which {
     /// Asked for; in order of the last question.
     Unresolved,
-    /// Probed, or asked for and pinned; in order of the last question.
+    /// Probed; in order of the last question.
     Probed,
     /// In order of use.
     Delayed,
@@ -41,18 +40,15 @@ const LISTS: usize = 6;
 const TIMED: [Which; 3] = [Which::Unresolved, Which::Probed, Which::Delayed];
 
 impl Which {
-    /// Pinned entries are in timed lists only, as the others say what may be removed.
     fn of(entry: &Entry) -> Option<Self> {
-        let pinned = entry.pins > 0;
-        match entry.state? {
-            NeighborState::Incomplete if !pinned => Some(Self::Unresolved),
-            NeighborState::Incomplete | NeighborState::Probe => Some(Self::Probed),
-            NeighborState::Delay => Some(Self::Delayed),
-            _ if pinned => None,
-            NeighborState::Reachable => Some(Self::Reachable),
-            NeighborState::Stale => Some(Self::Stale),
-            NeighborState::Failed => Some(Self::Failed),
-        }
+        Some(match entry.state? {
+            NeighborState::Incomplete => Self::Unresolved,
+            NeighborState::Probe => Self::Probed,
+            NeighborState::Delay => Self::Delayed,
+            NeighborState::Reachable => Self::Reachable,
+            NeighborState::Stale => Self::Stale,
+            NeighborState::Failed => Self::Failed,
+        })
     }
 }
 
@@ -202,7 +198,7 @@ impl Table {
         self.free.is_empty() && self.entries.len() >= self.capacity
     }
 
-    /// Neighbors that have not answered yet, pinned ones aside.
+    /// Neighbors that have not answered yet.
     #[cfg(test)]
     pub(super) fn unresolved(&self) -> usize {
         self.unresolved.held()
@@ -217,7 +213,7 @@ impl Table {
         self.lists[which as usize].first()
     }
 
-    /// The neighbor that is missed least: never one that is reachable, in use or pinned, nor one
+    /// The neighbor that is missed least: never one that is reachable or in use, nor one
     /// that has not had `patience` to answer.
     pub(super) fn dispensable(&self, patience: Duration, now: Instant) -> Option<u32> {
         let idle = |&slot: &u32| now >= self.entry(slot).good_until;

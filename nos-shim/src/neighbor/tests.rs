@@ -626,7 +626,6 @@ fn addresses_that_no_neighbor_can_have_are_refused() {
         let address = address.parse().unwrap();
         let refused = Resolution::Refused(DropReason::NeighborFailed);
         assert_eq!(bench.send(address).0, refused, "{address}");
-        assert_eq!(bench.cache.pin(address, bench.now), None);
     }
     bench.cache.set_addresses(&nets(&["2001:db8::1/64"]));
     let refused = Resolution::Refused(DropReason::NeighborFailed);
@@ -672,58 +671,6 @@ fn a_packet_may_come_too_early_or_too_late_for_its_queue() {
     bench.cache.clear(&mut bench.shares);
     let (packet, tag) = bench.packet();
     assert_eq!(bench.hold(id, packet, tag), Some(tag));
-    let gone = Resolution::Refused(DropReason::NeighborFailed);
-    assert_eq!(bench.cache.resolve_id(id, Account::NOS, bench.now), gone);
-}
-
-#[test]
-fn pinned_neighbors_keep_their_ids() {
-    let mut bench = Bench::with(Limits {
-        neighbors: 2,
-        ..Limits::default()
-    });
-    let gateway = FRIENDS[0];
-    let id = bench.cache.pin(gateway, bench.now).unwrap();
-    assert_eq!(bench.cache.pin(gateway, bench.now), Some(id));
-    assert_eq!(bench.cache.entries(bench.now).count(), 0);
-    assert_eq!(
-        bench.cache.resolve_id(id, Account::NOS, bench.now),
-        Resolution::Unknown(id)
-    );
-    bench.answer(gateway, A);
-    assert_eq!(
-        bench.cache.resolve_id(id, Account::NOS, bench.now),
-        Resolution::Known(A)
-    );
-    bench.pass_secs(100);
-    for n in 10..20 {
-        let other = IpAddr::from([192, 0, 2, n]);
-        bench.resolved(other, B);
-        bench.pass_secs(100);
-    }
-    assert_eq!(
-        bench.cache.resolve_id(id, Account::NOS, bench.now),
-        Resolution::Known(A)
-    );
-    assert!(bench.cache.clear(&mut bench.shares).is_empty());
-    assert_eq!(
-        bench.cache.resolve_id(id, Account::NOS, bench.now),
-        Resolution::Unknown(id)
-    );
-    // Pinned twice, unpinned twice.
-    bench.cache.unpin(id);
-    assert!(bench.cache.clear(&mut bench.shares).is_empty());
-    assert_eq!(
-        bench.cache.resolve_id(id, Account::NOS, bench.now),
-        Resolution::Unknown(id)
-    );
-    bench.cache.unpin(id);
-    bench.cache.clear(&mut bench.shares);
-    let gone = Resolution::Refused(DropReason::NeighborFailed);
-    assert_eq!(bench.cache.resolve_id(id, Account::NOS, bench.now), gone);
-    let id = bench.cache.pin(gateway, bench.now).unwrap();
-    bench.cache.unpin(id);
-    assert_eq!(bench.cache.resolve_id(id, Account::NOS, bench.now), gone);
 }
 
 #[test]
@@ -732,17 +679,13 @@ fn an_address_that_becomes_ours_is_no_neighbor_any_more() {
     bench.send(FRIENDS[0]);
     bench.resolved(FRIENDS[1], A);
     bench.outcome();
-    let pinned = bench.cache.pin(FRIENDS[1], bench.now).unwrap();
     bench
         .cache
         .set_addresses(&nets(&["192.0.2.2/24", "2001:db8::2/64"]));
     assert_eq!(bench.outcome().failed, [0]);
     let refused = Resolution::Refused(DropReason::NeighborFailed);
     assert_eq!(bench.send(FRIENDS[0]).0, refused);
-    assert_eq!(
-        bench.cache.resolve_id(pinned, Account::NOS, bench.now),
-        refused
-    );
+    assert_eq!(bench.send(FRIENDS[1]).0, refused);
     assert_eq!(bench.cache.entries(bench.now).count(), 0);
     let old = IpAddr::V4(OURS_V4);
     assert!(matches!(bench.send(old).0, Resolution::Unknown(_)));

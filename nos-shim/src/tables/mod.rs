@@ -10,7 +10,7 @@ mod uplinks;
 use core::net::IpAddr;
 
 use crate::channel::Exchange;
-use crate::fib::{FibFull, FlowHasher, Route, Routing};
+use crate::fib::{Action, Adjacency, FibFull, FlowHasher, NextHop, RouteChange, Routing};
 use crate::id_table::IdTable;
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::offload::Capabilities;
@@ -21,11 +21,14 @@ use crate::ports::{
 use crate::services::ServiceConfig;
 
 use own::OwnAddresses;
-pub use uplinks::{LinkState, UplinkConfig};
+pub use uplinks::{JoinRefused, LinkState, UplinkConfig};
 pub(crate) use uplinks::{Uplink, UplinkChange};
 
 /// The least MTU of an IPv6 link (RFC 8200 §5).
 const LEAST_MTU: usize = 1280;
+
+/// Routes that are revised at once, between bursts; see [`Routing::revise`].
+const REVISED: usize = 128;
 
 /// See the [module](self).
 pub(crate) struct Tables {
@@ -94,17 +97,60 @@ impl Tables {
         .unwrap_or(LEAST_MTU)
     }
 
-    /// Makes `routes` all static routes.
+    /// Changes static routes, one after the other.
     ///
     /// # Errors
     ///
-    /// [`FibFull`]; then no route was removed, and some were inserted.
-    pub(crate) fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), FibFull> {
+    /// [`FibFull`]; then those before the one without room have changed, and no other.
+    pub(crate) fn change_routes(&mut self, changes: Vec<RouteChange>) -> Result<(), FibFull> {
         self.version += 1;
         let Self {
             routing, uplinks, ..
         } = self;
-        routing.set_static(routes, |id| uplinks::is_up(uplinks, id))
+        let mut changes = changes.into_iter();
+        changes.try_for_each(|change| routing.change(change, |id| uplinks::is_up(uplinks, id)))
+    }
+
+    /// Brings some of the static routes in line with the uplinks, if any has changed.
+    pub(crate) fn revise_routes(&mut self) {
+        self.version += 1;
+        let Self {
+            routing, uplinks, ..
+        } = self;
+        routing.revise(REVISED, |id| uplinks::is_up(uplinks, id));
+    }
+
+    /// The next hop of a route that is being [revised](Self::revise_routes): none over an uplink
+    /// that is away, unless there is no other.
+    #[cold]
+    pub(crate) fn hop_that_is_up(&self, hops: &[NextHop], flow_hash: u32) -> Option<NextHop> {
+        let up = hops.iter().filter(|hop| self.is_up(hop.uplink));
+        let count = u32::try_from(up.clone().count()).ok()?;
+        let chosen = flow_hash.checked_rem(count)?;
+        up.copied().nth(usize::try_from(chosen).ok()?)
+    }
+
+    /// What takes the place of a route while routes are being revised: another, if the uplinks of
+    /// this one are away.
+    #[cold]
+    pub(crate) fn detour<'a>(
+        &'a self,
+        entry: &'a Adjacency,
+        vrf: VrfId,
+        destination: IpAddr,
+    ) -> &'a Adjacency {
+        let Action::Via(hops) = entry.action() else {
+            return entry;
+        };
+        if hops.as_slice().iter().any(|hop| self.is_up(hop.uplink)) {
+            return entry;
+        }
+        let found = self.routing.detour(vrf, destination, |id| self.is_up(id));
+        self.routing.fib().adjacency(found)
+    }
+
+    fn is_up(&self, uplink: UplinkId) -> bool {
+        uplinks::is_up(&self.uplinks, uplink)
     }
 
     /// Sets what an uplink's device takes, and returns what it took before. `None` for an uplink

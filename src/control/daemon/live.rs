@@ -20,6 +20,7 @@ use crate::data::event_loop::{Event, LoopDevice, Stopped};
 
 use super::data_plane::DataPlane;
 use super::identifiers::Identifiers;
+use super::routes::ToldRoutes;
 
 /// Why a step was refused, in words for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,7 @@ pub(super) struct Live {
     pub(super) backlog: VecDeque<Event>,
     /// Next hops over uplinks that have gone were taken out of the FIB with them.
     pub(super) routes_lost: bool,
+    pub(super) told_routes: ToldRoutes,
 }
 
 impl Live {
@@ -75,6 +77,7 @@ impl Live {
             stale: HashMap::new(),
             backlog: VecDeque::new(),
             routes_lost: false,
+            told_routes: ToldRoutes::default(),
         }
     }
 

@@ -34,6 +34,7 @@ mod identifiers;
 mod live;
 mod news;
 mod reconcile;
+mod routes;
 mod services;
 mod show;
 mod standing;

@@ -6,9 +6,10 @@ use nos_shim::ident::UplinkId;
 use crate::control::config::{Name, Route, RouteAction, ServiceConfig};
 
 use super::live::{Live, StepError};
+use super::routes::CHANGES;
 
 impl Live {
-    /// Installs static routes, in place of those before.
+    /// Installs static routes, in place of those before, some at a time.
     pub(super) fn set_routes(&mut self, routes: &[Route]) -> Result<(), StepError> {
         let of_uplink = |name: &Name| self.uplinks.get(name).map(|uplink| uplink.id);
         let routes: Result<Vec<_>, _> = routes
@@ -16,8 +17,17 @@ impl Live {
             .map(|route| fib_route(route, of_uplink))
             .collect();
         let routes = routes?;
-        let set = self.plane.on_nos(move |nos| nos.set_routes(routes))?;
-        set.map_err(StepError::new)?;
+        // Until all went well.
+        if std::mem::replace(&mut self.routes_lost, true) {
+            self.told_routes.doubt();
+        }
+        for changes in self.told_routes.difference(routes).chunks(CHANGES) {
+            let changes = changes.to_vec();
+            let asked = changes.clone();
+            let changed = self.plane.on_nos(move |nos| nos.change_routes(asked))?;
+            self.told_routes.note(changes, changed.is_ok());
+            changed.map_err(StepError::new)?;
+        }
         self.routes_lost = false;
         Ok(())
     }

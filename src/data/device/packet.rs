@@ -10,8 +10,8 @@
 //! the other end have partial checksums and are up to 64 KiB long, and only the header says so.
 //!
 //! The kernel takes a VLAN tag out of the frame before we get it and mentions it in auxiliary data.
-//! Tagged traffic belongs to another network, so such frames are dropped
-//! ([`DropReason::EtherType`]), not taken for untagged ones.
+//! Traffic of a VLAN belongs to another network, so such frames are dropped ([`DropReason::Vlan`]), not
+//! taken for untagged ones. Frames with a priority tag are untagged ones ([`nos_shim::vlan`]).
 //!
 //! Frames are received and sent by `recvmmsg` and `sendmmsg`, header and frame as one piece; runs of
 //! datagrams are sent as one message ([`super::coalesce`]). A

@@ -9,6 +9,7 @@ use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
 use nos_shim::ports::Claim;
+use nos_shim::vlan::parse_tagged;
 
 use crate::data::guard::Guard;
 use crate::data::link::ContainerLink;
@@ -135,7 +136,7 @@ impl Attachment {
     /// What becomes of a frame from the container.
     #[inline]
     pub(super) fn judge(&self, frame: Frame) -> Disposition {
-        let packet = match Packet::parse(frame) {
+        let packet = match Packet::parse(frame).or_else(parse_tagged) {
             Ok(packet) => packet,
             Err(rejected) => return self.judge_other(rejected),
         };

@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use crate::arp::Arp;
 use crate::channel::{RelayEnd, pair};
 use crate::drop::DropReason;
-use crate::fib::{Action, NextHop, Route, Source};
+use crate::fib::{Action, NextHop, Route, RouteChange, Source};
 use crate::frame::{Burst, FramePool};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::offload::Capabilities;
@@ -38,43 +38,42 @@ impl Nos {
     }
 
     fn set_uplink(&mut self, mtu: usize) {
+        self.place_uplink(UPLINK, N4, mtu);
+    }
+
+    fn place_uplink(&mut self, id: UplinkId, own: &str, mtu: usize) {
         let uplink = UplinkConfig {
-            id: UPLINK,
-            name: "up0".into(),
+            id,
+            name: format!("up{}", id.0).into(),
             vrf: VrfId::DEFAULT,
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
-            addresses: vec!["203.0.113.1/24".parse().unwrap()],
+            addresses: vec![format!("{own}/24").parse().unwrap()],
             mtu,
         };
         self.shim.set_uplink(uplink, NOW).unwrap();
-        self.shim.set_link(UPLINK, LinkState::Up, NOW).unwrap();
+        self.shim.set_link(id, LinkState::Up, NOW).unwrap();
         self.taken();
     }
 
     fn set_gateway(&mut self, gateway: &str) {
-        let hop = NextHop {
-            gateway: ip(gateway),
-            uplink: UPLINK,
-        };
-        let route = Route {
-            vrf: VrfId::DEFAULT,
-            prefix: "0.0.0.0/0".parse().unwrap(),
-            source: Source::Static { metric: 0 },
-            action: Action::Via(hop.into()),
-        };
-        self.shim.set_routes(vec![route]).unwrap();
+        let set = route("0.0.0.0/0", 0, UPLINK, gateway);
+        self.shim.change_routes(vec![set]).unwrap();
     }
 
     /// The station asks for the NOS, and so is known from then on.
     fn meet(&mut self, station: &str, mac: MacAddr) {
-        let (IpAddr::V4(station), IpAddr::V4(own)) = (ip(station), ip(N4)) else {
+        self.meet_on(UPLINK, N4, station, mac);
+    }
+
+    fn meet_on(&mut self, uplink: UplinkId, own: &str, station: &str, mac: MacAddr) {
+        let (IpAddr::V4(station), IpAddr::V4(own)) = (ip(station), ip(own)) else {
             panic!("both are IPv4");
         };
         let mut frame = self.pool.alloc().unwrap();
         let request = Arp::request(mac, station, own);
         request.write(&mut frame, MacAddr::BROADCAST).unwrap();
         let mut burst: Burst = [frame].into_iter().collect();
-        self.shim.handle_burst(UPLINK, &mut burst, NOW);
+        self.shim.handle_burst(uplink, &mut burst, NOW);
         self.taken();
     }
 
@@ -111,6 +110,19 @@ impl Nos {
         worker.refresh_rewrites(tables);
         worker.rewrites.any()
     }
+}
+
+fn route(prefix: &str, metric: u16, uplink: UplinkId, gateway: &str) -> RouteChange {
+    let hop = NextHop {
+        gateway: ip(gateway),
+        uplink,
+    };
+    RouteChange::Set(Route {
+        vrf: VrfId::DEFAULT,
+        prefix: prefix.parse().unwrap(),
+        source: Source::Static { metric },
+        action: Action::Via(hop.into()),
+    })
 }
 
 #[test]
@@ -157,4 +169,47 @@ fn what_was_kept_ready_ends_with_the_neighbor() {
         nos.taken();
     }
     assert!(!nos.is_ready());
+}
+
+/// More routes than a call may change: those that follow the link later do not keep packets.
+#[test]
+fn packets_go_another_way_before_all_routes_follow_a_link() {
+    const ROUTES: usize = 2000;
+    const LEAST_CALLS: usize = 10;
+    let (other, gateway, own) = (UplinkId(1), "198.51.100.9", "198.51.100.1");
+    let mut nos = Nos::new();
+    nos.place_uplink(other, own, 1500);
+    let number = |n: usize| u32::try_from(n).unwrap();
+    let host = |n| std::net::Ipv4Addr::from(0x0a00_0000 + number(n)).to_string();
+    let over_first = (0..ROUTES).map(|n| route(&format!("{}/32", host(n)), 0, UPLINK, X4));
+    let worse = route("0.0.0.0/0", 5, other, gateway);
+    let ours = route("192.0.2.7/32", 0, UPLINK, X4);
+    let routes = over_first.chain([worse, ours]).collect();
+    nos.shim.change_routes(routes).unwrap();
+    nos.meet(X4, A);
+    nos.meet_on(other, own, gateway, B);
+    assert_eq!(nos.send(100), [A, A]);
+    let due = |nos: &Nos| nos.shim.poll_at() == Some(Instant::ZERO);
+    for (state, mac) in [(LinkState::Down, B), (LinkState::Up, A)] {
+        nos.shim.set_link(UPLINK, state, NOW).unwrap();
+        nos.taken();
+        let mut calls = 0;
+        while due(&nos) {
+            if state == LinkState::Down {
+                assert_eq!(nos.send(100), [mac, mac], "after {calls} calls");
+            }
+            nos.shim.handle_timeout(NOW);
+            calls += 1;
+        }
+        assert!(calls >= LEAST_CALLS, "{calls}");
+        nos.meet(X4, A);
+        assert_eq!(nos.send(100), [mac, mac]);
+    }
+    nos.shim.remove_uplink(UPLINK);
+    while due(&nos) {
+        assert_eq!(nos.send(100), [B, B]);
+        nos.shim.handle_timeout(NOW);
+    }
+    assert_eq!(nos.shim.inactive_routes(), []);
+    assert_eq!(nos.shim.ledger().unaccounted(), nos.shim.held() as i128);
 }

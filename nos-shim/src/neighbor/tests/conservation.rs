@@ -12,8 +12,6 @@ enum Step {
     Send(u8),
     Resolve(u8),
     HoldLate(u8),
-    Pin(u8),
-    Unpin(u8),
     Answer(u8, u8),
     Gratuitous(u8, u8),
     Ask(u8, u8),
@@ -31,8 +29,6 @@ fn step() -> impl Strategy<Value = Step> {
         12 => n.clone().prop_map(Step::Send),
         2 => n.clone().prop_map(Step::Resolve),
         2 => n.clone().prop_map(Step::HoldLate),
-        1 => n.clone().prop_map(Step::Pin),
-        1 => n.clone().prop_map(Step::Unpin),
         4 => (n.clone(), mac.clone()).prop_map(|(n, mac)| Step::Answer(n, mac)),
         2 => (n.clone(), mac.clone()).prop_map(|(n, mac)| Step::Gratuitous(n, mac)),
         2 => (n, mac).prop_map(|(n, mac)| Step::Ask(n, mac)),
@@ -70,7 +66,6 @@ const OWNERS: usize = 4;
 struct Ledger {
     bench: Bench,
     ids: Vec<(NeighborId, IpAddr)>,
-    pins: Vec<NeighborId>,
     /// Where each packet was to go.
     sent_to: Vec<Option<NeighborId>>,
     last_released: BTreeMap<(u32, u32), u32>,
@@ -82,7 +77,6 @@ impl Ledger {
         Self {
             bench: Bench::with(limits),
             ids: Vec::new(),
-            pins: Vec::new(),
             sent_to: Vec::new(),
             last_released: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -143,15 +137,6 @@ impl Ledger {
                     self.hold(id);
                 }
             }
-            Step::Pin(n) => {
-                let pinned = self.bench.cache.pin(neighbor(n), now);
-                self.pins.extend(pinned);
-            }
-            Step::Unpin(n) if usize::from(n) < self.pins.len() => {
-                let id = self.pins.swap_remove(usize::from(n));
-                self.bench.cache.unpin(id);
-            }
-            Step::Unpin(_) => {}
             Step::Answer(n, mac) => self.answer(neighbor(n), station(mac)),
             Step::Gratuitous(n, mac) => self.announce(neighbor(n), station(mac)),
             Step::Ask(n, mac) => self.ask(neighbor(n), station(mac)),
@@ -253,9 +238,6 @@ proptest! {
             ledger.check_invariants(limits);
             ledger.drain();
             ledger.check_invariants(limits);
-        }
-        for &id in &ledger.pins {
-            prop_assert!(ledger.bench.cache.table.slot(id).is_some(), "a pinned id is gone");
         }
         let mut rounds = 0;
         while let Some(at) = ledger.bench.cache.poll_at() {

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use crate::arp::Arp;
 use crate::channel::{Exchange, pair};
-use crate::fib::{Action, InactiveReason, NextHop, NextHops, Route, Source};
+use crate::fib::{Action, InactiveReason, NextHop, NextHops, Route, RouteChange, Source};
 use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
 use crate::ports::{Claim, ClaimKind, PortOwner, PortRange, Registration, Transport};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
@@ -122,7 +122,8 @@ fn what_is_not_wanted_any_more_goes_and_the_rest_is_not_touched() {
         route("0.0.0.0/0", 0, &hops),
         route("192.0.2.0/24", 0, &hops[1..]),
     ];
-    shim.set_routes(routes).unwrap();
+    let routes = routes.into_iter().map(RouteChange::Set).collect();
+    shim.change_routes(routes).unwrap();
     let fresh = config(2, &["192.0.2.1/24"]);
     shim.set_uplinks(vec![kept, fresh], NOW).unwrap();
     assert_eq!(announced(&mut shim), [], "one is as before, the other down");
@@ -143,7 +144,8 @@ fn routes_of_an_uplink_that_is_away_wait_for_it() {
         config(1, &["198.51.100.1/24"]),
     ]);
     let hops = [(0, "203.0.113.9"), (1, "198.51.100.9")];
-    shim.set_routes(vec![route("0.0.0.0/0", 0, &hops)]).unwrap();
+    let both = RouteChange::Set(route("0.0.0.0/0", 0, &hops));
+    shim.change_routes(vec![both]).unwrap();
     assert_eq!(shim.inactive_routes(), []);
     let away = UplinkId(0);
     shim.set_link(away, LinkState::Down, NOW).unwrap();

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{BATCH, Burst, ETHERNET_HEADER, Frame, VNET_HEADER};
+use nos_shim::vlan::is_priority_tag;
 
 use super::super::coalesce::{Run, run_length};
 use super::super::vnet;
@@ -117,8 +118,9 @@ impl Messages {
         let Control { header, auxiliary } = self.control[n];
         let told = msg_hdr.msg_controllen >= size_of::<Control>()
             && (header.cmsg_level, header.cmsg_type) == (libc::SOL_PACKET, PACKET_AUXDATA);
-        if told && auxiliary.status & TP_STATUS_VLAN_VALID != 0 {
-            return Err(DropReason::EtherType);
+        let tagged = told && auxiliary.status & TP_STATUS_VLAN_VALID != 0;
+        if tagged && !is_priority_tag(auxiliary.vlan_tci) {
+            return Err(DropReason::Vlan);
         }
         frame.set_len(octets).map_err(|_| DropReason::FrameLength)?;
         vnet::take_header(frame)
