@@ -24,6 +24,7 @@ use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nos_relay::huge_pages::HugePages;
 use nos_shim::fib::{Action, AdjacencyId, Fib, NextHop, Source};
 use nos_shim::frame::BATCH;
 use nos_shim::ident::{UplinkId, VrfId};
@@ -31,6 +32,10 @@ use support::cycles::PerElement;
 use support::size;
 
 use internet::{prefixes_v4, prefixes_v6, unicast_v4, within};
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
 
 const VRF: VrfId = VrfId::DEFAULT;
 const STATIC: Source = Source::Static { metric: 0 };

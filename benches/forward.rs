@@ -22,6 +22,7 @@ use etherparse::PacketBuilder;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nos_relay::data::engine::Engine;
 use nos_relay::data::relay::{AttachmentConfig, Relay};
+use nos_relay::huge_pages::HugePages;
 use nos_shim::arp::Arp;
 use nos_shim::channel::pair;
 use nos_shim::checksum::Sum;
@@ -38,6 +39,10 @@ use nos_shim::time::Instant;
 use support::counted::{counted, print_elements, repeats};
 use support::cycles::reference_cycles;
 use support::{is_smoke_test, size};
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
 
 const NOW: Instant = Instant::from_nanos(1_000_000_000);
 const ATTACHMENT: Interface = Interface::Attachment(AttachmentId(0));
@@ -247,6 +252,7 @@ fn super_frame(direction: Direction) -> Template {
             kind: GsoKind::TcpV4,
             ecn: false,
             size: MSS,
+            tunnel: None,
         }),
     };
     Template { octets, offload }

@@ -17,6 +17,7 @@
 pub mod cli;
 pub mod control;
 pub mod data;
+pub mod huge_pages;
 pub mod interface_name;
 #[cfg(any(test, feature = "testbed"))]
 pub mod lab;

@@ -6,12 +6,16 @@ use std::process::ExitCode;
 use clap::Parser;
 use nos_relay::cli::{Cli, Command};
 use nos_relay::control::daemon::{self, DaemonOptions};
+use nos_relay::huge_pages::HugePages;
 #[cfg(feature = "bench")]
 use nos_relay::lab::bench;
 #[cfg(feature = "demo")]
 use nos_relay::lab::demo;
 use nos_relay::outcome::Outcome;
 use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -12,9 +12,9 @@ use clap::{CommandFactory, Parser};
 use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
-    Attachment, Capture, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port,
-    PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage, Turns,
-    Uplink,
+    Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState, NextHop,
+    Port, PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage,
+    Turns, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
@@ -223,6 +223,8 @@ fn link(device: &str, interface: &str) -> Link {
         },
         drops: [("source-port".to_owned(), 4)].into(),
         device_tx_dropped: Some(9),
+        long_super_frames: 5,
+        refused: [("uso".to_owned(), 1)].into(),
     }
 }
 
@@ -251,6 +253,8 @@ fn attachments() -> Response {
         offload: Vec::new(),
         drops: Default::default(),
         device_tx_dropped: None,
+        long_super_frames: 0,
+        refused: Default::default(),
         ..db.link
     };
     Response::Attachments(vec![web, db])
@@ -365,6 +369,13 @@ fn counters() -> Response {
             thread: "data".to_owned(),
             slow_us: 1000,
             stages: vec![stage("turn", 2, 5120), stage("receive", 0, 87)],
+            io_uring: IoUring {
+                state: "failed".to_owned(),
+                reason: Some("Operation not permitted".to_owned()),
+                taps: true,
+                batches: 12,
+                frames: 345,
+            },
         }],
         captures: vec![Capture {
             name: "web".to_owned(),
@@ -501,8 +512,8 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
                       mac 02:00:5e:10:00:02             sent 3 packets, 222 B
                       mac 02:00:5e:10:00:01 of the NOS  dropped 4 source-port
                       203.0.113.1                       dropped 9 in the device's queue
-                      2001:db8:1::1
-                      mtu 1500, vrf 0
+                      2001:db8:1::1                     cut 5 super-frames over 64 KiB
+                      mtu 1500, vrf 0                   device refused 1 uso
                       offload checksum tso4 tso6
 ";
 
@@ -549,11 +560,16 @@ up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                mac 02:00:5e:10:00:01       sent 3 packets, 222 B
                203.0.113.1/24              dropped 4 source-port
                mtu 1500, vrf 0             dropped 9 in the device's queue
-               offload checksum tso4 tso6  address conflicts 2
+               offload checksum tso4 tso6  cut 5 super-frames over 64 KiB
+                                           device refused 1 uso
+                                           address conflicts 2
 
 THREAD  STAGE    OVER 1000 us  LONGEST
 data    turn                2  5120 us
 data    receive             0    87 us
+
+THREAD  IO_URING                         BATCHES  FRAMES IN THEM
+data    failed: Operation not permitted       12             345
 
 CAPTURE  FRAMES RECORDED  FRAMES MISSED  STATE    FILE
 web                 1000              3  writing  /tmp/web.pcapng

@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nos_relay::control::config::{
-    Config, ConfigErrors, Container, ContainerDevice, MAX_TEXT, Mtu, NeedsRestart, NetnsRef,
-    RelayConfig, RouteAction, Service, Threads, Uplink, UplinkDevice,
+    Config, ConfigErrors, Container, ContainerDevice, IoUring, MAX_TEXT, Mtu, NeedsRestart,
+    NetnsRef, RelayConfig, RouteAction, Service, Threads, Uplink, UplinkDevice,
 };
 use nos_relay::control::kernel::NamespaceId;
 use nos_relay::control::plan::{
@@ -26,6 +26,7 @@ const FULL: &str = r#"
 threads = "split"
 buffers = 4096
 ring = 64
+io_uring = "off"
 
 [[uplink]]
 name = "up0"
@@ -118,6 +119,7 @@ fn every_key_is_read() {
         (config.relay.buffers.get(), config.relay.ring.get()),
         (4096, 64)
     );
+    assert_eq!(config.relay.io_uring, IoUring::Off);
 
     let [up0, up1] = &config.uplinks[..] else {
         panic!("{:?}", config.uplinks)
@@ -233,6 +235,7 @@ fn defaults_are_those_of_the_smallest_configuration() {
     let config = config(UPLINK);
     assert_eq!(config.relay, Default::default());
     assert_eq!(config.relay.threads, Threads::Single);
+    assert_eq!(config.relay.io_uring, IoUring::Auto);
     assert_eq!(config.nos, Default::default());
     assert!(config.nos.ping && config.nos.services.is_empty());
     assert!(config.routes.is_empty() && config.containers.is_empty());
@@ -727,6 +730,7 @@ fn what_comes_and_goes_is_listed() {
         restart("relay.threads", "single", "split"),
         restart("relay.buffers", "2048", "4096"),
         restart("relay.ring", "8", "64"),
+        restart("relay.io_uring", "auto", "off"),
     ];
     assert_eq!(RelayConfig::differences(&old.relay, &new.relay), expected);
 

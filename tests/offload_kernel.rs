@@ -21,9 +21,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use nos_relay::data::device::{self, FrameDevice};
 use nos_shim::checksum::Sum;
 use nos_shim::frame::{
-    Checksum, ETHERNET_HEADER, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation, VNET_HEADER,
+    Burst, Checksum, ETHERNET_HEADER, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
+    VNET_HEADER,
 };
 use nos_shim::offload::{Capabilities, adapt, complete_checksum, fragment_ipv4};
 use nos_shim::packet::Packet;
@@ -63,6 +65,38 @@ fn request(name: &str) -> libc::ifreq {
     request
 }
 
+/// An ioctl about the interface `name`; `set` fills the request in.
+fn configure(name: &str, code: libc::c_ulong, set: impl FnOnce(&mut libc::ifreq)) -> libc::ifreq {
+    let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+    let mut request = request(name);
+    set(&mut request);
+    // SAFETY: the request lives through the call, and the socket is open.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), code, &mut request) };
+    checked(result, "interface ioctl");
+    request
+}
+
+fn up(name: &str) {
+    configure(name, libc::SIOCSIFFLAGS, |request| {
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_NOARP) as i16;
+    });
+}
+
+/// Joins interfaces by a bridge.
+fn bridge(ports: &[&str]) {
+    const SIOCBRADDBR: libc::c_ulong = 0x89a0;
+    const SIOCBRADDIF: libc::c_ulong = 0x89a2;
+    configure("br0", SIOCBRADDBR, |_| {});
+    for port in ports {
+        let index = configure(port, libc::SIOCGIFINDEX, |_| {});
+        configure("br0", SIOCBRADDIF, |request| {
+            // SAFETY: the kernel has written this member.
+            request.ifr_ifru.ifru_ifindex = unsafe { index.ifr_ifru.ifru_ifindex };
+        });
+    }
+    up("br0");
+}
+
 /// A TAP without any offload. It frames what it passes with a virtio-net header.
 struct Tap {
     file: File,
@@ -91,21 +125,12 @@ impl Tap {
         Self { file, name }
     }
 
-    /// An interface ioctl; `set` fills the request in.
     fn configure(&self, code: libc::c_ulong, set: impl FnOnce(&mut libc::ifreq)) -> libc::ifreq {
-        let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
-        let mut request = request(self.name);
-        set(&mut request);
-        // SAFETY: the request lives through the call, and the socket is open.
-        let result = unsafe { libc::ioctl(socket.as_raw_fd(), code, &mut request) };
-        checked(result, "interface ioctl");
-        request
+        configure(self.name, code, set)
     }
 
     fn up(&self) {
-        self.configure(libc::SIOCSIFFLAGS, |request| {
-            request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_NOARP) as i16;
-        });
+        up(self.name);
     }
 
     fn address(&self, address: [u8; 4]) {
@@ -140,12 +165,14 @@ impl Tap {
         std::array::from_fn(|n| data[n].cast_unsigned())
     }
 
-    /// All frames that the kernel has put out, of `ether_type`, which must number `count`.
+    /// All frames that the kernel has put out, of `ether_type`, which must number `count`. What goes to
+    /// a group is what it says by itself.
     fn frames(&self, ether_type: [u8; 2], count: usize) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut buffer = vec![0; VNET_HEADER + MAX_FRAME];
         while frames.len() < count && self.wait() {
             match (&self.file).read(&mut buffer) {
+                Ok(_) if buffer[VNET_HEADER] & 1 != 0 => {}
                 Ok(len) if buffer[VNET_HEADER + 12..][..2] == ether_type => {
                     assert_eq!(buffer[0] & 1, 0, "the checksum is complete");
                     frames.push(buffer[VNET_HEADER..len].to_vec());
@@ -285,6 +312,7 @@ fn super_frame(shape: Shape, random: &mut fastrand::Rng) -> (Vec<u8>, Offload) {
             kind,
             ecn: shape.ecn,
             size: NonZeroU16::new(shape.size).unwrap(),
+            tunnel: None,
         }),
     };
     frame.extend(transport);
@@ -383,6 +411,102 @@ fn segments_are_the_kernels() {
             assert_eq!(theirs.len(), ours.len(), "{shape:?}");
             for (n, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
                 assert_eq!(ours, theirs, "segment {n} of {shape:?}");
+            }
+        }
+    });
+}
+}
+
+/// How a super-frame is wrapped into a UDP tunnel.
+#[derive(Clone, Copy, Debug)]
+struct Wrap {
+    ipv6: bool,
+    checksum: bool,
+    /// Octets of the tunnel's header.
+    header: usize,
+    /// Without the inner Ethernet header.
+    bare: bool,
+}
+
+/// A tunnel's super-frame, with that of `inner` inside.
+fn wrapped(
+    wrap: Wrap,
+    (inner, mut offload): (Vec<u8>, Offload),
+    random: &mut fastrand::Rng,
+) -> (Vec<u8>, Offload) {
+    let carried = if wrap.bare {
+        &inner[ETHERNET_HEADER..]
+    } else {
+        &inner
+    };
+    let mut datagram: Vec<u8> = std::iter::repeat_with(|| random.u8(..))
+        .take(8 + wrap.header)
+        .collect();
+    datagram.extend(carried);
+    let len = datagram.len() as u16;
+    datagram[4..6].copy_from_slice(&len.to_be_bytes());
+    let mut frame = [[2, 0, 0, 0, 0, 8], SOURCE_MAC].concat();
+    let pseudo = if wrap.ipv6 {
+        let addresses: [Ipv6Addr; 2] = std::array::from_fn(|_| random.u128(..).into());
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+        frame.extend(len.to_be_bytes());
+        frame.extend([17, 64]);
+        frame.extend(addresses[0].octets());
+        frame.extend(addresses[1].octets());
+        Sum::ZERO.pseudo_v6(addresses[0], addresses[1], 17, len.into())
+    } else {
+        let addresses: [Ipv4Addr; 2] = std::array::from_fn(|_| random.u32(..).into());
+        frame.extend(ipv4_header(17, &[], len, addresses, random));
+        Sum::ZERO.pseudo_v4(addresses[0], addresses[1], 17, len)
+    };
+    let checksum = if wrap.checksum { pseudo.folded() } else { 0 };
+    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+    frame.extend(&datagram);
+    if let Checksum::Partial { start, .. } = &mut offload.checksum {
+        *start += (frame.len() - inner.len()) as u16;
+    }
+    (frame, offload)
+}
+
+lab_test! {
+/// A TAP takes the super-frame, a bridge forwards it, and the kernel cuts it for a TAP without offload.
+fn segments_of_tunnels_are_the_kernels() {
+    in_namespace(|| {
+        let mut from = device::Tap::open("t0", Capabilities::all()).unwrap();
+        if !from.capabilities().contains(Capabilities::TUNNEL) {
+            return support::skip("this kernel's TAP takes no tunnels (Linux 6.17)");
+        }
+        let to = Tap::new("t1");
+        to.mtu(9_000);
+        to.up();
+        up("t0");
+        bridge(&["t0", "t1"]);
+        let mut pool = FramePool::new(1_024, MAX_FRAME);
+        let mut random = fastrand::Rng::with_seed(17);
+        // As long as they are with the headers of the tunnel.
+        let shapes = shapes(&mut random).into_iter().filter(|shape| shape.payload < 60_000);
+        for (n, shape) in shapes.enumerate() {
+            let wrap = Wrap {
+                ipv6: n & 1 != 0,
+                checksum: n & 2 != 0,
+                header: [8, 8, 0, 24][n / 4 % 4],
+                bare: n & 16 != 0,
+            };
+            let inner = super_frame(shape, &mut random);
+            let (octets, offload) = wrapped(wrap, inner, &mut random);
+            let mut ours = Vec::new();
+            let mut keep = |packet: Packet| ours.push(packet.frame().bytes().to_vec());
+            let packet = parse(&mut pool, &octets, offload);
+            let _ = adapt(packet, Capabilities::empty(), &mut pool, &mut keep);
+            let whole = parse(&mut pool, &octets, offload);
+            assert!(whole.tunnel().is_some(), "{shape:?} in {wrap:?}");
+            let mut burst = Burst::new();
+            burst.push(whole.into_frame());
+            assert_eq!(from.send_burst(&mut burst, &mut pool).frames, 1, "{shape:?} in {wrap:?}");
+            let theirs = to.frames([octets[12], octets[13]], ours.len());
+            assert_eq!(theirs.len(), ours.len(), "{shape:?} in {wrap:?}");
+            for (n, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+                assert_eq!(ours, theirs, "segment {n} of {shape:?} in {wrap:?}");
             }
         }
     });

@@ -22,12 +22,16 @@ mod headers;
 #[path = "plain_host/listeners.rs"]
 mod listeners;
 mod support;
+#[path = "plain_host/tags.rs"]
+mod tags;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use craft::{ACK, CLOSED, SYN, Step, datagram, icmp, segment, segment_of};
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
+use nos_shim::arp::{Arp, Operation};
 use nos_shim::ident::MacAddr;
+use nos_shim::ndp::{multicast_mac, solicited_node};
 use support::daemon::{Daemon, LIMIT};
 use support::lab_test;
 use support::scenario::{FAMILIES, Family, Variant, config};
@@ -452,6 +456,74 @@ lab_test! {
 lab_test! {
     fn listeners_answer_as_those_of_a_linux_host() {
         compare(listeners::cases());
+    }
+}
+
+lab_test! {
+    fn tagged_frames_are_treated_as_by_a_linux_host() {
+        compare(tags::cases());
+    }
+}
+
+/// Who has the address of the NOS, in a frame to everybody, or to its solicited-node group.
+fn who_has(outside: &Outside, family: Family) -> Vec<u8> {
+    let mac = outside.wire.mac();
+    match (family.external, family.nos) {
+        (IpAddr::V4(external), IpAddr::V4(nos)) => [
+            &[0xff; 6][..],
+            &mac.0,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+            &mac.0,
+            &external.octets(),
+            &[0; 6],
+            &nos.octets(),
+        ]
+        .concat(),
+        (IpAddr::V6(external), IpAddr::V6(nos)) => {
+            let group = solicited_node(nos);
+            let macs = (mac, multicast_mac(group));
+            let step = wire::with_ttl(macs, external.into(), group.into(), 255);
+            let body = [&[0; 4][..], &nos.octets(), &[1, 1], &mac.0].concat();
+            icmp(step, 0, 135, &body)
+        }
+        _ => unreachable!("two families"),
+    }
+}
+
+/// Whether `frame` answers that question.
+fn tells_who_has(frame: &[u8]) -> bool {
+    let ndp = |seen: &Seen| seen.protocol == wire::ICMPV6 && seen.icmp() == Some((136, 0));
+    Arp::parse(frame).is_ok_and(|arp| arp.operation == Operation::Reply)
+        || Seen::parse(frame).is_some_and(|seen| ndp(&seen))
+}
+
+lab_test! {
+    fn tagged_questions_for_the_mac_address_are_answered_as_by_a_linux_host() {
+        for outside in [Outside::of_kernel(), Outside::of_nos()] {
+            for family in FAMILIES {
+                let question = who_has(&outside, family);
+                let tags: [(&[_], bool); 4] = [
+                    (&[(0x8100, 0xe000)], true),
+                    (&[(0x88a8, 0), (0x8100, 0)], true),
+                    (&[(0x8100, 9)], false),
+                    (&[(0x8100, 0), (0x8100, 9)], false),
+                ];
+                for (tags, answered) in tags {
+                    outside.wire.drain();
+                    outside.wire.send(&tags::tagged(&question, tags));
+                    // Answered in order, so that this comes behind what was asked before.
+                    let marker = icmp(outside.step(family, family.external), 8, 128, b"\xff\xff\x00\x04marker");
+                    outside.wire.send(&marker);
+                    let mut told = 0;
+                    outside.wire.await_octets(LIMIT, |frame| {
+                        told += usize::from(tells_who_has(frame));
+                        Seen::parse(frame).is_some_and(|seen| Marker::Echo.is_answer(&seen)).then_some(())
+                    });
+                    let who = if outside.daemon.is_some() { "the NOS" } else { "Linux" };
+                    assert_eq!(told, usize::from(answered), "{who}, {tags:x?}, {}", family.nos);
+                }
+            }
+        }
     }
 }
 

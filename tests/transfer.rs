@@ -12,14 +12,12 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use nos_relay::control::api::snapshot::Link;
 use nos_relay::lab::testbed::{LabNamespace, Topology};
-use sha2::{Digest, Sha256};
+use support::bulk::transfer;
 use support::daemon::{Daemon, LIMIT};
 use support::scenario::{
     FAMILIES, Family, Scenario, V4, Variant, config, each_variant, edited, variant_tests,
@@ -40,67 +38,12 @@ fn size(by_default: u64) -> u64 {
     }
 }
 
-/// A machine that cannot do a tenth of a gigabit a second is of no use for this.
-fn time_for(octets: u64) -> Duration {
-    Duration::from_secs(60 + octets / 12_500_000)
-}
-
-/// Sends `octets` octets that repeat nowhere; returns their hash.
-fn send(mut stream: TcpStream, octets: u64, seed: u64, deadline: Instant) -> [u8; 32] {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut hash = Sha256::new();
-    let mut block = vec![0; 256 << 10];
-    let mut left = octets;
-    while left > 0 {
-        let length = block.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        random.fill(&mut block[..length]);
-        hash.update(&block[..length]);
-        stream.set_write_timeout(Some(until(deadline))).unwrap();
-        stream.write_all(&block[..length]).unwrap();
-        left -= length as u64;
-    }
-    stream.shutdown(Shutdown::Write).unwrap();
-    hash.finalize().into()
-}
-
-/// Receives to the end of the stream; returns the number of octets and their hash.
-fn receive(mut stream: TcpStream, deadline: Instant) -> (u64, [u8; 32]) {
-    let mut hash = Sha256::new();
-    let mut block = vec![0; 256 << 10];
-    let mut octets = 0;
-    loop {
-        stream.set_read_timeout(Some(until(deadline))).unwrap();
-        let length = stream.read(&mut block).unwrap();
-        if length == 0 {
-            return (octets, hash.finalize().into());
-        }
-        hash.update(&block[..length]);
-        octets += length as u64;
-    }
-}
-
-fn until(deadline: Instant) -> Duration {
-    let left = deadline.saturating_duration_since(Instant::now());
-    assert!(!left.is_zero(), "the transfer takes too long");
-    left
-}
-
 /// A connection from `client` to `address` in `server`: its ends there.
 fn connect(client: &LabNamespace, server: &LabNamespace, address: SocketAddr) -> [TcpStream; 2] {
     let listener = server.run(|| TcpListener::bind(address).unwrap()).unwrap();
     let near = client.run(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
     let (far, _) = listener.accept().unwrap();
     [near.unwrap(), far]
-}
-
-/// Moves `octets` from one end to the other and compares hashes.
-fn transfer([from, to]: [TcpStream; 2], octets: u64, seed: u64) {
-    let deadline = Instant::now() + time_for(octets);
-    std::thread::scope(|scope| {
-        let sent = scope.spawn(|| send(from, octets, seed, deadline));
-        let received = receive(to, deadline);
-        assert_eq!(received, (octets, sent.join().unwrap()));
-    });
 }
 
 fn outbound(scenario: &Scenario, family: Family, port: u16) -> [TcpStream; 2] {

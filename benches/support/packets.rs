@@ -84,6 +84,7 @@ impl Template {
             kind,
             ecn: false,
             size: NonZeroU16::new(size).unwrap(),
+            tunnel: None,
         });
         self
     }

@@ -41,12 +41,14 @@
 //! the ring is half empty.
 
 mod ring;
+mod spares;
 
 use core::fmt;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::ring::RingEnd;
+use self::spares::Spares;
 use crate::ident::AttachmentId;
 use crate::packet::PacketBurst;
 use crate::ports::{ExchangeRefused, Registration};
@@ -118,6 +120,7 @@ pub struct Disconnected;
 /// One end of a channel. `Out` and `In` are the control messages that it sends and takes.
 pub struct End<Out, In> {
     bursts: RingEnd<PacketBurst>,
+    spares: Spares,
     control_out: Sender<Out>,
     control_in: Receiver<In>,
 }
@@ -131,15 +134,18 @@ pub type NosEnd = End<ToRelay, ToNos>;
 #[must_use]
 pub fn pair(bursts: usize) -> (RelayEnd, NosEnd) {
     let (relay_bursts, nos_bursts) = ring::pair(bursts);
+    let (relay_spares, nos_spares) = spares::pair(bursts.saturating_mul(2));
     let (control_to_nos, control_from_relay) = bounded(CONTROL_CAPACITY);
     let (control_to_relay, control_from_nos) = bounded(CONTROL_CAPACITY);
     let relay = End {
         bursts: relay_bursts,
+        spares: relay_spares,
         control_out: control_to_nos,
         control_in: control_from_nos,
     };
     let nos = End {
         bursts: nos_bursts,
+        spares: nos_spares,
         control_out: control_to_relay,
         control_in: control_from_relay,
     };
@@ -147,26 +153,36 @@ pub fn pair(bursts: usize) -> (RelayEnd, NosEnd) {
 }
 
 impl<Out, In> End<Out, In> {
-    /// Sends all packets of `burst` and leaves it empty, or, when the ring is full or the other
-    /// end has gone, returns `false` and leaves it as it was. An empty burst is not sent.
+    /// Sends all packets of `burst` and leaves another, empty one in its place, or, when the ring is
+    /// full or the other end has gone, returns `false` and leaves it as it was. An empty burst is
+    /// not sent.
     #[inline]
     pub fn send_burst(&mut self, burst: &mut PacketBurst) -> bool {
         if burst.is_empty() {
             return true;
         }
-        match self.bursts.send(core::mem::take(burst)) {
+        let empty = self.spares.take();
+        match self.bursts.send(core::mem::replace(burst, empty)) {
             Ok(()) => true,
             Err(back) => {
-                *burst = back;
+                let empty = core::mem::replace(burst, back);
+                self.spares.put(empty);
                 false
             }
         }
     }
 
-    /// The oldest burst that the other end has sent.
+    /// The oldest burst that the other end has sent. Best [recycled](Self::recycle) when it has been
+    /// emptied: otherwise the sender allocates another.
     #[inline]
     pub fn recv_burst(&mut self) -> Option<PacketBurst> {
         self.bursts.recv()
+    }
+
+    /// Gives a burst back to be sent again. Packets that are still in it are freed.
+    #[inline]
+    pub fn recycle(&mut self, burst: PacketBurst) {
+        self.spares.put(burst);
     }
 
     /// Whether the ring takes another burst. Only this end fills it, so it stays true until then.

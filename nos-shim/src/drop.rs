@@ -35,12 +35,17 @@ reasons! {
     OffloadHeader = "offload-header",
     /// Not IPv4, IPv6 or ARP.
     EtherType = "ethertype",
+    /// Tagged for a VLAN, which the receiver is not in (IEEE 802.1Q).
+    Vlan = "vlan",
     /// Unicast to a MAC address that is not the receiver's.
     OtherHost = "other-host",
     /// ARP that is truncated or not for IPv4 over Ethernet (RFC 826).
     ArpMalformed = "arp-malformed",
     /// Neighbor Discovery that fails the checks of RFC 4861 §6.1 and §7.1.
     NdpMalformed = "ndp-malformed",
+    /// A message about groups that fails the checks of RFC 9777 §6.2 (MLD) or §5.1.14, or of RFC 9776
+    /// §7.1 (IGMP).
+    GroupMessageMalformed = "group-message-malformed",
 
     // Network layer, as parsed.
     /// IPv4 version, header length or options are impossible (RFC 1812 §5.2.2).

@@ -58,6 +58,10 @@ pub const ETHERNET_HEADER: usize = 14;
 /// (`struct virtio_net_hdr`, without the number of merged buffers).
 pub const VNET_HEADER: usize = 10;
 
+/// Octets of the virtio-net header of devices that take super-frames of UDP tunnels
+/// (`struct virtio_net_hdr_v1_hash_tunnel`).
+pub const VNET_TUNNEL_HEADER: usize = 24;
+
 /// Octets before a received frame that are free for headers.
 pub const HEADROOM: usize = 64 + VNET_HEADER;
 
@@ -118,6 +122,29 @@ pub enum GsoKind {
     Udp,
 }
 
+/// How a tunnel's packets are carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// In UDP datagrams: VXLAN, Geneve, GUE, FOU.
+    Udp,
+    /// In GRE (RFC 2784), without sequence numbers.
+    Gre,
+    /// IP in IP (RFC 2003, RFC 2473, RFC 4213).
+    Ip,
+}
+
+/// Where in a tunnel's super-frame the packet lies that is cut. The tunnel's own transport header is
+/// the frame's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// How the packet is carried.
+    pub encapsulation: Encapsulation,
+    /// Octets from the start of the frame to the packet's IP header.
+    pub network: u16,
+    /// Octets from the start of the frame to the packet's transport header.
+    pub transport: u16,
+}
+
 /// A super-frame's segmentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segmentation {
@@ -127,6 +154,10 @@ pub struct Segmentation {
     pub ecn: bool,
     /// Octets of transport payload in each segment but the last.
     pub size: NonZeroU16,
+    /// Set where the packet in a tunnel is cut, and not the tunnel's. The parser finds that out; a
+    /// virtio-net header alone does not say it. The checksum of the tunnel's UDP header is either zero or
+    /// the pseudo-header's sum, until the super-frame is cut.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// What the virtio-net header says of a frame.
@@ -144,6 +175,12 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
+/// `VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4`, Linux 6.17.
+const GSO_TUNNEL_V4: u8 = 0x20;
+/// `VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6`
+const GSO_TUNNEL_V6: u8 = 0x40;
+/// `VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM`: the segments' outer checksums are to be made.
+const F_TUNNEL_CSUM: u8 = 8;
 const GSO_ECN: u8 = 0x80;
 
 impl Offload {
@@ -175,7 +212,8 @@ impl Offload {
         } else {
             Checksum::Complete
         };
-        let kind = match gso & !GSO_ECN {
+        // The parser looks for the tunnel by itself, as only some devices tell of it.
+        let kind = match gso & !(GSO_ECN | GSO_TUNNEL_V4 | GSO_TUNNEL_V6) {
             GSO_NONE => {
                 return Ok(Self {
                     checksum,
@@ -192,6 +230,7 @@ impl Offload {
             kind,
             ecn: gso & GSO_ECN != 0,
             size,
+            tunnel: None,
         });
         Ok(Self {
             checksum,
@@ -210,7 +249,9 @@ impl Offload {
         };
         let (gso, header_len, size) = match self.segmentation {
             None => (GSO_NONE, 0, 0),
-            Some(Segmentation { kind, ecn, size }) => {
+            Some(Segmentation {
+                kind, ecn, size, ..
+            }) => {
                 let kind = match kind {
                     GsoKind::TcpV4 => GSO_TCPV4,
                     GsoKind::TcpV6 => GSO_TCPV6,
@@ -225,6 +266,43 @@ impl Offload {
         let [o0, o1] = offset.to_ne_bytes();
         [flags, gso, h0, h1, z0, z1, s0, s1, o0, o1]
     }
+
+    /// Writes the virtio-net header of a UDP tunnel's super-frame, as a device wants it that takes such
+    /// (`struct virtio_net_hdr_v1_hash_tunnel`). `transport`: octets from the frame's start to the
+    /// tunnel's UDP header; `outer`: what the frame is besides.
+    #[must_use]
+    pub fn to_virtio_tunnel(
+        self,
+        header_len: u16,
+        transport: u16,
+        outer: OuterHeader,
+    ) -> [u8; VNET_TUNNEL_HEADER] {
+        let mut header = [0; VNET_TUNNEL_HEADER];
+        let (plain, rest) = header.split_at_mut(VNET_HEADER);
+        plain.copy_from_slice(&self.to_virtio(header_len));
+        let tunnel = self.segmentation.and_then(|own| own.tunnel);
+        if let Some(Tunnel { network, .. }) = tunnel {
+            plain[0] |= if outer.checksum { F_TUNNEL_CSUM } else { 0 };
+            plain[1] |= if outer.ipv6 {
+                GSO_TUNNEL_V6
+            } else {
+                GSO_TUNNEL_V4
+            };
+            // Number of buffers and hash are not used here.
+            rest[10..12].copy_from_slice(&transport.to_le_bytes());
+            rest[12..14].copy_from_slice(&network.to_le_bytes());
+        }
+        header
+    }
+}
+
+/// What a device is told of a tunnel's own headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OuterHeader {
+    /// They are IPv6.
+    pub ipv6: bool,
+    /// The UDP header has a checksum.
+    pub checksum: bool,
 }
 
 /// A frame would not fit its buffer.
@@ -794,6 +872,13 @@ impl Frame {
         self.header_mut().vrf = vrf;
     }
 
+    /// Octets from the frame's start to its transport header, of a frame that was parsed: all with a
+    /// [`Segmentation::tunnel`] were.
+    #[must_use]
+    pub fn transport_offset(&self) -> u16 {
+        self.header().parsed.l4
+    }
+
     /// What the parser learnt; meaningful only inside a [`crate::packet::Packet`].
     pub(crate) fn parsed(&self) -> &Parsed {
         &self.header().parsed
@@ -999,6 +1084,7 @@ mod tests {
                     kind: [GsoKind::TcpV4, GsoKind::TcpV6, GsoKind::Udp][usize::from(kind)],
                     ecn,
                     size: NonZeroU16::new(size).unwrap(),
+                    tunnel: None,
                 }),
             };
             prop_assert_eq!(Offload::from_virtio(&offload.to_virtio(54)), Ok(offload));

@@ -96,6 +96,32 @@ pub fn receive(packet: &Packet) -> Result<(), ExtensionsRefused> {
     Ok(())
 }
 
+/// The value of the router alert option among the hop-by-hop options (RFC 2711 §2.1), of a packet
+/// whose headers were [received](receive).
+#[must_use]
+pub fn router_alert(packet: &Packet) -> Option<u16> {
+    let ip = packet.ip();
+    if !packet.is_ipv6() || ip[6] != protocol::HOP_BY_HOP {
+        return None;
+    }
+    let header = ip.get(IPV6_HEADER..)?;
+    let end = (usize::from(*header.get(1)?) + 1) * 8;
+    let mut options = header.get(2..end)?;
+    while let Some((&kind, rest)) = options.split_first() {
+        if kind == PAD_1 {
+            options = rest;
+            continue;
+        }
+        let (&len, rest) = rest.split_first()?;
+        let (data, rest) = rest.split_at_checked(usize::from(len))?;
+        if let (ROUTER_ALERT, &[high, low]) = (kind, data) {
+            return Some(u16::from_be_bytes([high, low]));
+        }
+        options = rest;
+    }
+    None
+}
+
 fn pointer(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(0)
 }

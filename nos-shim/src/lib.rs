@@ -39,6 +39,7 @@
 //! | [`id_table`], [`page`] | tables by identifier; reading long tables in parts |
 //! | [`frame`] | buffers in pools, and the offload state of what is in them |
 //! | [`packet`] | Ethernet, IP and transport headers, validated once |
+//! | [`vlan`] | 802.1Q tags, which are taken off before that |
 //! | [`checksum`], [`offload`], [`fragment_ipv6`] | sums; segmentation, completion and fragmentation on output |
 //! | [`mod@drop`] | why packets are dropped, and the ledger |
 //! | [`channel`] | the contract with the relay: rings of bursts, registrations, doorbell |
@@ -49,6 +50,7 @@
 //! | [`icmp`], [`reset`], [`rate_limit`] | errors, answers to queries, TCP resets, and how many |
 //! | [`originate`] | headers of what the NOS says itself |
 //! | [`arp`], [`ndp`], [`neighbor`] | the messages; who is where on an uplink |
+//! | [`multicast`] | which groups the NOS is in, and how others learn of it |
 //! | [`fib`] | where packets go: longest match, next hops, ECMP |
 //! | [`forward`] | the way of a packet through all of these |
 //! | [`share`] | how the buffers are divided, and what one owner may hold of them |
@@ -85,6 +87,7 @@ mod links;
 #[cfg(feature = "stack")]
 pub mod local;
 pub mod martian;
+pub mod multicast;
 pub mod ndp;
 pub mod neighbor;
 pub mod offload;
@@ -106,6 +109,10 @@ mod sync;
 mod tables;
 #[cfg(test)]
 mod test_packets;
+#[cfg(test)]
+mod test_tunnels;
 pub mod time;
 pub mod transmit;
+mod tunnel;
+pub mod vlan;
 mod worker;

@@ -52,6 +52,7 @@ use std::sync::Arc;
 use crate::drop::DropReason;
 use crate::frame::FramePool;
 use crate::icmp::Quote;
+use crate::offload::join_segments;
 use crate::originate::{Originator, is_unicast, names_one_host};
 use crate::packet::{Fragment, Packet, protocol};
 use crate::ports::Transport;
@@ -203,6 +204,11 @@ impl LocalStack {
         pool: &mut FramePool,
     ) -> Result<(), DropReason> {
         let mtu = mtu.clamp(LEAST_MTU, 65_535);
+        let mut packet = packet;
+        if packet.tunnel().is_some() {
+            // Nobody here takes a tunnel apart: it is a datagram as any other.
+            join_segments(&mut packet);
+        }
         let mut packet = Some(packet);
         let result = self.receive(&mut packet, mtu, now, pool);
         if let Some(packet) = packet {

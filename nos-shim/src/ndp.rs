@@ -322,7 +322,7 @@ fn mtu_option(mtu: Option<u32>) -> Option<[u8; OPTION_LEN]> {
 }
 
 /// Copies `fields` one after the other to the start of `octets`, which has room for them.
-fn put(mut octets: &mut [u8], fields: &[&[u8]]) {
+pub(crate) fn put(mut octets: &mut [u8], fields: &[&[u8]]) {
     for field in fields {
         let (place, rest) = octets.split_at_mut(field.len());
         place.copy_from_slice(field);

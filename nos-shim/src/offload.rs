@@ -5,7 +5,9 @@
 //! with the same result, octet for octet, as Linux would have put on the wire:
 //!
 //! - [`complete_checksum`] finishes a partial transport checksum;
-//! - [`segment`] cuts a TCP or UDP super-frame into packets of its segment size;
+//! - [`segment`] cuts a TCP or UDP super-frame into packets of its segment size, also where it is in a
+//!   tunnel;
+//! - [`cut_long`] cuts a super-frame that is longer than an IP packet into ordinary ones;
 //! - [`fragment_ipv4`] cuts a packet that is longer than the next hop's MTU into fragments.
 //!
 //! A payload is copied once. The last piece keeps the original buffer, so cutting into `n` takes
@@ -13,17 +15,23 @@
 
 mod cut;
 mod fragment;
+mod long;
 mod segment;
+mod tunnel;
 
 use bitflags::bitflags;
 
 use crate::checksum::Sum;
 use crate::drop::{DropReason, Ledger};
-use crate::frame::{Checksum, FramePool, GsoKind, Offload};
+use crate::frame::{Checksum, Encapsulation, FramePool, GsoKind, Offload};
 use crate::packet::Packet;
 
 pub use fragment::fragment_ipv4;
+pub use long::{MAX_LONG_FRAME, cut_long};
+pub(crate) use segment::first_segment;
 pub use segment::segment;
+pub use tunnel::complete_octets;
+pub(crate) use tunnel::join_segments;
 
 bitflags! {
     /// What a device takes on egress, and finishes itself.
@@ -38,6 +46,11 @@ bitflags! {
         const TSO6 = 1 << 2;
         /// UDP super-frames over either.
         const USO = 1 << 3;
+        /// Super-frames of UDP tunnels, of each kind above that is in one.
+        const TUNNEL = 1 << 4;
+        /// Super-frames of GRE and IP in IP. A virtio-net header has no words for them, so no kernel takes
+        /// them from us.
+        const IP_TUNNEL = 1 << 5;
     }
 }
 
@@ -50,13 +63,20 @@ impl Capabilities {
             Checksum::Partial { .. } => Self::CHECKSUM,
             Checksum::Complete | Checksum::Verified => Self::empty(),
         };
-        let segmentation = match offload.segmentation.map(|segmentation| segmentation.kind) {
-            None => Self::empty(),
-            Some(GsoKind::TcpV4) => Self::TSO4,
-            Some(GsoKind::TcpV6) => Self::TSO6,
-            Some(GsoKind::Udp) => Self::USO,
+        let Some(segmentation) = offload.segmentation else {
+            return checksum;
         };
-        checksum | segmentation
+        let kind = match segmentation.kind {
+            GsoKind::TcpV4 => Self::TSO4,
+            GsoKind::TcpV6 => Self::TSO6,
+            GsoKind::Udp => Self::USO,
+        };
+        let tunnel = match segmentation.tunnel {
+            None => Self::empty(),
+            Some(tunnel) if tunnel.encapsulation == Encapsulation::Udp => Self::TUNNEL,
+            Some(_) => Self::IP_TUNNEL,
+        };
+        checksum | kind | tunnel
     }
 
     /// Whether a device with these capabilities takes a frame with this offload state untouched.
@@ -171,7 +191,17 @@ pub fn complete_checksum(packet: &mut Packet) {
     let Checksum::Partial { start, offset } = offload.checksum else {
         return;
     };
-    let Some(transport) = frame.bytes_mut().get_mut(usize::from(start)..) else {
+    complete_at(frame.bytes_mut(), start, offset);
+    offload.checksum = Checksum::Verified;
+    frame.set_offload(offload);
+    if packet.tunnel().is_some() {
+        tunnel::complete_outer(packet);
+    }
+}
+
+/// Completes a partial checksum: see [`Checksum::Partial`].
+fn complete_at(octets: &mut [u8], start: u16, offset: u16) {
+    let Some(transport) = octets.get_mut(usize::from(start)..) else {
         return;
     };
     // The field holds the pseudo-header's sum, so it takes part.
@@ -183,8 +213,6 @@ pub fn complete_checksum(packet: &mut Packet) {
     {
         *field = checksum.to_be_bytes();
     }
-    offload.checksum = Checksum::Verified;
-    frame.set_offload(offload);
 }
 
 /// The checksum of UDP, where zero would say that there is none (RFC 768).

@@ -8,15 +8,21 @@
 //! Whether an address may appear is policy ([`crate::martian`]), and transport checksums are the
 //! receiver's affair.
 
+mod burst;
+
 use core::cmp::Ordering;
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
-use crate::frame::{BATCH, Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload, Segmentation};
+use crate::frame::{Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload, Segmentation, Tunnel};
 use crate::ident::MacAddr;
+use crate::offload::join_segments;
 use crate::parsed::{Flags, Parsed};
+use crate::tunnel;
+
+pub use self::burst::PacketBurst;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -36,14 +42,22 @@ pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
+    /// IGMP.
+    pub const IGMP: u8 = 2;
+    /// IPv4 in IP (RFC 2003).
+    pub const IPV4: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 in IP (RFC 2473, RFC 4213).
+    pub const IPV6: u8 = 41;
     /// IPv6 routing header.
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header.
     pub const FRAGMENT: u8 = 44;
+    /// Generic routing encapsulation (RFC 2784).
+    pub const GRE: u8 = 47;
     /// Authentication header.
     pub const AUTHENTICATION: u8 = 51;
     /// ICMP for IPv6.
@@ -53,7 +67,7 @@ pub mod protocol {
 }
 
 /// Datagrams in a UDP super-frame. Linux makes no more, and refuses frames with more.
-const MAX_DATAGRAMS: usize = 128;
+pub(crate) const MAX_DATAGRAMS: usize = 128;
 
 /// IPv6 extension headers that are followed before a packet is refused. Linux knows no bound, but
 /// no sender needs more (RFC 8883 §3.2 suggests one).
@@ -162,13 +176,10 @@ pub struct FragmentSpan {
 /// A frame whose headers have been validated.
 pub struct Packet(Frame);
 
-/// Up to [`BATCH`] packets that travel together.
-pub type PacketBurst = arrayvec::ArrayVec<Packet, BATCH>;
-
 /// A frame that is no valid packet, and why.
 #[derive(Debug)]
 pub struct Rejected {
-    /// The frame, unchanged.
+    /// The frame, unchanged but for Ethernet padding that was cut off.
     pub frame: Frame,
     /// What is wrong with it.
     pub reason: DropReason,
@@ -191,8 +202,13 @@ impl Packet {
                 frame.truncate(len);
                 frame.set_parsed(parsed);
                 let mut packet = Self(frame);
-                if offload.segmentation.is_some() {
-                    packet.drop_idle_segmentation();
+                if let Some(segmentation) = offload.segmentation
+                    && let Err(reason) = packet.settle_segmentation(segmentation)
+                {
+                    return Err(Rejected {
+                        frame: packet.0,
+                        reason,
+                    });
                 }
                 Ok(packet)
             }
@@ -200,19 +216,54 @@ impl Packet {
         }
     }
 
-    /// A super-frame of one segment is an ordinary packet. Kernels see that too, but some refuse
-    /// the largest segment sizes.
+    /// Finds what is cut in a super-frame, and puts it into the form that devices take.
     #[inline]
-    fn drop_idle_segmentation(&mut self) {
-        let offload = self.0.offload();
-        if let Some(segmentation) = offload.segmentation
-            && self.0.len() - self.payload_offset() <= usize::from(segmentation.size.get())
-        {
-            self.0.set_offload(Offload {
-                segmentation: None,
-                ..offload
-            });
+    fn settle_segmentation(&mut self, segmentation: Segmentation) -> Result<(), DropReason> {
+        match self.0.offload().checksum {
+            Checksum::Partial { start, .. } if start != self.parsed().l4 => {
+                self.note_tunnel(segmentation, start);
+                Ok(())
+            }
+            _ => self.settle_super_frame(),
         }
+    }
+
+    /// Notes where the packet is that is cut in a tunnel's super-frame, which has been checked.
+    #[cold]
+    fn note_tunnel(&mut self, segmentation: Segmentation, start: u16) {
+        let Segmentation { kind, size, .. } = segmentation;
+        let tunnel = tunnel::find(self.0.bytes(), self.parsed(), kind, size.get(), start);
+        let mut offload = self.0.offload();
+        offload.segmentation = Some(Segmentation {
+            tunnel,
+            ..segmentation
+        });
+        self.0.set_offload(offload);
+        let payload = self.0.len()
+            - self.segment_offset(Segmentation {
+                tunnel,
+                ..segmentation
+            });
+        if payload <= usize::from(size.get()) {
+            // A device would leave the tunnel's checksum as it is.
+            join_segments(self);
+        }
+    }
+
+    /// Octets from the frame's start to the payload that a super-frame's segments share.
+    #[inline]
+    pub(crate) fn segment_offset(&self, segmentation: Segmentation) -> usize {
+        match segmentation.tunnel {
+            None => self.payload_offset(),
+            Some(tunnel) => tunnel::payload_offset(self.0.bytes(), segmentation.kind, tunnel),
+        }
+    }
+
+    /// Where the packet in a tunnel is, whose segments a super-frame's are.
+    #[must_use]
+    #[inline]
+    pub fn tunnel(&self) -> Option<Tunnel> {
+        self.0.offload().segmentation?.tunnel
     }
 
     fn parsed(&self) -> &Parsed {
@@ -496,7 +547,7 @@ impl Packet {
         match self.0.offload().segmentation {
             None => len,
             Some(segmentation) => {
-                let headers = self.payload_offset() - ETHERNET_HEADER;
+                let headers = self.segment_offset(segmentation) - ETHERNET_HEADER;
                 len.min(headers + usize::from(segmentation.size.get()))
             }
         }
@@ -924,10 +975,16 @@ fn check_offload(parsed: &Parsed, octets: &[u8], offload: Offload) -> Result<(),
             whole && partial_is_right(parsed, octets.len(), start, offset)
         }
     };
-    let segmentation = offload.segmentation.is_none_or(|segmentation| {
-        let own = matches!(offload.checksum, Checksum::Partial { start, .. } if start == parsed.l4);
-        own && segmentation_is_right(parsed, octets, segmentation)
-    });
+    let segmentation = offload
+        .segmentation
+        .is_none_or(|segmentation| match offload.checksum {
+            Checksum::Partial { start, offset } if start != parsed.l4 => {
+                tunnel_is_right(parsed, octets, segmentation, start, offset)
+            }
+            Checksum::Partial { .. } | Checksum::Complete | Checksum::Verified => {
+                segmentation_is_right(parsed, octets, segmentation)
+            }
+        });
     if checksum && segmentation {
         Ok(())
     } else {
@@ -952,6 +1009,23 @@ fn partial_is_right(parsed: &Parsed, len: usize, start: u16, offset: u16) -> boo
     placed && usize::from(start) + usize::from(offset) + 2 <= len
 }
 
+/// Whether a packet in a tunnel is cut, of a kind that can be.
+#[cold]
+fn tunnel_is_right(
+    parsed: &Parsed,
+    octets: &[u8],
+    segmentation: Segmentation,
+    start: u16,
+    offset: u16,
+) -> bool {
+    let Segmentation { kind, size, .. } = segmentation;
+    let expected = match kind {
+        GsoKind::TcpV4 | GsoKind::TcpV6 => 16,
+        GsoKind::Udp => 6,
+    };
+    offset == expected && tunnel::find(octets, parsed, kind, size.get(), start).is_some()
+}
+
 fn segmentation_is_right(parsed: &Parsed, octets: &[u8], segmentation: Segmentation) -> bool {
     let ipv6 = parsed.flags.contains(Flags::IPV6);
     let transport = octets.get(usize::from(parsed.l4)..).unwrap_or_default();
@@ -970,6 +1044,8 @@ fn segmentation_is_right(parsed: &Parsed, octets: &[u8], segmentation: Segmentat
     };
     right && payload > 0
 }
+
+mod super_frame;
 
 #[cfg(test)]
 pub(crate) mod craft;

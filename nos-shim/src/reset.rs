@@ -349,6 +349,7 @@ mod tests {
                 kind: GsoKind::TcpV4,
                 ecn: false,
                 size: NonZeroU16::new(1000).unwrap(),
+                tunnel: None,
             }),
         });
         let segment = Packet::parse(frame).unwrap();

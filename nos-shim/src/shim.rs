@@ -16,7 +16,7 @@
 //! | part | what is in it |
 //! |---|---|
 //! | [tables](crate::tables) | what is configured: routes, ports, addresses, uplinks, attachments |
-//! | [worker](crate::worker) | what is remembered: neighbors, flows, fragments, connections, rates |
+//! | [worker](crate::worker) | what is remembered: neighbors, groups, flows, fragments, connections, rates |
 //! | [output](crate::output) | what leaves: queues, ring, pool, ledger, counters, events |
 //!
 //! Configuration changes touch only what differs, so that traffic of the rest does not notice. They
@@ -26,6 +26,7 @@
 mod tests;
 
 use core::fmt;
+use core::net::IpAddr;
 
 use crate::channel::{Exchange, NosEnd, ToNos, ToRelay};
 use crate::drop::{DropReason, Ledger};
@@ -45,7 +46,7 @@ use crate::time::Instant;
 use crate::worker::Worker;
 
 pub use crate::output::{ShimEvent, UplinkCounters};
-pub use crate::tables::{LinkState, UplinkConfig};
+pub use crate::tables::{JoinRefused, LinkState, UplinkConfig};
 
 /// The model of a user-mode NOS.
 pub struct Shim {
@@ -251,15 +252,22 @@ impl Shim {
     ///
     /// [`FibFull`]; nothing has changed then.
     pub fn set_uplinks(&mut self, wanted: Vec<UplinkConfig>, now: Instant) -> Result<(), FibFull> {
-        self.place_uplinks(wanted)?;
-        // Announcements, and packets to neighbors that are none any more.
-        self.forwarder(now).finish();
+        self.place_uplinks(wanted, now)?;
+        self.say_changes(now);
         Ok(())
     }
 
-    fn place_uplinks(&mut self, wanted: Vec<UplinkConfig>) -> Result<(), FibFull> {
+    /// Says what has changed: announcements and reports. Packets to neighbors that are none any more
+    /// come back.
+    fn say_changes(&mut self, now: Instant) {
+        let mut forwarder = self.forwarder(now);
+        forwarder.report_groups();
+        forwarder.finish();
+    }
+
+    fn place_uplinks(&mut self, wanted: Vec<UplinkConfig>, now: Instant) -> Result<(), FibFull> {
         for change in self.tables.set_uplinks(wanted)? {
-            self.follow_uplink(change);
+            self.follow_uplink(change, now);
         }
         self.worker.local.set_addresses(self.tables.addresses());
         Ok(())
@@ -282,10 +290,10 @@ impl Shim {
         let left = self.tables.uplinks_without(id);
         // Taking routes away cannot fill the FIB. The other uplinks are not touched, so that there
         // is nothing to send.
-        let _ = self.place_uplinks(left);
+        let _ = self.place_uplinks(left, Instant::ZERO);
     }
 
-    fn follow_uplink(&mut self, change: UplinkChange) {
+    fn follow_uplink(&mut self, change: UplinkChange, now: Instant) {
         let Self {
             tables,
             worker,
@@ -294,24 +302,29 @@ impl Shim {
         match change {
             UplinkChange::Gone(id) => {
                 worker.forget_uplink(id, output);
+                worker.memberships.forget_uplink(id);
                 output.forget_uplink(id);
             }
             UplinkChange::New(id) => {
                 output.counters.insert(id, UplinkCounters::default());
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
+                    worker.memberships.set_groups(uplink, now);
                 }
             }
             UplinkChange::Mac(id) => {
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
                     worker.announce(uplink);
+                    worker.memberships.restart(id, uplink.link, now);
+                    worker.memberships.set_groups(uplink, now);
                 }
             }
             UplinkChange::Addresses(id) => {
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.set_addresses(uplink);
                     worker.announce(uplink);
+                    worker.memberships.set_groups(uplink, now);
                 }
             }
         }
@@ -320,8 +333,9 @@ impl Shim {
     /// Says whether an uplink's link carries packets. While it is down, its connected routes and
     /// the next hops over it do not count, so that other next hops and worse routes take over; its
     /// addresses stay the NOS's. Many routes are changed some at a time, by
-    /// [`Self::handle_timeout`]; packets take other ways already. What is known of its neighbors is forgotten, and what waits
-    /// for them dropped. When it comes up, its addresses are announced.
+    /// [`Self::handle_timeout`]; packets take other ways already. What is known of its neighbors is
+    /// forgotten, and what waits for them dropped. When it comes up, its addresses are announced, and
+    /// its groups reported.
     ///
     /// # Errors
     ///
@@ -339,8 +353,41 @@ impl Shim {
             Some(uplink) if state == LinkState::Up => self.worker.announce(uplink),
             _ => self.worker.clear_neighbors(id, &mut self.output),
         }
-        self.forwarder(now).finish();
+        self.worker.memberships.restart(id, state, now);
+        self.say_changes(now);
         Ok(())
+    }
+
+    /// Has the NOS join a multicast group on an uplink, until it [leaves](Self::leave_group) it or the
+    /// uplink goes. Routers and snooping switches on the link are told. Joining twice is joining once.
+    ///
+    /// The groups of its own addresses (RFC 4291 §2.7.1) are joined and left without this.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinRefused`]; nothing has changed then.
+    pub fn join_group(
+        &mut self,
+        id: UplinkId,
+        group: IpAddr,
+        now: Instant,
+    ) -> Result<(), JoinRefused> {
+        self.tables.join_group(id, group)?;
+        self.follow_groups(id, now);
+        Ok(())
+    }
+
+    /// Has the NOS leave a group that it has [joined](Self::join_group).
+    pub fn leave_group(&mut self, id: UplinkId, group: IpAddr, now: Instant) {
+        self.tables.leave_group(id, group);
+        self.follow_groups(id, now);
+    }
+
+    fn follow_groups(&mut self, id: UplinkId, now: Instant) {
+        if let Some(uplink) = self.tables.uplinks.get(id) {
+            self.worker.memberships.set_groups(uplink, now);
+        }
+        self.say_changes(now);
     }
 
     /// Sets what an uplink's device takes, also for frames that wait already.
@@ -384,6 +431,16 @@ impl Shim {
     #[must_use]
     pub fn inactive_routes(&self) -> Vec<InactiveRoute> {
         self.tables.inactive_routes()
+    }
+
+    /// The groups on an uplink that others are told of.
+    #[must_use]
+    pub fn groups(&self, id: UplinkId) -> Vec<IpAddr> {
+        let Some(link) = self.worker.memberships.links.get(id) else {
+            return Vec::new();
+        };
+        let v4 = link.v4.groups().map(IpAddr::V4);
+        v4.chain(link.v6.groups().map(IpAddr::V6)).collect()
     }
 
     /// Some uplinks, from the index `first` on.

@@ -146,6 +146,17 @@ fn traffic(link: &Link) -> String {
     if let Some(dropped) = link.device_tx_dropped.filter(|&dropped| dropped > 0) {
         lines.push(format!("dropped {dropped} in the device's queue"));
     }
+    if link.long_super_frames > 0 {
+        lines.push(format!(
+            "cut {} super-frames over 64 KiB",
+            link.long_super_frames
+        ));
+    }
+    lines.extend(
+        link.refused
+            .iter()
+            .map(|(kind, frames)| format!("device refused {frames} {kind}")),
+    );
     lines.join("\n")
 }
 
@@ -275,6 +286,7 @@ fn counters(counters: &Counters) -> String {
     }
     if !of_turns.is_empty() {
         parts.push(turns(of_turns));
+        parts.push(io_uring(of_turns));
     }
     if !of_captures.is_empty() {
         parts.push(captures(of_captures));
@@ -393,6 +405,28 @@ fn turns(threads: &[Turns]) -> String {
     let limits = threads.iter().map(|thread| thread.slow_us);
     let slow = format!("OVER {} us", limits.max().unwrap_or_default());
     plain(&["THREAD", "STAGE", &slow, "LONGEST"], &[2, 3], rows)
+}
+
+/// Characters of a line of a reason.
+const REASON: usize = 50;
+
+fn io_uring(threads: &[Turns]) -> String {
+    let rows = threads.iter().map(|thread| {
+        let of_thread = &thread.io_uring;
+        let state = match (&of_thread.reason, of_thread.state.as_str()) {
+            (Some(reason), state) => wrap(&format!("{state}: {reason}"), REASON),
+            (None, "used") if !of_thread.taps => "used, but not for TAPs".to_owned(),
+            (None, state) => state.to_owned(),
+        };
+        [
+            thread.thread.clone(),
+            state,
+            of_thread.batches.to_string(),
+            of_thread.frames.to_string(),
+        ]
+    });
+    let header = ["THREAD", "IO_URING", "BATCHES", "FRAMES IN THEM"];
+    plain(&header, &[2, 3], rows)
 }
 
 fn captures(captures: &[Capture]) -> String {

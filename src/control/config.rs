@@ -73,6 +73,8 @@ pub struct RelayConfig {
     pub buffers: NonZeroU32,
     /// Bursts that each ring of the channel holds.
     pub ring: NonZeroU32,
+    /// Whether bursts are handed to the kernel by io_uring.
+    pub io_uring: IoUring,
 }
 
 impl RelayConfig {
@@ -88,6 +90,7 @@ impl Default for RelayConfig {
             threads: Threads::default(),
             buffers: Self::DEFAULT_BUFFERS,
             ring: Self::DEFAULT_RING,
+            io_uring: IoUring::default(),
         }
     }
 }
@@ -107,6 +110,28 @@ impl fmt::Display for Threads {
         f.write_str(match self {
             Self::Single => "single",
             Self::Split => "split",
+        })
+    }
+}
+
+/// Whether bursts are handed to the kernel by io_uring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoUring {
+    /// Where it can be had.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always: the process does not start without it.
+    On,
+}
+
+impl fmt::Display for IoUring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+            Self::On => "on",
         })
     }
 }

@@ -27,7 +27,8 @@
 //!   ([`nos_shim::channel`]), looks once more, and blocks until a device, a doorbell, a command or
 //!   the engine's next timer. Without any of these it never wakes.
 //! - **No system call but reading, writing and waiting**: the [`LoopHandle`] watches devices with
-//!   epoll, and closes them, on the control thread. A device that goes away is taken out of the loop
+//!   epoll, and closes them, on the control thread. With a [`Uring`] there is one more when a device
+//!   comes or goes: only the thread that submits may tell the ring. A device that goes away is taken out of the loop
 //!   and sent there with the news. One that is down is left alone until frames raise an event.
 //! - **One command a round**: reading a table of a hundred pages is a hundred commands, and each
 //!   waits for the devices' turns between them.
@@ -60,7 +61,7 @@ use handle::{CaptureChange, Command};
 use turns::{HOLD_LIMIT, TURN_WORK};
 use watchdog::Watchdog;
 
-use crate::data::device::{CaptureSink, FrameDevice};
+use crate::data::device::{CaptureSink, FrameDevice, Uring};
 use crate::data::engine::Engine;
 
 /// Events taken from the kernel at a time.
@@ -102,6 +103,8 @@ pub struct EventLoop {
     listener: Box<dyn Listener>,
     engine: Engine,
     pool: FramePool,
+    /// What hands bursts to the kernel, where there is such.
+    uring: Option<Uring>,
     devices: Devices,
     ready: VecDeque<Interface>,
     burst: Burst,
@@ -154,6 +157,7 @@ impl EventLoop {
             listener,
             engine,
             pool,
+            uring: None,
             devices: Devices::default(),
             ready: VecDeque::new(),
             burst: Burst::new(),
@@ -169,8 +173,18 @@ impl EventLoop {
         Ok((this, LoopHandle::new(sender, waker, registry)))
     }
 
+    /// Has the loop hand bursts to the kernel by io_uring.
+    #[must_use]
+    pub fn with_uring(mut self, uring: Option<Uring>) -> Self {
+        self.uring = uring;
+        self
+    }
+
     /// Serves devices until told to stop, or until epoll fails.
     pub fn run(mut self) -> Ended {
+        if let Some(uring) = &mut self.uring {
+            uring.enable();
+        }
         let result = loop {
             self.now = self.clock();
             self.watchdog.begin(self.now);
@@ -186,6 +200,8 @@ impl EventLoop {
             }
         };
         debug!("data thread ends");
+        // Before the devices are closed, so that it keeps none of them open.
+        self.uring = None;
         Ended {
             result,
             devices: self.devices.take(),
@@ -220,6 +236,9 @@ impl EventLoop {
             Command::TurnTimes(reply) => {
                 let _ = reply.try_send(self.watchdog.times());
             }
+            Command::Uring(reply) => {
+                let _ = reply.try_send(self.uring.as_ref().map(Uring::report));
+            }
             Command::Stop => return false,
         }
         self.end_stage(Stage::Commands);
@@ -232,16 +251,27 @@ impl EventLoop {
         let capabilities = device.capabilities();
         let refused = self.devices.insert(interface, device);
         if refused.is_none() {
+            self.admit(interface);
             self.engine.set_capabilities(interface, capabilities);
             self.ready.push_back(interface);
         }
         refused
     }
 
+    /// Lets the ring send to a device that has just come.
+    fn admit(&mut self, interface: Interface) {
+        if let (Some(uring), Some(served)) = (&mut self.uring, self.devices.get_mut(interface)) {
+            served.slot = uring.admit(served.device.kind(), served.device.fd());
+        }
+    }
+
     fn take_out(&mut self, interface: Interface) -> Option<LoopDevice> {
-        let device = self.devices.remove(interface)?;
+        let served = self.devices.remove(interface)?;
         self.ready.retain(|&ready| ready != interface);
-        Some(device)
+        if let (Some(uring), Some(slot)) = (&mut self.uring, served.slot) {
+            uring.withdraw(slot);
+        }
+        Some(served.device)
     }
 
     fn set_capture(&mut self, interface: Interface, sink: Option<CaptureSink>) -> CaptureChange {

@@ -331,12 +331,13 @@ impl Relay {
             if self.transmit.held() >= self.transmit_high {
                 return true;
             }
-            let Some(burst) = self.channel.recv_burst() else {
+            let Some(mut burst) = self.channel.recv_burst() else {
                 return false;
             };
             // An attachment may have been accepted just before its first packet was sent.
             self.handle_controls();
-            self.deliver_burst(burst);
+            self.deliver_burst(&mut burst);
+            self.channel.recycle(burst);
         }
         self.channel.depth() > 0
     }
@@ -484,17 +485,15 @@ impl Relay {
     }
 
     /// Queues packets from the NOS for their containers.
-    fn deliver_burst(&mut self, burst: PacketBurst) {
+    fn deliver_burst(&mut self, burst: &mut PacketBurst) {
         self.ledger.received += burst.len() as u64;
-        let mut packets = burst.into_iter();
-        while let Some(first) = packets.as_slice().first() {
+        // In split mode the headers are still in the other core's cache.
+        burst.iter().for_each(|packet| packet.frame().prefetch());
+        let mut packets = burst.drain(..).peekable();
+        while let Some(first) = packets.peek() {
             let to = first.frame().interface();
-            let run = packets.as_slice().iter();
-            // In split mode the headers are still in the other core's cache.
-            let run = run.inspect(|packet| packet.frame().prefetch());
-            let run = run.take_while(|packet| packet.frame().interface() == to);
-            let count = run.count();
-            self.deliver_run(to, packets.by_ref().take(count));
+            let same = |packet: &Packet| packet.frame().interface() == to;
+            self.deliver_run(to, core::iter::from_fn(|| packets.next_if(same)));
         }
     }
 

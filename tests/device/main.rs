@@ -18,3 +18,4 @@ mod harness;
 mod refusal;
 mod state;
 mod talk;
+mod uring;

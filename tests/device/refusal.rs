@@ -108,6 +108,7 @@ fn impossible(kind: GsoKind) -> Offload {
             kind,
             ecn: false,
             size: 100.try_into().unwrap(),
+            tunnel: None,
         }),
     }
 }

@@ -85,7 +85,7 @@ lab_test! {
         assert_eq!(seen.len(), 1);
         assert_eq!(seen[0].bytes(), untagged);
         let drops = polled.device.counters().received.drops;
-        assert_eq!((drops.of(DropReason::EtherType), drops.total()), (2, 2));
+        assert_eq!((drops.of(DropReason::Vlan), drops.total()), (2, 2));
     }
 }
 

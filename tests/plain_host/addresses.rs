@@ -8,11 +8,12 @@ use crate::{Answered, CONTAINER, Cases, OWN, SILENCE};
 
 /// Name, and addresses of both families. The last one of IPv6 is the solicited-node group of the
 /// host's address.
-const GROUPS: [(&str, [u8; 4], &str); 4] = [
+const GROUPS: [(&str, [u8; 4], &str); 5] = [
     ("all hosts of the link", [224, 0, 0, 1], "ff02::1"),
     ("everybody", [255, 255, 255, 255], "ff02::2"),
     ("everybody on the subnet", [203, 0, 113, 255], "ff02::1:2"),
     ("a group", [239, 1, 2, 3], "ff05::1:3"),
+    ("a group of its own", [224, 0, 0, 251], "ff02::1:ff00:1"),
 ];
 
 /// Nobody may speak so on a wire.
@@ -28,7 +29,8 @@ pub(crate) fn cases() -> Cases {
     for (name, crafted) in probes() {
         for (group, v4, v6) in GROUPS {
             // Linux answers echo requests to groups of IPv6 that it is in (RFC 4443 §4.2).
-            let answered = [Some(false), Some(name == "echo request" && v6 == "ff02::1")];
+            let joined = v6 == "ff02::1" || v6 == "ff02::1:ff00:1";
+            let answered = [Some(false), Some(name == "echo request" && joined)];
             let craft = move |step| addressed(crafted(step), v4, v6);
             cases.add(format!("{name} to {group}"), craft, answered);
         }

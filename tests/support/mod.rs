@@ -13,6 +13,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub(crate) mod bulk;
 pub(crate) mod daemon;
 pub(crate) mod names;
 pub(crate) mod scenario;

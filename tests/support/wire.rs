@@ -55,14 +55,30 @@ impl Wire {
         limit: Duration,
         mut wanted: impl FnMut(&Seen) -> Option<T>,
     ) -> T {
+        self.await_octets(limit, |frame| {
+            Seen::parse(frame).and_then(|seen| wanted(&seen))
+        })
+    }
+
+    /// Frames of any kind until `wanted` finds what it looks for; panics when `limit` has passed.
+    pub(crate) fn await_octets<T>(
+        &self,
+        limit: Duration,
+        mut wanted: impl FnMut(&[u8]) -> Option<T>,
+    ) -> T {
         let deadline = Instant::now() + limit;
         loop {
             let frame = self.receive(deadline);
             let frame = frame.unwrap_or_else(|| panic!("the frame did not come in time"));
-            if let Some(found) = Seen::parse(&frame).and_then(|seen| wanted(&seen)) {
+            if let Some(found) = wanted(&frame) {
                 return found;
             }
         }
+    }
+
+    /// Forgets all frames that arrived so far.
+    pub(crate) fn drain(&self) {
+        while self.receive(Instant::now()).is_some() {}
     }
 
     /// All IP packets that arrived so far.
@@ -133,6 +149,18 @@ impl Wire {
     }
 }
 
+/// A packet socket on an interface whose frames come with a virtio-net header, and which takes such.
+pub(crate) fn observe(namespace: &LabNamespace, interface: &str) -> OwnedFd {
+    let link = namespace.link(interface).unwrap().unwrap();
+    let fd = namespace.run(|| open(link.index)).unwrap();
+    // linux/if_packet.h
+    const PACKET_VNET_HDR: libc::c_int = 15;
+    packet_option(&fd, PACKET_VNET_HDR);
+    let octets = 64 << 20;
+    nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::RcvBuf, &octets).unwrap();
+    fd
+}
+
 fn open(index: u32) -> OwnedFd {
     let all = SockProtocol::EthAll;
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -146,6 +174,11 @@ fn open(index: u32) -> OwnedFd {
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 
 fn ignore_outgoing(fd: &OwnedFd) {
+    packet_option(fd, PACKET_IGNORE_OUTGOING);
+}
+
+/// Turns an option of a packet socket on.
+fn packet_option(fd: &OwnedFd, option: libc::c_int) {
     let one: libc::c_int = 1;
     let size = libc::socklen_t::try_from(size_of_val(&one)).unwrap();
     // SAFETY: the pointer and the size are those of `one`, which outlives the call.
@@ -153,7 +186,7 @@ fn ignore_outgoing(fd: &OwnedFd) {
         libc::setsockopt(
             fd.as_raw_fd(),
             libc::SOL_PACKET,
-            PACKET_IGNORE_OUTGOING,
+            option,
             (&raw const one).cast(),
             size,
         )

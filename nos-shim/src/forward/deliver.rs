@@ -8,6 +8,7 @@ use crate::icmp::{self, IcmpError, Unanswered};
 use crate::ident::{LocalAddressId, UplinkId};
 use crate::ipv4_options::{self, OptionsRefused};
 use crate::ipv6_extensions;
+use crate::multicast::igmp;
 use crate::origin::Origin;
 use crate::output::Output;
 use crate::packet::{Fragment, Packet};
@@ -17,6 +18,7 @@ use crate::time::Instant;
 use crate::worker::{Holder, Worker};
 
 use super::demux::{Recipient, put_back_echo_id, recipient};
+use super::groups;
 use super::local;
 use super::oversize::{Size, cut, size};
 use super::step::{Refusal, Step, ToAttachment};
@@ -78,7 +80,13 @@ fn carry_out(
     match recipient {
         Recipient::Query => answer(packet, None, origin, worker, output, now),
         Recipient::NoListener => Step::Refuse(Refusal::no_listener(packet, origin)),
-        Recipient::NoProtocol => refuse_protocol(packet, origin),
+        Recipient::NoProtocol => match origin {
+            // Every host knows the protocol.
+            Origin::Uplink(id) if igmp::is_igmp(&packet) => {
+                groups::receive(packet, id, worker, output, now)
+            }
+            _ => refuse_protocol(packet, origin),
+        },
         _ => local::receive(packet, origin, tables, worker, output, now),
     }
 }
@@ -224,7 +232,7 @@ fn answer(
     }
 }
 
-/// A packet to the NOS's own link-local address, or to all nodes of the link: the NOS has no
+/// A packet to the NOS's own link-local address, or to a group of IPv6 that it is in: the NOS has no
 /// services there, but it is a host.
 #[inline(never)]
 pub(super) fn deliver_link_local(
@@ -267,7 +275,11 @@ fn own_address_for(packet: &Packet, id: UplinkId, tables: &Tables) -> Option<IpA
 
 /// Looks at options and extension headers of a packet that the NOS itself gets. One that is dropped
 /// or refused for them is not given back.
-fn take_options(mut packet: Packet, origin: Origin, now: Instant) -> Result<Packet, Step> {
+pub(super) fn take_options(
+    mut packet: Packet,
+    origin: Origin,
+    now: Instant,
+) -> Result<Packet, Step> {
     match receive_options(&mut packet, now) {
         Ok(()) => Ok(packet),
         Err((reason, None)) => Err(Step::Drop(packet, reason)),

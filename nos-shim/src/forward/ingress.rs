@@ -2,21 +2,23 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
+use arrayvec::ArrayVec;
+
 use crate::arp::Arp;
 use crate::drop::DropReason;
-use crate::frame::{Burst, Frame, Offload, octets};
+use crate::frame::{BATCH, Burst, Frame, Offload, octets};
 use crate::ident::{Interface, LocalAddressId, MacAddr, UplinkId};
 use crate::martian;
+use crate::multicast::{igmp, mld};
 use crate::ndp::{self, Ndp};
 use crate::neighbor::Answer;
 use crate::origin::Origin;
-use crate::packet::{
-    Addresses, ETHERTYPE_ARP, Packet, PacketBurst, Rejected, ether_type, protocol,
-};
+use crate::packet::{Addresses, ETHERTYPE_ARP, Packet, Rejected, ether_type, protocol};
 use crate::tables::Tables;
+use crate::vlan;
 
 use super::step::Step;
-use super::{Forwarder, deliver, egress, follow, look_up};
+use super::{Forwarder, deliver, egress, follow, groups, look_up};
 
 impl Forwarder<'_> {
     /// Frames that came in on an uplink. What is to be routed is looked up together.
@@ -35,42 +37,13 @@ impl Forwarder<'_> {
         }
         let (vrf, mac) = (uplink.config.vrf, uplink.config.mac);
         let origin = Origin::Uplink(id);
-        let mut routed = PacketBurst::new();
+        let mut routed = ArrayVec::<Packet, BATCH>::new();
         for mut frame in burst.drain(..) {
             frame.set_vrf(vrf);
             frame.set_interface(Interface::Uplink(id));
             let step = match Packet::parse(frame) {
-                Ok(packet) => match admit(&packet, id, mac, tables) {
-                    Ok(Admitted::Local(address)) => {
-                        let Self {
-                            worker,
-                            output,
-                            now,
-                            ..
-                        } = self;
-                        deliver::deliver(packet, address, origin, tables, worker, output, *now)
-                    }
-                    Ok(Admitted::Route) => {
-                        // There is room: no burst is longer than another.
-                        routed.push(packet);
-                        Step::Done
-                    }
-                    Ok(Admitted::Ndp) => self.ndp(id, packet),
-                    Ok(Admitted::LinkLocal) => {
-                        let Self {
-                            worker,
-                            output,
-                            now,
-                            ..
-                        } = self;
-                        deliver::deliver_link_local(packet, id, tables, worker, output, *now)
-                    }
-                    Err(reason) => Step::Drop(packet, reason),
-                },
-                Err(rejected) => {
-                    self.ingress_other(id, rejected);
-                    Step::Done
-                }
+                Ok(packet) => self.receive(packet, id, mac, &mut routed),
+                Err(rejected) => self.receive_other(rejected, id, mac, &mut routed),
             };
             self.run(step);
         }
@@ -94,14 +67,60 @@ impl Forwarder<'_> {
         }
     }
 
-    /// A frame that is no IP packet.
+    /// A packet that came in. What is to be routed goes to `routed`, where there is room: no burst is
+    /// longer than another.
+    // What was parsed is in registers only where the parser is; the other caller is cold.
+    #[inline(always)]
+    fn receive(
+        &mut self,
+        packet: Packet,
+        id: UplinkId,
+        mac: MacAddr,
+        routed: &mut ArrayVec<Packet, BATCH>,
+    ) -> Step {
+        let Self {
+            tables,
+            worker,
+            output,
+            now,
+        } = self;
+        match admit(&packet, id, mac, tables) {
+            Ok(Admitted::Local(address)) => {
+                let origin = Origin::Uplink(id);
+                deliver::deliver(packet, address, origin, tables, worker, output, *now)
+            }
+            Ok(Admitted::Route) => {
+                routed.push(packet);
+                Step::Done
+            }
+            Ok(Admitted::Ndp) => self.ndp(id, packet),
+            Ok(Admitted::Groups) => groups::receive(packet, id, worker, output, *now),
+            Ok(Admitted::LinkLocal) => {
+                deliver::deliver_link_local(packet, id, tables, worker, output, *now)
+            }
+            Err(reason) => Step::Drop(packet, reason),
+        }
+    }
+
+    /// A frame that is no IP packet, or one behind tags.
     #[cold]
-    fn ingress_other(&mut self, id: UplinkId, Rejected { frame, reason }: Rejected) {
+    fn receive_other(
+        &mut self,
+        rejected: Rejected,
+        id: UplinkId,
+        mac: MacAddr,
+        routed: &mut ArrayVec<Packet, BATCH>,
+    ) -> Step {
+        let Rejected { frame, reason } = match vlan::parse_tagged(rejected) {
+            Ok(packet) => return self.receive(packet, id, mac, routed),
+            Err(rejected) => rejected,
+        };
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
             self.arp(id, frame);
         } else {
             self.output.discard_frame(frame, reason);
         }
+        Step::Done
     }
 
     /// ARP: learn, and answer for our addresses.
@@ -164,7 +183,8 @@ impl Forwarder<'_> {
 }
 
 /// Whether a host would look at the packet any further, and as what.
-#[inline]
+// Every packet of an uplink comes through here; of two callers, one is cold.
+#[inline(always)]
 fn admit(
     packet: &Packet,
     id: UplinkId,
@@ -223,10 +243,13 @@ fn admit_slowly(
     if ndp::is_ndp(packet) {
         return Ok(Admitted::Ndp);
     }
+    if is_about_groups(packet, addresses, id, tables) {
+        return Ok(Admitted::Groups);
+    }
     martian::check(addresses)?;
     let destination = addresses.destination();
-    let for_all = matches!(destination, IpAddr::V6(ndp::ALL_NODES));
-    if for_all && packet.icmp().is_some() {
+    let group = destination.is_ipv6() && is_in_group(id, destination, tables);
+    if group && packet.icmp().is_some() {
         return Ok(Admitted::LinkLocal);
     }
     // A unicast datagram in a multicast frame is not meant for a host (RFC 1122 §3.3.6).
@@ -248,6 +271,33 @@ fn admit_slowly(
     }
 }
 
+/// Whether this is a message of IGMP or MLD that a host hears. Those of IGMP may come from who has no
+/// address yet; where those of MLD may come from, [`mld::parse`] says.
+fn is_about_groups(packet: &Packet, addresses: Addresses, id: UplinkId, tables: &Tables) -> bool {
+    let destination = addresses.destination();
+    let heard = || is_in_group(id, destination, tables);
+    match addresses {
+        Addresses::V4 { source, .. } => {
+            let unnumbered = source.octets()[0] == 0;
+            let plausible = unnumbered || !martian::source_is_martian(source.into());
+            igmp::is_igmp(packet) && plausible && !is_ours(packet, source.into(), tables) && heard()
+        }
+        Addresses::V6 {
+            source,
+            destination: to,
+        } => {
+            let to_us = || is_link_local_of(id, to, tables) || is_ours(packet, destination, tables);
+            mld::is_mld(packet) && !is_link_local_of(id, source, tables) && (heard() || to_us())
+        }
+    }
+}
+
+/// Whether the NOS is in the group `destination` on an uplink.
+fn is_in_group(id: UplinkId, destination: IpAddr, tables: &Tables) -> bool {
+    let uplink = tables.uplinks.get(id);
+    destination.is_multicast() && uplink.is_some_and(|uplink| uplink.is_in_group(destination))
+}
+
 /// Whether `address` is the NOS's, in the packet's VRF.
 #[inline]
 fn is_ours(packet: &Packet, address: IpAddr, tables: &Tables) -> bool {
@@ -267,6 +317,8 @@ enum Admitted {
     Route,
     /// To the neighbor cache.
     Ndp,
-    /// It is for the NOS's link-local address, or for all nodes of the link.
+    /// To the memberships.
+    Groups,
+    /// It is for the NOS's link-local address, or for a group of IPv6 that it is in.
     LinkLocal,
 }

@@ -26,6 +26,7 @@
 mod deliver;
 mod demux;
 mod egress;
+mod groups;
 mod ingress;
 mod local;
 mod oversize;
@@ -80,6 +81,7 @@ impl Forwarder<'_> {
             any = true;
             self.output.ledger.received += burst.len() as u64;
             self.outbound(&mut burst);
+            self.output.channel.recycle(burst);
         }
         any
     }
@@ -96,6 +98,14 @@ impl Forwarder<'_> {
         }
         // More than fit are still due, and come with the next call.
         self.worker.stirred.extend(due);
+        if self
+            .worker
+            .memberships
+            .poll_at()
+            .is_some_and(|at| at <= now)
+        {
+            self.report_groups();
+        }
         self.worker.echo.expire(now);
         self.worker.fragments.expire(now);
         self.settle();
@@ -103,6 +113,11 @@ impl Forwarder<'_> {
             self.run(Step::Refuse(refusal));
         }
         self.finish();
+    }
+
+    /// Says which groups the NOS is in, as far as that is due.
+    pub(crate) fn report_groups(&mut self) {
+        groups::report(self.tables, self.worker, self.output, self.now);
     }
 
     /// Sends what is left to be sent: what was released, what the NOS's own services have to say,

@@ -6,6 +6,7 @@ use super::{v4, v6};
 use crate::checksum::Sum;
 use crate::frame::{Checksum, ETHERNET_HEADER, FramePool};
 use crate::ipv4_options;
+use crate::offload::first_segment;
 use crate::originate::{Network, Originator, addresses, is_unicast, names_one_host, traffic_class};
 use crate::packet::{Addresses, Fragment, IPV4_HEADER, IPV6_HEADER, Packet, protocol};
 
@@ -94,6 +95,9 @@ impl IcmpError {
         originator: &mut Originator,
         pool: &mut FramePool,
     ) -> Option<Packet> {
+        if offending.tunnel().is_some() {
+            return self.build_of_tunnel(offending, source, originator, pool);
+        }
         let addresses = addresses(source, offending.source())?;
         let (kind, code, rest) = self.header(offending);
         let options = match self {
@@ -130,6 +134,21 @@ impl IcmpError {
         })?;
         packet.set_vrf(offending.frame().vrf());
         Some(packet)
+    }
+
+    /// About the first segment of a tunnel's super-frame, which is made for that.
+    #[cold]
+    fn build_of_tunnel(
+        self,
+        offending: &Packet,
+        source: IpAddr,
+        originator: &mut Originator,
+        pool: &mut FramePool,
+    ) -> Option<Packet> {
+        let segment = first_segment(offending, pool)?;
+        let error = self.build(&segment, source, originator, pool);
+        pool.free(segment.into_frame());
+        error
     }
 
     /// Type, code, and the four octets that follow the checksum.
@@ -614,6 +633,7 @@ mod tests {
                     kind,
                     ecn: false,
                     size: NonZeroU16::new(700).unwrap(),
+                    tunnel: None,
                 }),
             });
             let super_frame = Packet::parse(frame).unwrap();
@@ -643,6 +663,7 @@ mod tests {
                 kind: GsoKind::Udp,
                 ecn: false,
                 size: NonZeroU16::new(1200).unwrap(),
+                tunnel: None,
             }),
         });
         let super_frame = Packet::parse(frame).unwrap();

@@ -77,26 +77,13 @@ impl<F: Finish> Cut<F> {
     }
 
     fn copy(&self, whole: &Frame, pool: &mut FramePool) -> Option<Frame> {
-        let Sizes { headers, piece, .. } = self.sizes;
-        let mut frame = pool.alloc()?;
-        if frame.set_len(headers + piece).is_err() {
-            pool.free(frame);
-            return None;
-        }
-        let (from, to) = whole.bytes().split_at(headers);
-        let (header, payload) = frame.bytes_mut().split_at_mut(headers);
-        header.copy_from_slice(from);
-        payload.copy_from_slice(&to[self.done..self.done + piece]);
-        frame.inherit(whole);
-        frame.set_offload(whole.offload());
         let piece = Piece {
             index: self.index,
             offset: self.done,
-            len: piece,
+            len: self.sizes.piece,
             last: false,
         };
-        self.finish.finish(&mut frame, piece);
-        Some(frame)
+        copy(whole, self.sizes.headers, piece, &self.finish, pool)
     }
 
     /// Gives up all but the last piece of the `left` octets.
@@ -143,4 +130,43 @@ impl<F: Finish> Cut<F> {
             }),
         }
     }
+}
+
+/// A copy of the headers and of a piece of the payload.
+fn copy<F: Finish>(
+    whole: &Frame,
+    headers: usize,
+    piece: Piece,
+    finish: &F,
+    pool: &mut FramePool,
+) -> Option<Frame> {
+    let mut frame = pool.alloc()?;
+    if frame.set_len(headers + piece.len).is_err() {
+        pool.free(frame);
+        return None;
+    }
+    let (from, to) = whole.bytes().split_at(headers);
+    let (header, payload) = frame.bytes_mut().split_at_mut(headers);
+    header.copy_from_slice(from);
+    payload.copy_from_slice(&to[piece.offset..piece.offset + piece.len]);
+    frame.inherit(whole);
+    frame.set_offload(whole.offload());
+    finish.finish(&mut frame, piece);
+    Some(frame)
+}
+
+/// A copy of the first piece of a packet that has more than one.
+pub(super) fn copy_first<F: Finish>(
+    whole: &Packet,
+    sizes: Sizes,
+    finish: &F,
+    pool: &mut FramePool,
+) -> Option<Packet> {
+    let piece = Piece {
+        index: 0,
+        offset: 0,
+        len: sizes.piece,
+        last: false,
+    };
+    copy(whole.frame(), sizes.headers, piece, finish, pool).map(Packet::assume)
 }

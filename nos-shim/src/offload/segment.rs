@@ -1,9 +1,12 @@
 //! Cutting super-frames into segments.
 
-use super::cut::{Cut, Finish, Piece, Sizes};
+use super::cut::{Cut, Finish, Piece, Sizes, copy_first};
+use super::tunnel::Tunneled;
 use super::{Adapted, Capabilities, complete_checksum, never_zero};
 use crate::checksum::Sum;
-use crate::frame::{Checksum, ETHERNET_HEADER, Frame, FramePool, Offload, Segmentation};
+use crate::frame::{
+    Checksum, ETHERNET_HEADER, Frame, FramePool, GsoKind, Offload, Segmentation, Tunnel,
+};
 use crate::packet::{IPV4_HEADER, IPV6_HEADER, Packet, protocol};
 
 const FIN: u16 = 0x01;
@@ -16,6 +19,9 @@ const CWR: u16 = 0x80;
 /// Segments get consecutive IPv4 identifications. FIN and PSH stay on the last segment, CWR on the
 /// first (also without the ECN mark, as Linux has it). IPv4 options and IPv6 extension headers
 /// stay on all. Segments for which `pool` has no buffer are dropped.
+///
+/// What a tunnel carries is cut likewise, with the tunnel's headers in front of each segment. Of two
+/// checksums a device can make one: that of the tunnel's UDP header if there is one, else the inner.
 ///
 /// A packet that is no super-frame is handed on as it is, but for its checksum.
 pub fn segment(
@@ -39,34 +45,67 @@ pub fn segment(
     segments.adapted()
 }
 
+/// A copy of a super-frame's first segment, complete.
+pub(crate) fn first_segment(whole: &Packet, pool: &mut FramePool) -> Option<Packet> {
+    let segmentation = whole.frame().offload().segmentation?;
+    let sizes = sizes(whole, segmentation);
+    match segmentation.tunnel {
+        None => copy_first(whole, sizes, &Template::new(whole, false), pool),
+        Some(tunnel) => copy_first(whole, sizes, &Tunneled::new(whole, tunnel, false), pool),
+    }
+}
+
 /// The segments of a super-frame.
-pub(super) struct Segments(Cut<Template>);
+pub(super) enum Segments {
+    Plain(Cut<Template>),
+    Tunneled(Cut<Tunneled>),
+}
+
+fn sizes(packet: &Packet, segmentation: Segmentation) -> Sizes {
+    let size = usize::from(segmentation.size.get());
+    Sizes {
+        headers: packet.segment_offset(segmentation),
+        piece: size,
+        last: size,
+    }
+}
 
 impl Segments {
     /// `partial`: leave the checksums to the device.
     pub(super) fn new(packet: Packet, segmentation: Segmentation, partial: bool) -> Self {
-        let size = usize::from(segmentation.size.get());
-        let sizes = Sizes {
-            headers: packet.payload_offset(),
-            piece: size,
-            last: size,
-        };
-        let template = Template::new(&packet, partial);
-        Self(Cut::new(packet, sizes, template))
+        let sizes = sizes(&packet, segmentation);
+        match segmentation.tunnel {
+            None => {
+                let template = Template::new(&packet, partial);
+                Self::Plain(Cut::new(packet, sizes, template))
+            }
+            Some(tunnel) => {
+                let template = Tunneled::new(&packet, tunnel, partial);
+                Self::Tunneled(Cut::new(packet, sizes, template))
+            }
+        }
     }
 
     #[inline]
     pub(super) fn next(&mut self, pool: &mut FramePool) -> Option<Packet> {
-        self.0.next(pool)
+        match self {
+            Self::Plain(cut) => cut.next(pool),
+            Self::Tunneled(cut) => cut.next(pool),
+        }
     }
 
     pub(super) fn adapted(&self) -> Adapted {
-        self.0.adapted()
+        match self {
+            Self::Plain(cut) => cut.adapted(),
+            Self::Tunneled(cut) => cut.adapted(),
+        }
     }
 }
 
 /// What is the same in all segments, summed once.
-struct Template {
+pub(super) struct Template {
+    /// Octets from the frame's start to the IP header.
+    l3: usize,
     /// Octets from the frame's start to the transport header.
     l4: usize,
     network: Network,
@@ -76,7 +115,7 @@ struct Template {
     partial: bool,
 }
 
-enum Network {
+pub(super) enum Network {
     V4 {
         /// The header but for length, identification and checksum.
         sum: Sum,
@@ -85,7 +124,7 @@ enum Network {
     V6,
 }
 
-enum Transport {
+pub(super) enum Transport {
     Tcp {
         /// The header but for sequence number, flags and checksum.
         sum: Sum,
@@ -100,18 +139,50 @@ enum Transport {
 }
 
 impl Template {
-    fn new(packet: &Packet, partial: bool) -> Self {
-        let transport = packet.transport();
-        let header = packet.payload_offset() - packet.transport_offset();
-        let header = &transport[..header];
+    pub(super) fn new(packet: &Packet, partial: bool) -> Self {
+        let l4 = packet.transport_offset();
+        let transport = &packet.frame().bytes()[l4..packet.payload_offset()];
         Self {
-            l4: packet.transport_offset(),
-            network: Network::new(packet),
-            transport: Transport::new(packet.protocol(), header),
+            l3: ETHERNET_HEADER,
+            l4,
+            network: Network::new(&packet.frame().bytes()[ETHERNET_HEADER..l4]),
+            transport: Transport::new(packet.protocol(), transport),
             pseudo: pseudo_sum(packet),
             partial,
         }
     }
+
+    /// Of the packet in a tunnel, whose payload begins at `payload`.
+    pub(super) fn inner(octets: &[u8], tunnel: Tunnel, kind: GsoKind, payload: usize) -> Self {
+        let (l3, l4) = (usize::from(tunnel.network), usize::from(tunnel.transport));
+        let protocol = match kind {
+            GsoKind::TcpV4 | GsoKind::TcpV6 => protocol::TCP,
+            GsoKind::Udp => protocol::UDP,
+        };
+        let header = &octets[l3..l4];
+        Self {
+            l3,
+            l4,
+            network: Network::new(header),
+            transport: Transport::new(protocol, &octets[l4..payload]),
+            pseudo: addresses_sum(header).add_u16(u16::from(protocol)),
+            partial: false,
+        }
+    }
+
+    /// Leaves the checksum to the device, or not.
+    pub(super) fn partial(self, partial: bool) -> Self {
+        Self { partial, ..self }
+    }
+}
+
+/// The sum of the addresses in an IP header without segments left.
+pub(super) fn addresses_sum(header: &[u8]) -> Sum {
+    let addresses = match header.first() {
+        Some(0x60..=0x6f) => 8..IPV6_HEADER,
+        _ => 12..IPV4_HEADER,
+    };
+    Sum::ZERO.plus(header.get(addresses).unwrap_or_default())
 }
 
 /// The pseudo-header's sum but for the length. Taken from the checksum field where it stands
@@ -128,11 +199,11 @@ fn pseudo_sum(packet: &Packet) -> Sum {
 }
 
 impl Network {
-    fn new(packet: &Packet) -> Self {
-        if packet.is_ipv6() {
+    /// Of an IP header with all options or extension headers.
+    pub(super) fn new(header: &[u8]) -> Self {
+        if header[0] >> 4 == 6 {
             return Self::V6;
         }
-        let header = &packet.ip()[..packet.transport_offset() - ETHERNET_HEADER];
         let sum = Sum::ZERO
             .plus(&header[..2])
             .plus(&header[6..10])
@@ -145,7 +216,7 @@ impl Network {
 
     /// `len`: octets of transport header and payload.
     #[inline]
-    fn finish(&self, header: &mut [u8], len: usize, index: u16) {
+    pub(super) fn finish(&self, header: &mut [u8], len: usize, index: u16) {
         match *self {
             Self::V4 {
                 sum,
@@ -231,7 +302,7 @@ impl Finish for Template {
         let (network, segment) = frame.bytes_mut().split_at_mut(self.l4);
         let len = segment.len();
         self.network
-            .finish(&mut network[ETHERNET_HEADER..], len, piece.index);
+            .finish(&mut network[self.l3..], len, piece.index);
         let header = self.transport.finish(segment, piece);
         let pseudo = self.pseudo.add_u16(length(len));
         let at = self.transport.checksum_at();
@@ -266,11 +337,11 @@ impl Template {
     }
 }
 
-fn u16_at(octets: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(octets: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([octets[at], octets[at + 1]])
 }
 
 /// A length inside a packet, which is never longer than 65,535 octets.
-fn length(octets: usize) -> u16 {
+pub(super) fn length(octets: usize) -> u16 {
     u16::try_from(octets).unwrap_or(u16::MAX)
 }

@@ -12,6 +12,8 @@ use crate::packet::craft::{
 };
 use crate::packet::{Fragment, parse};
 
+mod tunnel;
+
 const ALL: Capabilities = Capabilities::all();
 
 fn tcp() -> Transport {
@@ -500,6 +502,7 @@ fn what_devices_must_be_able_to_do() {
             kind,
             ecn: true,
             size: NonZeroU16::MIN,
+            tunnel: None,
         }),
     };
     let table = [

@@ -287,7 +287,12 @@ impl Craft {
             _ => GsoKind::Udp,
         };
         let size = NonZeroU16::new(size).unwrap();
-        let segmentation = Some(Segmentation { kind, ecn, size });
+        let segmentation = Some(Segmentation {
+            kind,
+            ecn,
+            size,
+            tunnel: None,
+        });
         (
             frame,
             Offload {

@@ -21,7 +21,7 @@ use crate::ports::{
 use crate::services::ServiceConfig;
 
 use own::OwnAddresses;
-pub use uplinks::{LinkState, UplinkConfig};
+pub use uplinks::{JoinRefused, LinkState, UplinkConfig};
 pub(crate) use uplinks::{Uplink, UplinkChange};
 
 /// The least MTU of an IPv6 link (RFC 8200 §5).

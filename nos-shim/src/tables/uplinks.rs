@@ -5,11 +5,14 @@ use core::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use thiserror::Error;
 
 use super::{OwnAddresses, Tables};
 use crate::fib::{Action, FibFull, InactiveReason, InactiveRoute, Protocol, Route, Source};
 use crate::id_table::IdTable;
 use crate::ident::{MacAddr, UplinkId, VrfId};
+use crate::multicast::{igmp, solicited_node_groups};
+use crate::ndp::ALL_NODES;
 use crate::offload::Capabilities;
 
 /// An interface of the NOS towards the network.
@@ -44,6 +47,8 @@ pub(crate) struct Uplink {
     pub(crate) link: LinkState,
     /// What its device takes.
     pub(crate) capabilities: Capabilities,
+    /// Groups that the NOS is in besides those of its addresses.
+    joined: Vec<IpAddr>,
 }
 
 impl Uplink {
@@ -57,6 +62,35 @@ impl Uplink {
     pub(crate) fn link_local(&self) -> Ipv6Addr {
         self.config.mac.link_local()
     }
+
+    /// The groups that the NOS is in on this link, besides those in which everybody is.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let addresses = self.config.addresses.iter().map(IpNet::addr);
+        let of_addresses = solicited_node_groups(self.config.mac, addresses);
+        of_addresses
+            .map(IpAddr::V6)
+            .chain(self.joined.iter().copied())
+    }
+
+    /// Whether the NOS takes what is sent to a group on this link.
+    pub(crate) fn is_in_group(&self, group: IpAddr) -> bool {
+        let everybody = match group {
+            IpAddr::V4(group) => group == igmp::ALL_SYSTEMS,
+            IpAddr::V6(group) => group == ALL_NODES,
+        };
+        everybody || self.groups().any(|joined| joined == group)
+    }
+}
+
+/// Why the NOS does not join a group.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum JoinRefused {
+    /// It is no multicast address.
+    #[error("{0} is not the address of a group")]
+    NotAGroup(IpAddr),
+    /// There is no such uplink.
+    #[error("{0} does not exist")]
+    UnknownUplink(UplinkId),
 }
 
 /// What a change of uplinks means for what is kept of them elsewhere.
@@ -134,6 +168,7 @@ impl Tables {
                 config,
                 link: LinkState::Down,
                 capabilities: Capabilities::empty(),
+                joined: Vec::new(),
             };
             self.uplinks.insert(id, fresh);
             return Some(UplinkChange::New(id));
@@ -147,6 +182,31 @@ impl Tables {
         } else {
             UplinkChange::Mac(id)
         })
+    }
+
+    /// Has the NOS join a group on an uplink, as long as that exists, or until it leaves it. Joining
+    /// twice is joining once.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinRefused`]; nothing has changed then.
+    pub(crate) fn join_group(&mut self, id: UplinkId, group: IpAddr) -> Result<(), JoinRefused> {
+        if !group.is_multicast() {
+            return Err(JoinRefused::NotAGroup(group));
+        }
+        let uplink = self.uplinks.get_mut(id);
+        let joined = &mut uplink.ok_or(JoinRefused::UnknownUplink(id))?.joined;
+        if !joined.contains(&group) {
+            joined.push(group);
+        }
+        Ok(())
+    }
+
+    /// Has the NOS leave a group that it has joined.
+    pub(crate) fn leave_group(&mut self, id: UplinkId, group: IpAddr) {
+        if let Some(uplink) = self.uplinks.get_mut(id) {
+            uplink.joined.retain(|&joined| joined != group);
+        }
     }
 
     /// The configuration of all uplinks but one.

@@ -1,8 +1,10 @@
-//! What one worker remembers from packet to packet: neighbors, flows, fragments, connections, rates.
+//! What one worker remembers from packet to packet: neighbors, groups, flows, fragments, connections,
+//! rates.
 //!
 //! Nobody else reads or writes it. What depends on configuration follows the
 //! [tables](crate::tables) when they change.
 
+mod memberships;
 #[cfg(not(feature = "stack"))]
 mod no_stack;
 mod rewrites;
@@ -27,6 +29,7 @@ use crate::time::Instant;
 #[cfg(not(feature = "stack"))]
 use no_stack::LocalStack;
 
+pub(crate) use memberships::{LinkMemberships, Memberships};
 pub(crate) use rewrites::{Rewrite, Rewrites};
 
 /// Who gets the fragments of a datagram: whoever got the first.
@@ -47,6 +50,7 @@ pub(crate) struct Worker {
     pub(crate) neighbors: IdTable<UplinkId, NeighborCache<Origin>>,
     /// Uplinks whose neighbor caches may want something done.
     pub(crate) stirred: Vec<UplinkId>,
+    pub(crate) memberships: Memberships,
     pub(crate) echo: EchoFlows,
     pub(crate) fragments: FragmentTable<Holder>,
     pub(crate) reassembler: Reassembler,
@@ -75,6 +79,7 @@ impl Worker {
             shares,
             neighbors: IdTable::new(),
             stirred: Vec::new(),
+            memberships: Memberships::new(seed),
             echo: EchoFlows::default(),
             fragments: FragmentTable::new(fragments),
             reassembler: Reassembler::new(reassembly, seed),
@@ -170,6 +175,7 @@ impl Worker {
         let mut first = sooner(self.echo.poll_at(), self.fragments.poll_at());
         first = sooner(first, self.reassembler.poll_at());
         first = sooner(first, self.local.poll_at());
+        first = sooner(first, self.memberships.poll_at());
         for cache in self.neighbors.values() {
             first = sooner(first, cache.poll_at());
         }

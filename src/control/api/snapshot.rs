@@ -54,7 +54,7 @@ impl core::fmt::Display for LinkState {
     }
 }
 
-use crate::data::device::CaptureStatus;
+use crate::data::device::{CaptureStatus, UringReport};
 use crate::data::event_loop::{Durations, SLOW, Stage as LoopStage, TurnTimes};
 
 /// Dropped packets by [`DropReason::label`](nos_shim::drop::DropReason::label); only reasons that
@@ -118,7 +118,7 @@ pub struct Link {
     pub vrf: VrfId,
     /// Octets of the longest IP packet.
     pub mtu: u16,
-    /// Offloads in use: `checksum`, `tso4`, `tso6`, `uso`; none is empty.
+    /// Offloads in use: `checksum`, `tso4`, `tso6`, `uso`, `tunnel`; none is empty.
     pub offload: Vec<String>,
     /// Received from it.
     pub rx: Traffic,
@@ -128,6 +128,13 @@ pub struct Link {
     pub drops: Drops,
     /// Packets that the kernel dropped because the device's queue was full, where it says.
     pub device_tx_dropped: Option<u64>,
+    /// Super-frames of more than 64 KiB that came from it, and were cut.
+    #[serde(default)]
+    pub long_super_frames: u64,
+    /// Frames that the device refused because of what they leave to it: by `checksum`, `tso4`,
+    /// `tso6`, `uso`, `tunnel`, or `runs` of datagrams. Only kinds that occurred.
+    #[serde(default)]
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// Packets and their octets, link-layer headers included. A super-frame counts as one packet.
@@ -355,6 +362,51 @@ pub struct Turns {
     pub slow_us: u64,
     /// Whole turns, and the stages of turns: `turn`, `commands`, `receive`, `engine`, `transmit`.
     pub stages: Vec<TurnStage>,
+    /// How the thread hands bursts to the kernel.
+    pub io_uring: IoUring,
+}
+
+/// What a data thread does by io_uring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoUring {
+    /// `used`; `off` by configuration; `unavailable`; or `failed` while in use.
+    pub state: String,
+    /// Why it is unavailable, or has failed.
+    pub reason: Option<String>,
+    /// Whether TAPs are written to by it, not packet sockets alone.
+    pub taps: bool,
+    /// Batches submitted.
+    pub batches: u64,
+    /// Frames in those batches that the kernel took.
+    pub frames: u64,
+}
+
+impl IoUring {
+    /// Of a thread that has a ring.
+    #[must_use]
+    pub fn used(report: &UringReport) -> Self {
+        let reason = report.failed.map(|errno| errno.desc().to_owned());
+        let state = if reason.is_some() { "failed" } else { "used" };
+        Self {
+            state: state.to_owned(),
+            reason,
+            taps: report.taps,
+            batches: report.batches,
+            frames: report.frames,
+        }
+    }
+
+    /// Of a thread that has none.
+    #[must_use]
+    pub fn unused(state: &str, reason: Option<String>) -> Self {
+        Self {
+            state: state.to_owned(),
+            reason,
+            taps: false,
+            batches: 0,
+            frames: 0,
+        }
+    }
 }
 
 /// How long one stage of turns took.
@@ -371,7 +423,7 @@ pub struct TurnStage {
 impl Turns {
     /// What a data thread's watchdog has counted.
     #[must_use]
-    pub fn new(thread: &str, times: &TurnTimes) -> Self {
+    pub fn new(thread: &str, times: &TurnTimes, io_uring: IoUring) -> Self {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let row = |name: &str, durations: Durations| TurnStage {
             name: name.to_owned(),
@@ -385,6 +437,7 @@ impl Turns {
             stages: core::iter::once(row("turn", times.turns))
                 .chain(stages)
                 .collect(),
+            io_uring,
         }
     }
 }

@@ -17,7 +17,8 @@ use super::place::At;
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{
-    ContainerDevice, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads, UplinkDevice,
+    ContainerDevice, IoUring, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads,
+    UplinkDevice,
 };
 
 /// The entries that are sound.
@@ -130,11 +131,13 @@ fn relay(mut section: Section<'_>) -> RelayConfig {
     let threads = section.optional("threads", values::threads);
     let buffers = section.optional("buffers", values::buffers);
     let ring = section.optional("ring", values::ring);
+    let io_uring = section.optional("io_uring", values::io_uring);
     section.finish();
     RelayConfig {
         threads: threads.map_or(Threads::default(), |at| at.value),
         buffers: value(buffers, defaults.buffers),
         ring: value(ring, defaults.ring),
+        io_uring: io_uring.map_or(IoUring::default(), |at| at.value),
     }
 }
 

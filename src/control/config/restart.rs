@@ -30,6 +30,11 @@ impl RelayConfig {
                 new.buffers.to_string(),
             ),
             setting("relay.ring", old.ring.to_string(), new.ring.to_string()),
+            setting(
+                "relay.io_uring",
+                old.io_uring.to_string(),
+                new.io_uring.to_string(),
+            ),
         ];
         settings.retain(|setting| setting.old != setting.new);
         settings

@@ -14,7 +14,9 @@ use toml::de::DeValue;
 
 use crate::interface_name::InterfaceName;
 
-use super::{ContainerDevice, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice};
+use super::{
+    ContainerDevice, IoUring, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
+};
 
 /// Characters of a value that errors quote.
 const MAX_QUOTED: usize = 60;
@@ -48,6 +50,15 @@ pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
 
 pub(super) fn threads(value: &DeValue<'_>) -> Result<Threads, String> {
     let options = [("single", Threads::Single), ("split", Threads::Split)];
+    choice(value, &options)
+}
+
+pub(super) fn io_uring(value: &DeValue<'_>) -> Result<IoUring, String> {
+    let options = [
+        ("auto", IoUring::Auto),
+        ("off", IoUring::Off),
+        ("on", IoUring::On),
+    ];
     choice(value, &options)
 }
 

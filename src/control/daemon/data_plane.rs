@@ -10,10 +10,10 @@ use nos_shim::frame::{FramePool, MAX_FRAME};
 use nos_shim::share::Budget;
 use nos_shim::shim::{Shim, ShimConfig};
 use std::sync::Arc;
-use tracing::error;
+use tracing::{error, info};
 
-use crate::control::config::{RelayConfig, Threads};
-use crate::data::device::CaptureSink;
+use crate::control::config::{IoUring, RelayConfig, Threads};
+use crate::data::device::{CaptureSink, Unavailable, Uring, UringReport};
 use crate::data::engine::Engine;
 use crate::data::event_loop::{
     AddDeviceError, DeviceReport, Ended, Event, EventLoop, Listener, LoopDevice, LoopHandle,
@@ -32,6 +32,26 @@ pub(super) struct DataPlane {
     threads: Vec<JoinHandle<Ended>>,
     events: Receiver<Event>,
     epoch: std::time::Instant,
+    /// Why the threads have no io_uring; `None` if they have.
+    no_uring: Option<NoUring>,
+}
+
+/// Why no data thread has an io_uring instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NoUring {
+    /// It is not wanted.
+    Off,
+    /// It cannot be had.
+    Unavailable(Unavailable),
+}
+
+/// What a data thread says of itself.
+#[derive(Debug)]
+pub(super) struct ThreadReport {
+    pub(super) name: &'static str,
+    pub(super) times: TurnTimes,
+    /// What it does by io_uring, or why nothing.
+    pub(super) uring: Result<UringReport, NoUring>,
 }
 
 /// Puts events into a queue and wakes the control thread.
@@ -74,8 +94,12 @@ impl DataPlane {
             };
             thread::Builder::new().name(name.to_owned()).spawn(run)
         };
-        let new_loop =
-            |engine, pool| EventLoop::new(engine, pool, epoch, Box::new(listener.clone()));
+        let (mut urings, no_uring) = open_urings(settings)?;
+        let mut new_loop = |engine, pool| {
+            let (event_loop, handle) =
+                EventLoop::new(engine, pool, epoch, Box::new(listener.clone()))?;
+            io::Result::Ok((event_loop.with_uring(urings.pop()), handle))
+        };
         let seed = seed();
         let shim = |end, pool| Shim::new(end, pool, ShimConfig { seed });
         match settings.threads {
@@ -92,6 +116,7 @@ impl DataPlane {
                     threads,
                     events,
                     epoch,
+                    no_uring,
                 })
             }
             Threads::Split => {
@@ -106,6 +131,7 @@ impl DataPlane {
                     threads,
                     events,
                     epoch,
+                    no_uring,
                 })
             }
         }
@@ -188,13 +214,22 @@ impl DataPlane {
         self.side(interface).set_capture(interface, sink)
     }
 
-    /// The data threads, each with the time that its turns took.
-    pub(super) fn turn_times(&self) -> Result<Vec<(&'static str, TurnTimes)>, Stopped> {
+    /// What the data threads say of themselves.
+    pub(super) fn threads(&self) -> Result<Vec<ThreadReport>, Stopped> {
         if self.threads.len() == 1 {
-            return Ok(vec![("data", self.relay.turn_times()?)]);
+            return Ok(vec![self.thread("data", &self.relay)?]);
         }
-        let (relay, nos) = (self.relay.turn_times()?, self.nos.turn_times()?);
-        Ok(vec![("relay", relay), ("nos", nos)])
+        let relay = self.thread("relay", &self.relay)?;
+        Ok(vec![relay, self.thread("nos", &self.nos)?])
+    }
+
+    fn thread(&self, name: &'static str, handle: &LoopHandle) -> Result<ThreadReport, Stopped> {
+        let absent = self.no_uring.clone().unwrap_or(NoUring::Off);
+        Ok(ThreadReport {
+            name,
+            times: handle.turn_times()?,
+            uring: handle.uring()?.ok_or(absent),
+        })
     }
 
     /// The time, as the data threads count it.
@@ -229,6 +264,32 @@ impl DataPlane {
         }
         devices
     }
+}
+
+/// An io_uring instance for each data thread, or the reason why there are none.
+fn open_urings(settings: &RelayConfig) -> io::Result<(Vec<Uring>, Option<NoUring>)> {
+    let count = match settings.threads {
+        Threads::Single => 1,
+        Threads::Split => 2,
+    };
+    let opened = match settings.io_uring {
+        IoUring::Off => return Ok((Vec::new(), Some(NoUring::Off))),
+        IoUring::Auto | IoUring::On => (0..count).map(|_| Uring::open()).collect(),
+    };
+    let urings: Vec<Uring> = match (opened, settings.io_uring) {
+        (Ok(urings), _) => urings,
+        (Err(reason), IoUring::On) => {
+            return Err(io::Error::other(format!("relay.io_uring: {reason}")));
+        }
+        (Err(reason), _) => {
+            info!("no io_uring, frames go by plain calls: {reason}");
+            return Ok((Vec::new(), Some(NoUring::Unavailable(reason))));
+        }
+    };
+    if !urings.iter().all(|uring| uring.report().taps) {
+        info!("no io_uring for TAPs: there are none here, or TUN does not take RWF_NOWAIT");
+    }
+    Ok((urings, None))
 }
 
 /// A seed that outsiders cannot guess, for hashes, identifiers and timers.

@@ -13,20 +13,21 @@ use nos_shim::ports::Grant;
 use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
-    self, Attachment, Capture, Counters, Link, LinkState, Neighbor, NeighborState, NextHop, Port,
-    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
+    self, Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState,
+    NextHop, Port, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::link_by_index;
 use crate::control::config::{Name, UplinkDevice};
 use crate::control::kernel::LinkFacts;
 use crate::control::plan::{Entity, claim};
-use crate::data::device::{CaptureWriter, DeviceKind};
+use crate::data::device::{CaptureWriter, DeviceKind, Refusals};
 use crate::data::event_loop::{DeviceReport, Stopped};
 use crate::data::relay::{AttachmentCounters, AttachmentStatus};
 
 use super::Daemon;
 use super::containers::relay_mac;
+use super::data_plane::NoUring;
 use super::live::{LiveDevice, LiveLink, LiveUplink};
 use super::standing::Condition;
 
@@ -142,6 +143,8 @@ impl Daemon {
                 },
                 drops: snapshot::drops(&drops),
                 device_tx_dropped: kernel_drops(live, inside.as_ref(), device),
+                long_super_frames: device.map_or(0, |device| device.counters.long),
+                refused: device.map(refused).unwrap_or_default(),
             },
         })
     }
@@ -272,8 +275,17 @@ impl Daemon {
     }
 
     fn turns(&self) -> Result<Vec<Turns>, Stopped> {
-        let threads = self.live.plane.turn_times()?;
-        let shown = threads.iter().map(|(name, times)| Turns::new(name, times));
+        let threads = self.live.plane.threads()?;
+        let shown = threads.iter().map(|thread| {
+            let io_uring = match &thread.uring {
+                Ok(report) => IoUring::used(report),
+                Err(NoUring::Off) => IoUring::unused("off", None),
+                Err(NoUring::Unavailable(reason)) => {
+                    IoUring::unused("unavailable", Some(reason.to_string()))
+                }
+            };
+            Turns::new(thread.name, &thread.times, io_uring)
+        });
         Ok(shown.collect())
     }
 
@@ -328,6 +340,8 @@ impl Daemon {
                 },
                 drops: snapshot::drops(&drops),
                 device_tx_dropped: live.map(|live| live.inspector.kernel_drops()),
+                long_super_frames: device.map_or(0, |device| device.counters.long),
+                refused: device.map(refused).unwrap_or_default(),
             },
         }
     }
@@ -353,6 +367,30 @@ fn with_drops_of(device: Option<&DeviceReport>, mut drops: DropCounters) -> Drop
         drops.merge(&device.counters.sent.drops);
     }
     drops
+}
+
+/// Frames that a device refused, by kind; only kinds that occurred.
+fn refused(device: &DeviceReport) -> BTreeMap<String, u64> {
+    let Refusals {
+        checksum,
+        tso4,
+        tso6,
+        uso,
+        tunnel,
+        runs,
+    } = device.counters.refused;
+    [
+        ("checksum", checksum),
+        ("tso4", tso4),
+        ("tso6", tso6),
+        ("uso", uso),
+        ("tunnel", tunnel),
+        ("runs", runs),
+    ]
+    .into_iter()
+    .filter(|&(_, count)| count > 0)
+    .map(|(kind, count)| (kind.to_owned(), count))
+    .collect()
 }
 
 /// What the kernel lost of the container's packets because the relay did not read them in time.
@@ -394,6 +432,7 @@ fn offload(device: &DeviceReport) -> Vec<String> {
         (Capabilities::TSO4, "tso4"),
         (Capabilities::TSO6, "tso6"),
         (Capabilities::USO, "uso"),
+        (Capabilities::TUNNEL, "tunnel"),
     ];
     let used = names
         .iter()

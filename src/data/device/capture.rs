@@ -43,7 +43,7 @@ use thiserror::Error;
 pub use record::CaptureSink;
 pub use writer::{CaptureUnfinished, CaptureWriter};
 
-use super::{DeviceCounters, DeviceKind, FrameDevice, Inspector, Received, Sent};
+use super::{Batch, DeviceCounters, DeviceKind, FrameDevice, Inspector, Received, Sent};
 use record::Direction;
 
 /// How a capture is made.
@@ -120,6 +120,20 @@ impl From<Box<dyn FrameDevice>> for Captured {
     }
 }
 
+impl<D: FrameDevice> Captured<D> {
+    fn send(&mut self, burst: &mut Burst, send: impl FnOnce(&mut D, &mut Burst) -> Sent) -> Sent {
+        let Some(sink) = &mut self.sink else {
+            return send(&mut self.device, burst);
+        };
+        let offered = burst.len();
+        let copies = sink.record(burst, Direction::Outbound);
+        let sent = send(&mut self.device, burst);
+        // Frames that stay in the burst come again, adapted.
+        copies.commit(offered - burst.len());
+        sent
+    }
+}
+
 impl<D: FrameDevice> FrameDevice for Captured<D> {
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
         let before = burst.len();
@@ -132,15 +146,18 @@ impl<D: FrameDevice> FrameDevice for Captured<D> {
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        let Some(sink) = &mut self.sink else {
-            return self.device.send_burst(burst, pool);
-        };
-        let offered = burst.len();
-        let copies = sink.record(burst, Direction::Outbound);
-        let sent = self.device.send_burst(burst, pool);
-        // Frames that stay in the burst come again, adapted.
-        copies.commit(offered - burst.len());
-        sent
+        self.send(burst, |device, burst| device.send_burst(burst, pool))
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send(burst, |device, burst| {
+            device.send_batched(burst, pool, batch)
+        })
     }
 
     fn capabilities(&self) -> Capabilities {

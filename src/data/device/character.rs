@@ -120,18 +120,38 @@ pub(super) fn write_frame(
     }
 }
 
+/// What the kernel's refusal of a frame means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// This frame is dropped; the next has its own chance.
+    Dropped(DropReason),
+    /// There is no room, for the next either.
+    Full,
+    /// The interface is down or has gone, for the next too.
+    Lost(Egress),
+}
+
+/// What it means that the kernel refuses a frame with this error.
+pub(super) fn verdict(errno: Errno) -> Verdict {
+    match errno {
+        Errno::EAGAIN => Verdict::Full,
+        // This frame found no room or no memory; a shorter one may.
+        Errno::ENOBUFS | Errno::ENOMEM => Verdict::Dropped(DropReason::DeviceFull),
+        // A TAP that exists but is not up answers EIO, other interfaces ENETDOWN.
+        Errno::EIO | Errno::ENETDOWN => Verdict::Lost(Egress::Down),
+        Errno::EBADFD | Errno::EBADF | Errno::ENODEV | Errno::ENXIO => {
+            Verdict::Lost(Egress::Gone(errno))
+        }
+        _ => Verdict::Dropped(DropReason::DeviceError),
+    }
+}
+
 /// Draws the consequences of the kernel's refusal of the front frame.
 pub(super) fn handle_refusal(sending: &mut Sending<'_>, errno: Errno) {
-    match errno {
-        Errno::EAGAIN => sending.drop_rest(DropReason::DeviceFull),
-        // This frame found no room or no memory; a shorter one may.
-        Errno::ENOBUFS | Errno::ENOMEM => sending.dropped(DropReason::DeviceFull),
-        // A TAP that exists but is not up answers EIO, other interfaces ENETDOWN.
-        Errno::EIO | Errno::ENETDOWN => sending.lost(Egress::Down),
-        Errno::EBADFD | Errno::EBADF | Errno::ENODEV | Errno::ENXIO => {
-            sending.lost(Egress::Gone(errno));
-        }
-        _ => sending.dropped(DropReason::DeviceError),
+    match verdict(errno) {
+        Verdict::Dropped(reason) => sending.dropped(reason),
+        Verdict::Full => sending.drop_rest(DropReason::DeviceFull),
+        Verdict::Lost(egress) => sending.lost(egress),
     }
 }
 

@@ -192,6 +192,7 @@ impl Run {
                 kind: GsoKind::Udp,
                 ecn: false,
                 size,
+                tunnel: None,
             }),
         });
         Some(run)

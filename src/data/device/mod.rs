@@ -39,6 +39,7 @@ mod memory;
 mod packet;
 mod plain_tap;
 mod tap;
+mod uring;
 mod vnet;
 mod window;
 
@@ -47,7 +48,7 @@ use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 use nos_shim::drop::{DropCounters, DropReason};
-use nos_shim::frame::{Burst, Frame, FramePool};
+use nos_shim::frame::{BATCH, Burst, Frame, FramePool};
 use nos_shim::offload::Capabilities;
 use thiserror::Error;
 
@@ -62,6 +63,8 @@ pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
 pub use packet::{PacketOptions, PacketSocket};
 pub use plain_tap::PlainTap;
 pub use tap::Tap;
+pub use uring::{Batch, Slot, Unavailable, Uring, UringReport};
+pub use vnet::Refusals;
 
 /// A burst ends with the frame that makes it this long, in octets: what was read must still be in
 /// the second-level cache when it is written.
@@ -80,6 +83,17 @@ pub trait FrameDevice: fmt::Debug + Send {
     /// Frames need offload state that the capabilities cover, and
     /// [`nos_shim::frame::VNET_HEADER`] octets of headroom.
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent;
+
+    /// As [`Self::send_burst`], which it need not differ from: by as few system calls as can be, of
+    /// the ring that has this device's file.
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        _batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send_burst(burst, pool)
+    }
 
     /// What [`Self::send_burst`] takes. It can shrink while the device is in use: see
     /// [`Egress::Adapt`].
@@ -112,6 +126,15 @@ impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
         (**self).send_burst(burst, pool)
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        (**self).send_batched(burst, pool, batch)
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -257,6 +280,11 @@ pub struct DeviceCounters {
     pub received: Traffic,
     /// From us to the device.
     pub sent: Traffic,
+    /// Super-frames that were longer than a buffer, and were received as several (Linux: BIG TCP).
+    /// Their pieces are counted in `received`.
+    pub long: u64,
+    /// Frames that the kernel refused for the work that they leave to it.
+    pub refused: Refusals,
 }
 
 /// Why a device cannot be opened.
@@ -332,6 +360,8 @@ struct Sending<'a> {
     traffic: &'a mut Traffic,
     /// Frames at the front of the burst that are done with.
     done: usize,
+    /// Which of them the kernel may read for ever, by bit.
+    abandoned: u64,
     sent: Sent,
 }
 
@@ -348,6 +378,7 @@ impl<'a> Sending<'a> {
             pool,
             traffic,
             done: 0,
+            abandoned: 0,
             sent,
         }
     }
@@ -379,6 +410,14 @@ impl<'a> Sending<'a> {
         self.done += 1;
     }
 
+    /// The front frame is dropped, and its buffer never used again.
+    #[cold]
+    fn abandoned(&mut self) {
+        const { assert!(BATCH <= u64::BITS as usize) };
+        self.abandoned |= 1 << self.done;
+        self.dropped(DropReason::DeviceError);
+    }
+
     /// All frames that are not done with are dropped.
     fn drop_rest(&mut self, reason: DropReason) {
         let rest = self.burst.len() - self.done;
@@ -399,11 +438,25 @@ impl<'a> Sending<'a> {
     }
 
     /// Returns the buffers of all frames that are done with.
-    fn finish(self) -> Sent {
+    fn finish(mut self) -> Sent {
+        if self.abandoned != 0 {
+            self.give_up_abandoned();
+        }
         for frame in self.burst.drain(..self.done) {
             self.pool.free(frame);
         }
         self.sent
+    }
+
+    /// Takes the frames out of the burst that the kernel may read for ever, and leaves them to it.
+    #[cold]
+    fn give_up_abandoned(&mut self) {
+        for place in (0..self.done).rev() {
+            if self.abandoned & (1 << place) != 0 {
+                let _ = self.burst.remove(place).into_raw();
+                self.done -= 1;
+            }
+        }
     }
 }
 
@@ -434,5 +487,24 @@ mod tests {
         assert!(burst.is_empty());
         assert_eq!((traffic.frames, traffic.octets), (2, 4));
         assert_eq!(traffic.drops.total(), 3);
+    }
+
+    #[test]
+    fn a_buffer_that_the_kernel_may_read_is_never_used_again() {
+        let mut pool = FramePool::new(4, 64);
+        let mut burst: Burst = (1..=4)
+            .map(|len| pool.copy_from(&[0; 64][..len]).unwrap())
+            .collect();
+        let mut traffic = Traffic::default();
+        let mut sending = Sending::new(&mut burst, &mut pool, &mut traffic);
+        sending.taken();
+        sending.abandoned();
+        sending.taken();
+        let sent = sending.finish();
+        assert_eq!((sent.frames, sent.dropped), (2, 1));
+        assert_eq!(burst.iter().map(Frame::len).collect::<Vec<_>>(), [4]);
+        burst.clear();
+        let left: Vec<_> = core::iter::from_fn(|| pool.alloc()).collect();
+        assert_eq!(left.len(), 3);
     }
 }

@@ -9,9 +9,13 @@
 //! Frames come and go with a virtio-net header. On veth that is not a matter of speed: frames from
 //! the other end have partial checksums and are up to 64 KiB long, and only the header says so.
 //!
+//! A tunnel's super-frame comes with the offload of the packet inside, as if there were no tunnel. It
+//! cannot be sent so: the kernel would look for a TCP header where the tunnel's is, and drop it with
+//! `ENOMEM`. So it is cut before, and the segments of UDP tunnels leave as runs of datagrams.
+//!
 //! The kernel takes a VLAN tag out of the frame before we get it and mentions it in auxiliary data.
-//! Tagged traffic belongs to another network, so such frames are dropped
-//! ([`DropReason::EtherType`]), not taken for untagged ones.
+//! Traffic of a VLAN belongs to another network, so such frames are dropped ([`DropReason::Vlan`]), not
+//! taken for untagged ones. Frames with a priority tag are untagged ones ([`nos_shim::vlan`]).
 //!
 //! Frames are received and sent by `recvmmsg` and `sendmmsg`, header and frame as one piece; runs of
 //! datagrams are sent as one message ([`super::coalesce`]). A
@@ -19,24 +23,30 @@
 //! later raises a new edge, so there is no need to ask once more. An error that ended it instead
 //! was stored in the socket by the kernel, which polls as an error.
 //!
+//! Linux passes super-frames between interfaces that are longer than a buffer (BIG TCP). The first
+//! one is lost, later ones are cut into ordinary ones ([`overflow`], [`nos_shim::offload::cut_long`]).
+//!
 //! When the interface goes down, the kernel stores `ENETDOWN` in the socket, once, and takes up
 //! delivery by itself when it comes up. When the interface is deleted, that is the same event
 //! followed by a silent change of the bound index to -1: [`link`] looks at it for the control side,
 //! and the next frame that is sent is refused with `ENXIO`.
 
 mod messages;
+mod overflow;
 mod reception;
 mod socket;
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{Burst, Frame, FramePool};
-use nos_shim::offload::Capabilities;
+use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, VNET_HEADER};
+use nos_shim::offload::{Capabilities, Dropped};
 
 use super::character;
+use super::uring::{Batch, How};
 use super::vnet::{self, Offloads};
 use super::{
     DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, OpenError, Received, Sending, Sent,
@@ -46,6 +56,8 @@ use messages::{Messages, Refused};
 use reception::Reception;
 
 pub(super) use socket::{link, take_drops};
+
+const TUNNELS: Capabilities = Capabilities::TUNNEL.union(Capabilities::IP_TUNNEL);
 
 /// How a packet socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +108,8 @@ impl PacketSocket {
         Ok(Self {
             fd: Arc::new(fd),
             name: name.to_owned(),
-            offloads: Offloads::new(options.offload),
+            // Its virtio-net header has no words for tunnels.
+            offloads: Offloads::new(options.offload - TUNNELS),
             messages: Messages::new(),
             reception: Reception::new(),
             counters: DeviceCounters::default(),
@@ -108,66 +121,28 @@ impl FrameDevice for PacketSocket {
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
         let mut socket = Kernel {
             fd: &self.fd,
+            name: &self.name,
             messages: &mut self.messages,
         };
         let traffic = &mut self.counters.received;
-        self.reception
-            .recv_burst(&mut socket, pool, burst, limit, traffic)
+        let received = self
+            .reception
+            .recv_burst(&mut socket, pool, burst, limit, traffic);
+        self.counters.long = self.reception.cut();
+        received
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
-        if let Some(errno) = self.reception.gone() {
-            sending.lost(Egress::Gone(errno));
-            return sending.finish();
-        }
-        let mut down_before = false;
-        while sending.front().is_some() {
-            let coalesce = self.offloads.coalesces();
-            let result = self.messages.send(&self.fd, sending.waiting(), coalesce);
-            match result {
-                Ok(taken) => {
-                    for _ in 0..taken {
-                        if let Some(frame) = sending.front() {
-                            self.offloads.taken(frame.offload());
-                        }
-                        sending.taken();
-                    }
-                    self.reception.link_is_up();
-                }
-                // May be the trace of an outage that has ended: asking clears it.
-                Err(Refused {
-                    errno: Errno::ENETDOWN,
-                    ..
-                }) if !down_before => down_before = true,
-                Err(Refused {
-                    errno: Errno::EINVAL,
-                    run: true,
-                }) => {
-                    self.offloads.refused_run(DeviceKind::Packet, &self.name);
-                }
-                Err(Refused {
-                    errno: Errno::EINVAL,
-                    ..
-                }) => {
-                    let offload = sending.front().map(|frame| frame.offload());
-                    if let Some(kind) = offload.and_then(|offload| self.offloads.refused(offload)) {
-                        vnet::log_fallback(DeviceKind::Packet, &self.name, kind);
-                        sending.adapt();
-                        break;
-                    }
-                    sending.dropped(DropReason::DeviceError);
-                }
-                Err(Refused { errno, .. }) => character::handle_refusal(&mut sending, errno),
-            }
-        }
-        let sent = sending.finish();
-        match sent.egress {
-            Egress::Gone(errno) => self.reception.link_has_gone(errno),
-            Egress::Down => self.reception.link_is_down(),
-            Egress::Ready | Egress::Adapt => {}
-        }
-        sent
+        self.send(burst, pool, None)
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send(burst, pool, Some(batch))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -199,9 +174,85 @@ impl FrameDevice for PacketSocket {
     }
 }
 
+impl PacketSocket {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        mut batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
+        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
+        if let Some(errno) = self.reception.gone() {
+            sending.lost(Egress::Gone(errno));
+            return sending.finish();
+        }
+        let mut down_before = false;
+        while sending.front().is_some() {
+            // After an outage the first frame learns of it, and is sent again: not in a batch.
+            if let Some(batch) = &mut batch
+                && self.reception.is_up()
+                && batch.send(
+                    How::Send,
+                    vnet::area(VNET_HEADER),
+                    &mut self.offloads,
+                    &mut sending,
+                ) > 0
+            {
+                continue;
+            }
+            let coalesce = self.offloads.coalesces();
+            let result = self.messages.send(&self.fd, sending.waiting(), coalesce);
+            match result {
+                Ok(taken) => {
+                    for _ in 0..taken {
+                        if let Some(frame) = sending.front() {
+                            self.offloads.taken(frame.offload());
+                        }
+                        sending.taken();
+                    }
+                    self.reception.link_is_up();
+                }
+                // May be the trace of an outage that has ended: asking clears it.
+                Err(Refused {
+                    errno: Errno::ENETDOWN,
+                    ..
+                }) if !down_before => down_before = true,
+                Err(Refused {
+                    errno: Errno::EINVAL | Errno::EMSGSIZE,
+                    run: true,
+                }) => {
+                    self.offloads.refused_run(DeviceKind::Packet, &self.name);
+                }
+                Err(Refused {
+                    errno: Errno::EINVAL | Errno::EMSGSIZE,
+                    ..
+                }) => {
+                    let offload = sending.front().map(|frame| frame.offload());
+                    if let Some(kind) = offload.and_then(|offload| self.offloads.refused(offload)) {
+                        vnet::log_fallback(DeviceKind::Packet, &self.name, kind);
+                        sending.adapt();
+                        break;
+                    }
+                    sending.dropped(DropReason::DeviceError);
+                }
+                Err(Refused { errno, .. }) => character::handle_refusal(&mut sending, errno),
+            }
+        }
+        let sent = sending.finish();
+        self.counters.refused = self.offloads.refusals();
+        match sent.egress {
+            Egress::Gone(errno) => self.reception.link_has_gone(errno),
+            Egress::Down => self.reception.link_is_down(),
+            Egress::Ready | Egress::Adapt => {}
+        }
+        sent
+    }
+}
+
 /// The socket that frames are received from.
 struct Kernel<'a> {
     fd: &'a OwnedFd,
+    name: &'a str,
     messages: &'a mut Messages,
 }
 
@@ -210,7 +261,30 @@ impl reception::Socket for Kernel<'_> {
         self.messages.receive(self.fd, frames)
     }
 
+    fn at_once(&self) -> usize {
+        self.messages.at_once()
+    }
+
     fn accept(&self, n: usize, frame: &mut Frame) -> Result<(), DropReason> {
         self.messages.accept(n, frame)
+    }
+
+    fn cut(
+        &mut self,
+        n: usize,
+        frame: Frame,
+        pool: &mut FramePool,
+        out: &mut VecDeque<Frame>,
+    ) -> Result<Option<Dropped>, DropReason> {
+        if self.messages.lost(n) == Some(true) {
+            tracing::warn!(
+                "{} {}: frames of more than {MAX_FRAME} octets come in, which are cut: gso_max_size \
+                 or gso_ipv4_max_size of the sender's interface, or gro_max_size or \
+                 gro_ipv4_max_size of this one, is above 65536",
+                DeviceKind::Packet,
+                self.name
+            );
+        }
+        self.messages.cut(n, frame, pool, out)
     }
 }

@@ -5,11 +5,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nos_shim::frame::{Burst, FramePool, Offload};
+use nos_shim::frame::{Burst, Frame, FramePool, Offload};
 use nos_shim::offload::Capabilities;
 use tun_tap::{Iface, Mode};
 
 use super::tap::IntoErrno;
+use super::uring::{Batch, How};
+use super::vnet::Offloads;
 use super::{
     DeviceCounters, DeviceKind, FrameDevice, Inspector, OpenError, Received, Sending, Sent,
     character, valid_name,
@@ -71,21 +73,16 @@ impl FrameDevice for PlainTap {
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
-        while let Some(frame) = sending.front() {
-            let result = if is_finished(frame.offload()) {
-                character::write_frame(frame.bytes(), |area| {
-                    self.interface.send(area).map_err(IntoErrno::into_errno)
-                })
-            } else {
-                Err(Errno::EINVAL)
-            };
-            match result {
-                Ok(()) => sending.taken(),
-                Err(errno) => character::handle_refusal(&mut sending, errno),
-            }
-        }
-        sending.finish()
+        self.send(burst, pool, None)
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send(burst, pool, Some(batch))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -111,6 +108,43 @@ impl FrameDevice for PlainTap {
     fn counters(&self) -> &DeviceCounters {
         &self.counters
     }
+}
+
+impl PlainTap {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        mut batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
+        let mut offloads = Offloads::new(Capabilities::empty());
+        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
+        loop {
+            if let Some(batch) = &mut batch
+                && batch.send(How::Write, area, &mut offloads, &mut sending) > 0
+            {
+                continue;
+            }
+            let Some(frame) = sending.front() else { break };
+            let result = if is_finished(frame.offload()) {
+                character::write_frame(frame.bytes(), |area| {
+                    self.interface.send(area).map_err(IntoErrno::into_errno)
+                })
+            } else {
+                Err(Errno::EINVAL)
+            };
+            match result {
+                Ok(()) => sending.taken(),
+                Err(errno) => character::handle_refusal(&mut sending, errno),
+            }
+        }
+        sending.finish()
+    }
+}
+
+/// What a batch writes of a frame; an unfinished one is refused without asking the kernel.
+fn area(frame: &mut Frame) -> Option<&mut [u8]> {
+    is_finished(frame.offload()).then(|| frame.bytes_mut())
 }
 
 /// Whether the octets of a frame are all that a receiver needs to know.

@@ -12,11 +12,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::uio::writev;
 use nix::unistd::{read, write};
-use nos_shim::frame::{BATCH, Burst, Frame, FramePool, VNET_HEADER};
+use nos_shim::frame::{BATCH, Burst, Frame, FramePool, VNET_HEADER, VNET_TUNNEL_HEADER};
 use nos_shim::offload::Capabilities;
 
 use super::character::{self, ReadFailure};
 use super::coalesce::{Run, run_length};
+use super::uring::{Batch, How};
 use super::vnet::{self, Offloads};
 use super::{
     DeviceCounters, DeviceKind, FrameDevice, Inspector, LinkState, OpenError, Received, Sending,
@@ -37,6 +38,8 @@ const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 pub struct Tap {
     fd: Arc<OwnedFd>,
     name: String,
+    /// Octets of the virtio-net header.
+    header: usize,
     offloads: Offloads,
     counters: DeviceCounters,
 }
@@ -87,12 +90,12 @@ impl Tap {
             return Err(OpenError::NoVnetHeader(name));
         }
         set_nonblocking(&fd).map_err(refused(&name, "make it non-blocking"))?;
-        set_header_size(&fd).map_err(refused(&name, "set the size of virtio-net headers"))?;
-        let capabilities =
-            probe_offloads(&fd, wanted).map_err(refused(&name, "turn offloads on"))?;
+        let (header, capabilities) = negotiate(&fd, wanted - Capabilities::IP_TUNNEL)
+            .map_err(refused(&name, "turn offloads on"))?;
         Ok(Self {
             fd: Arc::new(fd),
             name,
+            header,
             offloads: Offloads::new(capabilities),
             counters: DeviceCounters::default(),
         })
@@ -101,45 +104,25 @@ impl Tap {
 
 impl FrameDevice for Tap {
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
-        let fd = &*self.fd;
+        let (fd, header) = (&*self.fd, self.header);
         let traffic = &mut self.counters.received;
         character::recv_burst(pool, burst, limit, traffic, |frame| {
-            character::read_frame(frame, VNET_HEADER, |area| read(fd, area))?;
-            vnet::take_header(frame).map_err(ReadFailure::Dropped)
+            character::read_frame(frame, header, |area| read(fd, area))?;
+            vnet::take_header(frame, header).map_err(ReadFailure::Dropped)
         })
     }
 
     fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
-        while !sending.waiting().is_empty() {
-            if self.offloads.coalesces()
-                && send_run(&self.fd, &self.name, &mut self.offloads, &mut sending)
-            {
-                continue;
-            }
-            let Some(frame) = sending.front() else { break };
-            let offload = frame.offload();
-            let result = match vnet::put_header(frame) {
-                Ok(area) => character::write_frame(area, |area| write(&*self.fd, area)),
-                Err(_) => Err(Errno::EMSGSIZE),
-            };
-            match result {
-                Ok(()) => {
-                    self.offloads.taken(offload);
-                    sending.taken();
-                }
-                Err(Errno::EINVAL) => {
-                    if let Some(kind) = self.offloads.refused(offload) {
-                        vnet::log_fallback(DeviceKind::Tap, &self.name, kind);
-                        sending.adapt();
-                        break;
-                    }
-                    character::handle_refusal(&mut sending, Errno::EINVAL);
-                }
-                Err(errno) => character::handle_refusal(&mut sending, errno),
-            }
-        }
-        sending.finish()
+        self.send(burst, pool, None)
+    }
+
+    fn send_batched(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: &mut Batch<'_>,
+    ) -> Sent {
+        self.send(burst, pool, Some(batch))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -171,9 +154,75 @@ impl FrameDevice for Tap {
     }
 }
 
+impl Tap {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        mut batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
+        let header = self.header;
+        let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
+        while !sending.waiting().is_empty() {
+            if let Some(batch) = &mut batch
+                && batch.send(
+                    How::Write,
+                    vnet::area(header),
+                    &mut self.offloads,
+                    &mut sending,
+                ) > 0
+            {
+                continue;
+            }
+            if self.offloads.coalesces()
+                && send_run(
+                    &self.fd,
+                    header,
+                    &self.name,
+                    &mut self.offloads,
+                    &mut sending,
+                )
+            {
+                continue;
+            }
+            let Some(frame) = sending.front() else { break };
+            let offload = frame.offload();
+            let result = match vnet::put_header(frame, header) {
+                Ok(area) => character::write_frame(area, |area| write(&*self.fd, area)),
+                // Not the kernel's answer: no room for the header.
+                Err(_) => Err(Errno::EPROTO),
+            };
+            match result {
+                Ok(()) => {
+                    self.offloads.taken(offload);
+                    sending.taken();
+                }
+                Err(errno @ (Errno::EINVAL | Errno::EMSGSIZE)) => {
+                    if let Some(kind) = self.offloads.refused(offload) {
+                        vnet::log_fallback(DeviceKind::Tap, &self.name, kind);
+                        sending.adapt();
+                        break;
+                    }
+                    character::handle_refusal(&mut sending, errno);
+                }
+                Err(errno) => character::handle_refusal(&mut sending, errno),
+            }
+        }
+        let sent = sending.finish();
+        self.counters.refused = self.offloads.refusals();
+        sent
+    }
+}
+
 /// Writes the run of datagrams at the front as one super-frame; returns whether there was one and
 /// it is done with.
-fn send_run(fd: &OwnedFd, name: &str, offloads: &mut Offloads, sending: &mut Sending<'_>) -> bool {
+fn send_run(
+    fd: &OwnedFd,
+    header: usize,
+    name: &str,
+    offloads: &mut Offloads,
+    sending: &mut Sending<'_>,
+) -> bool {
     let waiting = sending.waiting();
     let length = run_length(waiting);
     let (frames, _) = waiting.split_at_mut(length);
@@ -183,7 +232,7 @@ fn send_run(fd: &OwnedFd, name: &str, offloads: &mut Offloads, sending: &mut Sen
     let Some(run) = Run::begin(frames) else {
         return false;
     };
-    let result = write_run(fd, frames, run.headers());
+    let result = write_run(fd, header, frames, run.headers());
     if let Some(first) = frames.first_mut() {
         run.undo(first);
     }
@@ -192,7 +241,7 @@ fn send_run(fd: &OwnedFd, name: &str, offloads: &mut Offloads, sending: &mut Sen
             (0..length).for_each(|_| sending.taken());
             true
         }
-        Err(Errno::EINVAL) => {
+        Err(Errno::EINVAL | Errno::EMSGSIZE) => {
             offloads.refused_run(DeviceKind::Tap, name);
             false
         }
@@ -201,11 +250,16 @@ fn send_run(fd: &OwnedFd, name: &str, offloads: &mut Offloads, sending: &mut Sen
     }
 }
 
-fn write_run(fd: &OwnedFd, frames: &mut [Frame], headers: usize) -> Result<(), Errno> {
+fn write_run(
+    fd: &OwnedFd,
+    header: usize,
+    frames: &mut [Frame],
+    headers: usize,
+) -> Result<(), Errno> {
     let Some((first, rest)) = frames.split_first_mut() else {
         return Ok(());
     };
-    let area = vnet::put_header(first).map_err(|_| Errno::EMSGSIZE)?;
+    let area = vnet::put_header(first, header).map_err(|_| Errno::EPROTO)?;
     let payloads = rest
         .iter()
         .map(|frame| frame.bytes().get(headers..).unwrap_or_default());
@@ -311,28 +365,49 @@ pub(super) fn set_nonblocking(fd: impl AsFd) -> Result<(), Errno> {
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
-fn set_header_size(fd: &OwnedFd) -> Result<(), Errno> {
-    const SIZE: libc::c_int = 10;
-    const _: () = assert!(SIZE as usize == VNET_HEADER);
+fn set_header_size(fd: &OwnedFd, octets: usize) -> Result<(), Errno> {
+    let octets = libc::c_int::try_from(octets).map_err(|_| Errno::EINVAL)?;
     // SAFETY: TUNSETVNETHDRSZ reads one int from the address.
-    unsafe { ioctl::set_header_size(fd.as_raw_fd(), &SIZE) }.map(drop)
+    unsafe { ioctl::set_header_size(fd.as_raw_fd(), &raw const octets) }.map(drop)
 }
 
-/// Offloads that the kernel accepts, the most useful set first. Before Linux 6.2 there is no USO.
-fn probe_offloads(fd: &OwnedFd, wanted: Capabilities) -> Result<Capabilities, Errno> {
-    let without_uso = wanted - Capabilities::USO;
+/// Octets of the header with these offloads in use. The longer one is for tunnels alone.
+fn header_size(set: Capabilities) -> usize {
+    if set.contains(Capabilities::TUNNEL | Capabilities::CHECKSUM) {
+        VNET_TUNNEL_HEADER
+    } else {
+        VNET_HEADER
+    }
+}
+
+/// The size of headers and the offloads that the kernel accepts, the most useful set first. Before
+/// Linux 6.17 there are no tunnels, and before 6.2 no USO.
+fn negotiate(fd: &OwnedFd, wanted: Capabilities) -> Result<(usize, Capabilities), Errno> {
+    let without_tunnel = wanted - Capabilities::TUNNEL;
+    let without_uso = without_tunnel - Capabilities::USO;
     let checksum = wanted & Capabilities::CHECKSUM;
     let mut last = Errno::EINVAL;
-    for set in [wanted, without_uso, checksum, Capabilities::empty()] {
+    for set in [
+        wanted,
+        without_tunnel,
+        without_uso,
+        checksum,
+        Capabilities::empty(),
+    ] {
+        let header = header_size(set);
+        set_header_size(fd, header)?;
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         match unsafe { ioctl::set_offload(fd.as_raw_fd(), offload_flags(set)) } {
-            Ok(_) => return Ok(set),
+            Ok(_) => return Ok((header, set)),
             Err(Errno::EINVAL) => last = Errno::EINVAL,
             Err(errno) => return Err(errno),
         }
     }
     Err(last)
 }
+
+/// `TUN_F_UDP_TUNNEL_GSO` and `TUN_F_UDP_TUNNEL_GSO_CSUM`, Linux 6.17.
+const TUN_F_UDP_TUNNEL: libc::c_uint = 0x080 | 0x100;
 
 /// What the kernel may hand us, in the language of `TUNSETOFFLOAD`.
 fn offload_flags(set: Capabilities) -> libc::c_int {
@@ -345,6 +420,7 @@ fn offload_flags(set: Capabilities) -> libc::c_int {
         (Capabilities::TSO6, libc::TUN_F_TSO6),
         (Capabilities::TSO4, libc::TUN_F_TSO_ECN),
         (Capabilities::USO, libc::TUN_F_USO4 | libc::TUN_F_USO6),
+        (Capabilities::TUNNEL, TUN_F_UDP_TUNNEL),
     ];
     let flags = table
         .iter()
@@ -358,8 +434,10 @@ mod tests {
 
     #[test]
     fn offload_flags_are_those_of_if_tun() {
-        assert_eq!(offload_flags(Capabilities::all()), 0x6f);
-        assert_eq!(offload_flags(Capabilities::all() - Capabilities::USO), 0x0f);
+        let plain = Capabilities::all() - Capabilities::TUNNEL;
+        assert_eq!(offload_flags(Capabilities::all()), 0x1ef);
+        assert_eq!(offload_flags(plain), 0x6f);
+        assert_eq!(offload_flags(plain - Capabilities::USO), 0x0f);
         assert_eq!(offload_flags(Capabilities::CHECKSUM), 1);
         assert_eq!(offload_flags(Capabilities::TSO4), 0);
     }

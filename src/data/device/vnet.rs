@@ -1,19 +1,24 @@
 //! The virtio-net header in front of frames, and what the kernel behind it takes.
 
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{Checksum, Frame, FrameFull, GsoKind, Offload, Segmentation, VNET_HEADER};
+use nos_shim::frame::{
+    Checksum, Frame, FrameFull, GsoKind, Offload, OuterHeader, Segmentation, Tunnel, VNET_HEADER,
+    VNET_TUNNEL_HEADER,
+};
 use nos_shim::offload::Capabilities;
+use nos_shim::packet::{ETHERTYPE_IPV6, ether_type};
 
 use super::DeviceKind;
+use super::uring::Area;
 
 /// Octets of a UDP header (RFC 768).
 const UDP_HEADER: u16 = 8;
 /// Where a TCP header says how long it is (RFC 9293 §3.1).
 const TCP_DATA_OFFSET: usize = 12;
 
-/// Sets the frame's offload state from the header that was read into its headroom.
-pub(super) fn take_header(frame: &mut Frame) -> Result<(), DropReason> {
-    let header = match frame.with_headroom(VNET_HEADER) {
+/// Sets the frame's offload state from the header of `size` octets that was read into its headroom.
+pub(super) fn take_header(frame: &mut Frame, size: usize) -> Result<(), DropReason> {
+    let header = match frame.with_headroom(size) {
         Ok(area) => area.first_chunk().copied(),
         Err(FrameFull { .. }) => None,
     };
@@ -22,14 +27,58 @@ pub(super) fn take_header(frame: &mut Frame) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Writes the header into the frame's headroom; returns header and frame.
-pub(super) fn put_header(frame: &mut Frame) -> Result<&mut [u8], FrameFull> {
-    let header = frame.offload().to_virtio(header_length(frame));
+/// Writes the header of `size` octets into the frame's headroom; returns header and frame.
+pub(super) fn put_header(frame: &mut Frame, size: usize) -> Result<&mut [u8], FrameFull> {
+    let offload = frame.offload();
+    if size == VNET_TUNNEL_HEADER {
+        return put_long_header(frame);
+    }
+    let header = offload.to_virtio(header_length(frame));
     let area = frame.with_headroom(VNET_HEADER)?;
     if let Some(front) = area.first_chunk_mut() {
         *front = header;
     }
     Ok(area)
+}
+
+/// How a batch has frames made ready: as [`put_header`] does, with headers of `size` octets.
+pub(super) fn area(size: usize) -> Area {
+    match size {
+        VNET_TUNNEL_HEADER => |frame| put_long_header(frame).ok(),
+        _ => |frame| put_header(frame, VNET_HEADER).ok(),
+    }
+}
+
+fn put_long_header(frame: &mut Frame) -> Result<&mut [u8], FrameFull> {
+    let offload = frame.offload();
+    let header = match offload.segmentation.and_then(|own| own.tunnel) {
+        None => {
+            let mut header = [0; VNET_TUNNEL_HEADER];
+            if let Some(front) = header.first_chunk_mut() {
+                *front = offload.to_virtio(header_length(frame));
+            }
+            header
+        }
+        Some(tunnel) => tunnel_header(frame, tunnel),
+    };
+    let area = frame.with_headroom(VNET_TUNNEL_HEADER)?;
+    if let Some(front) = area.first_chunk_mut() {
+        *front = header;
+    }
+    Ok(area)
+}
+
+#[cold]
+fn tunnel_header(frame: &Frame, tunnel: Tunnel) -> [u8; VNET_TUNNEL_HEADER] {
+    let octets = frame.bytes();
+    let transport = frame.transport_offset();
+    let checksum = octets.get(usize::from(transport) + 6..usize::from(tunnel.network));
+    let outer = OuterHeader {
+        ipv6: ether_type(octets) == Some(ETHERTYPE_IPV6),
+        checksum: !matches!(checksum, Some([0, 0, ..])),
+    };
+    let offload = frame.offload();
+    offload.to_virtio_tunnel(header_length(frame), transport, outer)
 }
 
 /// Octets of all headers of a super-frame, from its start; 0 for others. The kernel keeps so many
@@ -60,11 +109,46 @@ pub(super) struct Offloads {
     proven: Capabilities,
     /// Whether runs of datagrams may be sent as one: that is wanted, and it has not refused one.
     runs: bool,
+    refusals: Refusals,
+}
+
+/// Frames that the kernel called invalid (`EINVAL`) or too long (`EMSGSIZE`), by what it was asked to
+/// do for them. The first of a kind was then cut or completed here, as are all later ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// To complete a checksum.
+    pub checksum: u64,
+    /// To cut TCP over IPv4.
+    pub tso4: u64,
+    /// To cut TCP over IPv6.
+    pub tso6: u64,
+    /// To cut datagrams.
+    pub uso: u64,
+    /// To cut what is in a tunnel.
+    pub tunnel: u64,
+    /// To cut a run of datagrams that was joined here.
+    pub runs: u64,
+}
+
+impl Refusals {
+    fn count(&mut self, kind: Capabilities) {
+        let table = [
+            (Capabilities::CHECKSUM, &mut self.checksum),
+            (Capabilities::TSO4, &mut self.tso4),
+            (Capabilities::TSO6, &mut self.tso6),
+            (Capabilities::USO, &mut self.uso),
+            (Capabilities::TUNNEL, &mut self.tunnel),
+        ];
+        for (capability, count) in table {
+            *count += u64::from(kind.contains(capability));
+        }
+    }
 }
 
 const SUPER_FRAMES: Capabilities = Capabilities::TSO4
     .union(Capabilities::TSO6)
-    .union(Capabilities::USO);
+    .union(Capabilities::USO)
+    .union(Capabilities::TUNNEL);
 
 impl Offloads {
     /// Starts with these capabilities. Super-frames have partial checksums, so without
@@ -79,7 +163,13 @@ impl Offloads {
             },
             proven: Capabilities::empty(),
             runs: true,
+            refusals: Refusals::default(),
         }
+    }
+
+    /// What was refused so far.
+    pub(super) fn refusals(&self) -> Refusals {
+        self.refusals
     }
 
     pub(super) fn set_coalescing(&mut self, on: bool) {
@@ -97,6 +187,7 @@ impl Offloads {
     #[cold]
     pub(super) fn refused_run(&mut self, device: DeviceKind, name: &str) {
         self.runs = false;
+        self.refusals.runs += 1;
         tracing::warn!("{device} {name}: the kernel refuses datagrams in one piece");
     }
 
@@ -104,28 +195,53 @@ impl Offloads {
         self.capabilities
     }
 
+    /// Whether nothing of a frame has to be sent again should the kernel refuse it: it is no
+    /// super-frame, or of a kind that the kernel has taken before.
+    #[inline]
+    pub(super) fn may_be_batched(&self, offload: Offload) -> bool {
+        let kind = Capabilities::required(offload) & SUPER_FRAMES;
+        self.proven.contains(kind & self.capabilities)
+    }
+
     /// The kernel took a frame.
     pub(super) fn taken(&mut self, offload: Offload) {
         self.proven |= Capabilities::required(offload);
     }
 
-    /// The kernel called a frame invalid. If it never took a super-frame of this kind, the kind is
+    /// The kernel called a frame invalid or too long. If it never took one of this kind, the kind is
     /// given up and returned; otherwise the fault is the frame's: one sender's broken frames must
-    /// not slow the others down.
+    /// not slow the others down. Without checksums there are no super-frames either.
+    #[cold]
     pub(super) fn refused(&mut self, offload: Offload) -> Option<Capabilities> {
-        let kind = Capabilities::required(offload) & SUPER_FRAMES & self.capabilities;
+        let required = Capabilities::required(offload);
+        let super_frame = required & SUPER_FRAMES;
+        let kind = if super_frame.is_empty() {
+            required
+        } else {
+            super_frame
+        };
+        let mut kind = kind & self.capabilities;
+        if kind.contains(Capabilities::TUNNEL) {
+            // What it carries may still travel by itself.
+            kind = Capabilities::TUNNEL;
+        }
+        self.refusals.count(kind);
         if kind.is_empty() || self.proven.contains(kind) {
             return None;
         }
-        self.capabilities -= kind;
+        self.capabilities = if kind == Capabilities::CHECKSUM {
+            Capabilities::empty()
+        } else {
+            self.capabilities - kind
+        };
         Some(kind)
     }
 }
 
-/// Tells that a kind of super-frame was given up: once a device and kind.
+/// Tells that a kind of frame was given up: once a device and kind.
 #[cold]
 pub(super) fn log_fallback(device: DeviceKind, name: &str, kind: Capabilities) {
-    tracing::warn!("{device} {name}: the kernel refuses {kind:?} frames; cutting them ourselves");
+    tracing::warn!("{device} {name}: the kernel refuses {kind:?} frames; finishing them ourselves");
 }
 
 #[cfg(test)]
@@ -146,6 +262,7 @@ mod tests {
                 kind,
                 ecn: false,
                 size: NonZeroU16::new(1000).unwrap(),
+                tunnel: None,
             }),
         }
     }
@@ -155,10 +272,13 @@ mod tests {
         let mut pool = FramePool::new(1, 2000);
         let mut frame = pool.copy_from(&[0x80; 1600]).unwrap();
         frame.set_offload(offload(GsoKind::TcpV4));
-        let header: [u8; VNET_HEADER] = *put_header(&mut frame).unwrap().first_chunk().unwrap();
+        let header: [u8; VNET_HEADER] = *put_header(&mut frame, VNET_HEADER)
+            .unwrap()
+            .first_chunk()
+            .unwrap();
         assert_eq!(u16::from_ne_bytes([header[2], header[3]]), 34 + 32);
         frame.set_offload(Offload::NONE);
-        take_header(&mut frame).unwrap();
+        take_header(&mut frame, VNET_HEADER).unwrap();
         assert_eq!(frame.offload(), offload(GsoKind::TcpV4));
         assert_eq!(frame.bytes(), [0x80; 1600]);
     }
@@ -183,12 +303,74 @@ mod tests {
         offloads.taken(offload(GsoKind::TcpV4));
         assert_eq!(offloads.refused(offload(GsoKind::TcpV4)), None);
         let uso = offload(GsoKind::Udp);
+        assert!(offloads.may_be_batched(offload(GsoKind::TcpV4)));
+        assert!(offloads.may_be_batched(Offload::NONE));
+        assert!(!offloads.may_be_batched(uso));
         assert_eq!(offloads.refused(uso), Some(Capabilities::USO));
         assert_eq!(offloads.refused(uso), None);
         assert_eq!(
             offloads.capabilities(),
             Capabilities::all() - Capabilities::USO
         );
+    }
+
+    /// What a frame of each kind needs.
+    fn kinds() -> [(Capabilities, Offload); 4] {
+        let partial = Offload {
+            segmentation: None,
+            ..offload(GsoKind::Udp)
+        };
+        [
+            (Capabilities::CHECKSUM, partial),
+            (Capabilities::TSO4, offload(GsoKind::TcpV4)),
+            (Capabilities::TSO6, offload(GsoKind::TcpV6)),
+            (Capabilities::USO, offload(GsoKind::Udp)),
+        ]
+    }
+
+    #[test]
+    fn a_refusal_concerns_its_kind_only_and_is_counted() {
+        for (kind, refused) in kinds() {
+            let mut offloads = Offloads::new(Capabilities::all());
+            assert_eq!(offloads.refused(refused), Some(kind));
+            assert_eq!(offloads.refused(refused), None, "only once");
+            let left = if kind == Capabilities::CHECKSUM {
+                Capabilities::empty()
+            } else {
+                Capabilities::all() - kind
+            };
+            assert_eq!(offloads.capabilities(), left);
+            // Frames of that kind are not offered any more, the others are.
+            for (other, offload) in kinds() {
+                assert_eq!(
+                    left.take(offload),
+                    left.contains(other),
+                    "{kind:?}, {other:?}"
+                );
+            }
+            let Refusals {
+                checksum,
+                tso4,
+                tso6,
+                uso,
+                tunnel,
+                runs,
+            } = offloads.refusals();
+            let counts = [checksum, tso4, tso6, uso].map(|count| count == 1);
+            assert_eq!(counts, kinds().map(|(other, _)| other == kind));
+            assert_eq!((tunnel, runs), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_kind_that_worked_is_kept_and_its_refusals_are_counted() {
+        for (kind, offload) in kinds() {
+            let mut offloads = Offloads::new(Capabilities::all());
+            offloads.taken(offload);
+            assert_eq!(offloads.refused(offload), None, "{kind:?}");
+            assert_eq!(offloads.capabilities(), Capabilities::all());
+            assert_ne!(offloads.refusals(), Refusals::default());
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use nos_shim::ident::{AttachmentId, Interface, UplinkId};
 use nos_shim::offload::Capabilities;
 use nos_shim::page::Page;
 
-use crate::data::device::{CaptureStatus, Captured, DeviceCounters, DeviceKind, FrameDevice};
+use crate::data::device::{CaptureStatus, Captured, DeviceCounters, DeviceKind, FrameDevice, Slot};
 
 /// A device as data threads take and return it, with its capture.
 pub type LoopDevice = Captured<Box<dyn FrameDevice>>;
@@ -42,6 +42,8 @@ pub(super) struct Served {
     pub(super) ready: bool,
     /// Whether the control thread was told that the interface is down.
     pub(super) told_down: bool,
+    /// Where the ring has its file.
+    pub(super) slot: Option<Slot>,
 }
 
 impl Served {
@@ -52,6 +54,7 @@ impl Served {
             device,
             ready: true,
             told_down: false,
+            slot: None,
         }
     }
 
@@ -97,12 +100,11 @@ impl Devices {
         None
     }
 
-    pub(super) fn remove(&mut self, interface: Interface) -> Option<LoopDevice> {
-        let served = match interface {
+    pub(super) fn remove(&mut self, interface: Interface) -> Option<Served> {
+        match interface {
             Interface::Attachment(id) => self.attachments.remove(id),
             Interface::Uplink(id) => self.uplinks.remove(id),
-        };
-        served.map(|served| served.device)
+        }
     }
 
     /// Takes all devices out.
@@ -113,7 +115,7 @@ impl Devices {
             .map(Interface::Attachment)
             .chain(uplinks.map(Interface::Uplink))
             .collect();
-        let take = |interface| Some((interface, self.remove(interface)?));
+        let take = |interface| Some((interface, self.remove(interface)?.device));
         all.into_iter().filter_map(take).collect()
     }
 

@@ -20,7 +20,7 @@ use tracing::debug;
 
 use super::devices::{DeviceCursor, DeviceReport, LoopDevice, token};
 use super::watchdog::TurnTimes;
-use crate::data::device::{CaptureSink, FrameDevice};
+use crate::data::device::{CaptureSink, FrameDevice, UringReport};
 use crate::data::engine::{Engine, EngineEvent};
 
 /// How long the control thread waits for a data thread's answer. Data threads never block, so
@@ -67,6 +67,7 @@ pub(super) enum Command {
         Sender<Page<DeviceReport, DeviceCursor>>,
     ),
     TurnTimes(Sender<TurnTimes>),
+    Uring(Sender<Option<UringReport>>),
     Stop,
 }
 
@@ -267,6 +268,15 @@ impl LoopHandle {
     /// [`Stopped`] when the thread has ended.
     pub fn turn_times(&self) -> Result<TurnTimes, Stopped> {
         self.ask(Command::TurnTimes)
+    }
+
+    /// What the thread does by io_uring; `None` if it has no ring.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn uring(&self) -> Result<Option<UringReport>, Stopped> {
+        self.ask(Command::Uring)
     }
 
     /// Ends the thread. It returns its devices: see [`Ended`](super::Ended).

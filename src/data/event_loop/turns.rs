@@ -129,7 +129,14 @@ impl EventLoop {
                     .discard_unsent(interface, DropReason::DeviceGone);
                 continue;
             };
-            match served.device.send_burst(burst, &mut self.pool).egress {
+            let sent = match (served.slot, &mut self.uring) {
+                (Some(slot), Some(uring)) => {
+                    let batch = &mut uring.batch(slot);
+                    served.device.send_batched(burst, &mut self.pool, batch)
+                }
+                _ => served.device.send_burst(burst, &mut self.pool),
+            };
+            match sent.egress {
                 Egress::Ready | Egress::Down => {}
                 Egress::Adapt => {
                     // The rest comes again with the next burst.

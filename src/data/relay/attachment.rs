@@ -9,6 +9,7 @@ use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
 use nos_shim::ports::Claim;
+use nos_shim::vlan::parse_tagged;
 
 use crate::data::guard::Guard;
 use crate::data::link::ContainerLink;
@@ -135,10 +136,15 @@ impl Attachment {
     /// What becomes of a frame from the container.
     #[inline]
     pub(super) fn judge(&self, frame: Frame) -> Disposition {
-        let packet = match Packet::parse(frame) {
-            Ok(packet) => packet,
-            Err(rejected) => return self.judge_other(rejected),
-        };
+        match Packet::parse(frame) {
+            Ok(packet) => self.judge_packet(packet),
+            Err(rejected) => self.judge_other(rejected),
+        }
+    }
+
+    // What was parsed is in registers only where the parser is; the other caller is cold.
+    #[inline(always)]
+    fn judge_packet(&self, packet: Packet) -> Disposition {
         match answer_ip(self.guard.link(), packet) {
             Disposition::Forward(packet) => match self.check(&packet) {
                 Ok(()) => Disposition::Forward(packet),
@@ -148,9 +154,13 @@ impl Attachment {
         }
     }
 
-    /// What becomes of a frame that is no IP packet.
+    /// What becomes of a frame that is no IP packet, or one behind tags.
     #[cold]
-    fn judge_other(&self, Rejected { frame, reason }: Rejected) -> Disposition {
+    fn judge_other(&self, rejected: Rejected) -> Disposition {
+        let Rejected { frame, reason } = match parse_tagged(rejected) {
+            Ok(packet) => return self.judge_packet(packet),
+            Err(rejected) => rejected,
+        };
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
             answer_arp(self.guard.link(), frame)
         } else {

@@ -73,7 +73,7 @@ impl Side<'_> {
             self.ledger.sent += count;
             return;
         }
-        for packet in core::mem::take(self.outgoing) {
+        while let Some(packet) = self.outgoing.pop() {
             self.drop(packet.into_frame(), DropReason::RingFull);
         }
     }

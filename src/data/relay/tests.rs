@@ -632,6 +632,7 @@ fn super_frame(setup: &mut Setup, id: AttachmentId, len: u8) -> Packet {
             kind: GsoKind::TcpV4,
             ecn: false,
             size: NonZeroU16::new(100).unwrap(),
+            tunnel: None,
         }),
     });
     frame.set_interface(Interface::Attachment(id));

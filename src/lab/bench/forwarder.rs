@@ -6,6 +6,9 @@
 //! the destination's MAC address into each frame, send the burst. Where it is as fast as it can be,
 //! the ratio to it says what the relay's own work costs.
 //!
+//! By plain calls: that is the yardstick. Its twin hands bursts over by io_uring, and shows what can be
+//! had at best.
+//!
 //! Like the relay it sleeps when nothing comes, takes one frame at first and up to a burst while
 //! there is more, and keeps the kernel's IP stack off the interfaces on which it has packet
 //! sockets. It runs as a child of the bench, in a process of its own, so that its CPU time is told
@@ -25,7 +28,7 @@ use nos_shim::offload::Capabilities;
 
 use crate::control::kernel::Namespace;
 use crate::control::kernel::takeover::Takeover;
-use crate::data::device::{FrameDevice, Next, PacketOptions, PacketSocket, open_tap};
+use crate::data::device::{FrameDevice, Next, PacketOptions, PacketSocket, Slot, Uring, open_tap};
 
 /// What can go wrong, for one line on stderr.
 pub type ForwardError = Box<dyn std::error::Error + Send + Sync>;
@@ -109,12 +112,17 @@ pub struct ForwardArgs {
     /// Without offload.
     #[arg(long)]
     pub plain: bool,
+    /// Hands bursts over by io_uring.
+    #[arg(long)]
+    pub io_uring: bool,
 }
 
 struct End {
     device: Box<dyn FrameDevice>,
     _takeover: Option<Takeover>,
     station: MacAddr,
+    /// Where the ring has its file.
+    slot: Option<Slot>,
     /// Frames of the next turn.
     turn: usize,
     ready: bool,
@@ -134,6 +142,7 @@ pub fn run(args: &ForwardArgs) -> Result<(), ForwardError> {
 struct Forwarder {
     poll: Poll,
     ends: [End; 2],
+    uring: Option<Uring>,
     pool: FramePool,
     burst: Burst,
     most: usize,
@@ -147,7 +156,11 @@ impl Forwarder {
         let [near, far] = &args.end[..] else {
             return Err("want two ends".into());
         };
-        let ends = [open_end(near, !args.plain)?, open_end(far, !args.plain)?];
+        let mut ends = [open_end(near, !args.plain)?, open_end(far, !args.plain)?];
+        let uring = match args.io_uring {
+            true => Some(open_uring(&mut ends)?),
+            false => None,
+        };
         for (number, end) in ends.iter().enumerate() {
             let fd = end.device.fd().ok_or("a device without a descriptor")?;
             let mut source = SourceFd(&fd.as_raw_fd());
@@ -160,6 +173,7 @@ impl Forwarder {
         Ok(Self {
             poll,
             ends,
+            uring,
             pool: FramePool::new(2 * BATCH, MAX_FRAME),
             burst: Burst::new(),
             most: if args.single { 1 } else { BATCH },
@@ -216,7 +230,14 @@ impl Forwarder {
             frame.bytes_mut()[..6].copy_from_slice(&to.station.0);
         }
         if !self.burst.is_empty() {
-            let _ = to.device.send_burst(&mut self.burst, &mut self.pool);
+            let _ = match (&mut self.uring, to.slot) {
+                (Some(uring), Some(slot)) => {
+                    let batch = &mut uring.batch(slot);
+                    to.device
+                        .send_batched(&mut self.burst, &mut self.pool, batch)
+                }
+                _ => to.device.send_burst(&mut self.burst, &mut self.pool),
+            };
             // Left only where the kernel refuses a kind of super-frame, once.
             self.pool.free_all(&mut self.burst);
         }
@@ -242,10 +263,24 @@ impl End {
     }
 }
 
+/// A ring of this thread that sends to both ends.
+fn open_uring(ends: &mut [End; 2]) -> Result<Uring, ForwardError> {
+    let mut uring = Uring::open()?;
+    uring.enable();
+    for End { device, slot, .. } in ends {
+        *slot = uring.admit(device.kind(), device.fd());
+        if slot.is_none() {
+            return Err(format!("{}: not for io_uring", device.name()).into());
+        }
+    }
+    Ok(uring)
+}
+
 fn open_end(spec: &EndSpec, offload: bool) -> Result<End, ForwardError> {
     let namespace = Namespace::open(&spec.namespace)?;
     let offload = match offload {
-        true => Capabilities::all(),
+        // It does not look into frames, as whoever sends tunnels' super-frames has to.
+        true => Capabilities::all() - Capabilities::TUNNEL - Capabilities::IP_TUNNEL,
         false => Capabilities::empty(),
     };
     let (mut device, takeover): (Box<dyn FrameDevice>, _) = if spec.tap {
@@ -265,6 +300,7 @@ fn open_end(spec: &EndSpec, offload: bool) -> Result<End, ForwardError> {
         device,
         _takeover: takeover,
         station: spec.station,
+        slot: None,
         turn: 1,
         // What came in before epoll watched gives no edge.
         ready: true,

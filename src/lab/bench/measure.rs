@@ -191,7 +191,12 @@ impl Measuring<'_> {
             Load::Detach => self.beside().detach(),
             // It has no network of its path: see `attach`.
             Load::Attach { .. } => Err(BenchError::Missing("a crowd").into()),
-            Load::Iperf3 { way } => self.iperf3(way),
+            Load::Iperf3 {
+                way,
+                reverse,
+                streams,
+                ip,
+            } => self.iperf3(way, reverse, streams, ip),
         }
     }
 
@@ -332,8 +337,14 @@ impl Measuring<'_> {
         })
     }
 
-    fn iperf3(&self, way: Way) -> Result<Achieved, Problem> {
-        let route = self.network.route(way, IpVersion::V4);
+    fn iperf3(
+        &self,
+        way: Way,
+        reverse: bool,
+        streams: usize,
+        ip: IpVersion,
+    ) -> Result<Achieved, Problem> {
+        let route = self.network.route(way, ip);
         let program = installed("iperf3").ok_or(BenchError::Missing("iperf3"))?;
         let port = route.connect.port().to_string();
         let mut server = Command::new(&program);
@@ -346,7 +357,9 @@ impl Measuring<'_> {
             let mut client = Command::new(&program);
             client
                 .args(["-J", "-t", &seconds, "-p", &port, "-c"])
-                .arg(route.connect.ip().to_string());
+                .arg(route.connect.ip().to_string())
+                .args(["-P", &streams.to_string()])
+                .args(reverse.then_some("-R"));
             let client = self
                 .children
                 .start(route.client, client, "iperf3-client.log")?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::device::Uring;
 use crate::lab::testbed::tun_access;
 
 /// A way from the container to the external host and back.
@@ -23,8 +24,12 @@ pub enum Path {
     BareTap,
     /// The same, one frame at a time.
     BareTapSingle,
+    /// A bare forwarder between two TAPs that hands bursts over by io_uring.
+    BareTapUring,
     /// A bare forwarder between packet sockets on two veth pairs.
     BarePacket,
+    /// The same, handing bursts over by io_uring.
+    BarePacketUring,
     /// Bridge and NAT by nftables: what docker sets up.
     Kernel,
     /// pasta at its best MTU.
@@ -52,14 +57,16 @@ pub enum Family {
 
 impl Path {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::RelayTap,
         Self::RelayTapSplit,
         Self::BareTap,
         Self::BareTapSingle,
+        Self::BareTapUring,
         Self::RelayVeth,
         Self::RelayVethSplit,
         Self::BarePacket,
+        Self::BarePacketUring,
         Self::Kernel,
         Self::Pasta,
         Self::Pasta1500,
@@ -77,7 +84,9 @@ impl Path {
             Self::RelayVethSplit => "relay-veth-split",
             Self::BareTap => "bare-tap",
             Self::BareTapSingle => "bare-tap-single",
+            Self::BareTapUring => "bare-tap-uring",
             Self::BarePacket => "bare-packet",
+            Self::BarePacketUring => "bare-packet-uring",
             Self::Kernel => "kernel",
             Self::Pasta => "pasta",
             Self::Pasta1500 => "pasta-1500",
@@ -99,6 +108,10 @@ impl Path {
             Self::BarePacket => {
                 "packet socket to packet socket (recvmmsg, sendmmsg) and nothing else"
             }
+            Self::BareTapUring => "TAP to TAP and nothing else, bursts by io_uring",
+            Self::BarePacketUring => {
+                "packet socket to packet socket and nothing else, bursts by io_uring"
+            }
             Self::Kernel => "the kernel's bridge, routing and NAT (nftables), IPv4",
             Self::Pasta => "pasta, MTU 65520",
             Self::Pasta1500 => "pasta, MTU 1500",
@@ -114,7 +127,11 @@ impl Path {
             Self::RelayTap | Self::RelayTapSplit | Self::RelayVeth | Self::RelayVethSplit => {
                 Family::Relay
             }
-            Self::BareTap | Self::BareTapSingle | Self::BarePacket => Family::Bare,
+            Self::BareTap
+            | Self::BareTapSingle
+            | Self::BareTapUring
+            | Self::BarePacket
+            | Self::BarePacketUring => Family::Bare,
             _ => Family::Other,
         }
     }
@@ -129,6 +146,22 @@ impl Path {
         }
     }
 
+    /// What a forwarder of the same device kind can do at best, for a relay: by io_uring.
+    #[must_use]
+    pub const fn limit(self) -> Option<Self> {
+        match self {
+            Self::RelayTap | Self::RelayTapSplit => Some(Self::BareTapUring),
+            Self::RelayVeth | Self::RelayVethSplit => Some(Self::BarePacketUring),
+            _ => None,
+        }
+    }
+
+    /// Whether it hands bursts over by io_uring, and cannot be without.
+    #[must_use]
+    pub const fn needs_uring(self) -> bool {
+        matches!(self, Self::BareTapUring | Self::BarePacketUring)
+    }
+
     /// Whether relay and NOS have a thread each.
     #[must_use]
     pub const fn is_split(self) -> bool {
@@ -140,7 +173,11 @@ impl Path {
     pub const fn is_tap(self) -> bool {
         matches!(
             self,
-            Self::RelayTap | Self::RelayTapSplit | Self::BareTap | Self::BareTapSingle
+            Self::RelayTap
+                | Self::RelayTapSplit
+                | Self::BareTap
+                | Self::BareTapSingle
+                | Self::BareTapUring
         )
     }
 
@@ -185,6 +222,11 @@ impl Path {
         {
             return Some(format!("no TAP here: /dev/net/tun: {error}"));
         }
+        if self.needs_uring()
+            && let Err(reason) = uring(self.is_tap())
+        {
+            return Some(format!("no io_uring: {reason}"));
+        }
         let program = self.program()?;
         match installed(program) {
             Some(_) => None,
@@ -196,6 +238,15 @@ impl Path {
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+/// Whether there is io_uring here, and for TAPs.
+fn uring(taps: bool) -> Result<(), String> {
+    let uring = Uring::open().map_err(|reason| reason.to_string())?;
+    match uring.report().taps || !taps {
+        true => Ok(()),
+        false => Err("TUN does not take RWF_NOWAIT".to_owned()),
     }
 }
 
@@ -224,9 +275,15 @@ mod tests {
         for path in Path::ALL {
             let yardsticks = path.yardsticks();
             assert_eq!(yardsticks.is_empty(), path.family() != Family::Relay);
+            assert_eq!(yardsticks.is_empty(), path.limit().is_none());
+            if let Some(limit) = path.limit() {
+                assert!(limit.family() == Family::Bare && limit.needs_uring());
+                assert_eq!(limit.is_tap(), path.is_tap());
+            }
             for yardstick in yardsticks {
                 assert_eq!(yardstick.family(), Family::Bare);
                 assert_eq!(yardstick.is_tap(), path.is_tap());
+                assert!(!yardstick.needs_uring());
             }
         }
     }

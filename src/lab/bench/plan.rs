@@ -33,6 +33,8 @@ pub struct Setting {
     pub buffers: Option<u32>,
     /// Further containers that the relay attaches.
     pub crowd: u16,
+    /// Whether traffic is in a VXLAN tunnel between the container and X.
+    pub tunnel: bool,
 }
 
 impl Setting {
@@ -42,6 +44,7 @@ impl Setting {
         offload: true,
         buffers: None,
         crowd: 0,
+        tunnel: false,
     };
 }
 
@@ -117,6 +120,12 @@ pub enum Load {
     Iperf3 {
         /// Who connects.
         way: Way,
+        /// The side that listens sends.
+        reverse: bool,
+        /// Connections at a time.
+        streams: usize,
+        /// The IP version.
+        ip: IpVersion,
     },
 }
 
@@ -208,7 +217,7 @@ impl Row {
 
     fn needs_v6(&self) -> bool {
         let v6 = IpVersion::V6;
-        matches!(self.load, Load::Bulk { ip, .. } if ip == v6)
+        matches!(self.load, Load::Bulk { ip, .. } | Load::Iperf3 { ip, .. } if ip == v6)
     }
 
     fn needs_process(&self) -> bool {
@@ -240,6 +249,7 @@ impl Row {
         (!self.needs_v6() || path.has_v6())
             && (self.setting.offload || path.is_tap())
             && (at_1500 || !path.is_foreign())
+            && (!self.setting.tunnel || path.family() == Family::Relay)
             && (!self.needs_process() || path.has_process())
             && (!self.is_beside() || path.family() == Family::Relay)
             && (!matches!(self.load, Load::Attach { .. })
@@ -314,19 +324,23 @@ pub fn rows() -> Vec<Row> {
     rows.extend(exchanges());
     rows.extend(many());
     rows.extend(costs());
+    rows.extend(iperf3());
     rows.extend(containers());
     rows
 }
+
+/// Who connects, whether the side that listens sends, and what that is called.
+const BULK_WAYS: [(Way, bool, &str); 3] = [
+    (Way::Out, false, "out"),
+    (Way::Out, true, "rev"),
+    (Way::In, false, "in"),
+];
 
 fn bulk() -> Vec<Row> {
     let mut rows = Vec::new();
     for mtu in [1500, 9000] {
         for ip in IpVersion::BOTH {
-            for (way, reverse, label) in [
-                (Way::Out, false, "out"),
-                (Way::Out, true, "rev"),
-                (Way::In, false, "in"),
-            ] {
+            for (way, reverse, label) in BULK_WAYS {
                 for streams in [1, 4] {
                     rows.push(bulk_row(way, reverse, label, streams, ip, mtu));
                 }
@@ -341,27 +355,47 @@ fn bulk() -> Vec<Row> {
         row.quick = false;
         rows.push(row);
     }
+    for (way, label) in [(Way::Out, "out"), (Way::In, "in")] {
+        let mut row = bulk_row(way, false, label, 1, IpVersion::V4, 1500);
+        row.name += "-vxlan";
+        row.what += ", in a VXLAN tunnel";
+        row.setting.tunnel = true;
+        row.quick = false;
+        rows.push(row);
+    }
     rows
 }
 
-fn bulk_row(way: Way, reverse: bool, label: &str, streams: usize, ip: IpVersion, mtu: u16) -> Row {
-    let mut name = format!("tcp-{label}");
+fn bulk_name(by: &str, label: &str, streams: usize, ip: IpVersion) -> String {
+    let mut name = format!("{by}-{label}");
     if streams > 1 {
         name += &format!("-{streams}");
     }
     if ip == IpVersion::V6 {
         name += "-v6";
     }
-    if mtu != 1500 {
-        name += &format!("-{mtu}");
-    }
+    name
+}
+
+fn bulk_what(way: Way, reverse: bool, streams: usize, ip: IpVersion) -> String {
     let sends = match (way, reverse) {
         (Way::Out, false) => "container connects and sends",
         (Way::Out, true) => "container connects and receives",
         (Way::In, _) => "X connects and sends",
     };
     let plural = if streams > 1 { "s" } else { "" };
-    let what = format!("bulk TCP, {sends}, {streams} stream{plural}, {ip}, MTU {mtu}");
+    format!("{sends}, {streams} stream{plural}, {ip}")
+}
+
+fn bulk_row(way: Way, reverse: bool, label: &str, streams: usize, ip: IpVersion, mtu: u16) -> Row {
+    let mut name = bulk_name("tcp", label, streams, ip);
+    if mtu != 1500 {
+        name += &format!("-{mtu}");
+    }
+    let what = format!(
+        "bulk TCP, {}, MTU {mtu}",
+        bulk_what(way, reverse, streams, ip)
+    );
     let load = Load::Bulk {
         way,
         reverse,
@@ -458,17 +492,28 @@ fn costs() -> Vec<Row> {
             "p99 of TCP exchanges while another container floods, over that without",
             Load::Fairness,
         ),
-        Row::new(
-            "iperf3-out",
-            "bulk TCP by iperf3, container connects and sends, 1 stream, IPv4",
-            Load::Iperf3 { way: Way::Out },
-        ),
-        Row::new(
-            "iperf3-in",
-            "bulk TCP by iperf3, X connects and sends, 1 stream, IPv4",
-            Load::Iperf3 { way: Way::In },
-        ),
     ]
+}
+
+/// Bulk TCP again, by a program that looks at none of the octets.
+fn iperf3() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for ip in IpVersion::BOTH {
+        for (way, reverse, label) in BULK_WAYS {
+            for streams in [1, 4] {
+                let name = bulk_name("iperf3", label, streams, ip);
+                let what = bulk_what(way, reverse, streams, ip);
+                let load = Load::Iperf3 {
+                    way,
+                    reverse,
+                    streams,
+                    ip,
+                };
+                rows.push(Row::new(name, format!("bulk TCP by iperf3, {what}"), load));
+            }
+        }
+    }
+    rows
 }
 
 /// What containers cost each other, and what many of them take.
@@ -582,7 +627,14 @@ mod tests {
         let names: BTreeSet<_> = rows.iter().map(|row| &row.name).collect();
         assert_eq!(names.len(), rows.len());
         assert!(rows.iter().any(|row| row.quick));
-        for name in ["tcp-out", "tcp-rev-4-v6-9000", "udp-64-out", "udp-imix-in"] {
+        for name in [
+            "tcp-out",
+            "tcp-rev-4-v6-9000",
+            "udp-64-out",
+            "udp-imix-in",
+            "iperf3-in",
+            "iperf3-rev-4-v6",
+        ] {
             assert!(rows.iter().any(|row| row.name == name), "{name}");
         }
     }
@@ -625,9 +677,11 @@ mod tests {
         let rows = rows();
         let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
         assert!(!row("tcp-out-v6").runs_on(Path::Kernel));
+        assert!(!row("iperf3-in-v6").runs_on(Path::Kernel));
         assert!(!row("tcp-out-9000").runs_on(Path::Pasta));
         assert!(row("tcp-out-9000").runs_on(Path::Kernel));
         assert!(!row("tcp-out-plain").runs_on(Path::BarePacket));
+        assert!(row("tcp-out-plain").runs_on(Path::BareTapUring));
         assert!(!row("idle").runs_on(Path::Kernel));
         assert!(!row("fairness").runs_on(Path::BareTap));
     }

@@ -400,7 +400,7 @@ fn best<'a>(
     medians.max_by(compared).map(|(path, _)| path)
 }
 
-/// A relay's ratios: to the better bare forwarder; and, in one thread, to what others offer, each
+/// A relay's ratios: to the better bare forwarder, and to the one that uses io_uring; and, in one thread, to what others offer, each
 /// at its best MTU.
 fn ratios_of<'a>(
     row: &Row,
@@ -408,6 +408,7 @@ fn ratios_of<'a>(
     of_path: impl Fn(Path) -> Option<&'a Samples> + Copy,
 ) -> Vec<Ratio> {
     let mut others: Vec<_> = best(row, path.yardsticks(), of_path).into_iter().collect();
+    others.extend(path.limit());
     if path.family() == Family::Relay && !path.is_split() {
         others.push(Path::Kernel);
         others.extend(best(row, &[Path::Pasta, Path::Pasta1500], of_path));
@@ -447,7 +448,7 @@ fn ratio<'a>(
     let spread = Spread::of(&rounds);
     let target = match path.yardsticks().contains(&to) {
         true => row.ratio_target(path),
-        false if to == Path::Kernel => None,
+        false if to == Path::Kernel || to.family() == Family::Bare => None,
         false => row.peer_target(to),
     };
     Some(Ratio {
@@ -533,6 +534,28 @@ pub(super) mod tests {
         assert_eq!((pasta.to.as_str(), pasta.ratio), ("pasta-1500", 20.0));
         let target = pasta.target.as_ref().unwrap();
         assert_eq!((target.target.as_str(), target.met), ("≥ 10", true));
+    }
+
+    #[test]
+    fn the_limit_is_shown_beside_the_yardstick_and_has_no_target() {
+        let document = document(
+            "tcp-in",
+            &[
+                (Path::RelayVethSplit, &[9.0]),
+                (Path::BarePacket, &[10.0]),
+                (Path::BarePacketUring, &[12.0]),
+            ],
+        );
+        let of = |ratio: &Ratio| (ratio.to.clone(), ratio.ratio, ratio.target.is_some());
+        let ratios: Vec<_> = document.ratios.iter().map(of).collect();
+        let expected = [
+            ("bare-packet", 0.9, true),
+            ("bare-packet-uring", 0.75, false),
+        ];
+        assert_eq!(
+            ratios,
+            expected.map(|(to, ratio, target)| (to.to_owned(), ratio, target))
+        );
     }
 
     #[test]

@@ -81,6 +81,15 @@ impl LabNamespace {
         self.change(interface, |link| link.mtu(mtu))
     }
 
+    /// Sets the longest super-frames that an interface sends and that its GRO makes, of both
+    /// families, in octets. Above 65,536 that is BIG TCP.
+    ///
+    /// # Errors
+    /// There is no such interface, or it or the kernel takes no such sizes.
+    pub fn set_super_frame_size(&self, interface: &str, octets: u32) -> Result<(), LabError> {
+        self.change(interface, |link| link.super_frame_size(octets))
+    }
+
     /// Moves an interface to another namespace, where it is down.
     ///
     /// # Errors

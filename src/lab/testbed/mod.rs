@@ -11,10 +11,12 @@
 //! | may I? | [`privileges`], [`enter_user_namespace`], [`tun_access`] |
 //! | a namespace, and work inside | [`LabNamespace`] |
 //! | interfaces, addresses, routes | methods of [`LabNamespace`], [`veth`] |
+//! | tunnels | [`LabNamespace::add_vxlan`] |
 //! | the usual network | [`Topology`] |
 //! | traffic | [`ping`], [`tcp`], [`udp`] |
 
 mod error;
+mod features;
 mod link;
 mod namespace;
 pub(crate) mod pattern;
@@ -23,6 +25,7 @@ mod port;
 mod privileges;
 pub mod tcp;
 mod topology;
+mod tunnel;
 pub mod udp;
 
 pub use error::LabError;
@@ -33,3 +36,4 @@ pub use privileges::{
     user_namespace_on_spawn,
 };
 pub use topology::Topology;
+pub use tunnel::Vxlan;

@@ -307,6 +307,7 @@ fn super_frames_count_by_segment() {
                 kind: GsoKind::TcpV4,
                 size: NonZeroU16::new(size).unwrap(),
                 ecn: false,
+                tunnel: None,
             }),
         });
         Packet::parse(frame).unwrap()

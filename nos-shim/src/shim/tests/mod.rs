@@ -1,4 +1,5 @@
 //! Configuration of the NOS, and what follows from it.
 
+mod groups;
 mod registration;
 mod uplinks;

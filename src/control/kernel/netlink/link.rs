@@ -126,6 +126,15 @@ impl LinkChange {
         self.with(LinkAttribute::Group(group))
     }
 
+    /// The longest super-frames that it sends and that its GRO makes, in octets.
+    #[cfg(any(test, feature = "testbed"))]
+    pub(crate) fn super_frame_size(self, octets: u32) -> Self {
+        self.with(LinkAttribute::GsoMaxSize(octets))
+            .with(LinkAttribute::GsoIpv4MaxSize(octets))
+            .with(LinkAttribute::GroMaxSize(octets))
+            .with(LinkAttribute::GroIpv4MaxSize(octets))
+    }
+
     /// Makes it a port of the bridge with this index.
     #[cfg(any(test, feature = "testbed"))]
     pub(crate) fn controller(self, index: u32) -> Self {
@@ -165,6 +174,32 @@ impl LinkChange {
         self.with(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
             InfoKind::Bridge,
         )]))
+    }
+
+    /// Makes it an end of a VXLAN tunnel.
+    #[cfg(any(test, feature = "testbed"))]
+    pub(crate) fn vxlan(self, vxlan: crate::lab::testbed::Vxlan) -> Self {
+        use netlink_packet_route::link::InfoVxlan;
+        use std::net::IpAddr;
+        let local = match vxlan.local {
+            IpAddr::V4(address) => InfoVxlan::Local(address),
+            IpAddr::V6(address) => InfoVxlan::Local6(address),
+        };
+        let remote = match vxlan.remote {
+            IpAddr::V4(address) => InfoVxlan::Group(address),
+            IpAddr::V6(address) => InfoVxlan::Group6(address),
+        };
+        let data = InfoData::Vxlan(vec![
+            InfoVxlan::Id(1),
+            local,
+            remote,
+            InfoVxlan::Port(vxlan.port),
+            InfoVxlan::UDPCsum(vxlan.checksum),
+            InfoVxlan::UDPZeroCsumTX(!vxlan.checksum),
+            InfoVxlan::UDPZeroCsumRX(!vxlan.checksum),
+        ]);
+        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)];
+        self.with(LinkAttribute::LinkInfo(info))
     }
 
     /// Whether it asks for nothing.

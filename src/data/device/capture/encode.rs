@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use nos_shim::checksum::Sum;
 use nos_shim::frame::Checksum;
+use nos_shim::offload::complete_octets;
 use pcap_file::DataLink;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
@@ -92,28 +92,13 @@ fn writer_in_memory() -> PcapNgWriter<Vec<u8>> {
     PcapNgWriter::new(Vec::new()).expect("writing to memory does not fail")
 }
 
-/// A frame with its checksum completed, in `copy` if it is partial.
+/// A frame with its checksums completed, in `copy` if one is partial.
 fn finished<'a>(octets: &'a [u8], checksum: Checksum, copy: &'a mut Vec<u8>) -> &'a [u8] {
-    let Checksum::Partial { start, offset } = checksum else {
+    if !matches!(checksum, Checksum::Partial { .. }) {
         return octets;
-    };
-    let Some(transport) = octets.get(usize::from(start)..) else {
-        return octets;
-    };
-    // The field holds the pseudo-header's sum, so it takes part.
-    let checksum = match Sum::ZERO.plus(transport).checksum() {
-        // RFC 768: zero would say that there is none. To other protocols both mean the same.
-        0 => 0xffff_u16,
-        checksum => checksum,
-    };
+    }
     copy.clear();
     copy.extend_from_slice(octets);
-    let field = usize::from(start) + usize::from(offset);
-    if let Some(field) = copy
-        .get_mut(field..)
-        .and_then(|rest| rest.first_chunk_mut())
-    {
-        *field = checksum.to_be_bytes();
-    }
+    complete_octets(copy, checksum);
     copy
 }

@@ -1,13 +1,17 @@
 //! Bursts as the kernel wants them: `recvmmsg` and `sendmmsg`.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{BATCH, Burst, ETHERNET_HEADER, Frame, VNET_HEADER};
+use nos_shim::frame::{BATCH, Burst, ETHERNET_HEADER, Frame, FramePool, MAX_FRAME, VNET_HEADER};
+use nos_shim::offload::{Dropped, cut_long};
+use nos_shim::vlan::is_priority_tag;
 
 use super::super::coalesce::{Run, run_length};
 use super::super::vnet;
+use super::overflow::{LONG_MESSAGES, Overflow};
 use super::socket::PACKET_AUXDATA;
 
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
@@ -48,6 +52,7 @@ pub(super) struct Messages {
     /// Of each message that is sent: how many frames it carries, and how its first frame was
     /// before, if they are a run.
     cargo: [(u8, Option<Run>); BATCH],
+    overflow: Overflow,
 }
 
 // SAFETY: the pointers inside are written before each system call and mean nothing after it.
@@ -68,6 +73,7 @@ impl Messages {
             areas,
             control,
             cargo: [(0, None); BATCH],
+            overflow: Overflow::default(),
         })
     }
 
@@ -86,15 +92,48 @@ impl Messages {
         }
     }
 
-    /// Receives into the frames from the first on; returns how many are filled.
+    /// Messages that may be received at once.
+    #[inline]
+    pub(super) fn at_once(&self) -> usize {
+        if self.overflow.offered() {
+            LONG_MESSAGES
+        } else {
+            BATCH
+        }
+    }
+
+    /// Receives into the frames from the first on, which are not more than [`Self::at_once`];
+    /// returns how many are filled.
     pub(super) fn receive(&mut self, fd: &OwnedFd, frames: &mut Burst) -> Result<usize, Errno> {
+        if self.overflow.offered() && self.overflow.keep() {
+            return self.receive_long(fd, frames);
+        }
         for (n, frame) in frames.iter_mut().enumerate() {
             self.areas[n] = vector(frame.receive_area(VNET_HEADER).unwrap_or_default());
             self.place(n, n, 1, true);
         }
+        self.receive_placed(fd, frames)
+    }
+
+    /// The same with room for what does not fit a frame.
+    #[cold]
+    fn receive_long(&mut self, fd: &OwnedFd, frames: &mut Burst) -> Result<usize, Errno> {
+        for (n, frame) in frames.iter_mut().take(LONG_MESSAGES).enumerate() {
+            let area = frame.receive_area(VNET_HEADER).unwrap_or_default();
+            let end = area.len().min(VNET_HEADER + MAX_FRAME);
+            self.areas[2 * n] = vector(&mut area[..end]);
+            self.areas[2 * n + 1] = vector(self.overflow.area(n));
+            self.place(n, 2 * n, 2, true);
+        }
+        let came = self.receive_placed(fd, frames)?;
+        self.overflow.count(came);
+        Ok(came)
+    }
+
+    fn receive_placed(&mut self, fd: &OwnedFd, frames: &mut Burst) -> Result<usize, Errno> {
         retry(|| {
             // SAFETY: the first frames.len() headers have just been pointed to buffers that these
-            // frames own, and to vectors and control room of `self`; all outlive the call.
+            // frames own, and to vectors, overflow and control room of `self`; all outlive the call.
             unsafe {
                 libc::recvmmsg(
                     fd.as_raw_fd(),
@@ -107,21 +146,72 @@ impl Messages {
         })
     }
 
-    /// Makes `frame`, into which message `n` was received, what the message says.
+    /// Makes `frame`, into which message `n` was received, what the message says. One that is too
+    /// long for it ([`DropReason::FrameLength`]) is left for [`Self::cut`].
     pub(super) fn accept(&self, n: usize, frame: &mut Frame) -> Result<(), DropReason> {
-        let libc::mmsghdr { msg_hdr, msg_len } = self.headers[n];
-        let octets = (msg_len as usize).saturating_sub(VNET_HEADER);
-        if msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || octets < ETHERNET_HEADER {
-            return Err(DropReason::FrameLength);
-        }
+        let libc::mmsghdr { msg_hdr, .. } = self.headers[n];
+        let octets = self.octets(n);
         let Control { header, auxiliary } = self.control[n];
         let told = msg_hdr.msg_controllen >= size_of::<Control>()
             && (header.cmsg_level, header.cmsg_type) == (libc::SOL_PACKET, PACKET_AUXDATA);
-        if told && auxiliary.status & TP_STATUS_VLAN_VALID != 0 {
-            return Err(DropReason::EtherType);
+        let tagged = told && auxiliary.status & TP_STATUS_VLAN_VALID != 0;
+        if tagged && !is_priority_tag(auxiliary.vlan_tci) {
+            return Err(DropReason::Vlan);
+        }
+        let length = ETHERNET_HEADER..=MAX_FRAME;
+        if msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || !length.contains(&octets) {
+            return Err(DropReason::FrameLength);
         }
         frame.set_len(octets).map_err(|_| DropReason::FrameLength)?;
-        vnet::take_header(frame)
+        vnet::take_header(frame, VNET_HEADER)
+    }
+
+    /// Octets of the frame that was received into message `n`.
+    #[inline]
+    fn octets(&self, n: usize) -> usize {
+        (self.headers[n].msg_len as usize).saturating_sub(VNET_HEADER)
+    }
+
+    /// Appends to `out` the pieces of what was received into message `n`, whose start is in `frame`.
+    ///
+    /// # Errors
+    ///
+    /// Why the whole is dropped.
+    #[cold]
+    pub(super) fn cut(
+        &mut self,
+        n: usize,
+        mut frame: Frame,
+        pool: &mut FramePool,
+        out: &mut VecDeque<Frame>,
+    ) -> Result<Option<Dropped>, DropReason> {
+        let start = frame.room().min(MAX_FRAME);
+        let rest = self.octets(n).saturating_sub(start);
+        let offered = self.overflow.area(n).get(..rest);
+        let long = rest > 0 && self.headers[n].msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+        let result = match offered {
+            Some(rest) if long => prepare(&mut frame, start).map(|()| rest),
+            _ => Err(DropReason::FrameLength),
+        };
+        match result {
+            Ok(rest) => {
+                let dropped = cut_long(frame, rest, pool, out)?;
+                self.overflow.was_needed();
+                Ok(dropped)
+            }
+            Err(reason) => {
+                pool.free(frame);
+                Err(reason)
+            }
+        }
+    }
+
+    /// Whether message `n` did not fit, so that its frame is lost; from now on there is room. If so,
+    /// says whether this is the first.
+    #[cold]
+    pub(super) fn lost(&mut self, n: usize) -> Option<bool> {
+        let cut_off = self.headers[n].msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+        (cut_off && !self.overflow.offered()).then(|| self.overflow.begin())
     }
 
     /// Sends the frames from the first on, runs of datagrams as one where `coalesce` says so.
@@ -140,7 +230,8 @@ impl Messages {
         let messages = self.load(frames, coalesce);
         if messages == 0 {
             return Err(Refused {
-                errno: Errno::EMSGSIZE,
+                // Not the kernel's answer: no room for the header.
+                errno: Errno::EPROTO,
                 run: false,
             });
         }
@@ -175,7 +266,7 @@ impl Messages {
             let Some((first, more)) = these.split_first_mut() else {
                 break;
             };
-            let Ok(area) = vnet::put_header(first) else {
+            let Ok(area) = vnet::put_header(first, VNET_HEADER) else {
                 break;
             };
             self.areas[at] = vector(area);
@@ -214,6 +305,12 @@ pub(super) struct Refused {
     pub(super) errno: Errno,
     /// Whether it was a run.
     pub(super) run: bool,
+}
+
+/// Makes `frame`, which is filled by the start of a longer one, `octets` long.
+fn prepare(frame: &mut Frame, octets: usize) -> Result<(), DropReason> {
+    frame.set_len(octets).map_err(|_| DropReason::FrameLength)?;
+    vnet::take_header(frame, VNET_HEADER)
 }
 
 fn vector(area: &mut [u8]) -> libc::iovec {

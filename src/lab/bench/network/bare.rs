@@ -50,8 +50,11 @@ pub(super) fn tap(
 }
 
 /// Packet sockets on the host's ends of two veth pairs.
-pub(super) fn packet(children: &Children, setting: Setting) -> Result<Network, BenchError> {
-    let path = Path::BarePacket;
+pub(super) fn packet(
+    children: &Children,
+    path: Path,
+    setting: Setting,
+) -> Result<Network, BenchError> {
     let (container, external) = (LabNamespace::new("C")?, LabNamespace::new("X")?);
     let host = silent("H")?;
     veth((&host, "hc"), (&container, "eth0"))?;
@@ -95,6 +98,9 @@ fn start(
     }
     if path == Path::BareTapSingle {
         command.arg("--single");
+    }
+    if path.needs_uring() {
+        command.arg("--io-uring");
     }
     if !setting.offload {
         command.arg("--plain");

@@ -29,7 +29,7 @@ use super::path::Path;
 use super::plan::Setting;
 use super::traffic::{IpVersion, Route, Way};
 use crate::control::api::{self, Request, Response, Table};
-use crate::lab::testbed::{LabError, LabNamespace, Topology};
+use crate::lab::testbed::{LabError, LabNamespace, Topology, Vxlan};
 
 /// Ports on which C can be reached on every path.
 const LISTEN: RangeInclusive<u16> = 20_000..=20_019;
@@ -37,6 +37,9 @@ const LISTEN: RangeInclusive<u16> = 20_000..=20_019;
 const EPHEMERAL: RangeInclusive<u16> = 30_000..=44_999;
 /// First port on which X listens.
 const EXTERNAL_PORT: u16 = 5201;
+
+/// Octets that IPv4, UDP, VXLAN and the inner Ethernet header take.
+const VXLAN_HEADERS: u32 = 20 + 8 + 8 + 14;
 
 /// Time for an interface to appear or get its carrier.
 const LINK_LIMIT: Duration = Duration::from_secs(10);
@@ -58,6 +61,8 @@ pub(super) struct Network {
     /// Interfaces whose transmit queue is part of the path.
     queues: Vec<(LabNamespace, String)>,
     losses: Losses,
+    /// Whether traffic goes through [`Self::add_tunnel`]'s.
+    tunneled: bool,
     next: Cell<u16>,
     /// What must live as long as the path.
     _kept: Vec<LabNamespace>,
@@ -83,12 +88,17 @@ impl Network {
         let mut network = match path {
             Path::RelayTap | Path::RelayTapSplit => relay::tap(children, path, setting),
             Path::RelayVeth | Path::RelayVethSplit => relay::veth(children, path, setting),
-            Path::BareTap | Path::BareTapSingle => bare::tap(children, path, setting),
-            Path::BarePacket => bare::packet(children, setting),
+            Path::BareTap | Path::BareTapSingle | Path::BareTapUring => {
+                bare::tap(children, path, setting)
+            }
+            Path::BarePacket | Path::BarePacketUring => bare::packet(children, path, setting),
             Path::Kernel => kernel::build(children, setting),
             Path::Pasta | Path::Pasta1500 => peers::pasta(children, path),
             Path::Slirp4netns | Path::Slirp4netns1500 => peers::slirp4netns(children, path),
         }?;
+        if setting.tunnel {
+            network.add_tunnel(u32::from(setting.mtu))?;
+        }
         if let Some(process) = &network.forwarder {
             network.resident = account::resident(process.pid()).ok();
         }
@@ -106,9 +116,34 @@ impl Network {
             reload: None,
             queues: Vec::new(),
             losses: Losses::Nobody,
+            tunneled: false,
             next: Cell::new(0),
             _kept: Vec::new(),
         }
+    }
+
+    /// Joins container and X by a VXLAN tunnel over the path.
+    fn add_tunnel(&mut self, mtu: u32) -> Result<(), LabError> {
+        let [near, far] = [
+            shared_address(IpVersion::V4),
+            external_address(IpVersion::V4),
+        ];
+        for (namespace, local, remote, way) in [
+            (&self.container, near, far, Way::In),
+            (&self.external, far, near, Way::Out),
+        ] {
+            let vxlan = Vxlan {
+                local,
+                remote,
+                port: *LISTEN.end(),
+                checksum: true,
+                mtu: mtu.saturating_sub(VXLAN_HEADERS),
+            };
+            namespace.add_vxlan("vxlan0", vxlan)?;
+            namespace.add_address("vxlan0", IpNet::new_assert(tunnel_address(way), 24))?;
+        }
+        self.tunneled = true;
+        Ok(())
     }
 
     /// Who connects to whom, and where; the port is another one each time.
@@ -133,6 +168,11 @@ impl Network {
         let (client, server, address, port) = match way {
             Way::Out => (container, external, external_address(ip), EXTERNAL_PORT),
             Way::In => (external, container, shared_address(ip), *LISTEN.start()),
+        };
+        let address = if self.tunneled {
+            tunnel_address(way)
+        } else {
+            address
         };
         Route {
             client,
@@ -184,6 +224,15 @@ impl Network {
             _ => None,
         }
     }
+}
+
+/// The address inside of the tunnel of whoever listens.
+fn tunnel_address(way: Way) -> IpAddr {
+    let last = match way {
+        Way::In => 1,
+        Way::Out => 2,
+    };
+    Ipv4Addr::new(10, 9, 0, last).into()
 }
 
 /// The container's address for outsiders.

@@ -134,8 +134,9 @@ offload = {offload}
             0 => String::new(),
             size => format!("-crowd-{size}"),
         };
+        let tunnel = if self.setting.tunnel { "-vxlan" } else { "" };
         format!(
-            "{}-{}{offload}{buffers}{crowd}",
+            "{}-{}{offload}{buffers}{crowd}{tunnel}",
             self.path, self.setting.mtu
         )
     }

@@ -1,0 +1,106 @@
+//! Room for frames that are longer than a buffer.
+//!
+//! An interface whose other end, or whose own GRO, makes super-frames of more than 64 KiB (BIG TCP)
+//! hands up frames that no buffer holds. To offer room for them with every call would cost every
+//! frame of every interface. So the first one is lost, and from then on each message has a second
+//! area, until there was no long frame for a long time.
+
+use nos_shim::frame::{BATCH, VNET_HEADER};
+use nos_shim::offload::MAX_LONG_FRAME;
+
+/// Messages that are received at once while long frames come. The pieces of so many make about as
+/// many frames as a burst has.
+pub(super) const LONG_MESSAGES: usize = 4;
+
+const _: () = assert!(2 * LONG_MESSAGES <= BATCH, "two areas for each message");
+
+/// Octets of a long frame that a buffer may not hold. Embedders' buffers can be short.
+const AREA: usize = MAX_LONG_FRAME + VNET_HEADER;
+
+/// Frames in a row that fit a buffer, after which the room is not offered any more.
+const PATIENCE: usize = 1 << 16;
+
+/// The second areas of messages.
+#[derive(Debug, Default)]
+pub(super) struct Overflow {
+    /// Empty until the first frame was too long. It becomes resident where frames touch it.
+    octets: Vec<u8>,
+    offered: bool,
+    /// Frames received since the last long one.
+    ordinary: usize,
+}
+
+impl Overflow {
+    /// Whether messages have second areas.
+    #[inline]
+    pub(super) fn offered(&self) -> bool {
+        self.offered
+    }
+
+    /// A frame was lost for want of room: offers it from now on. Returns whether this is the first
+    /// time.
+    pub(super) fn begin(&mut self) -> bool {
+        let first = self.octets.is_empty();
+        if first {
+            self.octets = vec![0; LONG_MESSAGES * AREA];
+        }
+        self.offered = true;
+        self.ordinary = 0;
+        first
+    }
+
+    /// So many frames came, long or not.
+    pub(super) fn count(&mut self, frames: usize) {
+        self.ordinary = self.ordinary.saturating_add(frames);
+    }
+
+    /// One of them was long.
+    pub(super) fn was_needed(&mut self) {
+        self.ordinary = 0;
+    }
+
+    /// Stops offering room that has not been needed for long. Returns whether it is still offered.
+    pub(super) fn keep(&mut self) -> bool {
+        self.offered &= self.ordinary < PATIENCE;
+        self.offered
+    }
+
+    /// The second area of message `n`.
+    pub(super) fn area(&mut self, n: usize) -> &mut [u8] {
+        let areas = self.octets.chunks_exact_mut(AREA);
+        areas.into_iter().nth(n).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_offered_until_it_was_not_needed_for_long() {
+        let mut overflow = Overflow::default();
+        assert!(!overflow.offered() && overflow.area(0).is_empty());
+        assert!(overflow.begin());
+        overflow.count(PATIENCE - 1);
+        assert!(overflow.keep());
+        overflow.was_needed();
+        overflow.count(PATIENCE - 1);
+        assert!(overflow.keep());
+        overflow.count(1);
+        assert!(!overflow.keep() && !overflow.offered());
+        assert!(!overflow.begin(), "known already");
+        assert!(overflow.keep());
+    }
+
+    #[test]
+    fn areas_are_apart() {
+        let mut overflow = Overflow::default();
+        overflow.begin();
+        for n in 0..LONG_MESSAGES {
+            assert_eq!(overflow.area(n).len(), AREA);
+            overflow.area(n).fill(u8::try_from(n).unwrap());
+        }
+        assert!((0..LONG_MESSAGES).all(|n| usize::from(overflow.area(n)[AREA - 1]) == n));
+        assert!(overflow.area(LONG_MESSAGES).is_empty());
+    }
+}

@@ -1,0 +1,267 @@
+//! Transfers between real kernels whose interfaces are set up so that they make the super-frames in
+//! question.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nos_relay::lab::testbed::{LabNamespace, Topology};
+use nos_shim::frame::{Checksum, GsoKind, Offload, VNET_HEADER};
+
+use crate::support::daemon::LIMIT;
+use crate::support::lab_test;
+use crate::support::scenario::{FAMILIES, Scenario, Variant};
+use crate::support::wire;
+
+/// How super-frames come to the uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    /// By the sender, longer than an IP packet.
+    BigTcp,
+    /// By GRO on the uplink, into a list of segments; the sender left the checksums to its device,
+    /// or computed them.
+    List { partial: bool },
+}
+
+impl Made {
+    fn prepare(self, topology: &Topology) {
+        let (sender, uplink) = (&topology.external, &topology.device);
+        match self {
+            Self::BigTcp => {
+                let octets = 150_000;
+                sender.set_super_frame_size("xh", octets).unwrap();
+            }
+            Self::List { partial } => {
+                sender
+                    .set_feature("xh", "tx-udp-segmentation", false)
+                    .unwrap();
+                sender
+                    .set_feature("xh", "tx-tcp-segmentation", false)
+                    .unwrap();
+                sender
+                    .set_feature("xh", "tx-tcp6-segmentation", false)
+                    .unwrap();
+                if !partial {
+                    sender
+                        .set_feature("xh", "tx-checksum-ip-generic", false)
+                        .unwrap();
+                }
+                uplink.set_feature("hx", "rx-gro", true).unwrap();
+                uplink.set_feature("hx", "rx-gro-list", true).unwrap();
+            }
+        }
+    }
+
+    /// Whether a super-frame is of this kind.
+    fn is_seen(self, octets: usize, offload: Offload) -> bool {
+        match self {
+            Self::BigTcp => octets > 66_000,
+            Self::List { partial: false } => offload.checksum == Checksum::Verified,
+            Self::List { partial: true } => matches!(offload.checksum, Checksum::Partial { .. }),
+        }
+    }
+}
+
+/// What an observer beside the daemon finds on the uplink.
+struct Observer(OwnedFd);
+
+impl Observer {
+    fn open(topology: &Topology) -> Self {
+        let fd = wire::observe(&topology.device, "hx");
+        Self(fd)
+    }
+
+    /// The kinds of the super-frames seen so far that are made like that.
+    fn seen(&self, made: Made) -> BTreeSet<&'static str> {
+        let mut buffer = vec![0; VNET_HEADER + 600_000];
+        let mut kinds = BTreeSet::new();
+        while let Ok(octets) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            let header = buffer.first_chunk().unwrap();
+            let offload = Offload::from_virtio(header).unwrap();
+            if let Some(segmentation) = offload.segmentation
+                && made.is_seen(octets - VNET_HEADER, offload)
+            {
+                kinds.insert(match segmentation.kind {
+                    GsoKind::TcpV4 => "TCP over IPv4",
+                    GsoKind::TcpV6 => "TCP over IPv6",
+                    GsoKind::Udp if buffer[VNET_HEADER + 12] == 0x86 => "UDP over IPv6",
+                    GsoKind::Udp => "UDP over IPv4",
+                });
+            }
+        }
+        kinds
+    }
+}
+
+/// Octets of a transfer: several windows of a veth.
+const OCTETS: usize = 24 << 20;
+
+fn content(octets: usize, seed: u64) -> Vec<u8> {
+    let mut content = vec![0; octets];
+    fastrand::Rng::with_seed(seed).fill(&mut content);
+    content
+}
+
+/// Sends `content` from one end to the other, and checks every octet.
+fn transfer(from: &LabNamespace, to: &LabNamespace, address: SocketAddr, content: &[u8]) {
+    let listener = to.run(|| TcpListener::bind(address).unwrap()).unwrap();
+    let near = from.run(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
+    let mut near = near.unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    far.set_read_timeout(Some(LIMIT)).unwrap();
+    near.set_write_timeout(Some(LIMIT)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || near.write_all(content).unwrap());
+        let mut received = Vec::with_capacity(content.len());
+        far.read_to_end(&mut received).unwrap();
+        assert!(received == content, "octets changed on the way");
+    });
+}
+
+/// Sends datagrams that one call hands to the kernel, and checks each.
+fn datagrams(from: &LabNamespace, to: &LabNamespace, address: SocketAddr, content: &[u8]) {
+    const SIZE: usize = 1_000;
+    let receiver = to.run(|| UdpSocket::bind(address).unwrap()).unwrap();
+    receiver.set_read_timeout(Some(LIMIT)).unwrap();
+    let any = if address.is_ipv6() {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
+    let sender = from.run(|| UdpSocket::bind(any).unwrap()).unwrap();
+    let size = i32::try_from(SIZE).unwrap();
+    setsockopt(&sender, sockopt::UdpGsoSegment, &size).unwrap();
+    for batch in content.chunks(30 * SIZE - 5).take(20) {
+        sender.send_to(batch, address).unwrap();
+        for datagram in batch.chunks(SIZE) {
+            let mut buffer = [0; 2 * SIZE];
+            let length = receiver.recv(&mut buffer).unwrap();
+            assert!(buffer[..length] == *datagram, "a datagram changed");
+        }
+    }
+}
+
+/// Both ways and families; returns what the daemon's uplink was given.
+fn check(made: Made, variant: Variant) {
+    if !variant.is_possible() {
+        return;
+    }
+    let scenario = Scenario::new(variant);
+    let topology = &scenario.topology;
+    made.prepare(topology);
+    let observer = Observer::open(topology);
+    let content = content(OCTETS, 5);
+    let mut kinds = BTreeSet::new();
+    for family in FAMILIES {
+        let (web, external) = (scenario.web(), scenario.external());
+        let inward = family.nos_port(20080);
+        transfer(external, web, inward, &content);
+        kinds.append(&mut observer.seen(made));
+        transfer(
+            web,
+            external,
+            family.external_port(8080),
+            &content[..OCTETS / 4],
+        );
+        datagrams(external, web, inward, &content);
+        kinds.append(&mut observer.seen(made));
+        datagrams(web, external, family.external_port(8080), &content);
+    }
+    let wanted: &[&str] = match made {
+        Made::BigTcp => &["TCP over IPv4", "TCP over IPv6"],
+        Made::List { .. } => &[
+            "TCP over IPv4",
+            "TCP over IPv6",
+            "UDP over IPv4",
+            "UDP over IPv6",
+        ],
+    };
+    assert_eq!(
+        kinds,
+        wanted.iter().copied().collect(),
+        "{made:?}: not tried"
+    );
+    let uplink = scenario.daemon.uplink("up0").link;
+    assert_eq!(
+        uplink.long_super_frames > 0,
+        made == Made::BigTcp,
+        "{uplink:?}"
+    );
+    for reason in ["offload-header", "transport-checksum", "ip-length"] {
+        assert_eq!(uplink.drops.get(reason), None, "{uplink:?}");
+        for stage in ["relay", "nos"] {
+            assert_eq!(
+                scenario.daemon.dropped(stage, reason),
+                0,
+                "{reason} in {stage}"
+            );
+        }
+    }
+    let lost = uplink.drops.get("frame-length").copied().unwrap_or(0);
+    let warned = scenario
+        .daemon
+        .log()
+        .matches("packet socket hx: frames of more")
+        .count();
+    if made == Made::BigTcp {
+        // What the first call brought, before there was room.
+        assert!((1..=16).contains(&lost), "{uplink:?}");
+        assert_eq!(warned, 1);
+    } else {
+        assert_eq!((lost, warned), (0, 0), "{uplink:?}");
+    }
+    scenario.daemon.settle();
+}
+
+const fn variant(device: &'static str, threads: &'static str, offload: [bool; 2]) -> Variant {
+    Variant {
+        device,
+        threads,
+        offload,
+    }
+}
+
+macro_rules! rows {
+    ($($test:ident: $made:expr, $device:literal, $threads:literal, $offload:expr;)+) => {
+        $(lab_test! {
+            fn $test() {
+                check($made, variant($device, $threads, $offload));
+            }
+        })+
+    };
+}
+
+rows! {
+    big_tcp_to_tap: Made::BigTcp, "tap", "single", [true, true];
+    big_tcp_to_plain_tap: Made::BigTcp, "tap", "split", [false, true];
+    big_tcp_to_veth: Made::BigTcp, "veth", "split", [true, true];
+    lists_to_tap: Made::List { partial: false }, "tap", "single", [true, true];
+    lists_to_plain_tap: Made::List { partial: false }, "tap", "split", [false, true];
+    lists_to_veth: Made::List { partial: false }, "veth", "split", [true, true];
+    lists_of_partial_to_tap: Made::List { partial: true }, "tap", "single", [true, true];
+    lists_of_partial_to_plain_tap: Made::List { partial: true }, "tap", "split", [false, true];
+    lists_of_partial_to_plain_veth: Made::List { partial: true }, "veth", "single", [false, true];
+}
+
+/// The container's own interface makes them, as somebody inside may set it up.
+mod from_a_container {
+    use super::*;
+
+    lab_test! {
+        fn big_tcp_from_a_veth() {
+            let scenario = Scenario::new(Variant::PLAIN);
+            let web = scenario.web();
+            web.set_super_frame_size("eth0", 150_000).unwrap();
+            let content = content(OCTETS, 6);
+            for family in FAMILIES {
+                transfer(web, scenario.external(), family.external_port(8080), &content);
+            }
+            let link = scenario.daemon.attachment("web").link;
+            assert!(link.long_super_frames > 0, "{link:?}");
+            assert!(scenario.daemon.log().contains("frames of more than 65549 octets come in"));
+            scenario.daemon.settle();
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Tunnels pass: bulk TCP inside, whose super-frames have their offload state inside as well.
+//!
+//! Of the tunnels that Linux knows, VXLAN is in nearly every kernel. What GRE and IP in IP make is
+//! in `nos-shim/src/offload/tests/tunnel.rs`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+
+use nos_relay::control::api::snapshot::Link;
+use nos_relay::lab::testbed::{LabNamespace, Topology, Vxlan, veth};
+use support::bulk::transfer;
+use support::daemon::{Daemon, LIMIT};
+use support::scenario::{Family, Scenario, V4, V6, Variant, config, edited, variant_tests};
+
+const MIB: u64 = 1 << 20;
+/// A port of the container's, for both ends of tunnels.
+const PORT: u16 = 20789;
+/// Fits the MTU of the underlay, with IPv6 and VXLAN around.
+const MTU: u32 = 1430;
+/// Where a listener inside of a tunnel is.
+const INSIDE: u16 = 7;
+
+/// How the outer headers look.
+#[derive(Clone, Copy, Debug)]
+struct Outer {
+    family: Family,
+    checksum: bool,
+}
+
+const OUTERS: [Outer; 4] = [
+    Outer {
+        family: V4,
+        checksum: true,
+    },
+    Outer {
+        family: V4,
+        checksum: false,
+    },
+    Outer {
+        family: V6,
+        checksum: true,
+    },
+    Outer {
+        family: V6,
+        checksum: false,
+    },
+];
+
+/// The ends of a tunnel: namespace, and address in the underlay.
+type End<'a> = (&'a LabNamespace, IpAddr);
+
+/// Makes a tunnel between the ends, number `n` of the test.
+fn tunnel(ends: [End<'_>; 2], n: u16, checksum: bool) {
+    for (side, octet) in [(0, 1), (1, 2)] {
+        let ((namespace, local), (_, remote)) = (ends[side], ends[1 - side]);
+        let name = format!("v{n}");
+        let vxlan = Vxlan {
+            local,
+            remote,
+            port: PORT + n,
+            checksum,
+            mtu: MTU,
+        };
+        namespace.add_vxlan(&name, vxlan).unwrap();
+        for address in inside(n, octet) {
+            let length = if address.is_ipv6() { 64 } else { 24 };
+            let network = ipnet::IpNet::new(address, length).unwrap();
+            namespace.add_address(&name, network).unwrap();
+        }
+    }
+}
+
+/// Addresses inside of a tunnel.
+fn inside(n: u16, octet: u16) -> [IpAddr; 2] {
+    [
+        format!("10.9.{n}.{octet}").parse().unwrap(),
+        format!("fd09:{n}::{octet}").parse().unwrap(),
+    ]
+}
+
+/// A connection through a tunnel, each way; IPv4 and IPv6 take turns.
+fn connections(ends: [End<'_>; 2], n: u16) -> [[TcpStream; 2]; 2] {
+    let [to_second, to_first] = [(n + 1, 2), (n, 1)].map(|(which, octet)| {
+        let address = inside(n, octet)[usize::from(which % 2)];
+        SocketAddr::new(address, INSIDE)
+    });
+    let [(first, _), (second, _)] = ends;
+    [
+        connect(first, second, to_second),
+        connect(second, first, to_first),
+    ]
+}
+
+fn connect(client: &LabNamespace, server: &LabNamespace, to: SocketAddr) -> [TcpStream; 2] {
+    let listener = server.run(|| TcpListener::bind(to).unwrap()).unwrap();
+    let near = client.run(|| TcpStream::connect_timeout(&to, LIMIT).unwrap());
+    let (far, _) = listener.accept().unwrap();
+    [near.unwrap(), far]
+}
+
+/// Moves octets through each tunnel both ways.
+fn bulk(ends_of: impl Fn(Family) -> [(LabNamespace, IpAddr); 2], octets: u64) {
+    for (n, outer) in (0..).zip(OUTERS) {
+        let owned = ends_of(outer.family);
+        let ends = [(&owned[0].0, owned[0].1), (&owned[1].0, owned[1].1)];
+        tunnel(ends, n, outer.checksum);
+        for (connection, seed) in connections(ends, n).into_iter().zip(1..) {
+            transfer(connection, octets, seed);
+        }
+    }
+}
+
+/// No frame was dropped, but for those that the kernel sends by itself to groups and routers.
+fn assert_no_drops(daemon: &Daemon) {
+    let counters = daemon.settle();
+    for stage in ["relay", "nos"] {
+        for reason in ["offload-header", "device-error", "too-big", "no-buffer"] {
+            assert_eq!(
+                daemon.dropped(stage, reason),
+                0,
+                "{stage} {reason}: {counters:?}"
+            );
+        }
+    }
+}
+
+fn octets_a_packet(link: &Link) -> [u64; 2] {
+    [link.rx, link.tx].map(|traffic| traffic.octets / traffic.packets)
+}
+
+/// Between a container and a host.
+mod tcp_in_a_container_arrives_whole {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let scenario = Scenario::new(variant);
+        let ends = |family: Family| {
+            [
+                (scenario.web().clone(), family.nos),
+                (scenario.external().clone(), family.external),
+            ]
+        };
+        bulk(ends, 8 * MIB);
+        assert_no_drops(&scenario.daemon);
+        let link = scenario.daemon.attachment("web").link;
+        let [from, _] = octets_a_packet(&link);
+        let takes_tunnels = link.offload.iter().any(|one| one == "tunnel");
+        assert_eq!(
+            from > 1514,
+            takes_tunnels || variant.device == "veth",
+            "{link:?}"
+        );
+    }
+
+    variant_tests! {
+        tap_single: ("tap", "single", [true, true]),
+        tap_single_plain: ("tap", "single", [false, false]),
+        tap_split: ("tap", "split", [true, true]),
+        tap_to_plain: ("tap", "single", [true, false]),
+        veth_single: ("veth", "single", [true, true]),
+        veth_split: ("veth", "split", [true, true]),
+        veth_to_plain: ("veth", "single", [true, false]),
+        plain_tap_to_uplink: ("tap", "single", [false, true]),
+    }
+}
+
+/// From one uplink to another.
+mod tcp_in_transit_arrives_whole {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let y = LabNamespace::new("Y").unwrap();
+        let (device, x) = (&topology.device, &topology.external);
+        device
+            .sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+            .unwrap();
+        veth((device, "hy"), (&y, "yh")).unwrap();
+        let [y4, y6]: [IpAddr; 2] =
+            ["198.51.100.2", "2001:db8:2::2"].map(|text| text.parse().unwrap());
+        for (of_y, network_y, nos, network_x) in [
+            ("198.51.100.2/24", "198.51.100.0/24", V4, "203.0.113.0/24"),
+            ("2001:db8:2::2/64", "2001:db8:2::/64", V6, "2001:db8:1::/64"),
+        ] {
+            let nos_y = if nos.is_v6() {
+                "2001:db8:2::1"
+            } else {
+                "198.51.100.1"
+            };
+            y.add_address("yh", of_y.parse().unwrap()).unwrap();
+            x.add_route(network_y.parse().unwrap(), nos.nos).unwrap();
+            y.add_route(network_x.parse().unwrap(), nos_y.parse().unwrap())
+                .unwrap();
+        }
+        let more = format!(
+            "
+            [[uplink]]
+            name = \"up1\"
+            device = \"packet:hy\"
+            addresses = [\"198.51.100.1/24\", \"2001:db8:2::1/64\"]
+            offload = {}
+            ",
+            variant.offload[1]
+        );
+        let mut text = config(&topology, variant);
+        for name in ["web", "db"] {
+            let from = format!("name = \"{name}\"\n");
+            let to = format!("{from}addresses = [\"203.0.113.1\", \"2001:db8:1::1\"]\n");
+            text = edited(&text, &from, &to);
+        }
+        let daemon = Daemon::start(device, &(text + &more));
+        let ends = |family: Family| {
+            let of_y = if family.is_v6() { y6 } else { y4 };
+            [(x.clone(), family.external), (y.clone(), of_y)]
+        };
+        bulk(ends, 8 * MIB);
+        assert_no_drops(&daemon);
+    }
+
+    variant_tests! {
+        single: ("veth", "single", [true, true]),
+        split: ("veth", "split", [true, true]),
+        plain: ("veth", "single", [true, false]),
+    }
+}
