@@ -22,7 +22,7 @@ fn cut(flow: &Flow, capabilities: Capabilities) -> Vec<Vec<u8>> {
     let packet = marked(parsed(flow, &mut pool));
     let (made, adapted) = collect(|out| {
         adapt(packet, capabilities, &mut pool, &mut |piece| {
-            out.push(piece)
+            out.push(piece);
         })
     });
     assert_eq!(adapted.dropped, None);
