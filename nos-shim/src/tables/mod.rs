@@ -1,8 +1,8 @@
 //! What the NOS is configured to be: routes, addresses, ports, uplinks, attachments.
 //!
 //! Forwarding only reads it, so several workers could share one. It changes as a whole, between
-//! bursts, by the methods here; what workers keep of it is told from what holds by
-//! [`Tables::version`].
+//! bursts, by the methods here; static routes change some at a time. What workers keep of it is told
+//! from what holds by [`Tables::version`].
 
 mod own;
 mod uplinks;
