@@ -123,7 +123,7 @@ each_variant! {
                 let frame = tagged(&sender.datagram(family, &payload), tags);
                 sender.send(&frame, Offload::NONE);
                 assert_eq!(receive(&socket), payload, "{tags:x?}, {}", family.nos);
-                let payload: Vec<u8> = (0..3 * EACH).map(|at| (at % 251) as u8 ^ number).collect();
+                let payload: Vec<u8> = (0_u8..251).cycle().take(3 * EACH).map(|octet| octet ^ number).collect();
                 sender.super_frame(family, tags, &payload);
                 for part in payload.chunks(EACH) {
                     assert_eq!(receive(&socket), part, "in one: {tags:x?}, {}", family.nos);

@@ -9,7 +9,8 @@ const SERVICE: u16 = 0x88a8;
 
 /// Tags, the outermost first: protocol identifier and control information. Whether a host looks
 /// behind them.
-const TAGS: [(&str, &[(u16, u16)], bool); 12] = [
+type Tags = &'static [(u16, u16)];
+const TAGS: [(&str, Tags, bool); 12] = [
     ("priority 0", &[(CUSTOMER, 0)], true),
     ("priority 7, drop eligible", &[(CUSTOMER, 0xf000)], true),
     ("a service tag of VLAN 0", &[(SERVICE, 0x2000)], true),
@@ -41,7 +42,8 @@ const TAGS: [(&str, &[(u16, u16)], bool); 12] = [
 ];
 
 /// Each by another path through the NOS.
-const PROBES: [(&str, fn(Step) -> Vec<u8>); 5] = [
+type Probe = fn(Step) -> Vec<u8>;
+const PROBES: [(&str, Probe); 5] = [
     ("echo request", echo),
     ("SYN", |step| segment(step, SYN, b"")),
     ("SYN to a container", |step| {
