@@ -199,22 +199,28 @@ impl Packet {
         let offload = frame.offload();
         match parse(frame.bytes(), offload) {
             Ok((parsed, len)) => {
+                let whole = frame.len();
                 frame.truncate(len);
                 frame.set_parsed(parsed);
                 let packet = Self(frame);
                 match offload.segmentation {
                     None => Ok(packet),
-                    Some(segmentation) => packet.settle_segmentation(segmentation),
+                    Some(segmentation) => packet.settle_segmentation(segmentation, whole),
                 }
             }
             Err(reason) => Err(Rejected { frame, reason }),
         }
     }
 
-    /// Finds what is cut in a super-frame, and puts it into the form that devices take.
+    /// Finds what is cut in a super-frame, and puts it into the form that devices take. `whole`: octets
+    /// that the frame had with padding, which it gets back when it is rejected.
     // Out of the way of packets that are none.
     #[inline(never)]
-    fn settle_segmentation(mut self, segmentation: Segmentation) -> Result<Self, Rejected> {
+    fn settle_segmentation(
+        mut self,
+        segmentation: Segmentation,
+        whole: usize,
+    ) -> Result<Self, Rejected> {
         let settled = match self.0.offload().checksum {
             Checksum::Partial { start, .. } if start != self.parsed().l4 => {
                 self.note_tunnel(segmentation, start);
@@ -224,10 +230,12 @@ impl Packet {
         };
         match settled {
             Ok(()) => Ok(self),
-            Err(reason) => Err(Rejected {
-                frame: self.0,
-                reason,
-            }),
+            Err(reason) => {
+                let Self(mut frame) = self;
+                // It had so many before.
+                let _ = frame.set_len(whole);
+                Err(Rejected { frame, reason })
+            }
         }
     }
 
