@@ -993,7 +993,11 @@ fn check_offload(parsed: &Parsed, octets: &[u8], offload: Offload) -> Result<(),
                 tunnel_is_right(parsed, octets, segmentation, start, offset)
             }
             Checksum::Partial { .. } | Checksum::Complete | Checksum::Verified => {
-                segmentation_is_right(parsed, octets, segmentation)
+                // Nobody cuts a fragment.
+                !parsed
+                    .flags
+                    .intersects(Flags::FIRST_FRAGMENT | Flags::LATER_FRAGMENT)
+                    && segmentation_is_right(parsed, octets, segmentation)
             }
         });
     if checksum && segmentation {
