@@ -27,8 +27,7 @@
 //!   ([`nos_shim::channel`]), looks once more, and blocks until a device, a doorbell, a command or
 //!   the engine's next timer. Without any of these it never wakes.
 //! - **No system call but reading, writing and waiting**: the [`LoopHandle`] watches devices with
-//!   epoll, and closes them, on the control thread. With a [`Uring`] there is one more when a device
-//!   comes or goes: only the thread that submits may tell the ring. A device that goes away is taken out of the loop
+//!   epoll, and closes them, on the control thread. A device that goes away is taken out of the loop
 //!   and sent there with the news. One that is down is left alone until frames raise an event.
 //! - **One command a round**: reading a table of a hundred pages is a hundred commands, and each
 //!   waits for the devices' turns between them.
@@ -256,7 +255,7 @@ impl EventLoop {
         refused
     }
 
-    /// Lets the ring send to a device that has just come.
+    /// Notes how the ring sends to a device that has just come.
     fn admit(&mut self, interface: Interface) {
         if let (Some(uring), Some(served)) = (&self.uring, self.devices.get_mut(interface)) {
             served.slot = uring.slot(served.device.kind(), served.device.fd());

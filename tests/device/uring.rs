@@ -51,7 +51,7 @@ impl Ringed {
             .collect();
         let (count, before) = (burst.len(), self.device.counters().sent);
         let batch = &mut self.uring.batch(self.slot);
-        let sent = self.device.send_batched(&mut burst, &mut self.pool, batch);
+        let sent = self.device.send(&mut burst, &mut self.pool, Some(batch));
         assert!(burst.is_empty());
         assert_eq!(sent.frames + sent.dropped, count);
         let after = self.device.counters().sent;
@@ -161,7 +161,7 @@ lab_test! {
                 frame.set_offload(Offload { checksum, ..Offload::NONE });
             }
             let batch = &mut ringed.uring.batch(ringed.slot);
-            let sent = ringed.device.send_batched(&mut burst, &mut ringed.pool, batch);
+            let sent = ringed.device.send(&mut burst, &mut ringed.pool, Some(batch));
             assert_eq!((sent.frames, sent.dropped), (36, 0), "{kind}");
             assert_eq!(ringed.uring.report().frames, 36, "{kind}");
             assert_eq!(await_numbers(&socket, 36), (0..36).collect::<Vec<_>>(), "{kind}");

@@ -120,20 +120,6 @@ impl From<Box<dyn FrameDevice>> for Captured {
     }
 }
 
-impl<D: FrameDevice> Captured<D> {
-    fn send(&mut self, burst: &mut Burst, send: impl FnOnce(&mut D, &mut Burst) -> Sent) -> Sent {
-        let Some(sink) = &mut self.sink else {
-            return send(&mut self.device, burst);
-        };
-        let offered = burst.len();
-        let copies = sink.record(burst, Direction::Outbound);
-        let sent = send(&mut self.device, burst);
-        // Frames that stay in the burst come again, adapted.
-        copies.commit(offered - burst.len());
-        sent
-    }
-}
-
 impl<D: FrameDevice> FrameDevice for Captured<D> {
     fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
         let before = burst.len();
@@ -145,19 +131,21 @@ impl<D: FrameDevice> FrameDevice for Captured<D> {
         received
     }
 
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        self.send(burst, |device, burst| device.send_burst(burst, pool))
-    }
-
-    fn send_batched(
+    fn send(
         &mut self,
         burst: &mut Burst,
         pool: &mut FramePool,
-        batch: &mut Batch<'_>,
+        batch: Option<&mut Batch<'_>>,
     ) -> Sent {
-        self.send(burst, |device, burst| {
-            device.send_batched(burst, pool, batch)
-        })
+        let Some(sink) = &mut self.sink else {
+            return self.device.send(burst, pool, batch);
+        };
+        let offered = burst.len();
+        let copies = sink.record(burst, Direction::Outbound);
+        let sent = self.device.send(burst, pool, batch);
+        // Frames that stay in the burst come again, adapted.
+        copies.commit(offered - burst.len());
+        sent
     }
 
     fn capabilities(&self) -> Capabilities {

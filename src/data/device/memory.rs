@@ -16,8 +16,8 @@ use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::offload::Capabilities;
 
 use super::{
-    BURST_OCTETS, DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, LinkState, Next,
-    Received, Sent,
+    BURST_OCTETS, Batch, DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, LinkState,
+    Next, Received, Sent,
 };
 
 /// One of two devices that are joined back to back.
@@ -127,7 +127,12 @@ impl FrameDevice for MemoryDevice {
         received
     }
 
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        _batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
         let mut sent = Sent {
             frames: 0,
             octets: 0,

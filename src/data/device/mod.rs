@@ -82,20 +82,21 @@ pub trait FrameDevice: fmt::Debug + Send {
     ///
     /// Frames need offload state that the capabilities cover, and
     /// [`nos_shim::frame::VNET_HEADER`] octets of headroom.
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent;
-
-    /// As [`Self::send_burst`], which it need not differ from: by as few system calls as can be, of
-    /// the ring that has this device's file.
-    fn send_batched(
+    ///
+    /// With a `batch`, which is of this device, by as few system calls as can be.
+    fn send(
         &mut self,
         burst: &mut Burst,
         pool: &mut FramePool,
-        _batch: &mut Batch<'_>,
-    ) -> Sent {
-        self.send_burst(burst, pool)
+        batch: Option<&mut Batch<'_>>,
+    ) -> Sent;
+
+    /// [Sends](Self::send) by plain calls.
+    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+        self.send(burst, pool, None)
     }
 
-    /// What [`Self::send_burst`] takes. It can shrink while the device is in use: see
+    /// What [`Self::send`] takes. It can shrink while the device is in use: see
     /// [`Egress::Adapt`].
     fn capabilities(&self) -> Capabilities;
 
@@ -124,17 +125,13 @@ impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
         (**self).recv_burst(pool, burst, limit)
     }
 
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        (**self).send_burst(burst, pool)
-    }
-
-    fn send_batched(
+    fn send(
         &mut self,
         burst: &mut Burst,
         pool: &mut FramePool,
-        batch: &mut Batch<'_>,
+        batch: Option<&mut Batch<'_>>,
     ) -> Sent {
-        (**self).send_batched(burst, pool, batch)
+        (**self).send(burst, pool, batch)
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -197,7 +194,7 @@ pub enum Next {
     Gone(Errno),
 }
 
-/// What a call of [`FrameDevice::send_burst`] did.
+/// What a call of [`FrameDevice::send`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "says whether frames are left in the burst"]
 pub struct Sent {
@@ -211,7 +208,7 @@ pub struct Sent {
     pub egress: Egress,
 }
 
-/// How a device is after a call of [`FrameDevice::send_burst`].
+/// How a device is after a call of [`FrameDevice::send`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Egress {
     /// As before; the burst is empty.

@@ -132,49 +132,6 @@ impl FrameDevice for PacketSocket {
         received
     }
 
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        self.send(burst, pool, None)
-    }
-
-    fn send_batched(
-        &mut self,
-        burst: &mut Burst,
-        pool: &mut FramePool,
-        batch: &mut Batch<'_>,
-    ) -> Sent {
-        self.send(burst, pool, Some(batch))
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.offloads.capabilities()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
-    }
-
-    fn inspector(&self) -> Inspector {
-        Inspector::of_packet(&self.fd)
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn kind(&self) -> DeviceKind {
-        DeviceKind::Packet
-    }
-
-    fn counters(&self) -> &DeviceCounters {
-        &self.counters
-    }
-
-    fn set_coalescing(&mut self, on: bool) {
-        self.offloads.set_coalescing(on);
-    }
-}
-
-impl PacketSocket {
     fn send(
         &mut self,
         burst: &mut Burst,
@@ -246,6 +203,34 @@ impl PacketSocket {
             Egress::Ready | Egress::Adapt => {}
         }
         sent
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.offloads.capabilities()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn inspector(&self) -> Inspector {
+        Inspector::of_packet(&self.fd)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Packet
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        &self.counters
+    }
+
+    fn set_coalescing(&mut self, on: bool) {
+        self.offloads.set_coalescing(on);
     }
 }
 

@@ -72,45 +72,6 @@ impl FrameDevice for PlainTap {
         })
     }
 
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        self.send(burst, pool, None)
-    }
-
-    fn send_batched(
-        &mut self,
-        burst: &mut Burst,
-        pool: &mut FramePool,
-        batch: &mut Batch<'_>,
-    ) -> Sent {
-        self.send(burst, pool, Some(batch))
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::empty()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.borrowed())
-    }
-
-    fn inspector(&self) -> Inspector {
-        Inspector::of_plain_tap(&self.interface)
-    }
-
-    fn name(&self) -> &str {
-        self.interface.name()
-    }
-
-    fn kind(&self) -> DeviceKind {
-        DeviceKind::PlainTap
-    }
-
-    fn counters(&self) -> &DeviceCounters {
-        &self.counters
-    }
-}
-
-impl PlainTap {
     fn send(
         &mut self,
         burst: &mut Burst,
@@ -139,6 +100,30 @@ impl PlainTap {
             }
         }
         sending.finish()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::empty()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.borrowed())
+    }
+
+    fn inspector(&self) -> Inspector {
+        Inspector::of_plain_tap(&self.interface)
+    }
+
+    fn name(&self) -> &str {
+        self.interface.name()
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::PlainTap
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        &self.counters
     }
 }
 

@@ -112,49 +112,6 @@ impl FrameDevice for Tap {
         })
     }
 
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
-        self.send(burst, pool, None)
-    }
-
-    fn send_batched(
-        &mut self,
-        burst: &mut Burst,
-        pool: &mut FramePool,
-        batch: &mut Batch<'_>,
-    ) -> Sent {
-        self.send(burst, pool, Some(batch))
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.offloads.capabilities()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
-    }
-
-    fn inspector(&self) -> Inspector {
-        Inspector::of_tap(&self.fd)
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn kind(&self) -> DeviceKind {
-        DeviceKind::Tap
-    }
-
-    fn counters(&self) -> &DeviceCounters {
-        &self.counters
-    }
-
-    fn set_coalescing(&mut self, on: bool) {
-        self.offloads.set_coalescing(on);
-    }
-}
-
-impl Tap {
     fn send(
         &mut self,
         burst: &mut Burst,
@@ -211,6 +168,34 @@ impl Tap {
         let sent = sending.finish();
         self.counters.refused = self.offloads.refusals();
         sent
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.offloads.capabilities()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn inspector(&self) -> Inspector {
+        Inspector::of_tap(&self.fd)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Tap
+    }
+
+    fn counters(&self) -> &DeviceCounters {
+        &self.counters
+    }
+
+    fn set_coalescing(&mut self, on: bool) {
+        self.offloads.set_coalescing(on);
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) struct Served {
     pub(super) ready: bool,
     /// Whether the control thread was told that the interface is down.
     pub(super) told_down: bool,
-    /// Where the ring has its file.
+    /// How the ring sends to it, if it does.
     pub(super) slot: Option<Slot>,
 }
 

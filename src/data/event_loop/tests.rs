@@ -11,8 +11,8 @@ use nos_shim::offload::Capabilities;
 
 use super::*;
 use crate::data::device::{
-    CaptureOptions, CaptureWriter, DeviceCounters, DeviceKind, Egress, Inspector, MemoryDevice,
-    Next, Received, Sent, pollable_memory_pair,
+    Batch, CaptureOptions, CaptureWriter, DeviceCounters, DeviceKind, Egress, Inspector,
+    MemoryDevice, Next, Received, Sent, pollable_memory_pair,
 };
 use crate::data::relay::Relay;
 
@@ -199,7 +199,12 @@ impl FrameDevice for Scripted {
         }
     }
 
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        _batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
         pool.free_all(burst);
         Sent {
             frames: 0,

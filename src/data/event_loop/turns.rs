@@ -129,13 +129,9 @@ impl EventLoop {
                     .discard_unsent(interface, DropReason::DeviceGone);
                 continue;
             };
-            let sent = match (served.slot, &mut self.uring) {
-                (Some(slot), Some(uring)) => {
-                    let batch = &mut uring.batch(slot);
-                    served.device.send_batched(burst, &mut self.pool, batch)
-                }
-                _ => served.device.send_burst(burst, &mut self.pool),
-            };
+            let uring = self.uring.as_mut().zip(served.slot);
+            let mut batch = uring.map(|(uring, slot)| uring.batch(slot));
+            let sent = served.device.send(burst, &mut self.pool, batch.as_mut());
             match sent.egress {
                 Egress::Ready | Egress::Down => {}
                 Egress::Adapt => {

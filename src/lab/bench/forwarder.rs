@@ -230,14 +230,11 @@ impl Forwarder {
             frame.bytes_mut()[..6].copy_from_slice(&to.station.0);
         }
         if !self.burst.is_empty() {
-            let _ = match (&mut self.uring, to.slot) {
-                (Some(uring), Some(slot)) => {
-                    let batch = &mut uring.batch(slot);
-                    to.device
-                        .send_batched(&mut self.burst, &mut self.pool, batch)
-                }
-                _ => to.device.send_burst(&mut self.burst, &mut self.pool),
-            };
+            let uring = self.uring.as_mut().zip(to.slot);
+            let mut batch = uring.map(|(uring, slot)| uring.batch(slot));
+            let _ = to
+                .device
+                .send(&mut self.burst, &mut self.pool, batch.as_mut());
             // Left only where the kernel refuses a kind of super-frame, once.
             self.pool.free_all(&mut self.burst);
         }

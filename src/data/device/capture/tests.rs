@@ -315,7 +315,12 @@ impl FrameDevice for Choosy {
         self.0.recv_burst(pool, burst, limit)
     }
 
-    fn send_burst(&mut self, burst: &mut Burst, pool: &mut FramePool) -> Sent {
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        _batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
         if std::mem::replace(&mut self.1, true) {
             return self.0.send_burst(burst, pool);
         }
