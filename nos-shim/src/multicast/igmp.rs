@@ -6,7 +6,7 @@
 
 use core::net::Ipv4Addr;
 
-use super::{Group, Heard, Query, Record, Said, Version, number_from_8};
+use super::{Group, Heard, Query, REPORT_HEADER, Said, Version, number_from_8, put_records};
 use crate::checksum::Sum;
 use crate::drop::DropReason;
 use crate::frame::{Checksum, ETHERNET_HEADER, Frame, FrameFull, Offload};
@@ -29,10 +29,6 @@ const REPORT_V3: u8 = 0x22;
 
 /// Octets of all messages of the first two versions (RFC 2236 §2).
 const MESSAGE: usize = 8;
-/// Octets of a query of the third version that names no sources (RFC 9776 §4.1).
-const QUERY_V3: usize = 12;
-/// Octets of a report of the third version in front of its records (RFC 9776 §4.2).
-const REPORT_HEADER: usize = 8;
 /// Octets of a record that names no sources (RFC 9776 §4.2.4).
 const RECORD: usize = 8;
 
@@ -100,25 +96,9 @@ fn parse_query(message: &[u8], fixed: [u8; MESSAGE]) -> Option<Query<Ipv4Addr>> 
     let group = Some(group).filter(|group| !group.is_unspecified());
     if message.len() == MESSAGE {
         let version = if code == 0 { Version::V1 } else { Version::V2 };
-        return Some(Query {
-            version,
-            group,
-            max_delay: TENTH * u32::from(code),
-            robustness: 0,
-            interval: Duration::ZERO,
-        });
+        return Some(Query::older(version, group, TENTH * u32::from(code)));
     }
-    let &[flags, interval, s0, s1] = message.get(MESSAGE..QUERY_V3)?.first_chunk()?;
-    let sources = usize::from(u16::from_be_bytes([s0, s1]));
-    let all_there = message.len() >= QUERY_V3 + sources * size_of::<Ipv4Addr>();
-    // Sources without a group mean nothing.
-    (all_there && (sources == 0 || group.is_some())).then(|| Query {
-        version: Version::V3,
-        group,
-        max_delay: TENTH * number_from_8(code),
-        robustness: flags & 7,
-        interval: Duration::from_secs(number_from_8(interval).into()),
-    })
+    Query::newest(message.get(MESSAGE..)?, group, TENTH * number_from_8(code))
 }
 
 fn group_of(fixed: [u8; MESSAGE]) -> Ipv4Addr {
@@ -165,7 +145,7 @@ pub fn write(
     message.fill(0);
     message[0] = kind;
     match *said {
-        Said::Records(records) => put_records(records, message),
+        Said::Records(records) => put_records::<_, RECORD>(records, message),
         Said::Report(_, group) | Said::Leave(group) => {
             message[4..].copy_from_slice(&group.octets());
         }
@@ -190,16 +170,6 @@ fn put_ip_header(ip: &mut [u8], len: usize, source: Ipv4Addr, destination: Ipv4A
     ip[20..].copy_from_slice(&ROUTER_ALERT);
     let checksum = Sum::ZERO.plus(ip).checksum();
     ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-}
-
-fn put_records(records: &[Record<Ipv4Addr>], message: &mut [u8]) {
-    let (header, rest) = message.split_at_mut(REPORT_HEADER);
-    let count = u16::try_from(records.len()).unwrap_or(u16::MAX);
-    header[6..].copy_from_slice(&count.to_be_bytes());
-    for (place, record) in rest.as_chunks_mut::<RECORD>().0.iter_mut().zip(records) {
-        place[0] = record.kind as u8;
-        place[4..].copy_from_slice(&record.group.octets());
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 use core::net::Ipv6Addr;
 
-use super::{Group, Heard, Query, Record, Said, Version, number_from_8, number_from_16};
+use super::{Group, Heard, Query, REPORT_HEADER, Said, Version, number_from_16, put_records};
 use crate::checksum::Sum;
 use crate::drop::DropReason;
 use crate::frame::{ETHERNET_HEADER, Frame, FrameFull, Offload};
@@ -27,10 +27,6 @@ const REPORT_V2: u8 = 143;
 
 /// Octets of all messages of the first version (RFC 2710 §3).
 const MESSAGE_V1: usize = 24;
-/// Octets of a query of the second version that names no sources (RFC 9777 §5.1).
-const QUERY_V2: usize = 28;
-/// Octets of a report of the second version in front of its records (RFC 9777 §5.2).
-const REPORT_HEADER: usize = 8;
 /// Octets of a record that names no sources (RFC 9777 §5.2.4).
 const RECORD: usize = 20;
 
@@ -91,25 +87,11 @@ fn parse_query(packet: &Packet, source: Ipv6Addr) -> Option<Query<Ipv6Addr>> {
     }
     let code = u16::from_be_bytes([fixed[4], fixed[5]]);
     if message.len() == MESSAGE_V1 {
-        return Some(Query {
-            version: Version::V2,
-            group,
-            max_delay: Duration::from_millis(code.into()),
-            robustness: 0,
-            interval: Duration::ZERO,
-        });
+        let max_delay = Duration::from_millis(code.into());
+        return Some(Query::older(Version::V2, group, max_delay));
     }
-    let &[flags, interval, s0, s1] = rest.first_chunk::<{ QUERY_V2 - MESSAGE_V1 }>()?;
-    let sources = usize::from(u16::from_be_bytes([s0, s1]));
-    let all_there = message.len() >= QUERY_V2 + sources * size_of::<Ipv6Addr>();
-    // Sources without a group mean nothing.
-    (all_there && (sources == 0 || group.is_some())).then(|| Query {
-        version: Version::V3,
-        group,
-        max_delay: Duration::from_millis(number_from_16(code).into()),
-        robustness: flags & 7,
-        interval: Duration::from_secs(number_from_8(interval).into()),
-    })
+    let max_delay = Duration::from_millis(number_from_16(code).into());
+    Query::newest(rest, group, max_delay)
 }
 
 /// From the link, or from who has no address yet (RFC 2710 §5, RFC 3590 §4).
@@ -171,7 +153,7 @@ pub fn write(
     message.fill(0);
     message[0] = kind;
     match *said {
-        Said::Records(records) => put_records(records, message),
+        Said::Records(records) => put_records::<_, RECORD>(records, message),
         Said::Report(_, group) | Said::Leave(group) => {
             message[8..].copy_from_slice(&group.octets());
         }
@@ -186,16 +168,6 @@ pub fn write(
         .plus(message);
     message[2..4].copy_from_slice(&sum.checksum().to_be_bytes());
     Ok(())
-}
-
-fn put_records(records: &[Record<Ipv6Addr>], message: &mut [u8]) {
-    let (header, rest) = message.split_at_mut(REPORT_HEADER);
-    let count = u16::try_from(records.len()).unwrap_or(u16::MAX);
-    header[6..].copy_from_slice(&count.to_be_bytes());
-    for (place, record) in rest.as_chunks_mut::<RECORD>().0.iter_mut().zip(records) {
-        place[0] = record.kind as u8;
-        place[4..].copy_from_slice(&record.group.octets());
-    }
 }
 
 #[cfg(test)]

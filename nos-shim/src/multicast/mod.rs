@@ -77,6 +77,35 @@ pub struct Query<G> {
     pub interval: Duration,
 }
 
+impl<G> Query<G> {
+    /// One of an older version.
+    fn older(version: Version, group: Option<G>, max_delay: Duration) -> Self {
+        Self {
+            version,
+            group,
+            max_delay,
+            robustness: 0,
+            interval: Duration::ZERO,
+        }
+    }
+
+    /// One of the newest version, which has `rest` behind what it shares with the older ones: the
+    /// querier's times, and sources (RFC 9776 §4.1.5 to §4.1.9, RFC 9777 §5.1.7 to §5.1.11). `None`
+    /// where that is cut off, or there are sources and no group.
+    fn newest(rest: &[u8], group: Option<G>, max_delay: Duration) -> Option<Self> {
+        let (&[flags, interval, s0, s1], addresses) = rest.split_first_chunk()?;
+        let sources = usize::from(u16::from_be_bytes([s0, s1]));
+        let all_there = addresses.len() >= sources * size_of::<G>();
+        (all_there && (sources == 0 || group.is_some())).then(|| Self {
+            version: Version::V3,
+            group,
+            max_delay,
+            robustness: flags & 7,
+            interval: Duration::from_secs(number_from_8(interval).into()),
+        })
+    }
+}
+
 /// What a message means to a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard<G> {
@@ -93,11 +122,18 @@ pub trait Group: Copy + Eq {
     /// Whether others are told who is in the group: not if everybody is (RFC 9776 §6, RFC 9777 §6),
     /// nor if it stays inside a node.
     fn is_reported(self) -> bool;
+
+    /// Writes the address to the front of `place`, which is as long at least.
+    fn put(self, place: &mut [u8]);
 }
 
 impl Group for Ipv4Addr {
     fn is_reported(self) -> bool {
         self.is_multicast() && self != igmp::ALL_SYSTEMS
+    }
+
+    fn put(self, place: &mut [u8]) {
+        place[..4].copy_from_slice(&self.octets());
     }
 }
 
@@ -106,6 +142,10 @@ impl Group for Ipv6Addr {
         let [first, second, ..] = self.octets();
         let beyond_the_node = second & 0xf > 1;
         first == 0xff && beyond_the_node && self != ndp::ALL_NODES
+    }
+
+    fn put(self, place: &mut [u8]) {
+        place[..16].copy_from_slice(&self.octets());
     }
 }
 
@@ -122,6 +162,20 @@ pub fn solicited_node_groups(
     core::iter::once(mac.link_local())
         .chain(addresses)
         .map(solicited_node)
+}
+
+/// Octets of a report of the newest version in front of its records (RFC 9776 §4.2, RFC 9777 §5.2).
+const REPORT_HEADER: usize = 8;
+
+/// Fills a report of the newest version with its records, which have `RECORD` octets each.
+fn put_records<G: Group, const RECORD: usize>(records: &[Record<G>], message: &mut [u8]) {
+    let (header, rest) = message.split_at_mut(REPORT_HEADER);
+    let count = u16::try_from(records.len()).unwrap_or(u16::MAX);
+    header[6..].copy_from_slice(&count.to_be_bytes());
+    for (place, record) in rest.as_chunks_mut::<RECORD>().0.iter_mut().zip(records) {
+        place[0] = record.kind as u8;
+        record.group.put(&mut place[4..]);
+    }
 }
 
 /// A number in eight bits (RFC 9776 §4.1.1 and §4.1.7, RFC 9777 §5.1.9).

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::frame::{FramePool, MAX_FRAME};
-use crate::multicast::RecordKind;
+use crate::multicast::{Record, RecordKind};
 use crate::test_packets::{Draft, hex, pool};
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
