@@ -36,6 +36,11 @@ pub const IPV4_HEADER: usize = 20;
 /// Octets of an IPv6 header.
 pub const IPV6_HEADER: usize = 40;
 
+/// Octets from a TCP header's start to its checksum (RFC 9293 §3.1).
+pub(crate) const TCP_CHECKSUM: u16 = 16;
+/// Octets from a UDP header's start to its checksum (RFC 768).
+pub(crate) const UDP_CHECKSUM: u16 = 6;
+
 /// IP protocol numbers.
 pub mod protocol {
     /// IPv6 hop-by-hop options.
@@ -1011,8 +1016,8 @@ fn check_offload(parsed: &Parsed, octets: &[u8], offload: Offload) -> Result<(),
 /// the inner packet's to the device.
 fn partial_is_right(parsed: &Parsed, len: usize, start: u16, offset: u16) -> bool {
     let expected = match parsed.protocol {
-        protocol::TCP => Some(16),
-        protocol::UDP => Some(6),
+        protocol::TCP => Some(TCP_CHECKSUM),
+        protocol::UDP => Some(UDP_CHECKSUM),
         protocol::ICMPV6 => Some(2),
         _ => None,
     };
@@ -1035,8 +1040,8 @@ fn tunnel_is_right(
 ) -> bool {
     let Segmentation { kind, size, .. } = segmentation;
     let expected = match kind {
-        GsoKind::TcpV4 | GsoKind::TcpV6 => 16,
-        GsoKind::Udp => 6,
+        GsoKind::TcpV4 | GsoKind::TcpV6 => TCP_CHECKSUM,
+        GsoKind::Udp => UDP_CHECKSUM,
     };
     offset == expected && tunnel::find(octets, parsed, kind, size.get(), start).is_some()
 }

@@ -16,7 +16,7 @@ use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
 use crate::frame::{Checksum, ETHERNET_HEADER, Frame, FramePool, GsoKind, Offload, Segmentation};
 use crate::packet::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, Packet, parse, protocol,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, Packet, TCP_CHECKSUM, parse, protocol,
 };
 
 /// The longest frame that Linux makes, in octets: `GSO_MAX_SIZE`, and an Ethernet header.
@@ -32,8 +32,6 @@ const PAYLOAD_LENGTH: usize = ETHERNET_HEADER + 4;
 const NEXT_HEADER: usize = ETHERNET_HEADER + 6;
 /// Octets from the frame's start to the end of the IPv6 header.
 const IPV6_END: usize = ETHERNET_HEADER + IPV6_HEADER;
-/// Octets from a TCP header's start to its checksum (RFC 9293 §3.1).
-const TCP_CHECKSUM: u16 = 16;
 
 /// Cuts a TCP super-frame that does not fit a buffer into super-frames that do, each of whole
 /// segments but the last, and appends them to `out`, in order. Their segments are those of the

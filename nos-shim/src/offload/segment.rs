@@ -7,7 +7,7 @@ use crate::checksum::Sum;
 use crate::frame::{
     Checksum, ETHERNET_HEADER, Frame, FramePool, GsoKind, Offload, Segmentation, Tunnel,
 };
-use crate::packet::{IPV4_HEADER, IPV6_HEADER, Packet, protocol};
+use crate::packet::{IPV4_HEADER, IPV6_HEADER, Packet, TCP_CHECKSUM, UDP_CHECKSUM, protocol};
 
 const FIN: u16 = 0x01;
 const PSH: u16 = 0x08;
@@ -290,8 +290,8 @@ impl Transport {
     /// Octets from the header's start to the checksum field.
     fn checksum_at(&self) -> usize {
         match self {
-            Self::Tcp { .. } => 16,
-            Self::Udp { .. } => 6,
+            Self::Tcp { .. } => TCP_CHECKSUM.into(),
+            Self::Udp { .. } => UDP_CHECKSUM.into(),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::packet::{
 use crate::tunnel::{gre_has_checksum, payload_offset};
 
 /// Octets of a UDP header up to its checksum (RFC 768).
-const UDP_CHECKSUM: usize = 6;
+const UDP_CHECKSUM: usize = crate::packet::UDP_CHECKSUM as usize;
 /// Octets of a GRE header up to its checksum (RFC 2784 §2.1).
 const GRE_CHECKSUM: usize = 4;
 
@@ -113,7 +113,7 @@ impl Finish for Tunneled {
             frame.set_offload(Offload {
                 checksum: Checksum::Partial {
                     start: length(self.outer.l4),
-                    offset: length(UDP_CHECKSUM),
+                    offset: crate::packet::UDP_CHECKSUM,
                 },
                 segmentation: None,
             });

@@ -14,15 +14,10 @@
 //! Segments of a list are verified before they are joined. A complete checksum is judged as by a
 //! host that the frame is for: over the whole, and what fails is dropped.
 
-use super::{Packet, protocol};
+use super::{Packet, TCP_CHECKSUM, UDP_CHECKSUM, protocol};
 use crate::checksum::Sum;
 use crate::drop::DropReason;
 use crate::frame::{Checksum, Offload, Segmentation};
-
-/// Octets from a TCP header's start to its checksum (RFC 9293 §3.1).
-const TCP_CHECKSUM: u16 = 16;
-/// Octets from a UDP header's start to its checksum (RFC 768).
-const UDP_CHECKSUM: u16 = 6;
 
 impl Packet {
     /// Makes a super-frame what devices take; of one segment it is an ordinary packet.
