@@ -263,6 +263,40 @@ mod tests {
         }
     }
 
+    /// What follows the IP packet is cut off a packet, not off what is none.
+    #[test]
+    fn one_that_is_rejected_is_unchanged() {
+        let mut pool = FramePool::new(1, 6_000);
+        let craft = Craft::v4(Craft::udp(), &[9; 2_500]);
+        let (mut bytes, offload) = made(&craft, 1_000, Made::Whole(Checksum::Complete));
+        *bytes.last_mut().unwrap() ^= 1;
+        bytes.extend([1, 2, 3]);
+        let mut frame = pool.copy_from(&bytes).unwrap();
+        frame.set_offload(offload);
+        let rejected = Packet::parse(frame).unwrap_err();
+        assert_eq!(rejected.reason, DropReason::TransportChecksum);
+        assert_eq!(rejected.frame.bytes(), bytes);
+        assert_eq!(rejected.frame.offload(), offload);
+    }
+
+    #[test]
+    fn no_fragment_is_one() {
+        let mut pool = FramePool::new(1, 6_000);
+        let craft = Craft::v4(Craft::udp(), &[9; 2_500]);
+        for how in WAYS {
+            for fragment in [[0x20, 0], [0, 7], [0x20, 7]] {
+                let (mut bytes, offload) = made(&craft, 1_000, how);
+                bytes[20..22].copy_from_slice(&fragment);
+                bytes[24..26].fill(0);
+                let sum = Sum::ZERO.plus(&bytes[14..34]).checksum();
+                bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+                let judged = parse(&mut pool, &bytes, offload).map(drop);
+                let expected = Err(DropReason::OffloadHeader);
+                assert_eq!(judged, expected, "{how:?}, {fragment:x?}");
+            }
+        }
+    }
+
     #[test]
     fn of_one_segment_it_keeps_its_checksum() {
         let mut pool = FramePool::new(1, 6_000);
