@@ -66,6 +66,8 @@ impl Setup {
         };
         let request = relay.attach(attachment).unwrap();
         nos.send_control(ToRelay::Accepted(request)).unwrap();
+        // Before the device is there, whose frames would be nobody's until then.
+        relay.poll_channel(nos_shim::time::Instant::ZERO, 0);
         let engine = Engine::relay_side(relay);
         let epoch = Instant::now();
         let (event_loop, handle) =
