@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use nos_relay::control::attach::{
-    AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Host, Placement,
-    attach, detach_all,
+    AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Host, Pace,
+    Placement, attach, detach_all,
 };
 use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::lab::testbed::{Privileges, enter_user_namespace, privileges, tun_access};
@@ -104,7 +104,7 @@ fn run(host: &Host, containers: &[Namespace], veth: bool) -> (Duration, Duration
         .map(Attached::into_detachment)
         .collect();
     let begin = Instant::now();
-    for outcome in detach_all(host, detachments) {
+    for outcome in detach_all(host, detachments, Pace::AtOnce) {
         outcome.expect("a container that is detached");
     }
     (attaching, begin.elapsed())

@@ -22,8 +22,8 @@ use nix::sys::socket::{
 };
 use nos_relay::control::attach::{
     AttachError, AttachRequest, Attached, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN,
-    Detachment, DeviceRequest, Families, Host, Placement, VethPair, Warning, attach, close_all,
-    detach_all, host_end_name, link, link_statistics, make_room,
+    Detachment, DeviceRequest, Families, Host, Pace, Placement, VethPair, Warning, attach,
+    close_all, detach_all, host_end_name, link, link_statistics, make_room,
 };
 use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::data::device::LinkState;
@@ -571,7 +571,7 @@ impl Lab {
     }
 
     fn detach(&self, attached: Attached) {
-        let outcomes = detach_all(&self.relay, vec![attached.into_detachment()]);
+        let outcomes = detach_all(&self.relay, vec![attached.into_detachment()], Pace::AtOnce);
         assert!(matches!(outcomes[..], [Ok(())]), "{outcomes:?}");
     }
 
@@ -662,7 +662,7 @@ lab_test! {
             gone(&*outside);
         }
         assert_eq!(inside.inspector().link(), LinkState::Up);
-        close_all(vec![inside, outside]);
+        close_all(vec![inside, outside], Pace::AtOnce);
     }
 }
 
@@ -682,7 +682,7 @@ lab_test! {
         labs[last].container.delete_link("eth0").unwrap();
         let mut gone = labs.pop().unwrap();
         gone.container = LabNamespace::new("successor").unwrap();
-        let outcomes = detach_all(&labs[0].relay, detachments);
+        let outcomes = detach_all(&labs[0].relay, detachments, Pace::BesideTraffic);
         assert_eq!(outcomes.len(), 12);
         let (lost, kept) = outcomes.split_last().unwrap();
         assert!(lost.as_ref().is_err_and(AttachError::is_namespace_gone), "{lost:?}");
@@ -709,7 +709,7 @@ lab_test! {
             let numbered = ContainerSpec { name: format!("web{number}"), ..spec() };
             lab.attach(numbered, way).unwrap().into_detachment()
         }).collect();
-        for outcome in detach_all(&labs[0].relay, detachments) {
+        for outcome in detach_all(&labs[0].relay, detachments, Pace::BesideTraffic) {
             outcome.unwrap();
         }
         assert!(host.link("other").unwrap().is_some());

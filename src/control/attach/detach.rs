@@ -4,6 +4,10 @@
 //! no processor can still see a device (an RCU grace period, some 20 ms) when a TAP or a packet
 //! socket is closed and when an interface is deleted. Waits of several threads overlap, and a group
 //! of interfaces is deleted with one wait for all.
+//!
+//! The kernel also works while it waits: it frees what it has taken apart, in pieces of some 0.3 ms
+//! that nothing interrupts. Where packets of others are moved meanwhile, they wait behind it, so fewer
+//! are closed at a time then ([`Pace`]).
 
 use std::panic::resume_unwind;
 
@@ -13,8 +17,24 @@ use super::veth::delete_pairs;
 use super::{AttachError, Host, ParkedSide, VethPair};
 use crate::data::device::FrameDevice;
 
-/// Threads that wait for the kernel at the same time. They hardly run.
-const CLOSERS: usize = 64;
+/// How many devices are closed at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Packets of other containers are moved meanwhile, and go before. 300 TAPs take 0.7 s.
+    BesideTraffic,
+    /// As fast as the kernel can: all ends. 300 TAPs take 0.35 s.
+    AtOnce,
+}
+
+impl Pace {
+    /// Threads that wait for the kernel.
+    const fn closers(self) -> usize {
+        match self {
+            Self::BesideTraffic => 16,
+            Self::AtOnce => 64,
+        }
+    }
+}
 
 /// What there is to take away of one container. Each part may be missing.
 #[derive(Default)]
@@ -42,7 +62,11 @@ impl std::fmt::Debug for Detachment {
 ///
 /// A container whose namespace has gone is an error too, see [`AttachError::is_namespace_gone`]:
 /// nothing was left to undo inside.
-pub fn detach_all(host: &Host, detachments: Vec<Detachment>) -> Vec<Result<(), AttachError>> {
+pub fn detach_all(
+    host: &Host,
+    detachments: Vec<Detachment>,
+    pace: Pace,
+) -> Vec<Result<(), AttachError>> {
     let mut sides = Vec::with_capacity(detachments.len());
     let mut pairs = Vec::with_capacity(detachments.len());
     let mut devices = Vec::with_capacity(detachments.len());
@@ -54,7 +78,7 @@ pub fn detach_all(host: &Host, detachments: Vec<Detachment>) -> Vec<Result<(), A
     }
     let mut outcomes = Vec::new();
     std::thread::scope(|scope| {
-        let closing = scope.spawn(|| close_all(devices));
+        let closing = scope.spawn(|| close_all(devices, pace));
         outcomes = sides.into_iter().map(undo).collect();
         join(closing);
     });
@@ -72,8 +96,8 @@ fn undo(side: Option<ParkedSide>) -> Result<(), AttachError> {
 }
 
 /// Closes devices, and returns when all are closed.
-pub fn close_all(devices: Vec<Box<dyn FrameDevice>>) {
-    let closers = devices.len().min(CLOSERS);
+pub fn close_all(devices: Vec<Box<dyn FrameDevice>>, pace: Pace) {
+    let closers = devices.len().min(pace.closers());
     let devices = Mutex::new(devices.into_iter());
     let close = || {
         loop {

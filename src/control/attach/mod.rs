@@ -55,7 +55,7 @@ use interior::Interior;
 use mark::{owner, tap_name};
 use veth::{make_room_through, remove_leftover_host_end};
 
-pub use detach::{Detachment, close_all, detach_all};
+pub use detach::{Detachment, Pace, close_all, detach_all};
 pub use error::{AttachError, Warning};
 pub use host::Host;
 pub use mark::host_end_name;

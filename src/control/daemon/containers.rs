@@ -166,7 +166,10 @@ impl Live {
             .add_device(Interface::Attachment(id), LoopDevice::from(device));
         if let Err(AddDeviceError { device, source }) = added {
             let detachment = live.into_detachment(device);
-            log_detached(name, detach_all(&self.host, vec![detachment]).pop());
+            log_detached(
+                name,
+                detach_all(&self.host, vec![detachment], self.pace).pop(),
+            );
             return Err(StepError::new(source));
         }
         for warning in &live.report.warnings {
@@ -219,7 +222,7 @@ impl Live {
             });
             detachments.push(detachment.unwrap_or_default());
         }
-        let outcomes = detach_all(&self.host, detachments);
+        let outcomes = detach_all(&self.host, detachments, self.pace);
         for (name, outcome) in names.iter().zip(outcomes) {
             log_detached(name, Some(outcome));
         }

@@ -10,7 +10,7 @@ use nos_shim::ident::{AttachmentId, Interface, UplinkId};
 use nos_shim::shim::LinkState;
 use tracing::error;
 
-use crate::control::attach::{Detachment, Host, ParkedSide, SideReport, VethPair, close_all};
+use crate::control::attach::{Detachment, Host, Pace, ParkedSide, SideReport, VethPair, close_all};
 use crate::control::config::Name;
 use crate::control::kernel::takeover::Takeover;
 use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceId};
@@ -62,6 +62,8 @@ pub(super) struct Live {
     /// Next hops over uplinks that have gone were taken out of the FIB with them.
     pub(super) routes_lost: bool,
     pub(super) told_routes: ToldRoutes,
+    /// How fast interfaces are taken away.
+    pub(super) pace: Pace,
 }
 
 impl Live {
@@ -78,6 +80,7 @@ impl Live {
             backlog: VecDeque::new(),
             routes_lost: false,
             told_routes: ToldRoutes::default(),
+            pace: Pace::BesideTraffic,
         }
     }
 
@@ -131,7 +134,10 @@ impl Live {
         for (interface, _) in &left {
             error!(%interface, "its device was still open");
         }
-        close_all(left.into_iter().map(|(_, device)| device.device).collect());
+        close_all(
+            left.into_iter().map(|(_, device)| device.device).collect(),
+            Pace::AtOnce,
+        );
     }
 }
 

@@ -53,7 +53,7 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::control::api::{self, Request, Server};
-use crate::control::attach::{AttachError, Host};
+use crate::control::attach::{AttachError, Host, Pace};
 use crate::control::config::{Config, ConfigErrors, RelayConfig};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
@@ -295,6 +295,7 @@ impl Daemon {
     }
 
     fn stop(mut self) {
+        self.live.pace = Pace::AtOnce;
         self.reconciler.undo_all(&mut self.live);
         self.live.stop();
     }

@@ -49,7 +49,7 @@ impl Daemon {
             }
         }
         // Closing waits for the kernel: all together.
-        for outcome in detach_all(&self.live.host, dead) {
+        for outcome in detach_all(&self.live.host, dead, self.live.pace) {
             if let Err(error) = outcome {
                 debug!(%error, "of a device that has gone");
             }
@@ -181,7 +181,7 @@ impl Daemon {
     fn device_lost(&mut self, interface: Interface) {
         if let Ok(Some(device)) = self.live.plane.remove_device(interface) {
             let gone = self.device_gone(interface, device, "the interface was deleted");
-            detach_all(&self.live.host, vec![gone]);
+            detach_all(&self.live.host, vec![gone], self.live.pace);
         }
     }
 

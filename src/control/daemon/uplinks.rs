@@ -6,7 +6,7 @@ use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::shim::{LinkState, UplinkConfig};
 use tracing::{info, warn};
 
-use crate::control::attach::{self, close_all, offloads};
+use crate::control::attach::{self, offloads};
 use crate::control::config::{Name, UplinkDevice};
 use crate::control::kernel::LinkFacts;
 use crate::control::kernel::takeover::Takeover;
@@ -125,7 +125,7 @@ impl Live {
         let interface = Interface::Uplink(id);
         let added = self.plane.add_device(interface, LoopDevice::from(device));
         if let Err(AddDeviceError { device, source }) = added {
-            close_all(device.into_iter().map(|device| device.device).collect());
+            drop(device);
             return Err(StepError::new(source));
         }
         if !facts.up {
@@ -201,7 +201,7 @@ impl Live {
         let (id, open) = (uplink.id, uplink.device.take());
         self.set_link(id, LinkState::Down);
         let device = self.take_device(Interface::Uplink(id));
-        close_all(device.into_iter().map(|device| device.device).collect());
+        drop(device);
         drop(open);
         info!(uplink = %name, "uplink closed");
     }
