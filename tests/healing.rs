@@ -712,8 +712,50 @@ mod what_is_removed_inside_is_put_back {
             let mtu = web.link("eth0").unwrap().unwrap().mtu;
             (mtu == 1500).then_some(()).ok_or_else(|| mtu.to_string())
         });
+        web.set_arp_off("eth0").unwrap();
+        await_that("it asks for MAC addresses again", || {
+            let link = web.link("eth0").unwrap().unwrap();
+            link.resolves
+                .then_some(())
+                .ok_or_else(|| format!("{link:?}"))
+        });
+        await_pings(&scenario);
         assert_connected(&scenario, web, 20080);
         assert_eq!(errors(&scenario.daemon), [""; 0]);
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        veth: ("veth", "split", [true, true]),
+    }
+}
+
+mod an_interface_that_is_moved_elsewhere_is_replaced {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let scenario = Scenario::new(variant);
+        let web = scenario.web();
+        let elsewhere = LabNamespace::new("elsewhere").unwrap();
+        let links = links_of(&elsewhere);
+        let before = scenario.daemon.attachment("web");
+        for _ in 0..3 {
+            web.move_link("eth0", &elsewhere).unwrap();
+            await_that("what was moved goes", || {
+                let now = links_of(&elsewhere);
+                (now == links)
+                    .then_some(())
+                    .ok_or_else(|| format!("{now:?}"))
+            });
+            await_state(&scenario.daemon, "web", LinkState::Up);
+            await_pings(&scenario);
+            assert_connected(&scenario, web, 20080);
+        }
+        let after = scenario.daemon.attachment("web");
+        assert_eq!(after.id, before.id);
+        assert_eq!(after.link.interface, "eth0");
+        await_no_reason(&scenario.daemon);
+        assert_eq!(errors(&scenario.daemon).len(), 3, "one for each move");
     }
 
     variant_tests! {

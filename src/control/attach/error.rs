@@ -110,6 +110,13 @@ impl AttachError {
     pub fn is_namespace_gone(&self) -> bool {
         matches!(self, Self::Kernel(KernelError::Namespace(_)))
     }
+
+    /// Whether the container's interface is not in its namespace any more: it was deleted, or moved
+    /// to another one.
+    #[must_use]
+    pub fn is_interface_gone(&self) -> bool {
+        matches!(self, Self::Kernel(KernelError::Netlink(error)) if error.is(&[libc::ENODEV]))
+    }
 }
 
 /// A part of what was asked for that the container does not get, while the rest works.

@@ -325,6 +325,9 @@ fn link_change(spec: &ContainerSpec, link: &LinkFacts) -> LinkChange {
     if link.tx_queue_len != spec.tx_queue_len {
         change = change.tx_queue_len(spec.tx_queue_len);
     }
+    if !link.resolves {
+        change = change.resolving();
+    }
     change
 }
 
@@ -379,6 +382,7 @@ mod tests {
             mtu: 1500,
             up: false,
             operational: false,
+            resolves: true,
             tx_queue_len: 500,
             kind: None,
             alias: None,

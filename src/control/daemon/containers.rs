@@ -15,7 +15,7 @@ use crate::control::attach::{
 use crate::control::config::{ContainerDevice, Name, NetnsRef};
 use crate::control::kernel::watch::{NameKind, NetnsName};
 use crate::control::kernel::{KernelError, Namespace, NamespaceError};
-use crate::control::plan::{Change, Claim, ContainerLink};
+use crate::control::plan::{Change, Claim, ContainerLink, Entity};
 use crate::data::engine::EngineEvent;
 use crate::data::event_loop::{AddDeviceError, Event, LoopDevice};
 use crate::data::relay::{AttachmentConfig, AttachmentExchange, RelayEvent};
@@ -195,7 +195,12 @@ impl Live {
         {
             veth.set_mtu(spec.mtu).map_err(StepError::new)?;
         }
-        let report = live.side.update(spec).map_err(StepError::new)?;
+        let report = live.side.update(spec).map_err(|error| {
+            if error.is_interface_gone() {
+                self.moved.insert(name.clone());
+            }
+            StepError::new(error)
+        })?;
         for warning in &report.warnings {
             if !live.report.warnings.contains(warning) {
                 warn!(container = %name, "{warning}");
@@ -206,6 +211,13 @@ impl Live {
         }
         live.report = report;
         Ok(())
+    }
+
+    /// Gives up the interface of a container that has it no more, as somebody moved it to another
+    /// namespace: its device would live on there.
+    pub(super) fn give_up_link(&mut self, name: &Name) {
+        self.end_captures(&[&Entity::Container(name.clone())]);
+        self.detach(std::slice::from_ref(name));
     }
 
     /// Takes containers' interfaces away. What cannot be undone inside is logged, and the rest is

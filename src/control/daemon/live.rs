@@ -3,7 +3,7 @@
 //! `containers`, `uplinks`, `captures` and `services` are the steps of each kind; `executor` chooses
 //! among them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 
 use nos_shim::ident::{AttachmentId, Interface, UplinkId};
@@ -62,6 +62,8 @@ pub(super) struct Live {
     /// Next hops over uplinks that have gone were taken out of the FIB with them.
     pub(super) routes_lost: bool,
     pub(super) told_routes: ToldRoutes,
+    /// Containers whose interface was not found where it was, by the last attempt to change it.
+    pub(super) moved: BTreeSet<Name>,
     /// How fast interfaces are taken away.
     pub(super) pace: Pace,
 }
@@ -80,6 +82,7 @@ impl Live {
             backlog: VecDeque::new(),
             routes_lost: false,
             told_routes: ToldRoutes::default(),
+            moved: BTreeSet::new(),
             pace: Pace::BesideTraffic,
         }
     }

@@ -251,7 +251,22 @@ impl Reconciler {
         self.digest(outcome, &wanted, &unfit, now);
         self.set_routes(config, live);
         self.note_repairs(&repairs, live, now);
-        self.follow_refused(config, &refused, now)
+        let moved = self.give_up_moved(live, now);
+        self.follow_refused(config, &refused, now) || moved
+    }
+
+    /// Containers whose interface somebody moved elsewhere get another. Returns whether there are
+    /// any.
+    fn give_up_moved(&mut self, live: &mut Live, now: Instant) -> bool {
+        let moved = std::mem::take(&mut live.moved);
+        for name in &moved {
+            info!(container = %name, "its interface is not there any more; it gets another");
+            live.give_up_link(name);
+            self.state.links.remove(name);
+            self.state.captures.remove(&Entity::Container(name.clone()));
+            self.follow_name(name, now);
+        }
+        !moved.is_empty()
     }
 
     /// Looks whether the namespaces of containers that were refused are other ones by now: some

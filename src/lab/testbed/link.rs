@@ -90,6 +90,14 @@ impl LabNamespace {
         self.change(interface, |link| link.super_frame_size(octets))
     }
 
+    /// Has an interface ask for no MAC addresses of neighbors (`arp off`).
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub fn set_arp_off(&self, interface: &str) -> Result<(), LabError> {
+        self.change(interface, LinkChange::not_resolving)
+    }
+
     /// Moves an interface to another namespace, where it is down.
     ///
     /// # Errors

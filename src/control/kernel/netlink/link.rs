@@ -27,6 +27,8 @@ pub struct LinkFacts {
     pub up: bool,
     /// Up, and the other end as well: frames can pass.
     pub operational: bool,
+    /// It asks for MAC addresses of neighbors (not `IFF_NOARP`).
+    pub resolves: bool,
     /// Length of the transmit queue in packets.
     pub tx_queue_len: u32,
     /// Kind of a virtual interface as rtnetlink names it: `veth`, `tun`, `bridge`.
@@ -156,6 +158,21 @@ impl LinkChange {
         self.administrative(LinkFlags::Up)
     }
 
+    /// Has it ask for no MAC addresses, as if all neighbors had its own.
+    #[cfg(any(test, feature = "testbed"))]
+    pub(crate) fn not_resolving(mut self) -> Self {
+        self.0.header.flags.insert(LinkFlags::Noarp);
+        self.0.header.change_mask.insert(LinkFlags::Noarp);
+        self
+    }
+
+    /// Has it ask for MAC addresses (ARP, neighbor discovery), which is what a new one does.
+    pub(crate) fn resolving(mut self) -> Self {
+        self.0.header.flags.remove(LinkFlags::Noarp);
+        self.0.header.change_mask.insert(LinkFlags::Noarp);
+        self
+    }
+
     #[cfg(any(test, feature = "testbed"))]
     pub(crate) fn down(self) -> Self {
         self.administrative(LinkFlags::empty())
@@ -248,8 +265,8 @@ impl LinkChange {
     }
 
     fn administrative(mut self, flags: LinkFlags) -> Self {
-        self.0.header.flags = flags;
-        self.0.header.change_mask = LinkFlags::Up;
+        self.0.header.flags.insert(flags);
+        self.0.header.change_mask.insert(LinkFlags::Up);
         self
     }
 }
@@ -352,6 +369,7 @@ impl LinkFacts {
             mtu: 0,
             up: flags.contains(LinkFlags::Up),
             operational: flags.contains(LinkFlags::LowerUp),
+            resolves: !flags.contains(LinkFlags::Noarp),
             tx_queue_len: 0,
             kind: None,
             alias: None,
