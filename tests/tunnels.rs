@@ -1,7 +1,7 @@
 //! Tunnels pass: bulk TCP inside, whose super-frames have their offload state inside as well.
 //!
-//! Of the tunnels that Linux knows, VXLAN is in nearly every kernel. What GRE and IP in IP make is
-//! in `nos-shim/src/offload/tests/tunnel.rs`.
+//! Of the tunnels that Linux knows, VXLAN is in nearly every kernel, and segment routing (IP in IPv6)
+//! in many. What GRE and IP in IPv4 make is in `nos-shim/src/offload/tests/tunnel.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +13,7 @@
 mod support;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 
 use nos_relay::control::api::snapshot::Link;
 use nos_relay::lab::testbed::{LabNamespace, Topology, Vxlan, veth};
@@ -172,11 +173,15 @@ mod tcp_in_a_container_arrives_whole {
     }
 }
 
-/// From one uplink to another.
-mod tcp_in_transit_arrives_whole {
-    use super::*;
+/// Two hosts, X and Y, with a NOS between.
+struct Transit {
+    daemon: Daemon,
+    topology: Topology,
+    y: LabNamespace,
+}
 
-    fn scenario(variant: Variant) {
+impl Transit {
+    fn new(variant: Variant, routes: &str) -> Self {
         let topology = Topology::new(&["web", "db"]).unwrap();
         let y = LabNamespace::new("Y").unwrap();
         let (device, x) = (&topology.device, &topology.external);
@@ -184,8 +189,6 @@ mod tcp_in_transit_arrives_whole {
             .sysctl("net/ipv6/conf/default/disable_ipv6", "1")
             .unwrap();
         veth((device, "hy"), (&y, "yh")).unwrap();
-        let [y4, y6]: [IpAddr; 2] =
-            ["198.51.100.2", "2001:db8:2::2"].map(|text| text.parse().unwrap());
         for (of_y, network_y, nos, network_x) in [
             ("198.51.100.2/24", "198.51.100.0/24", V4, "203.0.113.0/24"),
             ("2001:db8:2::2/64", "2001:db8:2::/64", V6, "2001:db8:1::/64"),
@@ -207,6 +210,7 @@ mod tcp_in_transit_arrives_whole {
             device = \"packet:hy\"
             addresses = [\"198.51.100.1/24\", \"2001:db8:2::1/64\"]
             offload = {}
+            {routes}
             ",
             variant.offload[1]
         );
@@ -217,12 +221,132 @@ mod tcp_in_transit_arrives_whole {
             text = edited(&text, &from, &to);
         }
         let daemon = Daemon::start(device, &(text + &more));
+        Self {
+            daemon,
+            topology,
+            y,
+        }
+    }
+
+    fn x(&self) -> &LabNamespace {
+        &self.topology.external
+    }
+}
+
+/// From one uplink to another.
+mod tcp_in_transit_arrives_whole {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let transit = Transit::new(variant, "");
+        let [y4, y6]: [IpAddr; 2] =
+            ["198.51.100.2", "2001:db8:2::2"].map(|text| text.parse().unwrap());
         let ends = |family: Family| {
             let of_y = if family.is_v6() { y6 } else { y4 };
-            [(x.clone(), family.external), (y.clone(), of_y)]
+            [
+                (transit.x().clone(), family.external),
+                (transit.y.clone(), of_y),
+            ]
         };
         bulk(ends, 8 * MIB);
-        assert_no_drops(&daemon);
+        assert_no_drops(&transit.daemon);
+    }
+
+    variant_tests! {
+        single: ("veth", "single", [true, true]),
+        split: ("veth", "split", [true, true]),
+        plain: ("veth", "single", [true, false]),
+    }
+}
+
+/// IP in IPv6, as segment routing makes it (RFC 8754), of which this kernel is a source and an end:
+/// super-frames of IP in IP, behind a routing header.
+mod ip_in_ip_in_transit_arrives_whole {
+    use super::*;
+
+    /// What the ends do, and the addresses at which they talk.
+    struct Segments {
+        action: [&'static str; 2],
+        ends: [&'static str; 2],
+    }
+
+    const SEGMENTS: [Segments; 2] = [
+        Segments {
+            action: ["End.DT6 table 255"; 2],
+            ends: ["fd00:a::1", "fd00:b::1"],
+        },
+        Segments {
+            action: ["End.DX4 nh4 10.9.0.1", "End.DX4 nh4 10.9.0.2"],
+            ends: ["10.9.0.1", "10.9.0.2"],
+        },
+    ];
+
+    fn prepare(lab: &LabNamespace, interface: &str) {
+        for key in ["all", interface, "lo"] {
+            for setting in ["forwarding", "seg6_enabled"] {
+                let key = format!("net/ipv6/conf/{key}/{setting}");
+                lab.sysctl(&key, "1").unwrap();
+            }
+        }
+        lab.sysctl("net/ipv4/ip_forward", "1").unwrap();
+    }
+
+    /// Has one end send to the other in segments, and take out what comes for `own`.
+    fn segments(transit: &Transit, how: &Segments) -> bool {
+        let sides = [
+            (transit.x(), "xh", "fc00:1::d", "fc00:2::d"),
+            (&transit.y, "yh", "fc00:2::d", "fc00:1::d"),
+        ];
+        (0..2).all(|side| {
+            let (lab, interface, own, others) = sides[side];
+            prepare(lab, interface);
+            let (near, far) = (how.ends[side], how.ends[1 - side]);
+            let near_host = ipnet::IpNet::from(near.parse::<IpAddr>().unwrap());
+            lab.add_address("lo", near_host).unwrap();
+            let via = ["2001:db8:1::1", "2001:db8:2::1"][side];
+            lab.add_route("fc00::/16".parse().unwrap(), via.parse().unwrap())
+                .unwrap();
+            let action = how.action[side];
+            ip(
+                lab,
+                &format!("-6 route add {own}/128 encap seg6local action {action} dev {interface}"),
+            ) && ip(
+                lab,
+                &format!(
+                    "route add {far} encap seg6 mode encap segs {others} dev {interface} src {near}"
+                ),
+            )
+        })
+    }
+
+    fn ip(lab: &LabNamespace, command: &str) -> bool {
+        let mut ip = Command::new("ip");
+        ip.args(command.split_whitespace());
+        lab.spawn(ip).unwrap().wait().unwrap().success()
+    }
+
+    fn scenario(variant: Variant) {
+        const ROUTES: &str = "
+            [[route]]
+            prefix = \"fc00:1::/64\"
+            via = \"2001:db8:1::2\"
+            [[route]]
+            prefix = \"fc00:2::/64\"
+            via = \"2001:db8:2::2\"
+            ";
+        for how in &SEGMENTS {
+            let transit = Transit::new(variant, ROUTES);
+            if !segments(&transit, how) {
+                println!("skipped: the kernel or iproute2 has no segment routing");
+                return;
+            }
+            let [near, far] = how
+                .ends
+                .map(|end| SocketAddr::new(end.parse().unwrap(), INSIDE));
+            transfer(connect(transit.x(), &transit.y, far), 8 * MIB, 1);
+            transfer(connect(&transit.y, transit.x(), near), 8 * MIB, 2);
+            assert_no_drops(&transit.daemon);
+        }
     }
 
     variant_tests! {
