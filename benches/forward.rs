@@ -28,7 +28,7 @@ use nos_shim::channel::pair;
 use nos_shim::checksum::Sum;
 use nos_shim::fib::{self, Action, NextHop, Route, RouteChange};
 use nos_shim::frame::{
-    BATCH, Burst, Checksum, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
+    BATCH, Burst, Checksum, Ecn, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
 };
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
@@ -250,7 +250,7 @@ fn super_frame(direction: Direction) -> Template {
         },
         segmentation: Some(Segmentation {
             kind: GsoKind::TcpV4,
-            ecn: false,
+            ecn: Ecn::Unmarked,
             size: MSS,
             tunnel: None,
         }),

@@ -24,7 +24,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use nos_relay::data::device::{self, FrameDevice};
 use nos_shim::checksum::Sum;
 use nos_shim::frame::{
-    Burst, Checksum, ETHERNET_HEADER, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
+    Burst, Checksum, ETHERNET_HEADER, Ecn, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
     VNET_HEADER,
 };
 use nos_shim::offload::{Capabilities, adapt, complete_checksum, fragment_ipv4};
@@ -310,7 +310,11 @@ fn super_frame(shape: Shape, random: &mut fastrand::Rng) -> (Vec<u8>, Offload) {
         },
         segmentation: Some(Segmentation {
             kind,
-            ecn: shape.ecn,
+            ecn: if shape.ecn {
+                Ecn::Classic
+            } else {
+                Ecn::Unmarked
+            },
             size: NonZeroU16::new(shape.size).unwrap(),
             tunnel: None,
         }),
@@ -372,7 +376,8 @@ fn shapes(random: &mut fastrand::Rng) -> Vec<Shape> {
                 ipv6: bit(0),
                 udp: bit(1),
                 options: bit(2),
-                flags: random.u8(..) & !0x06,
+                // Without a mark all segments have it, but this kernel has no mark for that.
+                flags: random.u8(..) & !0x86,
                 ecn: false,
                 payload: random.usize(2_000..20_000),
                 // Linux takes at most 128 datagrams in one frame.

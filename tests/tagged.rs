@@ -14,7 +14,7 @@ use std::net::{IpAddr, UdpSocket};
 
 use nos_relay::data::device::{FrameDevice, PacketOptions, PacketSocket};
 use nos_shim::arp::{Arp, Operation};
-use nos_shim::frame::{Burst, Checksum, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation};
+use nos_shim::frame::{Burst, Checksum, Ecn, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation};
 use nos_shim::ident::MacAddr;
 use nos_shim::packet::Packet;
 use support::daemon::LIMIT;
@@ -89,7 +89,7 @@ impl Sender {
             },
             segmentation: Some(Segmentation {
                 kind: GsoKind::Udp,
-                ecn: false,
+                ecn: Ecn::Unmarked,
                 size: NonZeroU16::new(u16::try_from(EACH).unwrap()).unwrap(),
                 tunnel: None,
             }),

@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use nos_shim::arp::{ARP_FRAME, Arp};
 use nos_shim::checksum::Sum;
 use nos_shim::frame::{
-    BATCH, Burst, Checksum, ETHERNET_HEADER, Frame, FramePool, GsoKind, Offload, Segmentation,
+    BATCH, Burst, Checksum, ETHERNET_HEADER, Ecn, Frame, FramePool, GsoKind, Offload, Segmentation,
 };
 use nos_shim::ident::MacAddr;
 use nos_shim::ndp::{Envelope, NDP_FRAME, Ndp, solicited_node};
@@ -82,7 +82,7 @@ impl Template {
     fn segmented(mut self, kind: GsoKind, size: u16) -> Self {
         self.offload.segmentation = Some(Segmentation {
             kind,
-            ecn: false,
+            ecn: Ecn::Unmarked,
             size: NonZeroU16::new(size).unwrap(),
             tunnel: None,
         });

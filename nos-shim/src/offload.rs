@@ -23,7 +23,7 @@ use bitflags::bitflags;
 
 use crate::checksum::Sum;
 use crate::drop::{DropReason, Ledger};
-use crate::frame::{Checksum, Encapsulation, FramePool, GsoKind, Offload};
+use crate::frame::{Checksum, Ecn, Encapsulation, FramePool, GsoKind, Offload};
 use crate::packet::Packet;
 
 pub use fragment::fragment_ipv4;
@@ -39,7 +39,7 @@ bitflags! {
     pub struct Capabilities: u8 {
         /// Frames whose transport checksum is [`Checksum::Partial`].
         const CHECKSUM = 1;
-        /// TCP super-frames over IPv4, with or without the ECN mark. Means nothing without
+        /// TCP super-frames over IPv4, with or without the mark of classic ECN. Means nothing without
         /// [`Self::CHECKSUM`], as every super-frame has a partial checksum.
         const TSO4 = 1 << 1;
         /// The same over IPv6.
@@ -51,6 +51,10 @@ bitflags! {
         /// Super-frames of GRE and IP in IP. A virtio-net header has no words for them, so no kernel takes
         /// them from us.
         const IP_TUNNEL = 1 << 5;
+        /// TCP super-frames all of whose segments have the flag CWR ([`Ecn::Accurate`]). No header says so to
+        /// the kernel behind a device, and should that cut one, it would leave CWR on the first segment
+        /// alone. So it is for devices whose far end takes super-frames whole.
+        const ACCURATE_ECN = 1 << 6;
     }
 }
 
@@ -76,7 +80,11 @@ impl Capabilities {
             Some(tunnel) if tunnel.encapsulation == Encapsulation::Udp => Self::TUNNEL,
             Some(_) => Self::IP_TUNNEL,
         };
-        checksum | kind | tunnel
+        let ecn = match segmentation.ecn {
+            Ecn::Accurate => Self::ACCURATE_ECN,
+            Ecn::Unmarked | Ecn::Classic => Self::empty(),
+        };
+        checksum | kind | tunnel | ecn
     }
 
     /// Whether a device with these capabilities takes a frame with this offload state untouched.

@@ -16,7 +16,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
-use crate::frame::{Checksum, ETHERNET_HEADER, Frame, GsoKind, Offload, Segmentation, Tunnel};
+use crate::frame::{Checksum, ETHERNET_HEADER, Ecn, Frame, GsoKind, Offload, Segmentation, Tunnel};
 use crate::ident::MacAddr;
 use crate::offload::join_segments;
 use crate::parsed::{Flags, Parsed};
@@ -38,6 +38,10 @@ pub const IPV6_HEADER: usize = 40;
 
 /// Octets from a TCP header's start to its checksum (RFC 9293 §3.1).
 pub(crate) const TCP_CHECKSUM: u16 = 16;
+/// Octets from a TCP header's start to the lower eight of its flags (RFC 9293 §3.1).
+const TCP_FLAGS: usize = 13;
+/// The TCP flag CWR (RFC 3168 §6.1).
+const CWR: u8 = 0x80;
 /// Octets from a UDP header's start to its checksum (RFC 768).
 pub(crate) const UDP_CHECKSUM: u16 = 6;
 
@@ -234,7 +238,10 @@ impl Packet {
             _ => self.settle_super_frame(),
         };
         match settled {
-            Ok(()) => Ok(self),
+            Ok(()) => {
+                self.settle_ecn();
+                Ok(self)
+            }
             Err(reason) => {
                 let Self(mut frame) = self;
                 // It had so many before.
@@ -242,6 +249,30 @@ impl Packet {
                 Err(Rejected { frame, reason })
             }
         }
+    }
+
+    /// Says what becomes of a CWR that is set, where the header did not; and nothing where none is.
+    fn settle_ecn(&mut self) {
+        let mut offload = self.0.offload();
+        let Some(segmentation) = &mut offload.segmentation else {
+            return;
+        };
+        let transport = match (segmentation.kind, segmentation.tunnel) {
+            (GsoKind::Udp, _) => return,
+            (GsoKind::TcpV4 | GsoKind::TcpV6, None) => self.parsed().l4,
+            (GsoKind::TcpV4 | GsoKind::TcpV6, Some(tunnel)) => tunnel.transport,
+        };
+        let flags = self.0.bytes().get(usize::from(transport) + TCP_FLAGS);
+        let ecn = match (
+            segmentation.ecn,
+            flags.is_some_and(|flags| flags & CWR != 0),
+        ) {
+            (Ecn::Unmarked, true) => Ecn::Accurate,
+            (Ecn::Accurate, false) => Ecn::Unmarked,
+            _ => return,
+        };
+        segmentation.ecn = ecn;
+        self.0.set_offload(offload);
     }
 
     /// Notes where the packet is that is cut in a tunnel's super-frame, which has been checked.
@@ -545,7 +576,8 @@ impl Packet {
     #[must_use]
     pub fn tcp_flags(&self) -> Option<u8> {
         let tcp = self.protocol() == protocol::TCP && self.ports().is_some();
-        tcp.then(|| self.transport().get(13).copied()).flatten()
+        tcp.then(|| self.transport().get(TCP_FLAGS).copied())
+            .flatten()
     }
 
     /// TTL or hop limit.

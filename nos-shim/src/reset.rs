@@ -130,7 +130,7 @@ fn is_signed(segment: &Packet) -> bool {
 mod tests {
     use super::*;
     use crate::checksum::Sum;
-    use crate::frame::{Checksum, GsoKind, Offload, Segmentation};
+    use crate::frame::{Checksum, Ecn, GsoKind, Offload, Segmentation};
     use crate::ipv4_options::receive;
     use crate::originate::addresses;
     use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, hex, ip, pool};
@@ -347,7 +347,7 @@ mod tests {
             },
             segmentation: Some(Segmentation {
                 kind: GsoKind::TcpV4,
-                ecn: false,
+                ecn: Ecn::Unmarked,
                 size: NonZeroU16::new(1000).unwrap(),
                 tunnel: None,
             }),

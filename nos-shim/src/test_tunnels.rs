@@ -5,7 +5,7 @@ use core::num::NonZeroU16;
 
 use proptest::prelude::*;
 
-use crate::frame::{Checksum, GsoKind, Offload, Segmentation};
+use crate::frame::{Checksum, Ecn, GsoKind, Offload, Segmentation};
 
 /// What is around the inner packet, behind the outer IP header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,10 +182,8 @@ impl Flow {
         let part = &self.payload[from..to];
         let (protocol, at, mut transport) = if self.tcp {
             let sequence = self.sequence.wrapping_add(u32::try_from(from).unwrap());
-            let first = from == 0;
             let last = to == self.payload.len();
-            let flags =
-                self.flags & !(if first { 0 } else { 0x80 }) & !(if last { 0 } else { 0x09 });
+            let flags = self.flags & !(if last { 0 } else { 0x09 });
             let head = [
                 &[0x9c, 0x40, 0, 80][..],
                 &sequence.to_be_bytes(),
@@ -269,7 +267,11 @@ impl Flow {
             },
             segmentation: Some(Segmentation {
                 kind,
-                ecn: false,
+                ecn: if self.tcp && self.flags & 0x80 != 0 {
+                    Ecn::Accurate
+                } else {
+                    Ecn::Unmarked
+                },
                 size: NonZeroU16::new(self.size).unwrap(),
                 tunnel: None,
             }),

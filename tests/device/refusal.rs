@@ -3,7 +3,7 @@
 use nos_relay::data::device::{Egress, Next, PacketOptions};
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{
-    Burst, Checksum, Frame, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
+    Burst, Checksum, Ecn, Frame, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
 };
 use nos_shim::offload::Capabilities;
 
@@ -106,7 +106,7 @@ fn impossible(kind: GsoKind) -> Offload {
         },
         segmentation: Some(Segmentation {
             kind,
-            ecn: false,
+            ecn: Ecn::Unmarked,
             size: 100.try_into().unwrap(),
             tunnel: None,
         }),

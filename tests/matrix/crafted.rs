@@ -11,7 +11,8 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use nos_relay::lab::testbed::LabNamespace;
 use nos_shim::checksum::Sum;
 use nos_shim::frame::{
-    Checksum, ETHERNET_HEADER, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation, VNET_HEADER,
+    Checksum, ETHERNET_HEADER, Ecn, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation,
+    VNET_HEADER,
 };
 use nos_shim::ident::MacAddr;
 use nos_shim::offload::{Capabilities, adapt};
@@ -157,7 +158,7 @@ fn craft(row: Row, way: Way, seed: u64) -> Crafted {
     };
     let segmentation = row.segmented.then(|| Segmentation {
         kind,
-        ecn: false,
+        ecn: Ecn::Unmarked,
         size: NonZeroU16::new(SEGMENT).unwrap(),
         tunnel: None,
     });

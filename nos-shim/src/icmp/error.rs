@@ -329,7 +329,7 @@ pub(super) fn seal(addresses: Addresses, icmp: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{GsoKind, Offload, Segmentation};
+    use crate::frame::{Ecn, GsoKind, Offload, Segmentation};
     use crate::ipv4_options::receive;
     use crate::test_packets::{Draft, N4, N6, Segment, hex, ip, pool};
     use crate::time::Instant;
@@ -631,7 +631,7 @@ mod tests {
                 checksum: Checksum::Partial { start, offset: 16 },
                 segmentation: Some(Segmentation {
                     kind,
-                    ecn: false,
+                    ecn: Ecn::Unmarked,
                     size: NonZeroU16::new(700).unwrap(),
                     tunnel: None,
                 }),
@@ -661,7 +661,7 @@ mod tests {
             },
             segmentation: Some(Segmentation {
                 kind: GsoKind::Udp,
-                ecn: false,
+                ecn: Ecn::Unmarked,
                 size: NonZeroU16::new(1200).unwrap(),
                 tunnel: None,
             }),

@@ -14,7 +14,9 @@ use super::segment::Template;
 use super::segment::length;
 use crate::checksum::{Sum, updated};
 use crate::drop::DropReason;
-use crate::frame::{Checksum, ETHERNET_HEADER, Frame, FramePool, GsoKind, Offload, Segmentation};
+use crate::frame::{
+    Checksum, ETHERNET_HEADER, Ecn, Frame, FramePool, GsoKind, Offload, Segmentation,
+};
 use crate::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, Packet, TCP_CHECKSUM, parse, protocol,
 };
@@ -164,8 +166,11 @@ impl<'a> Long<'a> {
         frame.set_offload(Offload {
             checksum: frame.offload().checksum,
             segmentation: Some(Segmentation {
-                // CWR stays on the first segment of all.
-                ecn: self.segmentation.ecn && offset == 0,
+                ecn: match self.segmentation.ecn {
+                    // The first segment of all has CWR.
+                    Ecn::Classic if offset > 0 => Ecn::Unmarked,
+                    ecn => ecn,
+                },
                 ..self.segmentation
             }),
         });

@@ -5,9 +5,10 @@ use super::tunnel::Tunneled;
 use super::{Adapted, Capabilities, complete_checksum, never_zero};
 use crate::checksum::Sum;
 use crate::frame::{
-    Checksum, ETHERNET_HEADER, Frame, FramePool, GsoKind, Offload, Segmentation, Tunnel,
+    Checksum, ETHERNET_HEADER, Ecn, Frame, FramePool, GsoKind, Offload, Segmentation, Tunnel,
 };
 use crate::packet::{IPV4_HEADER, IPV6_HEADER, Packet, TCP_CHECKSUM, UDP_CHECKSUM, protocol};
+use crate::tunnel::payload_offset;
 
 const FIN: u16 = 0x01;
 const PSH: u16 = 0x08;
@@ -17,8 +18,8 @@ const CWR: u16 = 0x80;
 /// complete, or partial if `capabilities` has [`Capabilities::CHECKSUM`].
 ///
 /// Segments get consecutive IPv4 identifications. FIN and PSH stay on the last segment, CWR on the
-/// first (also without the ECN mark, as Linux has it). IPv4 options and IPv6 extension headers
-/// stay on all. Segments for which `pool` has no buffer are dropped.
+/// first or on all ([`Ecn`]). IPv4 options and IPv6 extension headers stay on all. Segments for which
+/// `pool` has no buffer are dropped.
 ///
 /// What a tunnel carries is cut likewise, with the tunnel's headers in front of each segment. Of two
 /// checksums a device can make one: that of the tunnel's UDP header if there is one, else the inner. A
@@ -80,7 +81,7 @@ pub(crate) fn first_segment(whole: &Packet, pool: &mut FramePool) -> Option<Pack
         Some(tunnel) => copy_first(
             whole,
             sizes,
-            &Tunneled::new(whole, tunnel, Left::Nothing),
+            &Tunneled::new(whole, tunnel, segmentation, Left::Nothing),
             pool,
         ),
     }
@@ -110,7 +111,7 @@ impl Segments {
                 Self::Plain(Cut::new(packet, sizes, template))
             }
             Some(tunnel) => {
-                let template = Tunneled::new(&packet, tunnel, left);
+                let template = Tunneled::new(&packet, tunnel, segmentation, left);
                 Self::Tunneled(Cut::new(packet, sizes, template))
             }
         }
@@ -161,6 +162,8 @@ pub(super) enum Transport {
         sequence: u32,
         /// Data offset and flags.
         flags: u16,
+        /// The flags that stay on the first segment alone.
+        first_only: u16,
     },
     Udp {
         /// The ports.
@@ -176,14 +179,16 @@ impl Template {
             l3: ETHERNET_HEADER,
             l4,
             network: Network::new(&packet.frame().bytes()[ETHERNET_HEADER..l4]),
-            transport: Transport::new(packet.protocol(), transport),
+            transport: Transport::new(packet.protocol(), transport, ecn_of(packet.frame())),
             pseudo: pseudo_sum(packet),
             partial,
         }
     }
 
     /// Of the packet in a tunnel, whose payload begins at `payload`.
-    pub(super) fn inner(octets: &[u8], tunnel: Tunnel, kind: GsoKind, payload: usize) -> Self {
+    pub(super) fn inner(octets: &[u8], tunnel: Tunnel, whole: Segmentation) -> Self {
+        let Segmentation { kind, ecn, .. } = whole;
+        let payload = payload_offset(octets, kind, tunnel);
         let (l3, l4) = (usize::from(tunnel.network), usize::from(tunnel.transport));
         let protocol = match kind {
             GsoKind::TcpV4 | GsoKind::TcpV6 => protocol::TCP,
@@ -194,7 +199,7 @@ impl Template {
             l3,
             l4,
             network: Network::new(header),
-            transport: Transport::new(protocol, &octets[l4..payload]),
+            transport: Transport::new(protocol, &octets[l4..payload], ecn),
             pseudo: addresses_sum(header).add_u16(u16::from(protocol)),
             partial: false,
         }
@@ -204,6 +209,11 @@ impl Template {
     pub(super) fn partial(self, partial: bool) -> Self {
         Self { partial, ..self }
     }
+}
+
+fn ecn_of(frame: &Frame) -> Ecn {
+    let segmentation = frame.offload().segmentation;
+    segmentation.map_or(Ecn::Unmarked, |segmentation| segmentation.ecn)
 }
 
 /// The sum of the addresses in an IP header without segments left.
@@ -270,7 +280,7 @@ impl Network {
 }
 
 impl Transport {
-    fn new(protocol: u8, header: &[u8]) -> Self {
+    fn new(protocol: u8, header: &[u8], ecn: Ecn) -> Self {
         if protocol == protocol::UDP {
             let sum = Sum::ZERO.plus(&header[..4]);
             return Self::Udp { sum };
@@ -284,6 +294,10 @@ impl Transport {
             sum,
             sequence: u32::from(u16_at(header, 4)) << 16 | u32::from(u16_at(header, 6)),
             flags: u16_at(header, 12),
+            first_only: match ecn {
+                Ecn::Classic => CWR,
+                Ecn::Unmarked | Ecn::Accurate => 0,
+            },
         }
     }
 
@@ -308,10 +322,11 @@ impl Transport {
                 sum,
                 sequence,
                 flags,
+                first_only,
             } => {
                 let offset = u32::try_from(piece.offset).unwrap_or(u32::MAX);
                 let sequence = sequence.wrapping_add(offset).to_be_bytes();
-                let flags = piece_flags(flags, piece);
+                let flags = piece_flags(flags, first_only, piece);
                 segment[4..8].copy_from_slice(&sequence);
                 segment[12..14].copy_from_slice(&flags.to_be_bytes());
                 sum.plus(&sequence).add_u16(flags)
@@ -320,8 +335,8 @@ impl Transport {
     }
 }
 
-fn piece_flags(flags: u16, piece: Piece) -> u16 {
-    let not_first = if piece.offset > 0 { CWR } else { 0 };
+fn piece_flags(flags: u16, first_only: u16, piece: Piece) -> u16 {
+    let not_first = if piece.offset > 0 { first_only } else { 0 };
     let not_last = if piece.last { 0 } else { FIN | PSH };
     flags & !(not_first | not_last)
 }

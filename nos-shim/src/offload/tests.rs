@@ -5,7 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::frame::{ETHERNET_HEADER, Segmentation};
+use crate::frame::{ETHERNET_HEADER, Ecn, Segmentation};
 use crate::ident::{AttachmentId, Interface, VrfId};
 use crate::packet::craft::{
     Craft, Extension, Ip, Tcp, Transport, V4, naive_sum, packet, super_crafts, v4s,
@@ -104,7 +104,7 @@ proptest! {
         let (octets, offload) = craft.super_frame(size, ecn);
         let whole = marked(packet(&mut pool, &octets, offload));
         let (made, adapted) = collect(|out| adapt(whole, Capabilities::empty(), &mut pool, &mut |it| out.push(it)));
-        let expected = craft.segments(usize::from(size));
+        let expected = craft.marked_segments(usize::from(size), ecn);
         prop_assert_eq!(made.len(), expected.len());
         prop_assert_eq!(adapted, Adapted { originated: made.len() as u64 - 1, dropped: None });
         let mut payload = Vec::new();
@@ -395,7 +395,7 @@ fn fragments_of_fragments_keep_their_place() {
 }
 
 #[test]
-fn fin_and_psh_come_last_and_cwr_first() {
+fn fin_and_psh_come_last_and_cwr_where_it_belongs() {
     let mut pool = FramePool::new(10, 5_000);
     let flags = 0xff;
     let craft = Craft::v4(
@@ -405,8 +405,13 @@ fn fin_and_psh_come_last_and_cwr_first() {
         }),
         &[0; 250],
     );
-    for ecn in [true, false] {
-        let (octets, offload) = craft.super_frame(100, ecn);
+    for (ecn, expected) in [
+        (Ecn::Classic, [0xf6, 0x76, 0x7f]),
+        (Ecn::Accurate, [0xf6, 0xf6, 0xff]),
+        (Ecn::Unmarked, [0xf6, 0xf6, 0xff]),
+    ] {
+        let (octets, mut offload) = craft.super_frame(100, false);
+        offload.segmentation = offload.segmentation.map(|it| Segmentation { ecn, ..it });
         let whole = packet(&mut pool, &octets, offload);
         let (made, _) = collect(|out| {
             segment(whole, Capabilities::empty(), &mut pool, &mut |it| {
@@ -414,7 +419,42 @@ fn fin_and_psh_come_last_and_cwr_first() {
             })
         });
         let flags: Vec<_> = made.iter().map(|it| it.tcp_flags().unwrap()).collect();
-        assert_eq!(flags, [0xf6, 0x76, 0x7f]);
+        assert_eq!(flags, expected, "{ecn:?}");
+    }
+}
+
+/// To the kernel behind a device, all are alike but those of classic ECN.
+#[test]
+fn a_device_that_may_cut_gets_no_super_frame_whose_segments_all_have_cwr() {
+    let mut pool = FramePool::new(10, 5_000);
+    let flags = |flags| {
+        Craft::v4(
+            Transport::Tcp(Tcp {
+                flags,
+                ..Tcp::default()
+            }),
+            &[0; 250],
+        )
+    };
+    let may_cut = Capabilities::all() - Capabilities::ACCURATE_ECN;
+    for (tcp, ecn, pieces) in [
+        (0x90, Ecn::Unmarked, 3),
+        (0x90, Ecn::Accurate, 3),
+        (0x90, Ecn::Classic, 1),
+        // Two of the counter's three bits, and not the third.
+        (0x50, Ecn::Accurate, 1),
+        (0x50, Ecn::Unmarked, 1),
+    ] {
+        for (capabilities, pieces) in [(may_cut, pieces), (Capabilities::all(), 1)] {
+            let (octets, mut offload) = flags(tcp).super_frame(100, false);
+            offload.segmentation = offload.segmentation.map(|it| Segmentation { ecn, ..it });
+            let whole = packet(&mut pool, &octets, offload);
+            let (made, _) =
+                collect(|out| adapt(whole, capabilities, &mut pool, &mut |it| out.push(it)));
+            assert_eq!(made.len(), pieces, "{tcp:x}, {ecn:?}");
+            assert!(made.iter().all(|it| it.tcp_flags() == Some(tcp & !0x09)));
+            made.into_iter().for_each(|it| pool.free(it.into_frame()));
+        }
     }
 }
 
@@ -500,7 +540,7 @@ fn what_devices_must_be_able_to_do() {
         checksum,
         segmentation: kind.map(|kind| Segmentation {
             kind,
-            ecn: true,
+            ecn: Ecn::Classic,
             size: NonZeroU16::MIN,
             tunnel: None,
         }),

@@ -8,11 +8,13 @@ use super::cut::{Finish, Piece};
 use super::segment::{Left, Network, Template, addresses_sum, length, u16_at};
 use super::{complete_at, complete_checksum, never_zero};
 use crate::checksum::Sum;
-use crate::frame::{Checksum, ETHERNET_HEADER, Encapsulation, Frame, GsoKind, Offload, Tunnel};
+use crate::frame::{
+    Checksum, ETHERNET_HEADER, Encapsulation, Frame, Offload, Segmentation, Tunnel,
+};
 use crate::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, Packet, ether_type, protocol,
 };
-use crate::tunnel::{gre_has_checksum, payload_offset};
+use crate::tunnel::gre_has_checksum;
 
 /// Octets of a UDP header up to its checksum (RFC 768).
 const UDP_CHECKSUM: usize = crate::packet::UDP_CHECKSUM as usize;
@@ -48,14 +50,9 @@ enum OuterChecksum {
 
 impl Tunneled {
     #[cold]
-    pub(super) fn new(packet: &Packet, tunnel: Tunnel, left: Left) -> Self {
-        let octets = packet.frame().bytes();
-        let kind = match packet.frame().offload().segmentation {
-            Some(segmentation) => segmentation.kind,
-            None => GsoKind::TcpV4,
-        };
+    pub(super) fn new(packet: &Packet, tunnel: Tunnel, whole: Segmentation, left: Left) -> Self {
         let outer = Outer::new(packet, tunnel, left);
-        let inner = Template::inner(octets, tunnel, kind, payload_offset(octets, kind, tunnel));
+        let inner = Template::inner(packet.frame().bytes(), tunnel, whole);
         let inner_left = left != Left::Nothing && outer.checksum == OuterChecksum::None;
         Self {
             inner: inner.partial(inner_left),

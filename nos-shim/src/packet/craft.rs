@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::{Packet, protocol};
-use crate::frame::{Checksum, FramePool, GsoKind, Offload, Segmentation};
+use crate::frame::{Checksum, Ecn, FramePool, GsoKind, Offload, Segmentation};
 
 /// A packet as its sender sees it. Lengths and checksums follow from it.
 #[derive(Clone, Debug)]
@@ -278,7 +278,7 @@ impl Craft {
         }
     }
 
-    /// The frame as a super-frame.
+    /// The frame as a super-frame, as the parser leaves it. With `ecn`, it is marked as of classic ECN.
     pub(crate) fn super_frame(&self, size: u16, ecn: bool) -> (Vec<u8>, Offload) {
         let (frame, offload) = self.partial();
         let kind = match (&self.ip, &self.transport) {
@@ -289,7 +289,11 @@ impl Craft {
         let size = NonZeroU16::new(size).unwrap();
         let segmentation = Some(Segmentation {
             kind,
-            ecn,
+            ecn: match &self.transport {
+                _ if ecn => Ecn::Classic,
+                Transport::Tcp(Tcp { flags: 0x80.., .. }) => Ecn::Accurate,
+                _ => Ecn::Unmarked,
+            },
             size,
             tunnel: None,
         });
@@ -302,8 +306,13 @@ impl Craft {
         )
     }
 
-    /// The segments that a super-frame of `size` stands for, each crafted anew.
+    /// The segments that a super-frame of `size` without a mark stands for, each crafted anew.
     pub(crate) fn segments(&self, size: usize) -> Vec<Self> {
+        self.marked_segments(size, false)
+    }
+
+    /// The same of one that is marked as of classic ECN, or not.
+    pub(crate) fn marked_segments(&self, size: usize, ecn: bool) -> Vec<Self> {
         let count = self.payload.len().div_ceil(size);
         (0..count)
             .map(|n| {
@@ -316,7 +325,7 @@ impl Craft {
                 if let Transport::Tcp(tcp) = &mut segment.transport {
                     tcp.sequence = tcp.sequence.wrapping_add((n * size) as u32);
                     tcp.flags &= if n + 1 < count { !0x09 } else { 0xff };
-                    tcp.flags &= if n > 0 { !0x80 } else { 0xff };
+                    tcp.flags &= if n > 0 && ecn { !0x80 } else { 0xff };
                 }
                 segment
             })

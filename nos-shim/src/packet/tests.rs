@@ -670,7 +670,7 @@ fn offload_state_must_fit_the_packet() {
         checksum,
         segmentation: Some(Segmentation {
             kind,
-            ecn: false,
+            ecn: Ecn::Unmarked,
             size: NonZeroU16::new(5).unwrap(),
             tunnel: None,
         }),
@@ -831,7 +831,8 @@ fn offloads() -> impl Strategy<Value = Offload> {
         Just(GsoKind::TcpV6),
         Just(GsoKind::Udp)
     ];
-    let segmentation = proptest::option::of((kind, any::<bool>(), any::<NonZeroU16>()).prop_map(
+    let ecn = prop_oneof![Just(Ecn::Unmarked), Just(Ecn::Classic), Just(Ecn::Accurate)];
+    let segmentation = proptest::option::of((kind, ecn, any::<NonZeroU16>()).prop_map(
         |(kind, ecn, size)| Segmentation {
             kind,
             ecn,

@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::frame::{FramePool, GsoKind, MAX_FRAME, Offload, Segmentation};
+use crate::frame::{Ecn, FramePool, GsoKind, MAX_FRAME, Offload, Segmentation};
 use crate::packet::craft::{crafts, super_crafts};
 
 /// `frame` with a tag in front of all others.
@@ -82,7 +82,7 @@ proptest! {
             checksum: Checksum::Partial { start, offset: 6 },
             segmentation: Some(Segmentation {
                 kind: GsoKind::Udp,
-                ecn: false,
+                ecn: Ecn::Unmarked,
                 size: NonZeroU16::new(100).unwrap(),
                 tunnel: None,
             }),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nos_shim::ident::{Interface, UplinkId};
+use nos_shim::offload::Capabilities;
 use nos_shim::shim::{LinkState, UplinkConfig};
 use tracing::{info, warn};
 
@@ -152,7 +153,7 @@ impl Live {
         let takeover = self.host.take(&facts.name, facts.index);
         let takeover = takeover.map_err(StepError::new)?;
         let options = PacketOptions {
-            offload: offloads(wanted.offload),
+            offload: uplink_offloads(wanted.offload),
             promiscuous: facts.mac != Some(wanted.mac),
             ..PacketOptions::default()
         };
@@ -163,7 +164,7 @@ impl Live {
 
     fn open_tap(&self, wanted: &OpenDevice) -> Result<Box<dyn FrameDevice>, StepError> {
         let name = wanted.device.interface().as_str();
-        let open = || open_tap(name, offloads(wanted.offload));
+        let open = || open_tap(name, uplink_offloads(wanted.offload));
         let opened = self.host.namespace().run(open).map_err(StepError::new)?;
         let device = opened.map_err(StepError::new)?;
         // On an error the device is dropped, and the TAP goes with it.
@@ -246,6 +247,11 @@ impl Live {
             Ok(Err(error)) => warn!(uplink = %id, %error, "routes are missing"),
         }
     }
+}
+
+/// What is asked of an uplink's device. Behind it, a NIC or a bridge may cut what leaves.
+fn uplink_offloads(wanted: bool) -> Capabilities {
+    offloads(wanted) - Capabilities::ACCURATE_ECN
 }
 
 fn uplink_config(id: UplinkId, name: &Name, network: &Network) -> UplinkConfig {

@@ -23,7 +23,7 @@
 
 use nos_shim::checksum::Sum;
 use nos_shim::frame::{
-    Checksum, ETHERNET_HEADER, Frame, GsoKind, MAX_FRAME, Offload, Segmentation,
+    Checksum, ETHERNET_HEADER, Ecn, Frame, GsoKind, MAX_FRAME, Offload, Segmentation,
 };
 use nos_shim::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, ether_type, protocol,
@@ -190,7 +190,7 @@ impl Run {
             },
             segmentation: Some(Segmentation {
                 kind: GsoKind::Udp,
-                ecn: false,
+                ecn: Ecn::Unmarked,
                 size,
                 tunnel: None,
             }),

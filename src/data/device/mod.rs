@@ -38,6 +38,8 @@ mod inspector;
 mod memory;
 mod packet;
 mod plain_tap;
+#[cfg(test)]
+mod refusing;
 mod tap;
 mod uring;
 mod vnet;

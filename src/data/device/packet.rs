@@ -42,7 +42,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
-use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, VNET_HEADER};
+use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, Offload, VNET_HEADER};
 use nos_shim::offload::{Capabilities, Dropped};
 
 use super::character;
@@ -52,7 +52,7 @@ use super::{
     DeviceCounters, DeviceKind, Egress, FrameDevice, Inspector, OpenError, Received, Sending, Sent,
     valid_name,
 };
-use messages::{Messages, Refused};
+use messages::{Messages, Refused, Sendmmsg};
 use reception::Reception;
 
 pub(super) use socket::{link, take_drops};
@@ -136,65 +136,20 @@ impl FrameDevice for PacketSocket {
         &mut self,
         burst: &mut Burst,
         pool: &mut FramePool,
-        mut batch: Option<&mut Batch<'_>>,
+        batch: Option<&mut Batch<'_>>,
     ) -> Sent {
         let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
         if let Some(errno) = self.reception.gone() {
             sending.lost(Egress::Gone(errno));
             return sending.finish();
         }
-        let mut down_before = false;
-        while sending.front().is_some() {
-            // After an outage the first frame learns of it, and is sent again: not in a batch.
-            if let Some(batch) = &mut batch
-                && self.reception.is_up()
-                && batch.send(
-                    How::Send,
-                    vnet::area(VNET_HEADER),
-                    &mut self.offloads,
-                    &mut sending,
-                ) > 0
-            {
-                continue;
-            }
-            let coalesce = self.offloads.coalesces();
-            let result = self.messages.send(&self.fd, sending.waiting(), coalesce);
-            match result {
-                Ok(taken) => {
-                    for _ in 0..taken {
-                        if let Some(frame) = sending.front() {
-                            self.offloads.taken(frame.offload());
-                        }
-                        sending.taken();
-                    }
-                    self.reception.link_is_up();
-                }
-                // May be the trace of an outage that has ended: asking clears it.
-                Err(Refused {
-                    errno: Errno::ENETDOWN,
-                    ..
-                }) if !down_before => down_before = true,
-                Err(Refused {
-                    errno: Errno::EINVAL | Errno::EMSGSIZE,
-                    run: true,
-                }) => {
-                    self.offloads.refused_run(DeviceKind::Packet, &self.name);
-                }
-                Err(Refused {
-                    errno: Errno::EINVAL | Errno::EMSGSIZE,
-                    ..
-                }) => {
-                    let offload = sending.front().map(|frame| frame.offload());
-                    if let Some(kind) = offload.and_then(|offload| self.offloads.refused(offload)) {
-                        vnet::log_fallback(DeviceKind::Packet, &self.name, kind);
-                        sending.adapt();
-                        break;
-                    }
-                    sending.dropped(DropReason::DeviceError);
-                }
-                Err(Refused { errno, .. }) => character::handle_refusal(&mut sending, errno),
-            }
-        }
+        let sender = Sender {
+            socket: &*self.fd,
+            name: &self.name,
+            messages: &mut self.messages,
+            reception: &mut self.reception,
+        };
+        sender.send(&mut sending, &mut self.offloads, batch);
         let sent = sending.finish();
         self.counters.refused = self.offloads.refusals();
         match sent.egress {
@@ -231,6 +186,91 @@ impl FrameDevice for PacketSocket {
 
     fn set_coalescing(&mut self, on: bool) {
         self.offloads.set_coalescing(on);
+    }
+}
+
+/// A packet socket on its sending side.
+struct Sender<'a, S> {
+    socket: &'a S,
+    name: &'a str,
+    messages: &'a mut Messages,
+    reception: &'a mut Reception,
+}
+
+impl<S: Sendmmsg> Sender<'_, S> {
+    /// Sends what waits, by a batch where one can be made of it.
+    #[inline]
+    fn send(
+        self,
+        sending: &mut Sending<'_>,
+        offloads: &mut Offloads,
+        mut batch: Option<&mut Batch<'_>>,
+    ) {
+        let mut down_before = false;
+        while sending.front().is_some() {
+            // After an outage the first frame learns of it, and is sent again: not in a batch.
+            if let Some(batch) = &mut batch
+                && self.reception.is_up()
+                && batch.send(How::Send, vnet::area(VNET_HEADER), offloads, sending) > 0
+            {
+                continue;
+            }
+            let coalesce = offloads.coalesces();
+            let result = self.messages.send(self.socket, sending.waiting(), coalesce);
+            match result {
+                Ok(taken) => {
+                    for _ in 0..taken {
+                        if let Some(frame) = sending.front() {
+                            offloads.taken(frame.offload());
+                        }
+                        sending.taken();
+                    }
+                    self.reception.link_is_up();
+                }
+                // May be the trace of an outage that has ended: asking clears it.
+                Err(Refused {
+                    errno: Errno::ENETDOWN,
+                    ..
+                }) if !down_before => down_before = true,
+                Err(refused) => {
+                    if self.refused(refused, sending, offloads) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Draws the consequences of the kernel's refusal of what is in front. Returns whether that, and
+    /// what is behind it, is to be adapted.
+    ///
+    /// `ENOMEM` is the answer to a super-frame that the kernel cannot cut, and also what it says for
+    /// want of memory. Of a kind that it has taken before, it means the latter.
+    #[cold]
+    fn refused(
+        &self,
+        Refused { errno, run }: Refused,
+        sending: &mut Sending<'_>,
+        offloads: &mut Offloads,
+    ) -> bool {
+        let invalid = matches!(errno, Errno::EINVAL | Errno::EMSGSIZE);
+        let uncut = errno == Errno::ENOMEM;
+        if run && (invalid || uncut && !self.messages.has_sent_run()) {
+            offloads.refused_run(DeviceKind::Packet, self.name);
+            return false;
+        }
+        let offload = sending.front().map(|frame| frame.offload());
+        let first_of_its_kind = |offload: &Offload| {
+            offload.segmentation.is_some() && !offloads.may_be_batched(*offload)
+        };
+        let blamed = offload.filter(|offload| invalid || uncut && first_of_its_kind(offload));
+        if let Some(kind) = blamed.and_then(|offload| offloads.refused(offload)) {
+            vnet::log_fallback(DeviceKind::Packet, self.name, kind);
+            sending.adapt();
+            return true;
+        }
+        character::handle_refusal(sending, errno);
+        false
     }
 }
 
@@ -271,5 +311,59 @@ impl reception::Socket for Kernel<'_> {
             );
         }
         self.messages.cut(n, frame, pool, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::refusing::{self, Answers};
+    use super::*;
+
+    impl Sendmmsg for Answers {
+        unsafe fn send_messages(&self, headers: &mut [libc::mmsghdr]) -> libc::c_int {
+            let mut sent = 0;
+            for message in headers {
+                let libc::msghdr {
+                    msg_iov,
+                    msg_iovlen,
+                    ..
+                } = message.msg_hdr;
+                // SAFETY: by the caller's word.
+                let areas = unsafe { core::slice::from_raw_parts(msg_iov, msg_iovlen) };
+                let octets = |area: &libc::iovec| {
+                    // SAFETY: likewise.
+                    unsafe { core::slice::from_raw_parts(area.iov_base.cast::<u8>(), area.iov_len) }
+                };
+                let pieces: Vec<&[u8]> = areas.iter().map(octets).collect();
+                match self.answer(&pieces) {
+                    Ok(_) => sent += 1,
+                    Err(errno) if sent == 0 => {
+                        errno.set();
+                        return -1;
+                    }
+                    Err(_) => break,
+                }
+            }
+            sent
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_of_one_kind_arrives_otherwise_and_other_kinds_as_they_are() {
+        let errors = [Errno::EINVAL, Errno::EMSGSIZE, Errno::ENOMEM];
+        let make = || {
+            let (mut messages, mut reception) = (Messages::new(), Reception::new());
+            move |answers: &Answers, offloads: &mut Offloads, sending: &mut Sending<'_>| {
+                let sender = Sender {
+                    socket: answers,
+                    name: "p0",
+                    messages: &mut messages,
+                    reception: &mut reception,
+                };
+                sender.send(sending, offloads, None);
+            }
+        };
+        let capabilities = Capabilities::all() - TUNNELS;
+        refusing::each_kind(capabilities, VNET_HEADER, &errors, make);
     }
 }

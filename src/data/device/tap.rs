@@ -116,55 +116,15 @@ impl FrameDevice for Tap {
         &mut self,
         burst: &mut Burst,
         pool: &mut FramePool,
-        mut batch: Option<&mut Batch<'_>>,
+        batch: Option<&mut Batch<'_>>,
     ) -> Sent {
-        let header = self.header;
         let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
-        while !sending.waiting().is_empty() {
-            if let Some(batch) = &mut batch
-                && batch.send(
-                    How::Write,
-                    vnet::area(header),
-                    &mut self.offloads,
-                    &mut sending,
-                ) > 0
-            {
-                continue;
-            }
-            if self.offloads.coalesces()
-                && send_run(
-                    &self.fd,
-                    header,
-                    &self.name,
-                    &mut self.offloads,
-                    &mut sending,
-                )
-            {
-                continue;
-            }
-            let Some(frame) = sending.front() else { break };
-            let offload = frame.offload();
-            let result = match vnet::put_header(frame, header) {
-                Ok(area) => character::write_frame(area, |area| write(&*self.fd, area)),
-                // Not the kernel's answer: no room for the header.
-                Err(_) => Err(Errno::EPROTO),
-            };
-            match result {
-                Ok(()) => {
-                    self.offloads.taken(offload);
-                    sending.taken();
-                }
-                Err(errno @ (Errno::EINVAL | Errno::EMSGSIZE)) => {
-                    if let Some(kind) = self.offloads.refused(offload) {
-                        vnet::log_fallback(DeviceKind::Tap, &self.name, kind);
-                        sending.adapt();
-                        break;
-                    }
-                    character::handle_refusal(&mut sending, errno);
-                }
-                Err(errno) => character::handle_refusal(&mut sending, errno),
-            }
-        }
+        let writer = Writer {
+            file: &*self.fd,
+            header: self.header,
+            name: &self.name,
+        };
+        writer.send(&mut sending, &mut self.offloads, batch);
         let sent = sending.finish();
         self.counters.refused = self.offloads.refusals();
         sent
@@ -199,63 +159,128 @@ impl FrameDevice for Tap {
     }
 }
 
-/// Writes the run of datagrams at the front as one super-frame; returns whether there was one and
-/// it is done with.
-fn send_run(
-    fd: &OwnedFd,
-    header: usize,
-    name: &str,
-    offloads: &mut Offloads,
-    sending: &mut Sending<'_>,
-) -> bool {
-    let waiting = sending.waiting();
-    let length = run_length(waiting);
-    let (frames, _) = waiting.split_at_mut(length);
-    if length < 2 {
-        return false;
+/// What frames are written to: the kernel, or one in its place that refuses what a test says.
+trait File {
+    fn write(&self, area: &[u8]) -> Result<usize, Errno>;
+
+    fn write_vector(&self, pieces: &[IoSlice<'_>]) -> Result<usize, Errno>;
+}
+
+impl File for OwnedFd {
+    #[inline]
+    fn write(&self, area: &[u8]) -> Result<usize, Errno> {
+        write(self, area)
     }
-    let Some(run) = Run::begin(frames) else {
-        return false;
-    };
-    let result = write_run(fd, header, frames, run.headers());
-    if let Some(first) = frames.first_mut() {
-        run.undo(first);
-    }
-    match result {
-        Ok(()) => {
-            (0..length).for_each(|_| sending.taken());
-            true
-        }
-        Err(Errno::EINVAL | Errno::EMSGSIZE) => {
-            offloads.refused_run(DeviceKind::Tap, name);
-            false
-        }
-        // One by one, each gets its own answer.
-        Err(_) => false,
+
+    #[inline]
+    fn write_vector(&self, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+        writev(self, pieces)
     }
 }
 
-fn write_run(
-    fd: &OwnedFd,
+/// A TAP on its sending side.
+#[derive(Debug)]
+struct Writer<'a, F> {
+    file: &'a F,
+    /// Octets of the virtio-net header.
     header: usize,
-    frames: &mut [Frame],
-    headers: usize,
-) -> Result<(), Errno> {
-    let Some((first, rest)) = frames.split_first_mut() else {
-        return Ok(());
-    };
-    let area = vnet::put_header(first, header).map_err(|_| Errno::EPROTO)?;
-    let payloads = rest
-        .iter()
-        .map(|frame| frame.bytes().get(headers..).unwrap_or_default());
-    let pieces: ArrayVec<IoSlice<'_>, BATCH> = std::iter::once(&*area)
-        .chain(payloads)
-        .map(IoSlice::new)
-        .collect();
-    loop {
-        match writev(fd, &pieces) {
-            Err(Errno::EINTR) => {}
-            result => return result.map(drop),
+    name: &'a str,
+}
+
+impl<F: File> Writer<'_, F> {
+    /// Writes what waits, by a batch where one can be made of it.
+    #[inline]
+    fn send(
+        &self,
+        sending: &mut Sending<'_>,
+        offloads: &mut Offloads,
+        mut batch: Option<&mut Batch<'_>>,
+    ) {
+        let header = self.header;
+        while !sending.waiting().is_empty() {
+            if let Some(batch) = &mut batch
+                && batch.send(How::Write, vnet::area(header), offloads, sending) > 0
+            {
+                continue;
+            }
+            if offloads.coalesces() && self.send_run(offloads, sending) {
+                continue;
+            }
+            let Some(frame) = sending.front() else { break };
+            let offload = frame.offload();
+            let result = match vnet::put_header(frame, header) {
+                Ok(area) => character::write_frame(area, |area| self.file.write(area)),
+                // Not the kernel's answer: no room for the header.
+                Err(_) => Err(Errno::EPROTO),
+            };
+            match result {
+                Ok(()) => {
+                    offloads.taken(offload);
+                    sending.taken();
+                }
+                Err(errno @ (Errno::EINVAL | Errno::EMSGSIZE)) => {
+                    if let Some(kind) = offloads.refused(offload) {
+                        vnet::log_fallback(DeviceKind::Tap, self.name, kind);
+                        sending.adapt();
+                        break;
+                    }
+                    character::handle_refusal(sending, errno);
+                }
+                Err(errno) => character::handle_refusal(sending, errno),
+            }
+        }
+    }
+
+    /// Writes the run of datagrams at the front as one super-frame; returns whether there was one
+    /// and it is done with.
+    fn send_run(&self, offloads: &mut Offloads, sending: &mut Sending<'_>) -> bool {
+        let waiting = sending.waiting();
+        let length = run_length(waiting);
+        let (frames, _) = waiting.split_at_mut(length);
+        if length < 2 {
+            return false;
+        }
+        let Some(run) = Run::begin(frames) else {
+            return false;
+        };
+        let result = self.write_run(frames, run.headers());
+        if let Some(first) = frames.first_mut() {
+            if result.is_ok() {
+                offloads.taken(first.offload());
+            }
+            run.undo(first);
+        }
+        match result {
+            Ok(()) => {
+                (0..length).for_each(|_| sending.taken());
+                true
+            }
+            Err(Errno::EINVAL | Errno::EMSGSIZE) => {
+                offloads.refused_run(DeviceKind::Tap, self.name);
+                false
+            }
+            // One by one, each gets its own answer.
+            Err(_) => false,
+        }
+    }
+
+    fn write_run(&self, frames: &mut [Frame], headers: usize) -> Result<(), Errno> {
+        let Some((first, rest)) = frames.split_first_mut() else {
+            return Ok(());
+        };
+        let area = vnet::put_header(first, self.header).map_err(|_| Errno::EPROTO)?;
+        let payloads = rest
+            .iter()
+            .map(|frame| frame.bytes().get(headers..).unwrap_or_default());
+        let pieces: ArrayVec<IoSlice<'_>, BATCH> = std::iter::once(&*area)
+            .chain(payloads)
+            .map(IoSlice::new)
+            .collect();
+        loop {
+            match self.file.write_vector(&pieces) {
+                Err(Errno::EINTR) => {}
+                result => return result.map(drop),
+            }
         }
     }
 }
@@ -415,6 +440,7 @@ fn offload_flags(set: Capabilities) -> libc::c_int {
 
 #[cfg(test)]
 mod tests {
+    use super::super::refusing::{self, Answers};
     use super::*;
 
     #[test]
@@ -425,6 +451,39 @@ mod tests {
         assert_eq!(offload_flags(plain - Capabilities::USO), 0x0f);
         assert_eq!(offload_flags(Capabilities::CHECKSUM), 1);
         assert_eq!(offload_flags(Capabilities::TSO4), 0);
+    }
+
+    impl File for Answers {
+        fn write(&self, area: &[u8]) -> Result<usize, Errno> {
+            self.answer(&[area])
+        }
+
+        fn write_vector(&self, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+            let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &**piece).collect();
+            self.answer(&pieces)
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_of_one_kind_arrives_otherwise_and_other_kinds_as_they_are() {
+        for header in [VNET_HEADER, VNET_TUNNEL_HEADER] {
+            let mut capabilities = Capabilities::all() - Capabilities::IP_TUNNEL;
+            if header == VNET_HEADER {
+                capabilities -= Capabilities::TUNNEL;
+            }
+            let make = || {
+                |answers: &Answers, offloads: &mut Offloads, sending: &mut Sending<'_>| {
+                    let writer = Writer {
+                        file: answers,
+                        header,
+                        name: "t0",
+                    };
+                    writer.send(sending, offloads, None);
+                }
+            };
+            let errors = [Errno::EINVAL, Errno::EMSGSIZE];
+            refusing::each_kind(capabilities, header, &errors, make);
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{
-    Checksum, Frame, FrameFull, GsoKind, Offload, OuterHeader, Segmentation, Tunnel, VNET_HEADER,
-    VNET_TUNNEL_HEADER,
+    Checksum, Ecn, Frame, FrameFull, GsoKind, Offload, OuterHeader, Segmentation, Tunnel,
+    VNET_HEADER, VNET_TUNNEL_HEADER,
 };
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_IPV6, ether_type};
@@ -150,6 +150,9 @@ const SUPER_FRAMES: Capabilities = Capabilities::TSO4
     .union(Capabilities::USO)
     .union(Capabilities::TUNNEL);
 
+/// What a kernel can refuse.
+const KINDS: Capabilities = SUPER_FRAMES.union(Capabilities::CHECKSUM);
+
 impl Offloads {
     /// Starts with these capabilities. Super-frames have partial checksums, so without
     /// [`Capabilities::CHECKSUM`] there is nothing.
@@ -195,11 +198,11 @@ impl Offloads {
         self.capabilities
     }
 
-    /// Whether nothing of a frame has to be sent again should the kernel refuse it: it is no
-    /// super-frame, or of a kind that the kernel has taken before.
+    /// Whether nothing of a frame has to be sent again should the kernel refuse it: it leaves nothing
+    /// to the kernel, or is of a kind that the kernel has taken before.
     #[inline]
     pub(super) fn may_be_batched(&self, offload: Offload) -> bool {
-        let kind = Capabilities::required(offload) & SUPER_FRAMES;
+        let kind = Capabilities::required(offload) & KINDS;
         self.proven.contains(kind & self.capabilities)
     }
 
@@ -260,7 +263,7 @@ mod tests {
             },
             segmentation: Some(Segmentation {
                 kind,
-                ecn: false,
+                ecn: Ecn::Unmarked,
                 size: NonZeroU16::new(1000).unwrap(),
                 tunnel: None,
             }),

@@ -4,7 +4,7 @@ use super::*;
 use etherparse::{IpNumber, PacketBuilder, TcpOptionElement};
 use nos_shim::arp::Arp;
 use nos_shim::channel::{NosEnd, pair};
-use nos_shim::frame::{BATCH, Checksum, GsoKind, Offload, Segmentation};
+use nos_shim::frame::{BATCH, Checksum, Ecn, GsoKind, Offload, Segmentation};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::ports::{
@@ -630,7 +630,7 @@ fn super_frame(setup: &mut Setup, id: AttachmentId, len: u8) -> Packet {
         },
         segmentation: Some(Segmentation {
             kind: GsoKind::TcpV4,
-            ecn: false,
+            ecn: Ecn::Unmarked,
             size: NonZeroU16::new(100).unwrap(),
             tunnel: None,
         }),

@@ -6,7 +6,7 @@ use core::num::NonZeroU16;
 use crate::arp::Arp;
 use crate::channel::{Exchange, RelayEnd, pair};
 use crate::drop::DropReason;
-use crate::frame::{Burst, Checksum, FramePool, GsoKind, Offload, Segmentation};
+use crate::frame::{Burst, Checksum, Ecn, FramePool, GsoKind, Offload, Segmentation};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::ndp::{Envelope, Ndp, solicited_node};
 use crate::packet::{Fragment, Packet, protocol};
@@ -306,7 +306,7 @@ fn super_frames_count_by_segment() {
             segmentation: Some(Segmentation {
                 kind: GsoKind::TcpV4,
                 size: NonZeroU16::new(size).unwrap(),
-                ecn: false,
+                ecn: Ecn::Unmarked,
                 tunnel: None,
             }),
         });

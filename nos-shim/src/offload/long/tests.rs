@@ -177,18 +177,27 @@ fn the_ecn_mark_and_the_flags_stay_where_they_belong() {
         tcp.flags = 0x99;
     }
     let (octets, mut offload) = long(&craft, 1_448, false);
-    offload.segmentation = offload
-        .segmentation
-        .map(|it| Segmentation { ecn: true, ..it });
-    let (pieces, _) = cut(&octets, offload, ROOM, &mut pool).unwrap();
-    let seen: Vec<_> = pieces
-        .iter()
-        .map(|piece| {
-            let ecn = piece.offload().segmentation.is_some_and(|it| it.ecn);
-            (piece.bytes()[34 + 13], ecn)
-        })
-        .collect();
-    assert_eq!(seen, [(0x90, true), (0x10, false), (0x19, false)]);
+    let classic = [
+        (0x90, Ecn::Classic),
+        (0x10, Ecn::Unmarked),
+        (0x19, Ecn::Unmarked),
+    ];
+    let accurate = [0x90, 0x90, 0x99].map(|flags| (flags, Ecn::Accurate));
+    for expected in [classic, accurate] {
+        let ecn = expected[0].1;
+        offload.segmentation = offload.segmentation.map(|it| Segmentation { ecn, ..it });
+        let (pieces, _) = cut(&octets, offload, ROOM, &mut pool).unwrap();
+        let seen: Vec<_> = pieces
+            .iter()
+            .map(|piece| {
+                (
+                    piece.bytes()[34 + 13],
+                    piece.offload().segmentation.unwrap().ecn,
+                )
+            })
+            .collect();
+        assert_eq!(seen, expected);
+    }
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub(super) struct Messages {
     /// Of each message that is sent: how many frames it carries, and how its first frame was
     /// before, if they are a run.
     cargo: [(u8, Option<Run>); BATCH],
+    /// Whether a run was sent.
+    run_sent: bool,
     overflow: Overflow,
 }
 
@@ -73,6 +75,7 @@ impl Messages {
             areas,
             control,
             cargo: [(0, None); BATCH],
+            run_sent: false,
             overflow: Overflow::default(),
         })
     }
@@ -223,7 +226,7 @@ impl Messages {
     /// were.
     pub(super) fn send(
         &mut self,
-        fd: &OwnedFd,
+        socket: &impl Sendmmsg,
         frames: &mut [Frame],
         coalesce: bool,
     ) -> Result<usize, Refused> {
@@ -236,16 +239,10 @@ impl Messages {
             });
         }
         let result = retry(|| {
-            // SAFETY: the first `messages` headers have just been pointed to vectors of `self`, and
-            // those to buffers that these frames own; all outlive the call.
-            unsafe {
-                libc::sendmmsg(
-                    fd.as_raw_fd(),
-                    self.headers.as_mut_ptr(),
-                    count(messages),
-                    libc::MSG_DONTWAIT as _,
-                )
-            }
+            let headers = self.headers.get_mut(..messages).unwrap_or_default();
+            // SAFETY: these headers have just been pointed to vectors of `self`, and those to
+            // buffers that the frames own; all outlive the call.
+            unsafe { socket.send_messages(headers) }
         });
         let taken = self.unload(frames, result.unwrap_or(0), messages);
         let run = self.cargo[0].1.is_some();
@@ -283,6 +280,11 @@ impl Messages {
         messages
     }
 
+    /// Whether a run of datagrams was ever sent as one.
+    pub(super) fn has_sent_run(&self) -> bool {
+        self.run_sent
+    }
+
     /// Makes the frames of messages that were not sent what they were. Returns how many were sent.
     fn unload(&mut self, frames: &mut [Frame], sent: usize, messages: usize) -> usize {
         let mut taken = 0;
@@ -290,12 +292,39 @@ impl Messages {
         for (n, &(count, run)) in self.cargo[..messages].iter().enumerate() {
             if n < sent {
                 taken += usize::from(count);
+                self.run_sent |= run.is_some();
             } else if let (Some(run), Some(first)) = (run, frames.get_mut(at)) {
                 run.undo(first);
             }
             at += usize::from(count);
         }
         taken
+    }
+}
+
+/// What messages are sent by: the kernel, or one in its place that refuses what a test says.
+pub(super) trait Sendmmsg {
+    /// Sends messages from the first on, until one is refused. Returns how many were sent; if none
+    /// was, -1 with the reason in `errno`.
+    ///
+    /// # Safety
+    ///
+    /// What the headers point to can be read.
+    unsafe fn send_messages(&self, headers: &mut [libc::mmsghdr]) -> libc::c_int;
+}
+
+impl Sendmmsg for OwnedFd {
+    #[inline]
+    unsafe fn send_messages(&self, headers: &mut [libc::mmsghdr]) -> libc::c_int {
+        // SAFETY: by the caller's word.
+        unsafe {
+            libc::sendmmsg(
+                self.as_raw_fd(),
+                headers.as_mut_ptr(),
+                count(headers.len()),
+                libc::MSG_DONTWAIT as _,
+            )
+        }
     }
 }
 

@@ -278,7 +278,13 @@ fn settle(messages: &Messages, chained: bool, offloads: &mut Offloads, sending: 
                     sending.taken();
                 }
             }
-            Outcome::Refused(errno) if !chained => rest = refused(errno, rest, sending),
+            Outcome::Refused(errno) if !chained => {
+                if let (Errno::EINVAL | Errno::EMSGSIZE, Some(frame)) = (errno, sending.front()) {
+                    // Of a kind that the kernel takes, or it were in no batch: counted, not given up.
+                    let _ = offloads.refused(frame.offload());
+                }
+                rest = refused(errno, rest, sending);
+            }
             Outcome::Unknown => (0..cargo.frames).for_each(|_| sending.abandoned()),
             Outcome::Refused(_) | Outcome::Untried => break,
         }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use nos_shim::frame::{Burst, Checksum, FramePool, GsoKind, Offload, Segmentation};
+use nos_shim::frame::{Burst, Checksum, Ecn, FramePool, GsoKind, Offload, Segmentation};
 use nos_shim::offload::Capabilities;
 use proptest::prelude::*;
 
@@ -108,6 +108,16 @@ fn mark(frame: &Frame) -> u8 {
     *frame.bytes().last().unwrap()
 }
 
+/// Of a kernel that has completed a checksum before.
+fn proven_checksums() -> Offloads {
+    let mut offloads = Offloads::new(Capabilities::all());
+    offloads.taken(Offload {
+        checksum: partial(34, 6),
+        segmentation: None,
+    });
+    offloads
+}
+
 /// A device as TAPs are, on a kernel of a script.
 struct Device {
     script: Script,
@@ -122,7 +132,7 @@ impl Device {
     fn new(script: Script, how: How) -> Self {
         Self {
             script,
-            offloads: Offloads::new(Capabilities::all()),
+            offloads: proven_checksums(),
             traffic: Traffic::default(),
             messages: Messages::new(),
             how,
@@ -171,8 +181,11 @@ impl Device {
         }
         let marks: Vec<_> = waiting[..length].iter().map(mark).collect();
         match self.script.message(&marks) {
-            Ok(()) => (0..length).for_each(|_| sending.taken()),
-            Err(Errno::EINVAL) => self.offloads.set_coalescing(false),
+            Ok(()) => {
+                self.offloads.taken(of_super_frame(GsoKind::Udp));
+                (0..length).for_each(|_| sending.taken());
+            }
+            Err(Errno::EINVAL | Errno::EMSGSIZE) => self.offloads.set_coalescing(false),
             Err(_) => {}
         }
         sending
@@ -189,7 +202,9 @@ impl Device {
                 self.offloads.taken(offload);
                 sending.taken();
             }
-            Err(Errno::EINVAL) if self.offloads.refused(offload).is_some() => sending.adapt(),
+            Err(Errno::EINVAL | Errno::EMSGSIZE) if self.offloads.refused(offload).is_some() => {
+                sending.adapt();
+            }
             Err(errno) => handle_refusal(sending, errno),
         }
     }
@@ -208,21 +223,25 @@ fn partial(start: u16, offset: u16) -> Checksum {
     Checksum::Partial { start, offset }
 }
 
+fn of_super_frame(kind: GsoKind) -> Offload {
+    Offload {
+        checksum: partial(34, 16),
+        segmentation: Some(Segmentation {
+            kind,
+            ecn: Ecn::Unmarked,
+            size: 1000.try_into().unwrap(),
+            tunnel: None,
+        }),
+    }
+}
+
 fn frame(pool: &mut FramePool, kind: Kind, number: u8) -> Frame {
     let mut octets = vec![0; 60];
     *octets.last_mut().unwrap() = number;
     let mut offload = Offload::NONE;
     match kind {
         Kind::Plain => {}
-        Kind::Super(kind) => {
-            offload.checksum = partial(34, 16);
-            offload.segmentation = Some(Segmentation {
-                kind,
-                ecn: false,
-                size: 1000.try_into().unwrap(),
-                tunnel: None,
-            });
-        }
+        Kind::Super(kind) => offload = of_super_frame(kind),
         Kind::Datagram => {
             octets[12..14].copy_from_slice(&[8, 0]);
             // Not to be fragmented, so that the identification means nothing.
@@ -347,6 +366,51 @@ fn an_unproven_kind_waits_for_a_plain_call() {
 }
 
 #[test]
+fn a_checksum_waits_for_a_plain_call_until_one_was_completed() {
+    for errno in [Errno::EINVAL, Errno::EMSGSIZE] {
+        let mut pool = FramePool::new(64, 64);
+        let mut all = burst(&mut pool, &[Kind::Plain; 9]);
+        all[5].set_offload(Offload {
+            checksum: partial(34, 6),
+            segmentation: None,
+        });
+        let mut device = Device::new(refusing(&[(5, errno)]), How::Write);
+        device.offloads = Offloads::new(Capabilities::all());
+        let sent = device.send(&mut all, &mut pool, true);
+        assert_eq!((sent.frames, sent.egress), (5, Egress::Adapt));
+        assert_eq!(device.offloads.refusals().checksum, 1);
+        assert!(device.offloads.capabilities().is_empty());
+    }
+}
+
+#[test]
+fn what_a_batch_is_refused_of_a_kind_is_counted_and_the_kind_kept() {
+    use GsoKind::{TcpV4, TcpV6, Udp};
+    for errno in [Errno::EINVAL, Errno::EMSGSIZE] {
+        for kind in [TcpV4, TcpV6, Udp] {
+            let mut pool = FramePool::new(64, 64);
+            let mut kinds = vec![Kind::Plain; 9];
+            kinds[5] = Kind::Super(kind);
+            let mut device = Device::new(Script::default(), How::Write);
+            let _ = device.send(&mut burst(&mut pool, &kinds), &mut pool, true);
+            device.script = refusing(&[(5, errno)]);
+            let sent = device.send(&mut burst(&mut pool, &kinds), &mut pool, true);
+            assert_eq!(
+                (sent.frames, sent.dropped, sent.egress),
+                (8, 1, Egress::Ready)
+            );
+            let refusals = device.offloads.refusals();
+            let counted = [refusals.tso4, refusals.tso6, refusals.uso];
+            assert_eq!(
+                counted,
+                [TcpV4, TcpV6, Udp].map(|other| u64::from(other == kind))
+            );
+            assert_eq!(device.offloads.capabilities(), Capabilities::all());
+        }
+    }
+}
+
+#[test]
 fn a_refused_run_goes_out_one_by_one_in_its_place() {
     for how in [How::Write, How::Send] {
         let mut pool = FramePool::new(64, 64);
@@ -370,7 +434,7 @@ fn a_refused_run_goes_out_one_by_one_in_its_place() {
         // What is in the burst again is what it was.
         let mut all = burst(&mut pool, &kinds);
         let mut messages = Messages::new();
-        let offloads = Offloads::new(Capabilities::all());
+        let offloads = proven_checksums();
         assert!(messages.load(&mut all, how, whole, &offloads));
         assert_ne!(all[4].bytes(), before[4]);
         messages.outcomes.fill(Outcome::Untried);
