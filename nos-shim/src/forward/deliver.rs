@@ -11,7 +11,7 @@ use crate::ipv6_extensions;
 use crate::multicast::igmp;
 use crate::origin::Origin;
 use crate::output::Output;
-use crate::packet::{Fragment, Packet};
+use crate::packet::{Fragment, Packet, protocol};
 use crate::ports::Transport;
 use crate::tables::Tables;
 use crate::time::Instant;
@@ -81,7 +81,6 @@ fn carry_out(
         Recipient::Query => answer(packet, None, origin, worker, output, now),
         Recipient::NoListener => Step::Refuse(Refusal::no_listener(packet, origin)),
         Recipient::NoProtocol => match origin {
-            // Every host knows the protocol.
             Origin::Uplink(id) if igmp::is_igmp(&packet) => {
                 groups::receive(packet, id, worker, output, now)
             }
@@ -91,7 +90,13 @@ fn carry_out(
     }
 }
 
+/// A packet of a protocol that nobody handles.
 fn refuse_protocol(packet: Packet, origin: Origin) -> Step {
+    let nothing = packet.is_ipv6() && packet.protocol() == protocol::NO_NEXT_HEADER;
+    // Every host knows the protocol, whoever takes what it says.
+    if nothing || igmp::is_igmp(&packet) {
+        return Step::Drop(packet, DropReason::Ignored);
+    }
     let error = IcmpError::ProtocolUnreachable;
     Step::refuse(packet, origin, error, DropReason::NoProtocol)
 }

@@ -111,12 +111,13 @@ impl Forwarder<'_> {
         mac: MacAddr,
         routed: &mut ArrayVec<Packet, BATCH>,
     ) -> Step {
-        let Rejected { frame, reason } = match vlan::parse_tagged(rejected) {
+        let parsed = vlan::parse_tagged(rejected).or_else(Packet::parse_up_to_fault);
+        let Rejected { frame, reason } = match parsed {
             Ok(packet) => return self.receive(packet, id, mac, routed),
             Err(rejected) => rejected,
         };
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
-            self.arp(id, frame);
+            self.arp(id, frame, mac);
         } else {
             self.output.discard_frame(frame, reason);
         }
@@ -124,7 +125,14 @@ impl Forwarder<'_> {
     }
 
     /// ARP: learn, and answer for our addresses.
-    fn arp(&mut self, id: UplinkId, frame: Frame) {
+    fn arp(&mut self, id: UplinkId, frame: Frame, mac: MacAddr) {
+        if frame
+            .bytes()
+            .first_chunk()
+            .is_none_or(|to| is_other_host(MacAddr(*to), mac))
+        {
+            return self.output.discard_frame(frame, DropReason::OtherHost);
+        }
         let arp = match Arp::parse(frame.bytes()) {
             Ok(arp) => arp,
             Err(reason) => return self.output.discard_frame(frame, reason),
@@ -237,7 +245,7 @@ fn admit_slowly(
     tables: &Tables,
 ) -> Result<Admitted, DropReason> {
     let link = packet.destination_mac();
-    if link != mac && !link.is_multicast() {
+    if is_other_host(link, mac) {
         return Err(DropReason::OtherHost);
     }
     if ndp::is_ndp(packet) {
@@ -269,6 +277,11 @@ fn admit_slowly(
         }
         _ => Ok(local_or_routed(packet, destination, tables)),
     }
+}
+
+/// Whether a frame to the MAC address `to` is for another station than that with `mac`, alone.
+fn is_other_host(to: MacAddr, mac: MacAddr) -> bool {
+    to != mac && !to.is_multicast()
 }
 
 /// Whether this is a message of IGMP or MLD that a host hears. Those of IGMP may come from who has no
