@@ -100,14 +100,13 @@ pub fn receive(packet: &Packet) -> Result<(), ExtensionsRefused> {
         at += len;
     }
     match packet.fault() {
-        Some(fault) => Err(complain_of(fault, at, named_at)),
+        Some(fault) => Err(complain_of(fault, at)),
         None => Ok(()),
     }
 }
 
-/// About a header `at` octets into the packet, which the field at `named_at` announces: RFC 8200 §4.5,
-/// RFC 7112 §5.
-fn complain_of(fault: Fault, at: usize, named_at: usize) -> ExtensionsRefused {
+/// About a fragment header `at` octets into the packet: RFC 8200 §4.5, RFC 7112 §5.
+fn complain_of(fault: Fault, at: usize) -> ExtensionsRefused {
     let problem = |at| IcmpError::HeaderProblem {
         pointer: pointer(at),
     };
@@ -116,9 +115,6 @@ fn complain_of(fault: Fault, at: usize, named_at: usize) -> ExtensionsRefused {
         Fault::FragmentBeyondEnd => problem(at + FRAGMENT_OFFSET),
         Fault::FragmentLength => problem(PAYLOAD_LENGTH),
         Fault::IncompleteChain => IcmpError::IncompleteHeaderChain,
-        Fault::AuthenticationHeader => IcmpError::UnknownHeader {
-            pointer: pointer(named_at),
-        },
     };
     ExtensionsRefused {
         reason: fault.reason(),
@@ -421,12 +417,6 @@ mod tests {
                 "2c005e0400000000 3a00fff8 00000009 ".to_owned() + &long,
                 DropReason::Ipv6Header,
                 None,
-            ),
-            (
-                60,
-                "3300010400000000 3a04".into(),
-                DropReason::Ipv6Header,
-                Some(IcmpError::UnknownHeader { pointer: 40 }),
             ),
         ] {
             let frame = Draft::v6().frame(next, &hex(&headers));

@@ -496,6 +496,12 @@ impl Packet {
         self.parsed().flags.contains(Flags::OPTIONS)
     }
 
+    /// Whether there are IPv6 extension headers in front of the transport header.
+    #[must_use]
+    pub fn has_extensions(&self) -> bool {
+        self.is_ipv6() && self.transport_offset() > ETHERNET_HEADER + IPV6_HEADER
+    }
+
     /// Whether an IPv6 routing header still names stations (segments left is not zero).
     #[must_use]
     pub fn has_segments_left(&self) -> bool {

@@ -6,7 +6,7 @@ use crate::drop::DropReason;
 use crate::fragments::Fate;
 use crate::icmp::{self, IcmpError, Unanswered};
 use crate::ident::{LocalAddressId, UplinkId};
-use crate::ipv4_options::{self, OptionsRefused};
+use crate::ipv4_options;
 use crate::ipv6_extensions;
 use crate::multicast::igmp;
 use crate::origin::Origin;
@@ -256,6 +256,9 @@ pub(super) fn deliver_link_local(
     if packet.fragment() != Fragment::Whole {
         return Step::Drop(packet, DropReason::Ignored);
     }
+    if packet.destination().is_multicast() && packet.icmp().is_none() {
+        return Step::Drop(packet, DropReason::Multicast);
+    }
     if packet.icmp().is_some() {
         let own = own_address_for(&packet, id, tables);
         return answer(packet, own, origin, worker, output, now);
@@ -299,11 +302,5 @@ fn receive_options(
     now: Instant,
 ) -> Result<(), (DropReason, Option<IcmpError>)> {
     ipv6_extensions::receive(packet).map_err(|refused| (refused.reason, refused.error))?;
-    ipv4_options::receive(packet, now).map_err(|refused| {
-        let error = match refused {
-            OptionsRefused::SourceRoute => None,
-            OptionsRefused::Malformed { pointer } => Some(IcmpError::HeaderProblem { pointer }),
-        };
-        (refused.reason(), error)
-    })
+    ipv4_options::receive(packet, now).map_err(|refused| (refused.reason(), refused.error()))
 }

@@ -8,7 +8,7 @@ use crate::fib::{Action, Adjacency, AdjacencyId};
 use crate::frame::FrameFull;
 use crate::icmp::{BetterHop, IcmpError};
 use crate::ident::{Interface, MacAddr, UplinkId};
-use crate::ipv4_options::is_source_routed;
+use crate::ipv4_options;
 use crate::neighbor::{Message, NeighborCache, Resolution};
 use crate::origin::Origin;
 use crate::output::Output;
@@ -76,11 +76,8 @@ pub(super) fn choose_next_hop(
     if transit {
         match check_transit(&packet) {
             Ok(()) => {}
-            Err(DropReason::TtlExceeded) => {
-                let error = IcmpError::TtlExceeded;
-                return Step::refuse(packet, origin, error, DropReason::TtlExceeded);
-            }
-            Err(reason) => return Step::Drop(packet, reason),
+            Err((reason, Some(error))) => return Step::refuse(packet, origin, error, reason),
+            Err((reason, None)) => return Step::Drop(packet, reason),
         }
     } else if let Some(fault) = packet.fault() {
         // It could hide whose port it comes from (RFC 1858 §3).
@@ -116,16 +113,14 @@ pub(super) fn choose_next_hop(
 }
 
 #[inline]
-fn check_transit(packet: &Packet) -> Result<(), DropReason> {
+fn check_transit(packet: &Packet) -> Result<(), (DropReason, Option<IcmpError>)> {
     if matches!(packet.source(), IpAddr::V6(address) if address.is_unicast_link_local()) {
         // RFC 4291 §2.5.6.
-        return Err(DropReason::MartianSource);
+        return Err((DropReason::MartianSource, None));
     }
-    if is_source_routed(packet) {
-        return Err(DropReason::IpOptions);
-    }
+    ipv4_options::may_pass(packet).map_err(|refused| (refused.reason(), refused.error()))?;
     if packet.ttl() <= 1 {
-        return Err(DropReason::TtlExceeded);
+        return Err((DropReason::TtlExceeded, Some(IcmpError::TtlExceeded)));
     }
     Ok(())
 }

@@ -148,6 +148,10 @@ impl Forwarder<'_> {
 
     /// Neighbor Discovery: learn, and answer for our addresses.
     fn ndp(&mut self, id: UplinkId, packet: Packet) -> Step {
+        let packet = match deliver::take_options(packet, Origin::Uplink(id), self.now) {
+            Ok(packet) => packet,
+            Err(refused) => return refused,
+        };
         let ndp = match Ndp::parse(&packet) {
             Ok(ndp) => ndp,
             Err(reason) => return Step::Drop(packet, reason),
@@ -248,7 +252,7 @@ fn admit_slowly(
     if is_other_host(link, mac) {
         return Err(DropReason::OtherHost);
     }
-    if ndp::is_ndp(packet) {
+    if ndp::is_ndp(packet) && is_to_host(packet, addresses.destination(), id, tables) {
         return Ok(Admitted::Ndp);
     }
     if is_about_groups(packet, addresses, id, tables) {
@@ -257,7 +261,8 @@ fn admit_slowly(
     martian::check(addresses)?;
     let destination = addresses.destination();
     let group = destination.is_ipv6() && is_in_group(id, destination, tables);
-    if group && packet.icmp().is_some() {
+    // Extension headers may ask for an answer, whatever is behind them.
+    if group && (packet.icmp().is_some() || packet.has_extensions()) {
         return Ok(Admitted::LinkLocal);
     }
     // A unicast datagram in a multicast frame is not meant for a host (RFC 1122 §3.3.6).
@@ -299,10 +304,16 @@ fn is_about_groups(packet: &Packet, addresses: Addresses, id: UplinkId, tables: 
             source,
             destination: to,
         } => {
-            let to_us = || is_link_local_of(id, to, tables) || is_ours(packet, destination, tables);
-            mld::is_mld(packet) && !is_link_local_of(id, source, tables) && (heard() || to_us())
+            let to_host = || is_to_host(packet, to.into(), id, tables);
+            mld::is_mld(packet) && !is_link_local_of(id, source, tables) && to_host()
         }
     }
+}
+
+/// Whether a packet of IPv6 is for the NOS: for an address of its own, or a group that it is in.
+fn is_to_host(packet: &Packet, destination: IpAddr, id: UplinkId, tables: &Tables) -> bool {
+    let link_local = matches!(destination, IpAddr::V6(to) if is_link_local_of(id, to, tables));
+    link_local || is_in_group(id, destination, tables) || is_ours(packet, destination, tables)
 }
 
 /// Whether the NOS is in the group `destination` on an uplink.

@@ -108,7 +108,34 @@ impl IcmpError {
             _ => ipv4_options::echoed(offending, source),
         };
         let header = self.header(offending);
-        message(offending, source, header, &options, originator, pool)
+        let whole = self.quotable(offending);
+        message(
+            (offending, whole),
+            source,
+            header,
+            &options,
+            originator,
+            pool,
+        )
+    }
+
+    /// Octets of the IP packet that may be quoted. What follows a datagram inside its packet is gone
+    /// when its port is looked for, as on Linux.
+    fn quotable(self, offending: &Packet) -> usize {
+        let whole = offending.wire_len();
+        let datagram = self == Self::PortUnreachable && offending.protocol() == protocol::UDP;
+        let plain = offending.frame().offload().segmentation.is_none();
+        match offending.transport().get(4..6) {
+            Some(&[high, low]) if datagram && plain => {
+                let before = offending.transport_offset() - ETHERNET_HEADER;
+                match usize::from(u16::from_be_bytes([high, low])) {
+                    // RFC 2675 §4: up to the packet's end.
+                    0 => whole,
+                    len => whole.min(before + len),
+                }
+            }
+            _ => whole,
+        }
     }
 
     /// About the first segment of a tunnel's super-frame, which is made for that.
@@ -172,10 +199,10 @@ impl IcmpError {
     }
 }
 
-/// An ICMP message that quotes `offending`, with this type, this code, and these four octets behind the
-/// checksum. `None` when `source` is of the other IP version, or the pool has no buffer.
+/// An ICMP message that quotes `offending`, of which so many octets may be, with this type, this code,
+/// and these four octets behind the checksum. `None` when `source` is of the other IP version, or the pool has no buffer.
 pub(super) fn message(
-    offending: &Packet,
+    (offending, whole): (&Packet, usize),
     source: IpAddr,
     (kind, code, rest): (u8, u8, u32),
     options: &[u8],
@@ -201,7 +228,7 @@ pub(super) fn message(
         options,
         flow: u32::from(kind) << 8 | u32::from(code),
     };
-    let quoted = offending.wire_len().min(limit);
+    let quoted = whole.min(limit);
     let mut packet = originator.packet(&network, ICMP_HEADER + quoted, pool, |icmp| {
         icmp[0] = kind;
         icmp[1] = code;
@@ -233,14 +260,12 @@ pub(super) fn is_unanswerable(offending: &Packet) -> bool {
     } else {
         offending.fragment() == Fragment::Later
             || offending.icmp().is_some_and(|(kind, _)| {
-                matches!(
+                // Linux takes all for errors that are no queries of old.
+                let query = matches!(
                     kind,
-                    v4::UNREACHABLE
-                        | v4::SOURCE_QUENCH
-                        | v4::REDIRECT
-                        | v4::TIME_EXCEEDED
-                        | v4::PARAMETER_PROBLEM
-                ) || kind > v4::LAST_KNOWN
+                    v4::ECHO_REPLY | v4::ECHO | v4::TIMESTAMP..=v4::LAST_KNOWN
+                );
+                !query
             })
     }
 }

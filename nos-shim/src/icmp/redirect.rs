@@ -70,7 +70,14 @@ impl BetterHop {
             IpAddr::V4(target) => {
                 let options = ipv4_options::echoed(packet, source);
                 let header = (v4::REDIRECT, v4::REDIRECT_HOST, target.to_bits());
-                message(packet, source, header, &options, originator, pool)
+                message(
+                    (packet, packet.wire_len()),
+                    source,
+                    header,
+                    &options,
+                    originator,
+                    pool,
+                )
             }
             IpAddr::V6(target) => self.redirect_v6(target, packet, source, originator, pool),
         }

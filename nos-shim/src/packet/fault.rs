@@ -1,16 +1,16 @@
-//! IPv6 packets with a header that no host gets past, and whose sender is told so.
+//! IPv6 packets with a fragment header that no host gets past, and whose sender is told so.
 //!
 //! [`Packet::parse`] rejects them. A host answers some all the same (RFC 8200 §4.5, RFC 7112 §5), and
 //! a router forwards them, as it does not look behind the IPv6 header. For both they are packets whose
-//! headers are valid up to the one at fault, which stands where others have their transport header.
-//! The parser goes past extension headers, so no other packet has one there.
+//! headers are valid up to the fragment header at fault, which stands where others have their transport
+//! header. The parser goes past fragment headers, so no other packet has one there.
 
 use super::{ETHERTYPE_IPV6, IPV6_HEADER, ether_type};
 use super::{Flags, Fragment, Packet, Parsed, Rejected, Walk, offset, parse_transport, protocol};
 use crate::drop::DropReason;
 use crate::frame::{ETHERNET_HEADER, Offload};
 
-/// What is wrong with a header.
+/// What is wrong with a fragment header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A fragment header that is cut short, or behind another one.
@@ -21,8 +21,6 @@ pub enum Fault {
     FragmentLength,
     /// The first fragment lacks a part of the chain of headers.
     IncompleteChain,
-    /// An authentication header that is cut short.
-    AuthenticationHeader,
 }
 
 impl Fault {
@@ -30,7 +28,7 @@ impl Fault {
     #[must_use]
     pub fn reason(self) -> DropReason {
         match self {
-            Self::FragmentHeader | Self::AuthenticationHeader => DropReason::Ipv6Header,
+            Self::FragmentHeader => DropReason::Ipv6Header,
             Self::FragmentBeyondEnd | Self::FragmentLength => DropReason::IpLength,
             Self::IncompleteChain => DropReason::TinyFragment,
         }
@@ -38,7 +36,7 @@ impl Fault {
 }
 
 impl Packet {
-    /// Validates a frame that [`Self::parse`] rejected up to the IPv6 header at fault, and cuts off what
+    /// Validates a frame that [`Self::parse`] rejected up to the fragment header at fault, and cuts off what
     /// follows the packet. [`Self::fault`] says what is wrong there.
     ///
     /// # Errors
@@ -61,12 +59,9 @@ impl Packet {
     #[must_use]
     #[inline]
     pub fn fault(&self) -> Option<Fault> {
-        let extension = matches!(
-            self.protocol(),
-            protocol::FRAGMENT | protocol::AUTHENTICATION
-        );
         // A later fragment's protocol is what its fragment header names.
-        if extension && self.is_ipv6() && self.fragment() == Fragment::Whole {
+        let extension = self.protocol() == protocol::FRAGMENT && self.is_ipv6();
+        if extension && self.fragment() == Fragment::Whole {
             Some(self.name_fault())
         } else {
             None
@@ -75,9 +70,6 @@ impl Packet {
 
     #[cold]
     fn name_fault(&self) -> Fault {
-        if self.protocol() == protocol::AUTHENTICATION {
-            return Fault::AuthenticationHeader;
-        }
         let rest = self.transport();
         let (Some(header), 0) = (rest.first_chunk::<8>(), self.parsed().fragment_header) else {
             return Fault::FragmentHeader;
@@ -145,15 +137,14 @@ fn up_to_fault(frame: &[u8]) -> Option<(Parsed, usize)> {
 }
 
 impl Walk<'_> {
-    /// Whether the walk ended at a header that a host complains about. Too many headers are no fault
-    /// of the next one.
+    /// Whether the walk ended at a fragment header that is wrong. Too many headers are no fault of the
+    /// next one.
     fn is_at_fault(&self) -> bool {
         let mut again = Self {
             parsed: self.parsed,
             ..*self
         };
-        let kind = matches!(self.next, protocol::FRAGMENT | protocol::AUTHENTICATION);
-        kind && again.step().is_err()
+        self.next == protocol::FRAGMENT && again.step().is_err()
     }
 
     /// Whether the headers from here on end before those of the transport protocol do, in what is taken

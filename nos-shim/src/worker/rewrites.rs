@@ -76,7 +76,7 @@ impl Rewrite {
         // The NOS notes the flows of echo requests, and sends nothing whose headers are at fault.
         let special = matches!(
             packet.protocol(),
-            protocol::ICMP | protocol::ICMPV6 | protocol::FRAGMENT | protocol::AUTHENTICATION
+            protocol::ICMP | protocol::ICMPV6 | protocol::FRAGMENT
         );
         fits && !special && self.capabilities.take(frame.offload())
     }
