@@ -305,6 +305,7 @@ impl Path {
                 "2001:db8:1::1/64".parse().unwrap(),
             ],
             mtu: 1500,
+            redirects: true,
         };
         nos.set_uplink(uplink, NOW).unwrap();
         nos.set_link(UplinkId(0), LinkState::Up, NOW).unwrap();
@@ -382,6 +383,7 @@ impl Path {
             mac: BEYOND_NOS,
             addresses: vec![IpNet::new(BEYOND_OWN_V4.into(), 24).unwrap()],
             mtu: 1500,
+            redirects: true,
         };
         nos.set_uplink(uplink, NOW).unwrap();
         nos.set_link(BEYOND, LinkState::Up, NOW).unwrap();

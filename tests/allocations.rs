@@ -111,6 +111,7 @@ fn uplink(id: UplinkId, addresses: [&str; 2]) -> UplinkConfig {
         mac: NOS,
         addresses: addresses.map(|address| address.parse().unwrap()).into(),
         mtu: 1500,
+        redirects: true,
     }
 }
 

@@ -22,6 +22,8 @@ mod headers;
 #[path = "plain_host/listeners.rs"]
 mod listeners;
 mod support;
+#[path = "plain_host/sweep/mod.rs"]
+mod sweep;
 #[path = "plain_host/tags.rs"]
 mod tags;
 
@@ -48,16 +50,39 @@ const OWN: u16 = 7;
 struct Outside {
     daemon: Option<Daemon>,
     external: LabNamespace,
+    interface: &'static str,
+    /// Packets that everybody there answers who may answer.
+    markers: &'static [Marker],
     _listeners: Vec<(tcp::EchoServer, udp::EchoServer)>,
     _topology: Topology,
     wire: Wire,
     peer: MacAddr,
 }
 
+/// Both have this MAC address, so that what they say of it is the same.
+const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x0a]);
+
 impl Outside {
     fn of_kernel() -> Self {
+        Self::of_linux("0", MAC, &[CONTAINER, OWN], &Marker::ALL)
+    }
+
+    /// It forwards IPv6 as well, as the NOS does.
+    fn of_router() -> Self {
+        Self::of_linux("1", MAC, &[CONTAINER, OWN], &Marker::ALL)
+    }
+
+    /// As a container should see the NOS whose MAC address on the container's link is `mac`.
+    fn of_router_inside(mac: MacAddr) -> Self {
+        Self::of_linux("1", mac, &[OWN], &Marker::OF_NOS)
+    }
+
+    fn of_linux(forwarding: &str, mac: MacAddr, ports: &[u16], markers: &'static [Marker]) -> Self {
         let topology = Topology::new(&[]).unwrap();
         let host = &topology.device;
+        host.set_mac(Topology::UPLINK, mac).unwrap();
+        host.sysctl("net/ipv6/conf/all/forwarding", forwarding)
+            .unwrap();
         host.sysctl("net/ipv6/conf/hx/disable_ipv6", "0").unwrap();
         for address in ["203.0.113.1/24", "2001:db8:1::1/64"] {
             host.add_address("hx", address.parse().unwrap()).unwrap();
@@ -65,13 +90,61 @@ impl Outside {
         // Each peer gets few errors anyhow; how many at once in all is not compared here.
         host.sysctl("net/ipv4/icmp_ratelimit", "0").unwrap();
         host.sysctl("net/ipv6/icmp/ratelimit", "0").unwrap();
-        let ports = [CONTAINER, OWN];
+        host.sysctl("net/ipv4/icmp_msgs_per_sec", "1000000")
+            .unwrap();
+        host.sysctl("net/ipv4/icmp_msgs_burst", "1000000").unwrap();
         let listeners = ports.iter().flat_map(|&port| listeners(host, port));
-        Self::new(None, listeners.collect(), topology)
+        let listeners = listeners.collect();
+        let at = (topology.external.clone(), Topology::EXTERNAL_INTERFACE);
+        Self::new(None, listeners, topology, at, markers)
+    }
+
+    /// The NOS as a container sees it, which has other addresses than the one that it asks.
+    fn of_nos_inside(addresses: &[IpAddr]) -> Self {
+        let topology = Topology::new(&["web"]).unwrap();
+        let lengths = addresses
+            .iter()
+            .map(|address| if address.is_ipv4() { 24 } else { 64 });
+        let networks = addresses.iter().zip(lengths);
+        let networks: String = networks
+            .map(|(address, length)| format!("\"{address}/{length}\", "))
+            .collect();
+        let addresses: String = addresses
+            .iter()
+            .map(|address| format!("\"{address}\", "))
+            .collect();
+        let config = format!(
+            r#"
+[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = ["203.0.113.1/24", "2001:db8:1::1/64", {networks}]
+
+[[container]]
+name = "web"
+netns = "{}"
+device = "veth"
+offload = false
+mac = "{}"
+addresses = [{addresses}]
+tcp = ["20000-20999"]
+udp = ["20000-20999"]
+ephemeral = "50000-50010"
+
+[nos]
+services = ["echo"]
+"#,
+            topology.containers[0].path().display(),
+            Topology::external_mac(),
+        );
+        let daemon = Daemon::start(&topology.device, &config);
+        let at = (topology.containers[0].clone(), "eth0");
+        Self::new(Some(daemon), Vec::new(), topology, at, &Marker::OF_NOS)
     }
 
     fn of_nos() -> Self {
         let topology = Topology::new(&["web", "db"]).unwrap();
+        topology.device.set_mac(Topology::UPLINK, MAC).unwrap();
         // The checksums of what leaves are looked at.
         let variant = Variant {
             offload: [true, false],
@@ -80,19 +153,31 @@ impl Outside {
         let config = config(&topology, variant) + "[nos]\nservices = [\"echo\"]\n";
         let daemon = Daemon::start(&topology.device, &config);
         let listeners = listeners(&topology.containers[0], CONTAINER);
-        Self::new(Some(daemon), listeners.collect(), topology)
+        let at = (topology.external.clone(), Topology::EXTERNAL_INTERFACE);
+        let this = Self::new(
+            Some(daemon),
+            listeners.collect(),
+            topology,
+            at,
+            &Marker::ALL,
+        );
+        assert_eq!(this.peer, MAC);
+        this
     }
 
     fn new(
         daemon: Option<Daemon>,
         listeners: Vec<(tcp::EchoServer, udp::EchoServer)>,
         topology: Topology,
+        (external, interface): (LabNamespace, &'static str),
+        markers: &'static [Marker],
     ) -> Self {
-        let external = topology.external.clone();
-        let wire = Wire::open(&external, Topology::EXTERNAL_INTERFACE);
+        let wire = Wire::open(&external, interface);
         let mut this = Self {
             daemon,
             external,
+            interface,
+            markers,
             _listeners: listeners,
             _topology: topology,
             wire,
@@ -107,6 +192,16 @@ impl Outside {
             .into_iter()
             .find(|seen| seen.source == FAMILIES[0].nos);
         this.peer = reply.expect("an echo reply").source_mac;
+        // X's kernel asks for nothing whose answer could be taken for another.
+        let link_local = IpAddr::V6(this.peer.link_local());
+        for address in FAMILIES
+            .map(|family| family.nos)
+            .into_iter()
+            .chain([link_local])
+        {
+            let added = this.external.add_neighbor(interface, address, this.peer);
+            added.unwrap();
+        }
         this
     }
 
@@ -121,7 +216,7 @@ impl Outside {
 
     /// Sends something to everybody who may answer, and returns what comes before their answers.
     fn await_markers(&self, family: Family, source: IpAddr) -> Vec<Seen> {
-        let mut markers = Marker::ALL.to_vec();
+        let mut markers = self.markers.to_vec();
         for marker in &markers {
             self.wire.send(&marker.frame(self.step(family, source)));
         }
@@ -185,6 +280,7 @@ impl Marker {
         Self::Datagram(CONTAINER),
         Self::Datagram(OWN),
     ];
+    const OF_NOS: [Self; 2] = [Self::Echo, Self::Datagram(OWN)];
     /// No other packet comes from here.
     const PORT: u16 = 50_001;
 
@@ -372,7 +468,7 @@ fn give_addresses(outside: &Outside, count: usize) {
             let address = ipnet::IpNet::new(peer(family, number), length).unwrap();
             outside
                 .external
-                .add_address(Topology::EXTERNAL_INTERFACE, address)
+                .add_address(outside.interface, address)
                 .unwrap();
         }
     }

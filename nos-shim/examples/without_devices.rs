@@ -94,6 +94,7 @@ impl World {
             mac: NOS.0,
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
             mtu: 1500,
+            redirects: true,
         };
         self.nos.set_uplink(uplink, self.now).unwrap();
         self.nos.set_link(UPLINK, LinkState::Up, self.now).unwrap();

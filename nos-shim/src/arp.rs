@@ -12,6 +12,9 @@ pub const ARP_FRAME: usize = ETHERNET_HEADER + ARP_LEN;
 
 const ARP_LEN: usize = 28;
 
+/// Hardware type IEEE 802, which some stations on Ethernet give (RFC 1042). Linux takes it for Ethernet.
+const IEEE_802: [u8; 2] = [0, 6];
+
 /// Hardware type Ethernet, protocol type IPv4, and the lengths of their addresses.
 const PREAMBLE: [u8; 6] = {
     let [p0, p1] = ETHERTYPE_IPV4.to_be_bytes();
@@ -80,7 +83,11 @@ impl Arp {
     fn read(frame: &[u8]) -> Option<Self> {
         let arp = ether_type(frame)? == ETHERTYPE_ARP;
         let rest = &mut frame.get(ETHERNET_HEADER..)?;
-        (arp && take(rest)? == PREAMBLE).then_some(())?;
+        let mut preamble: [u8; 6] = take(rest)?;
+        if preamble.starts_with(&IEEE_802) {
+            preamble[1] = PREAMBLE[1];
+        }
+        (arp && preamble == PREAMBLE).then_some(())?;
         Some(Self {
             operation: u16::from_be_bytes(take(rest)?).into(),
             sender_mac: MacAddr(take(rest)?),

@@ -7,10 +7,12 @@
 mod error;
 mod query;
 mod quote;
+mod redirect;
 
 pub use error::{IcmpError, QUOTE_LIMIT_V4, QUOTE_LIMIT_V6};
 pub use query::{Unanswered, answer};
 pub use quote::{Quote, set_quoted_echo_id};
+pub use redirect::BetterHop;
 
 /// Types of ICMP for IPv4 (RFC 792).
 mod v4 {
@@ -25,6 +27,8 @@ mod v4 {
     pub(super) const TIMESTAMP_REPLY: u8 = 14;
     /// The highest type that Linux knows. It answers no error to one that it does not know.
     pub(super) const LAST_KNOWN: u8 = 18;
+    /// Code of [`REDIRECT`].
+    pub(super) const REDIRECT_HOST: u8 = 1;
     /// Code of [`UNREACHABLE`].
     pub(super) const FRAGMENTATION_NEEDED: u8 = 4;
 }

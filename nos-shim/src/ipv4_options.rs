@@ -12,6 +12,7 @@ use arrayvec::ArrayVec;
 
 use crate::drop::DropReason;
 use crate::frame::ETHERNET_HEADER;
+use crate::icmp::IcmpError;
 use crate::packet::{IPV4_HEADER, Packet};
 use crate::time::Instant;
 
@@ -34,7 +35,7 @@ pub(crate) type Echoed = ArrayVec<u8, MAX_OPTIONS>;
 pub enum OptionsRefused {
     /// An option is malformed: to be answered with a parameter problem, and dropped.
     Malformed {
-        /// For [`IcmpError::HeaderProblem`](crate::icmp::IcmpError::HeaderProblem).
+        /// For [`IcmpError::HeaderProblem`].
         pointer: u32,
     },
     /// A source route: to be dropped silently.
@@ -42,6 +43,15 @@ pub enum OptionsRefused {
 }
 
 impl OptionsRefused {
+    /// What the sender is told.
+    #[must_use]
+    pub fn error(self) -> Option<IcmpError> {
+        match self {
+            Self::Malformed { pointer } => Some(IcmpError::HeaderProblem { pointer }),
+            Self::SourceRoute => None,
+        }
+    }
+
     /// The name under which the packet is dropped.
     #[must_use]
     pub fn reason(self) -> DropReason {
@@ -52,15 +62,33 @@ impl OptionsRefused {
     }
 }
 
-/// Whether an IPv4 packet carries a source route, which no router should follow (RFC 7126 §4.3).
-#[must_use]
-pub fn is_source_routed(packet: &Packet) -> bool {
+/// Whether a router may forward a packet, as far as its options go: it follows no source routes
+/// (RFC 7126 §4.3), and complains about what is malformed (RFC 1812 §5.2.7.3). It records nothing.
+///
+/// # Errors
+///
+/// [`OptionsRefused`].
+#[inline]
+pub fn may_pass(packet: &Packet) -> Result<(), OptionsRefused> {
     if packet.is_ipv6() || !packet.has_options() {
-        return false;
+        return Ok(());
     }
     let mut options: Echoed = options_of(packet).iter().copied().collect();
-    let seen = walk(&mut options, Ipv4Addr::UNSPECIFIED, Instant::ZERO);
-    seen.is_ok_and(|seen| seen.source_route)
+    judge(&mut options, Ipv4Addr::UNSPECIFIED, Instant::ZERO)
+}
+
+/// Checks options and fills them in.
+fn judge(options: &mut [u8], own: Ipv4Addr, now: Instant) -> Result<(), OptionsRefused> {
+    match walk(options, own, now) {
+        Err(offset) => {
+            let pointer = u32::try_from(IPV4_HEADER + offset).unwrap_or(0);
+            Err(OptionsRefused::Malformed { pointer })
+        }
+        Ok(Seen { source_route: true }) => Err(OptionsRefused::SourceRoute),
+        Ok(Seen {
+            source_route: false,
+        }) => Ok(()),
+    }
 }
 
 /// Does what a host does with the options of a packet that is addressed to it, before anything
@@ -78,19 +106,9 @@ pub fn receive(packet: &mut Packet, now: Instant) -> Result<(), OptionsRefused> 
         return Ok(());
     };
     let mut options: Echoed = options_of(packet).iter().copied().collect();
-    match walk(&mut options, own, now) {
-        Err(offset) => {
-            let pointer = u32::try_from(IPV4_HEADER + offset).unwrap_or(0);
-            Err(OptionsRefused::Malformed { pointer })
-        }
-        Ok(Seen { source_route: true }) => Err(OptionsRefused::SourceRoute),
-        Ok(Seen {
-            source_route: false,
-        }) => {
-            rewrite(packet, &options);
-            Ok(())
-        }
-    }
+    judge(&mut options, own, now)?;
+    rewrite(packet, &options);
+    Ok(())
 }
 
 fn options_of(packet: &Packet) -> &[u8] {

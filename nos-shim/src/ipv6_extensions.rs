@@ -4,14 +4,15 @@
 //! As Linux does without IPsec, segment routing and mobility: unknown options are skipped,
 //! discarded or complained about as their two highest bits say; padding longer than seven octets
 //! or other than zero is an attack; no header holds more than eight options; a routing header that
-//! still names stations is refused (RFC 5095 for type 0), and so is an authentication header.
+//! still names stations is refused (RFC 5095 for type 0), and so is an authentication header. A header
+//! at fault ([`Fault`]) is complained about where it stands, so behind what is wrong before it.
 
 use core::net::IpAddr;
 
 use crate::drop::DropReason;
 use crate::frame::ETHERNET_HEADER;
 use crate::icmp::IcmpError;
-use crate::packet::{Fragment, IPV6_HEADER, Packet, protocol};
+use crate::packet::{Fault, Fragment, IPV6_HEADER, Packet, protocol};
 
 /// Options in one header, padding not counted (`net.ipv6.max_hbh_opts_number`).
 const MAX_OPTIONS: usize = 8;
@@ -26,6 +27,11 @@ const ROUTER_ALERT: u8 = 5;
 const IOAM: u8 = 0x31;
 /// RFC 2675.
 const JUMBO: u8 = 0xc2;
+
+/// Octets from a fragment header's start to its offset field.
+const FRAGMENT_OFFSET: usize = 2;
+/// Octets from the IPv6 header's start to its payload length.
+const PAYLOAD_LENGTH: usize = 4;
 
 /// Routing headers of RPL (RFC 6554) and segment routing (RFC 8754), which need to be enabled.
 const SWITCHED_OFF: [u8; 2] = [3, 4];
@@ -61,7 +67,7 @@ fn complain(error: IcmpError) -> ExtensionsRefused {
 pub fn receive(packet: &Packet) -> Result<(), ExtensionsRefused> {
     let ip = packet.ip();
     let end = packet.transport_offset() - ETHERNET_HEADER;
-    if !packet.is_ipv6() || end == IPV6_HEADER {
+    if !packet.is_ipv6() || end == IPV6_HEADER && packet.fault().is_none() {
         return Ok(());
     }
     let to_group = matches!(packet.destination(), IpAddr::V6(to) if to.is_multicast());
@@ -93,7 +99,27 @@ pub fn receive(packet: &Packet) -> Result<(), ExtensionsRefused> {
         (named_at, next) = (at, header[0]);
         at += len;
     }
-    Ok(())
+    match packet.fault() {
+        Some(fault) => Err(complain_of(fault, at)),
+        None => Ok(()),
+    }
+}
+
+/// About a fragment header `at` octets into the packet: RFC 8200 §4.5, RFC 7112 §5.
+fn complain_of(fault: Fault, at: usize) -> ExtensionsRefused {
+    let problem = |at| IcmpError::HeaderProblem {
+        pointer: pointer(at),
+    };
+    let error = match fault {
+        Fault::FragmentHeader => problem(at),
+        Fault::FragmentBeyondEnd => problem(at + FRAGMENT_OFFSET),
+        Fault::FragmentLength => problem(PAYLOAD_LENGTH),
+        Fault::IncompleteChain => IcmpError::IncompleteHeaderChain,
+    };
+    ExtensionsRefused {
+        reason: fault.reason(),
+        error: Some(error),
+    }
 }
 
 /// The value of the router alert option among the hop-by-hop options (RFC 2711 §2.1), of a packet
@@ -312,6 +338,93 @@ mod tests {
         assert_eq!(received(true, 43, "3a004d0000000000"), Err(SILENT));
         let unknown = complain(IcmpError::UnknownOption { pointer: 42 });
         assert_eq!(received(true, 0, "3a00870400000000"), Err(unknown));
+    }
+
+    /// What Linux 6.18 complains of, with its place; extension headers in front come first.
+    #[test]
+    fn fragment_headers_at_fault_are_complained_about() {
+        let wrong = |pointer| Some(IcmpError::HeaderProblem { pointer });
+        let unknown = |pointer| Some(IcmpError::UnknownOption { pointer });
+        let incomplete = Some(IcmpError::IncompleteHeaderChain);
+        let long = "00".repeat(16);
+        for (next, headers, reason, error) in [
+            // Offset 65,528, and 16 octets.
+            (
+                44,
+                format!("3a00fff8 00000009 {long}"),
+                DropReason::IpLength,
+                wrong(42),
+            ),
+            (
+                44,
+                format!("3a00fff9 00000009 {long}"),
+                DropReason::IpLength,
+                wrong(42),
+            ),
+            (
+                60,
+                format!("2c00010400000000 3a00fff8 00000009 {long}"),
+                DropReason::IpLength,
+                wrong(50),
+            ),
+            // Seventeen octets, and more to come.
+            (
+                44,
+                format!("3a000011 00000009 {long}00"),
+                DropReason::IpLength,
+                wrong(4),
+            ),
+            (
+                60,
+                "2c00010400000000 3a000001 00000009 8000".into(),
+                DropReason::TinyFragment,
+                incomplete,
+            ),
+            (
+                44,
+                "06000001 00000009 0102030405060708".into(),
+                DropReason::TinyFragment,
+                incomplete,
+            ),
+            (
+                44,
+                "fd000001 00000009".into(),
+                DropReason::TinyFragment,
+                incomplete,
+            ),
+            (
+                44,
+                "3c000001 00000009 0600".into(),
+                DropReason::TinyFragment,
+                incomplete,
+            ),
+            (44, "3a00".into(), DropReason::Ipv6Header, wrong(40)),
+            // Behind that of an atomic fragment.
+            (
+                44,
+                "2c000000 00000009 3a000000 00000009".into(),
+                DropReason::Ipv6Header,
+                wrong(48),
+            ),
+            (
+                60,
+                "2c009e0400000000 3a00fff8 00000009 ".to_owned() + &long,
+                DropReason::Ipv6Header,
+                unknown(42),
+            ),
+            (
+                60,
+                "2c005e0400000000 3a00fff8 00000009 ".to_owned() + &long,
+                DropReason::Ipv6Header,
+                None,
+            ),
+        ] {
+            let frame = Draft::v6().frame(next, &hex(&headers));
+            let rejected = Packet::parse(pool().copy_from(&frame).unwrap()).unwrap_err();
+            let packet = Packet::parse_up_to_fault(rejected).unwrap();
+            let refused = ExtensionsRefused { reason, error };
+            assert_eq!(receive(&packet), Err(refused), "{next}: {headers}");
+        }
     }
 
     #[test]

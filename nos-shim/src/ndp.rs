@@ -24,7 +24,7 @@ pub const NDP_FRAME: usize = ETHERNET_HEADER + IPV6_HEADER + MAX_MESSAGE;
 const MAX_MESSAGE: usize = 40;
 
 /// The hop limit shows that no router has forwarded the packet (RFC 4861 §3.1).
-const HOP_LIMIT: u8 = 255;
+pub(crate) const HOP_LIMIT: u8 = 255;
 
 const ROUTER_SOLICIT: u8 = 133;
 const ROUTER_ADVERT: u8 = 134;
@@ -37,7 +37,7 @@ const OPTION_TARGET_LINK_LAYER: u8 = 2;
 const OPTION_MTU: u8 = 5;
 
 /// Octets of a link-layer address option for Ethernet, and of the MTU option.
-const OPTION_LEN: usize = 8;
+pub(crate) const OPTION_LEN: usize = 8;
 
 /// The multicast address on which the owner of `address` listens for solicitations
 /// (RFC 4291 §2.7.1).
@@ -309,6 +309,11 @@ impl RouterAdvert {
 /// Three flags in the highest bits of an octet, the first on top.
 fn flags(set: [bool; 3]) -> u8 {
     u8::from(set[0]) << 7 | u8::from(set[1]) << 6 | u8::from(set[2]) << 5
+}
+
+/// The option that tells a target's MAC address, if that is known.
+pub(crate) fn link_layer_option(target: Option<MacAddr>) -> Option<[u8; OPTION_LEN]> {
+    link_layer(OPTION_TARGET_LINK_LAYER, target)
 }
 
 fn link_layer(kind: u8, mac: Option<MacAddr>) -> Option<[u8; OPTION_LEN]> {

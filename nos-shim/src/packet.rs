@@ -9,6 +9,7 @@
 //! receiver's affair.
 
 mod burst;
+mod fault;
 
 use core::cmp::Ordering;
 use core::fmt;
@@ -23,6 +24,7 @@ use crate::parsed::{Flags, Parsed};
 use crate::tunnel;
 
 pub use self::burst::PacketBurst;
+pub use self::fault::Fault;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -71,6 +73,8 @@ pub mod protocol {
     pub const AUTHENTICATION: u8 = 51;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
+    /// Nothing follows the IPv6 header that says so (RFC 8200 §4.7).
+    pub const NO_NEXT_HEADER: u8 = 59;
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
@@ -521,6 +525,12 @@ impl Packet {
     #[inline]
     pub fn has_options(&self) -> bool {
         self.parsed().flags.contains(Flags::OPTIONS)
+    }
+
+    /// Whether there are IPv6 extension headers in front of the transport header.
+    #[must_use]
+    pub fn has_extensions(&self) -> bool {
+        self.is_ipv6() && self.transport_offset() > ETHERNET_HEADER + IPV6_HEADER
     }
 
     /// Whether an IPv6 routing header still names stations (segments left is not zero).
@@ -992,6 +1002,14 @@ fn parse_transport(octets: &[u8], parsed: &mut Parsed) -> Result<(), DropReason>
         protocol::ICMP if !parsed.flags.contains(Flags::IPV6) => return at_least(octets, 8, short),
         protocol::ICMPV6 if parsed.flags.contains(Flags::IPV6) => {
             return at_least(octets, 8, short);
+        }
+        // RFC 7112 §3: its first octet, at least, belongs to the chain of headers.
+        _ if first && octets.is_empty() && parsed.flags.contains(Flags::IPV6) => {
+            return at_least(
+                octets,
+                usize::from(parsed.protocol != protocol::NO_NEXT_HEADER),
+                short,
+            );
         }
         _ => return Ok(()),
     };

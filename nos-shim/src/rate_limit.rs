@@ -9,6 +9,8 @@
 //! Peers live in a table of fixed size, by hash. Two peers that share a slot take it from each
 //! other; the newcomer starts with a full bucket, and the bucket for all bounds the rest.
 
+mod redirects;
+
 use core::hash::BuildHasher;
 use core::net::IpAddr;
 
@@ -16,6 +18,8 @@ use foldhash::quality::FixedState;
 
 use crate::icmp::IcmpError;
 use crate::time::{Duration, Instant};
+
+pub use redirects::RedirectLimiter;
 
 /// Rates and bursts. A rate of zero events a second lets the burst through, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

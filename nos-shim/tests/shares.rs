@@ -73,6 +73,7 @@ impl World {
             mac: NOS_MAC,
             addresses: vec!["203.0.113.1/16".parse().unwrap()],
             mtu: 1500,
+            redirects: true,
         };
         world.nos.set_uplink(uplink, world.now).unwrap();
         let up = LinkState::Up;

@@ -152,6 +152,8 @@ pub struct Uplink {
     pub mac: Option<MacAddr>,
     /// Whether checksum and segmentation offload may be used.
     pub offload: bool,
+    /// Whether hosts on its link are told of better first hops there.
+    pub redirects: bool,
     /// Always the default VRF for now.
     pub vrf: VrfId,
     /// File for a pcapng capture of all its frames.

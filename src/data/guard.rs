@@ -15,6 +15,7 @@
 //! | other ICMP | never: redirects, timestamps and the like are the NOS's affair |
 //! | later fragments | always: they carry no port. A container can so disturb another's fragmented datagram to the same destination if it guesses the identification, as any two processes on one host can |
 //! | other protocols | never: none is registered |
+//! | IPv6 headers at fault | always: the NOS tells the container, and sends no such packet on |
 //!
 //! TTL and hop limit are the container's business: outside, it *is* the NOS host.
 
@@ -112,6 +113,10 @@ impl Guard {
 
     fn check_without_ports(&self, packet: &Packet, addresses: Addresses) -> Result<(), DropReason> {
         let ipv6 = packet.is_ipv6();
+        // The NOS answers it, and lets it go no further.
+        if packet.fault().is_some() {
+            return Ok(());
+        }
         if packet.fragment() == Fragment::Later {
             return check_later_fragment(ipv6, packet.protocol());
         }

@@ -31,6 +31,7 @@ use nos_shim::checksum::Sum;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{ETHERNET_HEADER, Frame, FrameFull, Offload};
 use nos_shim::ident::MacAddr;
+use nos_shim::ipv6_extensions;
 use nos_shim::martian;
 use nos_shim::ndp::{ALL_NODES, Envelope, Ndp, RouterAdvert, is_ndp};
 use nos_shim::packet::{Addresses, Fragment, IPV6_HEADER, Packet, protocol};
@@ -142,6 +143,7 @@ fn arp_wish(link: &ContainerLink, frame: &Frame) -> Result<Wish, DropReason> {
 
 fn ndp_wish(link: &ContainerLink, packet: &Packet) -> Result<Wish, DropReason> {
     link.check_any(packet.frame())?;
+    ipv6_extensions::receive(packet).map_err(|refused| refused.reason)?;
     let message = Ndp::parse(packet)?;
     let Addresses::V6 { source, .. } = packet.addresses() else {
         return Err(DropReason::NdpMalformed);

@@ -51,6 +51,7 @@ impl Nos {
             mac,
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
             mtu: 1500,
+            redirects: true,
         };
         let now = nos.now();
         nos.shim.set_uplink(config, now).unwrap();

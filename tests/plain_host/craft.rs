@@ -113,6 +113,18 @@ pub(crate) fn with_ip_length(mut frame: Vec<u8>, by: i16) -> Vec<u8> {
     frame
 }
 
+/// A packet of any protocol, extension headers included, which the builder would judge.
+pub(crate) fn other(step: Step, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = wire::other(step, 253, payload);
+    if is_v6(&frame) {
+        frame[20] = protocol;
+    } else {
+        frame[23] = protocol;
+        wire::fix_ipv4_checksum(&mut frame);
+    }
+    frame
+}
+
 /// An ICMP message of any type, with its checksum.
 pub(crate) fn icmp(step: Step, v4_kind: u8, v6_kind: u8, body: &[u8]) -> Vec<u8> {
     // The protocol is told by the family that the frame turns out to have.

@@ -538,6 +538,7 @@ fn uplink(id: UplinkId, flavour: u8) -> UplinkConfig {
             .filter_map(|(address, length)| format!("{address}/{length}").parse().ok())
             .collect(),
         mtu: MTU[id.0 as usize],
+        redirects: true,
     }
 }
 

@@ -6,12 +6,12 @@ use crate::drop::DropReason;
 use crate::fragments::Fate;
 use crate::icmp::{self, IcmpError, Unanswered};
 use crate::ident::{LocalAddressId, UplinkId};
-use crate::ipv4_options::{self, OptionsRefused};
+use crate::ipv4_options;
 use crate::ipv6_extensions;
 use crate::multicast::igmp;
 use crate::origin::Origin;
 use crate::output::Output;
-use crate::packet::{Fragment, Packet};
+use crate::packet::{Fragment, Packet, protocol};
 use crate::ports::Transport;
 use crate::tables::Tables;
 use crate::time::Instant;
@@ -81,7 +81,6 @@ fn carry_out(
         Recipient::Query => answer(packet, None, origin, worker, output, now),
         Recipient::NoListener => Step::Refuse(Refusal::no_listener(packet, origin)),
         Recipient::NoProtocol => match origin {
-            // Every host knows the protocol.
             Origin::Uplink(id) if igmp::is_igmp(&packet) => {
                 groups::receive(packet, id, worker, output, now)
             }
@@ -91,7 +90,13 @@ fn carry_out(
     }
 }
 
+/// A packet of a protocol that nobody handles.
 fn refuse_protocol(packet: Packet, origin: Origin) -> Step {
+    let nothing = packet.is_ipv6() && packet.protocol() == protocol::NO_NEXT_HEADER;
+    // Every host knows the protocol, whoever takes what it says.
+    if nothing || igmp::is_igmp(&packet) {
+        return Step::Drop(packet, DropReason::Ignored);
+    }
     let error = IcmpError::ProtocolUnreachable;
     Step::refuse(packet, origin, error, DropReason::NoProtocol)
 }
@@ -251,6 +256,9 @@ pub(super) fn deliver_link_local(
     if packet.fragment() != Fragment::Whole {
         return Step::Drop(packet, DropReason::Ignored);
     }
+    if packet.destination().is_multicast() && packet.icmp().is_none() {
+        return Step::Drop(packet, DropReason::Multicast);
+    }
     if packet.icmp().is_some() {
         let own = own_address_for(&packet, id, tables);
         return answer(packet, own, origin, worker, output, now);
@@ -294,11 +302,5 @@ fn receive_options(
     now: Instant,
 ) -> Result<(), (DropReason, Option<IcmpError>)> {
     ipv6_extensions::receive(packet).map_err(|refused| (refused.reason, refused.error))?;
-    ipv4_options::receive(packet, now).map_err(|refused| {
-        let error = match refused {
-            OptionsRefused::SourceRoute => None,
-            OptionsRefused::Malformed { pointer } => Some(IcmpError::HeaderProblem { pointer }),
-        };
-        (refused.reason(), error)
-    })
+    ipv4_options::receive(packet, now).map_err(|refused| (refused.reason(), refused.error()))
 }

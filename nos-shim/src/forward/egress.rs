@@ -6,9 +6,9 @@ use core::net::IpAddr;
 use crate::drop::DropReason;
 use crate::fib::{Action, Adjacency, AdjacencyId};
 use crate::frame::FrameFull;
-use crate::icmp::IcmpError;
+use crate::icmp::{BetterHop, IcmpError};
 use crate::ident::{Interface, MacAddr, UplinkId};
-use crate::ipv4_options::is_source_routed;
+use crate::ipv4_options;
 use crate::neighbor::{Message, NeighborCache, Resolution};
 use crate::origin::Origin;
 use crate::output::Output;
@@ -76,12 +76,12 @@ pub(super) fn choose_next_hop(
     if transit {
         match check_transit(&packet) {
             Ok(()) => {}
-            Err(DropReason::TtlExceeded) => {
-                let error = IcmpError::TtlExceeded;
-                return Step::refuse(packet, origin, error, DropReason::TtlExceeded);
-            }
-            Err(reason) => return Step::Drop(packet, reason),
+            Err((reason, Some(error))) => return Step::refuse(packet, origin, error, reason),
+            Err((reason, None)) => return Step::Drop(packet, reason),
         }
+    } else if let Some(fault) = packet.fault() {
+        // It could hide whose port it comes from (RFC 1858 §3).
+        return Step::Drop(packet, fault.reason());
     }
     let chosen = match entry.action() {
         Action::Connected(uplink) => Some((*uplink, packet.destination())),
@@ -113,16 +113,14 @@ pub(super) fn choose_next_hop(
 }
 
 #[inline]
-fn check_transit(packet: &Packet) -> Result<(), DropReason> {
+fn check_transit(packet: &Packet) -> Result<(), (DropReason, Option<IcmpError>)> {
     if matches!(packet.source(), IpAddr::V6(address) if address.is_unicast_link_local()) {
         // RFC 4291 §2.5.6.
-        return Err(DropReason::MartianSource);
+        return Err((DropReason::MartianSource, None));
     }
-    if is_source_routed(packet) {
-        return Err(DropReason::IpOptions);
-    }
+    ipv4_options::may_pass(packet).map_err(|refused| (refused.reason(), refused.error()))?;
     if packet.ttl() <= 1 {
-        return Err(DropReason::TtlExceeded);
+        return Err((DropReason::TtlExceeded, Some(IcmpError::TtlExceeded)));
     }
     Ok(())
 }
@@ -140,6 +138,11 @@ pub(super) fn leave(
     let Some(uplink) = tables.uplinks.get(hop.uplink) else {
         return Step::Drop(packet, DropReason::DeviceGone);
     };
+    // Redirects quote what Linux quotes: of IPv6 the packet that came, of IPv4 the one that leaves.
+    let returns = hop.transit && origin == Origin::Uplink(hop.uplink);
+    if returns && packet.is_ipv6() {
+        redirect(&packet, hop, tables, worker, output, now);
+    }
     let mtu = uplink.config.mtu;
     let size = size(&packet, mtu, origin);
     if let Size::TooBig(error) = size {
@@ -147,6 +150,9 @@ pub(super) fn leave(
     }
     if hop.transit && !packet.decrement_ttl() {
         return Step::Drop(packet, DropReason::TtlExceeded);
+    }
+    if returns && !packet.is_ipv6() {
+        redirect(&packet, hop, tables, worker, output, now);
     }
     // Not before: what the NOS refuses or answers itself has the container's identifier.
     if let Origin::Attachment(attachment) = origin
@@ -175,6 +181,63 @@ pub(super) fn leave(
         worker.stir(hop.uplink);
     }
     Step::Done
+}
+
+/// Tells the sender of a packet, which leaves by the uplink where it came in, of the better first hop
+/// on that link, if it is there itself. The packet goes on as any other.
+#[cold]
+fn redirect(
+    packet: &Packet,
+    hop: NextHop,
+    tables: &Tables,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) {
+    let Worker {
+        neighbors,
+        redirects,
+        originator,
+        shares,
+        ..
+    } = worker;
+    let (host, vrf) = (packet.source(), packet.frame().vrf());
+    let fib = tables.routing.fib();
+    let on_link = |uplink: &&Uplink| {
+        let route = fib.adjacency(fib.lookup(vrf, host)).action();
+        uplink.config.redirects && matches!(route, Action::Connected(link) if *link == hop.uplink)
+    };
+    let Some(uplink) = tables.uplinks.get(hop.uplink).filter(on_link) else {
+        return;
+    };
+    let (Some(source), Some(neighbors)) =
+        (uplink.address_towards(host), neighbors.get_mut(hop.uplink))
+    else {
+        return;
+    };
+    let better = BetterHop {
+        target: hop.address,
+        mac: neighbors.known(hop.address).map(|(mac, _)| mac),
+    };
+    let told = better.may_be_told(packet) && redirects.allow(host, packet.destination(), now);
+    if !told {
+        return;
+    }
+    let Some(mut redirect) = better.redirect(packet, source, originator, &mut output.pool) else {
+        return;
+    };
+    output.ledger.originated += 1;
+    redirect.set_interface(Interface::Uplink(hop.uplink));
+    let mut exit = Exit {
+        uplink,
+        neighbors,
+        shares,
+        output,
+    };
+    exit.send(redirect, host, Origin::Nos, now);
+    if exit.neighbors.has_output() {
+        worker.stir(hop.uplink);
+    }
 }
 
 /// An uplink with its neighbors, and where what leaves goes.

@@ -111,12 +111,13 @@ impl Forwarder<'_> {
         mac: MacAddr,
         routed: &mut ArrayVec<Packet, BATCH>,
     ) -> Step {
-        let Rejected { frame, reason } = match vlan::parse_tagged(rejected) {
+        let parsed = vlan::parse_tagged(rejected).or_else(Packet::parse_up_to_fault);
+        let Rejected { frame, reason } = match parsed {
             Ok(packet) => return self.receive(packet, id, mac, routed),
             Err(rejected) => rejected,
         };
         if ether_type(frame.bytes()) == Some(ETHERTYPE_ARP) {
-            self.arp(id, frame);
+            self.arp(id, frame, mac);
         } else {
             self.output.discard_frame(frame, reason);
         }
@@ -124,7 +125,14 @@ impl Forwarder<'_> {
     }
 
     /// ARP: learn, and answer for our addresses.
-    fn arp(&mut self, id: UplinkId, frame: Frame) {
+    fn arp(&mut self, id: UplinkId, frame: Frame, mac: MacAddr) {
+        if frame
+            .bytes()
+            .first_chunk()
+            .is_none_or(|to| is_other_host(MacAddr(*to), mac))
+        {
+            return self.output.discard_frame(frame, DropReason::OtherHost);
+        }
         let arp = match Arp::parse(frame.bytes()) {
             Ok(arp) => arp,
             Err(reason) => return self.output.discard_frame(frame, reason),
@@ -140,6 +148,10 @@ impl Forwarder<'_> {
 
     /// Neighbor Discovery: learn, and answer for our addresses.
     fn ndp(&mut self, id: UplinkId, packet: Packet) -> Step {
+        let packet = match deliver::take_options(packet, Origin::Uplink(id), self.now) {
+            Ok(packet) => packet,
+            Err(refused) => return refused,
+        };
         let ndp = match Ndp::parse(&packet) {
             Ok(ndp) => ndp,
             Err(reason) => return Step::Drop(packet, reason),
@@ -237,10 +249,10 @@ fn admit_slowly(
     tables: &Tables,
 ) -> Result<Admitted, DropReason> {
     let link = packet.destination_mac();
-    if link != mac && !link.is_multicast() {
+    if is_other_host(link, mac) {
         return Err(DropReason::OtherHost);
     }
-    if ndp::is_ndp(packet) {
+    if ndp::is_ndp(packet) && is_to_host(packet, addresses.destination(), id, tables) {
         return Ok(Admitted::Ndp);
     }
     if is_about_groups(packet, addresses, id, tables) {
@@ -249,7 +261,8 @@ fn admit_slowly(
     martian::check(addresses)?;
     let destination = addresses.destination();
     let group = destination.is_ipv6() && is_in_group(id, destination, tables);
-    if group && packet.icmp().is_some() {
+    // Extension headers may ask for an answer, whatever is behind them.
+    if group && (packet.icmp().is_some() || packet.has_extensions()) {
         return Ok(Admitted::LinkLocal);
     }
     // A unicast datagram in a multicast frame is not meant for a host (RFC 1122 §3.3.6).
@@ -271,6 +284,11 @@ fn admit_slowly(
     }
 }
 
+/// Whether a frame to the MAC address `to` is for another station than that with `mac`, alone.
+fn is_other_host(to: MacAddr, mac: MacAddr) -> bool {
+    to != mac && !to.is_multicast()
+}
+
 /// Whether this is a message of IGMP or MLD that a host hears. Those of IGMP may come from who has no
 /// address yet; where those of MLD may come from, [`mld::parse`] says.
 fn is_about_groups(packet: &Packet, addresses: Addresses, id: UplinkId, tables: &Tables) -> bool {
@@ -286,10 +304,16 @@ fn is_about_groups(packet: &Packet, addresses: Addresses, id: UplinkId, tables: 
             source,
             destination: to,
         } => {
-            let to_us = || is_link_local_of(id, to, tables) || is_ours(packet, destination, tables);
-            mld::is_mld(packet) && !is_link_local_of(id, source, tables) && (heard() || to_us())
+            let to_host = || is_to_host(packet, to.into(), id, tables);
+            mld::is_mld(packet) && !is_link_local_of(id, source, tables) && to_host()
         }
     }
+}
+
+/// Whether a packet of IPv6 is for the NOS: for an address of its own, or a group that it is in.
+fn is_to_host(packet: &Packet, destination: IpAddr, id: UplinkId, tables: &Tables) -> bool {
+    let link_local = matches!(destination, IpAddr::V6(to) if is_link_local_of(id, to, tables));
+    link_local || is_in_group(id, destination, tables) || is_ours(packet, destination, tables)
 }
 
 /// Whether the NOS is in the group `destination` on an uplink.

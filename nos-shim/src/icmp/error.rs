@@ -60,6 +60,9 @@ pub enum IcmpError {
         /// Octets from the IP header's start to the next-header field that names it.
         pointer: u32,
     },
+    /// The first fragment of an IPv6 packet lacks a part of the chain of headers (RFC 7112 §5); in
+    /// IPv4 the same as [`Self::HeaderProblem`].
+    IncompleteHeaderChain,
 }
 
 impl IcmpError {
@@ -98,42 +101,41 @@ impl IcmpError {
         if offending.tunnel().is_some() {
             return self.build_of_tunnel(offending, source, originator, pool);
         }
-        let addresses = addresses(source, offending.source())?;
-        let (kind, code, rest) = self.header(offending);
         let options = match self {
             Self::HeaderProblem { pointer } | Self::UnknownOption { pointer } => {
                 ipv4_options::echoed_before(offending, pointer, source)
             }
             _ => ipv4_options::echoed(offending, source),
         };
-        let (protocol, limit) = match addresses {
-            Addresses::V4 { .. } => {
-                let limit = QUOTE_LIMIT_V4 - IPV4_HEADER - options.len();
-                (protocol::ICMP, limit - ICMP_HEADER)
+        let header = self.header(offending);
+        let whole = self.quotable(offending);
+        message(
+            (offending, whole),
+            source,
+            header,
+            &options,
+            originator,
+            pool,
+        )
+    }
+
+    /// Octets of the IP packet that may be quoted. What follows a datagram inside its packet is gone
+    /// when its port is looked for, as on Linux.
+    fn quotable(self, offending: &Packet) -> usize {
+        let whole = offending.wire_len();
+        let datagram = self == Self::PortUnreachable && offending.protocol() == protocol::UDP;
+        let plain = offending.frame().offload().segmentation.is_none();
+        match offending.transport().get(4..6) {
+            Some(&[high, low]) if datagram && plain => {
+                let before = offending.transport_offset() - ETHERNET_HEADER;
+                match usize::from(u16::from_be_bytes([high, low])) {
+                    // RFC 2675 §4: up to the packet's end.
+                    0 => whole,
+                    len => whole.min(before + len),
+                }
             }
-            Addresses::V6 { .. } => {
-                let limit = QUOTE_LIMIT_V6 - IPV6_HEADER;
-                (protocol::ICMPV6, limit - ICMP_HEADER)
-            }
-        };
-        let network = Network {
-            addresses,
-            protocol,
-            traffic_class: error_traffic_class(offending),
-            dont_fragment: false,
-            options: &options,
-            flow: u32::from(kind) << 8 | u32::from(code),
-        };
-        let quoted = offending.wire_len().min(limit);
-        let mut packet = originator.packet(&network, ICMP_HEADER + quoted, pool, |icmp| {
-            icmp[0] = kind;
-            icmp[1] = code;
-            icmp[4..8].copy_from_slice(&rest.to_be_bytes());
-            quote(offending, &mut icmp[ICMP_HEADER..]);
-            seal(addresses, icmp);
-        })?;
-        packet.set_vrf(offending.frame().vrf());
-        Some(packet)
+            _ => whole,
+        }
     }
 
     /// About the first segment of a tunnel's super-frame, which is made for that.
@@ -175,6 +177,7 @@ impl IcmpError {
             Self::HeaderProblem { pointer }
             | Self::UnknownOption { pointer }
             | Self::UnknownHeader { pointer } => (v4::PARAMETER_PROBLEM, 0, pointer << 24),
+            Self::IncompleteHeaderChain => (v4::PARAMETER_PROBLEM, 0, 0),
         }
     }
 
@@ -191,8 +194,50 @@ impl IcmpError {
             Self::ProtocolUnreachable => (v6::PARAMETER_PROBLEM, 1, next_header_place(offending)),
             Self::UnknownHeader { pointer } => (v6::PARAMETER_PROBLEM, 1, pointer),
             Self::UnknownOption { pointer } => (v6::PARAMETER_PROBLEM, 2, pointer),
+            Self::IncompleteHeaderChain => (v6::PARAMETER_PROBLEM, 3, 0),
         }
     }
+}
+
+/// An ICMP message that quotes `offending`, of which so many octets may be, with this type, this code,
+/// and these four octets behind the checksum. `None` when `source` is of the other IP version, or the pool has no buffer.
+pub(super) fn message(
+    (offending, whole): (&Packet, usize),
+    source: IpAddr,
+    (kind, code, rest): (u8, u8, u32),
+    options: &[u8],
+    originator: &mut Originator,
+    pool: &mut FramePool,
+) -> Option<Packet> {
+    let addresses = addresses(source, offending.source())?;
+    let (protocol, limit) = match addresses {
+        Addresses::V4 { .. } => {
+            let limit = QUOTE_LIMIT_V4 - IPV4_HEADER - options.len();
+            (protocol::ICMP, limit - ICMP_HEADER)
+        }
+        Addresses::V6 { .. } => {
+            let limit = QUOTE_LIMIT_V6 - IPV6_HEADER;
+            (protocol::ICMPV6, limit - ICMP_HEADER)
+        }
+    };
+    let network = Network {
+        addresses,
+        protocol,
+        traffic_class: error_traffic_class(offending),
+        dont_fragment: false,
+        options,
+        flow: u32::from(kind) << 8 | u32::from(code),
+    };
+    let quoted = whole.min(limit);
+    let mut packet = originator.packet(&network, ICMP_HEADER + quoted, pool, |icmp| {
+        icmp[0] = kind;
+        icmp[1] = code;
+        icmp[4..8].copy_from_slice(&rest.to_be_bytes());
+        quote(offending, &mut icmp[ICMP_HEADER..]);
+        seal(addresses, icmp);
+    })?;
+    packet.set_vrf(offending.frame().vrf());
+    Some(packet)
 }
 
 /// RFC 1812 §4.3.2.5 as Linux reads it: the TOS bits of the packet with the precedence of
@@ -206,7 +251,7 @@ fn error_traffic_class(offending: &Packet) -> u8 {
 }
 
 /// Packets about which no error at all may be sent.
-fn is_unanswerable(offending: &Packet) -> bool {
+pub(super) fn is_unanswerable(offending: &Packet) -> bool {
     if offending.is_ipv6() {
         // Later fragments may be answered (RFC 4443 §2.4e does not exempt them).
         offending
@@ -215,14 +260,12 @@ fn is_unanswerable(offending: &Packet) -> bool {
     } else {
         offending.fragment() == Fragment::Later
             || offending.icmp().is_some_and(|(kind, _)| {
-                matches!(
+                // Linux takes all for errors that are no queries of old.
+                let query = matches!(
                     kind,
-                    v4::UNREACHABLE
-                        | v4::SOURCE_QUENCH
-                        | v4::REDIRECT
-                        | v4::TIME_EXCEEDED
-                        | v4::PARAMETER_PROBLEM
-                ) || kind > v4::LAST_KNOWN
+                    v4::ECHO_REPLY | v4::ECHO | v4::TIMESTAMP..=v4::LAST_KNOWN
+                );
+                !query
             })
     }
 }
@@ -246,7 +289,7 @@ fn next_header_place(offending: &Packet) -> u32 {
 }
 
 /// Fills `out` with the start of the packet as it is on the wire.
-fn quote(offending: &Packet, out: &mut [u8]) {
+pub(super) fn quote(offending: &Packet, out: &mut [u8]) {
     let ip = offending.ip();
     out.copy_from_slice(&ip[..out.len()]);
     let offload = offending.frame().offload();

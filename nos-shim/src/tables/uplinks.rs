@@ -30,6 +30,9 @@ pub struct UplinkConfig {
     pub addresses: Vec<IpNet>,
     /// Octets of the longest IP packet.
     pub mtu: usize,
+    /// Whether hosts on this link are told of better first hops there (RFC 1812 §5.2.7.2, RFC 4861
+    /// §8.2).
+    pub redirects: bool,
 }
 
 /// Whether a link carries packets.
@@ -56,6 +59,15 @@ impl Uplink {
     pub(crate) fn address(&self, ipv6: bool) -> Option<IpAddr> {
         let mut addresses = self.config.addresses.iter().map(IpNet::addr);
         addresses.find(|address| address.is_ipv6() == ipv6)
+    }
+
+    /// The address by which a host on this link knows the NOS as its first hop.
+    pub(crate) fn address_towards(&self, host: IpAddr) -> Option<IpAddr> {
+        let mut networks = self.config.addresses.iter();
+        match host {
+            IpAddr::V4(_) => networks.find(|net| net.contains(&host)).map(IpNet::addr),
+            IpAddr::V6(_) => Some(self.link_local().into()),
+        }
     }
 
     /// The NOS's IPv6 link-local address on this link.

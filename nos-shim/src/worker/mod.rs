@@ -21,7 +21,7 @@ use crate::origin::Origin;
 use crate::originate::Originator;
 use crate::output::Output;
 use crate::ports::Owner;
-use crate::rate_limit::{IcmpLimiter, IcmpLimits};
+use crate::rate_limit::{IcmpLimiter, IcmpLimits, RedirectLimiter};
 use crate::reassembly::{self, Reassembler};
 use crate::share::{Budget, Shares};
 use crate::tables::{LinkState, Tables, Uplink, UplinkConfig};
@@ -56,6 +56,7 @@ pub(crate) struct Worker {
     pub(crate) reassembler: Reassembler,
     pub(crate) local: LocalStack,
     pub(crate) limiter: IcmpLimiter,
+    pub(crate) redirects: RedirectLimiter,
     pub(crate) originator: Originator,
     pub(crate) rewrites: Rewrites,
     /// Changes of neighbors of uplinks that are no more.
@@ -85,6 +86,7 @@ impl Worker {
             reassembler: Reassembler::new(reassembly, seed),
             local: LocalStack::new(seed),
             limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
+            redirects: RedirectLimiter::new(seed),
             originator: Originator::new(seed),
             rewrites: Rewrites::default(),
             past_versions: 0,
@@ -115,7 +117,9 @@ impl Worker {
             held: self.shares.limit(),
             ..neighbor::Limits::default()
         };
-        let cache = NeighborCache::with_limits(config.mac, &config.addresses, seed, limits);
+        let mut cache = NeighborCache::with_limits(config.mac, &config.addresses, seed, limits);
+        // It forwards what others send it.
+        cache.set_router(true);
         self.neighbors.insert(config.id, cache);
     }
 

@@ -73,9 +73,12 @@ impl Rewrite {
         let frame = packet.frame();
         let fits = frame.len() <= self.longest as usize
             || packet.wire_len() + ETHERNET_HEADER <= self.longest as usize;
-        // The NOS notes the flows of echo requests.
-        let icmp = matches!(packet.protocol(), protocol::ICMP | protocol::ICMPV6);
-        fits && !icmp && self.capabilities.take(frame.offload())
+        // The NOS notes the flows of echo requests, and sends nothing whose headers are at fault.
+        let special = matches!(
+            packet.protocol(),
+            protocol::ICMP | protocol::ICMPV6 | protocol::FRAGMENT
+        );
+        fits && !special && self.capabilities.take(frame.offload())
     }
 }
 

@@ -242,6 +242,7 @@ fn uplink(entry: UplinkEntry) -> Uplink {
         mtu: entry.mtu.value,
         mac: entry.mac,
         offload: entry.offload,
+        redirects: entry.redirects,
         vrf: VrfId::DEFAULT,
         capture: entry.capture.map(|at| at.value),
     }

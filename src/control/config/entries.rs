@@ -40,6 +40,7 @@ pub(super) struct UplinkEntry {
     pub(super) mtu: At<Mtu>,
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
+    pub(super) redirects: bool,
     pub(super) capture: Option<At<PathBuf>>,
 }
 
@@ -150,6 +151,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
     let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
+    let redirects = section.optional("redirects", values::boolean);
     let capture = section.optional("capture", values::file);
     let header = section.header("mtu");
     if !section.finish() {
@@ -165,6 +167,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
         }),
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),
+        redirects: redirects.is_none_or(|at| at.value),
         capture,
     })
 }

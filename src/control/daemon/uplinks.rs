@@ -262,5 +262,6 @@ fn uplink_config(id: UplinkId, name: &Name, network: &Network) -> UplinkConfig {
         mac: network.mac,
         addresses: network.addresses.clone(),
         mtu: usize::from(network.mtu),
+        redirects: network.redirects,
     }
 }

@@ -194,6 +194,8 @@ pub struct Network {
     pub mac: MacAddr,
     /// Octets of the longest IP packet.
     pub mtu: u16,
+    /// Whether hosts on this link are told of better first hops there.
+    pub redirects: bool,
 }
 
 /// The open device of an uplink.

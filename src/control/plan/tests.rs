@@ -153,6 +153,7 @@ impl Draft {
                 addresses,
                 mac: mac(mac_number),
                 mtu,
+                redirects: true,
             };
             state.networks.insert(name("up", number), network);
             if here && interfaces.insert(interface) {

@@ -157,7 +157,8 @@ impl Attachment {
     /// What becomes of a frame that is no IP packet, or one behind tags.
     #[cold]
     fn judge_other(&self, rejected: Rejected) -> Disposition {
-        let Rejected { frame, reason } = match parse_tagged(rejected) {
+        let parsed = parse_tagged(rejected).or_else(Packet::parse_up_to_fault);
+        let Rejected { frame, reason } = match parsed {
             Ok(packet) => return self.judge_packet(packet),
             Err(rejected) => rejected,
         };

@@ -1,4 +1,6 @@
 //! The pipeline as a whole, with a relay that does what the test says.
 
+mod host;
 mod oversize;
+mod redirects;
 mod rewrites;

@@ -6,7 +6,7 @@ use core::num::NonZeroU16;
 use crate::arp::Arp;
 use crate::channel::{Exchange, RelayEnd, pair};
 use crate::drop::DropReason;
-use crate::frame::{Burst, Checksum, Ecn, FramePool, GsoKind, Offload, Segmentation};
+use crate::frame::{Burst, Checksum, Ecn, Frame, FramePool, GsoKind, Offload, Segmentation};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::ndp::{Envelope, Ndp, solicited_node};
 use crate::packet::{Fragment, Packet, protocol};
@@ -16,15 +16,15 @@ use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, ip, pool};
 use crate::time::Instant;
 
-const NOW: Instant = Instant::from_millis(1000);
-const UPLINK: UplinkId = UplinkId(0);
+pub(super) const NOW: Instant = Instant::from_millis(1000);
+pub(super) const UPLINK: UplinkId = UplinkId(0);
 /// Another address of the NOS, which no container has.
-const OTHER4: &str = "203.0.113.5";
-const OTHER6: &str = "2001:db8:1::5";
-const NOS: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xb]);
-const STATION: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
+pub(super) const OTHER4: &str = "203.0.113.5";
+pub(super) const OTHER6: &str = "2001:db8:1::5";
+pub(super) const NOS: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xb]);
+pub(super) const STATION: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
 /// Two containers with links of different MTU, on ports of their own.
-const NARROW: AttachmentId = AttachmentId(0);
+pub(super) const NARROW: AttachmentId = AttachmentId(0);
 const WIDE: AttachmentId = AttachmentId(1);
 const NARROW_PORT: u16 = 5000;
 const WIDE_PORT: u16 = 6000;
@@ -33,15 +33,15 @@ const MTU: usize = 9000;
 /// Where fragments may be made.
 const DF: u16 = 0x4000;
 
-struct Nos {
-    shim: Shim,
+pub(super) struct Nos {
+    pub(super) shim: Shim,
     relay: RelayEnd,
-    pool: FramePool,
+    pub(super) pool: FramePool,
 }
 
 impl Nos {
     /// With an outsider that is known.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (relay, end) = pair(8);
         let pool = pool();
         let mut shim = Shim::new(end, pool.clone(), ShimConfig { seed: 1 });
@@ -55,6 +55,7 @@ impl Nos {
                 .map(|(address, len)| format!("{address}/{len}").parse().unwrap())
                 .into(),
             mtu: MTU,
+            redirects: true,
         };
         shim.set_uplink(uplink, NOW).unwrap();
         shim.set_link(UPLINK, LinkState::Up, NOW).unwrap();
@@ -100,14 +101,19 @@ impl Nos {
     }
 
     /// A packet from the network.
-    fn receive(&mut self, mut packet: Packet) {
+    pub(super) fn receive(&mut self, mut packet: Packet) {
         packet.set_link(NOS, STATION);
-        let mut burst: Burst = [packet.into_frame()].into_iter().collect();
+        self.receive_frame(packet.into_frame());
+    }
+
+    /// A frame from the network.
+    pub(super) fn receive_frame(&mut self, frame: Frame) {
+        let mut burst: Burst = [frame].into_iter().collect();
         self.shim.handle_burst(UPLINK, &mut burst, NOW);
     }
 
     /// A packet from a container.
-    fn outbound(&mut self, id: AttachmentId, mut packet: Packet) {
+    pub(super) fn outbound(&mut self, id: AttachmentId, mut packet: Packet) {
         packet.set_interface(Interface::Attachment(id));
         let mut burst = [packet].into_iter().collect();
         assert!(self.relay.send_burst(&mut burst));
@@ -115,14 +121,14 @@ impl Nos {
     }
 
     /// What containers get.
-    fn delivered(&mut self) -> Vec<Packet> {
+    pub(super) fn delivered(&mut self) -> Vec<Packet> {
         core::iter::from_fn(|| self.relay.recv_burst())
             .flatten()
             .collect()
     }
 
     /// What leaves by the uplink.
-    fn sent(&mut self) -> Vec<Packet> {
+    pub(super) fn sent(&mut self) -> Vec<Packet> {
         let mut sent = Vec::new();
         while let Some((_, burst)) = self.shim.poll_transmit() {
             let packets = burst.drain(..).map(Packet::parse);
@@ -132,7 +138,7 @@ impl Nos {
     }
 
     #[track_caller]
-    fn assert_balanced(&self) {
+    pub(super) fn assert_balanced(&self) {
         let held = self.shim.held() as i128;
         assert_eq!(self.shim.ledger().unaccounted(), held);
     }

@@ -49,6 +49,7 @@ impl Nos {
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
             addresses: vec![format!("{own}/24").parse().unwrap()],
             mtu,
+            redirects: true,
         };
         self.shim.set_uplink(uplink, NOW).unwrap();
         self.shim.set_link(id, LinkState::Up, NOW).unwrap();

@@ -25,6 +25,7 @@ fn config(addresses: &[&str]) -> UplinkConfig {
         mac: MAC,
         addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
         mtu: 1500,
+        redirects: true,
     }
 }
 

@@ -64,6 +64,7 @@ fn a_withdrawn_attachment_leaves_no_fragments_to_its_successor() {
         mac: MacAddr(draft.mac),
         addresses: vec![format!("{}/24", draft.destination).parse().unwrap()],
         mtu: 1500,
+        redirects: true,
     };
     shim.set_uplink(uplink, NOW).unwrap();
     shim.set_link(UplinkId(0), LinkState::Up, NOW).unwrap();

@@ -23,6 +23,7 @@ fn config(id: u32, addresses: &[&str]) -> UplinkConfig {
         mac: MacAddr([2, 0, 0, 0, 0, id as u8]),
         addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
         mtu: 1500,
+        redirects: true,
     }
 }
 
