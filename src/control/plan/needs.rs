@@ -240,7 +240,7 @@ fn ranges(claim: &Claim) -> impl Iterator<Item = ((VrfId, Transport, IpAddr), Po
     })
 }
 
-fn transports_and_ranges(claim: &Claim) -> impl Iterator<Item = (Transport, PortRange)> {
+pub(super) fn transports_and_ranges(claim: &Claim) -> impl Iterator<Item = (Transport, PortRange)> {
     let tcp = claim.tcp.iter().map(|&range| (Transport::Tcp, range));
     let udp = claim.udp.iter().map(|&range| (Transport::Udp, range));
     let ephemeral = claim.ephemeral.into_iter();
