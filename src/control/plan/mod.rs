@@ -134,7 +134,7 @@ pub struct Claim {
     /// UDP ports that it receives on.
     pub udp: Vec<PortRange>,
     /// TCP and UDP ports from which it opens flows.
-    pub ephemeral: Option<PortRange>,
+    pub ephemeral: Vec<PortRange>,
     /// Longest IP packet on its link.
     pub mtu: Mtu,
     /// MAC address of its interface.
@@ -158,8 +158,8 @@ pub struct ContainerLink {
     pub offload: bool,
     /// Addresses on `lo`.
     pub addresses: Vec<IpAddr>,
-    /// The namespace's `ip_local_port_range`.
-    pub ephemeral: Option<PortRange>,
+    /// Those that the namespace gives to sockets; none for its own setting.
+    pub ephemeral: Vec<PortRange>,
     /// Longest IP packet.
     pub mtu: Mtu,
 }
