@@ -404,6 +404,8 @@ impl<'a> Traffic<'a> {
             }
             lab.handle(self.from, burst);
         }
+        // As a data thread does at the end of each turn.
+        while lab.engine.poll_event().is_some() {}
         lab.now = lab.now + self.step;
     }
 
