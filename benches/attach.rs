@@ -22,6 +22,7 @@ use nos_relay::control::attach::{
 use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::lab::testbed::{Privileges, enter_user_namespace, privileges, tun_access};
 use nos_shim::ident::MacAddr;
+use nos_shim::ports::PortRange;
 
 fn main() {
     match privileges() {
@@ -132,7 +133,7 @@ fn request(number: usize, veth: bool) -> AttachRequest {
                 "203.0.113.1".parse().expect("an address"),
                 "2001:db8:1::1".parse().expect("an address"),
             ],
-            ephemeral: Some(first..=first + 31),
+            ephemeral: vec![PortRange::new(first, first + 31).unwrap()],
             name,
         },
     }

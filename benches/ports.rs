@@ -15,8 +15,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use nos_shim::ident::{AttachmentId, LocalAddressId, VrfId};
+use nos_relay::data::relay::{AttachmentConfig, Relay, RelayEvent};
+use nos_shim::channel::{RequestId, pair};
+use nos_shim::frame::{FramePool, MAX_FRAME};
+use nos_shim::ident::{AttachmentId, LocalAddressId, MacAddr, UplinkId, VrfId};
 use nos_shim::ports::{Claim, ClaimKind, PortOwner, PortRange, PortTable, Registration, Transport};
+use nos_shim::shim::{Shim, ShimConfig, UplinkConfig};
+use nos_shim::time::Instant;
 use support::cycles::PerElement;
 use support::packets::OWN4;
 
@@ -162,5 +167,74 @@ fn register(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup, register);
+/// Relay and NOS, joined, with one attachment that changes its ports.
+struct Joined {
+    relay: Relay,
+    nos: Shim,
+}
+
+impl Joined {
+    fn new() -> Self {
+        let pool = FramePool::new(64, MAX_FRAME);
+        let (relay_end, nos_end) = pair(8);
+        let mut nos = Shim::new(nos_end, pool.clone(), ShimConfig { seed: 1 });
+        let uplink = UplinkConfig {
+            id: UplinkId(0),
+            name: "up0".into(),
+            vrf: VRF,
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            addresses: vec!["203.0.113.1/24".parse().unwrap()],
+            mtu: 1500,
+        };
+        nos.set_uplink(uplink, Instant::ZERO).unwrap();
+        let relay = Relay::new(relay_end, pool);
+        let mut joined = Self { relay, nos };
+        let first = joined.relay.attach(attachment(&[])).unwrap();
+        joined.answered(first);
+        joined
+    }
+
+    /// Has the attachment own these ports instead of those before.
+    fn own(&mut self, claims: &[Claim]) {
+        let request = self.relay.update(attachment(claims)).unwrap();
+        self.answered(request);
+    }
+
+    fn answered(&mut self, request: RequestId) {
+        self.nos.poll_channel(Instant::ZERO, 1);
+        self.relay.poll_channel(Instant::ZERO, 1);
+        let accepted = RelayEvent::Accepted(request);
+        assert_eq!(self.relay.poll_event(), Some(accepted));
+    }
+}
+
+fn attachment(claims: &[Claim]) -> AttachmentConfig {
+    AttachmentConfig {
+        id: AttachmentId(0),
+        name: "web".into(),
+        vrf: VRF,
+        mac: MacAddr([2, 0, 0, 0, 0, 2]),
+        relay_mac: MacAddr([2, 0, 0, 0, 0, 3]),
+        addresses: vec![OWN4.into()],
+        claims: claims.to_vec(),
+        mtu: 1500,
+    }
+}
+
+/// What a registration takes from the relay's question to the NOS's answer, what the relay and the
+/// guard make of it included: all ports are taken, and given up again.
+fn exchange(c: &mut Criterion) {
+    let mut group = c.benchmark_group("ports/exchange-and-back");
+    let mut joined = Joined::new();
+    for (name, count) in [("1-range", 1), ("10000-ranges", RANGES)] {
+        let claims: Vec<_> = (0..count).map(range).collect();
+        group.each(name, 1, || {
+            joined.own(black_box(&claims));
+            joined.own(&[]);
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, lookup, register, exchange);
 criterion_main!(benches);

@@ -405,6 +405,8 @@ impl<'a> Traffic<'a> {
             }
             lab.handle(self.from, burst);
         }
+        // As a data thread does at the end of each turn.
+        while lab.engine.poll_event().is_some() {}
         lab.now = lab.now + self.step;
     }
 
@@ -774,7 +776,6 @@ fn refused_sources_allocate_nothing() {
             with(|ends| ends.addresses[0] = FAR4.into()),
             DropReason::SourceAddress,
         ),
-        (with(|ends| ends.ports[0] = 21_000), DropReason::SourcePort),
         (out.packet(89, &[0; 20]), DropReason::SourceProtocol),
         (
             out.port_unreachable(&out.udp(SMALL)),
@@ -784,6 +785,25 @@ fn refused_sources_allocate_nothing() {
     ] {
         let answers = Traffic::new(TO_A, &[template]).is_refused(&mut lab, reason);
         assert_eq!(answers, 0);
+    }
+}
+
+/// The container is told, and when it may hear no more, it is not.
+#[test]
+fn foreign_ports_allocate_nothing() {
+    let mut lab = Lab::new();
+    for (out, _) in families() {
+        let foreign = out.with_ports([21_000, 443]);
+        for template in [foreign.udp(SMALL), foreign.udp(FULL), foreign.syn()] {
+            let template = [template];
+            let slow = Traffic::new(TO_A, &template).slow();
+            let told = slow.is_refused(&mut lab, DropReason::SourcePort);
+            assert!(told >= u64::from(ROUNDS), "{told} answers");
+            Traffic::new(TO_A, &template).is_refused(&mut lab, DropReason::SourcePort);
+        }
+        let segment = [foreign.tcp(SMALL)];
+        let told = Traffic::new(TO_A, &segment).is_refused(&mut lab, DropReason::SourcePort);
+        assert_eq!(told, 0);
     }
 }
 

@@ -29,6 +29,7 @@ use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::data::device::LinkState;
 use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
 use nos_shim::ident::MacAddr;
+use nos_shim::ports::PortRange;
 use support::{lab_test, skip};
 use tun_tap::{Iface, Mode};
 
@@ -124,6 +125,10 @@ fn addresses(list: &[&str]) -> Vec<IpAddr> {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
 
+fn ports(list: &[&str]) -> Vec<PortRange> {
+    list.iter().map(|text| text.parse().unwrap()).collect()
+}
+
 fn spec() -> ContainerSpec {
     ContainerSpec {
         name: "web".to_owned(),
@@ -132,7 +137,7 @@ fn spec() -> ContainerSpec {
         mtu: 1400,
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: addresses(&["203.0.113.1", "2001:db8:1::1"]),
-        ephemeral: Some(40000..=44999),
+        ephemeral: ports(&["40000-44999"]),
     }
 }
 
@@ -288,7 +293,7 @@ lab_test! {
         let changed = ContainerSpec {
             addresses: addresses(&["198.51.100.7", "203.0.113.1", "2001:db8:1::7"]),
             mtu: 1350,
-            ephemeral: Some(50000..=50999),
+            ephemeral: ports(&["50000-50999"]),
             ..spec()
         };
         side.update(changed).unwrap();
@@ -338,7 +343,7 @@ lab_test! {
         let before = lab.snapshot();
         let old = ContainerSpec {
             addresses: addresses(&["203.0.113.1", "198.51.100.200", "2001:db8:1::200"]),
-            ephemeral: Some(50000..=50999),
+            ephemeral: ports(&["50000-50999"]),
             ..spec()
         };
         lab.veth(&old).unwrap().abandon();
@@ -461,6 +466,72 @@ lab_test! {
 }
 
 lab_test! {
+    fn ephemeral_ranges_are_one_range_with_what_lies_between_reserved() {
+        let lab = Lab::new();
+        let reserved = || lab.container.read_sysctl("net/ipv4/ip_local_reserved_ports").unwrap();
+        let range = || lab.container.read_sysctl("net/ipv4/ip_local_port_range").unwrap();
+        // Somebody has reserved ports before, which stay reserved.
+        lab.container.sysctl("net/ipv4/ip_local_reserved_ports", "8080,40005").unwrap();
+        let before = lab.snapshot();
+        let pair = lab.veth(&spec()).unwrap();
+        let with = |list: &[&str]| ContainerSpec { ephemeral: ports(list), ..spec() };
+        let mut side = lab.configure(with(&["40012-40014", "40000-40009"])).unwrap();
+        assert_eq!((range(), reserved()), ("40000\t40014".to_owned(), "8080,40005,40010-40011".to_owned()));
+        // Thirteen ports, of which one is another's: no more sockets than that find one.
+        let bound: Vec<_> = (0..13).map_while(|_| {
+            let bind = || std::net::UdpSocket::bind("203.0.113.1:0");
+            lab.container.run(bind).unwrap().ok()
+        }).collect();
+        let mut given: Vec<u16> = bound.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
+        given.sort_unstable();
+        let expected: Vec<u16> = (40000..=40014).filter(|port| ![40005, 40010, 40011].contains(port)).collect();
+        assert_eq!(given, expected);
+        drop(bound);
+        // What somebody changes is put back.
+        lab.container.sysctl("net/ipv4/ip_local_reserved_ports", "1").unwrap();
+        assert!(side.update(with(&["40012-40014", "40000-40009"])).unwrap().changed);
+        assert_eq!(reserved(), "8080,40005,40010-40011");
+        assert!(!side.update(with(&["40012-40014", "40000-40009"])).unwrap().changed);
+        // One range needs none.
+        side.update(with(&["40000-40009"])).unwrap();
+        assert_eq!((range(), reserved()), ("40000\t40009".to_owned(), "8080,40005".to_owned()));
+        // Many do not fit into one page of text.
+        let many: Vec<String> = (0..3000).map(|n| (40_000 + 2 * n).to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        side.update(with(&many)).unwrap();
+        let gaps: Vec<String> = (0..2999).map(|n| (40_001 + 2 * n).to_string()).collect();
+        assert_eq!(reserved(), format!("8080,{}", gaps.join(",")));
+        side.detach().unwrap();
+        pair.detach().unwrap();
+        assert_eq!(lab.snapshot(), before);
+        assert_eq!(reserved(), "8080,40005");
+    }
+}
+
+lab_test! {
+    fn reserved_ports_of_a_killed_run_are_not_taken_for_somebodys() {
+        let lab = Lab::new();
+        let reserved = || lab.container.read_sysctl("net/ipv4/ip_local_reserved_ports").unwrap();
+        lab.container.sysctl("net/ipv4/ip_local_reserved_ports", "8080").unwrap();
+        let before = lab.snapshot();
+        for next in [&["50000-50999"][..], &["50000-50010", "50020-50030"]] {
+            let old = ContainerSpec { ephemeral: ports(&["40000-40010", "40020-40030"]), ..spec() };
+            lab.veth(&old).unwrap().abandon();
+            lab.configure(old).unwrap().abandon();
+            assert_eq!(reserved(), "8080,40011-40019");
+            let pair = lab.veth(&spec()).unwrap();
+            let side = lab.configure(ContainerSpec { ephemeral: ports(next), ..spec() }).unwrap();
+            let expected = if next.len() == 1 { "8080" } else { "8080,50011-50019" };
+            assert_eq!(reserved(), expected);
+            side.detach().unwrap();
+            pair.detach().unwrap();
+            assert_eq!(lab.snapshot(), before);
+            assert_eq!(reserved(), "8080");
+        }
+    }
+}
+
+lab_test! {
     fn bad_specs_are_refused() {
         let lab = Lab::new();
         let _pair = lab.veth(&spec()).unwrap();
@@ -469,7 +540,7 @@ lab_test! {
         let odd = lab.configure(ContainerSpec { addresses: addresses(&["224.0.0.1"]), ..spec() });
         assert!(matches!(odd, Err(AttachError::NotUnicast(_))));
         // Below ip_unprivileged_port_start the kernel refuses.
-        let low = lab.configure(ContainerSpec { ephemeral: Some(100..=200), ..spec() });
+        let low = lab.configure(ContainerSpec { ephemeral: ports(&["100-200"]), ..spec() });
         let text = low.unwrap_err().to_string();
         assert!(text.contains("ip_local_port_range to '100 200'"), "{text}");
     }

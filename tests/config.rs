@@ -146,7 +146,7 @@ fn every_key_is_read() {
     assert_eq!(web.interface.as_str(), "net0");
     assert_eq!(web.tcp, [range("20000-20999"), range("179"), range("80")]);
     assert_eq!(web.udp, [range("20000-20999")]);
-    assert_eq!(web.ephemeral, Some(range("40000-44999")));
+    assert_eq!(web.ephemeral, [range("40000-44999")]);
     assert_eq!(web.mac.unwrap().to_string(), "02:00:5e:10:00:02");
     assert!(!web.offload);
     assert_eq!(web.capture.as_deref(), Some("web.pcapng".as_ref()));

@@ -4,6 +4,8 @@
 //! like was observed on Linux 6.18 and is noted beside the tests. An RFC takes precedence where it
 //! says MUST NOT.
 
+use core::net::Ipv4Addr;
+
 mod error;
 mod query;
 mod quote;
@@ -13,6 +15,10 @@ pub use error::{IcmpError, QUOTE_LIMIT_V4, QUOTE_LIMIT_V6};
 pub use query::{Unanswered, answer};
 pub use quote::{Quote, set_quoted_echo_id};
 pub use redirect::BetterHop;
+
+/// Source of ICMP errors to a container: it holds the NOS's own address on its loopback, and would
+/// drop them as martian. RFC 7600 §4.8 reserves this address for errors without a better source.
+pub const DUMMY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 /// Types of ICMP for IPv4 (RFC 792).
 mod v4 {

@@ -590,6 +590,17 @@ impl Packet {
             .flatten()
     }
 
+    /// Whether this opens a flow: a TCP segment with SYN, and without ACK and RST. UDP does not say.
+    #[must_use]
+    #[inline]
+    pub fn opens_tcp_flow(&self) -> bool {
+        const SYN: u8 = 0x02;
+        const RST: u8 = 0x04;
+        const ACK: u8 = 0x10;
+        self.tcp_flags()
+            .is_some_and(|flags| flags & (SYN | ACK | RST) == SYN)
+    }
+
     /// TTL or hop limit.
     #[must_use]
     pub fn ttl(&self) -> u8 {

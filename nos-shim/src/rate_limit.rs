@@ -59,6 +59,17 @@ impl IcmpLimits {
         peer_interval_v6: Duration::ZERO,
         peer_burst: u32::MAX,
     };
+
+    /// A full bucket for all errors together.
+    #[must_use]
+    pub fn total(&self) -> TokenBucket {
+        let interval = match self.per_second {
+            0 => Duration::MAX,
+            u32::MAX => Duration::ZERO,
+            rate => Duration::from_secs(1) / rate,
+        };
+        TokenBucket::new(interval, self.burst)
+    }
 }
 
 /// Peers that are remembered.
@@ -78,14 +89,9 @@ impl IcmpLimiter {
     /// be able to guess it.
     #[must_use]
     pub fn new(limits: IcmpLimits, seed: u64) -> Self {
-        let interval = match limits.per_second {
-            0 => Duration::MAX,
-            u32::MAX => Duration::ZERO,
-            rate => Duration::from_secs(1) / rate,
-        };
         Self {
             limits,
-            total: TokenBucket::new(interval, limits.burst),
+            total: limits.total(),
             hasher: FixedState::with_seed(seed),
             peers: vec![None; PEERS].into_boxed_slice(),
         }

@@ -37,6 +37,7 @@ mod claims;
 mod document;
 mod entries;
 mod place;
+mod port_list;
 mod report;
 mod restart;
 mod routing;
@@ -241,8 +242,8 @@ pub struct Container {
     pub tcp: Vec<PortRange>,
     /// UDP ports that it receives on; no overlaps.
     pub udp: Vec<PortRange>,
-    /// TCP and UDP ports from which it opens flows of its own.
-    pub ephemeral: Option<PortRange>,
+    /// TCP and UDP ports from which it opens flows of its own; no overlaps.
+    pub ephemeral: Vec<PortRange>,
     /// MAC address of its interface, unicast; one made from the name when not given.
     pub mac: Option<MacAddr>,
     /// Whether checksum and segmentation offload may be used.

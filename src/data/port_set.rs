@@ -37,16 +37,16 @@ impl Default for PortSet {
 impl FromIterator<PortRange> for PortSet {
     /// Ranges may overlap and come in any order.
     fn from_iter<I: IntoIterator<Item = PortRange>>(ranges: I) -> Self {
-        let merged = merge(ranges.into_iter().collect());
+        let merged = PortRange::merged(ranges.into_iter().collect());
         let mut spans = [Span::default(); FEW];
         if merged.len() > FEW {
             return Self(Form::Many(bits(&merged)));
         }
-        for (span, (first, last)) in spans.iter_mut().zip(merged) {
+        for (span, range) in spans.iter_mut().zip(merged) {
             *span = Span {
-                first,
+                first: range.first(),
                 // At most 65,535, as port 0 is in no range.
-                len: last - first + 1,
+                len: range.last() - range.first() + 1,
             };
         }
         Self(Form::Few(spans))
@@ -67,24 +67,9 @@ impl PortSet {
     }
 }
 
-/// First and last port of the fewest spans that hold the same ports.
-fn merge(mut ranges: Vec<PortRange>) -> Vec<(u16, u16)> {
-    ranges.sort_unstable();
-    let mut merged: Vec<(u16, u16)> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some((_, last)) if range.first() <= last.saturating_add(1) => {
-                *last = range.last().max(*last);
-            }
-            _ => merged.push((range.first(), range.last())),
-        }
-    }
-    merged
-}
-
-fn bits(spans: &[(u16, u16)]) -> Box<[u64; WORDS]> {
+fn bits(ranges: &[PortRange]) -> Box<[u64; WORDS]> {
     let mut bits = Box::new([0; WORDS]);
-    for port in spans.iter().flat_map(|&(first, last)| first..=last) {
+    for port in ranges.iter().flat_map(|range| range.first()..=range.last()) {
         bits[usize::from(port >> 6)] |= 1 << (port & 63);
     }
     bits

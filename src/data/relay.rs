@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! handle_burst ── parse ── responder ── guard ── burst ═ ring ═> NOS
-//!                              │ answer
-//!                              v
+//!                              │ answer   │ ICMP error
+//!                              v          v
 //! poll_transmit <─────── transmit <── adapt ── MAC addresses <═ ring ═ poll_channel
 //! ```
 //!
@@ -39,6 +39,7 @@
 //! is answered was consumed, and its answer originated.
 
 mod attachment;
+mod refusal;
 mod side;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -52,7 +53,7 @@ use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
 use nos_shim::page::Page;
-use nos_shim::ports::{ExchangeRefused, Registration};
+use nos_shim::ports::{ExchangeRefused, Registration, Transport};
 use nos_shim::services::ServiceConfig;
 use nos_shim::share::Budget;
 use nos_shim::time::Instant;
@@ -62,6 +63,7 @@ use thiserror::Error;
 pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus};
 
 use attachment::{Attachment, Guarded};
+use refusal::Refuser;
 use side::Side;
 
 /// Why an attachment cannot be made or changed.
@@ -93,8 +95,8 @@ pub struct AttachmentExchange {
     pub services: Option<ServiceConfig>,
 }
 
-/// What the NOS has decided. Every request is answered once, unless all its attachments have been
-/// detached meanwhile.
+/// What the NOS has decided, and what a container was refused. Every request is answered once, unless
+/// all its attachments have been detached meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayEvent {
     /// What was asked for holds: its attachments are active.
@@ -102,6 +104,18 @@ pub enum RelayEvent {
     /// Nothing was granted. What was before still holds; an attachment that had nothing stays
     /// registered until it is detached.
     Refused(RequestId, ExchangeRefused),
+    /// A container sends from a port that is not its own. It is told so once in a while, and not for
+    /// every packet.
+    ForeignPort {
+        /// Whose packet it was.
+        attachment: AttachmentId,
+        /// Of which protocol.
+        transport: Transport,
+        /// The port that it came from.
+        port: u16,
+        /// How many packets of this attachment came from foreign ports so far.
+        dropped: u64,
+    },
 }
 
 /// The container side. See the [module](self).
@@ -118,6 +132,7 @@ pub struct Relay {
     asked: BTreeMap<RequestId, Asked>,
     last_request: RequestId,
     events: VecDeque<RelayEvent>,
+    refuser: Refuser,
     ledger: Ledger,
 }
 
@@ -156,6 +171,7 @@ impl Relay {
             asked: BTreeMap::new(),
             last_request: RequestId::default(),
             events: VecDeque::new(),
+            refuser: Refuser::default(),
             ledger: Ledger::default(),
         }
     }
@@ -307,16 +323,17 @@ impl Relay {
         Ok(())
     }
 
-    /// The oldest decision of the NOS that was not yet polled.
+    /// The oldest decision of the NOS that was not yet polled; then what containers were refused.
     pub fn poll_event(&mut self) -> Option<RelayEvent> {
-        self.events.pop_front()
+        let decided = self.events.pop_front();
+        decided.or_else(|| self.refuser.events.pop_front())
     }
 
     /// Takes frames that came from a container, and leaves `burst` empty.
-    pub fn handle_burst(&mut self, id: AttachmentId, burst: &mut Burst, _now: Instant) {
+    pub fn handle_burst(&mut self, id: AttachmentId, burst: &mut Burst, now: Instant) {
         self.ledger.received += burst.len() as u64;
         if let Some(mut side) = self.side(id) {
-            return side.handle_burst(burst);
+            return side.handle_burst(burst, now);
         }
         let frames = burst.len() as u64;
         self.ledger.drops.add(DropReason::UnknownAttachment, frames);
@@ -380,7 +397,8 @@ impl Relay {
     /// Announces that this side is about to block. Returns `false` if it must not, because there
     /// is something to do.
     pub fn try_sleep(&mut self) -> bool {
-        self.transmit.held() == 0 && self.events.is_empty() && self.channel.try_sleep()
+        let told = self.events.is_empty() && self.refuser.events.is_empty();
+        self.transmit.held() == 0 && told && self.channel.try_sleep()
     }
 
     /// Whether the ring to the NOS takes another burst.
@@ -446,6 +464,7 @@ impl Relay {
             transmit: &mut self.transmit,
             outgoing: &mut self.outgoing,
             channel: &mut self.channel,
+            refuser: &mut self.refuser,
             pool: &mut self.pool,
             ledger: &mut self.ledger,
         })

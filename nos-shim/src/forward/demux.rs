@@ -13,11 +13,6 @@ use crate::ports::{ClaimKind, Owner, PortOwner, Transport};
 use crate::tables::Tables;
 use crate::time::Instant;
 
-/// TCP flags that matter here.
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
-const RST: u8 = 0x04;
-
 /// Who gets a packet to a NOS address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recipient {
@@ -74,7 +69,7 @@ fn recipient_by_port(packet: &Packet, address: LocalAddressId, tables: &Tables) 
             id,
             kind: ClaimKind::Ephemeral,
         } => {
-            if opens_flow(packet) {
+            if packet.opens_tcp_flow() {
                 Recipient::NoListener
             } else {
                 Recipient::Attachment(id)
@@ -207,12 +202,4 @@ pub(super) fn put_back_echo_id(packet: &mut Packet, own: u16) {
     } else {
         icmp::set_quoted_echo_id(packet, own);
     }
-}
-
-/// Whether outsiders use this to open a flow: a TCP segment with SYN and without ACK.
-/// UDP does not say.
-fn opens_flow(packet: &Packet) -> bool {
-    packet
-        .tcp_flags()
-        .is_some_and(|flags| flags & (SYN | ACK | RST) == SYN)
 }

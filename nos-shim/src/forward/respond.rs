@@ -1,10 +1,10 @@
 //! Refusals: ICMP errors and TCP resets, and the way back for everything that the NOS says.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 
 use crate::drop::DropReason;
 use crate::fib::Action;
-use crate::icmp::IcmpError;
+use crate::icmp::{DUMMY_ADDRESS, IcmpError};
 use crate::ident::{AttachmentId, Interface};
 use crate::origin::Origin;
 use crate::output::Output;
@@ -15,10 +15,6 @@ use crate::time::Instant;
 use crate::worker::Worker;
 
 use super::step::{NextHop, Notice, Refusal, Step, ToAttachment};
-
-/// Source of ICMP errors to a container: it holds the NOS's own address on its loopback and would
-/// drop them as martian. RFC 7600 §4.8 reserves this address for errors without a better source.
-const DUMMY_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 /// Drops a packet, and makes what its sender is told.
 pub(super) fn refuse(

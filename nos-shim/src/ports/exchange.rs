@@ -76,24 +76,9 @@ fn uncovered(stripe: &Stripe, covers: &[Stripe]) -> Vec<PortRange> {
         (cover.address, cover.transport) < place
             || (cover.address, cover.transport) == place && before
     });
-    let mut left = Vec::new();
-    let mut next = u32::from(stripe.range.first());
-    for cover in covers
-        .iter()
-        .skip(behind)
-        .take_while(|it| it.overlaps(stripe))
-    {
-        left.extend(between(next, cover.range.first().into()));
-        next = u32::from(cover.range.last()) + 1;
-    }
-    left.extend(between(next, u32::from(stripe.range.last()) + 1));
-    left
-}
-
-/// The ports from `first` on that are less than `end`, if there are any.
-fn between(first: u32, end: u32) -> Option<PortRange> {
-    let last = u16::try_from(end.checked_sub(1)?).ok()?;
-    PortRange::new(u16::try_from(first).ok()?, last).ok()
+    let covers = covers.iter().skip(behind);
+    let covers = covers.take_while(|cover| cover.overlaps(stripe));
+    stripe.range.without(covers.map(|cover| cover.range))
 }
 
 #[cfg(test)]

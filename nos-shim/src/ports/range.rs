@@ -78,6 +78,47 @@ impl PortRange {
     pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
+
+    /// The fewest ranges that hold the same ports, in order. `ranges` may overlap, and come in any
+    /// order.
+    #[must_use]
+    pub fn merged(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.sort_unstable();
+        let mut merged: Vec<Self> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(reaching) if range.first() <= reaching.last().saturating_add(1) => {
+                    reaching.last = range.last.max(reaching.last);
+                }
+                _ => merged.push(range),
+            }
+        }
+        merged
+    }
+
+    /// What is left of it without the ports of `taken`, which come in order and do not overlap each
+    /// other.
+    #[must_use]
+    pub fn without(self, taken: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut left = Vec::new();
+        let mut next = u32::from(self.first());
+        let overlapping = taken
+            .into_iter()
+            .skip_while(|taken| taken.last < self.first)
+            .take_while(|taken| taken.first <= self.last);
+        for taken in overlapping {
+            left.extend(between(next, taken.first().into()));
+            next = u32::from(taken.last()) + 1;
+        }
+        left.extend(between(next, u32::from(self.last()) + 1));
+        left
+    }
+}
+
+/// The ports from `first` on that are less than `end`, if there are any.
+fn between(first: u32, end: u32) -> Option<PortRange> {
+    let last = u16::try_from(end.checked_sub(1)?).ok()?;
+    PortRange::new(u16::try_from(first).ok()?, last).ok()
 }
 
 impl From<NonZeroU16> for PortRange {
@@ -117,6 +158,8 @@ impl FromStr for PortRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn range_text_round_trips() {
@@ -135,6 +178,41 @@ mod tests {
                 message(text).starts_with(&format!("'{text}' is not a port")),
                 "{text}"
             );
+        }
+    }
+
+    fn ranges() -> impl Strategy<Value = Vec<PortRange>> {
+        // Few ports, and those at both ends, so that ranges meet.
+        let first = prop_oneof![1..60_u16, 65_480..=65_535_u16];
+        let range = (first, 0..8_u16)
+            .prop_map(|(first, more)| PortRange::new(first, first.saturating_add(more)).unwrap());
+        proptest::collection::vec(range, 0..12)
+    }
+
+    fn ports(ranges: &[PortRange]) -> BTreeSet<u16> {
+        let each = ranges.iter();
+        each.flat_map(|range| range.first()..=range.last())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn merged_ranges_are_apart_and_hold_the_same_ports(some in ranges()) {
+            let merged = PortRange::merged(some.clone());
+            prop_assert_eq!(ports(&merged), ports(&some));
+            let gap = |pair: &[PortRange]| u32::from(pair[1].first()) > u32::from(pair[0].last()) + 1;
+            prop_assert!(merged.windows(2).all(gap));
+        }
+
+        #[test]
+        fn what_is_left_is_what_was_not_taken(some in ranges(), taken in ranges()) {
+            let taken = PortRange::merged(taken);
+            for range in some {
+                let left = range.without(taken.iter().copied());
+                let expected = ports(&[range]).difference(&ports(&taken)).copied().collect();
+                prop_assert_eq!(ports(&left), expected);
+                prop_assert!(left.windows(2).all(|pair| pair[0].last() < pair[1].first()));
+            }
         }
     }
 

@@ -1,24 +1,19 @@
 //! What is needed to work on a container's namespace from outside.
 
-use std::io;
-
 use netlink_packet_route::AddressFamily;
 
 use super::AttachError;
+use super::local_ports::LocalPorts;
 use super::mark::find_marked;
 use crate::control::kernel::netlink::{AddressFacts, LinkSelector, Netlink, RouteFacts};
-use crate::control::kernel::sysctl::Setting;
 use crate::control::kernel::{LinkFacts, Namespace};
 
-/// `net.ipv4.ip_local_port_range`, which holds for IPv6 as well.
-pub(super) const PORT_RANGE: &str = "net/ipv4/ip_local_port_range";
-
-/// A socket and a setting of a namespace, brought back by one visit, and used from any thread.
+/// A socket and settings of a namespace, brought back by one visit, and used from any thread.
 ///
 /// The value keeps the namespace alive.
 pub(super) struct Interior {
     pub(super) netlink: Netlink,
-    ports: io::Result<Setting>,
+    pub(super) ports: LocalPorts,
 }
 
 /// What a container has at present, of all that attaching touches.
@@ -42,7 +37,7 @@ impl Interior {
         namespace.run(|| {
             let interior = Self {
                 netlink: Netlink::open_here(namespace)?,
-                ports: Setting::open_here(PORT_RANGE),
+                ports: LocalPorts::open_here(),
             };
             let result = task(&interior.netlink)?;
             Ok((interior, result))
@@ -52,23 +47,6 @@ impl Interior {
     /// Visits `namespace` for the sake of what the visit brings back.
     pub(super) fn open(namespace: &Namespace) -> Result<Self, AttachError> {
         Ok(Self::visit(namespace, |_| Ok(()))?.0)
-    }
-
-    /// The present range of ports, as the kernel writes it.
-    pub(super) fn ports(&self) -> io::Result<String> {
-        self.setting()?.read()
-    }
-
-    pub(super) fn set_ports(&self, range: &str) -> io::Result<()> {
-        self.setting()?.write(range)
-    }
-
-    fn setting(&self) -> io::Result<&Setting> {
-        let setting = self.ports.as_ref();
-        setting.map_err(|error| match error.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => error.kind().into(),
-        })
     }
 
     /// Reads all that attaching touches.

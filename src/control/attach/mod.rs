@@ -11,9 +11,9 @@
 //! | shared addresses | /32 and /128 on `lo`, without duplicate address detection | removal |
 //! | interface | MAC, MTU, queue length, alias, link-local address, up | deletion (a TAP: when its fd is closed) |
 //! | default routes | on-link through the interface, source: the first shared address | removal |
-//! | `ip_local_port_range` | the ephemeral range | the value found before |
+//! | `ip_local_port_range`, `ip_local_reserved_ports` | the ephemeral ranges, and what lies between them | the values found before |
 //!
-//! How: [`attach`] visits the namespace once and brings back a netlink socket, the setting of the
+//! How: [`attach`] visits the namespace once and brings back a netlink socket, the settings of
 //! ports, and a TAP where one is wanted (`interior`). All else is done from outside: what is there
 //! is read, compared with what shall be there (`plan`, which is pure), and the difference goes to
 //! the kernel as one batch of requests (`side`). A container that is as it shall be is only read.
@@ -36,6 +36,7 @@ mod detach;
 mod error;
 mod host;
 mod interior;
+mod local_ports;
 mod mark;
 mod plan;
 mod side;

@@ -370,7 +370,7 @@ mod tests {
                 "203.0.113.1".parse().unwrap(),
                 "2001:db8:1::1".parse().unwrap(),
             ],
-            ephemeral: None,
+            ephemeral: Vec::new(),
         }
     }
 

@@ -1,20 +1,17 @@
 //! A container's side: put in place, kept up to date, and taken away again.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::AddressFamily;
 use tracing::{debug, warn};
 
-use super::interior::{Found, Interior, PORT_RANGE};
+use super::interior::{Found, Interior};
+use super::local_ports::{PortsBefore, Refused};
 use super::plan::{Effect, Families, Occasion, Plan, Step};
 use super::{AttachError, ContainerSpec, Warning};
 use crate::control::kernel::netlink::Request;
 use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceName};
-
-/// What the kernel gives every new namespace.
-const PORT_RANGE_DEFAULT: &str = "32768\t60999";
 
 /// A container's namespace in the state that a [`ContainerSpec`] asks for.
 ///
@@ -44,8 +41,8 @@ struct SideState {
     index: u32,
     /// Addresses added by this value, for kernels that do not keep the mark.
     added: BTreeSet<IpAddr>,
-    /// The port range before us; `None` while it has not been touched.
-    ports_before: Option<String>,
+    /// The ports before us.
+    ports_before: PortsBefore,
 }
 
 /// How a container's side is, after it was put in place or looked after.
@@ -156,7 +153,7 @@ impl ContainerSide {
                 index: link.index,
                 spec,
                 added: BTreeSet::new(),
-                ports_before: None,
+                ports_before: PortsBefore::default(),
             },
             detached: false,
         };
@@ -327,48 +324,28 @@ impl ContainerSide {
         }
     }
 
-    /// `leftover`: an earlier run was killed here, so the present range may be its. Returns whether
-    /// the range was changed.
+    /// `leftover`: an earlier run was killed here, so the present ports may be its. Returns whether
+    /// they were changed.
     fn set_ports(&mut self, interior: &Interior, leftover: bool) -> Result<bool, AttachError> {
-        let Some(range) = &self.state.spec.ephemeral else {
-            return self.restore_ports(interior);
-        };
-        let wanted = format!("{}\t{}", range.start(), range.end());
-        let present = self.sysctl(&wanted, interior.ports())?;
-        if self.state.ports_before.is_none() {
-            let before = if leftover {
-                PORT_RANGE_DEFAULT.to_owned()
-            } else {
-                present.clone()
-            };
-            self.state.ports_before = Some(before);
-        }
-        if present == wanted {
-            return Ok(false);
-        }
-        debug!(
-            "{PORT_RANGE} in {}: '{present}' becomes '{wanted}'",
-            self.namespace
-        );
-        self.sysctl(&wanted, interior.set_ports(&wanted))?;
-        Ok(true)
+        let SideState {
+            spec, ports_before, ..
+        } = &mut self.state;
+        let set = interior.ports.set(&spec.ephemeral, ports_before, leftover);
+        set.map_err(|refused| self.refused(refused))
     }
 
     fn restore_ports(&mut self, interior: &Interior) -> Result<bool, AttachError> {
-        let Some(before) = self.state.ports_before.take() else {
-            return Ok(false);
-        };
-        self.sysctl(&before, interior.set_ports(&before))?;
-        Ok(true)
+        let restored = interior.ports.restore(&mut self.state.ports_before);
+        restored.map_err(|refused| self.refused(refused))
     }
 
-    fn sysctl<T>(&self, value: &str, result: io::Result<T>) -> Result<T, AttachError> {
-        result.map_err(|source| AttachError::Sysctl {
-            key: PORT_RANGE.to_owned(),
+    fn refused(&self, Refused { key, value, source }: Refused) -> AttachError {
+        AttachError::Sysctl {
+            key: key.to_owned(),
             value: value.replace('\t', " "),
             namespace: self.namespace.to_string(),
             source,
-        })
+        }
     }
 }
 

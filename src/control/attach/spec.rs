@@ -1,9 +1,9 @@
 //! What is asked for.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 
 use nos_shim::ident::MacAddr;
+use nos_shim::ports::PortRange;
 
 use super::AttachError;
 use crate::control::kernel::InterfaceName;
@@ -30,8 +30,8 @@ pub struct ContainerSpec {
     pub tx_queue_len: u32,
     /// Shared addresses. The first of each family is the source of what the container sends.
     pub addresses: Vec<IpAddr>,
-    /// Ports from which the container opens flows; `None` leaves the namespace's setting.
-    pub ephemeral: Option<RangeInclusive<u16>>,
+    /// Ports from which the container opens flows; none leaves the namespace's settings.
+    pub ephemeral: Vec<PortRange>,
 }
 
 impl ContainerSpec {

@@ -260,7 +260,7 @@ fn container(entry: ContainerEntry, nos: &[IpAddr], uplinks: &[UplinkEntry]) -> 
         addresses,
         tcp: values(entry.tcp),
         udp: values(entry.udp),
-        ephemeral: entry.ephemeral.map(|at| at.value),
+        ephemeral: values(entry.ephemeral),
         mac: entry.mac,
         offload: entry.offload,
         vrf: VrfId::DEFAULT,

@@ -176,7 +176,7 @@ impl<'a> Table<'a> {
     fn free_range(&self, claim: &Claim<'_>) -> Option<PortRange> {
         let others = || {
             let other = |taken: &&Claim<'_>| {
-                taken.place != claim.place
+                (taken.place, taken.range) != (claim.place, claim.range)
                     && taken
                         .transports
                         .iter()

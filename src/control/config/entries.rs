@@ -14,6 +14,7 @@ use crate::interface_name::InterfaceName;
 
 use super::document::Section;
 use super::place::At;
+use super::port_list;
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{
@@ -68,7 +69,7 @@ pub(super) struct ContainerEntry {
     pub(super) addresses: Option<Vec<At<IpAddr>>>,
     pub(super) tcp: Vec<At<PortRange>>,
     pub(super) udp: Vec<At<PortRange>>,
-    pub(super) ephemeral: Option<At<PortRange>>,
+    pub(super) ephemeral: Vec<At<PortRange>>,
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
     pub(super) capture: Option<At<PathBuf>>,
@@ -225,9 +226,9 @@ fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let interface = section.optional("interface", values::interface);
     let advice = "leave it out for every address of the NOS";
     let addresses = section.nonempty("addresses", advice, values::address);
-    let tcp = section.list("tcp", values::port_range);
-    let udp = section.list("udp", values::port_range);
-    let ephemeral = section.optional("ephemeral", values::port_range);
+    let tcp = port_list::read(&mut section, "tcp");
+    let udp = port_list::read(&mut section, "udp");
+    let ephemeral = port_list::read(&mut section, "ephemeral");
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
     let capture = section.optional("capture", values::file);
@@ -241,8 +242,8 @@ fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         device: device?.value,
         interface: interface.map_or_else(default_interface, |at| at.value),
         addresses,
-        tcp: tcp.unwrap_or_default(),
-        udp: udp.unwrap_or_default(),
+        tcp,
+        udp,
         ephemeral,
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),

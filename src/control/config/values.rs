@@ -14,6 +14,7 @@ use toml::de::DeValue;
 
 use crate::interface_name::InterfaceName;
 
+use super::port_list::PortEntry;
 use super::{
     ContainerDevice, IoUring, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
 };
@@ -22,7 +23,7 @@ use super::{
 const MAX_QUOTED: usize = 60;
 
 /// What ports look like.
-const PORTS: &str = "a port or a range within 1 to 65535, as in 179 or \"20000-20999\"";
+const PORTS: &str = "a port or a range within 1 to 65535, as in 179, \"20000-20999\" or \"!20500\"";
 
 /// The highest process id that Linux can be set to give (`PID_MAX_LIMIT`).
 const MAX_PID: u32 = 1 << 22;
@@ -228,16 +229,23 @@ pub(super) fn next_hop(value: &DeValue<'_>) -> Result<HopText, String> {
     Ok(HopText { address, uplink })
 }
 
-pub(super) fn port_range(value: &DeValue<'_>) -> Result<PortRange, String> {
+pub(super) fn port_entry(value: &DeValue<'_>) -> Result<PortEntry, String> {
     match value {
-        DeValue::Integer(_) => count(value, 1..=65_535).and_then(single_port),
-        DeValue::String(written) => ports(written),
+        DeValue::Integer(_) => {
+            let port = count(value, 1..=65_535).and_then(single_port);
+            port.map(PortEntry::Ports)
+        }
+        DeValue::String(written) => match written.strip_prefix('!') {
+            Some(excluded) => ports(written, excluded.trim_start()).map(PortEntry::Except),
+            None => ports(written, written).map(PortEntry::Ports),
+        },
         _ => Err(mistyped(value, PORTS)),
     }
 }
 
-fn ports(written: &str) -> Result<PortRange, String> {
-    written.parse().map_err(|why| match why {
+/// Reads `ports`, which is `written` without what stands before it.
+fn ports(written: &str, ports: &str) -> Result<PortRange, String> {
+    ports.parse().map_err(|why| match why {
         PortRangeError::Syntax(_) => format!("{} is not {PORTS}", quoted(written)),
         _ => format!("{}: {why}", quoted(written)),
     })

@@ -282,8 +282,8 @@ fn port_claims(claim: &Claim) -> Vec<PortClaim> {
             .collect()
     };
     let ephemeral = |transport| {
-        let range = claim.ephemeral.into_iter();
-        range.map(move |range| of(transport, range, ClaimKind::Ephemeral))
+        let ranges = claim.ephemeral.iter();
+        ranges.map(move |&range| of(transport, range, ClaimKind::Ephemeral))
     };
     let mut claims = listen(Transport::Tcp, &claim.tcp);
     claims.extend(listen(Transport::Udp, &claim.udp));
@@ -300,7 +300,7 @@ fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
         mtu: u32::from(link.mtu.octets()),
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: link.addresses.clone(),
-        ephemeral: link.ephemeral.map(|range| range.first()..=range.last()),
+        ephemeral: link.ephemeral.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
+use nos_shim::ports::Transport;
 use nos_shim::shim::ShimEvent;
 use tracing::{debug, error, info, warn};
 
@@ -12,6 +13,7 @@ use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
 use crate::control::plan::Entity;
 use crate::data::engine::EngineEvent;
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
+use crate::data::relay::RelayEvent;
 
 use super::{Daemon, DaemonError};
 
@@ -39,6 +41,12 @@ impl Daemon {
                     address,
                     mac,
                 })) => self.address_conflict(uplink, address, mac),
+                Event::Engine(EngineEvent::Relay(RelayEvent::ForeignPort {
+                    attachment,
+                    transport,
+                    port,
+                    dropped,
+                })) => self.foreign_port(attachment, transport, port, dropped),
                 Event::Engine(EngineEvent::Relay(event)) => {
                     debug!(?event, "nobody waits for this any more");
                 }
@@ -120,6 +128,24 @@ impl Daemon {
         let found = uplinks.find(|(_, uplink)| uplink.id == id);
         let name = found.map_or("", |(name, _)| name.as_str());
         warn!(uplink = name, %address, %mac, "somebody else uses an address of the NOS");
+    }
+
+    /// The relay tells it once in a while, so this may be logged each time.
+    fn foreign_port(&self, id: AttachmentId, transport: Transport, port: u16, dropped: u64) {
+        let mut containers = self.live.containers.iter();
+        // It may have gone meanwhile.
+        let Some((name, _)) = containers.find(|(_, container)| container.id == id) else {
+            return;
+        };
+        let owner = self.reconciler.state.owner_of(name, transport, port);
+        let owner = owner.map_or_else(|| "nobody".to_owned(), |owner| owner.to_string());
+        warn!(
+            container = %name,
+            port = format_args!("{transport} {port}"),
+            owner,
+            dropped,
+            "it sends from a port that is not its own, which is refused"
+        );
     }
 
     /// Looks at what the kernel tells. Returns whether something has to be reconciled.

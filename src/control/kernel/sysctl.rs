@@ -6,6 +6,9 @@ use std::os::unix::fs::FileExt;
 
 use super::namespace::{Namespace, NamespaceError};
 
+/// Octets that no value exceeds: a list of every other port has some 200,000.
+const LONGEST: usize = 1 << 20;
+
 /// An open sysctl of one namespace. It can be read and written from any thread, wherever that is.
 #[derive(Debug)]
 pub(crate) struct Setting {
@@ -31,11 +34,17 @@ impl Setting {
 
     /// The present value, without the final newline.
     pub(crate) fn read(&self) -> io::Result<String> {
-        // Longer than any number or pair of numbers.
-        let mut text = [0; 256];
-        let length = self.file.read_at(&mut text, 0)?;
-        let text = text.get(..length).unwrap_or_default();
-        Ok(String::from_utf8_lossy(text).trim_end().to_owned())
+        // Longer than any number or pair of numbers. The kernel says no more of a list than fits
+        // into one read.
+        let mut text = vec![0; 256];
+        loop {
+            let length = self.file.read_at(&mut text, 0)?;
+            if length < text.len() || length >= LONGEST {
+                text.truncate(length);
+                return Ok(String::from_utf8_lossy(&text).trim_end().to_owned());
+            }
+            text.resize(text.len() * 4, 0);
+        }
     }
 
     /// Sets it.
@@ -45,18 +54,16 @@ impl Setting {
                 error.raw_os_error().unwrap_or(libc::EACCES),
             ));
         }
-        // The kernel takes a value whole or refuses it.
-        self.file.write_at(value.as_bytes(), 0).map(drop)
+        // The kernel takes a value whole or refuses it; of a long list, a page at a time, and adds
+        // up what comes behind the first.
+        self.file.write_all_at(value.as_bytes(), 0)
     }
 }
 
 /// Reads `/proc/sys/<key>` as a thread in `namespace` sees it, without the final newline.
 #[cfg(any(test, feature = "testbed"))]
 pub(crate) fn read(namespace: &Namespace, key: &str) -> Result<io::Result<String>, NamespaceError> {
-    namespace.run(|| {
-        let text = std::fs::read_to_string(format!("/proc/sys/{key}"))?;
-        Ok(text.trim_end().to_owned())
-    })
+    namespace.run(|| Setting::open_here(key)?.read())
 }
 
 /// Writes `/proc/sys/<key>` as a thread in `namespace` sees it.

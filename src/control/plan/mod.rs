@@ -36,7 +36,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use nos_shim::ident::{MacAddr, VrfId};
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{PortRange, Transport};
 
 use crate::control::config::{
     ContainerDevice, Mtu, Name, NetnsRef, Route, ServiceConfig, UplinkDevice,
@@ -134,7 +134,7 @@ pub struct Claim {
     /// UDP ports that it receives on.
     pub udp: Vec<PortRange>,
     /// TCP and UDP ports from which it opens flows.
-    pub ephemeral: Option<PortRange>,
+    pub ephemeral: Vec<PortRange>,
     /// Longest IP packet on its link.
     pub mtu: Mtu,
     /// MAC address of its interface.
@@ -158,8 +158,8 @@ pub struct ContainerLink {
     pub offload: bool,
     /// Addresses on `lo`.
     pub addresses: Vec<IpAddr>,
-    /// The namespace's `ip_local_port_range`.
-    pub ephemeral: Option<PortRange>,
+    /// Those that the namespace gives to sockets; none for its own setting.
+    pub ephemeral: Vec<PortRange>,
     /// Longest IP packet.
     pub mtu: Mtu,
 }
@@ -355,6 +355,30 @@ impl State {
             }
             Step::Services { new, .. } => self.services = new.clone(),
         }
+    }
+
+    /// Who has a port on one of the addresses of this container; itself, if it has.
+    #[must_use]
+    pub fn owner_of(&self, container: &Name, transport: Transport, port: u16) -> Option<Entity> {
+        let own = self.claims.get(container)?;
+        let services = self.services.services.iter();
+        if services
+            .filter(|service| service.uses(transport))
+            .any(|service| service.port().get() == port)
+        {
+            return Some(Entity::Services);
+        }
+        let shares = |claim: &Claim| {
+            let mut addresses = claim.addresses.iter();
+            claim.vrf == own.vrf && addresses.any(|address| own.addresses.contains(address))
+        };
+        let has = |claim: &Claim| {
+            needs::transports_and_ranges(claim)
+                .any(|(of, range)| of == transport && range.contains(port))
+        };
+        let mut claims = self.claims.iter();
+        let (owner, _) = claims.find(|(_, claim)| shares(claim) && has(claim))?;
+        Some(Entity::Container(owner.clone()))
     }
 
     /// Makes `entity` in this state what it is in `other`.

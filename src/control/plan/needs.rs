@@ -240,11 +240,11 @@ fn ranges(claim: &Claim) -> impl Iterator<Item = ((VrfId, Transport, IpAddr), Po
     })
 }
 
-fn transports_and_ranges(claim: &Claim) -> impl Iterator<Item = (Transport, PortRange)> {
+pub(super) fn transports_and_ranges(claim: &Claim) -> impl Iterator<Item = (Transport, PortRange)> {
     let tcp = claim.tcp.iter().map(|&range| (Transport::Tcp, range));
     let udp = claim.udp.iter().map(|&range| (Transport::Udp, range));
-    let ephemeral = claim.ephemeral.into_iter();
-    let ephemeral = ephemeral.flat_map(|range| [(Transport::Tcp, range), (Transport::Udp, range)]);
+    let both = |&range| [(Transport::Tcp, range), (Transport::Udp, range)];
+    let ephemeral = claim.ephemeral.iter().flat_map(both);
     tcp.chain(udp).chain(ephemeral)
 }
 

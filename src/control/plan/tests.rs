@@ -195,13 +195,13 @@ fn add_container(
         addresses: addresses.clone(),
         tcp: blocks(draft.tcp).collect(),
         udp: blocks(draft.udp).collect(),
-        ephemeral: draft.ephemeral.map(block),
+        ephemeral: draft.ephemeral.map(block).into_iter().collect(),
         mtu: Mtu::new(draft.mtu).unwrap(),
         mac: mac(draft.mac),
     };
-    if let Some(ephemeral) = claim.ephemeral {
-        claim.tcp.retain(|range| *range != ephemeral);
-        claim.udp.retain(|range| *range != ephemeral);
+    for ephemeral in &claim.ephemeral {
+        claim.tcp.retain(|range| range != ephemeral);
+        claim.udp.retain(|range| range != ephemeral);
     }
     if World::of(state)
         .refusal(&name("c", number), &claim)
@@ -209,7 +209,7 @@ fn add_container(
     {
         claim.tcp.clear();
         claim.udp.clear();
-        claim.ephemeral = None;
+        claim.ephemeral.clear();
     }
     let link = ContainerLink {
         netns: NetnsRef::Path(PathBuf::from(format!("/n{}", draft.namespace))),
@@ -222,7 +222,7 @@ fn add_container(
         mac: mac(draft.mac),
         offload: true,
         addresses,
-        ephemeral: claim.ephemeral,
+        ephemeral: claim.ephemeral.clone(),
         mtu: claim.mtu,
     };
     state.claims.insert(name("c", number), claim);
@@ -403,7 +403,7 @@ fn clash(one: &Claim, other: &Claim) -> bool {
     };
     let with = |ranges: &[PortRange], claim: &Claim| {
         let mut all = ranges.to_vec();
-        all.extend(claim.ephemeral);
+        all.extend(&claim.ephemeral);
         all
     };
     address

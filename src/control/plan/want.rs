@@ -194,7 +194,7 @@ pub fn claim(container: &Container) -> Claim {
         addresses: container.addresses.clone(),
         tcp: container.tcp.clone(),
         udp: container.udp.clone(),
-        ephemeral: container.ephemeral,
+        ephemeral: container.ephemeral.clone(),
         mtu: container.mtu,
         mac: container_mac(container),
     }
@@ -209,7 +209,7 @@ fn link(container: &Container, namespace: NamespaceId) -> ContainerLink {
         mac: container_mac(container),
         offload: container.offload,
         addresses: container.addresses.clone(),
-        ephemeral: container.ephemeral,
+        ephemeral: container.ephemeral.clone(),
         mtu: container.mtu,
     }
 }

@@ -15,6 +15,8 @@ use crate::data::guard::Guard;
 use crate::data::link::ContainerLink;
 use crate::data::responder::{Disposition, answer_arp, answer_ip};
 
+use super::refusal::RefusalLimits;
+
 /// A container's interface, as the relay has to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachmentConfig {
@@ -73,6 +75,7 @@ pub(super) struct Attachment {
     /// What the device towards the container takes. It alone says so.
     pub(super) capabilities: Capabilities,
     pub(super) counters: AttachmentCounters,
+    pub(super) refusals: RefusalLimits,
     name: Arc<str>,
 }
 
@@ -94,6 +97,7 @@ impl Attachment {
             active: false,
             capabilities: Capabilities::empty(),
             counters: AttachmentCounters::default(),
+            refusals: RefusalLimits::default(),
             name,
         }
     }

@@ -6,11 +6,13 @@ use nos_shim::frame::{Burst, Frame, FramePool, octets};
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::adapt;
 use nos_shim::packet::{Packet, PacketBurst, Rejected};
+use nos_shim::time::Instant;
 use nos_shim::transmit::TransmitQueues;
 
 use crate::data::responder::Disposition;
 
 use super::attachment::Attachment;
+use super::refusal::Refuser;
 
 /// One attachment, with all that is needed to move its packets.
 pub(super) struct Side<'a> {
@@ -20,6 +22,7 @@ pub(super) struct Side<'a> {
     /// Packets to be sent to the NOS; empty between calls.
     pub(super) outgoing: &'a mut PacketBurst,
     pub(super) channel: &'a mut RelayEnd,
+    pub(super) refuser: &'a mut Refuser,
     pub(super) pool: &'a mut FramePool,
     pub(super) ledger: &'a mut Ledger,
 }
@@ -32,7 +35,7 @@ impl Side<'_> {
     }
 
     /// Judges frames from the container, and sends those that are for the NOS.
-    pub(super) fn handle_burst(&mut self, burst: &mut Burst) {
+    pub(super) fn handle_burst(&mut self, burst: &mut Burst, now: Instant) {
         let counters = &mut self.attachment.counters;
         counters.rx_packets += burst.len() as u64;
         counters.rx_octets += octets(burst);
@@ -41,7 +44,7 @@ impl Side<'_> {
                 Disposition::Forward(packet) => self.forward(packet),
                 Disposition::Reply(frame) => self.reply(frame),
                 Disposition::Consumed(frame) => self.consume(frame),
-                Disposition::Drop(frame, reason) => self.drop(frame, reason),
+                Disposition::Drop(frame, reason) => self.refuse(frame, reason, now),
             }
         }
         self.send();
@@ -135,6 +138,42 @@ impl Side<'_> {
     fn queue(&mut self, frame: Frame) {
         if let Err(frame) = self.transmit.push(self.id.0, frame) {
             self.drop(frame, DropReason::DeviceFull);
+        }
+    }
+
+    /// Drops a frame from the container, which may have to be told.
+    #[cold]
+    fn refuse(&mut self, frame: Frame, reason: DropReason, now: Instant) {
+        let told = reason == DropReason::SourcePort && self.is_active();
+        if !told {
+            return self.drop(frame, reason);
+        }
+        // Parsed once more, so that what may pass carries nothing along for this.
+        let packet = match Packet::parse(frame) {
+            Ok(packet) => packet,
+            Err(Rejected { frame, .. }) => return self.drop(frame, reason),
+        };
+        self.tell_of_port(&packet, now);
+        self.drop(packet.into_frame(), reason);
+    }
+
+    /// Tells the container, and the control thread, of a packet from a foreign port.
+    fn tell_of_port(&mut self, packet: &Packet, now: Instant) {
+        let Self {
+            attachment,
+            refuser,
+            pool,
+            ..
+        } = self;
+        let link = attachment.link();
+        let (mac, relay_mac, router) = (link.mac(), link.relay_mac(), link.relay_link_local());
+        let limits = &mut attachment.refusals;
+        let dropped = attachment.counters.drops.of(DropReason::SourcePort) + 1;
+        refuser.tell(self.id, packet, dropped, limits, now);
+        if let Some(mut error) = refuser.answer(packet, router, limits, pool, now) {
+            error.set_link(mac, relay_mac);
+            self.ledger.originated += 1;
+            self.queue(error.into_frame());
         }
     }
 

@@ -1,5 +1,7 @@
 //! Tests of the relay with a NOS that does what they say.
 
+mod refusal;
+
 use super::*;
 use etherparse::{IpNumber, PacketBuilder, TcpOptionElement};
 use nos_shim::arp::Arp;

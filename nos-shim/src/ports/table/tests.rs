@@ -411,6 +411,89 @@ fn memory_is_bounded_by_addresses() {
     assert_eq!(table.map.pages_in_use(), 0);
 }
 
+/// Every port of both transports, against a list of who was given it.
+#[track_caller]
+fn assert_owners(table: &PortTable, address: LocalAddressId, owners: &[[PortOwner; 2]]) {
+    for (port, expected) in (0..=u16::MAX).zip(owners) {
+        let found = [Transport::Tcp, Transport::Udp].map(|it| table.owner(address, it, port));
+        assert_eq!(found, *expected, "port {port}");
+    }
+}
+
+#[test]
+fn ten_thousand_ranges_in_one_exchange_are_granted_and_undone() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    let nobody = vec![[PortOwner::Nobody; 2]; 1 << 16];
+    let mut owners = nobody.clone();
+    // Of the NOS, and of another container; both lie between ranges of the one that follows.
+    let services = [tcp("4"), tcp("10000-10001")];
+    table.register_service(&service("nos", &services)).unwrap();
+    let other = tcp("10-11");
+    table.register(&registration(2, &[1], &[other])).unwrap();
+    for port in [4, 10_000, 10_001] {
+        owners[port][0] = PortOwner::Nos;
+    }
+    for port in [10, 11] {
+        owners[port][0] = listener(2);
+    }
+    let before = owners.clone();
+    // Four ports and two that are left out, by turns for each transport and kind.
+    let mut claims = Vec::new();
+    for n in 0..10_000_u16 {
+        let first = 6 * n + if n % 2 == 0 { 6 } else { 5 };
+        let transport = [Transport::Tcp, Transport::Udp][usize::from(n % 4 / 2)];
+        let kind = [ClaimKind::Listen, ClaimKind::Ephemeral][usize::from(n % 2)];
+        let range = PortRange::new(first, first + 3).unwrap();
+        let claim = Claim {
+            transport,
+            range,
+            kind,
+        };
+        let held = |other: &Claim| overlap(*other, claim);
+        if services.iter().chain([&other]).any(held) {
+            continue;
+        }
+        claims.push(claim);
+        let id = AttachmentId(1);
+        for port in range.first()..=range.last() {
+            let owner = &mut owners[usize::from(port)][transport as usize];
+            assert_eq!(*owner, PortOwner::Nobody, "the test names a port once");
+            *owner = PortOwner::Attachment { id, kind };
+        }
+    }
+    assert!(claims.len() > 9_990, "{}", claims.len());
+    // In no order that helps.
+    claims.sort_by_key(|claim| claim.range.first().wrapping_mul(40_503));
+    let wanted = registration(1, &[1], &claims);
+    table.register(&wanted).unwrap();
+    assert_owners(&table, a, &owners);
+    // One clash among them all changes nothing, whoever asks.
+    let mut of_tcp = claims.iter().filter(|it| it.transport == Transport::Tcp);
+    let held = of_tcp.next_back().unwrap();
+    let free = tcp("5");
+    let clash = registration(3, &[1], &[free, *held]);
+    assert_eq!(&*refused(table.register(&clash)).owner, "c1");
+    let greedy = registration(1, &[1], &[claims.as_slice(), &[tcp("9999-10000")]].concat());
+    assert_eq!(&*refused(table.register(&greedy)).owner, "nos");
+    assert_owners(&table, a, &owners);
+    // All but one go in one exchange, and then all.
+    let kept = registration(1, &[1], &claims[..1]);
+    table.register(&kept).unwrap();
+    assert_eq!(
+        table.claims().filter(|it| it.owner != Owner::Nos).count(),
+        2
+    );
+    table.register(&wanted).unwrap();
+    assert_owners(&table, a, &owners);
+    assert!(table.withdraw(AttachmentId(1)));
+    assert_owners(&table, a, &before);
+    assert!(table.withdraw(AttachmentId(2)));
+    table.register_service(&service("nos", &[])).unwrap();
+    assert_owners(&table, a, &nobody);
+    assert_eq!(table.map.pages_in_use(), 0);
+}
+
 /// Ports near the edges of blocks, where mistakes would be.
 fn port() -> impl Strategy<Value = u16> {
     prop_oneof![
