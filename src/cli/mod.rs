@@ -1,5 +1,6 @@
-//! The command line, and the commands that need no data path: `check` and `show`.
+//! The command line, and the commands that need no data path: `check`, `show`, and requests.
 
+pub mod change;
 pub mod show;
 
 use std::io::{self, Write};
@@ -15,6 +16,8 @@ use crate::lab::bench::{BenchArgs, forwarder::ForwardArgs};
 #[cfg(feature = "demo")]
 use crate::lab::demo::DemoArgs;
 use crate::outcome::Outcome;
+
+use change::{AddressCommand, AttachArgs, DetachArgs, PortsCommand, RouteCommand, WatchArgs};
 
 /// Lets containers talk through a user-mode NOS on the NOS's own interface address.
 #[derive(Clone, Debug, Parser)]
@@ -46,6 +49,21 @@ pub enum Command {
     Check(CheckArgs),
     /// Show the state of a running nos-relay.
     Show(ShowArgs),
+    /// Attach a container.
+    Attach(AttachArgs),
+    /// Detach a container that was attached at run time.
+    Detach(DetachArgs),
+    /// Give ports to containers, and take them away.
+    #[command(subcommand)]
+    Ports(PortsCommand),
+    /// Add and remove static routes.
+    #[command(subcommand)]
+    Route(RouteCommand),
+    /// Add and remove addresses of uplinks.
+    #[command(subcommand)]
+    Address(AddressCommand),
+    /// Show what happens, as it happens.
+    Watch(WatchArgs),
     /// Show it all at work, in network namespaces of its own.
     #[cfg(feature = "demo")]
     Demo(DemoArgs),

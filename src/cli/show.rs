@@ -10,11 +10,11 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use nos_shim::ident::AttachmentId;
 
-use crate::control::api::Response;
 use crate::control::api::snapshot::{
-    Attachment, Capture, Counters, Drops, Link, Neighbor, NeighborState, NextHop, Port, PortKind,
-    Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
+    Attachment, Capture, Counters, Drops, Link, Neighbor, NeighborState, NextHop, Origin, Port,
+    PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
+use crate::control::api::{Applied, Event, Response, Subject, SubjectKind, Watched};
 
 /// Characters of a line that tells a reason.
 const REASON_WIDTH: usize = 36;
@@ -28,6 +28,8 @@ pub fn table(response: &Response) -> String {
         Response::Routes(rows) => routes(rows),
         Response::Neighbors(rows) => neighbors(rows),
         Response::Counters(counters) => self::counters(counters),
+        Response::Changed(applied) => self::applied(applied),
+        Response::Watching {} => "Watching.".to_owned(),
         Response::Refused(refusal) => refusal.to_string(),
     };
     format!("{text}\n")
@@ -43,6 +45,8 @@ pub fn json(response: &Response) -> String {
         Response::Routes(rows) => serde_json::to_string_pretty(rows),
         Response::Neighbors(rows) => serde_json::to_string_pretty(rows),
         Response::Counters(counters) => serde_json::to_string_pretty(counters),
+        Response::Changed(applied) => serde_json::to_string_pretty(applied),
+        Response::Watching {} => Ok("{}".to_owned()),
         Response::Refused(refusal) => serde_json::to_string_pretty(refusal),
     };
     // Plain structs with text keys always serialise.
@@ -60,8 +64,60 @@ pub fn sort(response: &mut Response) {
         Response::Neighbors(rows) => {
             rows.sort_by(|a, b| (&a.uplink, a.address).cmp(&(&b.uplink, b.address)));
         }
-        Response::Counters(_) | Response::Refused(_) => {}
+        Response::Counters(_)
+        | Response::Changed(_)
+        | Response::Watching {}
+        | Response::Refused(_) => {}
     }
+}
+
+fn applied(applied: &Applied) -> String {
+    match (applied.changed, &applied.range) {
+        (true, Some(range)) => range.clone(),
+        (true, None) => "Done.".to_owned(),
+        (false, _) => "It is so already: nothing has changed.".to_owned(),
+    }
+}
+
+/// A line for something that happened: seconds of Unix time, and what.
+#[must_use]
+pub fn watched(watched: &Watched) -> String {
+    let (time_ms, event) = match watched {
+        Watched::Lost(lost) => return format!("{lost} events were not read in time"),
+        Watched::Event { time_ms, event } => (time_ms, event),
+    };
+    let of = |subject: &Subject| {
+        let kind = match subject.kind {
+            SubjectKind::Container => "container",
+            SubjectKind::Uplink => "uplink",
+            SubjectKind::Services => "services",
+            SubjectKind::Routes => "routes",
+        };
+        match &subject.name {
+            Some(name) => format!("{kind} {name}"),
+            None => kind.to_owned(),
+        }
+    };
+    let counts = |stage: &str, drops: &Drops| {
+        let counts = drops.iter();
+        let counts = counts.map(|(reason, count)| format!(" {stage} {count} {reason}"));
+        counts.collect::<String>()
+    };
+    let what = match event {
+        Event::Attached { subject } => format!("attached {}", of(subject)),
+        Event::Gone { subject } => format!("gone {}", of(subject)),
+        Event::Healed { subject } => format!("healed {}", of(subject)),
+        Event::Refused { subject, reason } => format!("refused {}: {reason}", of(subject)),
+        Event::Conflict {
+            subject,
+            address,
+            mac,
+        } => format!("conflict {}: {mac} uses {address}", of(subject)),
+        Event::Drops { relay, nos } => {
+            format!("drops{}{}", counts("relay", relay), counts("nos", nos))
+        }
+    };
+    format!("{}.{:03} {what}", time_ms / 1000, time_ms % 1000)
 }
 
 fn attachments(rows: &[Attachment]) -> String {
@@ -83,7 +139,10 @@ fn attachments(rows: &[Attachment]) -> String {
             row.id
                 .map(|id| AttachmentId(id).index().to_string())
                 .unwrap_or_default(),
-            row.name.clone(),
+            match row.origin {
+                Origin::Config => row.name.clone(),
+                Origin::Runtime => format!("{}\n(runtime)", row.name),
+            },
             state(&row.link),
             interface.join("\n"),
             traffic(&row.link),
@@ -102,7 +161,12 @@ fn uplinks(rows: &[Uplink]) -> String {
             format!("{} ({})", row.link.interface, row.link.device),
             format!("mac {}", row.link.mac),
         ];
-        interface.extend(row.addresses.iter().map(ToString::to_string));
+        interface.extend(row.addresses.iter().map(|address| {
+            match row.runtime_addresses.contains(address) {
+                true => format!("{address} (runtime)"),
+                false => address.to_string(),
+            }
+        }));
         interface.extend(properties(&row.link));
         let mut traffic = vec![traffic(&row.link)];
         if row.address_conflicts > 0 {
@@ -180,13 +244,22 @@ fn ports(rows: &[Port]) -> String {
             row.range.to_string(),
             kind.to_owned(),
             row.owner.clone(),
+            row.origin.to_string(),
             row.addresses
                 .as_deref()
                 .map_or_else(|| "all".to_owned(), lines),
         ]
     });
     plain(
-        &["VRF", "PROTOCOL", "PORTS", "KIND", "OWNER", "ADDRESSES"],
+        &[
+            "VRF",
+            "PROTOCOL",
+            "PORTS",
+            "KIND",
+            "OWNER",
+            "FROM",
+            "ADDRESSES",
+        ],
         &[0],
         cells,
     )
@@ -204,7 +277,10 @@ fn routes(rows: &[Route]) -> String {
         [
             row.vrf.0.to_string(),
             row.prefix.to_string(),
-            source.to_owned(),
+            match (row.source, row.origin) {
+                (RouteSource::Static, Origin::Runtime) => "runtime".to_owned(),
+                _ => source.to_owned(),
+            },
             row.metric.to_string(),
             route_action(row),
         ]

@@ -10,6 +10,9 @@
 //! {"version":1,"response":{"type":"ports","data":[...]}}
 //! ```
 //!
+//! What changes at run time is asked for by the same lines; a request that may be sent twice has an
+//! id. One that watches gets a line for each [`Event`] until it hangs up.
+//!
 //! [`Server`] lives in the daemon's control thread, which also waits for signals and netlink. It
 //! never blocks and holds bounded memory, whatever clients do: few connections, short requests, a
 //! deadline for each. [`query`] is the client: it blocks, but not for ever.
@@ -18,17 +21,24 @@
 //! documented in `docs/control.md`.
 
 mod client;
+mod event;
 mod protocol;
 mod server;
 pub mod snapshot;
 mod socket;
+mod watchers;
 
-pub use client::{ControlError, QUERY_TIMEOUT, query};
+pub use client::{ControlError, QUERY_TIMEOUT, Watch, ask, query, watch};
+pub use event::{Event, Subject, SubjectKind, Watched};
 pub use protocol::{
-    MAX_REQUEST, MAX_RESPONSE, Refusal, RefusalCode, Request, Response, Table, VERSION,
+    Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Refusal, RefusalCode, Request, Response,
+    Table, VERSION,
 };
-pub use server::{ConnectionId, MAX_CONNECTIONS, REQUEST_TIMEOUT, RESPONSE_TIMEOUT, Server};
+pub use server::{
+    Asked, ConnectionId, MAX_CONNECTIONS, Peer, REQUEST_TIMEOUT, RESPONSE_TIMEOUT, Server,
+};
 pub use socket::BindError;
+pub use watchers::{MAX_EVENTS, MAX_WATCHERS};
 
 /// Where the socket is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/run/nos-relay.sock";

@@ -41,11 +41,13 @@ mod port_list;
 mod report;
 mod restart;
 mod routing;
+mod runtime;
 mod values;
 
 pub use nos_shim::services::{Service, ServiceConfig};
-pub use report::{ConfigError, ConfigErrors};
+pub use report::{ConfigError, ConfigErrors, PortClash};
 pub use restart::NeedsRestart;
+pub use runtime::{Change, Changed, ConfigFile, Keys, Overlay, PortsAction, Touched};
 
 /// Octets of the longest configuration that is read: room for some 20,000 containers.
 pub const MAX_TEXT: usize = 4 << 20;
@@ -63,6 +65,8 @@ pub struct Config {
     pub containers: Vec<Container>,
     /// What the NOS itself offers.
     pub nos: ServiceConfig,
+    /// Out of which ranges of ports are allocated; none when empty.
+    pub pool: Vec<PortRange>,
 }
 
 /// Settings of the process. They take effect at start only.
@@ -418,10 +422,7 @@ impl Config {
     /// As [`Self::parse`], and when the file cannot be read, is longer than [`MAX_TEXT`], or is not
     /// UTF-8.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let name = path.display().to_string();
-        let octets = read_bounded(path).map_err(|error| ConfigErrors::unreadable(&name, &error))?;
-        let text = String::from_utf8(octets)
-            .map_err(|error| ConfigErrors::not_text(&name, error.as_bytes(), error.utf8_error()))?;
+        let (name, text) = read_text(path)?;
         Self::parse(&name, &text)
     }
 
@@ -438,6 +439,15 @@ impl Config {
             .iter()
             .find(|container| container.name == *name)
     }
+}
+
+/// The file's name, as errors call it, and its text.
+fn read_text(path: &Path) -> Result<(String, String), ConfigErrors> {
+    let name = path.display().to_string();
+    let octets = read_bounded(path).map_err(|error| ConfigErrors::unreadable(&name, &error))?;
+    let text = String::from_utf8(octets)
+        .map_err(|error| ConfigErrors::not_text(&name, error.as_bytes(), error.utf8_error()))?;
+    Ok((name, text))
 }
 
 /// Reads at most one octet more than is allowed, which `Config::parse` then refuses.

@@ -1,7 +1,7 @@
 //! The client's end: one question, one answer, with a deadline.
 
 use core::time::Duration;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,10 @@ use std::time::Instant;
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
+use super::event::Watched;
 use super::protocol::{
-    MAX_RESPONSE, Malformed, Refusal, Request, Response, VERSION, decode_response, encode_request,
+    MAX_RESPONSE, Malformed, Refusal, Request, Response, VERSION, decode_response, decode_watched,
+    encode_request,
 };
 
 /// Time for a whole query, unless the daemon is faster.
@@ -78,16 +80,47 @@ pub enum ControlError {
 ///
 /// [`ControlError`]; a refusal is [`ControlError::Refused`], never a [`Response`].
 pub fn query(path: &Path, request: &Request, timeout: Duration) -> Result<Response, ControlError> {
+    ask(path, None, request, timeout)
+}
+
+/// As [`query`], with an id by which the daemon knows the request if it comes again: then it gives
+/// the same answer and does nothing.
+///
+/// # Errors
+///
+/// As [`query`].
+pub fn ask(
+    path: &Path,
+    id: Option<&str>,
+    request: &Request,
+    timeout: Duration,
+) -> Result<Response, ControlError> {
+    let mut stream = send(path, id, request, timeout)?;
     let deadline = Instant::now() + timeout;
+    let line = read_line(&mut stream, deadline).map_err(|error| explain(path, timeout, error))?;
+    answer(path, &line)
+}
+
+/// Connects, and asks.
+fn send(
+    path: &Path,
+    id: Option<&str>,
+    request: &Request,
+    timeout: Duration,
+) -> Result<UnixStream, ControlError> {
     let error = |error: io::Error| explain(path, timeout, error);
     let mut stream = connect(path, timeout).map_err(error)?;
     stream.set_write_timeout(Some(timeout)).map_err(error)?;
-    match stream.write_all(&encode_request(request)) {
+    match stream.write_all(&encode_request(id, request)) {
         // The daemon refuses without reading, and says why.
         Err(broken) if broken.kind() == ErrorKind::BrokenPipe => {}
         sent => sent.map_err(error)?,
     }
-    let line = read_line(&mut stream, deadline).map_err(error)?;
+    Ok(stream)
+}
+
+/// The response of a line, if it is one.
+fn answer(path: &Path, line: &[u8]) -> Result<Response, ControlError> {
     if line.len() > MAX_RESPONSE {
         return Err(ControlError::TooLong(path.to_owned()));
     }
@@ -102,6 +135,59 @@ pub fn query(path: &Path, request: &Request, timeout: Duration) -> Result<Respon
             path: path.to_owned(),
             why,
         }),
+    }
+}
+
+/// What happens at a daemon, as it happens.
+#[derive(Debug)]
+pub struct Watch {
+    path: PathBuf,
+    lines: BufReader<UnixStream>,
+}
+
+/// Watches the daemon at `path`; it has `timeout` to answer.
+///
+/// # Errors
+///
+/// As [`query`].
+pub fn watch(path: &Path, timeout: Duration) -> Result<Watch, ControlError> {
+    let error = |error: io::Error| explain(path, timeout, error);
+    let stream = send(path, None, &Request::Watch {}, timeout)?;
+    stream.set_read_timeout(Some(timeout)).map_err(error)?;
+    let mut lines = BufReader::new(stream);
+    let mut line = Vec::new();
+    lines.read_until(b'\n', &mut line).map_err(error)?;
+    answer(path, &line)?;
+    lines.get_ref().set_read_timeout(None).map_err(error)?;
+    let path = path.to_owned();
+    Ok(Watch { path, lines })
+}
+
+impl Watch {
+    /// Waits for the next line; `None` when the daemon has ended.
+    ///
+    /// # Errors
+    ///
+    /// The connection fails, or what comes is not of this protocol.
+    pub fn next_line(&mut self) -> Result<Option<(String, Watched)>, ControlError> {
+        let mut line = String::new();
+        let read = self.lines.read_line(&mut line);
+        read.map_err(|error| explain(&self.path, Duration::ZERO, error))?;
+        let Some(line) = line.strip_suffix('\n') else {
+            return Ok(None);
+        };
+        let watched = decode_watched(line.as_bytes()).map_err(|why| self.malformed(why))?;
+        Ok(Some((line.to_owned(), watched)))
+    }
+
+    fn malformed(&self, why: Malformed) -> ControlError {
+        match why {
+            Malformed::Version(theirs) => ControlError::Version(theirs),
+            Malformed::Other(why) => ControlError::Malformed {
+                path: self.path.clone(),
+                why,
+            },
+        }
     }
 }
 

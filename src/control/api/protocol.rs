@@ -5,7 +5,9 @@ use core::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::event::{Event, Lost, Watched};
 use super::snapshot::{Attachment, Counters, Neighbor, Port, Route};
+use crate::control::config::{Change, Keys, PortClash, PortsAction};
 
 /// Version of the protocol. Both sides must have the same.
 pub const VERSION: u32 = 1;
@@ -16,8 +18,11 @@ pub const MAX_REQUEST: usize = 64 << 10;
 /// Octets of the longest response, newline included: room for some 100,000 attachments.
 pub const MAX_RESPONSE: usize = 64 << 20;
 
-/// What a client asks for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Characters of the longest id of a request.
+pub const MAX_ID: usize = 64;
+
+/// What a client asks for. Changes have keys as the configuration has them, see [`Change`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// The present state.
@@ -25,6 +30,48 @@ pub enum Request {
         /// Of what.
         table: Table,
     },
+    /// To be told what happens from now on.
+    Watch {},
+    /// [`Change::Attach`].
+    Attach(Keys),
+    /// [`Change::Detach`].
+    Detach(Keys),
+    /// [`PortsAction::Add`].
+    PortsAdd(Keys),
+    /// [`PortsAction::Remove`].
+    PortsRemove(Keys),
+    /// [`PortsAction::Replace`].
+    PortsReplace(Keys),
+    /// [`Change::Allocate`].
+    PortsAllocate(Keys),
+    /// [`Change::AddRoute`].
+    RouteAdd(Keys),
+    /// [`Change::RemoveRoute`].
+    RouteRemove(Keys),
+    /// [`Change::AddAddress`].
+    AddressAdd(Keys),
+    /// [`Change::RemoveAddress`].
+    AddressRemove(Keys),
+}
+
+impl Request {
+    /// What it changes, with its keys; `None` where it only asks.
+    #[must_use]
+    pub fn change(&self) -> Option<(Change, &Keys)> {
+        Some(match self {
+            Self::Show { .. } | Self::Watch {} => return None,
+            Self::Attach(keys) => (Change::Attach, keys),
+            Self::Detach(keys) => (Change::Detach, keys),
+            Self::PortsAdd(keys) => (Change::Ports(PortsAction::Add), keys),
+            Self::PortsRemove(keys) => (Change::Ports(PortsAction::Remove), keys),
+            Self::PortsReplace(keys) => (Change::Ports(PortsAction::Replace), keys),
+            Self::PortsAllocate(keys) => (Change::Allocate, keys),
+            Self::RouteAdd(keys) => (Change::AddRoute, keys),
+            Self::RouteRemove(keys) => (Change::RemoveRoute, keys),
+            Self::AddressAdd(keys) => (Change::AddAddress, keys),
+            Self::AddressRemove(keys) => (Change::RemoveAddress, keys),
+        })
+    }
 }
 
 /// What there is to show.
@@ -58,8 +105,25 @@ pub enum Response {
     Neighbors(Vec<Neighbor>),
     /// To [`Table::Counters`].
     Counters(Counters),
+    /// To a change: it is made, or was before.
+    Changed(Applied),
+    /// To [`Request::Watch`]: lines with events follow.
+    Watching {},
     /// To a request that is not granted.
     Refused(Refusal),
+}
+
+/// What became of a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Whether anything is other than before.
+    pub changed: bool,
+    /// What it still waits for, if it is not in place yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+    /// The ports that were allocated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<String>,
 }
 
 /// Why a request is not granted.
@@ -69,6 +133,33 @@ pub struct Refusal {
     pub code: RefusalCode,
     /// For people.
     pub message: String,
+    /// The key of the request that is wrong, as in `ports.tcp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// Whose ports are in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clash: Option<Clash>,
+}
+
+/// Ports that are in the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clash {
+    /// Who has them, as in `container "web"`.
+    pub owner: String,
+    /// What the owner has.
+    pub range: String,
+    /// The nearest range as long as the one asked for that nobody has.
+    pub free: Option<String>,
+}
+
+impl From<&PortClash> for Clash {
+    fn from(clash: &PortClash) -> Self {
+        Self {
+            owner: clash.owner.clone(),
+            range: clash.range.to_string(),
+            free: clash.free.map(|range| range.to_string()),
+        }
+    }
 }
 
 /// The kinds of [`Refusal`].
@@ -85,6 +176,12 @@ pub enum RefusalCode {
     Busy,
     /// The daemon cannot answer now: it is starting or stopping, or a data thread is stuck.
     Unavailable,
+    /// Somebody else has the ports.
+    Conflict,
+    /// The kernel or the NOS refuses it; all is as it was.
+    Refused,
+    /// A request with this id asked for something else.
+    IdReused,
 }
 
 impl Refusal {
@@ -94,6 +191,17 @@ impl Refusal {
         Self {
             code,
             message: message.into(),
+            field: None,
+            clash: None,
+        }
+    }
+
+    /// The same, of one key of the request.
+    #[must_use]
+    pub fn of_field(self, field: impl Into<String>) -> Self {
+        Self {
+            field: Some(field.into()),
+            ..self
         }
     }
 }
@@ -121,6 +229,8 @@ struct Version {
 #[serde(deny_unknown_fields)]
 struct RequestLine<T> {
     version: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
     request: T,
 }
 
@@ -130,11 +240,34 @@ struct ResponseLine<T> {
     response: T,
 }
 
-pub(super) fn encode_request(request: &Request) -> Vec<u8> {
+#[derive(Serialize, Deserialize)]
+pub(super) struct EventLine<T> {
+    version: u32,
+    /// Milliseconds of Unix time.
+    pub(super) time_ms: u64,
+    pub(super) event: T,
+}
+
+pub(super) fn encode_request(id: Option<&str>, request: &Request) -> Vec<u8> {
     line(&RequestLine {
         version: VERSION,
+        id: id.map(str::to_owned),
         request,
     })
+}
+
+pub(super) fn encode_event(time_ms: u64, event: &Event) -> Vec<u8> {
+    line(&EventLine {
+        version: VERSION,
+        time_ms,
+        event,
+    })
+}
+
+/// The line that stands for so many events that were not read in time.
+pub(super) fn encode_lost(lost: u64) -> Vec<u8> {
+    let version = VERSION;
+    line(&Lost { version, lost })
 }
 
 /// The response as a line; a refusal if it is longer than [`MAX_RESPONSE`].
@@ -152,23 +285,48 @@ pub(super) fn encode_response(response: &Response) -> Vec<u8> {
     line(&ResponseLine { version, response })
 }
 
-/// Reads a request from its line, without the newline.
-pub(super) fn decode_request(octets: &[u8]) -> Result<Request, Refusal> {
-    let decoded = decode::<RequestLine<Request>>(octets);
-    decoded.map(|line| line.request).map_err(|malformed| match malformed {
+/// Reads a request and its id from its line, without the newline.
+pub(super) fn decode_request(octets: &[u8]) -> Result<(Option<String>, Request), Refusal> {
+    let decoded = decode::<RequestLine<Request>>(octets).map_err(|malformed| match malformed {
         Malformed::Version(theirs) => Refusal::new(
             RefusalCode::Version,
-            format!("the daemon speaks version {VERSION} of the protocol, the request is of {theirs}"),
+            format!(
+                "the daemon speaks version {VERSION} of the protocol, the request is of {theirs}"
+            ),
         ),
         Malformed::Other(why) => {
             Refusal::new(RefusalCode::BadRequest, format!("not a request: {why}"))
         }
-    })
+    })?;
+    if let Some(id) = &decoded.id {
+        check_id(id)?;
+    }
+    Ok((decoded.id, decoded.request))
+}
+
+fn check_id(id: &str) -> Result<(), Refusal> {
+    let visible = id.chars().all(|c| c.is_ascii_graphic());
+    if visible && (1..=MAX_ID).contains(&id.len()) {
+        return Ok(());
+    }
+    let reason = format!("id: has 1 to {MAX_ID} visible ASCII characters");
+    Err(Refusal::new(RefusalCode::BadRequest, reason).of_field("id"))
 }
 
 /// Reads a response from its line, without the newline.
 pub(super) fn decode_response(octets: &[u8]) -> Result<Response, Malformed> {
     decode::<ResponseLine<Response>>(octets).map(|line| line.response)
+}
+
+/// Reads a line of those who watch, without the newline.
+pub(super) fn decode_watched(octets: &[u8]) -> Result<Watched, Malformed> {
+    if let Ok(Lost { lost, .. }) = decode(octets) {
+        return Ok(Watched::Lost(lost));
+    }
+    decode::<EventLine<Event>>(octets).map(|line| Watched::Event {
+        time_ms: line.time_ms,
+        event: line.event,
+    })
 }
 
 /// Looks at the version first: of another one, nothing else is known.

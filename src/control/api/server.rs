@@ -7,6 +7,7 @@
 //! | `Reading` | accept | a whole line: to `Waiting`, or with a refusal to `Writing` |
 //! | `Waiting` | its request, which [`Server::poll_request`] yields | [`Server::respond`] |
 //! | `Writing` | a response or refusal | the last octet: closed |
+//! | `Watching` | [`Server::watch`] | the client hangs up, or says anything; has no deadline |
 //!
 //! Events are edge-triggered: each handler goes on until the socket would block.
 
@@ -14,15 +15,21 @@ use core::time::Duration;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nos_shim::time::Instant;
 
+use super::event::Event;
 use super::protocol::{
-    MAX_REQUEST, Refusal, RefusalCode, Request, Response, decode_request, encode_response,
+    MAX_REQUEST, Refusal, RefusalCode, Request, Response, decode_request, encode_event,
+    encode_response,
 };
 use super::socket::{BindError, ControlSocket};
+use super::watchers::{Lines, MAX_WATCHERS};
 
 /// Connections at a time; others are refused.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -46,6 +53,43 @@ pub struct ConnectionId {
     generation: u64,
 }
 
+/// A request, and who asks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// Whom to answer.
+    pub connection: ConnectionId,
+    /// What is asked.
+    pub request: Request,
+    /// By what the client knows the request, if it does.
+    pub id: Option<String>,
+    /// Who asks.
+    pub peer: Peer,
+}
+
+/// The process at the other end, as it was when it connected (`SO_PEERCRED`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Its process id; 0 where the kernel does not say, or it is not of our PID namespace.
+    pub pid: i32,
+    /// Its user id; that of nobody (65534) where the kernel does not say.
+    pub uid: u32,
+}
+
+impl Peer {
+    fn of(stream: &UnixStream) -> Self {
+        match getsockopt(stream, PeerCredentials) {
+            Ok(peer) => Self {
+                pid: peer.pid(),
+                uid: peer.uid(),
+            },
+            Err(_) => Self {
+                pid: 0,
+                uid: 65_534,
+            },
+        }
+    }
+}
+
 /// The control socket and its connections.
 #[derive(Debug)]
 pub struct Server {
@@ -55,7 +99,7 @@ pub struct Server {
     slots: [Option<Connection>; MAX_CONNECTIONS],
     accepted: u64,
     accept_again: Option<Instant>,
-    requests: VecDeque<(ConnectionId, Request)>,
+    requests: VecDeque<Asked>,
     /// Last, so that the file goes after the listener.
     _socket: ControlSocket,
 }
@@ -64,8 +108,9 @@ pub struct Server {
 struct Connection {
     stream: UnixStream,
     generation: u64,
+    peer: Peer,
     state: State,
-    deadline: Instant,
+    deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -73,6 +118,7 @@ enum State {
     Reading(Vec<u8>),
     Waiting,
     Writing { octets: Vec<u8>, sent: usize },
+    Watching(Lines),
 }
 
 /// What became of a connection.
@@ -136,20 +182,59 @@ impl Server {
     }
 
     /// The next request, which [`Self::respond`] must answer.
-    pub fn poll_request(&mut self) -> Option<(ConnectionId, Request)> {
+    pub fn poll_request(&mut self) -> Option<Asked> {
         self.requests.pop_front()
     }
 
     /// Answers a request. Does nothing if the connection has gone meanwhile.
     pub fn respond(&mut self, id: ConnectionId, response: &Response, now: Instant) {
-        let connection = self.slots.get_mut(id.slot).and_then(Option::as_mut);
-        let Some(connection) = connection.filter(|it| it.generation == id.generation) else {
-            return;
-        };
-        if matches!(connection.state, State::Waiting) {
+        if let Some(connection) = self.waiting(id) {
             connection.answer(response, now);
             self.advance(id.slot, now);
         }
+    }
+
+    /// Answers a request to watch: events follow until the client hangs up.
+    pub fn watch(&mut self, id: ConnectionId, now: Instant) {
+        if self.watchers() >= MAX_WATCHERS {
+            let message = format!("{MAX_WATCHERS} others watch already; try again later");
+            let refusal = Refusal::new(RefusalCode::Busy, message);
+            return self.respond(id, &Response::Refused(refusal), now);
+        }
+        if let Some(connection) = self.waiting(id) {
+            let mut lines = Lines::default();
+            lines.push(&encode_response(&Response::Watching {}).into());
+            connection.state = State::Watching(lines);
+            connection.deadline = None;
+            self.advance(id.slot, now);
+        }
+    }
+
+    /// How many clients watch.
+    #[must_use]
+    pub fn watchers(&self) -> usize {
+        let watching = |it: &&Connection| matches!(it.state, State::Watching(_));
+        self.slots.iter().flatten().filter(watching).count()
+    }
+
+    /// Tells everybody who watches what has happened.
+    pub fn publish(&mut self, time_ms: u64, event: &Event, now: Instant) {
+        let line: Arc<[u8]> = encode_event(time_ms, event).into();
+        for slot in 0..MAX_CONNECTIONS {
+            if let Some(connection) = &mut self.slots[slot]
+                && let State::Watching(lines) = &mut connection.state
+            {
+                lines.push(&line);
+                self.advance(slot, now);
+            }
+        }
+    }
+
+    /// The connection of a request that is not answered yet.
+    fn waiting(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        let connection = self.slots.get_mut(id.slot)?.as_mut()?;
+        let waiting = matches!(connection.state, State::Waiting);
+        (waiting && connection.generation == id.generation).then_some(connection)
     }
 
     /// When [`Self::handle_timeout`] is due, if at all.
@@ -159,7 +244,7 @@ impl Server {
             .slots
             .iter()
             .flatten()
-            .map(|connection| connection.deadline);
+            .filter_map(|connection| connection.deadline);
         deadlines.chain(self.accept_again).min()
     }
 
@@ -168,7 +253,8 @@ impl Server {
         for slot in 0..MAX_CONNECTIONS {
             if self.slots[slot]
                 .as_ref()
-                .is_some_and(|it| it.deadline <= now)
+                .and_then(|it| it.deadline)
+                .is_some_and(|deadline| deadline <= now)
             {
                 self.close(slot);
             }
@@ -209,12 +295,14 @@ impl Server {
             tracing::warn!("control socket: cannot register a connection: {error}");
             return;
         }
+        let peer = Peer::of(&stream);
         self.accepted += 1;
         self.slots[slot] = Some(Connection {
             stream,
             generation: self.accepted,
+            peer,
             state: State::Reading(Vec::new()),
-            deadline: now + REQUEST_TIMEOUT,
+            deadline: Some(now + REQUEST_TIMEOUT),
         });
         self.advance(slot, now);
     }
@@ -232,12 +320,16 @@ impl Server {
                 Step::Refuse(refusal) => connection.answer(&Response::Refused(refusal), now),
                 Step::Line(line) => match decode_request(&line) {
                     Err(refusal) => connection.answer(&Response::Refused(refusal), now),
-                    Ok(request) => {
+                    Ok((id, request)) => {
                         connection.state = State::Waiting;
-                        connection.deadline = now + RESPONSE_TIMEOUT;
+                        connection.deadline = Some(now + RESPONSE_TIMEOUT);
                         let generation = connection.generation;
-                        self.requests
-                            .push_back((ConnectionId { slot, generation }, request));
+                        self.requests.push_back(Asked {
+                            connection: ConnectionId { slot, generation },
+                            request,
+                            id,
+                            peer: connection.peer,
+                        });
                     }
                 },
             }
@@ -254,7 +346,7 @@ impl Server {
 
 impl Connection {
     fn answer(&mut self, response: &Response, now: Instant) {
-        self.deadline = now + RESPONSE_TIMEOUT;
+        self.deadline = Some(now + RESPONSE_TIMEOUT);
         self.state = State::Writing {
             octets: encode_response(response),
             sent: 0,
@@ -266,6 +358,10 @@ impl Connection {
             State::Reading(line) => read_line(&mut self.stream, line),
             State::Waiting => Step::Blocked,
             State::Writing { octets, sent } => write_rest(&mut self.stream, octets, sent),
+            State::Watching(lines) => match is_over(&mut self.stream) {
+                true => Step::Finished,
+                false => write_lines(&mut self.stream, lines),
+            },
         }
     }
 }
@@ -312,6 +408,34 @@ fn write_rest(stream: &mut impl Write, octets: &[u8], sent: &mut usize) -> Step 
         }
     }
     Step::Finished
+}
+
+/// Whether a client that watches has hung up, or says something, which it has nothing to.
+fn is_over(stream: &mut impl Read) -> bool {
+    loop {
+        match stream.read(&mut [0]) {
+            Ok(_) => return true,
+            Err(error) => match unless_interrupted(&error) {
+                None => {}
+                Some(Step::Blocked) => return false,
+                Some(_) => return true,
+            },
+        }
+    }
+}
+
+fn write_lines(stream: &mut impl Write, lines: &mut Lines) -> Step {
+    while let Some(line) = lines.next() {
+        match stream.write(line) {
+            Ok(0) => return Step::Finished,
+            Ok(written) => lines.note_sent(written),
+            Err(error) => match unless_interrupted(&error) {
+                None => {}
+                Some(step) => return step,
+            },
+        }
+    }
+    Step::Blocked
 }
 
 fn unless_interrupted(error: &io::Error) -> Option<Step> {

@@ -61,6 +61,37 @@ use crate::data::event_loop::{Durations, SLOW, Stage as LoopStage, TurnTimes};
 /// occurred.
 pub type Drops = BTreeMap<String, u64>;
 
+/// Where something comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// The configuration file, or what follows from it.
+    #[default]
+    Config,
+    /// A request at run time.
+    Runtime,
+}
+
+impl Origin {
+    /// That of what was, or was not, asked for at run time.
+    #[must_use]
+    pub fn of(runtime: bool) -> Self {
+        match runtime {
+            true => Self::Runtime,
+            false => Self::Config,
+        }
+    }
+}
+
+impl core::fmt::Display for Origin {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Config => "config",
+            Self::Runtime => "runtime",
+        })
+    }
+}
+
 /// A container interface that is joined to the relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
@@ -71,6 +102,9 @@ pub struct Attachment {
     pub name: String,
     /// Its network namespace, as configured.
     pub netns: String,
+    /// Where it comes from.
+    #[serde(default)]
+    pub origin: Origin,
     /// MAC address of the container's interface.
     #[serde(with = "text")]
     pub container_mac: MacAddr,
@@ -88,6 +122,9 @@ pub struct Uplink {
     pub name: String,
     /// Addresses of the NOS on it.
     pub addresses: Vec<IpNet>,
+    /// Those of them that were added at run time.
+    #[serde(default)]
+    pub runtime_addresses: Vec<IpNet>,
     /// Messages of ARP or Neighbor Discovery by which somebody else used one of them.
     pub address_conflicts: u64,
     /// Its device.
@@ -163,6 +200,9 @@ pub struct Port {
     pub kind: PortKind,
     /// The container's name, or the service's for [`PortKind::Service`].
     pub owner: String,
+    /// Where it comes from.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 impl From<&Holding<'_>> for Port {
@@ -179,6 +219,7 @@ impl From<&Holding<'_>> for Port {
             range: holding.claim.range,
             kind,
             owner: holding.name.to_string(),
+            origin: Origin::Config,
         }
     }
 }
@@ -230,6 +271,9 @@ pub struct Route {
     pub action: RouteAction,
     /// Where they go, for [`RouteAction::Via`] and [`RouteAction::Connected`].
     pub next_hops: Vec<NextHop>,
+    /// Who asked for it.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 /// Where a route comes from.
@@ -519,20 +563,20 @@ pub fn drops(counters: &DropCounters) -> Drops {
 struct VrfNumber(u16);
 
 /// Values that are text in JSON, in the form of their `Display` and `FromStr`.
-mod text {
+pub(super) mod text {
     use core::fmt::Display;
     use core::str::FromStr;
 
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<T: Display, S: Serializer>(
+    pub(in crate::control::api) fn serialize<T: Display, S: Serializer>(
         value: &T,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         to.collect_str(value)
     }
 
-    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    pub(in crate::control::api) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
     where
         T: FromStr<Err: Display>,
         D: Deserializer<'de>,

@@ -33,6 +33,7 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
             services: entries.services.into_iter().map(|at| at.value).collect(),
             ping: entries.ping,
         },
+        pool: entries.pool,
     }
 }
 
@@ -120,8 +121,8 @@ fn overlaps(report: &Report<'_>, uplinks: &[UplinkEntry]) {
 }
 
 fn overlap(report: &Report<'_>, one: &Connected<'_>, two: &Connected<'_>) {
-    let line = |connected: &Connected<'_>| report.line(connected.address.place);
-    let (earlier, later) = if line(one) < line(two) {
+    let offset = |connected: &Connected<'_>| connected.address.place.offset;
+    let (earlier, later) = if offset(one) < offset(two) {
         (one, two)
     } else {
         (two, one)
@@ -129,11 +130,11 @@ fn overlap(report: &Report<'_>, one: &Connected<'_>, two: &Connected<'_>) {
     // The same address twice is a mistake of its own.
     if earlier.address.value.addr() != later.address.value.addr() {
         let reason = format!(
-            "{} overlaps {} of uplink \"{}\" (line {})",
+            "{} overlaps {} of uplink \"{}\" ({})",
             later.network(),
             earlier.network(),
             earlier.uplink.name.value,
-            line(earlier)
+            report.spot(earlier.address.place)
         );
         report.error(later.address.place, reason);
     }
@@ -147,8 +148,8 @@ fn mtus(report: &Report<'_>, uplinks: &[UplinkEntry]) {
     };
     for At { value: mtu, place } in uplinks.iter().map(|uplink| uplink.mtu) {
         if mtu < Mtu::MIN_IPV6 {
-            let (least, line) = (Mtu::MIN_IPV6, report.line(ipv6.place));
-            let reason = format!("{mtu} is below {least}, which IPv6 on line {line} needs");
+            let (least, on) = (Mtu::MIN_IPV6, report.on(ipv6.place));
+            let reason = format!("{mtu} is below {least}, which IPv6 {on} needs");
             report.error(place, reason);
         }
     }
@@ -177,11 +178,11 @@ fn interfaces(report: &Report<'_>, containers: &[ContainerEntry]) {
             continue;
         };
         let reason = format!(
-            "{} in {} is the interface of container \"{}\" (line {})",
+            "{} in {} is the interface of container \"{}\" ({})",
             container.interface,
             container.netns.value,
             earlier.name.value,
-            report.line(earlier.netns.place)
+            report.spot(earlier.netns.place)
         );
         report.error(container.netns.place, reason);
     }
@@ -225,11 +226,8 @@ fn unique<T: Eq + Hash + ToString>(
         let text = value.to_string();
         let first = *seen.entry(value).or_insert(place);
         if first != place {
-            let line = report.line(first);
-            report.error(
-                place,
-                format!("{what} \"{text}\" is already on line {line}"),
-            );
+            let on = report.on(first);
+            report.error(place, format!("{what} \"{text}\" is already {on}"));
         }
     }
 }

@@ -11,11 +11,11 @@ use nos_shim::ports::{PortRange, Transport};
 
 use super::entries::{ContainerEntry, Entries};
 use super::place::{At, Place};
-use super::report::Report;
+use super::report::{PortClash, Report};
 use super::{Name, Service};
 
-/// Suggested ranges start here when nothing is free behind the one asked for: lower ports are
-/// privileged in containers.
+/// Ranges below the one asked for are suggested from here on: lower ports are privileged in
+/// containers.
 const FIRST_UNPRIVILEGED: u32 = 1024;
 
 /// Where a claim counts.
@@ -55,10 +55,14 @@ pub(super) fn check(report: &Report<'_>, entries: &Entries) {
         table.enter(claim, &[Scope::Nos]);
     }
     let nos = entries.nos_addresses();
-    for container in &entries.containers {
-        let scopes = scopes(container, entries.all_uplinks, &nos);
-        for claim in container_claims(container) {
-            table.enter(&claim, &scopes);
+    // What was added at run time comes last, so that it is what is refused.
+    for added in [false, true] {
+        for container in &entries.containers {
+            let scopes = scopes(container, entries.all_uplinks, &nos);
+            let claims = container_claims(container);
+            for claim in claims.filter(|claim| report.is_added(claim.place) == added) {
+                table.enter(&claim, &scopes);
+            }
         }
     }
 }
@@ -135,8 +139,7 @@ impl<'a> Table<'a> {
             Some((key.0, *holder))
         });
         if let Some((transport, holder)) = clashes.next() {
-            self.report
-                .error(claim.place, self.clash(claim, transport, &holder));
+            self.clash(claim, transport, &holder);
             return;
         }
         for key in keys() {
@@ -153,26 +156,32 @@ impl<'a> Table<'a> {
         below.range.overlaps(range).then_some(below)
     }
 
-    fn clash(&self, claim: &Claim<'_>, transport: Transport, holder: &Claim<'_>) -> String {
-        let line = self.report.line(holder.place);
+    fn clash(&self, claim: &Claim<'_>, transport: Transport, holder: &Claim<'_>) {
+        let (owner, spot) = (holder.owner, self.report.spot(holder.place));
         if let Owner::Service(service) = claim.owner {
             let port = claim.range;
-            return format!(
-                "\"{service}\" listens on {transport} {port}, as does {} (line {line})",
-                holder.owner
-            );
+            let reason =
+                format!("\"{service}\" listens on {transport} {port}, as does {owner} ({spot})");
+            self.report.error(claim.place, reason);
+            return;
         }
         let free = self.free_range(claim);
-        let free = free
-            .map(|range| format!("; {range} is free"))
-            .unwrap_or_default();
-        format!(
-            "{transport} {} overlaps {} of {} (line {line}){free}",
-            claim.range, holder.range, holder.owner
-        )
+        let suggested = free.map(|range| format!("; {range} is free"));
+        let reason = format!(
+            "{transport} {} overlaps {} of {owner} ({spot}){}",
+            claim.range,
+            holder.range,
+            suggested.unwrap_or_default()
+        );
+        let clash = PortClash {
+            owner: owner.to_string(),
+            range: holder.range,
+            free,
+        };
+        self.report.clash(claim.place, reason, clash);
     }
 
-    /// The first range as long as the claim's that nobody claims, from the claim's on.
+    /// The nearest range as long as the claim's that nobody claims.
     fn free_range(&self, claim: &Claim<'_>) -> Option<PortRange> {
         let others = || {
             let other = |taken: &&Claim<'_>| {
@@ -184,14 +193,41 @@ impl<'a> Table<'a> {
             };
             self.all.iter().filter(other).map(|taken| taken.range)
         };
-        let length = claim.range.len();
-        first_gap(others(), claim.range.first().into(), length)
-            .or_else(|| first_gap(others(), FIRST_UNPRIVILEGED, length))
+        let (asked, length) = (u32::from(claim.range.first()), claim.range.len());
+        let above = first_gap(others(), asked, length);
+        let below = last_gap(others(), asked, length);
+        let distance = |gap: &PortRange| u32::from(gap.first()).abs_diff(asked);
+        [above, below]
+            .into_iter()
+            .flatten()
+            .min_by_key(distance)
+            .or_else(|| first_gap(others(), 1, length))
     }
 }
 
+/// The last `length` unprivileged ports before `end` that none of `taken` has, which come in order.
+fn last_gap(taken: impl Iterator<Item = PortRange>, end: u32, length: u32) -> Option<PortRange> {
+    let mut start = FIRST_UNPRIVILEGED;
+    let mut last = None;
+    let ranges = taken.map(|range| (u32::from(range.first()), u32::from(range.last())));
+    for (first, until) in ranges.chain([(end, end)]) {
+        let gap = first.min(end);
+        if start + length <= gap {
+            last = u16::try_from(gap - length)
+                .ok()
+                .zip(u16::try_from(gap - 1).ok());
+        }
+        start = start.max(until + 1);
+        if start >= end {
+            break;
+        }
+    }
+    let (first, last) = last?;
+    PortRange::new(first, last).ok()
+}
+
 /// The first `length` ports from `start` on that none of `taken` has, which come in order.
-fn first_gap(
+pub(super) fn first_gap(
     taken: impl Iterator<Item = PortRange>,
     mut start: u32,
     length: u32,
@@ -242,6 +278,24 @@ mod tests {
             let naive = (start..=65_536 - length)
                 .find(|&first| (first..first + length).all(free));
             let found = first_gap(taken.iter().copied(), start, length);
+            prop_assert_eq!(found.map(|range| u32::from(range.first())), naive);
+            prop_assert!(found.is_none_or(|range| range.len() == length));
+        }
+
+        #[test]
+        fn a_gap_below_is_the_last_that_is_free(
+            mut taken in prop::collection::vec(ranges(), 0..20),
+            end in 64_900..65_535_u16,
+            length in 1..100_u16,
+        ) {
+            taken.sort();
+            let free = |port: u32| !taken.iter().any(|range| u32::from(range.last()) >= port
+                && u32::from(range.first()) <= port);
+            let (end, length) = (u32::from(end), u32::from(length));
+            let naive = (FIRST_UNPRIVILEGED..=end - length)
+                .rev()
+                .find(|&first| (first..first + length).all(free));
+            let found = last_gap(taken.iter().copied(), end, length);
             prop_assert_eq!(found.map(|range| u32::from(range.first())), naive);
             prop_assert!(found.is_none_or(|range| range.len() == length));
         }

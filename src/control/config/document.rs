@@ -50,6 +50,8 @@ fn report_syntax(report: &Report<'_>, text: &str, errors: &[toml::de::Error]) {
 pub(super) struct Section<'a> {
     report: &'a Report<'a>,
     table: &'a DeTable<'a>,
+    /// What is added to offsets in the text, of one that is not the file.
+    base: usize,
     /// Offset of the header, for what is missing.
     offset: usize,
     name: &'static str,
@@ -60,18 +62,31 @@ pub(super) struct Section<'a> {
 impl<'a> Section<'a> {
     /// The whole document.
     pub(super) fn root(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>>) -> Self {
-        Self::new(report, document.get_ref(), 0, "")
+        Self::new(report, document.get_ref(), 0, 0, "")
+    }
+
+    /// The whole of a text that is not the file: `base` is what [`Report::offsets`] gave it, `name`
+    /// what its keys belong to.
+    pub(super) fn added(
+        report: &'a Report<'a>,
+        document: &'a Spanned<DeTable<'a>>,
+        base: usize,
+        name: &'static str,
+    ) -> Self {
+        Self::new(report, document.get_ref(), base, base, name)
     }
 
     fn new(
         report: &'a Report<'a>,
         table: &'a DeTable<'a>,
+        base: usize,
         offset: usize,
         name: &'static str,
     ) -> Self {
         Self {
             report,
             table,
+            base,
             offset,
             name,
             known: Vec::new(),
@@ -200,8 +215,8 @@ impl<'a> Section<'a> {
             if !self.known.contains(&name) {
                 self.sound = false;
                 let reason = format!("unknown key{}", suggestion(name, &self.known));
-                self.report
-                    .error_at(key.span().start, self.full_key(name), reason);
+                let offset = self.base + key.span().start;
+                self.report.error_at(offset, self.full_key(name), reason);
             }
         }
         self.sound
@@ -237,7 +252,8 @@ impl<'a> Section<'a> {
         table: &'a DeTable<'a>,
         value: &Spanned<DeValue<'a>>,
     ) -> Self {
-        Self::new(self.report, table, value.span().start, name)
+        let offset = self.base + value.span().start;
+        Self::new(self.report, table, self.base, offset, name)
     }
 
     fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
@@ -246,7 +262,7 @@ impl<'a> Section<'a> {
     }
 
     fn place(&self, key: &'static str, value: &Spanned<DeValue<'_>>) -> Place {
-        Place::new(value.span().start, self.name, key)
+        Place::new(self.base + value.span().start, self.name, key)
     }
 
     fn read<T>(

@@ -23,6 +23,7 @@ use super::{
 };
 
 /// The entries that are sound.
+#[derive(Clone, Debug)]
 pub(super) struct Entries {
     pub(super) relay: RelayConfig,
     pub(super) uplinks: Vec<UplinkEntry>,
@@ -32,8 +33,10 @@ pub(super) struct Entries {
     pub(super) containers: Vec<ContainerEntry>,
     pub(super) services: Vec<At<Service>>,
     pub(super) ping: bool,
+    pub(super) pool: Vec<PortRange>,
 }
 
+#[derive(Clone, Debug)]
 pub(super) struct UplinkEntry {
     pub(super) name: At<Name>,
     pub(super) device: At<UplinkDevice>,
@@ -45,12 +48,14 @@ pub(super) struct UplinkEntry {
     pub(super) capture: Option<At<PathBuf>>,
 }
 
+#[derive(Clone, Debug)]
 pub(super) struct RouteEntry {
     pub(super) prefix: At<IpNet>,
     pub(super) action: ActionEntry,
     pub(super) metric: u16,
 }
 
+#[derive(Clone, Debug)]
 pub(super) enum ActionEntry {
     Via {
         hops: Vec<At<HopText>>,
@@ -60,6 +65,7 @@ pub(super) enum ActionEntry {
     Other(RouteAction),
 }
 
+#[derive(Clone, Debug)]
 pub(super) struct ContainerEntry {
     pub(super) name: At<Name>,
     pub(super) netns: At<NetnsRef>,
@@ -101,6 +107,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
     let (routes, _) = all(&mut root, "route", route);
     let (containers, _) = all(&mut root, "container", container);
     let (services, ping) = root.table("nos").map_or((Vec::new(), true), nos);
+    let pool = root.table("ports").map(pool).unwrap_or_default();
     // A misspelt [[uplink]] is an uplink that cannot be seen.
     let all_uplinks = root.finish() && all_uplinks;
     Entries {
@@ -111,7 +118,17 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
         containers,
         services,
         ping,
+        pool,
     }
+}
+
+/// Adds what was registered at run time to the entries of the file.
+pub(super) fn read_added(mut root: Section<'_>, entries: &mut Entries) {
+    entries
+        .containers
+        .extend(all(&mut root, "container", container).0);
+    entries.routes.extend(all(&mut root, "route", route).0);
+    root.finish();
 }
 
 /// The sound entries of `[[key]]`, and whether they are all.
@@ -173,7 +190,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
     })
 }
 
-fn route(mut section: Section<'_>) -> Option<RouteEntry> {
+pub(super) fn route(mut section: Section<'_>) -> Option<RouteEntry> {
     let prefix = section.required("prefix", "\"0.0.0.0/0\"", values::prefix);
     let advice = "for no next hop write type = \"blackhole\" or \"unreachable\"";
     let hops = section.nonempty("via", advice, values::next_hop);
@@ -218,7 +235,7 @@ fn action(
     }
 }
 
-fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
+pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let name = section.required("name", "\"web\"", values::name);
     let path = section.optional("netns", values::netns);
     let pid = section.optional("pid", values::pid);
@@ -275,6 +292,15 @@ fn namespace(
         }
         (path, pid) => path.or(pid),
     }
+}
+
+/// Where ports are allocated.
+fn pool(mut section: Section<'_>) -> Vec<PortRange> {
+    let advice = "leave it out where no ports are allocated";
+    let pool = section.nonempty("pool", advice, values::port_range);
+    section.finish();
+    let ranges = pool.unwrap_or_default().into_iter();
+    ranges.map(|at| at.value).collect()
 }
 
 fn nos(mut section: Section<'_>) -> (Vec<At<Service>>, bool) {

@@ -1,9 +1,11 @@
 //! What is wrong with a configuration, and where.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::str::Utf8Error;
 use std::io;
+
+use nos_shim::ports::PortRange;
 
 use super::place::Place;
 
@@ -15,12 +17,26 @@ const MAX_ERRORS: usize = 100;
 pub struct ConfigError {
     /// The file, as the caller named it.
     pub file: String,
-    /// The line, from 1; none when the file could not be read at all.
+    /// The line, from 1; none when the file could not be read at all, and for what was added at
+    /// run time.
     pub line: Option<usize>,
     /// The key as in `uplink.mtu`, or `syntax`; none when the file could not be read at all.
     pub key: Option<String>,
     /// What is wrong, with the offending value and, where it is known, what would be right.
     pub reason: String,
+    /// Whose ports are in the way, where that is what is wrong.
+    pub clash: Option<PortClash>,
+}
+
+/// Ports that somebody else has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortClash {
+    /// Who has them: a container, or a service of the NOS.
+    pub owner: String,
+    /// What the owner has.
+    pub range: PortRange,
+    /// The nearest range as long as the one asked for that nobody has.
+    pub free: Option<PortRange>,
 }
 
 impl fmt::Display for ConfigError {
@@ -81,6 +97,7 @@ impl ConfigErrors {
             line,
             key: None,
             reason,
+            clash: None,
         };
         Self {
             errors: vec![error],
@@ -111,6 +128,10 @@ pub(super) struct Report<'a> {
     file: &'a str,
     /// Offset of the first octet of each line but the first.
     line_starts: Vec<usize>,
+    /// Offsets from here on are none of the file's: they are of what was added at run time.
+    end: usize,
+    /// The first offset that is nothing's yet.
+    next: Cell<usize>,
     found: RefCell<Vec<Found>>,
 }
 
@@ -119,6 +140,7 @@ struct Found {
     offset: usize,
     key: String,
     reason: String,
+    clash: Option<PortClash>,
 }
 
 impl<'a> Report<'a> {
@@ -130,6 +152,8 @@ impl<'a> Report<'a> {
         Self {
             file,
             line_starts: newlines.map(|(offset, _)| offset + 1).collect(),
+            end: text.len() + 1,
+            next: Cell::new(text.len() + 1),
             found: RefCell::default(),
         }
     }
@@ -145,12 +169,47 @@ impl<'a> Report<'a> {
             offset,
             key,
             reason,
+            clash: None,
         });
     }
 
-    /// The line that `place` is on, from 1.
-    pub(super) fn line(&self, place: Place) -> usize {
-        self.line_at(place.offset)
+    /// Notes that ports at `place` are somebody else's.
+    pub(super) fn clash(&self, place: Place, reason: String, clash: PortClash) {
+        self.found.borrow_mut().push(Found {
+            offset: place.offset,
+            key: place.key(),
+            reason,
+            clash: Some(clash),
+        });
+    }
+
+    /// The first of so many offsets behind those of the file, for what was added at run time.
+    pub(super) fn offsets(&self, count: usize) -> usize {
+        let first = self.next.get();
+        self.next.set(first + count + 1);
+        first
+    }
+
+    /// Whether `place` is not of the file.
+    pub(super) fn is_added(&self, place: Place) -> bool {
+        place.offset >= self.end
+    }
+
+    /// `line 12`, or that it was added at run time.
+    pub(super) fn spot(&self, place: Place) -> String {
+        match self.is_added(place) {
+            true => "added at run time".to_owned(),
+            false => format!("line {}", self.line_at(place.offset)),
+        }
+    }
+
+    /// `on line 12`, or that it was added at run time.
+    pub(super) fn on(&self, place: Place) -> String {
+        let spot = self.spot(place);
+        match self.is_added(place) {
+            true => spot,
+            false => format!("on {spot}"),
+        }
     }
 
     /// The line that has the octet at `offset`, from 1.
@@ -173,9 +232,10 @@ impl<'a> Report<'a> {
         found.truncate(MAX_ERRORS);
         let errors = found.into_iter().map(|error| ConfigError {
             file: self.file.to_owned(),
-            line: Some(self.line_at(error.offset)),
+            line: (error.offset < self.end).then(|| self.line_at(error.offset)),
             key: Some(error.key),
             reason: error.reason,
+            clash: error.clash,
         });
         ConfigErrors {
             errors: errors.collect(),

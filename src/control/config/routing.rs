@@ -44,10 +44,9 @@ impl Resolver<'_> {
                 continue;
             };
             let reason = format!(
-                "{} with metric {metric} is already on line {}; for ECMP list all next hops in \
-                 one via",
+                "{} with metric {metric} is already {}; for ECMP list all next hops in one via",
                 prefix.value,
-                self.report.line(earlier)
+                self.report.on(earlier)
             );
             self.report.error(prefix.place, reason);
         }

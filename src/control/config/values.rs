@@ -308,7 +308,7 @@ fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
         .map_err(|why| format!("{} {why}", quoted(text)))
 }
 
-fn choice<T: Clone>(value: &DeValue<'_>, options: &[(&str, T)]) -> Result<T, String> {
+pub(super) fn choice<T: Clone>(value: &DeValue<'_>, options: &[(&str, T)]) -> Result<T, String> {
     let names: Vec<_> = options.iter().map(|&(name, _)| name).collect();
     let expected = format!("\"{}\"", names.join("\" or \""));
     let written = text(value, &expected)?;
@@ -319,7 +319,7 @@ fn choice<T: Clone>(value: &DeValue<'_>, options: &[(&str, T)]) -> Result<T, Str
     })
 }
 
-fn integer(value: &DeValue<'_>, bounds: RangeInclusive<u32>) -> Result<u32, String> {
+pub(super) fn integer(value: &DeValue<'_>, bounds: RangeInclusive<u32>) -> Result<u32, String> {
     let (least, most) = (bounds.start(), bounds.end());
     let DeValue::Integer(number) = value else {
         return Err(mistyped(

@@ -22,11 +22,15 @@
 //! Start: `ready` appears on stdout, and systemd is told, when all that is there is attached. With
 //! `--strict`, something that is missing or refused is an error instead; what was done is undone.
 //!
-//! Reload (SIGHUP): the new file is checked whole; a bad one changes nothing.
+//! Reload (SIGHUP): the new file is checked whole, with what was registered at run time; a bad one
+//! changes nothing.
+//!
+//! Requests at run time change what is registered beside the file ([`changes`]).
 //!
 //! End (SIGTERM, SIGINT): nothing is wanted any more, and so everything is taken away.
 
 mod captures;
+mod changes;
 mod containers;
 mod data_plane;
 mod executor;
@@ -40,6 +44,7 @@ mod show;
 mod standing;
 mod uplinks;
 mod watched;
+mod watching;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -52,16 +57,18 @@ use signal_hook_mio::v1_0::Signals;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
-use crate::control::api::{self, Request, Server};
+use crate::control::api::{self, Server};
 use crate::control::attach::{AttachError, Host, Pace};
-use crate::control::config::{Config, ConfigErrors, RelayConfig};
+use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::data::event_loop::Stopped;
 
+use changes::Registry;
 use data_plane::DataPlane;
 use live::Live;
 use reconcile::Reconciler;
+use watching::DropWatch;
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
@@ -132,7 +139,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     poll.registry()
         .register(&mut signals, SIGNALS, Interest::READABLE)
         .map_err(DaemonError::start("watch signals"))?;
-    let config = Config::load(&options.config)?;
+    let file = ConfigFile::load(&options.config)?;
+    let config = file.config(&Overlay::default())?;
     let server = Server::bind(&options.control, poll.registry(), CONTROL)?;
     let waker =
         Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
@@ -150,6 +158,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         watch,
         config_path: options.config.clone(),
         settings: config.relay.clone(),
+        registry: Registry::new(file),
+        drops: DropWatch::default(),
     };
     daemon.follow(config);
     let result = daemon.check_strictness(options.strict).and_then(|()| {
@@ -193,7 +203,8 @@ fn serve(
 ) -> Result<(), DaemonError> {
     let mut events = Events::with_capacity(64);
     loop {
-        let answer = server.poll_at().map(|at| at.since(daemon.live.plane.now()));
+        let due = [server.poll_at(), daemon.count_at()].into_iter().flatten();
+        let answer = due.min().map(|at| at.since(daemon.live.plane.now()));
         let timeout = [answer, daemon.pause()].into_iter().flatten().min();
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -206,10 +217,17 @@ fn serve(
         }
         // What happened comes before what is asked, so that answers are of the present.
         daemon.heal()?;
-        while let Some((connection, request)) = server.poll_request() {
-            let Request::Show { table } = request;
-            let response = daemon.show(table);
-            server.respond(connection, &response, daemon.live.plane.now());
+        while let Some(asked) = server.poll_request() {
+            let answer = daemon.answer(&asked);
+            let now = daemon.live.plane.now();
+            match answer {
+                Some(response) => server.respond(asked.connection, &response, now),
+                None => {
+                    // What happened before is not told.
+                    daemon.publish(&mut server);
+                    server.watch(asked.connection, now);
+                }
+            }
         }
         for signal in signals.pending() {
             match signal {
@@ -220,6 +238,7 @@ fn serve(
                 }
             }
         }
+        daemon.publish(&mut server);
     }
 }
 
@@ -231,6 +250,8 @@ pub(crate) struct Daemon {
     config_path: PathBuf,
     /// Settings with which the data threads were started.
     settings: RelayConfig,
+    registry: Registry,
+    drops: DropWatch,
 }
 
 impl Daemon {
@@ -276,7 +297,7 @@ impl Daemon {
     fn reload(&mut self) {
         let _ = NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
-        match Config::load(&self.config_path) {
+        match self.load() {
             Ok(config) => {
                 for setting in RelayConfig::differences(&self.settings, &config.relay) {
                     warn!(
@@ -292,6 +313,18 @@ impl Daemon {
             Err(errors) => error!("the configuration stays as it was:\n{errors}"),
         }
         let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+
+    /// Reads the file, and makes it the one beside which the rest is registered.
+    fn load(&mut self) -> Result<Config, ConfigErrors> {
+        let file = ConfigFile::load(&self.config_path)?;
+        let (overlay, notes) = file.adopt(&self.registry.overlay);
+        let config = file.config(&overlay)?;
+        for note in notes {
+            info!("registered at run time no more: {note}");
+        }
+        (self.registry.file, self.registry.overlay) = (file, overlay);
+        Ok(config)
     }
 
     fn stop(mut self) {

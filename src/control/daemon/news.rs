@@ -7,6 +7,7 @@ use nos_shim::ports::Transport;
 use nos_shim::shim::ShimEvent;
 use tracing::{debug, error, info, warn};
 
+use crate::control::api::Event as WatchEvent;
 use crate::control::attach::{Detachment, detach_all};
 use crate::control::config::Name;
 use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
@@ -15,6 +16,7 @@ use crate::data::engine::EngineEvent;
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 use crate::data::relay::RelayEvent;
 
+use super::watching::subject;
 use super::{Daemon, DaemonError};
 
 impl Daemon {
@@ -98,6 +100,7 @@ impl Daemon {
         let name = name.clone();
         warn!(uplink = %name, why, "the uplink's device is gone; its routes are withdrawn");
         self.live.uplink_lost(&name);
+        self.tell_gone(&Entity::Uplink(name.clone()));
         self.reconciler.state.devices.remove(&name);
         self.reconciler
             .standing
@@ -107,8 +110,15 @@ impl Daemon {
 
     /// The interface of a container is not there any more.
     fn link_lost(&mut self, name: &Name) {
+        self.tell_gone(&Entity::Container(name.clone()));
         self.reconciler.state.links.remove(name);
         self.reconciler.follow_name(name, Instant::now());
+    }
+
+    fn tell_gone(&mut self, entity: &Entity) {
+        self.reconciler.tell(WatchEvent::Gone {
+            subject: subject(entity),
+        });
     }
 
     fn end_capture(
@@ -123,11 +133,18 @@ impl Daemon {
     }
 
     /// The NOS tells it once in a while, so this may be logged each time.
-    fn address_conflict(&self, id: UplinkId, address: std::net::IpAddr, mac: MacAddr) {
+    fn address_conflict(&mut self, id: UplinkId, address: std::net::IpAddr, mac: MacAddr) {
         let mut uplinks = self.live.uplinks.iter();
         let found = uplinks.find(|(_, uplink)| uplink.id == id);
-        let name = found.map_or("", |(name, _)| name.as_str());
-        warn!(uplink = name, %address, %mac, "somebody else uses an address of the NOS");
+        let Some(name) = found.map(|(name, _)| name.clone()) else {
+            return;
+        };
+        warn!(uplink = %name, %address, %mac, "somebody else uses an address of the NOS");
+        self.reconciler.tell(WatchEvent::Conflict {
+            subject: subject(&Entity::Uplink(name)),
+            address,
+            mac,
+        });
     }
 
     /// The relay tells it once in a while, so this may be logged each time.

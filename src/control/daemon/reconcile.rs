@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use crate::control::api::Event;
 use crate::control::attach;
-use crate::control::config::{Config, Name, NetnsRef, UplinkDevice};
+use crate::control::config::{Config, Container, Name, NetnsRef, Touched, UplinkDevice};
 use crate::control::kernel::watch::{KernelWatch, WatchKey, Watched};
 use crate::control::plan::{
     Entity, LinkPresence, NamespacePresence, Observed, Outcome, State, Want, carry_out, plan,
@@ -18,6 +19,10 @@ use super::containers::{netns_name, open};
 use super::live::{Live, StepError};
 use super::standing::{Condition, Standing};
 use super::watched::WatchedContainers;
+use super::watching::{differences, present, subject};
+
+/// Events that wait to be told to those who watch: more do not happen within a turn of the loop.
+const MAX_EVENTS: usize = 65_536;
 
 /// Repairs of one container that change something, within [`REPAIR_WINDOW`]. Who undoes them faster
 /// than that is left to it for the rest of the time.
@@ -44,6 +49,8 @@ pub(super) struct Reconciler {
     /// Containers that were refused another interface and got the old one back, with what
     /// somebody else had inside before.
     obstacles: HashMap<Name, BTreeSet<String>>,
+    /// What happened since those who watch were told last.
+    pub(super) events: Vec<Event>,
 }
 
 /// How often a container was repaired lately.
@@ -77,6 +84,14 @@ impl Reconciler {
             repairs: BTreeSet::new(),
             paces: HashMap::new(),
             obstacles: HashMap::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Something happened that those who watch are told.
+    pub(super) fn tell(&mut self, event: Event) {
+        if self.events.len() < MAX_EVENTS {
+            self.events.push(event);
         }
     }
 
@@ -88,24 +103,70 @@ impl Reconciler {
     /// Wants `config` from now on, all of it looked at anew.
     pub(super) fn want(&mut self, config: Config, watch: &mut KernelWatch) {
         let names = config.containers.iter().map(|container| &container.name);
-        self.names = names.clone().cloned().collect();
+        self.names = names.cloned().collect();
         self.repairs.clone_from(&self.names);
         self.paces.clear();
         self.obstacles.clear();
         self.standing.release_all();
-        let known: BTreeSet<_> = names.clone().collect();
-        self.namespaces.retain(|name, _| known.contains(name));
-        self.watched.retain(watch, |name| known.contains(name));
-        self.standing.retain(|entity| is_wanted(&config, entity));
+        self.forget_unwanted(&config, watch);
         for container in &config.containers {
-            let watched = self
-                .watched
-                .watch(watch, &container.name, &netns_name(&container.netns));
-            if let Watched::Partly(reason) = watched {
-                info!(container = %container.name, "{reason}");
-            }
+            self.watch_name(container, watch);
         }
         self.wanted = Some(config);
+    }
+
+    /// Wants `config` from now on, which differs in what is `touched` alone: nothing else is looked
+    /// at, or tried again.
+    pub(super) fn want_change(
+        &mut self,
+        config: Config,
+        touched: &Touched,
+        watch: &mut KernelWatch,
+    ) {
+        match touched {
+            Touched::Container(name) => {
+                self.names.insert(name.clone());
+                self.paces.remove(name);
+                self.obstacles.remove(name);
+                self.standing.release_now(&Entity::Container(name.clone()));
+                if let Some(container) = config.container(name) {
+                    self.watch_name(container, watch);
+                }
+            }
+            Touched::Uplink(name) => {
+                self.standing.release_now(&Entity::Uplink(name.clone()));
+                self.standing.release_now(&Entity::Device(name.clone()));
+            }
+            Touched::Routes => {}
+        }
+        self.forget_unwanted(&config, watch);
+        self.wanted = Some(config);
+    }
+
+    /// Wants what was wanted before a change that was refused; what stands is as it was then.
+    pub(super) fn withdraw(&mut self, old: Config, standing: Standing, watch: &mut KernelWatch) {
+        self.standing = standing;
+        self.forget_unwanted(&old, watch);
+        self.wanted = Some(old);
+    }
+
+    /// Lets go of what `config` does not speak of.
+    fn forget_unwanted(&mut self, config: &Config, watch: &mut KernelWatch) {
+        let names = config.containers.iter().map(|container| &container.name);
+        let known: BTreeSet<_> = names.collect();
+        self.namespaces.retain(|name, _| known.contains(name));
+        self.watched.retain(watch, |name| known.contains(name));
+        self.standing.retain(|entity| is_wanted(config, entity));
+        self.names.retain(|name| known.contains(name));
+        self.repairs.retain(|name| known.contains(name));
+    }
+
+    fn watch_name(&mut self, container: &Container, watch: &mut KernelWatch) {
+        let Container { name, netns, .. } = container;
+        let watched = self.watched.watch(watch, name, &netns_name(netns));
+        if let Watched::Partly(reason) = watched {
+            info!(container = %name, "{reason}");
+        }
     }
 
     /// The container of a number that the kernel's watch was given.
@@ -243,7 +304,11 @@ impl Reconciler {
         let repairs = self.due_repairs(live, now);
         let mut replaced = self.replaced(&wanted);
         let groups = plan(&self.state, &wanted, &repairs);
+        let before = present(&self.state);
         let outcome = carry_out(groups, &mut self.state, live);
+        for event in differences(&before, &present(&self.state)) {
+            self.tell(event);
+        }
         let refused = outcome.failed.iter().flat_map(|failure| &failure.group);
         let refused: Vec<_> = refused.cloned().collect();
         replaced.retain(|name, _| refused.contains(&Entity::Container(name.clone())));
@@ -343,7 +408,10 @@ impl Reconciler {
             {
                 match condition(String::new()) {
                     Condition::Waiting(_) => info!("{entity} waits: {reason}"),
-                    Condition::Unfit(_) | Condition::Refused(_) => error!("{entity}: {reason}"),
+                    Condition::Unfit(_) | Condition::Refused(_) => {
+                        error!("{entity}: {reason}");
+                        self.tell_refused(entity, reason);
+                    }
                 }
             }
         }
@@ -370,6 +438,7 @@ impl Reconciler {
                 let condition = Condition::Refused(told.clone());
                 if self.standing.note(entity.clone(), condition, now) {
                     error!("{entity}: {told}");
+                    self.tell_refused(&entity, &told);
                 }
             }
         }
@@ -397,6 +466,13 @@ impl Reconciler {
         }
     }
 
+    fn tell_refused(&mut self, entity: &Entity, reason: &str) {
+        self.tell(Event::Refused {
+            subject: subject(entity),
+            reason: reason.to_owned(),
+        });
+    }
+
     /// Installs the routes whose uplinks the NOS has.
     fn set_routes(&mut self, config: &Config, live: &mut Live) {
         let (routes, left) = routes_of(&config.routes, &self.state);
@@ -415,6 +491,7 @@ impl Reconciler {
                     .note(Entity::Routes, condition, Instant::now())
                 {
                     error!("routes: {error}");
+                    self.tell_refused(&Entity::Routes, &error.to_string());
                 }
             }
         }
@@ -449,6 +526,9 @@ impl Reconciler {
             if link.is_none_or(|link| !link.report.changed) {
                 continue;
             }
+            self.tell(Event::Healed {
+                subject: subject(&Entity::Container(name.clone())),
+            });
             let pace = self.paces.entry(name.clone()).or_insert(Pace {
                 since: now,
                 repairs: 0,

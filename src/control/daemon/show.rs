@@ -9,12 +9,12 @@ use nos_shim::fib::{Action, Route as FibRoute, Source};
 use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
 use nos_shim::offload::Capabilities;
-use nos_shim::ports::Grant;
+use nos_shim::ports::{Grant, Holding, Owner};
 use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
     self, Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState,
-    NextHop, Port, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
+    NextHop, Origin, Port, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::link_by_index;
@@ -113,6 +113,7 @@ impl Daemon {
             id: container.map(|container| container.id.0),
             name: name.to_string(),
             netns: netns.to_string(),
+            origin: Origin::of(self.registry.overlay.has_container(name)),
             container_mac: claim.mac,
             addresses: claim.addresses.clone(),
             link: Link {
@@ -181,7 +182,24 @@ impl Daemon {
             .plane
             .nos_pages(|nos, after: Option<Grant>| nos.ports().page(after.as_ref()))?;
         let holdings = grants.iter().flat_map(Grant::holdings);
-        Ok(holdings.map(|holding| Port::from(&holding)).collect())
+        let port = |holding: Holding<'_>| Port {
+            origin: Origin::of(self.is_added(&holding)),
+            ..Port::from(&holding)
+        };
+        Ok(holdings.map(port).collect())
+    }
+
+    /// Whether ports were given to a container at run time.
+    fn is_added(&self, holding: &Holding<'_>) -> bool {
+        let Holding { owner, claim, .. } = holding;
+        let name: Option<Name> = match owner {
+            Owner::Nos => None,
+            Owner::Attachment(_) => holding.name.parse().ok(),
+        };
+        name.is_some_and(|name| {
+            let overlay = &self.registry.overlay;
+            overlay.has_ports(&name, claim.transport, claim.range, claim.kind)
+        })
     }
 
     fn routes(&self) -> Result<Vec<Route>, Stopped> {
@@ -195,8 +213,16 @@ impl Daemon {
             .into_iter()
             .map(|route| ((route.vrf, route.prefix), route))
             .collect();
-        let shown = routes.values();
-        Ok(shown.filter_map(|entry| route(entry, &names)).collect())
+        let mut shown: Vec<_> = routes
+            .values()
+            .filter_map(|entry| route(entry, &names))
+            .collect();
+        for row in &mut shown {
+            let metric = u16::try_from(row.metric).unwrap_or(u16::MAX);
+            let added = self.registry.overlay.has_route(row.prefix, metric);
+            row.origin = Origin::of(added && row.source == RouteSource::Static);
+        }
+        Ok(shown)
     }
 
     fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
@@ -319,6 +345,7 @@ impl Daemon {
         Uplink {
             name: name.to_string(),
             addresses: uplink.network.addresses.clone(),
+            runtime_addresses: self.registry.overlay.addresses_of(name.as_str()).collect(),
             address_conflicts: counters.address_conflicts,
             link: Link {
                 device: kind.to_owned(),
@@ -476,6 +503,7 @@ fn route(entry: &FibRoute, names: &[(UplinkId, String)]) -> Option<Route> {
         metric,
         action,
         next_hops,
+        origin: Origin::Config,
     })
 }
 

@@ -51,7 +51,7 @@ pub(super) struct Entry {
 }
 
 /// Everything that is not as it is wanted.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Standing {
     entries: BTreeMap<Entity, Entry>,
 }
@@ -112,6 +112,13 @@ impl Standing {
             entry.retry_at = None;
         } else {
             entry.retry_at = Some(at);
+        }
+    }
+
+    /// Somebody asks for another attempt, at once.
+    pub(super) fn release_now(&mut self, entity: &Entity) {
+        if let Some(entry) = self.entries.get_mut(entity) {
+            (entry.held, entry.failures, entry.retry_at) = (false, 0, None);
         }
     }
 

@@ -1,0 +1,515 @@
+//! Commands that change what a running nos-relay does.
+
+use std::io::{self, Write};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::control::api::{self, ControlError, QUERY_TIMEOUT, Request, Response, Table};
+use crate::control::config::Keys;
+use crate::outcome::Outcome;
+
+use super::{ControlArgs, show};
+
+/// How a change is asked for and its answer shown.
+#[derive(Args, Clone, Debug)]
+pub struct AskArgs {
+    /// Id of the request: asked again with the same id, nothing is done twice and the answer is the
+    /// same.
+    #[arg(long, value_name = "ID")]
+    pub id: Option<String>,
+    /// As JSON, for programs; refusals as well.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to find the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Arguments of `attach`: the keys of [[container]], see docs/configuration.md.
+#[derive(Args, Clone, Debug)]
+pub struct AttachArgs {
+    /// The container's name.
+    pub name: String,
+    /// Path of its network namespace.
+    #[arg(long, value_name = "PATH", conflicts_with = "pid")]
+    pub netns: Option<String>,
+    /// A process in that namespace.
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+    /// The kind of its device: tap or veth.
+    #[arg(long, value_name = "KIND")]
+    pub device: String,
+    /// The interface's name inside.
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// A NOS address that it uses as its own; may be given several times.
+    #[arg(long = "address", value_name = "ADDRESS")]
+    pub addresses: Vec<String>,
+    /// Its ports.
+    #[command(flatten)]
+    pub ports: PortLists,
+    /// MAC address of its interface.
+    #[arg(long, value_name = "MAC")]
+    pub mac: Option<String>,
+    /// Use neither checksum nor segmentation offload.
+    #[arg(long)]
+    pub no_offload: bool,
+    /// Write all its frames to this pcapng file.
+    #[arg(long, value_name = "FILE")]
+    pub capture: Option<String>,
+    /// Any other key of [[container]], its value as in TOML; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, toml::Value)>,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `detach`.
+#[derive(Args, Clone, Debug)]
+pub struct DetachArgs {
+    /// The container's name.
+    pub name: String,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Ports by their use.
+#[derive(Args, Clone, Debug)]
+pub struct PortLists {
+    /// TCP ports on which it is reached, as in 179 or 20000-20999; may be given several times.
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    pub tcp: Vec<String>,
+    /// UDP ports that it receives on; may be given several times.
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    pub udp: Vec<String>,
+    /// TCP and UDP ports from which it opens flows.
+    #[arg(long, value_name = "PORTS")]
+    pub ephemeral: Option<String>,
+}
+
+/// What `ports` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PortsCommand {
+    /// Show who owns which ports.
+    List(ListArgs),
+    /// Give ports to a container.
+    Add(PortsArgs),
+    /// Take ports away that a container got at run time.
+    Remove(PortsArgs),
+    /// Give a container exactly these ports, besides those of the configuration.
+    Replace(PortsArgs),
+    /// Give a container ports out of the pool, and say which.
+    Allocate(AllocateArgs),
+}
+
+/// Arguments of `ports list`.
+#[derive(Args, Clone, Debug)]
+pub struct ListArgs {
+    /// The container whose ports to show; those of all and of the NOS if it is left out.
+    pub container: Option<String>,
+    /// As JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to find the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Arguments of `ports add`, `remove` and `replace`.
+#[derive(Args, Clone, Debug)]
+pub struct PortsArgs {
+    /// The container's name.
+    pub container: String,
+    /// Which ports.
+    #[command(flatten)]
+    pub ports: PortLists,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `ports allocate`.
+#[derive(Args, Clone, Debug)]
+pub struct AllocateArgs {
+    /// The container's name.
+    pub container: String,
+    /// How many ports, in a row.
+    #[arg(long, value_name = "N")]
+    pub size: u32,
+    /// For which protocol.
+    #[arg(long)]
+    pub protocol: Option<Protocol>,
+    /// For what.
+    #[arg(long)]
+    pub kind: Option<Kind>,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Protocols for which ports are allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// TCP alone.
+    Tcp,
+    /// UDP alone.
+    Udp,
+    /// The same ports of both.
+    Both,
+}
+
+/// What ports are allocated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// To be reached on them.
+    Listen,
+    /// To open flows from them.
+    Ephemeral,
+}
+
+/// What `route` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum RouteCommand {
+    /// Add a static route.
+    Add(RouteAddArgs),
+    /// Remove a static route that was added at run time.
+    Remove(RouteRemoveArgs),
+}
+
+/// Arguments of `route add`: the keys of [[route]], see docs/configuration.md.
+#[derive(Args, Clone, Debug)]
+pub struct RouteAddArgs {
+    /// Destinations, as in 198.51.100.0/24.
+    pub prefix: String,
+    /// A next hop; several make ECMP.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub via: Vec<String>,
+    /// The uplink of the next hops.
+    #[arg(long, value_name = "UPLINK")]
+    pub dev: Option<String>,
+    /// Instead of next hops: blackhole or unreachable.
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<String>,
+    /// Among routes to the same prefix the lowest wins.
+    #[arg(long)]
+    pub metric: Option<u16>,
+    /// Any other key of [[route]], its value as in TOML; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, toml::Value)>,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `route remove`.
+#[derive(Args, Clone, Debug)]
+pub struct RouteRemoveArgs {
+    /// Destinations, as in 198.51.100.0/24.
+    pub prefix: String,
+    /// Its metric.
+    #[arg(long)]
+    pub metric: Option<u16>,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// What `address` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum AddressCommand {
+    /// Add an address to an uplink.
+    Add(AddressArgs),
+    /// Remove an address that was added at run time.
+    Remove(AddressArgs),
+}
+
+/// Arguments of `address add` and `remove`.
+#[derive(Args, Clone, Debug)]
+pub struct AddressArgs {
+    /// The uplink's name.
+    pub uplink: String,
+    /// The address and the length of its prefix, as in 203.0.113.1/24.
+    pub address: String,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `watch`.
+#[derive(Args, Clone, Debug)]
+pub struct WatchArgs {
+    /// As JSON, for programs: a line each, as the daemon sends them.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to find the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `KEY=VALUE`, the value as in TOML.
+fn setting(text: &str) -> Result<(String, toml::Value), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or("there is no =, as in capture=\"file\"")?;
+    let table: toml::Table = format!("value = {value}")
+        .parse()
+        .map_err(|_| format!("{value} is not a value of TOML; text stands in quotation marks"))?;
+    match table.get("value") {
+        Some(value) if table.len() == 1 => Ok((key.trim().to_owned(), value.clone())),
+        _ => Err(format!("{value} is more than a value")),
+    }
+}
+
+/// Keys in the order in which they are given.
+#[derive(Default)]
+struct Given(Keys);
+
+impl Given {
+    fn value(self, key: &str, value: Option<impl Into<toml::Value>>) -> Self {
+        match value {
+            Some(value) => Self(self.0.with(key, value)),
+            None => self,
+        }
+    }
+
+    fn list(self, key: &str, values: &[String]) -> Self {
+        let values = (!values.is_empty()).then(|| values.to_vec());
+        self.value(key, values)
+    }
+
+    fn ports(self, ports: &PortLists) -> Self {
+        self.list("tcp", &ports.tcp)
+            .list("udp", &ports.udp)
+            .value("ephemeral", ports.ephemeral.clone())
+    }
+
+    fn settings(self, settings: &[(String, toml::Value)]) -> Self {
+        let mut given = self;
+        for (key, value) in settings {
+            given = given.value(key, Some(value.clone()));
+        }
+        given
+    }
+}
+
+fn text(value: &str) -> Option<String> {
+    Some(value.to_owned())
+}
+
+impl AttachArgs {
+    /// The request that it stands for.
+    #[must_use]
+    pub fn request(&self) -> Request {
+        let container = Given::default()
+            .value("name", text(&self.name))
+            .value("netns", self.netns.clone())
+            .value("pid", self.pid.map(i64::from))
+            .value("device", text(&self.device))
+            .value("interface", self.interface.clone())
+            .list("addresses", &self.addresses)
+            .ports(&self.ports)
+            .value("mac", self.mac.clone())
+            .value("offload", self.no_offload.then_some(false))
+            .value("capture", self.capture.clone())
+            .settings(&self.settings);
+        Request::Attach(Keys::default().with("container", container.0))
+    }
+}
+
+impl DetachArgs {
+    /// The request that it stands for.
+    #[must_use]
+    pub fn request(&self) -> Request {
+        Request::Detach(Given::default().value("name", text(&self.name)).0)
+    }
+}
+
+impl PortsCommand {
+    /// Runs `ports`: results to `out`, errors to `err`.
+    ///
+    /// # Errors
+    ///
+    /// When neither can be written.
+    pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        let given = |args: &PortsArgs| {
+            let given = Given::default().value("container", text(&args.container));
+            given.ports(&args.ports).0
+        };
+        match self {
+            Self::List(args) => args.run(out, err),
+            Self::Add(args) => args.ask.run(&Request::PortsAdd(given(args)), out, err),
+            Self::Remove(args) => args.ask.run(&Request::PortsRemove(given(args)), out, err),
+            Self::Replace(args) => args.ask.run(&Request::PortsReplace(given(args)), out, err),
+            Self::Allocate(args) => args.ask.run(&args.request(), out, err),
+        }
+    }
+}
+
+impl ListArgs {
+    fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        let request = Request::Show {
+            table: Table::Ports,
+        };
+        let mut answer = api::query(&self.control.path, &request, QUERY_TIMEOUT);
+        if let (Ok(Response::Ports(rows)), Some(container)) = (&mut answer, &self.container) {
+            rows.retain(|row| row.owner == *container);
+        }
+        respond(answer, self.json, out, err)
+    }
+}
+
+impl AllocateArgs {
+    fn request(&self) -> Request {
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map(|value| value.get_name().to_owned())
+        };
+        let protocol = self.protocol.and_then(|it| name(it.to_possible_value()));
+        let kind = self.kind.and_then(|it| name(it.to_possible_value()));
+        let given = Given::default()
+            .value("container", text(&self.container))
+            .value("size", Some(i64::from(self.size)))
+            .value("protocol", protocol)
+            .value("kind", kind);
+        Request::PortsAllocate(given.0)
+    }
+}
+
+impl RouteCommand {
+    /// Runs `route`: results to `out`, errors to `err`.
+    ///
+    /// # Errors
+    ///
+    /// When neither can be written.
+    pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        match self {
+            Self::Add(args) => {
+                let route = Given::default()
+                    .value("prefix", text(&args.prefix))
+                    .list("via", &args.via)
+                    .value("dev", args.dev.clone())
+                    .value("type", args.kind.clone())
+                    .value("metric", args.metric.map(i64::from))
+                    .settings(&args.settings);
+                let request = Request::RouteAdd(Keys::default().with("route", route.0));
+                args.ask.run(&request, out, err)
+            }
+            Self::Remove(args) => {
+                let route = Given::default()
+                    .value("prefix", text(&args.prefix))
+                    .value("metric", args.metric.map(i64::from));
+                args.ask.run(&Request::RouteRemove(route.0), out, err)
+            }
+        }
+    }
+}
+
+impl AddressCommand {
+    /// Runs `address`: results to `out`, errors to `err`.
+    ///
+    /// # Errors
+    ///
+    /// When neither can be written.
+    pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        let given = |args: &AddressArgs| {
+            let given = Given::default().value("uplink", text(&args.uplink));
+            given.value("address", text(&args.address)).0
+        };
+        match self {
+            Self::Add(args) => args.ask.run(&Request::AddressAdd(given(args)), out, err),
+            Self::Remove(args) => args.ask.run(&Request::AddressRemove(given(args)), out, err),
+        }
+    }
+}
+
+impl AskArgs {
+    /// Asks for a change: results to `out`, errors to `err`.
+    ///
+    /// # Errors
+    ///
+    /// When neither can be written.
+    pub fn run(
+        &self,
+        request: &Request,
+        out: &mut impl Write,
+        err: &mut impl Write,
+    ) -> io::Result<Outcome> {
+        let answer = api::ask(
+            &self.control.path,
+            self.id.as_deref(),
+            request,
+            QUERY_TIMEOUT,
+        );
+        match answer {
+            Err(ControlError::Refused(refusal)) if self.json => {
+                out.write_all(show::json(&Response::Refused(refusal)).as_bytes())?;
+                Ok(Outcome::Failure)
+            }
+            answer => respond(answer, self.json, out, err),
+        }
+    }
+}
+
+/// Shows an answer.
+fn respond(
+    answer: Result<Response, ControlError>,
+    json: bool,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> io::Result<Outcome> {
+    let mut response = match answer {
+        Ok(response) => response,
+        Err(error) => {
+            writeln!(err, "nos-relay: {error}")?;
+            return Ok(Outcome::Failure);
+        }
+    };
+    show::sort(&mut response);
+    let render = if json { show::json } else { show::table };
+    out.write_all(render(&response).as_bytes())?;
+    // What a script reads from the output is not mixed with it.
+    if let Response::Changed(applied) = &response
+        && let Some(what) = applied.waiting.as_ref().filter(|_| !json)
+    {
+        writeln!(err, "It is not in place yet: {what}")?;
+    }
+    Ok(Outcome::Success)
+}
+
+impl WatchArgs {
+    /// Runs `watch` until the daemon ends or nobody reads `out` any more.
+    ///
+    /// # Errors
+    ///
+    /// When neither can be written.
+    pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        let mut watch = match api::watch(&self.control.path, QUERY_TIMEOUT) {
+            Ok(watch) => watch,
+            Err(error) => return failed(&error, err),
+        };
+        loop {
+            let (line, watched) = match watch.next_line() {
+                Ok(Some(next)) => next,
+                Ok(None) => return Ok(Outcome::Success),
+                Err(error) => return failed(&error, err),
+            };
+            let text = if self.json {
+                line
+            } else {
+                show::watched(&watched)
+            };
+            match writeln!(out, "{text}").and_then(|()| out.flush()) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Ok(Outcome::Success);
+                }
+                written => written?,
+            }
+        }
+    }
+}
+
+fn failed(error: &ControlError, err: &mut impl Write) -> io::Result<Outcome> {
+    writeln!(err, "nos-relay: {error}")?;
+    Ok(Outcome::Failure)
+}

@@ -1,0 +1,178 @@
+//! Ports that a container was given at run time: lists of ranges, more and fewer of them.
+
+use nos_shim::ports::{PortRange, Transport};
+
+use super::super::entries::ContainerEntry;
+use super::super::place::At;
+
+/// Ports of one container. Ranges of one protocol are disjoint and in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ports {
+    pub(super) tcp: Vec<PortRange>,
+    pub(super) udp: Vec<PortRange>,
+    pub(super) ephemeral: Option<PortRange>,
+}
+
+impl Ports {
+    /// Those of an entry.
+    pub(super) fn of(entry: &ContainerEntry) -> Self {
+        let values = |ranges: &[At<PortRange>]| normal(ranges.iter().map(|at| at.value).collect());
+        Self {
+            tcp: values(&entry.tcp),
+            udp: values(&entry.udp),
+            ephemeral: entry.ephemeral.map(|at| at.value),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.udp.is_empty() && self.ephemeral.is_none()
+    }
+
+    /// What is in these and not in `other`. An ephemeral range goes as a whole, if it is in the
+    /// other's.
+    pub(super) fn without(&self, other: &Self) -> Self {
+        let within = |range: &PortRange| {
+            other
+                .ephemeral
+                .is_some_and(|other| other.first() <= range.first() && range.last() <= other.last())
+        };
+        Self {
+            tcp: subtract(&self.tcp, &other.tcp),
+            udp: subtract(&self.udp, &other.udp),
+            ephemeral: self.ephemeral.filter(|range| !within(range)),
+        }
+    }
+
+    /// These and those of `other` that are not among them. Of two ephemeral ranges, the other's.
+    pub(super) fn with(&self, other: &Self) -> Self {
+        let more = other.without(self);
+        let joined = |own: &[PortRange], more: Vec<PortRange>| {
+            let mut all = own.to_vec();
+            all.extend(more);
+            all.sort_unstable();
+            all
+        };
+        Self {
+            tcp: joined(&self.tcp, more.tcp),
+            udp: joined(&self.udp, more.udp),
+            ephemeral: more.ephemeral.or(self.ephemeral),
+        }
+    }
+
+    /// Whether ports of `range` are among those on which a container is reached.
+    pub(super) fn listens(&self, transport: Transport, range: PortRange) -> bool {
+        let ranges = match transport {
+            Transport::Tcp => &self.tcp,
+            Transport::Udp => &self.udp,
+        };
+        common(ranges, range).is_some()
+    }
+}
+
+/// The first port of `range` in one of `ranges`, which are disjoint and in their order.
+pub(super) fn common(ranges: &[PortRange], range: PortRange) -> Option<PortRange> {
+    let from = ranges.partition_point(|other| other.last() < range.first());
+    ranges
+        .get(from)
+        .copied()
+        .filter(|other| other.overlaps(range))
+}
+
+/// The same ports as disjoint ranges in their order. Those that only touch stay apart.
+pub(super) fn normal(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
+    ranges.sort_unstable();
+    let mut disjoint: Vec<PortRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match disjoint.last_mut() {
+            Some(last) if last.overlaps(range) => {
+                let whole = PortRange::new(last.first(), last.last().max(range.last()));
+                *last = whole.unwrap_or(range);
+            }
+            _ => disjoint.push(range),
+        }
+    }
+    disjoint
+}
+
+/// The ports of `ranges` that are not in `others`; both are disjoint and in their order.
+fn subtract(ranges: &[PortRange], others: &[PortRange]) -> Vec<PortRange> {
+    let mut left = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let mut first = u32::from(range.first());
+        let from = others.partition_point(|other| other.last() < range.first());
+        for other in others[from..]
+            .iter()
+            .take_while(|other| other.first() <= range.last())
+        {
+            left.extend(between(first, u32::from(other.first())));
+            first = u32::from(other.last()) + 1;
+        }
+        left.extend(between(first, u32::from(range.last()) + 1));
+    }
+    left
+}
+
+/// The ports from `first` on before `end`, if any.
+fn between(first: u32, end: u32) -> Option<PortRange> {
+    let (first, last) = (
+        u16::try_from(first).ok()?,
+        u16::try_from(end.checked_sub(1)?).ok()?,
+    );
+    PortRange::new(first, last).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ranges() -> impl Strategy<Value = Vec<PortRange>> {
+        let range = (65_400..=65_535_u16, 0..30_u16)
+            .prop_map(|(first, more)| PortRange::new(first, first.saturating_add(more)).unwrap());
+        prop::collection::vec(range, 0..8).prop_map(normal)
+    }
+
+    fn set(ranges: &[PortRange]) -> BTreeSet<u16> {
+        let ports = ranges.iter().flat_map(|range| range.first()..=range.last());
+        ports.collect()
+    }
+
+    fn is_normal(ranges: &[PortRange]) -> bool {
+        ranges
+            .windows(2)
+            .all(|pair| pair[0].last() < pair[1].first())
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_are_sets_of_ports(one in ranges(), two in ranges()) {
+            let ports = |tcp: &[PortRange]| Ports { tcp: tcp.to_vec(), ..Ports::default() };
+            let fewer = ports(&one).without(&ports(&two)).tcp;
+            prop_assert!(is_normal(&fewer));
+            prop_assert_eq!(set(&fewer), &set(&one) - &set(&two));
+            let more = ports(&one).with(&ports(&two)).tcp;
+            prop_assert!(is_normal(&more));
+            prop_assert_eq!(set(&more), &set(&one) | &set(&two));
+            for range in &two {
+                let both = !set(&one).is_disjoint(&set(&[*range]));
+                prop_assert_eq!(ports(&one).listens(Transport::Tcp, *range), both);
+            }
+        }
+    }
+
+    #[test]
+    fn an_ephemeral_range_comes_and_goes_as_a_whole() {
+        let ports = |text: &str| Ports {
+            ephemeral: Some(text.parse().unwrap()),
+            ..Ports::default()
+        };
+        let held = ports("40000-40999");
+        assert!(held.without(&ports("40000-44999")).is_empty());
+        assert_eq!(held.without(&ports("40000-40500")), held);
+        assert_eq!(held.with(&ports("40100-40200")), held);
+        assert_eq!(held.with(&ports("41000-41999")), ports("41000-41999"));
+    }
+}

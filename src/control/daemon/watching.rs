@@ -1,0 +1,146 @@
+//! What those who watch are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nos_shim::time::Instant;
+
+use crate::control::api::snapshot::{Counters, Drops};
+use crate::control::api::{Event, Response, Server, Subject, SubjectKind, Table};
+use crate::control::plan::{Entity, State};
+
+use super::Daemon;
+
+/// How often packets that were dropped are counted for those who watch.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What was counted last.
+#[derive(Debug, Default)]
+pub(super) struct DropWatch {
+    /// None while nobody watches.
+    last: Option<(Instant, Dropped)>,
+}
+
+/// Dropped packets by stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Dropped {
+    relay: Drops,
+    nos: Drops,
+}
+
+/// What an event about an entity says of it.
+pub(super) fn subject(entity: &Entity) -> Subject {
+    let kind = match entity {
+        Entity::Uplink(_) | Entity::Device(_) => SubjectKind::Uplink,
+        Entity::Container(_) => SubjectKind::Container,
+        Entity::Services => SubjectKind::Services,
+        Entity::Routes => SubjectKind::Routes,
+    };
+    Subject {
+        kind,
+        name: entity.name().map(ToString::to_string),
+    }
+}
+
+/// Containers that have their interface, and uplinks whose device is open.
+pub(super) fn present(state: &State) -> BTreeSet<Entity> {
+    let containers = state.links.keys().cloned().map(Entity::Container);
+    let uplinks = state.devices.keys().cloned().map(Entity::Uplink);
+    containers.chain(uplinks).collect()
+}
+
+/// What came and went.
+pub(super) fn differences<'a>(
+    old: &'a BTreeSet<Entity>,
+    new: &'a BTreeSet<Entity>,
+) -> impl Iterator<Item = Event> + use<'a> {
+    let gone = old.difference(new).map(|entity| Event::Gone {
+        subject: subject(entity),
+    });
+    gone.chain(new.difference(old).map(|entity| Event::Attached {
+        subject: subject(entity),
+    }))
+}
+
+impl Daemon {
+    /// Tells those who watch what has happened since the last time.
+    pub(super) fn publish(&mut self, server: &mut Server) {
+        let events = std::mem::take(&mut self.reconciler.events);
+        let now = self.live.plane.now();
+        if server.watchers() == 0 {
+            self.drops.last = None;
+            return;
+        }
+        let dropped = self.count_drops(now);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let time_ms = since.map_or(0, |since| since.as_millis());
+        let time_ms = u64::try_from(time_ms).unwrap_or(u64::MAX);
+        for event in events.iter().chain(&dropped) {
+            server.publish(time_ms, event, now);
+        }
+    }
+
+    /// When drops are to be counted next.
+    pub(super) fn count_at(&self) -> Option<Instant> {
+        self.drops.last.as_ref().map(|(at, _)| *at + INTERVAL)
+    }
+
+    /// What was dropped since the last interval, if one has passed and there is any.
+    fn count_drops(&mut self, now: Instant) -> Option<Event> {
+        if self.count_at().is_some_and(|due| now < due) {
+            return None;
+        }
+        let Response::Counters(counters) = self.show(Table::Counters) else {
+            return None;
+        };
+        let dropped = dropped(&counters);
+        let last = self.drops.last.replace((now, dropped.clone()))?.1;
+        let (relay, nos) = (
+            more(&last.relay, &dropped.relay),
+            more(&last.nos, &dropped.nos),
+        );
+        let any = !relay.is_empty() || !nos.is_empty();
+        any.then_some(Event::Drops { relay, nos })
+    }
+}
+
+fn dropped(counters: &Counters) -> Dropped {
+    let of = |name: &str| {
+        let mut stages = counters.stages.iter();
+        let stage = stages.find(|stage| stage.name == name);
+        stage.map(|stage| stage.drops.clone()).unwrap_or_default()
+    };
+    Dropped {
+        relay: of("relay"),
+        nos: of("nos"),
+    }
+}
+
+/// By how much counters have grown; only those that have.
+fn more(old: &Drops, new: &Drops) -> Drops {
+    let grown = new.iter().map(|(reason, &count)| {
+        let before = old.get(reason).copied().unwrap_or_default();
+        (reason.clone(), count.saturating_sub(before))
+    });
+    grown
+        .filter(|&(_, count)| count > 0)
+        .collect::<BTreeMap<_, _>>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_grew_is_told() {
+        let drops = |all: &[(&str, u64)]| -> Drops {
+            let all = all.iter();
+            all.map(|&(reason, count)| (reason.to_owned(), count))
+                .collect()
+        };
+        let old = drops(&[("a", 1), ("b", 5)]);
+        let new = drops(&[("a", 1), ("b", 7), ("c", 2)]);
+        assert_eq!(more(&old, &new), drops(&[("b", 2), ("c", 2)]));
+        assert_eq!(more(&new, &new), drops(&[]));
+    }
+}
