@@ -185,6 +185,7 @@ impl Joined {
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
             mtu: 1500,
+            redirects: true,
         };
         nos.set_uplink(uplink, Instant::ZERO).unwrap();
         let relay = Relay::new(relay_end, pool);

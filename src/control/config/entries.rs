@@ -297,10 +297,9 @@ fn namespace(
 /// Where ports are allocated.
 fn pool(mut section: Section<'_>) -> Vec<PortRange> {
     let advice = "leave it out where no ports are allocated";
-    let pool = section.nonempty("pool", advice, values::port_range);
+    let pool = port_list::read_nonempty(&mut section, "pool", advice);
     section.finish();
-    let ranges = pool.unwrap_or_default().into_iter();
-    ranges.map(|at| at.value).collect()
+    pool.into_iter().map(|at| at.value).collect()
 }
 
 fn nos(mut section: Section<'_>) -> (Vec<At<Service>>, bool) {

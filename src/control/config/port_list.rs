@@ -21,12 +21,26 @@ pub(super) enum PortEntry {
 
 /// The ports of `key`, in ranges where the entries stand that name them.
 pub(super) fn read(section: &mut Section<'_>, key: &'static str) -> Vec<At<PortRange>> {
-    let entries = section.list(key, values::port_entry).unwrap_or_default();
-    let resolved = resolve(&entries);
+    let entries = section.list(key, values::port_entry);
+    checked(section, &entries.unwrap_or_default())
+}
+
+fn checked(section: &mut Section<'_>, entries: &[At<PortEntry>]) -> Vec<At<PortRange>> {
+    let resolved = resolve(entries);
     for At { value, place } in resolved.mistakes {
         section.error(place, value);
     }
     resolved.ranges
+}
+
+/// The same, where a list without an entry is a mistake; `advice` says what to do instead.
+pub(super) fn read_nonempty(
+    section: &mut Section<'_>,
+    key: &'static str,
+    advice: &str,
+) -> Vec<At<PortRange>> {
+    let entries = section.nonempty(key, advice, values::port_entry);
+    checked(section, &entries.unwrap_or_default())
 }
 
 /// What a list comes to.

@@ -8,6 +8,7 @@ use super::super::claims::first_gap;
 use super::super::document::{self, Section};
 use super::super::entries::{self, ContainerEntry, Entries, RouteEntry};
 use super::super::place::{At, Place};
+use super::super::port_list;
 use super::super::report::Report;
 use super::super::values::{self, did_you_mean};
 use super::super::{Config, ConfigErrors, Container, Name, Route, check};
@@ -223,9 +224,7 @@ impl ConfigFile {
         let fixed = self.container(&name).map(Ports::of).unwrap_or_default();
         let own = self.own_ports(overlay, &name);
         if action == PortsAction::Remove {
-            self.removable(&report, &request, &own, &fixed);
-        } else {
-            one_ephemeral(&report, &request, action, &own, &fixed);
+            self.removable(&report, &request, &fixed);
         }
         report.finish(Some(()))?;
         let asked = request.ports();
@@ -288,18 +287,15 @@ impl ConfigFile {
         false
     }
 
-    /// Reports what is asked to go and cannot: what is of the file, and a part of a range that goes
-    /// as a whole.
-    fn removable(&self, report: &Report<'_>, request: &PortsRequest, own: &Ports, fixed: &Ports) {
+    /// Reports what is asked to go and is of the file.
+    fn removable(&self, report: &Report<'_>, request: &PortsRequest, fixed: &Ports) {
         let Some(entry) = self.container(&request.name.value) else {
-            return whole_ephemeral(report, request, own);
+            return;
         };
-        let ephemeral: Vec<_> = fixed.ephemeral.into_iter().collect();
-        let asked_ephemeral: Vec<_> = request.ephemeral.into_iter().collect();
         for (what, asked, fixed) in [
             ("tcp", &request.tcp, &fixed.tcp),
             ("udp", &request.udp, &fixed.udp),
-            ("ephemeral", &asked_ephemeral, &ephemeral),
+            ("ephemeral", &request.ephemeral, &fixed.ephemeral),
         ] {
             for at in asked {
                 if let Some(range) = common(fixed, at.value) {
@@ -309,7 +305,6 @@ impl ConfigFile {
                 }
             }
         }
-        whole_ephemeral(report, request, own);
     }
 
     fn allocate(&self, overlay: &Overlay, keys: &Keys) -> Result<Changed, ConfigErrors> {
@@ -325,13 +320,7 @@ impl ConfigFile {
             report.error(request.size.place, reason.as_str());
         }
         let name = &request.name.value;
-        let fixed = self.container(name).map(Ports::of).unwrap_or_default();
         let own = self.own_ports(overlay, name);
-        if request.kind == Kind::Ephemeral
-            && let Some(held) = own.ephemeral.or(fixed.ephemeral)
-        {
-            report.error(request.name.place, has_ephemeral(name, held));
-        }
         let range = report.finish(range.ok())?;
         let list = |transport| match request.transports.contains(&transport) {
             true => vec![range],
@@ -339,13 +328,13 @@ impl ConfigFile {
         };
         let more = match request.kind {
             Kind::Ephemeral => Ports {
-                ephemeral: Some(range),
+                ephemeral: vec![range],
                 ..Ports::default()
             },
             Kind::Listen => Ports {
                 tcp: list(Transport::Tcp),
                 udp: list(Transport::Udp),
-                ephemeral: None,
+                ephemeral: Vec::new(),
             },
         };
         let changed = self.with_ports(overlay, name, own.with(&more))?;
@@ -519,7 +508,7 @@ struct PortsRequest {
     name: At<Name>,
     tcp: Vec<At<PortRange>>,
     udp: Vec<At<PortRange>>,
-    ephemeral: Option<At<PortRange>>,
+    ephemeral: Vec<At<PortRange>>,
 }
 
 impl PortsRequest {
@@ -528,16 +517,14 @@ impl PortsRequest {
         Ports {
             tcp: values(&self.tcp),
             udp: values(&self.udp),
-            ephemeral: self.ephemeral.map(|at| at.value),
+            ephemeral: values(&self.ephemeral),
         }
     }
 }
 
 fn ports_request(root: &mut Section<'_>, action: PortsAction) -> Option<PortsRequest> {
     let name = root.required("container", "\"web\"", values::name);
-    let tcp = root.list("tcp", values::port_range);
-    let udp = root.list("udp", values::port_range);
-    let ephemeral = root.optional("ephemeral", values::port_range);
+    let [tcp, udp, ephemeral] = ["tcp", "udp", "ephemeral"].map(|key| port_list::read(root, key));
     let none = ["tcp", "udp", "ephemeral"].iter().all(|key| !root.has(key));
     if none && action != PortsAction::Replace {
         let place = root.header("tcp");
@@ -548,45 +535,10 @@ fn ports_request(root: &mut Section<'_>, action: PortsAction) -> Option<PortsReq
     }
     Some(PortsRequest {
         name: name?,
-        tcp: tcp.unwrap_or_default(),
-        udp: udp.unwrap_or_default(),
+        tcp,
+        udp,
         ephemeral,
     })
-}
-
-/// A container has one ephemeral range: its kernel knows no more.
-fn one_ephemeral(
-    report: &Report<'_>,
-    request: &PortsRequest,
-    action: PortsAction,
-    own: &Ports,
-    fixed: &Ports,
-) {
-    let Some(asked) = request.ephemeral else {
-        return;
-    };
-    let own = own.ephemeral.filter(|_| action == PortsAction::Add);
-    let within =
-        |held: PortRange| held.first() <= asked.value.first() && asked.value.last() <= held.last();
-    if let Some(held) = fixed.ephemeral.or(own)
-        && !within(held)
-    {
-        report.error(asked.place, has_ephemeral(&request.name.value, held));
-    }
-}
-
-pub(super) fn has_ephemeral(name: &Name, held: PortRange) -> String {
-    format!("container \"{name}\" has the ephemeral range {held}, and can have one")
-}
-
-fn whole_ephemeral(report: &Report<'_>, request: &PortsRequest, own: &Ports) {
-    if let (Some(asked), Some(held)) = (request.ephemeral, own.ephemeral)
-        && asked.value.overlaps(held)
-        && (asked.value.first() > held.first() || asked.value.last() < held.last())
-    {
-        let reason = format!("is a part of {held}, which goes as a whole");
-        report.error(asked.place, format!("{} {reason}", asked.value));
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -670,7 +622,7 @@ fn taken(config: &Config, transports: &[Transport]) -> Vec<PortRange> {
         if has(Transport::Udp) {
             taken.extend(&container.udp);
         }
-        taken.extend(container.ephemeral);
+        taken.extend(&container.ephemeral);
     }
     let services = config.nos.services.iter();
     let services = services.filter(|service| transports.iter().any(|it| service.uses(*it)));

@@ -20,10 +20,9 @@ use std::path::Path;
 use ipnet::IpNet;
 use nos_shim::ports::{ClaimKind, PortRange, Transport};
 
-use change::has_ephemeral;
 pub use change::{Change, Changed, PortsAction, Touched};
 pub use keys::Keys;
-use ports::Ports;
+use ports::{Ports, common};
 
 use super::document::{self, Section};
 use super::entries::{self, ContainerEntry, Entries, UplinkEntry};
@@ -72,7 +71,7 @@ impl Overlay {
     ) -> bool {
         let added = |ports: &Ports| match kind {
             ClaimKind::Listen => ports.listens(transport, range),
-            ClaimKind::Ephemeral => ports.ephemeral == Some(range),
+            ClaimKind::Ephemeral => common(&ports.ephemeral, range).is_some(),
         };
         self.has_container(name) || self.ports.get(name).is_some_and(added)
     }
@@ -284,26 +283,20 @@ fn add_ports(report: &Report<'_>, overlay: &Overlay, containers: &mut [Container
             continue;
         };
         if overlay.has_container(&entry.name.value) {
-            (entry.tcp, entry.udp, entry.ephemeral) = (Vec::new(), Vec::new(), None);
+            for ranges in [&mut entry.tcp, &mut entry.udp, &mut entry.ephemeral] {
+                ranges.clear();
+            }
         }
         let at = |key, value| At {
             value,
             place: Place::new(report.offsets(1), "ports", key),
         };
-        entry
-            .tcp
-            .extend(ports.tcp.iter().map(|&range| at("tcp", range)));
-        entry
-            .udp
-            .extend(ports.udp.iter().map(|&range| at("udp", range)));
-        let Some(range) = ports.ephemeral else {
-            continue;
-        };
-        let added = at("ephemeral", range);
-        if let Some(held) = entry.ephemeral {
-            let reason = has_ephemeral(&entry.name.value, held.value);
-            report.error(added.place, reason);
+        for (key, ranges, more) in [
+            ("tcp", &mut entry.tcp, &ports.tcp),
+            ("udp", &mut entry.udp, &ports.udp),
+            ("ephemeral", &mut entry.ephemeral, &ports.ephemeral),
+        ] {
+            ranges.extend(more.iter().map(|&range| at(key, range)));
         }
-        entry.ephemeral = Some(added);
     }
 }

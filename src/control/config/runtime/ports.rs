@@ -10,7 +10,7 @@ use super::super::place::At;
 pub(super) struct Ports {
     pub(super) tcp: Vec<PortRange>,
     pub(super) udp: Vec<PortRange>,
-    pub(super) ephemeral: Option<PortRange>,
+    pub(super) ephemeral: Vec<PortRange>,
 }
 
 impl Ports {
@@ -20,30 +20,24 @@ impl Ports {
         Self {
             tcp: values(&entry.tcp),
             udp: values(&entry.udp),
-            ephemeral: entry.ephemeral.map(|at| at.value),
+            ephemeral: values(&entry.ephemeral),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.tcp.is_empty() && self.udp.is_empty() && self.ephemeral.is_none()
+        self.tcp.is_empty() && self.udp.is_empty() && self.ephemeral.is_empty()
     }
 
-    /// What is in these and not in `other`. An ephemeral range goes as a whole, if it is in the
-    /// other's.
+    /// What is in these and not in `other`.
     pub(super) fn without(&self, other: &Self) -> Self {
-        let within = |range: &PortRange| {
-            other
-                .ephemeral
-                .is_some_and(|other| other.first() <= range.first() && range.last() <= other.last())
-        };
         Self {
             tcp: subtract(&self.tcp, &other.tcp),
             udp: subtract(&self.udp, &other.udp),
-            ephemeral: self.ephemeral.filter(|range| !within(range)),
+            ephemeral: subtract(&self.ephemeral, &other.ephemeral),
         }
     }
 
-    /// These and those of `other` that are not among them. Of two ephemeral ranges, the other's.
+    /// These and those of `other` that are not among them.
     pub(super) fn with(&self, other: &Self) -> Self {
         let more = other.without(self);
         let joined = |own: &[PortRange], more: Vec<PortRange>| {
@@ -55,7 +49,7 @@ impl Ports {
         Self {
             tcp: joined(&self.tcp, more.tcp),
             udp: joined(&self.udp, more.udp),
-            ephemeral: more.ephemeral.or(self.ephemeral),
+            ephemeral: joined(&self.ephemeral, more.ephemeral),
         }
     }
 
@@ -161,18 +155,5 @@ mod tests {
                 prop_assert_eq!(ports(&one).listens(Transport::Tcp, *range), both);
             }
         }
-    }
-
-    #[test]
-    fn an_ephemeral_range_comes_and_goes_as_a_whole() {
-        let ports = |text: &str| Ports {
-            ephemeral: Some(text.parse().unwrap()),
-            ..Ports::default()
-        };
-        let held = ports("40000-40999");
-        assert!(held.without(&ports("40000-44999")).is_empty());
-        assert_eq!(held.without(&ports("40000-40500")), held);
-        assert_eq!(held.with(&ports("40100-40200")), held);
-        assert_eq!(held.with(&ports("41000-41999")), ports("41000-41999"));
     }
 }
