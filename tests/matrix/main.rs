@@ -14,5 +14,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod craft;
 mod crafted;
+mod plain;
 mod streams;

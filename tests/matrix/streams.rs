@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nos_relay::lab::testbed::{LabNamespace, Topology};
-use nos_shim::frame::{Checksum, GsoKind, Offload, VNET_HEADER};
+use nos_shim::frame::{Checksum, Ecn, GsoKind, Offload, VNET_HEADER};
 
 use crate::support::daemon::LIMIT;
-use crate::support::lab_test;
 use crate::support::scenario::{FAMILIES, Scenario, Variant};
-use crate::support::wire;
+use crate::support::{lab_test, skip, wire};
 
 /// How super-frames come to the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,9 @@ enum Made {
     /// By GRO on the uplink, into a list of segments; the sender left the checksums to its device,
     /// or computed them.
     List { partial: bool },
+    /// By a sender that answers to congestion marks, which each end finds on some of what it receives:
+    /// with the sysctl `tcp_ecn` at this value. 1 is ECN, 3 is AccECN where the kernel has it.
+    Ecn(&'static str),
 }
 
 impl Made {
@@ -51,17 +54,61 @@ impl Made {
                 uplink.set_feature("hx", "rx-gro", true).unwrap();
                 uplink.set_feature("hx", "rx-gro-list", true).unwrap();
             }
+            Self::Ecn(value) => {
+                for (end, interface) in [(sender, "xh"), (&topology.containers[0], "eth0")] {
+                    end.sysctl("net/ipv4/tcp_ecn", value).unwrap();
+                    mark_congestion(end, interface);
+                }
+            }
         }
+    }
+
+    /// Whether the kernel and the tools here can; if not, says so.
+    fn is_possible(self) -> bool {
+        let Self::Ecn(value) = self else { return true };
+        let lab = LabNamespace::new("ecn").unwrap();
+        if let Err(error) = lab.sysctl("net/ipv4/tcp_ecn", value) {
+            skip(&format!("{self:?}: {error}"));
+            return false;
+        }
+        let nft = Command::new("nft").arg("--version").output();
+        if let Err(error) = &nft {
+            skip(&format!("{self:?}: nft: {error}"));
+        }
+        nft.is_ok()
     }
 
     /// Whether a super-frame is of this kind.
     fn is_seen(self, octets: usize, offload: Offload) -> bool {
         match self {
             Self::BigTcp => octets > 66_000,
+            // What stands in the header, which has no word for AccECN on some kernels.
+            Self::Ecn("1") => offload
+                .segmentation
+                .is_some_and(|it| it.ecn == Ecn::Classic),
+            Self::Ecn(_) => offload
+                .segmentation
+                .is_some_and(|it| it.ecn != Ecn::Classic),
             Self::List { partial: false } => offload.checksum == Checksum::Verified,
             Self::List { partial: true } => matches!(offload.checksum, Checksum::Partial { .. }),
         }
     }
+}
+
+/// Has every eighth frame that comes in with ECT say that there was congestion (RFC 3168 §5).
+fn mark_congestion(end: &LabNamespace, interface: &str) {
+    let rules = format!(
+        "table netdev congestion {{
+            chain marks {{
+                type filter hook ingress device \"{interface}\" priority 0;
+                ip ecn != not-ect numgen inc mod 8 == 0 ip ecn set ce
+                ip6 ecn != not-ect numgen inc mod 8 == 0 ip6 ecn set ce
+            }}
+        }}"
+    );
+    let mut command = Command::new("nft");
+    let output = end.run(|| command.arg(&rules).output().unwrap()).unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// What an observer beside the daemon finds on the uplink.
@@ -145,7 +192,7 @@ fn datagrams(from: &LabNamespace, to: &LabNamespace, address: SocketAddr, conten
 
 /// Both ways and families; returns what the daemon's uplink was given.
 fn check(made: Made, variant: Variant) {
-    if !variant.is_possible() {
+    if !variant.is_possible() || !made.is_possible() {
         return;
     }
     let scenario = Scenario::new(variant);
@@ -170,7 +217,7 @@ fn check(made: Made, variant: Variant) {
         datagrams(web, external, family.external_port(8080), &content);
     }
     let wanted: &[&str] = match made {
-        Made::BigTcp => &["TCP over IPv4", "TCP over IPv6"],
+        Made::BigTcp | Made::Ecn(_) => &["TCP over IPv4", "TCP over IPv6"],
         Made::List { .. } => &[
             "TCP over IPv4",
             "TCP over IPv6",
@@ -242,6 +289,12 @@ rows! {
     lists_to_veth: Made::List { partial: false }, "veth", "split", [true, true];
     lists_of_partial_to_tap: Made::List { partial: true }, "tap", "single", [true, true];
     lists_of_partial_to_plain_tap: Made::List { partial: true }, "tap", "split", [false, true];
+    ecn_to_tap: Made::Ecn("1"), "tap", "single", [true, true];
+    ecn_to_plain_tap: Made::Ecn("1"), "tap", "split", [false, false];
+    ecn_to_veth: Made::Ecn("1"), "veth", "split", [true, true];
+    accurate_ecn_to_tap: Made::Ecn("3"), "tap", "single", [true, true];
+    accurate_ecn_to_plain_tap: Made::Ecn("3"), "tap", "split", [false, false];
+    accurate_ecn_to_veth: Made::Ecn("3"), "veth", "split", [true, true];
     lists_of_partial_to_plain_veth: Made::List { partial: true }, "veth", "single", [false, true];
 }
 

@@ -2,8 +2,8 @@
 
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{
-    Checksum, Ecn, Frame, FrameFull, GsoKind, Offload, OuterHeader, Segmentation, Tunnel,
-    VNET_HEADER, VNET_TUNNEL_HEADER,
+    Checksum, Frame, FrameFull, GsoKind, Offload, OuterHeader, Segmentation, Tunnel, VNET_HEADER,
+    VNET_TUNNEL_HEADER,
 };
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_IPV6, ether_type};
@@ -251,7 +251,7 @@ pub(super) fn log_fallback(device: DeviceKind, name: &str, kind: Capabilities) {
 mod tests {
     use core::num::NonZeroU16;
 
-    use nos_shim::frame::FramePool;
+    use nos_shim::frame::{Ecn, FramePool};
 
     use super::*;
 
