@@ -7,7 +7,7 @@ use crate::support::scenario::FAMILIES;
 
 /// Two hosts without addresses, and a bridge or a router.
 pub(crate) struct Plain {
-    _hosts: [LabNamespace; 2],
+    hosts: [LabNamespace; 2],
     between: LabNamespace,
     ends: [End; 2],
     next_hops: [nos_shim::ident::MacAddr; 2],
@@ -74,11 +74,15 @@ impl Plain {
         let ends = [End::open(&hosts[0], "e0"), End::open(&hosts[1], "e0")];
         let next_hops = ["p0", "p1"].map(|port| between.link(port).unwrap().unwrap().mac.unwrap());
         Self {
-            _hosts: hosts,
+            hosts,
             between: between,
             ends,
             next_hops,
         }
+    }
+
+    pub(crate) fn hosts(&self) -> &[LabNamespace; 2] {
+        &self.hosts
     }
 
     /// From the first host to the second, and back.

@@ -9,7 +9,8 @@ use std::process::Command;
 
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nos_relay::lab::testbed::{LabNamespace, Topology};
-use nos_shim::frame::{Checksum, Ecn, GsoKind, Offload, VNET_HEADER};
+use nos_shim::frame::{Checksum, Ecn, FramePool, GsoKind, MAX_FRAME, Offload, VNET_HEADER};
+use nos_shim::packet::Packet;
 
 use crate::support::daemon::LIMIT;
 use crate::support::scenario::{FAMILIES, Scenario, Variant};
@@ -112,31 +113,54 @@ fn mark_congestion(end: &LabNamespace, interface: &str) {
 }
 
 /// What an observer beside the daemon finds on the uplink.
-struct Observer(OwnedFd);
+pub(crate) struct Observer(OwnedFd);
 
 impl Observer {
-    fn open(topology: &Topology) -> Self {
+    pub(crate) fn open(topology: &Topology) -> Self {
         let fd = wire::observe(&topology.device, "hx");
         Self(fd)
     }
 
     /// The kinds of the super-frames seen so far that are made like that.
     fn seen(&self, made: Made) -> BTreeSet<&'static str> {
+        self.kinds(|frame, offload| {
+            let kind = offload.segmentation?.kind;
+            made.is_seen(frame.len(), offload)
+                .then_some((kind, frame[12] == 0x86))
+        })
+    }
+
+    /// The kinds of the super-frames seen so far that were in tunnels.
+    pub(crate) fn tunnels_seen(&self) -> BTreeSet<&'static str> {
+        let mut pool = FramePool::new(1, MAX_FRAME);
+        self.kinds(|octets, offload| {
+            let mut frame = pool.copy_from(octets).ok()?;
+            frame.set_offload(offload);
+            let packet = Packet::parse(frame).ok()?;
+            let tunnel = packet.tunnel()?;
+            let kind = offload.segmentation?.kind;
+            let version = octets[usize::from(tunnel.network)] >> 4;
+            Some((kind, version == 6))
+        })
+    }
+
+    /// What `judge` finds in the frames seen so far: the kind of segmentation, and whether it is of IPv6.
+    fn kinds(
+        &self,
+        mut judge: impl FnMut(&[u8], Offload) -> Option<(GsoKind, bool)>,
+    ) -> BTreeSet<&'static str> {
         let mut buffer = vec![0; VNET_HEADER + 600_000];
         let mut kinds = BTreeSet::new();
         while let Ok(octets) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            let header = buffer.first_chunk().unwrap();
-            let offload = Offload::from_virtio(header).unwrap();
-            if let Some(segmentation) = offload.segmentation
-                && made.is_seen(octets - VNET_HEADER, offload)
-            {
-                kinds.insert(match segmentation.kind {
-                    GsoKind::TcpV4 => "TCP over IPv4",
-                    GsoKind::TcpV6 => "TCP over IPv6",
-                    GsoKind::Udp if buffer[VNET_HEADER + 12] == 0x86 => "UDP over IPv6",
-                    GsoKind::Udp => "UDP over IPv4",
-                });
-            }
+            let offload = Offload::from_virtio(buffer.first_chunk().unwrap()).unwrap();
+            kinds.extend(
+                judge(&buffer[VNET_HEADER..octets], offload).map(|kind| match kind {
+                    (GsoKind::TcpV4, _) => "TCP over IPv4",
+                    (GsoKind::TcpV6, _) => "TCP over IPv6",
+                    (GsoKind::Udp, true) => "UDP over IPv6",
+                    (GsoKind::Udp, false) => "UDP over IPv4",
+                }),
+            );
         }
         kinds
     }
@@ -145,14 +169,19 @@ impl Observer {
 /// Octets of a transfer: several windows of a veth.
 const OCTETS: usize = 24 << 20;
 
-fn content(octets: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn content(octets: usize, seed: u64) -> Vec<u8> {
     let mut content = vec![0; octets];
     fastrand::Rng::with_seed(seed).fill(&mut content);
     content
 }
 
 /// Sends `content` from one end to the other, and checks every octet.
-fn transfer(from: &LabNamespace, to: &LabNamespace, address: SocketAddr, content: &[u8]) {
+pub(crate) fn transfer(
+    from: &LabNamespace,
+    to: &LabNamespace,
+    address: SocketAddr,
+    content: &[u8],
+) {
     let listener = to.run(|| TcpListener::bind(address).unwrap()).unwrap();
     let near = from.run(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
     let mut near = near.unwrap();
@@ -169,17 +198,9 @@ fn transfer(from: &LabNamespace, to: &LabNamespace, address: SocketAddr, content
 
 /// Sends datagrams that one call hands to the kernel, and checks each.
 fn datagrams(from: &LabNamespace, to: &LabNamespace, address: SocketAddr, content: &[u8]) {
-    const SIZE: usize = 1_000;
     let receiver = to.run(|| UdpSocket::bind(address).unwrap()).unwrap();
     receiver.set_read_timeout(Some(LIMIT)).unwrap();
-    let any = if address.is_ipv6() {
-        "[::]:0"
-    } else {
-        "0.0.0.0:0"
-    };
-    let sender = from.run(|| UdpSocket::bind(any).unwrap()).unwrap();
-    let size = i32::try_from(SIZE).unwrap();
-    setsockopt(&sender, sockopt::UdpGsoSegment, &size).unwrap();
+    let sender = sender(from, address);
     for batch in content.chunks(30 * SIZE - 5).take(20) {
         sender.send_to(batch, address).unwrap();
         for datagram in batch.chunks(SIZE) {
@@ -188,6 +209,22 @@ fn datagrams(from: &LabNamespace, to: &LabNamespace, address: SocketAddr, conten
             assert!(buffer[..length] == *datagram, "a datagram changed");
         }
     }
+}
+
+/// Octets of each datagram.
+pub(crate) const SIZE: usize = 1_000;
+
+/// A socket that makes datagrams of one long one, for this address.
+pub(crate) fn sender(from: &LabNamespace, address: SocketAddr) -> UdpSocket {
+    let any = if address.is_ipv6() {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
+    let sender = from.run(|| UdpSocket::bind(any).unwrap()).unwrap();
+    let size = i32::try_from(SIZE).unwrap();
+    setsockopt(&sender, sockopt::UdpGsoSegment, &size).unwrap();
+    sender
 }
 
 /// Both ways and families; returns what the daemon's uplink was given.
