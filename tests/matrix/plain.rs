@@ -75,7 +75,7 @@ impl Plain {
         let next_hops = ["p0", "p1"].map(|port| between.link(port).unwrap().unwrap().mac.unwrap());
         Self {
             hosts,
-            between: between,
+            between,
             ends,
             next_hops,
         }

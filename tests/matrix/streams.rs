@@ -12,8 +12,8 @@ use nos_relay::lab::testbed::{LabNamespace, Topology};
 use nos_shim::frame::{Checksum, Ecn, FramePool, GsoKind, MAX_FRAME, Offload, VNET_HEADER};
 use nos_shim::packet::Packet;
 
-use crate::support::daemon::LIMIT;
-use crate::support::scenario::{FAMILIES, Scenario, Variant};
+use crate::support::daemon::{Daemon, LIMIT};
+use crate::support::scenario::{FAMILIES, Scenario, Variant, config};
 use crate::support::{lab_test, skip, wire};
 
 /// How super-frames come to the uplink.
@@ -21,6 +21,9 @@ use crate::support::{lab_test, skip, wire};
 enum Made {
     /// By the sender, longer than an IP packet.
     BigTcp,
+    /// By GRO on the uplink, longer than an IP packet, which was set up for that before the daemon
+    /// came.
+    LongGro,
     /// By GRO on the uplink, into a list of segments; the sender left the checksums to its device,
     /// or computed them.
     List { partial: bool },
@@ -37,16 +40,15 @@ impl Made {
                 let octets = 150_000;
                 sender.set_super_frame_size("xh", octets).unwrap();
             }
+            Self::LongGro => {
+                // So that one call makes enough segments for a long one.
+                sender.set_super_frame_size("xh", 150_000).unwrap();
+                uplink.set_super_frame_size("hx", 150_000).unwrap();
+                cut_before_sending(sender);
+                uplink.set_feature("hx", "rx-gro", true).unwrap();
+            }
             Self::List { partial } => {
-                sender
-                    .set_feature("xh", "tx-udp-segmentation", false)
-                    .unwrap();
-                sender
-                    .set_feature("xh", "tx-tcp-segmentation", false)
-                    .unwrap();
-                sender
-                    .set_feature("xh", "tx-tcp6-segmentation", false)
-                    .unwrap();
+                cut_before_sending(sender);
                 if !partial {
                     sender
                         .set_feature("xh", "tx-checksum-ip-generic", false)
@@ -82,7 +84,7 @@ impl Made {
     /// Whether a super-frame is of this kind.
     fn is_seen(self, octets: usize, offload: Offload) -> bool {
         match self {
-            Self::BigTcp => octets > 66_000,
+            Self::BigTcp | Self::LongGro => octets > 66_000,
             // What stands in the header, which has no word for AccECN on some kernels.
             Self::Ecn("1") => offload
                 .segmentation
@@ -93,6 +95,17 @@ impl Made {
             Self::List { partial: false } => offload.checksum == Checksum::Verified,
             Self::List { partial: true } => matches!(offload.checksum, Checksum::Partial { .. }),
         }
+    }
+}
+
+/// Has X's kernel cut what it sends.
+fn cut_before_sending(sender: &LabNamespace) {
+    for feature in [
+        "tx-udp-segmentation",
+        "tx-tcp-segmentation",
+        "tx-tcp6-segmentation",
+    ] {
+        sender.set_feature("xh", feature, false).unwrap();
     }
 }
 
@@ -232,9 +245,20 @@ fn check(made: Made, variant: Variant) {
     if !variant.is_possible() || !made.is_possible() {
         return;
     }
-    let scenario = Scenario::new(variant);
+    let topology = Topology::new(&["web", "db"]).unwrap();
+    if made == Made::LongGro {
+        made.prepare(&topology);
+    }
+    let config = config(&topology, variant);
+    let scenario = Scenario {
+        daemon: Daemon::start(&topology.device, &config),
+        topology,
+        config,
+    };
     let topology = &scenario.topology;
-    made.prepare(topology);
+    if made != Made::LongGro {
+        made.prepare(topology);
+    }
     let observer = Observer::open(topology);
     let content = content(OCTETS, 5);
     let mut kinds = BTreeSet::new();
@@ -254,7 +278,7 @@ fn check(made: Made, variant: Variant) {
         datagrams(web, external, family.external_port(8080), &content);
     }
     let wanted: &[&str] = match made {
-        Made::BigTcp | Made::Ecn(_) => &["TCP over IPv4", "TCP over IPv6"],
+        Made::BigTcp | Made::LongGro | Made::Ecn(_) => &["TCP over IPv4", "TCP over IPv6"],
         Made::List { .. } => &[
             "TCP over IPv4",
             "TCP over IPv6",
@@ -270,7 +294,7 @@ fn check(made: Made, variant: Variant) {
     let uplink = scenario.daemon.uplink("up0").link;
     assert_eq!(
         uplink.long_super_frames > 0,
-        made == Made::BigTcp,
+        matches!(made, Made::BigTcp | Made::LongGro),
         "{uplink:?}"
     );
     for reason in ["offload-header", "transport-checksum", "ip-length"] {
@@ -289,12 +313,14 @@ fn check(made: Made, variant: Variant) {
         .log()
         .matches("packet socket hx: frames of more")
         .count();
-    if made == Made::BigTcp {
-        // What the first call brought, before there was room.
-        assert!((1..=16).contains(&lost), "{uplink:?}");
-        assert_eq!(warned, 1);
-    } else {
-        assert_eq!((lost, warned), (0, 0), "{uplink:?}");
+    match made {
+        Made::BigTcp => {
+            // What the first call brought, before there was room.
+            assert!((1..=16).contains(&lost), "{uplink:?}");
+            assert_eq!(warned, 1);
+        }
+        Made::LongGro => assert_eq!((lost, warned), (0, 1), "{uplink:?}"),
+        Made::List { .. } | Made::Ecn(_) => assert_eq!((lost, warned), (0, 0), "{uplink:?}"),
     }
     scenario.daemon.settle();
 }
@@ -321,6 +347,8 @@ rows! {
     big_tcp_to_tap: Made::BigTcp, "tap", "single", [true, true];
     big_tcp_to_plain_tap: Made::BigTcp, "tap", "split", [false, true];
     big_tcp_to_veth: Made::BigTcp, "veth", "split", [true, true];
+    long_gro_to_tap: Made::LongGro, "tap", "single", [true, true];
+    long_gro_to_veth: Made::LongGro, "veth", "split", [true, true];
     lists_to_tap: Made::List { partial: false }, "tap", "single", [true, true];
     lists_to_plain_tap: Made::List { partial: false }, "tap", "split", [false, true];
     lists_to_veth: Made::List { partial: false }, "veth", "split", [true, true];
