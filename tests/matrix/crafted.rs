@@ -282,11 +282,16 @@ macro_rules! paths {
     };
 }
 
-paths! {
-    tap: scenario, "tap", "single", [true, true];
-    plain_tap: scenario, "tap", "split", [false, false];
-    veth: scenario, "veth", "split", [true, true];
-    plain_veth: scenario, "veth", "single", [false, false];
-    between_uplinks: transit, "veth", "split", [true, true];
-    between_plain_uplinks: transit, "veth", "single", [true, false];
+/// In every variant.
+mod each_kind_arrives_as_by_linux {
+    use super::*;
+
+    paths! {
+        tap: scenario, "tap", "single", [true, true];
+        plain_tap: scenario, "tap", "split", [false, false];
+        veth: scenario, "veth", "split", [true, true];
+        plain_veth: scenario, "veth", "single", [false, false];
+        between_uplinks: transit, "veth", "split", [true, true];
+        between_plain_uplinks: transit, "veth", "single", [true, false];
+    }
 }

@@ -354,13 +354,21 @@ rows! {
     lists_to_veth: Made::List { partial: false }, "veth", "split", [true, true];
     lists_of_partial_to_tap: Made::List { partial: true }, "tap", "single", [true, true];
     lists_of_partial_to_plain_tap: Made::List { partial: true }, "tap", "split", [false, true];
-    ecn_to_tap: Made::Ecn("1"), "tap", "single", [true, true];
-    ecn_to_plain_tap: Made::Ecn("1"), "tap", "split", [false, false];
-    ecn_to_veth: Made::Ecn("1"), "veth", "split", [true, true];
-    accurate_ecn_to_tap: Made::Ecn("3"), "tap", "single", [true, true];
-    accurate_ecn_to_plain_tap: Made::Ecn("3"), "tap", "split", [false, false];
-    accurate_ecn_to_veth: Made::Ecn("3"), "veth", "split", [true, true];
     lists_of_partial_to_plain_veth: Made::List { partial: true }, "veth", "single", [false, true];
+}
+
+/// Both ends find marks of congestion, and answer.
+mod streams_that_answer_to_congestion_arrive {
+    use super::*;
+
+    rows! {
+        to_tap: Made::Ecn("1"), "tap", "single", [true, true];
+        to_plain_tap: Made::Ecn("1"), "tap", "split", [false, false];
+        to_veth: Made::Ecn("1"), "veth", "split", [true, true];
+        accurate_to_tap: Made::Ecn("3"), "tap", "single", [true, true];
+        accurate_to_plain_tap: Made::Ecn("3"), "tap", "split", [false, false];
+        accurate_to_veth: Made::Ecn("3"), "veth", "split", [true, true];
+    }
 }
 
 /// The container's own interface makes them, as somebody inside may set it up.
