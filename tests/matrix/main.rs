@@ -1,8 +1,8 @@
 //! Every kind of frame that a kernel hands over arrives intact, in both directions.
 //!
 //! The kinds are a product: who made the super-frame, the state of its checksum, what is in front of
-//! the transport header. [`streams`] has those that real kernels make in the course of a transfer,
-//! [`crafted`] the rest.
+//! the transport header. [`streams`] and [`tunnels`] have those that real kernels make in the course
+//! of a transfer, [`crafted`] the rest. [`plain`] is the Linux beside the relay.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,5 +14,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod craft;
 mod crafted;
+mod plain;
 mod streams;
+mod tunnels;

@@ -23,8 +23,9 @@
 //! later raises a new edge, so there is no need to ask once more. An error that ended it instead
 //! was stored in the socket by the kernel, which polls as an error.
 //!
-//! Linux passes super-frames between interfaces that are longer than a buffer (BIG TCP). The first
-//! one is lost, later ones are cut into ordinary ones ([`overflow`], [`nos_shim::offload::cut_long`]).
+//! Linux passes super-frames between interfaces that are longer than a buffer (BIG TCP). They are cut into
+//! ordinary ones ([`overflow`], [`nos_shim::offload::cut_long`]); where they are not expected, the first
+//! one is lost.
 //!
 //! When the interface goes down, the kernel stores `ENETDOWN` in the socket, once, and takes up
 //! delivery by itself when it comes up. When the interface is deleted, that is the same event
@@ -72,6 +73,9 @@ pub struct PacketOptions {
     /// Receive frames for other stations as well: needed where ours is not the interface's own MAC
     /// address. Multicast frames are received in any case.
     pub promiscuous: bool,
+    /// Super-frames are expected that are longer than [`MAX_FRAME`], as where the interface's own GRO
+    /// makes such. Elsewhere the first is lost.
+    pub long_frames: bool,
 }
 
 impl Default for PacketOptions {
@@ -80,6 +84,7 @@ impl Default for PacketOptions {
             offload: Capabilities::all(),
             buffer: 16 << 20,
             promiscuous: false,
+            long_frames: false,
         }
     }
 }
@@ -105,12 +110,16 @@ impl PacketSocket {
     pub fn open(name: &str, options: PacketOptions) -> Result<Self, OpenError> {
         let name = valid_name(name)?;
         let fd = socket::open(name, options)?;
+        let mut messages = Messages::new();
+        if options.long_frames {
+            messages.expect_long();
+        }
         Ok(Self {
             fd: Arc::new(fd),
             name: name.to_owned(),
             // Its virtio-net header has no words for tunnels.
             offloads: Offloads::new(options.offload - TUNNELS),
-            messages: Messages::new(),
+            messages,
             reception: Reception::new(),
             counters: DeviceCounters::default(),
         })
@@ -301,7 +310,7 @@ impl reception::Socket for Kernel<'_> {
         pool: &mut FramePool,
         out: &mut VecDeque<Frame>,
     ) -> Result<Option<Dropped>, DropReason> {
-        if self.messages.lost(n) == Some(true) {
+        if self.messages.is_first_long(n) {
             tracing::warn!(
                 "{} {}: frames of more than {MAX_FRAME} octets come in, which are cut: gso_max_size \
                  or gso_ipv4_max_size of the sender's interface, or gro_max_size or \

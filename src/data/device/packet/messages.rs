@@ -209,12 +209,21 @@ impl Messages {
         }
     }
 
-    /// Whether message `n` did not fit, so that its frame is lost; from now on there is room. If so,
-    /// says whether this is the first.
+    /// Offers room for long frames before the first has come.
+    pub(super) fn expect_long(&mut self) {
+        self.overflow.begin();
+    }
+
+    /// Whether message `n` has the first frame that is longer than any before. If it was lost for want
+    /// of room, from now on there is some.
     #[cold]
-    pub(super) fn lost(&mut self, n: usize) -> Option<bool> {
+    pub(super) fn is_first_long(&mut self, n: usize) -> bool {
         let cut_off = self.headers[n].msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
-        (cut_off && !self.overflow.offered()).then(|| self.overflow.begin())
+        if cut_off && !self.overflow.offered() {
+            self.overflow.begin();
+        }
+        let long = cut_off || self.octets(n) > MAX_FRAME;
+        long && self.overflow.see()
     }
 
     /// Sends the frames from the first on, runs of datagrams as one where `coalesce` says so.

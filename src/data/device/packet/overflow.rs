@@ -2,8 +2,8 @@
 //!
 //! An interface whose other end, or whose own GRO, makes super-frames of more than 64 KiB (BIG TCP)
 //! hands up frames that no buffer holds. To offer room for them with every call would cost every
-//! frame of every interface. So the first one is lost, and from then on each message has a second
-//! area, until there was no long frame for a long time.
+//! frame of every interface. So where they are not expected, the first one is lost. From then on each
+//! message has a second area, until there was no long frame for a long time.
 
 use nos_shim::frame::{BATCH, VNET_HEADER};
 use nos_shim::offload::MAX_LONG_FRAME;
@@ -23,9 +23,11 @@ const PATIENCE: usize = 1 << 16;
 /// The second areas of messages.
 #[derive(Debug, Default)]
 pub(super) struct Overflow {
-    /// Empty until the first frame was too long. It becomes resident where frames touch it.
+    /// Empty until room is offered. It becomes resident where frames touch it.
     octets: Vec<u8>,
     offered: bool,
+    /// Whether there ever was a long frame.
+    seen: bool,
     /// Frames received since the last long one.
     ordinary: usize,
 }
@@ -37,16 +39,18 @@ impl Overflow {
         self.offered
     }
 
-    /// A frame was lost for want of room: offers it from now on. Returns whether this is the first
-    /// time.
-    pub(super) fn begin(&mut self) -> bool {
-        let first = self.octets.is_empty();
-        if first {
+    /// Long frames are expected, or one was lost for want of room: offers it from now on.
+    pub(super) fn begin(&mut self) {
+        if self.octets.is_empty() {
             self.octets = vec![0; LONG_MESSAGES * AREA];
         }
         self.offered = true;
         self.ordinary = 0;
-        first
+    }
+
+    /// There is a long frame. Returns whether it is the first.
+    pub(super) fn see(&mut self) -> bool {
+        !core::mem::replace(&mut self.seen, true)
     }
 
     /// So many frames came, long or not.
@@ -80,7 +84,7 @@ mod tests {
     fn it_is_offered_until_it_was_not_needed_for_long() {
         let mut overflow = Overflow::default();
         assert!(!overflow.offered() && overflow.area(0).is_empty());
-        assert!(overflow.begin());
+        overflow.begin();
         overflow.count(PATIENCE - 1);
         assert!(overflow.keep());
         overflow.was_needed();
@@ -88,8 +92,15 @@ mod tests {
         assert!(overflow.keep());
         overflow.count(1);
         assert!(!overflow.keep() && !overflow.offered());
-        assert!(!overflow.begin(), "known already");
+        overflow.begin();
         assert!(overflow.keep());
+    }
+
+    #[test]
+    fn the_first_long_frame_is_told_from_others() {
+        let mut overflow = Overflow::default();
+        overflow.begin();
+        assert_eq!([overflow.see(), overflow.see()], [true, false]);
     }
 
     #[test]
