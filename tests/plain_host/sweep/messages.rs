@@ -140,6 +140,16 @@ const ADDRESSES: [Address; 11] = [
     ("a group", |_| v6("ff02::1:2")),
 ];
 
+/// Those that do not pass through a router.
+const DESTINATIONS: [Address; 6] = [
+    ADDRESSES[1],
+    ADDRESSES[2],
+    ADDRESSES[7],
+    ADDRESSES[8],
+    ADDRESSES[9],
+    ADDRESSES[10],
+];
+
 type Mac = (&'static str, Option<fn(&Ends) -> [u8; 6]>);
 const MACS: [Mac; 6] = [
     ("its destination", None),
@@ -207,7 +217,7 @@ fn solicitations(probes: &mut Probes) {
                 }),
             );
         }
-        for (to, destination) in ADDRESSES {
+        for (to, destination) in DESTINATIONS {
             add(
                 format!("solicitation of {who} to {to}"),
                 Box::new(move |draft, ends| {
@@ -226,7 +236,7 @@ fn solicitations(probes: &mut Probes) {
             );
         }
     }
-    for (to, destination) in ADDRESSES {
+    for (to, destination) in DESTINATIONS {
         for (mac_of, mac) in MACS {
             add(
                 format!("solicitation to {to} and the MAC of {mac_of}"),

@@ -122,19 +122,20 @@ fn is_unasked(frame: &[u8]) -> bool {
     late || groups || seen.protocol == ICMPV6 && matches!(seen.transport(), [133..=135 | 143, ..])
 }
 
-/// A frame without what is random by design. Containers hear errors from an address of their own link,
-/// not from the one that they sent to, which they could hold themselves (RFC 7600 §4.8).
+/// A frame without what is random by design. Containers hear errors and advertisements from an address
+/// of their own link, not from the one that they sent to, which they could hold themselves (RFC 7600
+/// §4.8).
 fn comparable(frame: &[u8], inside: bool) -> Vec<u8> {
     let Some(seen) = Seen::parse(frame) else {
         return frame[..frame.len().min(42)].to_vec();
     };
-    let error = match seen.source {
+    let by_the_link = match seen.source {
         IpAddr::V4(_) => matches!(seen.icmp(), Some((3 | 11 | 12, _))),
-        IpAddr::V6(_) => matches!(seen.icmp(), Some((1..=4, _))),
+        IpAddr::V6(_) => matches!(seen.icmp(), Some((1..=4 | 136, _))),
     };
     let v6 = seen.source.is_ipv6();
     let mut ip = normal(seen).ip;
-    if inside && error {
+    if inside && by_the_link {
         ip[if v6 { 8..24 } else { 12..16 }].fill(0);
         if v6 {
             ip[42..44].fill(0);
@@ -190,7 +191,9 @@ impl Outside {
         for frame in (probe.craft)(&ends) {
             self.wire.send(&frame);
         }
-        let answers = self.frames_before_markers(family, source);
+        let mut answers = self.frames_before_markers(family, source);
+        // What the NOS says of its own comes behind what it answers at once, from the same burst.
+        answers.extend(self.frames_before_markers(family, source));
         if self.daemon.is_some() {
             let seen: Vec<_> = answers
                 .iter()
