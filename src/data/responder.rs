@@ -545,6 +545,34 @@ mod tests {
     }
 
     #[test]
+    fn neighbor_discovery_is_heard_that_hosts_could_hear() {
+        let ask = |destination: &str| {
+            let envelope = Envelope {
+                destination: destination.parse().unwrap(),
+                ..Envelope::to_group(MAC, own6(), ALL_NODES)
+            };
+            ask_ndp(solicit(far6(), Some(MAC)), envelope)
+        };
+        for heard in [
+            "ff02::1",
+            "ff02::2",
+            "ff02::1:ff00:9",
+            "2001:db8:9::9",
+            "fe80::1",
+        ] {
+            assert!(matches!(ask(heard), Outcome::Reply(_)), "{heard}");
+        }
+        for (other, reason) in [
+            ("ff02::1:2", DropReason::Multicast),
+            ("ff05::1:3", DropReason::Multicast),
+            ("::1", DropReason::MartianDestination),
+            ("::", DropReason::MartianDestination),
+        ] {
+            assert_eq!(ask(other), Outcome::Drop(reason), "{other}");
+        }
+    }
+
+    #[test]
     fn duplicate_address_detection_is_contradicted_for_the_relays_address_only() {
         let detect = |target| {
             let nobody = Ipv6Addr::UNSPECIFIED;
