@@ -69,6 +69,9 @@ pub(super) fn probes() -> Probes {
     probes
 }
 
+/// What makes a packet another than the usual one.
+type Change = Box<dyn Fn(&mut Draft, &Ends)>;
+
 /// A neighbor solicitation to be.
 #[derive(Clone, Debug)]
 struct Draft {
@@ -200,7 +203,7 @@ const OPTIONS: [Options; 16] = [
 ];
 
 fn solicitations(probes: &mut Probes) {
-    let mut add = |name: String, change: Box<dyn Fn(&mut Draft, &Ends)>| {
+    let mut add = |name: String, change: Change| {
         probes.add(V6, name, move |ends| {
             let mut draft = Draft::new(ends);
             change(&mut draft, ends);

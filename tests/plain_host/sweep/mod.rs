@@ -290,7 +290,7 @@ fn show(frames: &[Vec<u8>]) -> String {
 }
 
 macro_rules! sweeps {
-    ($($name:ident: $from:ident, $sweep:literal, $module:ident;)+) => {
+    ($(fn $name:ident() { $from:ident, $sweep:literal, $module:ident })+) => {
         $(lab_test! {
             fn $name() {
                 compare($sweep, &$from(), $module::probes());
@@ -300,17 +300,17 @@ macro_rules! sweeps {
 }
 
 sweeps! {
-    arp_is_answered_as_by_a_linux_router: seen_from_outside, "arp", arp;
-    chains_of_headers_are_answered_as_by_a_linux_router: seen_from_outside, "chains", chains;
-    fragments_are_answered_as_by_a_linux_router: seen_from_outside, "fragments", fragments;
-    messages_are_answered_as_by_a_linux_router: seen_from_outside, "messages", messages;
-    network_headers_are_answered_as_by_a_linux_router: seen_from_outside, "network", network;
-    transit_is_treated_as_by_a_linux_router: seen_from_outside, "transit", transit;
-    transport_headers_are_answered_as_by_a_linux_router: seen_from_outside, "transport", transport;
-    containers_see_a_linux_router_by_arp: seen_from_inside, "arp inside", arp;
-    containers_see_a_linux_router_by_chains_of_headers: seen_from_inside, "chains inside", chains;
-    containers_see_a_linux_router_by_fragments: seen_from_inside, "fragments inside", fragments;
-    containers_see_a_linux_router_by_messages: seen_from_inside, "messages inside", messages;
-    containers_see_a_linux_router_by_network_headers: seen_from_inside, "network inside", network;
-    containers_see_a_linux_router_by_transport_headers: seen_from_inside, "transport inside", transport;
+    fn arp_is_answered_as_by_a_linux_router() { seen_from_outside, "arp", arp }
+    fn chains_of_headers_are_answered_as_by_a_linux_router() { seen_from_outside, "chains", chains }
+    fn fragments_are_answered_as_by_a_linux_router() { seen_from_outside, "fragments", fragments }
+    fn messages_are_answered_as_by_a_linux_router() { seen_from_outside, "messages", messages }
+    fn network_headers_are_answered_as_by_a_linux_router() { seen_from_outside, "network", network }
+    fn transit_is_treated_as_by_a_linux_router() { seen_from_outside, "transit", transit }
+    fn transport_headers_are_answered_as_by_a_linux_router() { seen_from_outside, "transport", transport }
+    fn containers_see_a_linux_router_by_arp() { seen_from_inside, "arp inside", arp }
+    fn containers_see_a_linux_router_by_chains_of_headers() { seen_from_inside, "chains inside", chains }
+    fn containers_see_a_linux_router_by_fragments() { seen_from_inside, "fragments inside", fragments }
+    fn containers_see_a_linux_router_by_messages() { seen_from_inside, "messages inside", messages }
+    fn containers_see_a_linux_router_by_network_headers() { seen_from_inside, "network inside", network }
+    fn containers_see_a_linux_router_by_transport_headers() { seen_from_inside, "transport inside", transport }
 }
