@@ -252,6 +252,17 @@ mod tests {
         }
     }
 
+    /// Linux 6.18 answers it with the type of Ethernet.
+    #[test]
+    fn ieee_802_is_taken_for_ethernet() {
+        let request = Arp::request(A, [10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let mut octets = written(&request, B);
+        octets[15] = 6;
+        assert_eq!(Arp::parse(&octets), Ok(request));
+        octets[14] = 1;
+        assert_eq!(Arp::parse(&octets), Err(DropReason::ArpMalformed));
+    }
+
     #[test]
     fn probes_and_announcements_are_told_apart() {
         let (none, ip, other) = (

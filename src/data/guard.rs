@@ -301,6 +301,31 @@ mod tests {
         octets
     }
 
+    /// What becomes of an IPv6 packet with a fragment header that no host gets past.
+    fn check_fault(source: &str, destination: &str, rest: &[u8]) -> Result<(), DropReason> {
+        let mut octets = raw(source, destination, 253, rest);
+        octets[20] = protocol::FRAGMENT;
+        let mut pool = FramePool::new(1, MAX_FRAME);
+        let rejected = Packet::parse(pool.copy_from(&octets).unwrap()).unwrap_err();
+        guard().check(&Packet::parse_up_to_fault(rejected).unwrap())
+    }
+
+    #[test]
+    fn headers_at_fault_pass_from_own_addresses_for_the_nos_to_answer() {
+        for rest in [
+            &[6, 0, 0, 1, 0, 0, 0, 9, 1, 2, 3, 4, 5, 6, 7, 8][..],
+            &[58, 0, 0xff, 0xf8, 0, 0, 0, 9, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[58, 0, 0, 9, 0, 0, 0, 9, 1],
+            &[58, 0],
+        ] {
+            assert_eq!(check_fault(OWN6, FAR6, rest), Ok(()), "{rest:?}");
+            let foreign = Err(DropReason::SourceAddress);
+            assert_eq!(check_fault("2001:db8:1::77", FAR6, rest), foreign);
+            let group = Err(DropReason::Multicast);
+            assert_eq!(check_fault(OWN6, "ff02::1", rest), group);
+        }
+    }
+
     #[test]
     fn own_ports_on_own_addresses_pass() {
         for (own, far) in [(OWN, FAR), (OWN6, FAR6)] {

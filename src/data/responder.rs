@@ -33,7 +33,7 @@ use nos_shim::frame::{ETHERNET_HEADER, Frame, FrameFull, Offload};
 use nos_shim::ident::MacAddr;
 use nos_shim::ipv6_extensions;
 use nos_shim::martian;
-use nos_shim::ndp::{ALL_NODES, Envelope, Ndp, RouterAdvert, is_ndp};
+use nos_shim::ndp::{ALL_NODES, ALL_ROUTERS, Envelope, Ndp, RouterAdvert, is_ndp, solicited_node};
 use nos_shim::packet::{Addresses, Fragment, IPV6_HEADER, Packet, protocol};
 
 use crate::data::link::ContainerLink;
@@ -145,10 +145,15 @@ fn ndp_wish(link: &ContainerLink, packet: &Packet) -> Result<Wish, DropReason> {
     link.check_any(packet.frame())?;
     ipv6_extensions::receive(packet).map_err(|refused| refused.reason)?;
     let message = Ndp::parse(packet)?;
-    let Addresses::V6 { source, .. } = packet.addresses() else {
+    let Addresses::V6 {
+        source,
+        destination,
+    } = packet.addresses()
+    else {
         return Err(DropReason::NdpMalformed);
     };
     check_source(link, source)?;
+    check_destination(destination)?;
     match message {
         Ndp::NeighborSolicit {
             target,
@@ -175,6 +180,22 @@ fn check_source(link: &ContainerLink, source: Ipv6Addr) -> Result<(), DropReason
         Ok(())
     } else {
         Err(DropReason::SourceAddress)
+    }
+}
+
+/// Whether the relay hears what is sent to `destination`: it has every address that a host can have, and
+/// is in their groups of nodes.
+fn check_destination(destination: Ipv6Addr) -> Result<(), DropReason> {
+    let heard = destination == solicited_node(destination)
+        || matches!(destination, ALL_NODES | ALL_ROUTERS);
+    if heard {
+        Ok(())
+    } else if destination.is_multicast() {
+        Err(DropReason::Multicast)
+    } else if martian::destination_is_martian(destination.into()) {
+        Err(DropReason::MartianDestination)
+    } else {
+        Ok(())
     }
 }
 
@@ -294,7 +315,6 @@ mod tests {
     use etherparse::{Icmpv6Type, PacketBuilder};
     use nos_shim::arp::ARP_FRAME;
     use nos_shim::frame::{Checksum, FramePool, MAX_FRAME};
-    use nos_shim::ndp::{ALL_ROUTERS, solicited_node};
     use proptest::prelude::*;
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x0c]);
@@ -521,6 +541,34 @@ mod tests {
                 let answer = ask_ndp(solicit(target, link_layer), envelope);
                 assert_eq!(answer, expected, "{target} from {source}, {envelope:?}");
             }
+        }
+    }
+
+    #[test]
+    fn neighbor_discovery_is_heard_that_hosts_could_hear() {
+        let ask = |destination: &str| {
+            let envelope = Envelope {
+                destination: destination.parse().unwrap(),
+                ..Envelope::to_group(MAC, own6(), ALL_NODES)
+            };
+            ask_ndp(solicit(far6(), Some(MAC)), envelope)
+        };
+        for heard in [
+            "ff02::1",
+            "ff02::2",
+            "ff02::1:ff00:9",
+            "2001:db8:9::9",
+            "fe80::1",
+        ] {
+            assert!(matches!(ask(heard), Outcome::Reply(_)), "{heard}");
+        }
+        for (other, reason) in [
+            ("ff02::1:2", DropReason::Multicast),
+            ("ff05::1:3", DropReason::Multicast),
+            ("::1", DropReason::MartianDestination),
+            ("::", DropReason::MartianDestination),
+        ] {
+            assert_eq!(ask(other), Outcome::Drop(reason), "{other}");
         }
     }
 

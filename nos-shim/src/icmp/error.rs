@@ -431,6 +431,25 @@ mod tests {
         assert!(!error.has_options());
     }
 
+    /// Linux 6.18 cuts the packet to the datagram before it looks for its port.
+    #[test]
+    fn what_follows_a_datagram_in_its_packet_is_not_quoted() {
+        let mut pool = pool();
+        for draft in [Draft::v4(), Draft::v6()] {
+            let mut udp = draft.udp((1000, 2000), b"abcd");
+            let alone = draft.packet(&mut pool, protocol::UDP, &udp);
+            let alone = build(IcmpError::PortUnreachable, &alone, &mut pool);
+            udp.extend([0xee; 20]);
+            let followed = draft.packet(&mut pool, protocol::UDP, &udp);
+            let short = build(IcmpError::PortUnreachable, &followed, &mut pool);
+            assert_eq!(short.transport().len(), alone.transport().len());
+            assert!(short.transport_checksum_ok());
+            // Nobody has looked at the datagram for the others.
+            let whole = build(IcmpError::HostUnreachable, &followed, &mut pool);
+            assert_eq!(whole.transport().len(), alone.transport().len() + 20);
+        }
+    }
+
     /// Seen on Linux 6.18: 0xff gives 0xde, 0x02 gives 0xc2, 0x1c gives 0xdc, 0xe0 gives 0xc0.
     #[test]
     fn precedence_is_internetwork_control() {
@@ -780,8 +799,13 @@ mod tests {
             (x4, n4, 1, "0500 0000 00000000", 0),
             (x4, n4, 1, "0b00 0000 00000000", 0),
             (x4, n4, 1, "0c00 0000 00000000", 0),
-            // Linux is silent about types that it does not know.
+            // Linux is silent about types that it does not know, and about those that were never more
+            // than reserved or are routers'.
             (x4, n4, 1, "2a00 0000 00000000", 0),
+            (x4, n4, 1, "0100 0000 00000000", 0),
+            (x4, n4, 1, "0600 0000 00000000", 0),
+            (x4, n4, 1, "0900 0000 00000000", 0),
+            (x4, n4, 1, "0a00 0000 00000000", 0),
             (x4, "224.0.0.5", 17, UDP, 0),
             (x4, "255.255.255.255", 17, UDP, 0),
             ("0.0.0.0", n4, 17, UDP, 0),

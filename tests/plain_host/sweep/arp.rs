@@ -4,6 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Ends, Probes, V4};
 
+/// What makes a packet another than the usual one.
+type Change = Box<dyn Fn(&mut Draft, &Ends)>;
+
 /// A frame of ARP to be.
 #[derive(Clone, Debug)]
 struct Draft {
@@ -84,7 +87,7 @@ const ADDRESSES: [Address; 11] = [
 
 pub(super) fn probes() -> Probes {
     let mut probes = Probes::default();
-    let mut add = |name: String, change: Box<dyn Fn(&mut Draft, &Ends)>| {
+    let mut add = |name: String, change: Change| {
         probes.add(V4, name, move |ends| {
             let mut draft = Draft::new(ends);
             change(&mut draft, ends);

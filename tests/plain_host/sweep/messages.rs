@@ -69,6 +69,9 @@ pub(super) fn probes() -> Probes {
     probes
 }
 
+/// What makes a packet another than the usual one.
+type Change = Box<dyn Fn(&mut Draft, &Ends)>;
+
 /// A neighbor solicitation to be.
 #[derive(Clone, Debug)]
 struct Draft {
@@ -140,6 +143,16 @@ const ADDRESSES: [Address; 11] = [
     ("a group", |_| v6("ff02::1:2")),
 ];
 
+/// Those that do not pass through a router.
+const DESTINATIONS: [Address; 6] = [
+    ADDRESSES[1],
+    ADDRESSES[2],
+    ADDRESSES[7],
+    ADDRESSES[8],
+    ADDRESSES[9],
+    ADDRESSES[10],
+];
+
 type Mac = (&'static str, Option<fn(&Ends) -> [u8; 6]>);
 const MACS: [Mac; 6] = [
     ("its destination", None),
@@ -190,7 +203,7 @@ const OPTIONS: [Options; 16] = [
 ];
 
 fn solicitations(probes: &mut Probes) {
-    let mut add = |name: String, change: Box<dyn Fn(&mut Draft, &Ends)>| {
+    let mut add = |name: String, change: Change| {
         probes.add(V6, name, move |ends| {
             let mut draft = Draft::new(ends);
             change(&mut draft, ends);
@@ -207,7 +220,7 @@ fn solicitations(probes: &mut Probes) {
                 }),
             );
         }
-        for (to, destination) in ADDRESSES {
+        for (to, destination) in DESTINATIONS {
             add(
                 format!("solicitation of {who} to {to}"),
                 Box::new(move |draft, ends| {
@@ -226,7 +239,7 @@ fn solicitations(probes: &mut Probes) {
             );
         }
     }
-    for (to, destination) in ADDRESSES {
+    for (to, destination) in DESTINATIONS {
         for (mac_of, mac) in MACS {
             add(
                 format!("solicitation to {to} and the MAC of {mac_of}"),

@@ -104,6 +104,22 @@ pub(super) fn probes() -> Probes {
             extended(datagram(ends.step_to(ends.other), &[7; 24]), kind, body)
         });
     }
+    for kind in [133, 134, 135, 136, 137] {
+        // What is about a link is for who is asked.
+        probes.add(
+            V6,
+            format!("Neighbor Discovery of type {kind}"),
+            move |ends| {
+                let step = wire::with_ttl(ends.macs, ends.source, ends.other, 255);
+                icmp(
+                    step,
+                    0,
+                    kind,
+                    &[&[0; 4][..], &octets(ends.nos), &[1, 1], &ends.macs.0.0].concat(),
+                )
+            },
+        );
+    }
     for (from, address) in [
         ("the loopback", ["127.0.0.1", "::1"]),
         ("nobody", ["0.0.0.0", "::"]),
@@ -117,4 +133,11 @@ pub(super) fn probes() -> Probes {
         });
     }
     probes
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }

@@ -65,7 +65,7 @@ pub(super) fn probes() -> Probes {
         }
     }
     for port in [
-        0, 1, 7, 22, 80, 1023, 1024, 19_999, 21_999, 22_000, 39_999, 50_000, 65_535_u16,
+        0, 1, 7, 22, 80, 1023, 1024, 19_999, 22_000, 39_999, 50_000, 65_535_u16,
     ] {
         let from = format!("SYN from port {port} to nobody");
         probes.add(BOTH, from, move |ends| {

@@ -86,6 +86,99 @@ fn arp_and_ndp_in_frames_to_other_hosts_are_neither_answered_nor_believed() {
     nos.assert_balanced();
 }
 
+/// A solicitation for the NOS's address, in a packet to `to` behind `headers`.
+fn solicitation(nos: &mut Nos, to: &str, next: Option<u8>, headers: &str) -> Packet {
+    let draft = Draft {
+        ttl: 255,
+        ..Draft::new(X6, to)
+    };
+    let IpAddr::V6(target) = ip(N6) else {
+        panic!("{N6} is IPv6");
+    };
+    let option = [&[1, 1][..], &STATION.0].concat();
+    let body = [&target.octets()[..], &option].concat();
+    let message = draft.icmp(135, 0, 0, &body);
+    let payload = [hex(headers), message].concat();
+    draft.packet(&mut nos.pool, next.unwrap_or(protocol::ICMPV6), &payload)
+}
+
+#[test]
+fn neighbor_discovery_is_heard_by_those_whom_it_is_for() {
+    let mut nos = Nos::new();
+    for (to, next, headers, answers) in [
+        (N6, None, "", 1),
+        ("ff02::1:ff00:1", None, "", 1),
+        ("ff02::1", None, "", 1),
+        (N6, Some(60), "3a00010400000000", 1),
+        // To others, the loopback, and a group that the NOS is not in.
+        ("::1", None, "", 0),
+        ("ff02::1:2", None, "", 0),
+        ("ff02::1:ff00:77", None, "", 0),
+        ("fe80::77", None, "", 0),
+        // An option to drop, and a group as a station of a route.
+        (N6, Some(60), "3a005e0400000000", 0),
+        ("ff02::1:ff00:1", Some(43), "3a00000000000000", 0),
+    ] {
+        let packet = solicitation(&mut nos, to, next, headers);
+        nos.receive(packet);
+        let sent = nos.sent();
+        let adverts = sent.iter().filter(|sent| sent.icmp() == Some((136, 0)));
+        assert_eq!(adverts.count(), answers, "{to} {headers}");
+    }
+    // Of what is for others, the NOS is a router.
+    let packet = solicitation(&mut nos, "2001:db8:1::77", None, "");
+    nos.receive(packet);
+    assert!(nos.sent().iter().all(|sent| sent.icmp() != Some((136, 0))));
+    assert_eq!(nos.shim.held(), 1);
+    nos.assert_balanced();
+}
+
+#[test]
+fn groups_hear_of_unknown_options_whatever_is_behind_them() {
+    let mut nos = Nos::new();
+    for (header, answers) in [
+        ("3b009e0400000000", 1),
+        ("3b00de0400000000", 0),
+        ("3b00010400000000", 0),
+    ] {
+        let mut packet = Draft::new(X6, "ff02::1").packet(&mut nos.pool, 60, &hex(header));
+        packet.set_link(MacAddr([0x33, 0x33, 0, 0, 0, 1]), STATION);
+        nos.receive_frame(packet.into_frame());
+        let sent = nos.sent();
+        assert_eq!(sent.len(), answers, "{header}");
+        assert!(sent.iter().all(|sent| sent.icmp() == Some((4, 2))));
+    }
+    nos.assert_balanced();
+}
+
+#[test]
+fn malformed_options_of_what_passes_are_complained_about() {
+    let mut nos = Nos::new();
+    for (options, expected) in [
+        ("07010400", Some(20)),
+        ("01010107", Some(23)),
+        ("01010101", None),
+        ("94040000", None),
+    ] {
+        let draft = Draft {
+            options: hex(options),
+            ..Draft::new(X4, "203.0.113.77")
+        };
+        let packet = draft.udp_packet(&mut nos.pool, (1, 2), b"x");
+        nos.receive(packet);
+        let sent = nos.sent();
+        let problems = sent.iter().filter(|sent| sent.icmp() == Some((12, 0)));
+        let pointers: Vec<u8> = problems.map(|problem| problem.transport()[4]).collect();
+        assert_eq!(
+            pointers,
+            expected.into_iter().collect::<Vec<_>>(),
+            "{options}"
+        );
+    }
+    assert_eq!(nos.shim.held(), 2);
+    nos.assert_balanced();
+}
+
 #[test]
 fn behind_no_next_header_there_is_silence() {
     let mut nos = Nos::new();
