@@ -221,6 +221,7 @@ fn add_container(
         mac: mac(draft.mac),
         offload: true,
         addresses,
+        networks: [].into(),
         ephemeral: claim.ephemeral.clone(),
         mtu: claim.mtu,
     };
