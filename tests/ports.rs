@@ -453,12 +453,12 @@ lab_test! {
 
 lab_test! {
     fn ports_that_a_list_excludes_are_another_owners() {
-        let scenario = Scenario::with(Variant::PLAIN, "[nos]\nservices = [\"http:20600\"]\n");
+        let scenario = Scenario::new(Variant::PLAIN);
         let text = scenario.edited("tcp = [\"20000-20999\", \"179\"]", "tcp = [\"20000-20999\", \"!20500\", \"!20600-20609\", \"179\"]");
         let text = edited(&text, "tcp = [\"21000-21999\"]", "tcp = [\"21000-21999\", 20500]");
         let text = edited(&text, "ephemeral = \"40000-44999\"", "ephemeral = [\"40000-44999\", \"!41000-41999\"]");
         let text = edited(&text, "udp = [\"21000-21999\"]", "udp = [\"21000-21999\", \"41500\"]");
-        scenario.daemon.reload(&text);
+        scenario.daemon.reload(&(text + "[nos]\nservices = [\"http:20600\"]\n"));
         let range = ["port_range", "reserved_ports"].map(|key| {
             scenario.web().read_sysctl(&format!("net/ipv4/ip_local_{key}")).unwrap()
         });
