@@ -133,7 +133,12 @@ fn request(number: usize, veth: bool) -> AttachRequest {
                 "203.0.113.1".parse().expect("an address"),
                 "2001:db8:1::1".parse().expect("an address"),
             ],
-            ephemeral: vec![PortRange::new(first, first + 31).unwrap()],
+            networks: [
+                "203.0.113.0/24".parse().expect("a network"),
+                "2001:db8:1::/64".parse().expect("a network"),
+            ]
+            .into(),
+            ephemeral: vec![PortRange::new(first, first + 31).expect("a range")],
             name,
         },
     }

@@ -14,8 +14,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
@@ -125,6 +127,10 @@ fn addresses(list: &[&str]) -> Vec<IpAddr> {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
 
+fn networks(list: &[&str]) -> Arc<[IpNet]> {
+    list.iter().map(|text| text.parse().unwrap()).collect()
+}
+
 fn ports(list: &[&str]) -> Vec<PortRange> {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
@@ -137,6 +143,7 @@ fn spec() -> ContainerSpec {
         mtu: 1400,
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: addresses(&["203.0.113.1", "2001:db8:1::1"]),
+        networks: networks(&["203.0.113.0/24", "2001:db8:1::/64"]),
         ephemeral: ports(&["40000-44999"]),
     }
 }
@@ -462,6 +469,80 @@ lab_test! {
         let _side = lab.configure(v4).unwrap();
         assert_eq!(lab.source("192.0.2.1:53").unwrap().ip(), addresses(&["203.0.113.1"])[0]);
         drop(pair);
+    }
+}
+
+/// The routes that carry our mark, as `ip` lists them.
+fn our_routes(lab: &Lab) -> Vec<String> {
+    let mut routes = Vec::new();
+    for family in ["-4", "-6"] {
+        let mut command = Command::new("ip");
+        command.args([family, "route", "show", "proto", "206"]);
+        let output = lab.container.hold(&mut command).output().unwrap();
+        assert!(output.status.success());
+        let text = String::from_utf8(output.stdout).unwrap();
+        routes.extend(text.lines().map(|line| line.trim_end().to_owned()));
+    }
+    routes
+}
+
+lab_test! {
+    fn networks_of_the_nos_are_routes_that_come_and_go() {
+        let lab = Lab::new();
+        let before = lab.snapshot();
+        let pair = lab.veth(&spec()).unwrap();
+        let mut side = lab.configure(spec()).unwrap();
+        lab.container.wait_operational("eth0", LIMIT).unwrap();
+        let routes = [
+            "default dev eth0 scope link src 203.0.113.1",
+            "203.0.113.0/24 dev eth0 scope link src 203.0.113.1",
+            "2001:db8:1::/64 dev eth0 src 2001:db8:1::1 metric 1024 pref medium",
+            "default dev eth0 src 2001:db8:1::1 metric 1024 pref medium",
+        ];
+        assert_eq!(our_routes(&lab), routes);
+        // The address that is in a network is the source towards it.
+        let second = ContainerSpec {
+            addresses: addresses(&["203.0.113.1", "2001:db8:1::1", "198.51.100.1"]),
+            networks: networks(&["198.51.100.0/24", "203.0.113.0/24", "192.0.2.0/24"]),
+            ..spec()
+        };
+        side.update(second.clone()).unwrap();
+        assert_eq!(our_routes(&lab), [
+            routes[0],
+            "192.0.2.0/24 dev eth0 scope link src 203.0.113.1",
+            "198.51.100.0/24 dev eth0 scope link src 198.51.100.1",
+            routes[1],
+            routes[3],
+        ]);
+        assert_eq!(lab.source("198.51.100.9:53").unwrap().ip(), addresses(&["198.51.100.1"])[0]);
+        assert_eq!(lab.source("203.0.113.9:53").unwrap().ip(), addresses(&["203.0.113.1"])[0]);
+        // Its address goes, and with it the kernel's route.
+        side.update(ContainerSpec { addresses: spec().addresses, ..second }).unwrap();
+        assert!(our_routes(&lab).contains(&"198.51.100.0/24 dev eth0 scope link src 203.0.113.1".to_owned()));
+        side.update(spec()).unwrap();
+        assert_eq!(our_routes(&lab), routes);
+        assert!(!side.update(spec()).unwrap().changed);
+        side.detach().unwrap();
+        assert_eq!(our_routes(&lab), [""; 0]);
+        pair.detach().unwrap();
+        assert_eq!(lab.snapshot(), before);
+    }
+}
+
+lab_test! {
+    fn somebody_elses_route_to_a_network_stays_and_is_told() {
+        let lab = Lab::new();
+        let pair = lab.veth(&spec()).unwrap();
+        let mut side = lab.configure(ContainerSpec { networks: networks(&[]), ..spec() }).unwrap();
+        let via = "192.0.2.9".parse().unwrap();
+        lab.container.add_route("203.0.113.0/24".parse().unwrap(), via).unwrap();
+        let report = side.update(spec()).unwrap();
+        let warnings: Vec<_> = report.warnings.iter().map(ToString::to_string).collect();
+        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+        assert!(warning.contains("an IPv4 route to 203.0.113.0/24 via 192.0.2.9"), "{warning}");
+        assert!(our_routes(&lab).iter().all(|route| !route.starts_with("203.0.113.0/24")));
+        side.detach().unwrap();
+        pair.detach().unwrap();
     }
 }
 

@@ -181,6 +181,60 @@ fn next_hops_are_resolved_to_uplinks() {
 }
 
 #[test]
+fn gateways_off_the_prefix_are_on_the_link_that_is_named() {
+    let config = config(
+        r#"[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = ["203.0.113.1/32", "2001:db8:1::1/128"]
+[[uplink]]
+name = "up1"
+device = "packet:hy"
+addresses = ["198.51.100.1/24"]
+[[route]]
+prefix = "0.0.0.0/0"
+via = ["192.0.2.1%up0", "198.51.100.2"]
+onlink = true
+[[route]]
+prefix = "::/0"
+via = ["2001:db8:f::1", "fe80::1"]
+dev = "up0"
+onlink = true
+[[route]]
+prefix = "192.0.2.1/32"
+via = "198.51.100.9"
+dev = "up0"
+onlink = true
+"#,
+    );
+    let hops = |route: usize| {
+        let RouteAction::Via(hops) = &config.routes[route].action else {
+            panic!("{:?}", config.routes[route])
+        };
+        let text =
+            |hop: &nos_relay::control::config::NextHop| format!("{} {}", hop.address, hop.uplink);
+        hops.iter().map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(hops(0), ["192.0.2.1 up0", "198.51.100.2 up1"]);
+    assert_eq!(hops(1), ["2001:db8:f::1 up0", "fe80::1 up0"]);
+    // As with Linux, whoever says so may have it there.
+    assert_eq!(hops(2), ["198.51.100.9 up0"]);
+}
+
+#[test]
+fn containers_know_the_networks_of_all_uplinks() {
+    let config = config(FULL);
+    let networks: Vec<_> = config.containers[0]
+        .networks
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let expected = ["198.51.100.0/31", "203.0.113.0/24", "2001:db8:1::/64"];
+    assert_eq!(networks, expected);
+    assert_eq!(config.containers[0].networks, config.containers[1].networks);
+}
+
+#[test]
 fn a_container_takes_addresses_and_mtu_from_the_uplinks() {
     let config = config(FULL);
     let [web, db] = &config.containers[..] else {
@@ -708,7 +762,8 @@ fn containers_follow_the_addresses_of_the_nos() {
     ));
     let changes = changes(&old, &new);
     assert_eq!(changes["db"], [Phase::Claim, Phase::Attach]);
-    assert!(!changes.contains_key("web"), "it names its addresses");
+    // It names its addresses; its routes follow the network all the same.
+    assert_eq!(changes["web"], [Phase::Attach]);
     let of_db = |config: &Config| state(config).claims[&"db".parse().unwrap()].addresses.len();
     assert_eq!(of_db(&new), of_db(&old) + 1);
 }

@@ -164,6 +164,7 @@ lab_test! {
         shown("db sees [2001:db8:1::2]:");
         shown("connection refused (RST)");
         shown("port unreachable (ICMP)");
+        shown("prohibited (ICMP)");
         shown("HTTP/1.1 200");
         shown("Gbit/s, every octet");
         shown("; none lost");

@@ -707,6 +707,18 @@ mod what_is_removed_inside_is_put_back {
             }
             await_pings(&scenario);
         }
+        for (family, network) in FAMILIES
+            .into_iter()
+            .zip(["203.0.113.0/24", "2001:db8:1::/64"])
+        {
+            for _ in 0..3 {
+                await_that("the route to the network can be removed", || {
+                    let removed =
+                        web.delete_network_route("eth0", network.parse().unwrap(), family.nos);
+                    removed.map_err(|error| error.to_string())
+                });
+            }
+        }
         web.set_mtu("eth0", 1400).unwrap();
         await_that("the MTU is back", || {
             let mtu = web.link("eth0").unwrap().unwrap().mtu;

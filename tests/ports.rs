@@ -422,3 +422,61 @@ lab_test! {
         assert_eq!((datagrams(&web), datagrams(&db)), (0, 2));
     }
 }
+
+lab_test! {
+    fn ten_thousand_ranges_come_and_go_with_a_reload() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let before = scenario.daemon.ports();
+        // Every other port, but those of the other container.
+        let odd = (1025..=20_999).chain(22_001..=39_999).step_by(2);
+        let ports: Vec<u16> = odd.take(10_000).collect();
+        let list: Vec<String> = ports.iter().map(|port| format!("\"{port}\"")).collect();
+        let many = scenario.edited("tcp = [\"20000-20999\", \"179\"]", &format!("tcp = [{}]", list.join(",")));
+        scenario.daemon.reload(&many);
+        let shown: BTreeSet<String> = scenario.daemon.ports().iter()
+            .filter(|port| (port.owner.as_str(), port.protocol, port.kind) == ("web", Protocol::Tcp, PortKind::Listen))
+            .map(|port| port.range.to_string()).collect();
+        assert_eq!(shown, ports.iter().map(u16::to_string).collect());
+        for family in FAMILIES {
+            for port in [ports[0], ports[5_000], ports[9_999]] {
+                let server = tcp::EchoServer::start(scenario.web(), family.nos_port(port)).unwrap();
+                tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
+                let _neighbor = tcp::EchoServer::start(scenario.web(), family.nos_port(port + 1)).unwrap();
+                refused_tcp(&scenario, family, port + 1);
+            }
+        }
+        scenario.daemon.reload(&scenario.config);
+        assert_eq!(scenario.daemon.ports(), before);
+        refused_tcp(&scenario, FAMILIES[0], ports[0]);
+    }
+}
+
+lab_test! {
+    fn ports_that_a_list_excludes_are_another_owners() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let text = scenario.edited("tcp = [\"20000-20999\", \"179\"]", "tcp = [\"20000-20999\", \"!20500\", \"!20600-20609\", \"179\"]");
+        let text = edited(&text, "tcp = [\"21000-21999\"]", "tcp = [\"21000-21999\", 20500]");
+        let text = edited(&text, "ephemeral = \"40000-44999\"", "ephemeral = [\"40000-44999\", \"!41000-41999\"]");
+        let text = edited(&text, "udp = [\"21000-21999\"]", "udp = [\"21000-21999\", \"41500\"]");
+        scenario.daemon.reload(&(text + "[nos]\nservices = [\"http:20600\"]\n"));
+        let range = ["port_range", "reserved_ports"].map(|key| {
+            scenario.web().read_sysctl(&format!("net/ipv4/ip_local_{key}")).unwrap()
+        });
+        assert_eq!(range, ["40000\t44999", "41000-41999"]);
+        for family in FAMILIES {
+            let web = tcp::EchoServer::start(scenario.web(), family.nos_port(20500)).unwrap();
+            let db = tcp::EchoServer::start(scenario.db(), family.nos_port(20500)).unwrap();
+            tcp::exchange(scenario.external(), None, db.address(), b"x", LIMIT).unwrap();
+            assert_eq!((web.peers().len(), db.peers().len()), (0, 1));
+            let db = udp::EchoServer::start(scenario.db(), family.nos_port(41_500)).unwrap();
+            udp::exchange(scenario.external(), None, db.address(), b"x", LIMIT).unwrap();
+            // The NOS answers on its own, and nobody beside it.
+            tcp::connect(scenario.external(), None, family.nos_port(20_600), LIMIT).unwrap();
+            refused_tcp(&scenario, family, 20_601);
+            // What the container's kernel gives its sockets is its own, and gets through.
+            let far = tcp::EchoServer::start(scenario.external(), family.external_port(8080)).unwrap();
+            let from = tcp::exchange(scenario.web(), None, far.address(), b"x", LIMIT).unwrap().port();
+            assert!((40_000..=44_999).contains(&from) && !(41_000..=41_999).contains(&from), "{from}");
+        }
+    }
+}

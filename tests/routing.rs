@@ -597,3 +597,43 @@ lab_test! {
         assert!(fragments.clone().all(|packet| packet.ip.len() <= 1400));
     }
 }
+
+lab_test! {
+    // An uplink as providers rent it out: an address alone, and a gateway that is in no network of it.
+    fn a_gateway_off_the_prefix_is_reached_where_the_route_says_onlink() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let text = config(&topology, Variant::PLAIN);
+        let text = edited(&text, "\"203.0.113.1/24\", \"2001:db8:1::1/64\"", "\"203.0.113.1/32\", \"2001:db8:1::1/128\"");
+        let text = text + r#"
+[[route]]
+prefix = "0.0.0.0/0"
+via = "203.0.113.2"
+dev = "up0"
+onlink = true
+
+[[route]]
+prefix = "::/0"
+via = "2001:db8:1::2"
+dev = "up0"
+onlink = true
+"#;
+        let daemon = Daemon::start(&topology.device, &text);
+        let (x, web) = (&topology.external, &topology.containers[0]);
+        for far in [Y4, Y6] {
+            let far = address(far);
+            let length = if far.is_ipv6() { 128 } else { 32 };
+            x.add_address("lo", ipnet::IpNet::new(far, length).unwrap()).unwrap();
+        }
+        for family in FAMILIES {
+            let far = SocketAddr::new(address(of(family, Y4, Y6)), 8080);
+            let server = tcp::EchoServer::start(x, far).unwrap();
+            tcp::exchange(web, None, far, b"through the gateway", LIMIT).unwrap();
+            assert_eq!(server.peers()[0].ip(), family.nos);
+            // The gateway itself, and from there.
+            ping(web, family.external, 1, LIMIT).unwrap();
+            let server = tcp::EchoServer::start(web, family.nos_port(20_080)).unwrap();
+            tcp::exchange(x, None, server.address(), b"x", LIMIT).unwrap();
+        }
+        drop(daemon);
+    }
+}

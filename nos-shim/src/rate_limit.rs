@@ -4,7 +4,8 @@
 //! Linux's defaults are the defaults here: 1000 a second with bursts of 50 in total; one a second
 //! (IPv6: four) with bursts of six to each peer. Fragmentation needed and packet too big are not limited:
 //! without them, a path stays broken. Answers to queries and TCP resets are not limited either,
-//! as in Linux: they are no larger than what provoked them, and go one to one.
+//! as in Linux: they are no larger than what provoked them, and go one to one. What the relay tells a
+//! container of its own packets has a bucket for each container, as large as the one for all.
 //!
 //! Peers live in a table of fixed size, by hash. Two peers that share a slot take it from each
 //! other; the newcomer starts with a full bucket, and the bucket for all bounds the rest.

@@ -24,6 +24,7 @@ use core::str::FromStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::{MacAddr, VrfId};
@@ -239,6 +240,8 @@ pub struct Container {
     pub interface: InterfaceName,
     /// NOS addresses that it uses as its own; the first of each family is the preferred source.
     pub addresses: Vec<IpAddr>,
+    /// Networks of the uplinks of its VRF, each once, without host bits; the same of all containers.
+    pub networks: Arc<[IpNet]>,
     /// MTU of its interface: the least of the uplinks that hold its addresses, and what its device
     /// can.
     pub mtu: Mtu,

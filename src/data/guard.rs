@@ -4,7 +4,8 @@
 //!
 //! Containers are told apart by MAC address, IP address, and TCP or UDP port. Each must be the
 //! attachment's own, or another container's flows could be disturbed. Nothing is rewritten: what
-//! does not fit is dropped, with a reason that has a counter.
+//! does not fit is dropped, with a reason that has a counter. Who opens a flow from a foreign port is
+//! told so by the [relay](crate::data::relay).
 //!
 //! | packet | allowed if |
 //! |---|---|

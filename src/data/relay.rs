@@ -33,6 +33,11 @@
 //! each stays as it is until the NOS accepts. One that only detaches cannot be refused and holds at
 //! once. Requests have numbers, by which the NOS's answers are matched with what was asked.
 //!
+//! # Foreign ports
+//!
+//! Who opens a flow from a port that is not its own hears at once that this is prohibited, by an ICMP
+//! error, and [`RelayEvent::ForeignPort`] tells the control side of it now and then.
+//!
 //! # Accounts
 //!
 //! [`Relay::ledger`] balances at any time, with [`Relay::held`] as what is held. A question that

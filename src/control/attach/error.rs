@@ -130,6 +130,11 @@ pub enum Warning {
         /// The setting that says so.
         reason: String,
     },
+    /// Somebody else's route leads to a network of the NOS. It stays, and counts.
+    ForeignRoute {
+        /// The route in the way.
+        route: String,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -140,6 +145,9 @@ impl fmt::Display for Warning {
                     f,
                     "{address} and other IPv6 addresses are left out: {reason}"
                 )
+            }
+            Self::ForeignRoute { route } => {
+                write!(f, "{route} from elsewhere counts instead of ours")
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What is needed to work on a container's namespace from outside.
 
+use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 
 use super::AttachError;
@@ -26,6 +27,8 @@ pub(super) struct Found {
     pub(super) ipv4_defaults: Vec<RouteFacts>,
     /// Default routes of the main table.
     pub(super) ipv6_defaults: Vec<RouteFacts>,
+    /// Other routes of the main table: ours, and those of others to the networks of the NOS.
+    pub(super) networks: Vec<RouteFacts>,
 }
 
 impl Interior {
@@ -50,13 +53,33 @@ impl Interior {
     }
 
     /// Reads all that attaching touches.
-    pub(super) fn observe(&self, lo: LinkFacts, link: LinkFacts) -> Result<Found, AttachError> {
+    pub(super) fn observe(
+        &self,
+        lo: LinkFacts,
+        link: LinkFacts,
+        networks: &[IpNet],
+    ) -> Result<Found, AttachError> {
+        let addresses = self.netlink.addresses()?;
+        let wanted = |route: &RouteFacts| {
+            let network = route.network();
+            route.is_ours() || network.is_some_and(|network| networks.contains(&network))
+        };
+        // A routing daemon inside may have very many.
+        let read = |family| -> Result<(Vec<_>, Vec<_>), AttachError> {
+            let routes = self.netlink.routes(family)?.into_iter();
+            let kept = routes.filter(|route| route.is_default() || wanted(route));
+            Ok(kept.partition(RouteFacts::is_default))
+        };
+        let (ipv4_defaults, mut networks) = read(AddressFamily::Inet)?;
+        let (ipv6_defaults, ipv6_networks) = read(AddressFamily::Inet6)?;
+        networks.extend(ipv6_networks);
         Ok(Found {
             lo,
             link,
-            addresses: self.netlink.addresses()?,
-            ipv4_defaults: self.default_routes(AddressFamily::Inet)?,
-            ipv6_defaults: self.default_routes(AddressFamily::Inet6)?,
+            addresses,
+            ipv4_defaults,
+            ipv6_defaults,
+            networks,
         })
     }
 
@@ -96,6 +119,14 @@ impl Interior {
         let lo = found.next().flatten();
         let lo = lo.ok_or_else(|| self.netlink.no_link("lo"))?;
         Ok((lo, found.next().flatten()))
+    }
+
+    /// The routes that carry our mark.
+    pub(super) fn our_routes(&self) -> Result<Vec<RouteFacts>, AttachError> {
+        let mut routes = self.netlink.routes(AddressFamily::Inet)?;
+        routes.extend(self.netlink.routes(AddressFamily::Inet6)?);
+        routes.retain(RouteFacts::is_ours);
+        Ok(routes)
     }
 
     pub(super) fn default_routes(

@@ -73,10 +73,11 @@ impl LocalPorts {
     /// Puts back what was set before us.
     pub(super) fn restore(&self, before: &mut PortsBefore) -> Result<bool, Refused> {
         let range = before.range.take();
-        if let Some(range) = &range {
-            write(RANGE, &self.range, range)?;
-        }
-        Ok(self.unreserve(before)? || range.is_some())
+        let written = range.as_ref().map(|range| write(RANGE, &self.range, range));
+        // Whatever became of the other.
+        let unreserved = self.unreserve(before)?;
+        written.transpose()?;
+        Ok(unreserved || range.is_some())
     }
 
     fn set_range(

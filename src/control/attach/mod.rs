@@ -11,6 +11,7 @@
 //! | shared addresses | /32 and /128 on `lo`, without duplicate address detection | removal |
 //! | interface | MAC, MTU, queue length, alias, link-local address, up | deletion (a TAP: when its fd is closed) |
 //! | default routes | on-link through the interface, source: the first shared address | removal |
+//! | networks of the uplinks | on-link through the interface, source: the shared address in the network, or else the first | removal |
 //! | `ip_local_port_range`, `ip_local_reserved_ports` | the ephemeral ranges, and what lies between them | the values found before |
 //!
 //! How: [`attach`] visits the namespace once and brings back a netlink socket, the settings of

@@ -2,9 +2,10 @@
 //!
 //! Pure: from what was read, without asking the kernel anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_route::link::In6AddrGenMode;
 
 use super::interior::Found;
@@ -104,6 +105,7 @@ impl Plan {
         ] {
             plan.set_default_route(&family, found);
         }
+        plan.set_networks(&spec.networks, &addresses, found);
         // Last: with an address the kernel removes the routes whose source it is.
         let stale = found.ours_on_lo(added);
         for facts in stale.filter(|facts| !spec.addresses.contains(&facts.address)) {
@@ -259,9 +261,72 @@ impl Plan {
         }
     }
 
+    /// Routes to the networks of the NOS: as its default route, but that those who look for a route
+    /// to a neighbor find one that is not the default.
+    fn set_networks(&mut self, networks: &[IpNet], addresses: &[IpAddr], found: &Found) {
+        let wanted = networks.iter().filter_map(|&network| {
+            let source = source_towards(network, addresses)?;
+            Some((network, source))
+        });
+        let wanted: BTreeMap<IpNet, IpAddr> = wanted.collect();
+        for old in found.networks.iter().filter(|route| route.is_ours()) {
+            let stays = old
+                .network()
+                .is_some_and(|network| wanted.contains_key(&network));
+            if !stays {
+                let removal = Step::tolerant(old.clone().remove(), GONE, Effect::None);
+                self.steps.push(removal);
+            }
+        }
+        for (network, source) in wanted {
+            self.set_network(network, source, found);
+        }
+    }
+
+    fn set_network(&mut self, network: IpNet, source: IpAddr, found: &Found) {
+        let present = || {
+            let routes = found.networks.iter();
+            routes.filter(|route| route.network() == Some(network))
+        };
+        let ours = present().find(|route| route.is_ours());
+        let foreign = present().find(|route| !route.is_ours() && route.wins_over_ours());
+        if let (None, Some(foreign)) = (ours, foreign) {
+            let route = foreign.describe();
+            self.warnings.push(Warning::ForeignRoute { route });
+            return;
+        }
+        if !self.up {
+            return;
+        }
+        let wanted = RouteFacts::our_network(network, found.link.index, source);
+        let what = format!("{network} dev {} src {source}", found.link.name);
+        match ours {
+            None => self
+                .steps
+                .push(Step::tolerant(wanted.add(&what), THERE, Effect::None)),
+            Some(old) if old.is_same(&wanted) => {}
+            Some(_) => self.step(wanted.replace(&what)),
+        }
+    }
+
     fn step(&mut self, request: Request) {
         self.steps.push(Step::tolerant(request, &[], Effect::None));
     }
+}
+
+/// The address by which a container is in a network: its own there, or else its first of that
+/// family. None where it needs no route: the network has no other address, or the container none of
+/// the family.
+fn source_towards(network: IpNet, addresses: &[IpAddr]) -> Option<IpAddr> {
+    if network.prefix_len() == network.max_prefix_len() {
+        return None;
+    }
+    let mut inside = addresses
+        .iter()
+        .filter(|address| network.contains(*address));
+    let of_family = |address: &&IpAddr| address.is_ipv4() == network.addr().is_ipv4();
+    let first = || addresses.iter().find(of_family);
+    inside.next().or_else(first).copied()
 }
 
 /// What matters for the default route of one family.
@@ -370,6 +435,11 @@ mod tests {
                 "203.0.113.1".parse().unwrap(),
                 "2001:db8:1::1".parse().unwrap(),
             ],
+            networks: [
+                "203.0.113.0/24".parse().unwrap(),
+                "2001:db8:1::/64".parse().unwrap(),
+            ]
+            .into(),
             ephemeral: Vec::new(),
         }
     }
@@ -402,6 +472,7 @@ mod tests {
             addresses: Vec::new(),
             ipv4_defaults: Vec::new(),
             ipv6_defaults: Vec::new(),
+            networks: Vec::new(),
         }
     }
 
@@ -425,7 +496,18 @@ mod tests {
         let [v4, v6] = [spec().addresses[0], spec().addresses[1]];
         found.ipv4_defaults = vec![RouteFacts::our_default(ETH0, v4)];
         found.ipv6_defaults = vec![RouteFacts::our_default(ETH0, v6)];
+        let networks = spec()
+            .networks
+            .iter()
+            .zip([v4, v6])
+            .map(connected)
+            .collect();
+        found.networks = networks;
         found
+    }
+
+    fn connected((network, source): (&IpNet, IpAddr)) -> RouteFacts {
+        RouteFacts::our_network(*network, ETH0, source)
     }
 
     fn link_local() -> AddressFacts {
@@ -462,6 +544,8 @@ mod tests {
                 "set up eth0",
                 "add route default dev eth0 src 203.0.113.1",
                 "add route default dev eth0 src 2001:db8:1::1",
+                "add route 203.0.113.0/24 dev eth0 src 203.0.113.1",
+                "add route 2001:db8:1::/64 dev eth0 src 2001:db8:1::1",
             ]
         );
         let of_link = |step: &Step| step.request.action() == "set up eth0";
@@ -496,9 +580,67 @@ mod tests {
         found.link.up = false;
         found.ipv4_defaults.clear();
         found.ipv6_defaults.clear();
+        found.networks.clear();
         let plan = plan(&found, Occasion::Update);
         assert_eq!(actions(&plan), [""; 0]);
         assert_eq!((plan.up, plan.families), (false, Families::default()));
+    }
+
+    #[test]
+    fn networks_follow_addresses_and_leave_those_of_others() {
+        let [v4, v6]: [IpAddr; 2] = spec().addresses.try_into().unwrap();
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let mut found = healthy();
+        // One that the NOS has no more, and a route of somebody else's to another.
+        let gone = connected((&net("198.51.100.0/24"), v4));
+        let via = "203.0.113.9".parse().unwrap();
+        let foreign = RouteFacts::via(net("192.0.2.0/24"), via).unwrap();
+        found.networks.extend([gone, foreign]);
+        let second: IpAddr = "203.0.113.128".parse().unwrap();
+        let wanted = ContainerSpec {
+            addresses: vec![v4, v6, second],
+            networks: [
+                // The container has an address of its own there.
+                net("203.0.113.128/25"),
+                net("203.0.113.0/24"),
+                net("192.0.2.0/24"),
+                // Networks without neighbors, and one that it speaks from its first address.
+                net("192.0.2.1/32"),
+                net("2001:db8:2::1/128"),
+                net("2001:db8:3::/64"),
+            ]
+            .into(),
+            ..spec()
+        };
+        found
+            .addresses
+            .push(AddressFacts::new(LO, second, 32).marked());
+        let plan = |wanted: &ContainerSpec, found| {
+            Plan::new(wanted, found, &BTreeSet::new(), Occasion::Update, &"here").unwrap()
+        };
+        let planned = plan(&wanted, &found);
+        assert_eq!(
+            actions(&planned),
+            [
+                "remove route an IPv6 route to 2001:db8:1::/64 through interface 7",
+                "remove route an IPv4 route to 198.51.100.0/24 through interface 7",
+                "add route 203.0.113.128/25 dev eth0 src 203.0.113.128",
+                "add route 2001:db8:3::/64 dev eth0 src 2001:db8:1::1",
+            ]
+        );
+        let route = "an IPv4 route to 192.0.2.0/24 via 203.0.113.9".to_owned();
+        assert_eq!(planned.warnings, [Warning::ForeignRoute { route }]);
+        // Another first address: the route's source changes in place.
+        let changed = ContainerSpec {
+            addresses: vec!["203.0.113.7".parse().unwrap(), v6],
+            ..spec()
+        };
+        let planned = plan(&changed, &healthy());
+        assert!(
+            actions(&planned).contains(&"replace route 203.0.113.0/24 dev eth0 src 203.0.113.7"),
+            "{:?}",
+            actions(&planned)
+        );
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use netlink_packet_route::AddressFamily;
 use tracing::{debug, warn};
 
 use super::interior::{Found, Interior};
@@ -223,7 +222,7 @@ impl ContainerSide {
         link: LinkFacts,
         occasion: Occasion,
     ) -> Result<SideReport, AttachError> {
-        let found = interior.observe(lo, link)?;
+        let found = interior.observe(lo, link, &self.state.spec.networks)?;
         let state = &self.state;
         let plan = Plan::new(&state.spec, &found, &state.added, occasion, &self.namespace)?;
         if occasion == Occasion::Attach {
@@ -312,8 +311,7 @@ impl ContainerSide {
     fn remove_ours(&mut self, interior: &Interior) -> Result<(), AttachError> {
         let lo = interior.netlink.existing_link("lo")?.index;
         let addresses = interior.netlink.addresses()?;
-        let mut routes = interior.default_routes(AddressFamily::Inet)?;
-        routes.extend(interior.default_routes(AddressFamily::Inet6)?);
+        let routes = interior.our_routes()?;
         let steps = Plan::undo(lo, &addresses, routes, &self.state.added);
         self.carry_out(interior, steps.iter())
     }

@@ -1,7 +1,9 @@
 //! What is asked for.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::PortRange;
 
@@ -30,6 +32,9 @@ pub struct ContainerSpec {
     pub tx_queue_len: u32,
     /// Shared addresses. The first of each family is the source of what the container sends.
     pub addresses: Vec<IpAddr>,
+    /// Networks of the NOS's uplinks: routing daemons look for their neighbors there, and programs
+    /// send to them from the shared address that is in the network, if one is.
+    pub networks: Arc<[IpNet]>,
     /// Ports from which the container opens flows; none leaves the namespace's settings.
     pub ephemeral: Vec<PortRange>,
 }

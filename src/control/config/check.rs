@@ -2,7 +2,8 @@
 
 use core::hash::Hash;
 use core::net::IpAddr;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::VrfId;
@@ -23,7 +24,8 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
     claims::check(report, &entries);
     let routes = routing::resolve(report, &entries);
     let nos_addresses = entries.nos_addresses();
-    let finish = |entry| container(entry, &nos_addresses, &entries.uplinks);
+    let networks = networks(&entries.uplinks);
+    let finish = |entry| container(entry, &nos_addresses, &entries.uplinks, &networks);
     Config {
         relay: entries.relay,
         routes,
@@ -246,7 +248,12 @@ fn uplink(entry: UplinkEntry) -> Uplink {
     }
 }
 
-fn container(entry: ContainerEntry, nos: &[IpAddr], uplinks: &[UplinkEntry]) -> Container {
+fn container(
+    entry: ContainerEntry,
+    nos: &[IpAddr],
+    uplinks: &[UplinkEntry],
+    networks: &Arc<[IpNet]>,
+) -> Container {
     let addresses = entry.addresses_among(nos);
     let values = |ranges: Vec<At<_>>| ranges.into_iter().map(|at| at.value).collect();
     Container {
@@ -256,6 +263,7 @@ fn container(entry: ContainerEntry, nos: &[IpAddr], uplinks: &[UplinkEntry]) -> 
         device: entry.device,
         interface: entry.interface,
         addresses,
+        networks: Arc::clone(networks),
         tcp: values(entry.tcp),
         udp: values(entry.udp),
         ephemeral: values(entry.ephemeral),
@@ -264,6 +272,13 @@ fn container(entry: ContainerEntry, nos: &[IpAddr], uplinks: &[UplinkEntry]) -> 
         vrf: VrfId::DEFAULT,
         capture: entry.capture.map(|at| at.value),
     }
+}
+
+/// Where the NOS has neighbors.
+fn networks(uplinks: &[UplinkEntry]) -> Arc<[IpNet]> {
+    let all = uplinks.iter().flat_map(|uplink| &uplink.addresses);
+    let networks: BTreeSet<IpNet> = all.map(|at| at.value.trunc()).collect();
+    networks.into_iter().collect()
 }
 
 /// The greatest MTU that a device can have.

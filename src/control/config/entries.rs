@@ -61,6 +61,8 @@ pub(super) enum ActionEntry {
         hops: Vec<At<HopText>>,
         /// For the hops that name no uplink themselves.
         dev: Option<At<Name>>,
+        /// The hops are on their uplinks' links, whatever networks these have.
+        onlink: bool,
     },
     Other(RouteAction),
 }
@@ -195,9 +197,10 @@ pub(super) fn route(mut section: Section<'_>) -> Option<RouteEntry> {
     let advice = "for no next hop write type = \"blackhole\" or \"unreachable\"";
     let hops = section.nonempty("via", advice, values::next_hop);
     let dev = section.optional("dev", values::name);
+    let onlink = section.optional("onlink", values::boolean);
     let other = section.optional("type", values::route_type);
     let metric = section.optional("metric", values::metric);
-    let action = action(&mut section, hops, dev, other);
+    let action = action(&mut section, hops, (dev, onlink), other);
     if !section.finish() {
         return None;
     }
@@ -211,7 +214,7 @@ pub(super) fn route(mut section: Section<'_>) -> Option<RouteEntry> {
 fn action(
     section: &mut Section<'_>,
     hops: Option<Vec<At<HopText>>>,
-    dev: Option<At<Name>>,
+    (dev, onlink): (Option<At<Name>>, Option<At<bool>>),
     other: Option<At<RouteAction>>,
 ) -> Option<ActionEntry> {
     match (hops, other) {
@@ -220,12 +223,17 @@ fn action(
             None
         }
         (None, Some(At { value, .. })) => {
-            if let Some(At { place, .. }) = dev {
+            let dev = dev.map(|at| at.place);
+            for place in dev.into_iter().chain(onlink.map(|at| at.place)) {
                 section.error(place, "means nothing without via");
             }
             Some(ActionEntry::Other(value))
         }
-        (Some(hops), None) => Some(ActionEntry::Via { hops, dev }),
+        (Some(hops), None) => Some(ActionEntry::Via {
+            hops,
+            dev,
+            onlink: onlink.is_some_and(|at| at.value),
+        }),
         (None, None) => {
             if !section.has("type") {
                 section.require("via", "\"203.0.113.2\", or type = \"blackhole\"");

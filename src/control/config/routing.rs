@@ -55,7 +55,9 @@ impl Resolver<'_> {
     fn route(&self, entry: &RouteEntry) -> Route {
         self.not_connected(entry.prefix);
         let action = match &entry.action {
-            ActionEntry::Via { hops, dev } => self.via(entry.prefix.value, hops, dev.as_ref()),
+            ActionEntry::Via { hops, dev, onlink } => {
+                self.via(entry.prefix.value, hops, dev.as_ref(), *onlink)
+            }
             ActionEntry::Other(action) => action.clone(),
         };
         Route {
@@ -79,7 +81,13 @@ impl Resolver<'_> {
         }
     }
 
-    fn via(&self, prefix: IpNet, hops: &[At<HopText>], dev: Option<&At<Name>>) -> RouteAction {
+    fn via(
+        &self,
+        prefix: IpNet,
+        hops: &[At<HopText>],
+        dev: Option<&At<Name>>,
+        onlink: bool,
+    ) -> RouteAction {
         // An unknown device is one mistake, not one for each hop.
         if let Some(dev) = dev
             && let Err(reason) = self.named(&dev.value)
@@ -89,7 +97,7 @@ impl Resolver<'_> {
         }
         let mut next_hops = Vec::with_capacity(hops.len());
         for At { value: hop, place } in hops {
-            match self.next_hop(prefix, hop, dev.map(|dev| &dev.value)) {
+            match self.next_hop(prefix, hop, dev.map(|dev| &dev.value), onlink) {
                 Ok(hop) if next_hops.contains(&hop) => {
                     let reason = format!("{} is listed twice", hop.address);
                     self.report.error(*place, reason);
@@ -106,6 +114,7 @@ impl Resolver<'_> {
         prefix: IpNet,
         hop: &HopText,
         dev: Option<&Name>,
+        onlink: bool,
     ) -> Result<NextHop, String> {
         let address = hop.address;
         if address.is_ipv4() != prefix.addr().is_ipv4() {
@@ -120,8 +129,14 @@ impl Resolver<'_> {
             .transpose()?;
         let uplink = match named {
             Some(uplink) if is_link_local(address) => uplink,
+            Some(uplink) if onlink => off_network(address, uplink)?,
             Some(uplink) => self.on_link(address, core::slice::from_ref(uplink))?,
-            None if is_link_local(address) => return Err(self.needs_uplink(address)),
+            None if is_link_local(address) => {
+                return Err(self.needs_uplink(address, "is link-local"));
+            }
+            None if onlink && !self.uplinks.iter().any(|uplink| around(uplink, address)) => {
+                return Err(self.needs_uplink(address, "is on no network"));
+            }
             None => self.on_link(address, self.uplinks)?,
         };
         Ok(NextHop {
@@ -162,9 +177,9 @@ impl Resolver<'_> {
         }
     }
 
-    fn needs_uplink(&self, address: IpAddr) -> String {
+    fn needs_uplink(&self, address: IpAddr, why: &str) -> String {
         let example = self.names().first().copied().unwrap_or("up0");
-        format!("{address} is link-local: name its uplink, as in dev = \"{example}\"")
+        format!("{address} {why}: name its uplink, as in dev = \"{example}\"")
     }
 
     /// The one of `uplinks` on whose network `address` is. Networks of two that overlap have been
@@ -189,6 +204,28 @@ impl Resolver<'_> {
         }
         Ok(uplink)
     }
+}
+
+fn around(uplink: &UplinkEntry, address: IpAddr) -> bool {
+    networks(uplink).any(|network| network.contains(&address))
+}
+
+/// The uplink, if it can have a neighbor at `address` although no network of it says so.
+fn off_network(address: IpAddr, uplink: &UplinkEntry) -> Result<&UplinkEntry, String> {
+    let mut networks = networks(uplink).filter(|network| network.contains(&address));
+    let odd = networks.find_map(|network| Some((not_a_host(network, address)?, network)));
+    if let Some((what, network)) = odd {
+        return Err(format!("{address} is the {what} address of {network}"));
+    }
+    let mut own = uplink.addresses.iter().map(|at| at.value.addr());
+    // IPv6 neighbors are asked for from the uplink's link-local address.
+    if address.is_ipv6() || own.any(|own| own.is_ipv4()) {
+        return Ok(uplink);
+    }
+    let name = &uplink.name.value;
+    Err(format!(
+        "uplink \"{name}\" has no IPv4 address from which to ask for {address}"
+    ))
 }
 
 fn networks(uplink: &UplinkEntry) -> impl Iterator<Item = IpNet> + '_ {

@@ -300,6 +300,7 @@ fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
         mtu: u32::from(link.mtu.octets()),
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: link.addresses.clone(),
+        networks: Arc::clone(&link.networks),
         ephemeral: link.ephemeral.clone(),
     }
 }

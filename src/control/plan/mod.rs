@@ -33,6 +33,7 @@ mod want;
 use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::{MacAddr, VrfId};
@@ -158,6 +159,8 @@ pub struct ContainerLink {
     pub offload: bool,
     /// Addresses on `lo`.
     pub addresses: Vec<IpAddr>,
+    /// Networks of the uplinks, to which it gets routes.
+    pub networks: Arc<[IpNet]>,
     /// Those that the namespace gives to sockets; none for its own setting.
     pub ephemeral: Vec<PortRange>,
     /// Longest IP packet.

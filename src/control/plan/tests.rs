@@ -222,6 +222,7 @@ fn add_container(
         mac: mac(draft.mac),
         offload: true,
         addresses,
+        networks: [].into(),
         ephemeral: claim.ephemeral.clone(),
         mtu: claim.mtu,
     };

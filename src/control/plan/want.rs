@@ -1,6 +1,7 @@
 //! What is wanted, of a configuration, as far as it is there.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use nos_shim::ident::MacAddr;
 
@@ -209,6 +210,7 @@ fn link(container: &Container, namespace: NamespaceId) -> ContainerLink {
         mac: container_mac(container),
         offload: container.offload,
         addresses: container.addresses.clone(),
+        networks: Arc::clone(&container.networks),
         ephemeral: container.ephemeral.clone(),
         mtu: container.mtu,
     }

@@ -190,6 +190,22 @@ impl LabNamespace {
         Ok(netlink.call(&RouteFacts::our_default(index, source).remove())?)
     }
 
+    /// Removes the route to a network of the NOS that an attached container has through `interface`.
+    ///
+    /// # Errors
+    /// There is no such interface, or no such route with this source.
+    pub fn delete_network_route(
+        &self,
+        interface: &str,
+        network: IpNet,
+        source: IpAddr,
+    ) -> Result<(), LabError> {
+        let netlink = self.netlink()?;
+        let index = netlink.existing_link(interface)?.index;
+        let route = RouteFacts::our_network(network, index, source);
+        Ok(netlink.call(&route.remove())?)
+    }
+
     /// Removes an address.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
-//! Routes, and the default route that a container gets.
+//! Routes, and those that a container gets.
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -11,7 +12,7 @@ use super::PROTOCOL;
 use super::client::{Netlink, Request};
 use super::error::NetlinkError;
 
-/// Metric of our IPv6 default route: the kernel's own choice when none is given.
+/// Metric of our IPv6 routes: the kernel's own choice when none is given.
 const IPV6_METRIC: u32 = 1024;
 
 /// A route as the kernel lists it, or as it shall be.
@@ -21,6 +22,20 @@ pub(crate) struct RouteFacts(RouteMessage);
 impl RouteFacts {
     /// A default route through the interface, on-link: there is no gateway. It carries our mark.
     pub(crate) fn our_default(interface: u32, source: IpAddr) -> Self {
+        Self::ours(interface, source)
+    }
+
+    /// A route to a network through the interface, on-link, of the family of `source`. It carries our
+    /// mark.
+    pub(crate) fn our_network(network: IpNet, interface: u32, source: IpAddr) -> Self {
+        let mut route = Self::ours(interface, source);
+        route.0.header.destination_prefix_length = network.prefix_len();
+        let destination = RouteAttribute::Destination(network.network().into());
+        route.0.attributes.push(destination);
+        route
+    }
+
+    fn ours(interface: u32, source: IpAddr) -> Self {
         let mut route = Self::unicast(source);
         route.0.header.protocol = mark();
         route.0.attributes = vec![
@@ -39,7 +54,7 @@ impl RouteFacts {
 
     /// A route to `prefix` by way of the neighbor `via`; `None` if their families differ.
     #[cfg(any(test, feature = "testbed"))]
-    pub(crate) fn via(prefix: ipnet::IpNet, via: IpAddr) -> Option<Self> {
+    pub(crate) fn via(prefix: IpNet, via: IpAddr) -> Option<Self> {
         if prefix.addr().is_ipv4() != via.is_ipv4() {
             return None;
         }
@@ -86,13 +101,36 @@ impl RouteFacts {
 
     /// Whether it is a default route of the main table.
     pub(crate) fn is_default(&self) -> bool {
-        let header = &self.0.header;
-        header.destination_prefix_length == 0 && header.table == RouteHeader::RT_TABLE_MAIN
+        self.0.header.destination_prefix_length == 0 && self.is_of_main_table()
     }
 
-    /// Whether it is a default route that carries our mark.
+    fn is_of_main_table(&self) -> bool {
+        self.0.header.table == RouteHeader::RT_TABLE_MAIN
+    }
+
+    /// Whether it is a route of the main table that carries our mark.
     pub(crate) fn is_ours(&self) -> bool {
-        self.0.header.protocol == mark() && self.is_default()
+        self.0.header.protocol == mark() && self.is_of_main_table()
+    }
+
+    /// Its destinations, if it is a unicast route of the main table.
+    pub(crate) fn network(&self) -> Option<IpNet> {
+        let header = &self.0.header;
+        if header.kind != RouteType::Unicast || !self.is_of_main_table() {
+            return None;
+        }
+        let unspecified = match header.address_family {
+            AddressFamily::Inet => IpAddr::from([0; 4]),
+            AddressFamily::Inet6 => IpAddr::from([0; 16]),
+            _ => return None,
+        };
+        let destination = self.attribute(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some((*address).into()),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some((*address).into()),
+            _ => None,
+        });
+        let destination = destination.unwrap_or(unspecified);
+        IpNet::new(destination, header.destination_prefix_length).ok()
     }
 
     /// Whether both send the same packets the same way.
@@ -102,7 +140,7 @@ impl RouteFacts {
             && self.source() == other.source()
     }
 
-    /// Whether it is preferred to our default route of the same family, or as good.
+    /// Whether it is preferred to our route to the same destinations, or as good.
     pub(crate) fn wins_over_ours(&self) -> bool {
         let ours = match self.0.header.address_family {
             AddressFamily::Inet6 => IPV6_METRIC,
@@ -127,7 +165,11 @@ impl RouteFacts {
         let output = self.interface();
         let output = output.map(|index| format!(" through interface {index}"));
         let [gateway, output] = [gateway, output].map(Option::unwrap_or_default);
-        format!("an {family} default route{gateway}{output}")
+        let what = match self.network() {
+            Some(network) if network.prefix_len() > 0 => format!("route to {network}"),
+            _ => "default route".to_owned(),
+        };
+        format!("an {family} {what}{gateway}{output}")
     }
 
     /// Index of the interface that it leads through.
@@ -236,6 +278,15 @@ mod tests {
         assert!(route.is_ours());
         assert!(route.is_same(&route.clone()));
         assert!(!route.is_same(&RouteFacts::our_default(3, source)));
+        let network: IpNet = "203.0.113.0/24".parse().unwrap();
+        let connected = RouteFacts::our_network(network, 2, source);
+        assert!(connected.is_ours() && !connected.is_default());
+        assert_eq!(connected.network(), Some(network));
+        assert_eq!(route.network().map(|net| net.prefix_len()), Some(0));
+        assert_eq!(
+            connected.describe(),
+            "an IPv4 route to 203.0.113.0/24 through interface 2"
+        );
         let other = "203.0.113.9".parse().unwrap();
         assert!(!route.is_same(&RouteFacts::our_default(2, other)));
     }

@@ -13,6 +13,7 @@ use libc::{
 use socket2::SockFilter;
 
 use super::socket::RTM_DELNSID;
+use crate::control::kernel::netlink::PROTOCOL;
 
 /// nlmsghdr.nlmsg_type, two octets.
 const NLMSG_TYPE: u32 = 4;
@@ -22,6 +23,8 @@ const IFI_FAMILY: u32 = 16;
 const RTM_DST_LEN: u32 = 17;
 /// rtmsg.rtm_table; RT_TABLE_COMPAT stands for numbers above 255.
 const RTM_TABLE: u32 = 20;
+/// rtmsg.rtm_protocol: who has made the route.
+const RTM_PROTOCOL: u32 = 21;
 
 /// Passes changes of interfaces.
 pub(super) fn links() -> Vec<SockFilter> {
@@ -39,7 +42,8 @@ pub(super) fn links() -> Vec<SockFilter> {
     ])
 }
 
-/// Passes changes of interfaces, of addresses and of default routes, and the end of namespaces.
+/// Passes changes of interfaces, of addresses, of default routes and of routes of ours, and the end of
+/// namespaces.
 ///
 /// Default routes of policy tables pass as well. Table local repeats the addresses.
 pub(super) fn inside() -> Vec<SockFilter> {
@@ -62,6 +66,8 @@ pub(super) fn inside() -> Vec<SockFilter> {
         when(u32::from(RT_TABLE_LOCAL), Label::Reject),
         Step::LoadOctet(RTM_DST_LEN),
         when(0, Label::Accept),
+        Step::LoadOctet(RTM_PROTOCOL),
+        when(u32::from(PROTOCOL), Label::Accept),
         Step::Mark(Label::Reject),
         Step::Return(NOTHING),
         Step::Mark(Label::Accept),
@@ -192,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn only_default_routes_pass_from_inside() {
+    fn only_default_routes_and_ours_pass_from_inside() {
         let messages = [
             message(RTM_NEWROUTE, [INET, 0, 0, 0, MAIN, 0]),
             message(RTM_DELROUTE, [INET, 0, 0, 0, MAIN, 0]),
@@ -201,8 +207,11 @@ mod tests {
             message(RTM_NEWROUTE, [INET, 0, 0, 0, 100, 0]),
             message(RTM_NEWROUTE, [INET, 0, 0, 0, LOCAL, 0]),
             message(RTM_NEWROUTE, [INET, 32, 0, 0, LOCAL, 0]),
+            message(RTM_NEWROUTE, [INET, 24, 0, 0, MAIN, PROTOCOL]),
+            message(RTM_DELROUTE, [INET, 24, 0, 0, MAIN, PROTOCOL]),
+            message(RTM_DELROUTE, [INET, 24, 0, 0, LOCAL, PROTOCOL]),
         ];
-        assert_eq!(passed(&inside(), &messages), [0, 1, 4]);
+        assert_eq!(passed(&inside(), &messages), [0, 1, 4, 7, 8]);
     }
 
     #[test]

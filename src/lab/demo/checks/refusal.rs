@@ -3,11 +3,10 @@
 use std::error::Error;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nos_shim::drop::DropReason;
 
-use super::datagram::Talk;
 use super::{Check, Demo, LIMIT, Measured, drops, ensure, millis};
 use crate::control::config::Config;
 use crate::lab::demo::network::{Container, Family, ports};
@@ -17,8 +16,6 @@ use crate::lab::testbed::{LabError, LabNamespace, tcp, udp};
 const NOBODYS: u16 = 30_000;
 /// Where X listens.
 const EXTERNAL_PORT: u16 = 7000;
-/// How long silence is waited for: some hundred round trips.
-const SILENCE: Duration = Duration::from_millis(200);
 
 pub(super) fn checks<'a>(demo: &'a Demo<'a>) -> impl Iterator<Item = Check<'a>> {
     let external = demo.network.external();
@@ -91,44 +88,51 @@ fn foreign_port(demo: &Demo<'_>) -> u16 {
 /// Makes sure that `attempt`, which says what it met with, is stopped at the container's door.
 fn stopped(demo: &Demo<'_>, attempt: impl FnOnce() -> Measured) -> Measured {
     let before = foreign_ports(demo)?;
-    let silence = attempt()?;
+    let told = attempt()?;
     let after = foreign_ports(demo)?;
     ensure(after > before, || {
         format!(
-            "{silence}, but the counter {} did not rise",
+            "{told}, but the counter {} did not rise",
             DropReason::SourcePort
         )
     })?;
     let reason = DropReason::SourcePort;
-    Ok(format!("{silence}; {reason} drops {before} → {after}"))
+    Ok(format!("{told}; {reason} drops {before} → {after}"))
 }
 
 fn tcp_from_foreign_port(demo: &Demo<'_>, family: Family) -> Measured {
     let (local, remote) = foreign_flow(demo, family);
     let server = tcp::EchoServer::start(demo.network.external(), remote)?;
-    silence(tcp::connect(web(demo), Some(local), remote, SILENCE).map(drop))?;
+    let told = prohibited(|| tcp::connect(web(demo), Some(local), remote, LIMIT).map(drop))?;
     ensure(server.peers().is_empty(), || {
         format!("X was reached from {local}")
     })?;
-    Ok("no answer".to_owned())
+    Ok(told)
 }
 
 fn udp_from_foreign_port(demo: &Demo<'_>, family: Family) -> Measured {
     let (local, remote) = foreign_flow(demo, family);
-    let external = (demo.network.external(), remote);
-    let talk = Talk::prepare((web(demo), Some(local)), external)?;
-    match talk.hold(b"?", SILENCE) {
-        Ok(told) => Err(format!("X was reached from {}", told.seen).into()),
-        Err(error) if error.kind() == ErrorKind::TimedOut => Ok("no answer".to_owned()),
-        Err(error) => Err(error.into()),
-    }
+    let server = udp::EchoServer::start(demo.network.external(), remote)?;
+    let talk = || udp::exchange(web(demo), Some(local), remote, b"?", LIMIT).map(drop);
+    let told = prohibited(talk)?;
+    ensure(server.peers().is_empty(), || {
+        format!("X was reached from {local}")
+    })?;
+    Ok(told)
 }
 
-fn silence(attempt: Result<(), LabError>) -> Result<(), Box<dyn Error>> {
-    match attempt {
+/// Makes sure that the kernel has heard why: `EHOSTUNREACH` over IPv4, `EACCES` over IPv6.
+fn prohibited(attempt: impl FnOnce() -> Result<(), LabError>) -> Measured {
+    let begin = Instant::now();
+    match attempt() {
         Ok(()) => Err("X answered".into()),
-        Err(error) if error.kind() == Some(ErrorKind::TimedOut) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => match error.kind() {
+            Some(ErrorKind::HostUnreachable | ErrorKind::PermissionDenied) => {
+                let after = millis(begin.elapsed());
+                Ok(format!("prohibited (ICMP) after {after}"))
+            }
+            _ => Err(error.into()),
+        },
     }
 }
 
@@ -184,8 +188,10 @@ mod tests {
         assert!(refused(|| Err(error(ErrorKind::ConnectionRefused)), "RST").is_ok());
         assert!(refused(|| Err(error(ErrorKind::TimedOut)), "RST").is_err());
         assert!(refused(|| Ok(()), "RST").is_err());
-        assert!(silence(Err(error(ErrorKind::TimedOut))).is_ok());
-        assert!(silence(Err(error(ErrorKind::ConnectionRefused))).is_err());
-        assert!(silence(Ok(())).is_err());
+        assert!(prohibited(|| Err(error(ErrorKind::HostUnreachable))).is_ok());
+        assert!(prohibited(|| Err(error(ErrorKind::PermissionDenied))).is_ok());
+        assert!(prohibited(|| Err(error(ErrorKind::TimedOut))).is_err());
+        assert!(prohibited(|| Err(error(ErrorKind::ConnectionRefused))).is_err());
+        assert!(prohibited(|| Ok(())).is_err());
     }
 }
