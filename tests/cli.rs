@@ -13,8 +13,8 @@ use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
     Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState, NextHop,
-    Port, PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage,
-    Turns, Uplink,
+    Origin, Port, PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic,
+    TurnStage, Turns, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
@@ -233,6 +233,7 @@ fn attachments() -> Response {
         id: Some(1),
         name: "web".to_owned(),
         netns: "/run/netns/C".to_owned(),
+        origin: Origin::Config,
         container_mac: mac("02:00:5e:10:00:02"),
         addresses: vec![
             "203.0.113.1".parse().unwrap(),
@@ -244,6 +245,7 @@ fn attachments() -> Response {
         id: Some(0),
         name: "db".to_owned(),
         netns: "pid 1234".to_owned(),
+        origin: Origin::Runtime,
         addresses: vec!["203.0.113.1".parse().unwrap()],
         ..web.clone()
     };
@@ -269,6 +271,7 @@ fn ports() -> Response {
         range: range.parse().unwrap(),
         kind,
         owner: owner.to_owned(),
+        origin: Origin::of(kind == PortKind::Ephemeral),
     };
     Response::Ports(vec![
         port(Protocol::Udp, "20000-20999", PortKind::Listen, "web"),
@@ -291,6 +294,7 @@ fn routes() -> Response {
                 uplink: "up0".to_owned(),
             })
             .collect(),
+        origin: Origin::Config,
     };
     Response::Routes(vec![
         route(
@@ -362,6 +366,7 @@ fn counters() -> Response {
         uplinks: vec![Uplink {
             name: "up0".to_owned(),
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
+            runtime_addresses: Vec::new(),
             address_conflicts: 2,
             link: link("packet", "hx"),
         }],
