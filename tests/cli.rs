@@ -507,7 +507,7 @@ fn a_stage_knows_what_is_missing() {
 const ATTACHMENTS: &str = r"
 ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
  0  db         gone   eth0 (veth) in pid 1234           received 7340032 packets, 10.7 GB
-                      mac 02:00:5e:10:00:02             sent 3 packets, 222 B
+    (runtime)         mac 02:00:5e:10:00:02             sent 3 packets, 222 B
                       mac 02:00:5e:10:00:01 of the NOS
                       203.0.113.1
                       mtu 1500, vrf 0
@@ -523,12 +523,12 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
 ";
 
 const PORTS: &str = r"
-VRF  PROTOCOL  PORTS        KIND                OWNER  ADDRESSES
-  0  tcp       7            service of the NOS  echo   all
-  0  tcp       40000-44999  ephemeral           web    203.0.113.1
-                                                       2001:db8:1::1
-  0  udp       20000-20999  listen              web    203.0.113.1
-                                                       2001:db8:1::1
+VRF  PROTOCOL  PORTS        KIND                OWNER  FROM     ADDRESSES
+  0  tcp       7            service of the NOS  echo   config   all
+  0  tcp       40000-44999  ephemeral           web    runtime  203.0.113.1
+                                                                2001:db8:1::1
+  0  udp       20000-20999  listen              web    config   203.0.113.1
+                                                                2001:db8:1::1
 ";
 
 const ROUTES: &str = r"
@@ -611,10 +611,10 @@ fn the_port_tables_holdings_are_shown() {
     table.register(&web).unwrap();
     let rows = table.claims().map(|holding| Port::from(&holding)).collect();
     let expected = "
-VRF  PROTOCOL  PORTS        KIND                OWNER  ADDRESSES
-  0  tcp       80           listen              web    203.0.113.1
-  0  tcp       40000-44999  ephemeral           web    203.0.113.1
-  0  udp       7            service of the NOS  echo   all
+VRF  PROTOCOL  PORTS        KIND                OWNER  FROM    ADDRESSES
+  0  tcp       80           listen              web    config  203.0.113.1
+  0  tcp       40000-44999  ephemeral           web    config  203.0.113.1
+  0  udp       7            service of the NOS  echo   config  all
 ";
     assert_eq!(self::table(Response::Ports(rows)), expected.trim());
 }

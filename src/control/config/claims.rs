@@ -65,12 +65,14 @@ pub(super) fn check(report: &Report<'_>, entries: &Entries) {
             (true, true) => 2,
         }
     };
+    let containers = entries.containers.iter();
+    let scoped = containers.map(|it| (it, scopes(it, entries.all_uplinks, &nos)));
+    let scoped: Vec<_> = scoped.collect();
     for turn in 0..=2 {
-        for container in &entries.containers {
-            let scopes = scopes(container, entries.all_uplinks, &nos);
+        for (container, scopes) in &scoped {
             let claims = container_claims(container);
             for claim in claims.filter(|claim| age(container, claim) == turn) {
-                table.enter(&claim, &scopes);
+                table.enter(&claim, scopes);
             }
         }
     }
