@@ -13,8 +13,8 @@ use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
     Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState, NextHop,
-    Port, PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage,
-    Turns, Uplink,
+    Origin, Port, PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic,
+    TurnStage, Turns, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
@@ -233,6 +233,7 @@ fn attachments() -> Response {
         id: Some(1),
         name: "web".to_owned(),
         netns: "/run/netns/C".to_owned(),
+        origin: Origin::Config,
         container_mac: mac("02:00:5e:10:00:02"),
         addresses: vec![
             "203.0.113.1".parse().unwrap(),
@@ -244,6 +245,7 @@ fn attachments() -> Response {
         id: Some(0),
         name: "db".to_owned(),
         netns: "pid 1234".to_owned(),
+        origin: Origin::Runtime,
         addresses: vec!["203.0.113.1".parse().unwrap()],
         ..web.clone()
     };
@@ -269,6 +271,7 @@ fn ports() -> Response {
         range: range.parse().unwrap(),
         kind,
         owner: owner.to_owned(),
+        origin: Origin::of(kind == PortKind::Ephemeral),
     };
     Response::Ports(vec![
         port(Protocol::Udp, "20000-20999", PortKind::Listen, "web"),
@@ -291,6 +294,7 @@ fn routes() -> Response {
                 uplink: "up0".to_owned(),
             })
             .collect(),
+        origin: Origin::Config,
     };
     Response::Routes(vec![
         route(
@@ -362,6 +366,7 @@ fn counters() -> Response {
         uplinks: vec![Uplink {
             name: "up0".to_owned(),
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
+            runtime_addresses: Vec::new(),
             address_conflicts: 2,
             link: link("packet", "hx"),
         }],
@@ -502,7 +507,7 @@ fn a_stage_knows_what_is_missing() {
 const ATTACHMENTS: &str = r"
 ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
  0  db         gone   eth0 (veth) in pid 1234           received 7340032 packets, 10.7 GB
-                      mac 02:00:5e:10:00:02             sent 3 packets, 222 B
+    (runtime)         mac 02:00:5e:10:00:02             sent 3 packets, 222 B
                       mac 02:00:5e:10:00:01 of the NOS
                       203.0.113.1
                       mtu 1500, vrf 0
@@ -518,12 +523,12 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
 ";
 
 const PORTS: &str = r"
-VRF  PROTOCOL  PORTS        KIND                OWNER  ADDRESSES
-  0  tcp       7            service of the NOS  echo   all
-  0  tcp       40000-44999  ephemeral           web    203.0.113.1
-                                                       2001:db8:1::1
-  0  udp       20000-20999  listen              web    203.0.113.1
-                                                       2001:db8:1::1
+VRF  PROTOCOL  PORTS        KIND                OWNER  FROM     ADDRESSES
+  0  tcp       7            service of the NOS  echo   config   all
+  0  tcp       40000-44999  ephemeral           web    runtime  203.0.113.1
+                                                                2001:db8:1::1
+  0  udp       20000-20999  listen              web    config   203.0.113.1
+                                                                2001:db8:1::1
 ";
 
 const ROUTES: &str = r"
@@ -606,10 +611,10 @@ fn the_port_tables_holdings_are_shown() {
     table.register(&web).unwrap();
     let rows = table.claims().map(|holding| Port::from(&holding)).collect();
     let expected = "
-VRF  PROTOCOL  PORTS        KIND                OWNER  ADDRESSES
-  0  tcp       80           listen              web    203.0.113.1
-  0  tcp       40000-44999  ephemeral           web    203.0.113.1
-  0  udp       7            service of the NOS  echo   all
+VRF  PROTOCOL  PORTS        KIND                OWNER  FROM    ADDRESSES
+  0  tcp       80           listen              web    config  203.0.113.1
+  0  tcp       40000-44999  ephemeral           web    config  203.0.113.1
+  0  udp       7            service of the NOS  echo   config  all
 ";
     assert_eq!(self::table(Response::Ports(rows)), expected.trim());
 }

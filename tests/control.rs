@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use mio::{Events, Poll, Token};
-use nos_relay::control::api::snapshot::{Port, PortKind, Protocol};
+use nos_relay::control::api::snapshot::{Origin, Port, PortKind, Protocol};
 use nos_relay::control::api::{
     BindError, ConnectionId, ControlError, MAX_CONNECTIONS, MAX_REQUEST, REQUEST_TIMEOUT,
     RESPONSE_TIMEOUT, Refusal, RefusalCode, Request, Response, Server, Table, query,
@@ -41,6 +41,7 @@ fn ports() -> Response {
         range: "20000-20999".parse().unwrap(),
         kind: PortKind::Listen,
         owner: "web".to_owned(),
+        origin: Origin::Config,
     }])
 }
 
@@ -94,9 +95,12 @@ impl Daemon {
     /// Handles what is there, and the one request that it must bring.
     fn request(&mut self) -> ConnectionId {
         self.handle_events(Duration::ZERO);
-        let (id, request) = self.server.poll_request().unwrap();
-        assert_eq!((request, self.server.poll_request()), (SHOW_PORTS, None));
-        id
+        let asked = self.server.poll_request().unwrap();
+        assert_eq!(
+            (asked.request, self.server.poll_request()),
+            (SHOW_PORTS, None)
+        );
+        asked.connection
     }
 
     /// Handles what is there, and answers the requests that it brings.
@@ -107,9 +111,9 @@ impl Daemon {
 
     fn answer(&mut self) -> Vec<Request> {
         let mut requests = Vec::new();
-        while let Some((id, request)) = self.server.poll_request() {
-            self.server.respond(id, &ports(), self.now);
-            requests.push(request);
+        while let Some(asked) = self.server.poll_request() {
+            self.server.respond(asked.connection, &ports(), self.now);
+            requests.push(asked.request);
         }
         requests
     }

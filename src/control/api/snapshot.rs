@@ -62,7 +62,9 @@ use crate::data::event_loop::{Durations, SLOW, Stage as LoopStage, TurnTimes};
 pub type Drops = BTreeMap<String, u64>;
 
 /// Where something comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// The configuration file, or what follows from it.

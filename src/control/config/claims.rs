@@ -55,13 +55,24 @@ pub(super) fn check(report: &Report<'_>, entries: &Entries) {
         table.enter(claim, &[Scope::Nos]);
     }
     let nos = entries.nos_addresses();
-    // What was added at run time comes last, so that it is what is refused.
-    for added in [false, true] {
-        for container in &entries.containers {
-            let scopes = scopes(container, entries.all_uplinks, &nos);
+    // What was added at run time comes behind the file, and what is asked for now behind all, so
+    // that it is what is refused.
+    let age = |container: &ContainerEntry, claim: &Claim<'_>| {
+        let newest = entries.newest.as_ref() == Some(&container.name.value);
+        match (report.is_added(claim.place), newest) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        }
+    };
+    let containers = entries.containers.iter();
+    let scoped = containers.map(|it| (it, scopes(it, entries.all_uplinks, &nos)));
+    let scoped: Vec<_> = scoped.collect();
+    for turn in 0..=2 {
+        for (container, scopes) in &scoped {
             let claims = container_claims(container);
-            for claim in claims.filter(|claim| report.is_added(claim.place) == added) {
-                table.enter(&claim, &scopes);
+            for claim in claims.filter(|claim| age(container, claim) == turn) {
+                table.enter(&claim, scopes);
             }
         }
     }

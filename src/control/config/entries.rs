@@ -34,6 +34,9 @@ pub(super) struct Entries {
     pub(super) services: Vec<At<Service>>,
     pub(super) ping: bool,
     pub(super) pool: Vec<PortRange>,
+    /// The container that a request is about: of two that want a port it is this one's request that
+    /// is refused.
+    pub(super) newest: Option<Name>,
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +124,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
         services,
         ping,
         pool,
+        newest: None,
     }
 }
 

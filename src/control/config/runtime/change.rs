@@ -101,7 +101,11 @@ impl ConfigFile {
 
     /// The overlay as it shall be, if all is well with it.
     fn changed(&self, overlay: Overlay, touched: Touched) -> Result<Changed, ConfigErrors> {
-        let config = self.config(&overlay)?;
+        let container = match &touched {
+            Touched::Container(name) => Some(name),
+            Touched::Uplink(_) | Touched::Routes => None,
+        };
+        let config = self.config_for(&overlay, container)?;
         Ok(Changed {
             overlay,
             config: Some(config),
@@ -172,6 +176,7 @@ impl ConfigFile {
             services: Vec::new(),
             ping: true,
             pool: Vec::new(),
+            newest: None,
         }
     }
 

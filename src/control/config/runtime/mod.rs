@@ -148,10 +148,16 @@ impl ConfigFile {
     ///
     /// What is wrong with both together. Nothing is with an empty overlay.
     pub fn config(&self, overlay: &Overlay) -> Result<Config, ConfigErrors> {
+        self.config_for(overlay, None)
+    }
+
+    /// As [`Self::config`], where a request about a container is what is refused.
+    fn config_for(&self, overlay: &Overlay, newest: Option<&Name>) -> Result<Config, ConfigErrors> {
         let report = self.report();
-        let config = self
-            .entries(&report, overlay)
-            .map(|entries| check::config(&report, entries));
+        let config = self.entries(&report, overlay).map(|mut entries| {
+            entries.newest = newest.cloned();
+            check::config(&report, entries)
+        });
         report.finish(config)
     }
 

@@ -1,0 +1,743 @@
+//! What is asked for at run time over the control socket, on real kernels.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::AtomicU64;
+
+use nos_relay::control::api::snapshot::{
+    Counters, LinkState, Origin, Port, PortKind, Protocol, Stage,
+};
+use nos_relay::control::api::{
+    Applied, ControlError, Event, Refusal, RefusalCode, Request, Response, SubjectKind, Watched,
+    ask, watch,
+};
+use nos_relay::lab::testbed::tcp::{Direction, Transfer};
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
+use serde_json::{Value, json};
+use support::daemon::{Daemon, LIMIT, await_that, program};
+use support::lab_test;
+use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, edited, variant_tests};
+
+/// What the daemon answers to a request.
+fn asked(daemon: &Daemon, id: Option<&str>, request: Value) -> Result<Applied, Refusal> {
+    if request["type"] == "detach" {
+        daemon.forget_counters();
+    }
+    let request: Request = serde_json::from_value(request).unwrap();
+    match ask(&daemon.files().control(), id, &request, LIMIT) {
+        Ok(Response::Changed(applied)) => Ok(applied),
+        Err(ControlError::Refused(refusal)) => Err(refusal),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A change that is made.
+fn change(daemon: &Daemon, request: Value) {
+    let applied = asked(daemon, None, request.clone()).unwrap();
+    assert!(applied.changed, "{request}");
+    assert_eq!(applied.waiting, None, "{request}");
+}
+
+/// A change that was made before.
+fn no_change(daemon: &Daemon, request: Value) {
+    let applied = asked(daemon, None, request.clone()).unwrap();
+    assert!(!applied.changed, "{request}");
+}
+
+fn refused(daemon: &Daemon, request: Value) -> Refusal {
+    asked(daemon, None, request).unwrap_err()
+}
+
+fn ports(action: &str, container: &str, ports: Value) -> Value {
+    let mut request = json!({"type": format!("ports-{action}"), "container": container});
+    let object = request.as_object_mut().unwrap();
+    object.extend(ports.as_object().unwrap().clone());
+    request
+}
+
+fn attach(name: &str, netns: &LabNamespace, more: Value) -> Value {
+    let mut container = json!({"name": name, "netns": netns.path(), "device": "veth"});
+    let object = container.as_object_mut().unwrap();
+    object.extend(more.as_object().unwrap().clone());
+    json!({"type": "attach", "container": container})
+}
+
+fn detach(name: &str) -> Value {
+    json!({"type": "detach", "name": name})
+}
+
+/// The ranges of an owner, by protocol and use.
+fn ranges(daemon: &Daemon, owner: &str) -> Vec<(Protocol, String, PortKind, Origin)> {
+    let mut rows = daemon.ports();
+    rows.retain(|row| row.owner == owner);
+    let row = |row: Port| (row.protocol, row.range.to_string(), row.kind, row.origin);
+    let mut rows: Vec<_> = rows.into_iter().map(row).collect();
+    rows.sort();
+    rows
+}
+
+fn assert_reached(scenario: &Scenario, container: &LabNamespace, family: Family, port: u16) {
+    let _server = tcp::EchoServer::start(container, family.nos_port(port)).unwrap();
+    tcp::exchange(
+        scenario.external(),
+        None,
+        family.nos_port(port),
+        b"x",
+        LIMIT,
+    )
+    .unwrap();
+    let _server = udp::EchoServer::start(container, family.nos_port(port)).unwrap();
+    udp::exchange(
+        scenario.external(),
+        None,
+        family.nos_port(port),
+        b"x",
+        LIMIT,
+    )
+    .unwrap();
+}
+
+fn assert_refused(scenario: &Scenario, family: Family, port: u16) {
+    let error = tcp::connect(scenario.external(), None, family.nos_port(port), LIMIT).unwrap_err();
+    assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{error}");
+    let error = udp::exchange(
+        scenario.external(),
+        None,
+        family.nos_port(port),
+        b"x",
+        LIMIT,
+    );
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused), "{error}");
+}
+
+fn registered_ports_are_reached_until_they_are_removed(variant: Variant) {
+    let scenario = Scenario::new(variant);
+    let daemon = &scenario.daemon;
+    for family in FAMILIES {
+        assert_refused(&scenario, family, 23000);
+    }
+    let both = json!({"tcp": ["23000-23099"], "udp": "23000-23099"});
+    change(daemon, ports("add", "web", both.clone()));
+    for family in FAMILIES {
+        assert_reached(&scenario, scenario.web(), family, 23000);
+    }
+    no_change(daemon, ports("add", "web", both.clone()));
+    // A part goes: the rest stays.
+    change(
+        daemon,
+        ports("remove", "web", json!({"tcp": 23000, "udp": 23000})),
+    );
+    for family in FAMILIES {
+        assert_refused(&scenario, family, 23000);
+        assert_reached(&scenario, scenario.web(), family, 23001);
+    }
+    change(daemon, ports("remove", "web", both.clone()));
+    no_change(daemon, ports("remove", "web", both));
+    for family in FAMILIES {
+        assert_refused(&scenario, family, 23001);
+        assert_reached(&scenario, scenario.web(), family, 20000);
+    }
+}
+
+mod registered_ports {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        registered_ports_are_reached_until_they_are_removed(variant);
+    }
+
+    variant_tests! {
+        tap_single: ("tap", "single", [true, true]),
+        veth_split: ("veth", "split", [true, true]),
+    }
+}
+
+lab_test! {
+    fn a_clash_names_owner_range_and_the_nearest_free_range_and_changes_nothing() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let daemon = &scenario.daemon;
+        let before = daemon.ports();
+        let lists = json!({"udp": ["24000"], "tcp": ["23000-23099", "21500-21599"]});
+        let refusal = refused(daemon, ports("add", "web", lists));
+        assert_eq!(refusal.code, RefusalCode::Conflict);
+        assert_eq!(refusal.field.as_deref(), Some("ports.tcp"));
+        let clash = refusal.clash.unwrap();
+        assert_eq!(clash.owner, "container \"db\"");
+        assert_eq!(clash.range, "21000-21999");
+        assert_eq!(clash.free.as_deref(), Some("22000-22099"));
+        assert!(refusal.message.contains("21000-21999 of container \"db\" (line "));
+        assert!(refusal.message.ends_with("; 22000-22099 is free"), "{}", refusal.message);
+        assert_eq!(daemon.ports(), before);
+        // What is free can be had, and is somebody's then.
+        change(daemon, ports("add", "web", json!({"tcp": clash.free.unwrap()})));
+        let refusal = refused(daemon, ports("add", "db", json!({"tcp": "22050"})));
+        let clash = refusal.clash.unwrap();
+        assert_eq!((clash.owner.as_str(), clash.range.as_str()), ("container \"web\"", "22000-22099"));
+        assert!(refusal.message.contains("(added at run time)"), "{}", refusal.message);
+    }
+}
+
+lab_test! {
+    fn what_a_container_has_besides_is_replaced_as_a_whole_and_the_files_stays() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let daemon = &scenario.daemon;
+        let file = ranges(daemon, "web");
+        assert!(file.iter().all(|(.., origin)| *origin == Origin::Config));
+        change(daemon, ports("add", "web", json!({"tcp": ["23000-23009", "23020"], "udp": 23000})));
+        change(daemon, ports("replace", "web", json!({"tcp": ["23005-23024", "20000-20099"]})));
+        let mut expected = file.clone();
+        let range = "23005-23024".to_owned();
+        expected.push((Protocol::Tcp, range, PortKind::Listen, Origin::Runtime));
+        expected.sort();
+        assert_eq!(ranges(daemon, "web"), expected);
+        no_change(daemon, ports("replace", "web", json!({"tcp": "23005-23024"})));
+        change(daemon, ports("replace", "web", json!({})));
+        assert_eq!(ranges(daemon, "web"), file);
+        // What is of the file is not taken away from here.
+        let refusal = refused(daemon, ports("remove", "web", json!({"tcp": "179"})));
+        assert_eq!(refusal.field.as_deref(), Some("ports.tcp"));
+        assert!(refusal.message.contains("take it out of the file and reload"));
+        assert_eq!(ranges(daemon, "web"), file);
+    }
+}
+
+lab_test! {
+    fn a_transfer_loses_nothing_while_other_ports_change() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let daemon = &scenario.daemon;
+        let progress = AtomicU64::new(0);
+        let transfer = Transfer {
+            client: scenario.external(),
+            server: scenario.web(),
+            listen: V4.nos_port(20000),
+            connect: V4.nos_port(20000),
+            source: None,
+            direction: Direction::Upload,
+            octets: 200 << 20,
+            limit: 2 * LIMIT,
+        };
+        let before = drops(&daemon.counters());
+        let mut changes = 0;
+        std::thread::scope(|scope| {
+            let transfer = scope.spawn(|| transfer.run(&progress).unwrap());
+            while !transfer.is_finished() {
+                change(daemon, ports("add", "web", json!({"tcp": "23000-23099"})));
+                change(daemon, ports("remove", "web", json!({"tcp": "23000-23099"})));
+                changes += 1;
+            }
+        });
+        assert!(changes > 0);
+        assert_eq!(drops(&daemon.counters()), before);
+    }
+}
+
+/// What was dropped of anything but what the kernels of containers say by themselves.
+fn drops(counters: &Counters) -> Vec<(String, String, u64)> {
+    let of_stage = |stage: &Stage| {
+        let name = stage.name.clone();
+        let drops = stage.drops.clone().into_iter();
+        drops.map(move |(reason, count)| (name.clone(), reason, count))
+    };
+    let all = counters.stages.iter().flat_map(of_stage);
+    all.filter(|(_, reason, _)| reason != "multicast").collect()
+}
+
+/// What somebody in a namespace can see of what attaching touches.
+fn interior(namespace: &LabNamespace) -> Vec<String> {
+    let range = "net/ipv4/ip_local_port_range";
+    let mut lines = vec![namespace.read_sysctl(range).unwrap()];
+    for interface in ["lo", "eth0", "other"] {
+        if let Some(link) = namespace.link(interface).unwrap() {
+            lines.push(format!(
+                "{interface} {:?} {} {}",
+                link.mac, link.mtu, link.up
+            ));
+            let mut addresses = namespace.addresses(interface).unwrap();
+            addresses.sort();
+            lines.extend(addresses.iter().map(ToString::to_string));
+        }
+    }
+    for file in ["route", "ipv6_route"] {
+        let read = || std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+        let text = namespace.run(read).unwrap();
+        // Link-local and multicast routes come and go with the carrier, at the kernel's pace.
+        let lasting = text
+            .lines()
+            .filter(|line| !line.starts_with("fe80") && !line.starts_with("ff00"));
+        // Columns of counters change by themselves.
+        lines.extend(lasting.map(|line| match file {
+            "ipv6_route" => [&line[..118], &line[136..]].concat(),
+            _ => line.to_owned(),
+        }));
+    }
+    lines
+}
+
+fn a_container_is_attached_and_detached(variant: Variant) {
+    let topology = Topology::new(&["web", "db"]).unwrap();
+    let config = support::scenario::config(&topology, variant);
+    let db = config.find("[[container]]\nname = \"db\"").unwrap();
+    let daemon = Daemon::start(&topology.device, &config[..db]);
+    let config = config[..db].to_owned();
+    let scenario = Scenario {
+        daemon,
+        topology,
+        config,
+    };
+    let daemon = &scenario.daemon;
+    let before = interior(scenario.db());
+    let keys = json!({
+        "device": variant.device,
+        "tcp": ["21000-21999"],
+        "udp": ["21000-21999"],
+        "ephemeral": "45000-49999",
+    });
+    let request = attach("db", scenario.db(), keys);
+    change(daemon, request.clone());
+    no_change(daemon, request.clone());
+    let shown = daemon.attachment("db");
+    assert_eq!(
+        (shown.origin, shown.link.state),
+        (Origin::Runtime, LinkState::Up)
+    );
+    assert_eq!(daemon.attachment("web").origin, Origin::Config);
+    for family in FAMILIES {
+        assert_reached(&scenario, scenario.db(), family, 21000);
+        let server =
+            tcp::EchoServer::start(scenario.external(), family.external_port(7000)).unwrap();
+        let from = tcp::exchange(scenario.db(), None, server.address(), b"x", LIMIT).unwrap();
+        assert!((45000..=49999).contains(&from.port()));
+    }
+    // It survives a reload, with what changed since.
+    change(
+        daemon,
+        ports("add", "db", json!({"tcp": 24000, "udp": 24000})),
+    );
+    change(daemon, ports("remove", "db", json!({"tcp": "21500-21999"})));
+    no_change(daemon, request.clone());
+    daemon.reload(&scenario.config);
+    for family in FAMILIES {
+        assert_reached(&scenario, scenario.db(), family, 24000);
+        let error = tcp::connect(scenario.external(), None, family.nos_port(21500), LIMIT);
+        assert_eq!(
+            error.unwrap_err().kind(),
+            Some(ErrorKind::ConnectionRefused)
+        );
+    }
+    // Other keys for the same name are no request to change it.
+    let other = attach("db", scenario.db(), json!({"tcp": 24001}));
+    let refusal = refused(daemon, other);
+    assert_eq!(refusal.field.as_deref(), Some("container.name"));
+    assert!(
+        refusal.message.contains("already added at run time"),
+        "{}",
+        refusal.message
+    );
+
+    change(daemon, detach("db"));
+    no_change(daemon, detach("db"));
+    assert_eq!(interior(scenario.db()), before);
+    assert_eq!(ranges(daemon, "db"), []);
+    for family in FAMILIES {
+        assert_refused(&scenario, family, 21000);
+        assert_reached(&scenario, scenario.web(), family, 20000);
+    }
+    let refusal = refused(daemon, detach("web"));
+    assert_eq!(refusal.field.as_deref(), Some("detach.name"));
+    assert!(
+        refusal
+            .message
+            .contains("container \"web\" is in the configuration (line ")
+    );
+}
+
+mod attached_at_run_time {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        a_container_is_attached_and_detached(variant);
+    }
+
+    variant_tests! {
+        tap_single: ("tap", "single", [true, true]),
+        veth_single: ("veth", "single", [true, true]),
+        veth_split: ("veth", "split", [true, true]),
+    }
+}
+
+lab_test! {
+    fn a_container_is_found_by_a_process_and_one_that_is_away_is_waited_for() {
+        let topology = Topology::new(&["web", "db", "third"]).unwrap();
+        let config = support::scenario::config(&topology, Variant::PLAIN);
+        let daemon = Daemon::start(&topology.device, &config);
+        let scenario = Scenario { daemon, topology, config };
+        let third = scenario.topology.containers[2].clone();
+        let mut sleeper = Command::new("sleep");
+        sleeper.arg("600");
+        let mut process = third.spawn(sleeper).unwrap();
+        let keys = json!({"name": "third", "pid": process.id(), "device": "veth", "tcp": 24000, "udp": 24000});
+        change(&scenario.daemon, json!({"type": "attach", "container": keys}));
+        assert_reached(&scenario, &third, V4, 24000);
+        process.kill().unwrap();
+        process.wait().unwrap();
+        change_or_wait(&scenario.daemon, detach("third"));
+
+        let away = scenario.daemon.files().path("not-yet");
+        let keys = json!({"name": "away", "netns": away, "device": "veth", "tcp": 24001});
+        let applied = asked(&scenario.daemon, None, json!({"type": "attach", "container": keys})).unwrap();
+        assert!(applied.changed && applied.waiting.is_some(), "{applied:?}");
+        assert_eq!(scenario.daemon.attachment("away").link.state, LinkState::Waiting);
+        // Its ports are promised to it.
+        let refusal = refused(&scenario.daemon, ports("add", "web", json!({"tcp": 24001})));
+        assert_eq!(refusal.clash.unwrap().owner, "container \"away\"");
+        change(&scenario.daemon, detach("away"));
+        change(&scenario.daemon, ports("add", "web", json!({"tcp": 24001})));
+    }
+}
+
+fn change_or_wait(daemon: &Daemon, request: Value) {
+    assert!(asked(daemon, None, request).unwrap().changed);
+}
+
+lab_test! {
+    fn what_the_kernel_refuses_leaves_all_as_it_was() {
+        let topology = Topology::new(&["web", "db", "third"]).unwrap();
+        let config = support::scenario::config(&topology, Variant::PLAIN);
+        let daemon = Daemon::start(&topology.device, &config);
+        let scenario = Scenario { daemon, topology, config };
+        let daemon = &scenario.daemon;
+        let third = scenario.topology.containers[2].clone();
+        // Somebody else has an interface of that name there.
+        nos_relay::lab::testbed::veth((&third, "eth0"), (&third, "other")).unwrap();
+        let before = interior(&third);
+        let shown = (daemon.ports(), daemon.attachments().len());
+        let request = attach("third", &third, json!({"tcp": 24000}));
+        let refusal = refused(daemon, request.clone());
+        assert_eq!(refusal.code, RefusalCode::Refused);
+        assert!(refusal.message.contains("eth0"), "{}", refusal.message);
+        assert_eq!((daemon.ports(), daemon.attachments().len()), shown);
+        assert_eq!(interior(&third), before);
+        // The namespace of another container.
+        let refusal = refused(daemon, attach("fourth", scenario.web(), json!({"interface": "eth1"})));
+        assert_eq!(refusal.code, RefusalCode::Refused);
+        assert!(refusal.message.contains("container 'web'"), "{}", refusal.message);
+        assert_eq!((daemon.ports(), daemon.attachments().len()), shown);
+        third.delete_link("eth0").unwrap();
+        change(daemon, request);
+        assert_reached_tcp(&scenario, &third, V4, 24000);
+        change(daemon, detach("third"));
+    }
+}
+
+fn assert_reached_tcp(scenario: &Scenario, container: &LabNamespace, family: Family, port: u16) {
+    let _server = tcp::EchoServer::start(container, family.nos_port(port)).unwrap();
+    tcp::exchange(
+        scenario.external(),
+        None,
+        family.nos_port(port),
+        b"x",
+        LIMIT,
+    )
+    .unwrap();
+}
+
+lab_test! {
+    fn a_request_with_an_id_is_done_once() {
+        let scenario = Scenario::with(Variant::PLAIN, "[ports]\npool = [\"24000-24009\", \"25000-25999\"]\n");
+        let daemon = &scenario.daemon;
+        let allocate = |size: u32| json!({
+            "type": "ports-allocate", "container": "web", "size": size, "protocol": "tcp",
+        });
+        let first = asked(daemon, Some("a-1"), allocate(100)).unwrap();
+        assert_eq!((first.changed, first.range.as_deref()), (true, Some("25000-25099")));
+        assert_eq!(asked(daemon, Some("a-1"), allocate(100)).unwrap(), first);
+        let refusal = asked(daemon, Some("a-1"), allocate(99)).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::IdReused);
+        // Another id is another request.
+        let second = asked(daemon, Some("a-2"), allocate(100)).unwrap();
+        assert_eq!(second.range.as_deref(), Some("25100-25199"));
+        assert_eq!(asked(daemon, None, allocate(10)).unwrap().range.as_deref(), Some("24000-24009"));
+        assert_reached_tcp(&scenario, scenario.web(), V4, 25199);
+        let refusal = refused(daemon, allocate(801));
+        assert_eq!(refusal.field.as_deref(), Some("allocate.size"));
+        assert!(refusal.message.contains("no 801 ports in a row are free"));
+        // A refusal is an answer as well.
+        let bad = ports("add", "web", json!({"tcp": 21000}));
+        let refusal = asked(daemon, Some("b"), bad.clone()).unwrap_err();
+        assert_eq!(asked(daemon, Some("b"), bad).unwrap_err(), refusal);
+        for id in ["", "a b", &"x".repeat(65)] {
+            let refusal = asked(daemon, Some(id), allocate(1)).unwrap_err();
+            assert_eq!(refusal.field.as_deref(), Some("id"), "{id:?}");
+        }
+    }
+}
+
+lab_test! {
+    fn allocated_ports_are_of_the_kind_that_was_asked_for() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let config = support::scenario::config(&topology, Variant::PLAIN);
+        let config = edited(&config, "ephemeral = \"40000-44999\"", "")
+            + "[ports]\npool = \"39990-40999\"\n";
+        let daemon = Daemon::start(&topology.device, &config);
+        let allocate = json!({
+            "type": "ports-allocate", "container": "web", "size": 500, "kind": "ephemeral",
+        });
+        let applied = asked(&daemon, None, allocate.clone()).unwrap();
+        assert_eq!(applied.range.as_deref(), Some("39990-40489"));
+        let range = topology.containers[0].read_sysctl("net/ipv4/ip_local_port_range").unwrap();
+        assert_eq!(range.split_whitespace().collect::<Vec<_>>(), ["39990", "40489"]);
+        let _server = tcp::EchoServer::start(&topology.external, V4.external_port(7000)).unwrap();
+        let from = tcp::exchange(&topology.containers[0], None, V4.external_port(7000), b"x", LIMIT);
+        assert!((39990..=40489).contains(&from.unwrap().port()));
+        let refusal = refused(&daemon, allocate);
+        assert_eq!(refusal.field.as_deref(), Some("allocate.container"));
+        let both = json!({"type": "ports-allocate", "container": "db", "size": 10});
+        assert_eq!(asked(&daemon, None, both).unwrap().range.as_deref(), Some("40490-40499"));
+        let listens = |row: &&(Protocol, String, PortKind, Origin)| row.1 == "40490-40499";
+        assert_eq!(ranges(&daemon, "db").iter().filter(listens).count(), 2);
+    }
+}
+
+lab_test! {
+    fn routes_come_and_go() {
+        let scenario = Scenario::with(Variant::PLAIN, "\n[[route]]\nprefix = \"198.51.100.0/24\"\ntype = \"blackhole\"\n");
+        let daemon = &scenario.daemon;
+        let loopback: IpAddr = "192.0.2.7".parse().unwrap();
+        scenario.external().add_address("lo", "192.0.2.7/32".parse().unwrap()).unwrap();
+        let server = tcp::EchoServer::start(scenario.external(), SocketAddr::new(loopback, 7000)).unwrap();
+        assert!(tcp::exchange(scenario.web(), None, server.address(), b"x", LIMIT).is_err());
+        let route = json!({"prefix": "192.0.2.0/24", "via": [V4.external]});
+        let add = json!({"type": "route-add", "route": route});
+        change(daemon, add.clone());
+        no_change(daemon, add);
+        tcp::exchange(scenario.web(), None, server.address(), b"x", LIMIT).unwrap();
+        let origin = |prefix: &str| {
+            let mut routes = daemon.routes().into_iter();
+            routes.find(|route| route.prefix == prefix.parse().unwrap()).unwrap().origin
+        };
+        assert_eq!(origin("192.0.2.0/24"), Origin::Runtime);
+        assert_eq!(origin("198.51.100.0/24"), Origin::Config);
+        daemon.reload(&scenario.config);
+        tcp::exchange(scenario.web(), None, server.address(), b"x", LIMIT).unwrap();
+        let other = json!({"type": "route-add", "route": {"prefix": "192.0.2.0/24", "type": "blackhole"}});
+        let refusal = refused(daemon, other);
+        assert_eq!(refusal.field.as_deref(), Some("route.prefix"));
+        assert!(refusal.message.contains("with metric 0 is already added at run time"), "{}", refusal.message);
+        let remove = json!({"type": "route-remove", "prefix": "192.0.2.0/24"});
+        change(daemon, remove.clone());
+        no_change(daemon, remove);
+        assert!(tcp::exchange(scenario.web(), None, server.address(), b"x", LIMIT).is_err());
+        let refusal = refused(daemon, json!({"type": "route-remove", "prefix": "198.51.100.0/24"}));
+        assert_eq!(refusal.field.as_deref(), Some("route-remove.prefix"));
+    }
+}
+
+lab_test! {
+    fn addresses_come_and_go_and_containers_follow() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let daemon = &scenario.daemon;
+        let second: IpAddr = "203.0.113.77".parse().unwrap();
+        let request = |what: &str| json!({
+            "type": format!("address-{what}"), "uplink": "up0", "address": "203.0.113.77/24",
+        });
+        change(daemon, request("add"));
+        no_change(daemon, request("add"));
+        let to = SocketAddr::new(second, 20000);
+        let _server = tcp::EchoServer::start(scenario.web(), to).unwrap();
+        tcp::exchange(scenario.external(), None, to, b"x", LIMIT).unwrap();
+        assert_eq!(daemon.uplink("up0").runtime_addresses, ["203.0.113.77/24".parse().unwrap()]);
+        daemon.reload(&scenario.config);
+        tcp::exchange(scenario.external(), None, to, b"x", LIMIT).unwrap();
+        drop(_server);
+        change(daemon, request("remove"));
+        no_change(daemon, request("remove"));
+        assert!(!daemon.attachment("web").addresses.contains(&second));
+        let refusal = refused(daemon, json!({
+            "type": "address-remove", "uplink": "up0", "address": "203.0.113.1/24",
+        }));
+        assert_eq!(refusal.field.as_deref(), Some("address.address"));
+        let refusal = refused(daemon, json!({
+            "type": "address-add", "uplink": "up1", "address": "203.0.113.77/24",
+        }));
+        assert_eq!(refusal.field.as_deref(), Some("address.uplink"));
+    }
+}
+
+lab_test! {
+    fn a_file_that_clashes_with_what_was_registered_is_refused_and_what_it_says_itself_is_its() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let daemon = &scenario.daemon;
+        change(daemon, ports("add", "web", json!({"tcp": "23000-23099"})));
+        let before = daemon.ports();
+        let clashing = scenario.edited("tcp = [\"21000-21999\"]", "tcp = [\"21000-21999\", \"23050\"]");
+        daemon.reload(&clashing);
+        assert_eq!(daemon.ports(), before);
+        assert!(daemon.log().contains("tcp 23000-23099 overlaps 23050 of container"));
+        // The file lists half of them: the other half is still of run time.
+        let listed = scenario.edited("\"179\"", "\"179\", \"23000-23049\"");
+        daemon.reload(&listed);
+        let web = ranges(daemon, "web");
+        let has = |range: &str, origin| web.contains(&(Protocol::Tcp, range.to_owned(), PortKind::Listen, origin));
+        assert!(has("23000-23049", Origin::Config) && has("23050-23099", Origin::Runtime), "{web:?}");
+    }
+}
+
+/// Runs the program with a daemon's socket.
+fn command(daemon: &Daemon, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program());
+    command
+        .args(arguments)
+        .arg("--control")
+        .arg(daemon.files().control());
+    command.output().unwrap()
+}
+
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |octets: &[u8]| String::from_utf8(octets.to_vec()).unwrap();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+lab_test! {
+    fn the_commands_do_what_the_requests_do() {
+        let topology = Topology::new(&["web", "db", "third"]).unwrap();
+        let config = support::scenario::config(&topology, Variant::PLAIN) + "[ports]\npool = \"24000-24099\"\n";
+        let daemon = Daemon::start(&topology.device, &config);
+        let third = topology.containers[2].path();
+        let third = third.to_str().unwrap();
+        let run = |line: &str| {
+            let arguments: Vec<_> = line.split(' ').map(|word| if word == "THIRD" { third } else { word }).collect();
+            said(&command(&daemon, &arguments))
+        };
+        let done = (Some(0), "Done.\n".to_owned(), String::new());
+        let same = (Some(0), "It is so already: nothing has changed.\n".to_owned(), String::new());
+        for (line, answer) in [
+            ("attach third --netns THIRD --device veth --tcp 25000,25002 --udp 25000 --set interface=\"eth7\"", &done),
+            ("attach third --netns THIRD --device veth --tcp 25000,25002 --udp 25000 --set interface=\"eth7\"", &same),
+            ("ports add third --tcp 25010-25019 --ephemeral 55000-55999", &done),
+            ("ports remove third --tcp 25000", &done),
+            ("route add 192.0.2.0/24 --via 203.0.113.2", &done),
+            ("route add 2001:db8:9::/48 --type unreachable --metric 7", &done),
+            ("route remove 2001:db8:9::/48", &same),
+            ("route remove 2001:db8:9::/48 --metric 7", &done),
+            ("address add up0 203.0.113.9/24", &done),
+            ("address remove up0 203.0.113.9/24", &done),
+        ] {
+            assert_eq!(&run(line), answer, "{line}");
+        }
+        assert_eq!(daemon.attachment("third").link.interface, "eth7");
+        let allocated = run("ports allocate third --size 10 --protocol tcp --id x");
+        assert_eq!(allocated, (Some(0), "24000-24009\n".to_owned(), String::new()));
+        assert_eq!(run("ports allocate third --size 10 --protocol tcp --id x"), allocated);
+        let (code, list, _) = run("ports list third");
+        assert_eq!(code, Some(0));
+        for range in ["25002", "25010-25019", "24000-24009", "55000-55999"] {
+            assert!(list.contains(range), "{list}");
+        }
+        assert!(!list.contains("20000-20999"), "{list}");
+        let (code, out, err) = run("ports add third --tcp 20000");
+        assert_eq!((code, out.as_str()), (Some(1), ""));
+        assert!(err.starts_with("nos-relay: the daemon refuses: ports.tcp: tcp 20000 overlaps 20000-20999 of container \"web\""), "{err}");
+        let (code, out, err) = run("ports add third --tcp 20000 --json");
+        assert_eq!((code, err.as_str()), (Some(1), ""));
+        let refusal: Refusal = serde_json::from_str(&out).unwrap();
+        assert_eq!(refusal.code, RefusalCode::Conflict);
+        assert_eq!(run("ports replace third"), done);
+        daemon.forget_counters();
+        assert_eq!(run("detach third --json").1, "{\n  \"changed\": true\n}\n");
+    }
+}
+
+/// A child that is killed at the end.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+lab_test! {
+    fn who_watches_is_told_what_happens() {
+        let topology = Topology::new(&["web", "db", "third"]).unwrap();
+        let config = support::scenario::config(&topology, Variant::PLAIN);
+        let daemon = Daemon::start(&topology.device, &config);
+        let mut events = watch(&daemon.files().control(), LIMIT).unwrap();
+        let mut next = || match events.next_line().unwrap().unwrap().1 {
+            Watched::Event { event, .. } => event,
+            Watched::Lost(lost) => panic!("{lost} lost"),
+        };
+        // Drops may come at any time.
+        let mut next = move || loop {
+            match next() {
+                Event::Drops { .. } => {}
+                event => return event,
+            }
+        };
+        let of = |event: &Event, name: &str| match event {
+            Event::Attached { subject } | Event::Gone { subject } | Event::Healed { subject } | Event::Refused { subject, .. } => {
+                subject.kind == SubjectKind::Container && subject.name.as_deref() == Some(name)
+            }
+            _ => false,
+        };
+        let third = &topology.containers[2];
+        change(&daemon, attach("third", third, json!({"tcp": 24000})));
+        let event = next();
+        assert!(matches!(event, Event::Attached { .. }) && of(&event, "third"), "{event:?}");
+        // Somebody takes its address away inside.
+        third.delete_address("lo", "203.0.113.1/32".parse().unwrap()).unwrap();
+        let event = next();
+        assert!(matches!(event, Event::Healed { .. }) && of(&event, "third"), "{event:?}");
+        change(&daemon, detach("third"));
+        let event = next();
+        assert!(matches!(event, Event::Gone { .. }) && of(&event, "third"), "{event:?}");
+        nos_relay::lab::testbed::veth((third, "eth0"), (third, "other")).unwrap();
+        refused(&daemon, attach("third", third, json!({"tcp": 24000})));
+        let event = next();
+        assert!(matches!(event, Event::Refused { .. }) && of(&event, "third"), "{event:?}");
+    }
+}
+
+lab_test! {
+    fn drops_are_told_to_who_watches_by_the_command() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let mut watching = Command::new(program());
+        watching.args(["watch", "--json", "--control"]).arg(scenario.daemon.files().control());
+        watching.stdout(Stdio::piped());
+        let mut child = Killed(watching.spawn().unwrap());
+        let mut lines: BufReader<ChildStdout> = BufReader::new(child.0.stdout.take().unwrap());
+        // Until the command is there, what is dropped is not told to it.
+        let line = std::thread::scope(|scope| {
+            let line = scope.spawn(move || {
+                let mut line = String::new();
+                lines.read_line(&mut line).unwrap();
+                line
+            });
+            await_that("an event", || {
+                let to = V4.nos_port(23000);
+                assert!(tcp::connect(scenario.external(), None, to, LIMIT).is_err());
+                line.is_finished().then_some(()).ok_or_else(String::new)
+            });
+            line.join().unwrap()
+        });
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["version"], 1);
+        assert_eq!(line["event"]["type"], "drops");
+        assert!(line["event"]["nos"]["no-listener"].as_u64().unwrap() > 0, "{line}");
+    }
+}
