@@ -500,11 +500,13 @@ lab_test! {
         let _server = tcp::EchoServer::start(&topology.external, V4.external_port(7000)).unwrap();
         let from = tcp::exchange(&topology.containers[0], None, V4.external_port(7000), b"x", LIMIT);
         assert!((39990..=40489).contains(&from.unwrap().port()));
-        let refusal = refused(&daemon, allocate);
-        assert_eq!(refusal.field.as_deref(), Some("allocate.container"));
+        let more = asked(&daemon, None, allocate).unwrap();
+        assert_eq!(more.range.as_deref(), Some("40490-40989"));
+        let range = topology.containers[0].read_sysctl("net/ipv4/ip_local_port_range").unwrap();
+        assert_eq!(range.split_whitespace().collect::<Vec<_>>(), ["39990", "40989"]);
         let both = json!({"type": "ports-allocate", "container": "db", "size": 10});
-        assert_eq!(asked(&daemon, None, both).unwrap().range.as_deref(), Some("40490-40499"));
-        let listens = |row: &&(Protocol, String, PortKind, Origin)| row.1 == "40490-40499";
+        assert_eq!(asked(&daemon, None, both).unwrap().range.as_deref(), Some("40990-40999"));
+        let listens = |row: &&(Protocol, String, PortKind, Origin)| row.1 == "40990-40999";
         assert_eq!(ranges(&daemon, "db").iter().filter(listens).count(), 2);
     }
 }
