@@ -84,9 +84,9 @@ pub struct PortLists {
     /// UDP ports that it receives on; may be given several times.
     #[arg(long, value_name = "PORTS", value_delimiter = ',')]
     pub udp: Vec<String>,
-    /// TCP and UDP ports from which it opens flows.
-    #[arg(long, value_name = "PORTS")]
-    pub ephemeral: Option<String>,
+    /// TCP and UDP ports from which it opens flows; may be given several times.
+    #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+    pub ephemeral: Vec<String>,
 }
 
 /// What `ports` does.
@@ -282,7 +282,7 @@ impl Given {
     fn ports(self, ports: &PortLists) -> Self {
         self.list("tcp", &ports.tcp)
             .list("udp", &ports.udp)
-            .value("ephemeral", ports.ephemeral.clone())
+            .list("ephemeral", &ports.ephemeral)
     }
 
     fn settings(self, settings: &[(String, toml::Value)]) -> Self {
