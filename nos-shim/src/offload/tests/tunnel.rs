@@ -197,3 +197,29 @@ fn devices_take_the_tunnels_that_they_know() {
     assert!((ALL - Capabilities::TUNNEL).take(ip));
     assert!(!(ALL - Capabilities::IP_TUNNEL).take(ip));
 }
+
+#[test]
+fn cwr_of_what_is_inside_stays_where_it_belongs() {
+    let mut pool = pool();
+    let flow = vxlan_flow(100, 250);
+    let [_, transport] = flow.inner_offsets();
+    for (ecn, expected) in [
+        (Ecn::Classic, [0x90, 0x10, 0x19]),
+        (Ecn::Accurate, [0x90, 0x90, 0x99]),
+        (Ecn::Unmarked, [0x90, 0x90, 0x99]),
+    ] {
+        let (octets, mut offload) = flow.super_frame();
+        offload.segmentation = offload.segmentation.map(|it| Segmentation { ecn, ..it });
+        let whole = packet(&mut pool, &octets, offload);
+        let (made, _) = collect(|out| {
+            segment(whole, Capabilities::empty(), &mut pool, &mut |it| {
+                out.push(it);
+            })
+        });
+        let flags: Vec<_> = made
+            .iter()
+            .map(|it| it.frame().bytes()[transport + 13])
+            .collect();
+        assert_eq!(flags, expected, "{ecn:?}");
+    }
+}
