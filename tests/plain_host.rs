@@ -28,6 +28,7 @@ mod sweep;
 mod tags;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use craft::{ACK, CLOSED, SYN, Step, datagram, icmp, segment, segment_of};
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
@@ -474,8 +475,16 @@ fn give_addresses(outside: &Outside, count: usize) {
     }
 }
 
+/// One comparison at a time: a kernel has room for 1,024 neighbors of all namespaces together, and each
+/// packet comes from another.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Sends all packets to both, and compares.
 fn compare(Cases(cases): Cases) {
+    let _turn = turn();
     let outsides = [Outside::of_kernel(), Outside::of_nos()];
     for outside in &outsides {
         give_addresses(outside, cases.len());

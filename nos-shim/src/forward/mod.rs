@@ -20,6 +20,9 @@
 //! It ends: a step leads to a later stage, or to `Refuse` and from there to a packet of the NOS's
 //! own; and nobody is told of an error about one of those ([`Origin::Nos`]).
 //!
+//! A packet that leaves by the uplink where it came in makes a redirect besides, to its sender on that
+//! link; it goes on all the same.
+//!
 //! The TTL is decremented between uplinks only: seen from outside, a container is the NOS's own
 //! host, and eBGP (TTL 1) and GTSM (TTL 255, RFC 5082) must work from it.
 

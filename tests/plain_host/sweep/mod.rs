@@ -24,7 +24,7 @@ use crate::support::daemon::LIMIT;
 use crate::support::lab_test;
 use crate::support::scenario::{FAMILIES, Family};
 use crate::support::wire::{self, ICMPV6, Seen};
-use crate::{Outside, checksum_holds, give_addresses, normal, peer};
+use crate::{Outside, checksum_holds, give_addresses, normal, peer, turn};
 
 /// Addresses that packets come from. Each is used several times, but no peer gets more than six errors
 /// at once.
@@ -238,7 +238,7 @@ fn seen_from_inside() -> [Outside; 2] {
 /// them.
 fn compare(sweep: &str, outsides: &[Outside; 2], Probes(probes): Probes) {
     let inside = outsides[1].interface != outsides[0].interface;
-    let (start, mut paced) = (Instant::now(), 0);
+    let (mut sent, mut last) = (0, Instant::now());
     let mut differing = BTreeSet::new();
     let mut reports = Vec::new();
     for (number, probe) in probes.iter().enumerate() {
@@ -247,10 +247,10 @@ fn compare(sweep: &str, outsides: &[Outside; 2], Probes(probes): Probes) {
             if !there {
                 continue;
             }
-            paced += 1;
-            while start.elapsed() < PACE * paced {
+            while last.elapsed() < PACE {
                 std::thread::yield_now();
             }
+            (sent, last) = (sent + 1, Instant::now());
             let [linux, nos] = outsides
                 .each_ref()
                 .map(|outside| outside.answers_to(probe, family, numbers, inside));
@@ -269,7 +269,7 @@ fn compare(sweep: &str, outsides: &[Outside; 2], Probes(probes): Probes) {
             }
         }
     }
-    println!("{} packets, {:?}", paced, start.elapsed());
+    println!("{sweep}: {sent} packets");
     let names: Vec<_> = probes.iter().map(|probe| probe.name.as_str()).collect();
     let unique = names.iter().collect::<BTreeSet<_>>().len();
     assert_eq!(unique, names.len(), "two packets have one name");
@@ -293,6 +293,7 @@ macro_rules! sweeps {
     ($(fn $name:ident() { $from:ident, $sweep:literal, $module:ident })+) => {
         $(lab_test! {
             fn $name() {
+                let _turn = turn();
                 compare($sweep, &$from(), $module::probes());
             }
         })+
