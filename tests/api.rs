@@ -9,17 +9,19 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
+use jsonschema::Validator;
 use nos_relay::control::api::snapshot::{
     Counters, LinkState, Origin, Port, PortKind, Protocol, Stage,
 };
 use nos_relay::control::api::{
-    Applied, ControlError, Event, Refusal, RefusalCode, Request, Response, SubjectKind, Watched,
-    ask, watch,
+    Applied, Event, MAX_REQUEST, Refusal, RefusalCode, Response, SubjectKind, Watched, watch,
 };
 use nos_relay::lab::testbed::tcp::{Direction, Transfer};
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
@@ -28,17 +30,55 @@ use support::daemon::{Daemon, LIMIT, await_that, program};
 use support::lab_test;
 use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, edited, variant_tests};
 
-/// What the daemon answers to a request.
+/// What every line is to be like.
+fn schema() -> &'static Validator {
+    static SCHEMA: OnceLock<Validator> = OnceLock::new();
+    SCHEMA.get_or_init(|| {
+        let text = include_str!("../docs/control.schema.json");
+        jsonschema::validator_for(&serde_json::from_str(text).unwrap()).unwrap()
+    })
+}
+
+fn assert_as_documented(line: &Value) {
+    if let Err(error) = schema().validate(line) {
+        panic!("{line} is not of the schema: {error}");
+    }
+}
+
+/// Connects, says a line, and reads what comes until the daemon closes.
+fn said_to(daemon: &Daemon, line: &str) -> Value {
+    let mut stream = UnixStream::connect(daemon.files().control()).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    // One that is too long is answered before it is read to its end.
+    let _ = stream.write_all(format!("{line}\n").as_bytes());
+    let mut answer = String::new();
+    // And reset, as the rest of it was not read.
+    let _ = stream.read_to_string(&mut answer);
+    let answer = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{answer:?} to {line}"));
+    assert_as_documented(&answer);
+    answer
+}
+
+/// What the daemon answers to a request. Both are as documented.
 fn asked(daemon: &Daemon, id: Option<&str>, request: Value) -> Result<Applied, Refusal> {
     if request["type"] == "detach" {
         daemon.forget_counters();
     }
-    let request: Request = serde_json::from_value(request).unwrap();
-    match ask(&daemon.files().control(), id, &request, LIMIT) {
-        Ok(Response::Changed(applied)) => Ok(applied),
-        Err(ControlError::Refused(refusal)) => Err(refusal),
-        other => panic!("{other:?}"),
+    let mut line = json!({"version": 1, "request": request});
+    if let Some(id) = id {
+        line["id"] = id.into();
     }
+    let response = said_to(daemon, &line.to_string())["response"].take();
+    let answer = match serde_json::from_value(response).unwrap() {
+        Response::Changed(applied) => Ok(applied),
+        Response::Refused(refusal) => Err(refusal),
+        other => panic!("{other:?}"),
+    };
+    let bad = |refusal: &Refusal| refusal.code == RefusalCode::BadRequest;
+    if !answer.as_ref().is_err_and(bad) {
+        assert_as_documented(&line);
+    }
+    answer
 }
 
 /// A change that is made.
@@ -680,7 +720,12 @@ lab_test! {
         let config = support::scenario::config(&topology, Variant::PLAIN);
         let daemon = Daemon::start(&topology.device, &config);
         let mut events = watch(&daemon.files().control(), LIMIT).unwrap();
-        let mut next = || match events.next_line().unwrap().unwrap().1 {
+        let mut next = || {
+            let (line, watched) = events.next_line().unwrap().unwrap();
+            assert_as_documented(&serde_json::from_str(&line).unwrap());
+            watched
+        };
+        let mut next = || match next() {
             Watched::Event { event, .. } => event,
             Watched::Lost(lost) => panic!("{lost} lost"),
         };
@@ -738,8 +783,474 @@ lab_test! {
             line.join().unwrap()
         });
         let line: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(line["version"], 1);
+        assert_as_documented(&line);
         assert_eq!(line["event"]["type"], "drops");
         assert!(line["event"]["nos"]["no-listener"].as_u64().unwrap() > 0, "{line}");
+    }
+}
+
+lab_test! {
+    fn tables_are_as_the_schema_says() {
+        let scenario = Scenario::with(
+            Variant::PLAIN,
+            "[nos]\nservices = [\"echo\"]\n[[route]]\nprefix = \"0.0.0.0/0\"\nvia = \"203.0.113.2\"\n",
+        );
+        let daemon = &scenario.daemon;
+        assert_reached(&scenario, scenario.web(), V4, 20000);
+        for table in ["attachments", "ports", "routes", "neighbors", "counters"] {
+            let request = json!({"version": 1, "request": {"type": "show", "table": table}});
+            assert_as_documented(&request);
+            let answer = said_to(daemon, &request.to_string());
+            assert_eq!(answer["response"]["type"], table);
+            let data = &answer["response"]["data"];
+            assert!(data.is_object() || !data.as_array().unwrap().is_empty(), "{table} is empty");
+        }
+        // Nothing else passes.
+        for line in [
+            json!({"version": 1, "request": {"type": "detach"}}),
+            json!({"version": 1, "request": {"type": "detach", "name": "a", "more": 1}}),
+            json!({"version": 1, "request": {"type": "ports-add", "container": "a"}}),
+            json!({"version": 2, "lost": 1}),
+            json!({"version": 1, "response": {"type": "changed", "data": {}}}),
+        ] {
+            assert!(!schema().is_valid(&line), "{line}");
+        }
+    }
+}
+
+/// Requests that are wrong, missing something, twice, oversized or hostile: the key that the refusal
+/// names, and a part of its reason.
+fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
+    let container = |more: &str| {
+        format!(r#"{{"type":"attach","container":{{"name":"new","pid":1,"device":"veth"{more}}}}}"#)
+    };
+    let ports = |more: &str| format!(r#"{{"type":"ports-add","container":"web"{more}}}"#);
+    let allocate = |more: &str| format!(r#"{{"type":"ports-allocate","container":"web"{more}}}"#);
+    let route = |keys: &str| format!(r#"{{"type":"route-add","route":{{{keys}}}}}"#);
+    let address = |keys: &str| format!(r#"{{"type":"address-add"{keys}}}"#);
+    let text = |text: &str| text.to_owned();
+    let long = "x".repeat(60_000);
+    vec![
+        (text("5"), None, "invalid type"),
+        (text("[]"), None, "missing field `type`"),
+        (text("{}"), None, "missing field `type`"),
+        (text(r#"{"type":"dance"}"#), None, "unknown variant `dance`"),
+        (text(r#"{"type":["attach"]}"#), None, "variant"),
+        (
+            text(r#"{"type":"detach","type":"attach"}"#),
+            None,
+            "duplicate field `type`",
+        ),
+        (text(r#"{"type":"watch","x":1}"#), None, "unknown field `x`"),
+        (
+            text(r#"{"type":"attach"}"#),
+            Some("attach.container"),
+            "is missing",
+        ),
+        (
+            text(r#"{"type":"attach","container":5}"#),
+            Some("attach.container"),
+            "5 is not a table",
+        ),
+        (
+            text(r#"{"type":"attach","container":[{}]}"#),
+            Some("attach.container"),
+            "only once",
+        ),
+        (
+            text(r#"{"type":"attach","container":{}}"#),
+            Some("container.name"),
+            "is missing",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","device":"tap"}}"#),
+            Some("container.netns"),
+            "is missing",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","pid":1}}"#),
+            Some("container.device"),
+            "is missing",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"web","pid":1,"device":"veth"}}"#),
+            Some("container.name"),
+            "already on line",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":null}}"#),
+            None,
+            "\"name\": null is no value",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","name":"b"}}"#),
+            None,
+            "\"name\" stands twice",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":""}}"#),
+            Some("container.name"),
+            "has 0 characters",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a/../b"}}"#),
+            Some("container.name"),
+            "contains '/'",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a\u0000"}}"#),
+            Some("container.name"),
+            "contains '\\0'",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":7}}"#),
+            Some("container.name"),
+            "7 is not a string",
+        ),
+        (
+            format!(r#"{{"type":"attach","container":{{"name":"{long}"}}}}"#),
+            Some("container.name"),
+            "has 60000 characters",
+        ),
+        (
+            container(r#","netns":"/x""#),
+            Some("container.pid"),
+            "cannot stand beside netns",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","device":"tap","netns":"web"}}"#),
+            Some("container.netns"),
+            "not an absolute path",
+        ),
+        (
+            text(
+                r#"{"type":"attach","container":{"name":"a","device":"tap","netns":"/a\u0000b"}}"#,
+            ),
+            Some("container.netns"),
+            "contains a NUL",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","device":"tap","pid":0}}"#),
+            Some("container.pid"),
+            "0 is not in the range",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","device":"tap","pid":-1}}"#),
+            Some("container.pid"),
+            "-1 is not in the range",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","device":"tap","pid":1e99}}"#),
+            Some("container.pid"),
+            "is not an integer",
+        ),
+        (
+            text(
+                r#"{"type":"attach","container":{"name":"a","device":"tap","pid":18446744073709551615}}"#,
+            ),
+            None,
+            "\"pid\": 18446744073709551615 is above",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","device":"tun","pid":1}}"#),
+            Some("container.device"),
+            "\"tun\" is not",
+        ),
+        (
+            container(r#","interface":"sixteen-letters-""#),
+            Some("container.interface"),
+            "sixteen-letters-",
+        ),
+        (
+            container(r#","addresses":[]"#),
+            Some("container.addresses"),
+            "is empty",
+        ),
+        (
+            container(r#","addresses":["203.0.113.9"]"#),
+            Some("container.addresses"),
+            "no address of the NOS",
+        ),
+        (
+            container(r#","tcp":["0"]"#),
+            Some("container.tcp"),
+            "port 0 is reserved",
+        ),
+        (
+            container(r#","tcp":"9-5""#),
+            Some("container.tcp"),
+            "ends before it begins",
+        ),
+        (
+            container(r#","tcp":[65536]"#),
+            Some("container.tcp"),
+            "65536 is not in the range",
+        ),
+        (
+            container(r#","udp":[[1]]"#),
+            Some("container.udp"),
+            "an array is not",
+        ),
+        (
+            container(r#","udp":{"a":1}"#),
+            Some("container.udp"),
+            "a table is not",
+        ),
+        (
+            container(r#","tcp":[5,"5"]"#),
+            Some("container.tcp"),
+            "overlaps 5 of container \"new\"",
+        ),
+        (
+            container(r#","tcp":21000"#),
+            Some("container.tcp"),
+            "overlaps 21000-21999 of container \"db\"",
+        ),
+        (
+            container(r#","ephemeral":[1,2]"#),
+            Some("container.ephemeral"),
+            "an array is not",
+        ),
+        (
+            container(r#","mac":"01:00:5e:00:00:01""#),
+            Some("container.mac"),
+            "is a group address",
+        ),
+        (
+            container(r#","offload":"yes""#),
+            Some("container.offload"),
+            "is not true or false",
+        ),
+        (
+            container(r#","capture":"""#),
+            Some("container.capture"),
+            "is an empty path",
+        ),
+        (
+            container(r#","prots":1"#),
+            Some("container.prots"),
+            "unknown key",
+        ),
+        (
+            container(r#","$__toml_private_datetime":"1979-05-27""#),
+            Some("container.\"$__toml_private_datetime\""),
+            "unknown key",
+        ),
+        (
+            text(r#"{"type":"attach","container":{"name":"a","pid":1,"device":"tap"},"more":1}"#),
+            Some("attach.more"),
+            "unknown key",
+        ),
+        (
+            text(r#"{"type":"detach"}"#),
+            Some("detach.name"),
+            "is missing",
+        ),
+        (
+            text(r#"{"type":"detach","name":["a"]}"#),
+            Some("detach.name"),
+            "an array is not a string",
+        ),
+        (
+            text(r#"{"type":"detach","name":"a","name":"b"}"#),
+            None,
+            "\"name\" stands twice",
+        ),
+        (
+            text(r#"{"type":"detach","name":"web"}"#),
+            Some("detach.name"),
+            "is in the configuration",
+        ),
+        (
+            text(r#"{"type":"ports-add","tcp":1}"#),
+            Some("ports.container"),
+            "is missing",
+        ),
+        (
+            text(r#"{"type":"ports-add","container":"wbe","tcp":1}"#),
+            Some("ports.container"),
+            "\"wbe\" is no container; did you mean \"web\"?",
+        ),
+        (ports(""), Some("ports.tcp"), "give one of the three"),
+        (
+            ports(r#","tcp":"http""#),
+            Some("ports.tcp"),
+            "is not a port",
+        ),
+        (
+            ports(r#","tcp":-5"#),
+            Some("ports.tcp"),
+            "-5 is not in the range",
+        ),
+        (
+            ports(r#","tcp":1.5"#),
+            Some("ports.tcp"),
+            "1.5 is not a port",
+        ),
+        (
+            ports(r#","sctp":5"#),
+            Some("ports.sctp"),
+            "unknown key; did you mean \"tcp\"?",
+        ),
+        (
+            ports(r#","ephemeral":"50000-50999""#),
+            Some("ports.ephemeral"),
+            "has the ephemeral range 40000-44999, and can have one",
+        ),
+        (
+            ports(r#","tcp":40000"#),
+            Some("ports.tcp"),
+            "overlaps 40000-44999 of container \"web\"",
+        ),
+        (
+            format!(r#"{{"type":"ports-add","container":"web","tcp":"{long}"}}"#),
+            Some("ports.tcp"),
+            "…\" is not a port",
+        ),
+        (allocate(""), Some("allocate.size"), "is missing"),
+        (
+            allocate(r#","size":0"#),
+            Some("allocate.size"),
+            "0 is not in the range 1 to 65535",
+        ),
+        (
+            allocate(r#","size":"100""#),
+            Some("allocate.size"),
+            "is not an integer",
+        ),
+        (
+            allocate(r#","size":65536"#),
+            Some("allocate.size"),
+            "65536 is not in the range",
+        ),
+        (
+            allocate(r#","size":1,"protocol":"sctp""#),
+            Some("allocate.protocol"),
+            "\"sctp\" is not",
+        ),
+        (
+            allocate(r#","size":1,"kind":"both""#),
+            Some("allocate.kind"),
+            "\"both\" is not",
+        ),
+        (
+            allocate(r#","size":1,"kind":"ephemeral","protocol":"tcp""#),
+            Some("allocate.protocol"),
+            "leave it out",
+        ),
+        (
+            allocate(r#","size":1"#),
+            Some("allocate.size"),
+            "there is no pool",
+        ),
+        (
+            text(r#"{"type":"route-add"}"#),
+            Some("route-add.route"),
+            "is missing",
+        ),
+        (route(""), Some("route.prefix"), "is missing"),
+        (
+            route(r#""prefix":"192.0.2.1/24","type":"blackhole""#),
+            Some("route.prefix"),
+            "has bits set beyond its length",
+        ),
+        (
+            route(r#""prefix":"192.0.2.0/24""#),
+            Some("route.via"),
+            "is missing",
+        ),
+        (
+            route(r#""prefix":"192.0.2.0/24","via":"192.0.2.1""#),
+            Some("route.via"),
+            "is on no network of uplink",
+        ),
+        (
+            route(r#""prefix":"192.0.2.0/24","via":"203.0.113.1""#),
+            Some("route.via"),
+            "is the NOS's own address",
+        ),
+        (
+            route(r#""prefix":"192.0.2.0/24","via":"203.0.113.2","dev":"up9""#),
+            Some("route.dev"),
+            "is not an uplink",
+        ),
+        (
+            route(r#""prefix":"192.0.2.0/24","type":"blackhole","metric":65536"#),
+            Some("route.metric"),
+            "65536 is not in the range",
+        ),
+        (
+            route(r#""prefix":"203.0.113.0/24","type":"blackhole""#),
+            Some("route.prefix"),
+            "is the network of uplink",
+        ),
+        (
+            text(r#"{"type":"route-remove"}"#),
+            Some("route-remove.prefix"),
+            "is missing",
+        ),
+        (address(""), Some("address.uplink"), "is missing"),
+        (
+            address(r#","uplink":"up0","address":"203.0.113.9""#),
+            Some("address.address"),
+            "lacks a prefix length",
+        ),
+        (
+            address(r#","uplink":"up0","address":"203.0.113.255/24""#),
+            Some("address.address"),
+            "is the broadcast address",
+        ),
+        (
+            address(r#","uplink":"up9","address":"203.0.113.9/24""#),
+            Some("address.uplink"),
+            "is not an uplink",
+        ),
+        (
+            address(r#","uplink":"up0","address":"203.0.113.1/25""#),
+            Some("address.address"),
+            "has 203.0.113.1/24 already",
+        ),
+        (
+            format!(
+                r#"{{"type":"detach","name":{}1{}}}"#,
+                "[".repeat(200),
+                "]".repeat(200)
+            ),
+            None,
+            "recursion limit",
+        ),
+    ]
+}
+
+lab_test! {
+    fn bad_requests_are_refused_by_key_and_reason_and_change_nothing() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let daemon = &scenario.daemon;
+        let state = || (daemon.ports(), daemon.routes(), daemon.attachments().len());
+        let before = state();
+        let mut wrong = Vec::new();
+        for (request, field, reason) in bad_requests() {
+            let answer = said_to(daemon, &format!(r#"{{"version":1,"request":{request}}}"#));
+            let answer = &answer["response"];
+            assert_eq!(answer["type"], "refused", "{request}");
+            let refusal: Refusal = serde_json::from_value(answer["data"].clone()).unwrap();
+            let Refusal { field: of, message, .. } = refusal;
+            if of.as_deref() != field || !message.contains(reason) || message.len() > 2000 {
+                let shown: String = request.chars().take(200).collect();
+                wrong.push(format!("{shown}: {of:?}: {message:.500}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        for (line, code) in [
+            (format!(r#"{{"version":1,"request":"{}"}}"#, "x".repeat(MAX_REQUEST)), "too-long"),
+            (r#"{"version":7,"request":{"type":"attach"}}"#.to_owned(), "version"),
+            (r#"{"version":1,"id":5,"request":{"type":"detach","name":"a"}}"#.to_owned(), "bad-request"),
+            (r#"{"version":1,"request":{"type":"detach","name":"a"},"more":1}"#.to_owned(), "bad-request"),
+            (r#"{"version":1,"version":1,"request":{"type":"detach","name":"a"}}"#.to_owned(), "bad-request"),
+        ] {
+            assert_eq!(said_to(daemon, &line)["response"]["data"]["code"], code);
+        }
+        assert_eq!(state(), before);
+        assert_reached(&scenario, scenario.web(), V4, 20000);
     }
 }
