@@ -888,27 +888,29 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "\"name\" stands twice",
         ),
         (
-            text(r#"{"type":"attach","container":{"name":""}}"#),
+            text(r#"{"type":"attach","container":{"pid":1,"device":"tap","name":""}}"#),
             Some("container.name"),
             "has 0 characters",
         ),
         (
-            text(r#"{"type":"attach","container":{"name":"a/../b"}}"#),
+            text(r#"{"type":"attach","container":{"pid":1,"device":"tap","name":"a/../b"}}"#),
             Some("container.name"),
             "contains '/'",
         ),
         (
-            text(r#"{"type":"attach","container":{"name":"a\u0000"}}"#),
+            text(r#"{"type":"attach","container":{"pid":1,"device":"tap","name":"a\u0000"}}"#),
             Some("container.name"),
             "contains '\\0'",
         ),
         (
-            text(r#"{"type":"attach","container":{"name":7}}"#),
+            text(r#"{"type":"attach","container":{"pid":1,"device":"tap","name":7}}"#),
             Some("container.name"),
             "7 is not a string",
         ),
         (
-            format!(r#"{{"type":"attach","container":{{"name":"{long}"}}}}"#),
+            format!(
+                r#"{{"type":"attach","container":{{"pid":1,"device":"tap","name":"{long}"}}}}"#
+            ),
             Some("container.name"),
             "has 60000 characters",
         ),
@@ -1088,9 +1090,9 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "1.5 is not a port",
         ),
         (
-            ports(r#","sctp":5"#),
+            ports(r#","tcp":5,"sctp":5"#),
             Some("ports.sctp"),
-            "unknown key; did you mean \"tcp\"?",
+            "unknown key; known are container, tcp, udp, ephemeral",
         ),
         (
             ports(r#","ephemeral":"50000-50999""#),
