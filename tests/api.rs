@@ -822,7 +822,7 @@ lab_test! {
 /// names, and a part of its reason.
 fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
     let container = |more: &str| {
-        format!(r#"{{"type":"attach","container":{{"name":"new","pid":1,"device":"veth"{more}}}}}"#)
+        format!(r#"{{"type":"attach","container":{{"name":"new","pid":4194304,"device":"veth"{more}}}}}"#)
     };
     let ports = |more: &str| format!(r#"{{"type":"ports-add","container":"web"{more}}}"#);
     let allocate = |more: &str| format!(r#"{{"type":"ports-allocate","container":"web"{more}}}"#);
@@ -873,7 +873,7 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "is missing",
         ),
         (
-            text(r#"{"type":"attach","container":{"name":"web","pid":1,"device":"veth"}}"#),
+            text(r#"{"type":"attach","container":{"name":"web","pid":4194304,"device":"veth"}}"#),
             Some("container.name"),
             "already on line",
         ),
@@ -888,28 +888,28 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "\"name\" stands twice",
         ),
         (
-            text(r#"{"type":"attach","container":{"pid":1,"device":"tap","name":""}}"#),
+            text(r#"{"type":"attach","container":{"pid":4194304,"device":"tap","name":""}}"#),
             Some("container.name"),
             "has 0 characters",
         ),
         (
-            text(r#"{"type":"attach","container":{"pid":1,"device":"tap","name":"a/../b"}}"#),
+            text(r#"{"type":"attach","container":{"pid":4194304,"device":"tap","name":"a/../b"}}"#),
             Some("container.name"),
             "contains '/'",
         ),
         (
-            text(r#"{"type":"attach","container":{"pid":1,"device":"tap","name":"a\u0000"}}"#),
+            text(r#"{"type":"attach","container":{"pid":4194304,"device":"tap","name":"a\u0000"}}"#),
             Some("container.name"),
             "contains '\\0'",
         ),
         (
-            text(r#"{"type":"attach","container":{"pid":1,"device":"tap","name":7}}"#),
+            text(r#"{"type":"attach","container":{"pid":4194304,"device":"tap","name":7}}"#),
             Some("container.name"),
             "7 is not a string",
         ),
         (
             format!(
-                r#"{{"type":"attach","container":{{"pid":1,"device":"tap","name":"{long}"}}}}"#
+                r#"{{"type":"attach","container":{{"pid":4194304,"device":"tap","name":"{long}"}}}}"#
             ),
             Some("container.name"),
             "has 60000 characters",
@@ -1009,9 +1009,9 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "overlaps 21000-21999 of container \"db\"",
         ),
         (
-            container(r#","ephemeral":[1,2]"#),
+            container(r#","ephemeral":{"first":1}"#),
             Some("container.ephemeral"),
-            "an array is not",
+            "a table is not",
         ),
         (
             container(r#","mac":"01:00:5e:00:00:01""#),
@@ -1039,7 +1039,7 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "unknown key",
         ),
         (
-            text(r#"{"type":"attach","container":{"name":"a","pid":1,"device":"tap"},"more":1}"#),
+            text(r#"{"type":"attach","container":{"name":"a","pid":4194304,"device":"tap"},"more":1}"#),
             Some("attach.more"),
             "unknown key",
         ),
@@ -1095,9 +1095,9 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "unknown key; known are container, tcp, udp, ephemeral",
         ),
         (
-            ports(r#","ephemeral":"50000-50999""#),
+            ports(r#","ephemeral":["50000-50999",45007]"#),
             Some("ports.ephemeral"),
-            "has the ephemeral range 40000-44999, and can have one",
+            "overlaps 45000-49999 of container \"db\"",
         ),
         (
             ports(r#","tcp":40000"#),
