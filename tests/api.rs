@@ -822,7 +822,9 @@ lab_test! {
 /// names, and a part of its reason.
 fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
     let container = |more: &str| {
-        format!(r#"{{"type":"attach","container":{{"name":"new","pid":4194304,"device":"veth"{more}}}}}"#)
+        format!(
+            r#"{{"type":"attach","container":{{"name":"new","pid":4194304,"device":"veth"{more}}}}}"#
+        )
     };
     let ports = |more: &str| format!(r#"{{"type":"ports-add","container":"web"{more}}}"#);
     let allocate = |more: &str| format!(r#"{{"type":"ports-allocate","container":"web"{more}}}"#);
@@ -898,7 +900,9 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "contains '/'",
         ),
         (
-            text(r#"{"type":"attach","container":{"pid":4194304,"device":"tap","name":"a\u0000"}}"#),
+            text(
+                r#"{"type":"attach","container":{"pid":4194304,"device":"tap","name":"a\u0000"}}"#,
+            ),
             Some("container.name"),
             "contains '\\0'",
         ),
@@ -1039,7 +1043,9 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "unknown key",
         ),
         (
-            text(r#"{"type":"attach","container":{"name":"a","pid":4194304,"device":"tap"},"more":1}"#),
+            text(
+                r#"{"type":"attach","container":{"name":"a","pid":4194304,"device":"tap"},"more":1}"#,
+            ),
             Some("attach.more"),
             "unknown key",
         ),
