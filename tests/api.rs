@@ -7,6 +7,11 @@
     reason = "a test fails by panicking"
 )]
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "requests are written where they are asked"
+)]
+
 mod support;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};

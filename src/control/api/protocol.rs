@@ -138,7 +138,7 @@ pub struct Refusal {
     pub field: Option<String>,
     /// Whose ports are in the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clash: Option<Clash>,
+    pub clash: Option<Box<Clash>>,
 }
 
 /// Ports that are in the way.

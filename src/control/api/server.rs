@@ -414,7 +414,7 @@ fn write_rest(stream: &mut impl Write, octets: &[u8], sent: &mut usize) -> Step 
 fn is_over(stream: &mut impl Read) -> bool {
     loop {
         match stream.read(&mut [0]) {
-            Ok(_) => return true,
+            Ok(0 | 1..) => return true,
             Err(error) => match unless_interrupted(&error) {
                 None => {}
                 Some(Step::Blocked) => return false,

@@ -116,7 +116,9 @@ impl Daemon {
 
     fn change(&mut self, change: Change, keys: &Keys) -> Result<Response, Refusal> {
         let Registry { file, overlay, .. } = &self.registry;
-        let changed = file.change(overlay, change, keys).map_err(refusal)?;
+        let changed = file
+            .change(overlay, change, keys)
+            .map_err(|errors| refusal(&errors))?;
         let Changed {
             overlay,
             config,
@@ -173,7 +175,7 @@ fn entity(touched: &Touched) -> Entity {
 }
 
 /// Says all that is wrong, and of the first thing where.
-fn refusal(errors: ConfigErrors) -> Refusal {
+fn refusal(errors: &ConfigErrors) -> Refusal {
     let said = |error: &ConfigError| match &error.key {
         Some(key) => format!("{key}: {}", error.reason),
         None => error.reason.clone(),
@@ -190,7 +192,7 @@ fn refusal(errors: ConfigErrors) -> Refusal {
     };
     Refusal {
         field: all.first().and_then(|error| error.key.clone()),
-        clash: clash.map(Clash::from),
+        clash: clash.map(|clash| Box::new(Clash::from(clash))),
         ..Refusal::new(code, lines.join("\n"))
     }
 }
