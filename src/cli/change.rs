@@ -25,7 +25,7 @@ pub struct AskArgs {
     pub control: ControlArgs,
 }
 
-/// Arguments of `attach`: the keys of [[container]], see docs/configuration.md.
+/// Arguments of `attach`: the keys of a container in the file, see docs/configuration.md.
 #[derive(Args, Clone, Debug)]
 pub struct AttachArgs {
     /// The container's name.
@@ -57,7 +57,7 @@ pub struct AttachArgs {
     /// Write all its frames to this pcapng file.
     #[arg(long, value_name = "FILE")]
     pub capture: Option<String>,
-    /// Any other key of [[container]], its value as in TOML; may be given several times.
+    /// Any other key that a container has in the file, its value as in TOML; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, toml::Value)>,
     /// How to ask.
@@ -178,7 +178,7 @@ pub enum RouteCommand {
     Remove(RouteRemoveArgs),
 }
 
-/// Arguments of `route add`: the keys of [[route]], see docs/configuration.md.
+/// Arguments of `route add`: the keys of a route in the file, see docs/configuration.md.
 #[derive(Args, Clone, Debug)]
 pub struct RouteAddArgs {
     /// Destinations, as in 198.51.100.0/24.
@@ -195,7 +195,7 @@ pub struct RouteAddArgs {
     /// Among routes to the same prefix the lowest wins.
     #[arg(long)]
     pub metric: Option<u16>,
-    /// Any other key of [[route]], its value as in TOML; may be given several times.
+    /// Any other key that a route has in the file, its value as in TOML; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, toml::Value)>,
     /// How to ask.
