@@ -215,6 +215,16 @@ const ALL: &[(&str, &str, &str)] = &[
     ),
     (
         "fragments inside",
+        "fragment of protocol 17 at 0 with {8/16/24} octets and M 1",
+        "a first fragment of a datagram from a port that is not the container's is refused at once, as a whole datagram is",
+    ),
+    (
+        "fragments inside",
+        "fragment of protocol 17 with field 0x2000 and {8/20} octets",
+        "a first fragment of a datagram from a port that is not the container's is refused at once, as a whole datagram is",
+    ),
+    (
+        "fragments inside",
         "{nothing/unknown protocol} in {two parts/three parts/the first part twice/the last part twice/a first part of}*",
         "a container sends TCP, UDP and ICMP only: no other protocol is registered",
     ),
