@@ -12,7 +12,7 @@
 
 mod redirects;
 
-use core::hash::BuildHasher;
+use core::hash::{BuildHasher, Hash};
 use core::net::IpAddr;
 
 use foldhash::quality::FixedState;
@@ -73,16 +73,45 @@ impl IcmpLimits {
     }
 }
 
-/// Peers that are remembered.
+/// Peers that are remembered by one table.
 const PEERS: usize = 1024;
+
+/// What is remembered of peers.
+#[derive(Clone, Debug)]
+struct Peers<A, T> {
+    hasher: FixedState,
+    slots: Box<[Option<(A, T)>]>,
+}
+
+impl<A: Copy + Eq + Hash, T: Copy> Peers<A, T> {
+    fn new(seed: u64) -> Self {
+        Self {
+            hasher: FixedState::with_seed(seed),
+            slots: vec![None; PEERS].into_boxed_slice(),
+        }
+    }
+
+    /// What is remembered of a peer: `fresh` of one that is not known, which takes its slot.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "any bits of a hash will do"
+    )]
+    fn of(&mut self, peer: A, fresh: T) -> &mut T {
+        let index = self.hasher.hash_one(peer) as usize % PEERS;
+        let slot = self.slots[index].get_or_insert((peer, fresh));
+        if slot.0 != peer {
+            *slot = (peer, fresh);
+        }
+        &mut slot.1
+    }
+}
 
 /// Decides whether an ICMP error may be sent now.
 #[derive(Clone, Debug)]
 pub struct IcmpLimiter {
     limits: IcmpLimits,
     total: TokenBucket,
-    hasher: FixedState,
-    peers: Box<[Option<(IpAddr, TokenBucket)>]>,
+    peers: Peers<IpAddr, TokenBucket>,
 }
 
 impl IcmpLimiter {
@@ -93,8 +122,7 @@ impl IcmpLimiter {
         Self {
             limits,
             total: limits.total(),
-            hasher: FixedState::with_seed(seed),
-            peers: vec![None; PEERS].into_boxed_slice(),
+            peers: Peers::new(seed),
         }
     }
 
@@ -103,34 +131,14 @@ impl IcmpLimiter {
         if matches!(error, IcmpError::PacketTooBig { .. }) {
             return true;
         }
-        let mut bucket = self.bucket(peer);
+        let interval = match peer {
+            IpAddr::V4(_) => self.limits.peer_interval_v4,
+            IpAddr::V6(_) => self.limits.peer_interval_v6,
+        };
+        let fresh = TokenBucket::new(interval, self.limits.peer_burst);
+        let bucket = self.peers.of(peer, fresh);
         // A peer that has had its share must not use up everybody's.
-        let allowed = bucket.available(now) && self.total.take(now) && bucket.take(now);
-        let slot = self.slot(peer);
-        self.peers[slot] = Some((peer, bucket));
-        allowed
-    }
-
-    /// The peer's bucket, full if it is not known.
-    fn bucket(&self, peer: IpAddr) -> TokenBucket {
-        match self.peers[self.slot(peer)] {
-            Some((known, bucket)) if known == peer => bucket,
-            _ => {
-                let interval = match peer {
-                    IpAddr::V4(_) => self.limits.peer_interval_v4,
-                    IpAddr::V6(_) => self.limits.peer_interval_v6,
-                };
-                TokenBucket::new(interval, self.limits.peer_burst)
-            }
-        }
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "any bits of a hash will do"
-    )]
-    fn slot(&self, peer: IpAddr) -> usize {
-        self.hasher.hash_one(peer) as usize % PEERS
+        bucket.available(now) && self.total.take(now) && bucket.take(now)
     }
 }
 

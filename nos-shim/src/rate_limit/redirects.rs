@@ -5,16 +5,10 @@
 //! times at once and then once a second (IPv6). Linux knows no bound for all hosts together; here it is
 //! 1,000 a second with bursts of 50, as for errors.
 
-use core::hash::BuildHasher;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use foldhash::quality::FixedState;
-
-use super::TokenBucket;
+use super::{Peers, TokenBucket};
 use crate::time::{Duration, Instant};
-
-/// Hosts that are remembered of either family. Two that share a slot take it from each other.
-const HOSTS: usize = 1024;
 
 /// Redirects to a host that does not heed them (`net.ipv4.route.redirect_number`).
 const MOST: u32 = 9;
@@ -37,8 +31,8 @@ const BURST: u32 = 50;
 #[derive(Clone, Debug)]
 pub struct RedirectLimiter {
     total: TokenBucket,
-    v4: Hosts<Ipv4Addr, Backoff>,
-    v6: Hosts<Ipv6Addr, TokenBucket>,
+    v4: Peers<Ipv4Addr, Backoff>,
+    v6: Peers<Ipv6Addr, TokenBucket>,
 }
 
 impl RedirectLimiter {
@@ -48,8 +42,8 @@ impl RedirectLimiter {
     pub fn new(seed: u64) -> Self {
         Self {
             total: TokenBucket::new(INTERVAL, BURST),
-            v4: Hosts::new(seed, Backoff::default()),
-            v6: Hosts::new(seed, TokenBucket::new(INTERVAL_V6, BURST_V6)),
+            v4: Peers::new(seed),
+            v6: Peers::new(seed),
         }
     }
 
@@ -57,47 +51,14 @@ impl RedirectLimiter {
     /// if they are of different families.
     pub fn allow(&mut self, host: IpAddr, destination: IpAddr, now: Instant) -> bool {
         let own = match (host, destination) {
-            (IpAddr::V4(host), IpAddr::V4(_)) => self.v4.of(host).take(now),
+            (IpAddr::V4(host), IpAddr::V4(_)) => self.v4.of(host, Backoff::default()).take(now),
             (IpAddr::V6(host), IpAddr::V6(destination)) => {
-                self.v6.of(destination).take(now) && self.v6.of(host).take(now)
+                let fresh = TokenBucket::new(INTERVAL_V6, BURST_V6);
+                self.v6.of(destination, fresh).take(now) && self.v6.of(host, fresh).take(now)
             }
             _ => false,
         };
         own && self.total.take(now)
-    }
-}
-
-/// What is remembered of hosts.
-#[derive(Clone, Debug)]
-struct Hosts<A, T> {
-    hasher: FixedState,
-    fresh: T,
-    slots: Box<[Option<(A, T)>]>,
-}
-
-impl<A: Copy + Eq + core::hash::Hash, T: Copy> Hosts<A, T> {
-    fn new(seed: u64, fresh: T) -> Self {
-        Self {
-            hasher: FixedState::with_seed(seed),
-            fresh,
-            slots: vec![None; HOSTS].into_boxed_slice(),
-        }
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "any bits of a hash will do"
-    )]
-    fn of(&mut self, host: A) -> &mut T {
-        let index = self.hasher.hash_one(host) as usize % HOSTS;
-        let slot = &mut self.slots[index];
-        let fresh = (host, self.fresh);
-        let (known, _) = slot.get_or_insert(fresh);
-        if *known != host {
-            *slot = Some(fresh);
-        }
-        let (_, kept) = slot.get_or_insert(fresh);
-        kept
     }
 }
 
