@@ -109,8 +109,8 @@ impl Resolved {
     }
 }
 
-/// What is left of `range` without `taken`, which is merged.
-fn left_of(range: PortRange, taken: &[PortRange]) -> Vec<PortRange> {
+/// What is left of `range` without the ports of `taken`, which are disjoint and in their order.
+pub(super) fn left_of(range: PortRange, taken: &[PortRange]) -> Vec<PortRange> {
     let behind = taken.partition_point(|taken| taken.last() < range.first());
     range.without(taken.iter().skip(behind).copied())
 }

@@ -4,6 +4,7 @@ use nos_shim::ports::{PortRange, Transport};
 
 use super::super::entries::ContainerEntry;
 use super::super::place::At;
+use super::super::port_list::left_of;
 
 /// Ports of one container. Ranges of one protocol are disjoint and in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,29 +91,8 @@ pub(super) fn normal(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
 
 /// The ports of `ranges` that are not in `others`; both are disjoint and in their order.
 fn subtract(ranges: &[PortRange], others: &[PortRange]) -> Vec<PortRange> {
-    let mut left = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        let mut first = u32::from(range.first());
-        let from = others.partition_point(|other| other.last() < range.first());
-        for other in others[from..]
-            .iter()
-            .take_while(|other| other.first() <= range.last())
-        {
-            left.extend(between(first, u32::from(other.first())));
-            first = u32::from(other.last()) + 1;
-        }
-        left.extend(between(first, u32::from(range.last()) + 1));
-    }
-    left
-}
-
-/// The ports from `first` on before `end`, if any.
-fn between(first: u32, end: u32) -> Option<PortRange> {
-    let (first, last) = (
-        u16::try_from(first).ok()?,
-        u16::try_from(end.checked_sub(1)?).ok()?,
-    );
-    PortRange::new(first, last).ok()
+    let left = ranges.iter().flat_map(|&range| left_of(range, others));
+    left.collect()
 }
 
 #[cfg(test)]
