@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nos_shim::time::Instant;
 
-use crate::control::api::snapshot::{Counters, Drops};
-use crate::control::api::{Event, Response, Server, Subject, SubjectKind, Table};
+use crate::control::api::snapshot::{Drops, drops};
+use crate::control::api::{Event, Server, Subject, SubjectKind};
 use crate::control::plan::{Entity, State};
+use crate::data::event_loop::Stopped;
 
 use super::Daemon;
 
@@ -90,10 +91,7 @@ impl Daemon {
         if self.count_at().is_some_and(|due| now < due) {
             return None;
         }
-        let Response::Counters(counters) = self.show(Table::Counters) else {
-            return None;
-        };
-        let dropped = dropped(&counters);
+        let dropped = self.dropped().ok()?;
         let last = self.drops.last.replace((now, dropped.clone()))?.1;
         let (relay, nos) = (
             more(&last.relay, &dropped.relay),
@@ -102,17 +100,14 @@ impl Daemon {
         let any = !relay.is_empty() || !nos.is_empty();
         any.then_some(Event::Drops { relay, nos })
     }
-}
 
-fn dropped(counters: &Counters) -> Dropped {
-    let of = |name: &str| {
-        let mut stages = counters.stages.iter();
-        let stage = stages.find(|stage| stage.name == name);
-        stage.map(|stage| stage.drops.clone()).unwrap_or_default()
-    };
-    Dropped {
-        relay: of("relay"),
-        nos: of("nos"),
+    /// By the ledgers alone: no device is asked for it.
+    fn dropped(&self) -> Result<Dropped, Stopped> {
+        let plane = &self.live.plane;
+        Ok(Dropped {
+            relay: drops(&plane.on_relay(|relay| relay.ledger().drops)?),
+            nos: drops(&plane.on_nos(|nos| nos.ledger().drops)?),
+        })
     }
 }
 
