@@ -236,7 +236,7 @@ impl Lab {
             ping: true,
             services: vec![Service::Echo],
         };
-        nos.set_services(&services).unwrap();
+        nos.set_services(VRF, &services).unwrap();
     }
 
     fn attach(&mut self, config: AttachmentConfig) {

@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nos_relay::control::config::{
     Config, ConfigErrors, Container, ContainerDevice, IoUring, MAX_TEXT, Mtu, NeedsRestart,
-    NetnsRef, RelayConfig, RouteAction, Service, Threads, Uplink, UplinkDevice,
+    NetnsRef, RelayConfig, RouteAction, Service, Threads, Uplink, UplinkDevice, VrfName,
 };
 use nos_relay::control::kernel::NamespaceId;
 use nos_relay::control::plan::{
     Entity, LinkPresence, NamespacePresence, Observed, Phase, State, Step, Want, plan, routes_of,
 };
-use nos_shim::ident::{MacAddr, VrfId};
+use nos_shim::ident::MacAddr;
 use nos_shim::ports::PortRange;
 use proptest::prelude::*;
 
@@ -132,7 +132,7 @@ fn every_key_is_read() {
     assert_eq!(up0.mtu.octets(), 9000);
     assert_eq!(up0.mac.unwrap().to_string(), "02:00:5e:10:00:01");
     assert!(!up0.offload && !up0.redirects);
-    assert_eq!(up0.vrf, VrfId::DEFAULT);
+    assert_eq!(up0.vrf, VrfName::Default);
     assert_eq!(up0.capture.as_deref(), Some("/tmp/up0.pcapng".as_ref()));
     assert_eq!(up1.device, UplinkDevice::Tap("nos1".parse().unwrap()));
     assert_eq!((up1.mtu, up1.mac, up1.offload), (Mtu::DEFAULT, None, true));
@@ -158,8 +158,9 @@ fn every_key_is_read() {
         Service::Discard,
         Service::Http(8080.try_into().unwrap()),
     ];
-    assert_eq!(config.nos.services, services);
-    assert!(!config.nos.ping);
+    let nos = &config.services[&VrfName::Default];
+    assert_eq!(nos.services, services);
+    assert!(!nos.ping);
 }
 
 #[test]
@@ -292,8 +293,7 @@ fn defaults_are_those_of_the_smallest_configuration() {
     assert_eq!(config.relay, Default::default());
     assert_eq!(config.relay.threads, Threads::Single);
     assert_eq!(config.relay.io_uring, IoUring::Auto);
-    assert_eq!(config.nos, Default::default());
-    assert!(config.nos.ping && config.nos.services.is_empty());
+    assert!(config.services.is_empty());
     assert!(config.routes.is_empty() && config.containers.is_empty());
 }
 
@@ -990,4 +990,92 @@ proptest! {
             config(&text(free));
         }
     }
+}
+
+/// Two VRFs with everything the same, and one with nothing but an uplink.
+const VRFS: &str = r#"
+[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+
+[[uplink]]
+name = "up1"
+device = "packet:h1"
+addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+vrf = "red"
+mtu = 1400
+
+[[uplink]]
+name = "up2"
+device = "packet:h2"
+addresses = "203.0.113.1/25"
+vrf = "blue"
+
+[[route]]
+prefix = "0.0.0.0/0"
+via = "203.0.113.2"
+
+[[route]]
+prefix = "0.0.0.0/0"
+via = "203.0.113.2"
+vrf = "red"
+
+[[container]]
+name = "web"
+netns = "/run/netns/C"
+device = "tap"
+vrf = "default"
+tcp = 80
+ephemeral = "40000-40999"
+
+[[container]]
+name = "red-web"
+netns = "/run/netns/D"
+device = "tap"
+vrf = "red"
+tcp = [80, 7]
+ephemeral = "40000-40999"
+
+[[nos]]
+services = "echo"
+
+[[nos]]
+vrf = "red"
+ping = false
+"#;
+
+#[test]
+fn vrfs_may_have_the_same_of_everything() {
+    let config = config(VRFS);
+    let red: VrfName = "red".parse().unwrap();
+    let vrfs: Vec<_> = config.uplinks.iter().map(|it| it.vrf.as_str()).collect();
+    assert_eq!(vrfs, ["default", "red", "blue"]);
+    let hops = config.routes.iter().map(|route| match &route.action {
+        RouteAction::Via(hops) => (route.vrf.as_str(), hops[0].uplink.as_str()),
+        other => panic!("{other:?}"),
+    });
+    let hops: Vec<_> = hops.collect();
+    assert_eq!(hops, [("default", "up0"), ("red", "up1")]);
+    let [web, red_web] = &config.containers[..] else {
+        panic!("{:?}", config.containers)
+    };
+    assert_eq!((&web.vrf, &red_web.vrf), (&VrfName::Default, &red));
+    assert_eq!(web.addresses, red_web.addresses);
+    assert_eq!((web.mtu.octets(), red_web.mtu.octets()), (1500, 1400));
+    assert_eq!(web.networks, red_web.networks);
+    let nos: Vec<_> = config.services.iter().collect();
+    let [(&VrfName::Default, echo), (of_red, silent)] = nos[..] else {
+        panic!("{nos:?}")
+    };
+    assert_eq!((of_red, echo.ping, silent.ping), (&red, true, false));
+    assert_eq!(echo.services, [Service::Echo]);
+}
+
+#[test]
+fn a_single_table_of_the_nos_may_name_a_vrf() {
+    let text = VRFS.replace("[[nos]]\nservices = \"echo\"\n", "");
+    let config = config(&text.replace("[[nos]]", "[nos]"));
+    let vrfs: Vec<_> = config.services.keys().map(VrfName::as_str).collect();
+    assert_eq!(vrfs, ["red"]);
 }

@@ -36,6 +36,7 @@ const SHOW_PORTS_LINE: &str =
 fn ports() -> Response {
     Response::Ports(vec![Port {
         vrf: VrfId::DEFAULT,
+        vrf_name: "default".to_owned(),
         addresses: None,
         protocol: Protocol::Tcp,
         range: "20000-20999".parse().unwrap(),

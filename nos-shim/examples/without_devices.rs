@@ -99,10 +99,13 @@ impl World {
         self.nos.set_uplink(uplink, self.now).unwrap();
         self.nos.set_link(UPLINK, LinkState::Up, self.now).unwrap();
         self.nos
-            .set_services(&ServiceConfig {
-                ping: true,
-                services: vec![Service::Echo],
-            })
+            .set_services(
+                VrfId::DEFAULT,
+                &ServiceConfig {
+                    ping: true,
+                    services: vec![Service::Echo],
+                },
+            )
             .unwrap();
     }
 

@@ -49,7 +49,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::ring::RingEnd;
 use self::spares::Spares;
-use crate::ident::AttachmentId;
+use crate::ident::{AttachmentId, VrfId};
 use crate::packet::PacketBurst;
 use crate::ports::{ExchangeRefused, Registration};
 use crate::services::ServiceConfig;
@@ -85,8 +85,8 @@ pub struct Exchange {
     /// Addresses, ports and MTU of attachments, in place of what each had before. None may be
     /// there twice.
     pub register: Vec<Registration>,
-    /// All that the NOS itself offers from then on; `None` changes nothing of it.
-    pub services: Option<ServiceConfig>,
+    /// All that the NOS itself offers in a VRF from then on; `None` changes nothing of it.
+    pub services: Option<(VrfId, ServiceConfig)>,
 }
 
 /// Control messages from the relay to the NOS.

@@ -182,12 +182,17 @@ impl Output {
 
     /// Drops what waits for the device of an uplink that is no more, and its counters.
     pub(crate) fn forget_uplink(&mut self, id: UplinkId) {
+        self.drop_waiting(id);
+        self.counters.remove(id);
+    }
+
+    /// Drops what waits for the device of an uplink.
+    pub(crate) fn drop_waiting(&mut self, id: UplinkId) {
         // What its device left of a burst is in the queue then.
         self.settle();
         for frame in self.transmit.drain(id.0) {
             self.discard_frame(frame, DropReason::DeviceGone);
         }
-        self.counters.remove(id);
     }
 
     /// Adapts what waits for a device that turned out to take less.

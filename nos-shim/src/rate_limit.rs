@@ -7,6 +7,9 @@
 //! as in Linux: they are no larger than what provoked them, and go one to one. What the relay tells a
 //! container of its own packets has a bucket for each container, as large as the one for all.
 //!
+//! The NOS has such buckets for each VRF: no flood in one keeps it from
+//! telling hosts of another.
+//!
 //! Peers live in a table of fixed size, by hash. Two peers that share a slot take it from each
 //! other; the newcomer starts with a full bucket, and the bucket for all bounds the rest.
 
@@ -80,6 +83,7 @@ const PEERS: usize = 1024;
 #[derive(Clone, Debug)]
 struct Peers<A, T> {
     hasher: FixedState,
+    /// None until the first peer.
     slots: Box<[Option<(A, T)>]>,
 }
 
@@ -87,7 +91,7 @@ impl<A: Copy + Eq + Hash, T: Copy> Peers<A, T> {
     fn new(seed: u64) -> Self {
         Self {
             hasher: FixedState::with_seed(seed),
-            slots: vec![None; PEERS].into_boxed_slice(),
+            slots: Box::default(),
         }
     }
 
@@ -97,6 +101,9 @@ impl<A: Copy + Eq + Hash, T: Copy> Peers<A, T> {
         reason = "any bits of a hash will do"
     )]
     fn of(&mut self, peer: A, fresh: T) -> &mut T {
+        if self.slots.is_empty() {
+            self.slots = vec![None; PEERS].into_boxed_slice();
+        }
         let index = self.hasher.hash_one(peer) as usize % PEERS;
         let slot = self.slots[index].get_or_insert((peer, fresh));
         if slot.0 != peer {

@@ -198,6 +198,28 @@ impl Reassembler {
         None
     }
 
+    /// Drops the datagrams of an account for `reason`.
+    pub fn forget_account(
+        &mut self,
+        account: Account,
+        reason: DropReason,
+        pool: &mut FramePool,
+        ledger: &mut Ledger,
+        shares: &mut Shares,
+    ) {
+        let mut store = Store {
+            pool,
+            ledger,
+            shares,
+        };
+        while let Some(oldest) = self.by_account.get(account.index()).and_then(List::first) {
+            let Some(datagram) = self.take(oldest) else {
+                return;
+            };
+            datagram.drop_all(reason, &mut store);
+        }
+    }
+
     /// When [`Self::poll_timeout`] has something to do next.
     #[must_use]
     pub fn poll_at(&self) -> Option<Instant> {

@@ -59,7 +59,7 @@ impl fmt::Display for Service {
     }
 }
 
-/// All that the NOS itself offers, in the default VRF.
+/// All that the NOS itself offers in one VRF.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceConfig {
     /// Whether echo requests are answered.

@@ -33,7 +33,7 @@ use crate::drop::{DropReason, Ledger};
 use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
-use crate::ident::UplinkId;
+use crate::ident::{Interface, UplinkId, VrfId};
 use crate::neighbor::NeighborStatus;
 use crate::offload::Capabilities;
 use crate::output::Output;
@@ -211,22 +211,29 @@ impl Shim {
     /// [`ExchangeRefused`]; nothing has changed then.
     pub fn exchange(&mut self, exchange: &Exchange) -> Result<(), ExchangeRefused> {
         for id in self.tables.exchange(exchange)? {
-            self.worker.flush_flows(id);
+            self.worker.flush_flows(id, &mut self.output);
         }
-        if let Some(config) = &exchange.services {
-            self.worker.local.set_services(&config.services);
+        for registration in &exchange.register {
+            self.worker.vrfs.enter(registration.vrf);
+        }
+        if exchange.services.is_some() {
+            self.worker.vrfs.follow(&self.tables);
         }
         Ok(())
     }
 
-    /// Makes `config` all that the NOS itself offers, in the default VRF.
+    /// Makes `config` all that the NOS itself offers in a VRF.
     ///
     /// # Errors
     ///
     /// [`RegistrationRefused`] when a container owns one of the ports; nothing has changed then.
-    pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), RegistrationRefused> {
-        self.tables.set_services(config)?;
-        self.worker.local.set_services(&config.services);
+    pub fn set_services(
+        &mut self,
+        vrf: VrfId,
+        config: &ServiceConfig,
+    ) -> Result<(), RegistrationRefused> {
+        self.tables.set_services(vrf, config)?;
+        self.worker.vrfs.follow(&self.tables);
         Ok(())
     }
 
@@ -246,7 +253,9 @@ impl Shim {
     /// the NOS's all the time, with the ports on it. An uplink that does not change is not touched,
     /// one that changes is announced to its link, and a new one is [down](Self::set_link).
     ///
-    /// No two of them may have the same [index](UplinkId::index).
+    /// No two of them may have the same [index](UplinkId::index). One that comes to be in another VRF
+    /// forgets its neighbors, and drops what waits for it; static routes of the VRF that it leaves do
+    /// not use it from then on.
     ///
     /// # Errors
     ///
@@ -269,7 +278,7 @@ impl Shim {
         for change in self.tables.set_uplinks(wanted)? {
             self.follow_uplink(change, now);
         }
-        self.worker.local.set_addresses(self.tables.addresses());
+        self.worker.vrfs.follow(&self.tables);
         Ok(())
     }
 
@@ -303,6 +312,7 @@ impl Shim {
             UplinkChange::Gone(id) => {
                 worker.forget_uplink(id, output);
                 worker.memberships.forget_uplink(id);
+                worker.forget_fragments(Interface::Uplink(id), output);
                 output.forget_uplink(id);
             }
             UplinkChange::New(id) => {
@@ -313,6 +323,17 @@ impl Shim {
                 }
             }
             UplinkChange::Mac(id) => {
+                if let Some(uplink) = tables.uplinks.get(id) {
+                    worker.reset_neighbors(&uplink.config, output);
+                    worker.announce(uplink);
+                    worker.memberships.restart(id, uplink.link, now);
+                    worker.memberships.set_groups(uplink, now);
+                }
+            }
+            UplinkChange::Vrf(id) => {
+                // What waits anywhere is of the VRF that it was in.
+                worker.forget_fragments(Interface::Uplink(id), output);
+                output.drop_waiting(id);
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
                     worker.announce(uplink);

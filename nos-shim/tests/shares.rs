@@ -321,13 +321,13 @@ fn a_scan_starves_nobody() {
 fn fragments_without_the_rest_starve_nobody() {
     let mut world = World::new();
     #[cfg(feature = "stack")]
-    world
-        .nos
-        .set_services(&ServiceConfig {
+    {
+        let config = ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
-        })
-        .unwrap();
+        };
+        world.nos.set_services(VrfId::DEFAULT, &config).unwrap();
+    }
     for round in 0..20_u16 {
         for first in [true, false] {
             for n in 0..16_u16 {

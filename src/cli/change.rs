@@ -54,6 +54,9 @@ pub struct AttachArgs {
     /// Use neither checksum nor segmentation offload.
     #[arg(long)]
     pub no_offload: bool,
+    /// Its VRF.
+    #[arg(long, value_name = "NAME")]
+    pub vrf: Option<String>,
     /// Write all its frames to this pcapng file.
     #[arg(long, value_name = "FILE")]
     pub capture: Option<String>,
@@ -195,6 +198,9 @@ pub struct RouteAddArgs {
     /// Among routes to the same prefix the lowest wins.
     #[arg(long)]
     pub metric: Option<u16>,
+    /// Its VRF.
+    #[arg(long, value_name = "NAME")]
+    pub vrf: Option<String>,
     /// Any other key that a route has in the file, its value as in TOML; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, toml::Value)>,
@@ -211,6 +217,9 @@ pub struct RouteRemoveArgs {
     /// Its metric.
     #[arg(long)]
     pub metric: Option<u16>,
+    /// Its VRF.
+    #[arg(long, value_name = "NAME")]
+    pub vrf: Option<String>,
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
@@ -312,6 +321,7 @@ impl AttachArgs {
             .ports(&self.ports)
             .value("mac", self.mac.clone())
             .value("offload", self.no_offload.then_some(false))
+            .value("vrf", self.vrf.clone())
             .value("capture", self.capture.clone())
             .settings(&self.settings);
         Request::Attach(Keys::default().with("container", container.0))
@@ -391,6 +401,7 @@ impl RouteCommand {
                     .value("dev", args.dev.clone())
                     .value("type", args.kind.clone())
                     .value("metric", args.metric.map(i64::from))
+                    .value("vrf", args.vrf.clone())
                     .settings(&args.settings);
                 let request = Request::RouteAdd(Keys::default().with("route", route.0));
                 args.ask.run(&request, out, err)
@@ -398,7 +409,8 @@ impl RouteCommand {
             Self::Remove(args) => {
                 let route = Given::default()
                     .value("prefix", text(&args.prefix))
-                    .value("metric", args.metric.map(i64::from));
+                    .value("metric", args.metric.map(i64::from))
+                    .value("vrf", args.vrf.clone());
                 args.ask.run(&Request::RouteRemove(route.0), out, err)
             }
         }

@@ -166,11 +166,12 @@ fn summary(config: &Config) -> String {
         1 => format!("1 {what}"),
         _ => format!("{number} {what}s"),
     };
+    let services = config.services.values().map(|of_vrf| of_vrf.services.len());
     [
         count(config.uplinks.len(), "uplink"),
         count(config.routes.len(), "route"),
         count(config.containers.len(), "container"),
-        count(config.nos.services.len(), "service"),
+        count(services.sum(), "service"),
     ]
     .join(", ")
 }

@@ -150,7 +150,7 @@ fn attachments(rows: &[Attachment]) -> String {
     });
     spaced(
         &["ID", "CONTAINER", "STATE", "INTERFACE", "TRAFFIC"],
-        &[0],
+        &[],
         cells,
     )
 }
@@ -188,7 +188,7 @@ fn properties(link: &Link) -> [String; 2] {
         false => link.offload.join(" "),
     };
     [
-        format!("mtu {}, vrf {}", link.mtu, link.vrf.0),
+        format!("mtu {}, vrf {}", link.mtu, link.vrf_name),
         format!("offload {offload}"),
     ]
 }
@@ -239,7 +239,7 @@ fn ports(rows: &[Port]) -> String {
             Protocol::Udp => "udp",
         };
         [
-            row.vrf.0.to_string(),
+            row.vrf_name.clone(),
             protocol.to_owned(),
             row.range.to_string(),
             kind.to_owned(),
@@ -275,7 +275,7 @@ fn routes(rows: &[Route]) -> String {
             RouteSource::Static => "static",
         };
         [
-            row.vrf.0.to_string(),
+            row.vrf_name.clone(),
             row.prefix.to_string(),
             match (row.source, row.origin) {
                 (RouteSource::Static, Origin::Runtime) => "runtime".to_owned(),
@@ -287,7 +287,7 @@ fn routes(rows: &[Route]) -> String {
     });
     plain(
         &["VRF", "PREFIX", "SOURCE", "METRIC", "ACTION"],
-        &[0, 3],
+        &[3],
         cells,
     )
 }

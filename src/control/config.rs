@@ -21,13 +21,14 @@ use core::fmt;
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::str::FromStr;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use nos_shim::ident::{MacAddr, VrfId};
+use nos_shim::ident::MacAddr;
 use nos_shim::ports::PortRange;
 use thiserror::Error;
 
@@ -44,11 +45,13 @@ mod restart;
 mod routing;
 mod runtime;
 mod values;
+mod vrf;
 
 pub use nos_shim::services::{Service, ServiceConfig};
 pub use report::{ConfigError, ConfigErrors, PortClash};
 pub use restart::NeedsRestart;
 pub use runtime::{Change, Changed, ConfigFile, Keys, Overlay, PortsAction, Touched};
+pub use vrf::VrfName;
 
 /// Octets of the longest configuration that is read: room for some 20,000 containers.
 pub const MAX_TEXT: usize = 4 << 20;
@@ -64,8 +67,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Containers to attach, in the order of the file.
     pub containers: Vec<Container>,
-    /// What the NOS itself offers.
-    pub nos: ServiceConfig,
+    /// What the NOS itself offers in each VRF. One that is not here answers pings, and that is all.
+    pub services: BTreeMap<VrfName, ServiceConfig>,
     /// Out of which ranges of ports are allocated; none when empty.
     pub pool: Vec<PortRange>,
 }
@@ -149,8 +152,8 @@ pub struct Uplink {
     pub name: Name,
     /// The device behind it; unique among uplinks.
     pub device: UplinkDevice,
-    /// Addresses of the NOS with their network's prefix length; at least one. No two uplinks share
-    /// one.
+    /// Addresses of the NOS with their network's prefix length; at least one. No two uplinks of a VRF
+    /// share one.
     pub addresses: Vec<IpNet>,
     /// Longest IP packet.
     pub mtu: Mtu,
@@ -160,8 +163,8 @@ pub struct Uplink {
     pub offload: bool,
     /// Whether hosts on its link are told of better first hops there.
     pub redirects: bool,
-    /// Always the default VRF for now.
-    pub vrf: VrfId,
+    /// Its VRF.
+    pub vrf: VrfName,
     /// File for a pcapng capture of all its frames.
     pub capture: Option<PathBuf>,
 }
@@ -203,8 +206,8 @@ pub struct Route {
     pub action: RouteAction,
     /// Preference among routes to the same prefix: the lowest wins.
     pub metric: u16,
-    /// Always the default VRF for now.
-    pub vrf: VrfId,
+    /// Its VRF.
+    pub vrf: VrfName,
 }
 
 /// What a static route does.
@@ -238,9 +241,11 @@ pub struct Container {
     pub device: ContainerDevice,
     /// The interface's name inside.
     pub interface: InterfaceName,
-    /// NOS addresses that it uses as its own; the first of each family is the preferred source.
+    /// NOS addresses in its VRF that it uses as its own; the first of each family is the preferred
+    /// source.
     pub addresses: Vec<IpAddr>,
-    /// Networks of the uplinks of its VRF, each once, without host bits; the same of all containers.
+    /// Networks of the uplinks of its VRF, each once, without host bits; the same of all containers
+    /// of the VRF.
     pub networks: Arc<[IpNet]>,
     /// MTU of its interface: the least of the uplinks that hold its addresses, and what its device
     /// can.
@@ -255,8 +260,8 @@ pub struct Container {
     pub mac: Option<MacAddr>,
     /// Whether checksum and segmentation offload may be used.
     pub offload: bool,
-    /// Always the default VRF for now.
-    pub vrf: VrfId,
+    /// Its VRF.
+    pub vrf: VrfName,
     /// File for a pcapng capture of all its frames.
     pub capture: Option<PathBuf>,
 }

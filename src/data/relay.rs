@@ -54,7 +54,7 @@ use nos_shim::channel::{Disconnected, Exchange, RelayEnd, RequestId, ToNos, ToRe
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::id_table::IdTable;
-use nos_shim::ident::{AttachmentId, Interface};
+use nos_shim::ident::{AttachmentId, Interface, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
 use nos_shim::page::Page;
@@ -96,8 +96,8 @@ pub struct AttachmentExchange {
     /// Attachments that come, and those that change. A new one must have an index that is free
     /// before the exchange.
     pub attach: Vec<AttachmentConfig>,
-    /// All that the NOS itself offers from then on; `None` changes nothing of it.
-    pub services: Option<ServiceConfig>,
+    /// All that the NOS itself offers in a VRF from then on; `None` changes nothing of it.
+    pub services: Option<(VrfId, ServiceConfig)>,
 }
 
 /// What the NOS has decided, and what a container was refused. Every request is answered once, unless

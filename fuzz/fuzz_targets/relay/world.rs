@@ -204,7 +204,7 @@ impl World {
             6 => {
                 let config = services(script.octet());
                 // A container may have the port.
-                let _ = self.nos().set_services(&config);
+                let _ = self.nos().set_services(VrfId::DEFAULT, &config);
             }
             7 => self.raw(script),
             8 => self.crafted(script),

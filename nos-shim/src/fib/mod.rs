@@ -171,6 +171,10 @@ impl Vrf {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.v4.rib.len() == 0 && self.v6.rib.len() == 0
+    }
+
     /// Whether there is no room for one more prefix, and this would be one.
     fn is_full_for(&self, prefix: IpNet) -> bool {
         match prefix {
@@ -294,7 +298,7 @@ impl Fib {
     }
 
     /// Offers a route, in place of the same source's earlier one for the prefix. Host bits of
-    /// `prefix` do not count. A VRF exists as soon as it has a route.
+    /// `prefix` do not count. A VRF exists as long as it has a route.
     ///
     /// # Errors
     ///
@@ -331,7 +335,12 @@ impl Fib {
             IpNet::V4(prefix) => entry.v4.withdraw(prefix_v4(*prefix), source, all),
             IpNet::V6(prefix) => entry.v6.withdraw(prefix_v6(*prefix), source, all),
         };
-        change.map(|change| self.release(change)).is_some()
+        let removed = change.map(|change| self.release(change)).is_some();
+        if self.vrf(vrf).is_some_and(Vrf::is_empty) {
+            // An empty one has tables all the same.
+            slot(&mut self.vrfs, vrf).take();
+        }
+        removed
     }
 
     fn release(&mut self, change: Change) {
@@ -348,7 +357,7 @@ impl Fib {
         }
     }
 
-    /// The VRFs that have or had a route, in ascending order.
+    /// The VRFs that have a route, in ascending order.
     pub fn vrfs(&self) -> impl Iterator<Item = VrfId> + '_ {
         self.vrfs_from(VrfId(0))
     }

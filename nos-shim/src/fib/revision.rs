@@ -66,7 +66,7 @@ impl Routing {
     /// Brings some static routes in line with the uplinks: pages of [`PAGE`] prefixes, until
     /// `budget` is spent, of which a page takes one unit and each of its routes that is not in line
     /// another. A unit is about a microsecond.
-    pub fn revise(&mut self, budget: usize, is_up: impl Fn(UplinkId) -> bool) {
+    pub fn revise(&mut self, budget: usize, is_up: impl Fn(VrfId, UplinkId) -> bool) {
         let Some(mut revision) = self.revision.take() else {
             return;
         };
@@ -88,14 +88,14 @@ impl Routing {
     fn find(
         &self,
         revision: &mut Revision,
-        is_up: &impl Fn(UplinkId) -> bool,
+        is_up: &impl Fn(VrfId, UplinkId) -> bool,
     ) -> Vec<(RouteKey, Action)> {
         let Revision { gone, place } = revision;
         let mut found = Vec::new();
         *place = match *place {
             Place::Offered(cursor) => {
-                let away = |uplink: UplinkId| gone.contains(&uplink) || !is_up(uplink);
                 let next = self.fib.visit(cursor, |vrf, (prefix, offer, _)| {
+                    let away = |uplink| gone.contains(&uplink) || !is_up(vrf, uplink);
                     let adjacency = self.fib.adjacency(offer);
                     let (source, action) = (adjacency.source(), adjacency.action());
                     if source.protocol() == Protocol::Static && action.has_hop(away) {
@@ -122,7 +122,7 @@ impl Routing {
         key: RouteKey,
         offered: Action,
         gone: &[UplinkId],
-        is_up: &impl Fn(UplinkId) -> bool,
+        is_up: &impl Fn(VrfId, UplinkId) -> bool,
     ) {
         let configured = self.waiting.get(&key).cloned().unwrap_or(offered);
         match configured.without(|hop| gone.contains(&hop)) {
@@ -144,9 +144,9 @@ impl Routing {
         &self,
         vrf: VrfId,
         destination: IpAddr,
-        is_up: impl Fn(UplinkId) -> bool,
+        is_up: impl Fn(VrfId, UplinkId) -> bool,
     ) -> AdjacencyId {
-        let fit = |action: &Action| usable(action, &is_up).is_some();
+        let fit = |action: &Action| usable(action, |uplink| is_up(vrf, uplink)).is_some();
         self.fib.best_fit(vrf, destination, fit)
     }
 }

@@ -44,6 +44,8 @@ pub enum InactiveReason {
     LinkDown(UplinkId),
     /// There is no such uplink.
     NoUplink(UplinkId),
+    /// The uplink is in another VRF.
+    OtherVrf(UplinkId),
     /// The FIB has no room for it.
     FibFull,
 }
@@ -96,7 +98,7 @@ impl Routing {
         Ok(())
     }
 
-    /// Changes one static route.
+    /// Changes one static route. `is_up` says whether packets of a VRF can leave by an uplink.
     ///
     /// # Errors
     ///
@@ -104,7 +106,7 @@ impl Routing {
     pub fn change(
         &mut self,
         change: RouteChange,
-        is_up: impl Fn(UplinkId) -> bool,
+        is_up: impl Fn(VrfId, UplinkId) -> bool,
     ) -> Result<(), FibFull> {
         let route = match change {
             RouteChange::Set(route) => route,
@@ -117,7 +119,7 @@ impl Routing {
         };
         let key = key_of(&route);
         let (vrf, prefix, source) = key;
-        match usable(&route.action, &is_up) {
+        match usable(&route.action, |uplink| is_up(vrf, uplink)) {
             Some(Cow::Borrowed(whole)) => {
                 self.fib.insert(vrf, prefix, source, whole)?;
                 self.waiting.remove(&key);
@@ -139,10 +141,10 @@ impl Routing {
         &mut self,
         key: RouteKey,
         configured: &Action,
-        is_up: &impl Fn(UplinkId) -> bool,
+        is_up: &impl Fn(VrfId, UplinkId) -> bool,
     ) {
         let (vrf, prefix, source) = key;
-        match usable(configured, is_up) {
+        match usable(configured, |uplink| is_up(vrf, uplink)) {
             None => self.withdraw(key),
             Some(Cow::Borrowed(whole)) => {
                 if self.fib.insert(vrf, prefix, source, whole).is_ok() {
@@ -163,10 +165,10 @@ impl Routing {
     }
 
     /// Static routes and next hops that do not forward, by VRF and prefix. `state` says why an
-    /// uplink is not used, or that it is.
+    /// uplink is not used by routes of a VRF, or that it is.
     pub fn inactive(
         &self,
-        state: impl Fn(UplinkId) -> Option<InactiveReason>,
+        state: impl Fn(VrfId, UplinkId) -> Option<InactiveReason>,
     ) -> Vec<InactiveRoute> {
         let mut inactive = Vec::new();
         for (&(vrf, prefix, source), action) in &self.waiting {
@@ -186,7 +188,7 @@ impl Routing {
             };
             inactive.extend(uplinks.into_iter().filter_map(|uplink| {
                 let only = action.without(|other| other != uplink)?;
-                Some(told(only, state(uplink)?))
+                Some(told(only, state(vrf, uplink)?))
             }));
             if inactive.len() == before {
                 inactive.push(told(action.clone(), InactiveReason::FibFull));
@@ -222,7 +224,7 @@ fn key_of(route: &Route) -> RouteKey {
 /// How much of an action its uplinks allow: all of it as it is, or a part, or nothing.
 pub(super) fn usable<'a>(
     action: &'a Action,
-    is_up: &impl Fn(UplinkId) -> bool,
+    is_up: impl Fn(UplinkId) -> bool,
 ) -> Option<Cow<'a, Action>> {
     if !action.has_hop(|uplink| !is_up(uplink)) {
         return Some(Cow::Borrowed(action));
@@ -259,7 +261,7 @@ mod tests {
     }
 
     /// Makes `routes` all static routes.
-    fn set(routing: &mut Routing, routes: &[Route], is_up: impl Fn(UplinkId) -> bool) {
+    fn set(routing: &mut Routing, routes: &[Route], is_up: impl Fn(VrfId, UplinkId) -> bool) {
         let wanted: BTreeSet<_> = routes.iter().map(key_of).collect();
         let present = routing.fib().routes(VrfId::DEFAULT);
         let present = present.map(|it| (VrfId::DEFAULT, it.prefix, it.source));
@@ -272,7 +274,7 @@ mod tests {
     }
 
     /// Revises routes to the end.
-    fn settle(routing: &mut Routing, is_up: impl Fn(UplinkId) -> bool) {
+    fn settle(routing: &mut Routing, is_up: impl Fn(VrfId, UplinkId) -> bool) {
         while routing.is_revising() {
             routing.revise(1, &is_up);
         }
@@ -293,11 +295,11 @@ mod tests {
             route("198.51.100.0/24", 5, &[hop(1, 9)]),
             route("198.51.100.128/25", 0, &[hop(0, 3)]),
         ];
-        let up = |_| true;
-        let zero_is_down = |uplink| uplink != UplinkId(0);
+        let up = |_, _| true;
+        let zero_is_down = |_, uplink| uplink != UplinkId(0);
         let mut routing = Routing::default();
         set(&mut routing, &routes, up);
-        assert_eq!(routing.inactive(|_| None), []);
+        assert_eq!(routing.inactive(|_, _| None), []);
         let best = |routing: &Routing| {
             ["203.0.113.9", "198.51.100.1", "198.51.100.129"].map(|to| action(routing, to))
         };
@@ -308,7 +310,7 @@ mod tests {
         let expected = [via(hop(1, 2)), via(hop(1, 9)), via(hop(1, 9))];
         assert_eq!(best(&routing), expected);
         let down = InactiveReason::LinkDown(UplinkId(0));
-        let told = routing.inactive(|uplink| (uplink == UplinkId(0)).then_some(down));
+        let told = routing.inactive(|_, uplink| (uplink == UplinkId(0)).then_some(down));
         let told: Vec<_> = told
             .into_iter()
             .map(|it| (it.route.prefix.to_string(), it.route.action, it.reason))
@@ -325,7 +327,7 @@ mod tests {
         routing.follow_links();
         settle(&mut routing, up);
         assert_eq!(best(&routing), whole);
-        assert_eq!(routing.inactive(|_| None), []);
+        assert_eq!(routing.inactive(|_, _| None), []);
     }
 
     #[test]
@@ -335,15 +337,15 @@ mod tests {
             route("198.51.100.0/24", 0, &[hop(0, 1)]),
         ];
         let mut routing = Routing::default();
-        set(&mut routing, &routes, |_| true);
+        set(&mut routing, &routes, |_, _| true);
         routing.remove_uplink(UplinkId(0));
-        settle(&mut routing, |uplink| uplink != UplinkId(0));
+        settle(&mut routing, |_, uplink| uplink != UplinkId(0));
         let left = Action::Via(hop(1, 2).into());
         assert_eq!(action(&routing, "198.51.100.1"), left);
         routing.follow_links();
-        settle(&mut routing, |_| true);
+        settle(&mut routing, |_, _| true);
         assert_eq!(action(&routing, "198.51.100.1"), left);
-        assert_eq!(routing.inactive(|_| None), []);
+        assert_eq!(routing.inactive(|_, _| None), []);
     }
 
     #[test]
@@ -351,17 +353,17 @@ mod tests {
         const ROUTES: u32 = 10_000;
         const BUDGET: usize = 50;
         let mut routing = Routing::default();
-        let zero_is_down = |uplink| uplink != UplinkId(0);
+        let zero_is_down = |_, uplink| uplink != UplinkId(0);
         let number = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + n);
         let one = |n| route(&format!("{}/32", number(n)), 0, &[hop(0, 1)]);
         let routes: Vec<_> = (0..ROUTES).map(one).collect();
-        set(&mut routing, &routes, |_| true);
+        set(&mut routing, &routes, |_, _| true);
         let fallback = route("0.0.0.0/0", 0, &[hop(1, 2)]);
         routing
-            .change(RouteChange::Set(fallback.clone()), |_| true)
+            .change(RouteChange::Set(fallback.clone()), |_, _| true)
             .unwrap();
         let moved = |routing: &Routing| routing.waiting.len();
-        let follow = |routing: &mut Routing, is_up: &dyn Fn(UplinkId) -> bool| {
+        let follow = |routing: &mut Routing, is_up: &dyn Fn(VrfId, UplinkId) -> bool| {
             routing.follow_links();
             let mut calls = 0;
             while routing.is_revising() {
@@ -369,7 +371,7 @@ mod tests {
                 routing.revise(BUDGET, is_up);
                 assert!(moved(routing).abs_diff(before) < BUDGET + PAGE);
                 calls += 1;
-                if !is_up(UplinkId(0)) {
+                if !is_up(VrfId::DEFAULT, UplinkId(0)) {
                     for n in [0, ROUTES / 2, ROUTES - 1] {
                         let to = number(n).into();
                         let detour = routing.detour(VrfId::DEFAULT, to, is_up);
@@ -384,7 +386,7 @@ mod tests {
         assert!((least..4 * least).contains(&calls), "{calls} to be away");
         assert_eq!(moved(&routing), ROUTES as usize);
         assert_eq!(action(&routing, "10.0.0.1"), fallback.action);
-        let calls = follow(&mut routing, &|_| true);
+        let calls = follow(&mut routing, &|_, _| true);
         assert!((least..4 * least).contains(&calls), "{calls} to be back");
         assert_eq!(moved(&routing), 0);
         assert_eq!(action(&routing, "10.0.0.1"), routes[1].action);
@@ -431,7 +433,7 @@ mod tests {
                 match step {
                     Step::Set(routes) => {
                         configured = routes.iter().map(|it| (key_of(it), it.action.clone())).collect();
-                        set(&mut routing, &routes, |uplink| up.contains(&uplink));
+                        set(&mut routing, &routes, |_, uplink| up.contains(&uplink));
                     }
                     Step::Link(uplink, is_up) => {
                         let uplink = UplinkId(uplink);
@@ -446,18 +448,18 @@ mod tests {
                             .filter_map(|(key, it)| Some((key, it.without(|hop| hop == gone)?)))
                             .collect();
                         routing.remove_uplink(gone);
-                        settle(&mut routing, |uplink| up.contains(&uplink));
+                        settle(&mut routing, |_, uplink| up.contains(&uplink));
                     }
                     Step::Revise(budget) => {
-                        routing.revise(budget, |uplink| up.contains(&uplink));
+                        routing.revise(budget, |_, uplink| up.contains(&uplink));
                     }
                 }
                 for prefix in PREFIXES {
                     let net: IpNet = prefix.parse().unwrap();
-                    let is_up = |uplink| up.contains(&uplink);
+                    let is_up = |_, uplink| up.contains(&uplink);
                     let found = routing.detour(VrfId::DEFAULT, net.addr(), is_up);
                     let found = routing.fib().adjacency(found).action();
-                    prop_assert!(usable(found, &is_up).is_some());
+                    prop_assert!(usable(found, |uplink| is_up(VrfId::DEFAULT, uplink)).is_some());
                 }
                 if routing.is_revising() {
                     continue;
@@ -475,7 +477,7 @@ mod tests {
                     Action::Via(hops) => hops.as_slice().iter().any(|hop| !up.contains(&hop.uplink)),
                     _ => false,
                 });
-                let down = |uplink| {
+                let down = |_, uplink| {
                     (!up.contains(&uplink)).then_some(InactiveReason::LinkDown(uplink))
                 };
                 let told: BTreeSet<_> = routing

@@ -196,7 +196,7 @@ fn replacing_touches_only_what_differs() {
         action: Action::Blackhole,
         ..connected("192.0.2.0/24", 0)
     };
-    let up = |_| true;
+    let up = |_, _| true;
     routing.change(RouteChange::Set(fixed), up).unwrap();
     let first = ["203.0.113.0/24", "198.51.100.0/24"].map(|net| connected(net, 0));
     routing

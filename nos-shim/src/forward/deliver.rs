@@ -128,7 +128,8 @@ pub(super) fn to_attachment(
         output.push_to_relay(packet, to);
         return Step::Done;
     }
-    cut(packet, mtu, &mut worker.originator, output);
+    let vrf = worker.vrfs.of(packet.frame().vrf());
+    cut(packet, mtu, &mut vrf.originator, output);
     while let Some(fragment) = output.pieces.pop_front() {
         output.push_to_relay(fragment, to);
     }
@@ -227,7 +228,8 @@ fn answer(
     now: Instant,
 ) -> Step {
     let own = own.unwrap_or_else(|| packet.destination());
-    match icmp::answer(packet, own, now, &mut worker.originator) {
+    let vrf = worker.vrfs.of(packet.frame().vrf());
+    match icmp::answer(packet, own, now, &mut vrf.originator) {
         Ok(reply) => {
             output.ledger.consumed += 1;
             output.ledger.originated += 1;

@@ -99,7 +99,7 @@ fn recipient_of_icmp(
         };
         return recipient_by_echo(key, echo, now);
     }
-    if kind == request && !tables.ping {
+    if kind == request && !tables.answers_pings(packet.frame().vrf()) {
         return Recipient::Drop(DropReason::Ignored);
     }
     match Quote::parse(packet) {

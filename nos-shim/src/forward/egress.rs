@@ -16,7 +16,7 @@ use crate::packet::Packet;
 use crate::share::{Account, Shares};
 use crate::tables::{Tables, Uplink};
 use crate::time::Instant;
-use crate::worker::{Rewrite, Rewrites, Worker};
+use crate::worker::{Rewrite, Rewrites, VrfState, Worker};
 
 use super::demux::{note_echo, unnote_echo};
 use super::oversize::{Size, cut, size};
@@ -40,9 +40,13 @@ pub(super) fn send_ready(
     Ok(())
 }
 
-/// Keeps ready what the next packet of an adjacency needs, if all need the same.
+/// Keeps ready what the next packet of an adjacency needs, if all need the same. While routes are
+/// revised they need not: an uplink may be in another VRF by now than some that use it.
 #[cold]
 pub(super) fn prepare_rewrite(adjacency: AdjacencyId, tables: &Tables, worker: &mut Worker) {
+    if tables.routing.is_revising() {
+        return;
+    }
     worker.refresh_rewrites(tables);
     if worker.rewrites.lacks(adjacency)
         && let Some(rewrite) = rewrite(adjacency, tables, worker)
@@ -93,7 +97,7 @@ pub(super) fn choose_next_hop(
                 tables.flow_hasher.hash(&packet)
             };
             let next = if tables.routing.is_revising() {
-                tables.hop_that_is_up(hops.as_slice(), hash)
+                tables.hop_that_is_up(packet.frame().vrf(), hops.as_slice(), hash)
             } else {
                 entry.next_hop(hash)
             };
@@ -172,7 +176,8 @@ pub(super) fn leave(
     if matches!(size, Size::Fits) {
         exit.send(packet, hop.address, origin, now);
     } else {
-        cut(packet, mtu, &mut worker.originator, exit.output);
+        let vrf = worker.vrfs.of(packet.frame().vrf());
+        cut(packet, mtu, &mut vrf.originator, exit.output);
         while let Some(fragment) = exit.output.pieces.pop_front() {
             exit.send(fragment, hop.address, origin, now);
         }
@@ -194,14 +199,18 @@ fn redirect(
     output: &mut Output,
     now: Instant,
 ) {
+    let (host, vrf) = (packet.source(), packet.frame().vrf());
     let Worker {
         neighbors,
-        redirects,
-        originator,
+        vrfs,
         shares,
         ..
     } = worker;
-    let (host, vrf) = (packet.source(), packet.frame().vrf());
+    let VrfState {
+        redirects,
+        originator,
+        ..
+    } = vrfs.of(vrf);
     let fib = tables.routing.fib();
     let on_link = |uplink: &&Uplink| {
         let route = fib.adjacency(fib.lookup(vrf, host)).action();

@@ -42,7 +42,7 @@ use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
 use crate::frame::{BATCH, Burst};
 use crate::icmp::IcmpError;
-use crate::ident::{Interface, UplinkId};
+use crate::ident::{Interface, UplinkId, VrfId};
 use crate::origin::Origin;
 use crate::output::Output;
 use crate::packet::{Addresses, Packet, PacketBurst};
@@ -135,12 +135,23 @@ impl Forwarder<'_> {
 
     #[inline(never)]
     fn poll_local(&mut self) {
-        let mut said = local::poll(self.worker, self.output, self.now);
-        while let Some(packet) = said.pop_front() {
-            self.run(Step::Route(packet, Origin::Nos));
+        let mut next = Some(VrfId::DEFAULT);
+        while let Some(vrf) = next.and_then(|from| self.worker.vrfs.due(from, self.now)) {
+            let Self {
+                tables,
+                worker,
+                output,
+                now,
+            } = self;
+            let mut said = local::poll(vrf, tables, worker, output, *now);
+            while let Some(packet) = said.pop_front() {
+                self.run(Step::Route(packet, Origin::Nos));
+            }
+            // Keeps its memory for the next time.
+            self.output.pieces = said;
+            next = vrf.0.checked_add(1).map(VrfId);
         }
-        // Keeps its memory for the next time.
-        self.output.pieces = said;
+        self.worker.vrfs.reschedule();
     }
 
     /// Packets from containers.

@@ -44,7 +44,8 @@ pub(super) fn refuse(
 
 /// Answers a TCP segment with a reset where one is due.
 fn reset(packet: Packet, origin: Origin, worker: &mut Worker, output: &mut Output) -> Step {
-    match reset::answer(&packet, &mut worker.originator, &mut output.pool) {
+    let vrf = worker.vrfs.of(packet.frame().vrf());
+    match reset::answer(&packet, &mut vrf.originator, &mut output.pool) {
         Ok(mut reply) => {
             reply.set_vrf(packet.frame().vrf());
             conclude(packet, DropReason::NoListener, Some(reply), origin, output)
@@ -80,11 +81,12 @@ fn build_error(
     now: Instant,
 ) -> Option<Packet> {
     let source = error_source(packet, origin, tables)?;
-    let sent = error.may_answer(packet) && worker.limiter.allow(error, packet.source(), now);
+    let vrf = worker.vrfs.of(packet.frame().vrf());
+    let sent = error.may_answer(packet) && vrf.limiter.allow(error, packet.source(), now);
     if !sent {
         return None;
     }
-    error.build(packet, source, &mut worker.originator, &mut output.pool)
+    error.build(packet, source, &mut vrf.originator, &mut output.pool)
 }
 
 /// The source of an error about `packet`: the address that it was sent to, if that is ours; else

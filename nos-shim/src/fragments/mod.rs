@@ -258,6 +258,16 @@ impl<O: Copy + PartialEq> FragmentTable<O> {
         before - self.len()
     }
 
+    /// Forgets the datagrams whose first packets that came are charged to an account. What they held
+    /// comes from [`Self::poll_fate`], to be dropped for `reason`.
+    pub fn forget_account(&mut self, account: Account, reason: DropReason) {
+        while let Some(oldest) = self.by_account.get(account.index()).and_then(List::first) {
+            let id = FlowId(oldest);
+            self.forget(id);
+            self.release(id, |packet| Fate::Drop(packet, reason));
+        }
+    }
+
     /// The entry of a datagram, made if there is none; `None` if the limits leave no room.
     fn remember(&mut self, key: Key, account: Account, now: Instant) -> Option<FlowId> {
         let full = DropReason::FragmentQueueFull;

@@ -8,6 +8,7 @@ mod own;
 mod uplinks;
 
 use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::channel::Exchange;
 use crate::fib::{Action, Adjacency, FibFull, FlowHasher, NextHop, RouteChange, Routing};
@@ -18,7 +19,7 @@ use crate::origin::Origin;
 use crate::ports::{
     ExchangeRefused, PortTable, Registration, RegistrationRefused, ServiceRegistration,
 };
-use crate::services::ServiceConfig;
+use crate::services::{Service, ServiceConfig};
 
 use own::OwnAddresses;
 pub use uplinks::{JoinRefused, LinkState, UplinkConfig};
@@ -37,18 +38,16 @@ pub(crate) struct Tables {
     pub(crate) ports: PortTable,
     pub(crate) uplinks: IdTable<UplinkId, Uplink>,
     pub(crate) attachments: IdTable<AttachmentId, Registration>,
-    /// Whether echo requests are answered.
-    pub(crate) ping: bool,
+    /// What the NOS offers, by VRF: of those in which it is not what is offered without saying.
+    services: BTreeMap<VrfId, ServiceConfig>,
     /// Counts changes of routes and uplinks.
     pub(crate) version: u64,
     /// All addresses of the NOS.
     addresses: Vec<(VrfId, IpAddr)>,
-    /// The same, by VRF.
+    /// The same, by number of the VRF.
     own_addresses: Vec<OwnAddresses>,
     /// Octets of the longest IP packet that every attachment takes.
     attachment_mtu: usize,
-    /// Octets of the longest IP packet that every uplink takes.
-    uplink_mtu: usize,
 }
 
 impl Tables {
@@ -59,25 +58,53 @@ impl Tables {
             ports: PortTable::new(),
             uplinks: IdTable::new(),
             attachments: IdTable::new(),
-            ping: true,
+            services: BTreeMap::new(),
             version: 0,
             addresses: Vec::new(),
             own_addresses: Vec::new(),
             attachment_mtu: usize::MAX,
-            uplink_mtu: usize::MAX,
         }
     }
 
     /// The NOS's own address that this is.
     #[inline]
     pub(crate) fn own_address(&self, vrf: VrfId, address: IpAddr) -> Option<LocalAddressId> {
-        let own = self.own_addresses.iter().find(|own| own.is_of(vrf))?;
-        own.find(address)
+        self.own_addresses.get(usize::from(vrf.0))?.find(address)
     }
 
-    /// All addresses of the NOS, in any VRF.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.addresses.iter().map(|&(_, address)| address)
+    /// All addresses of the NOS in a VRF.
+    pub(crate) fn addresses(&self, vrf: VrfId) -> impl Iterator<Item = IpAddr> + '_ {
+        let own = self.own_addresses.get(usize::from(vrf.0));
+        own.into_iter().flat_map(OwnAddresses::iter)
+    }
+
+    /// The VRFs that something is in, in order; the default one always is.
+    pub(crate) fn vrfs(&self) -> BTreeSet<VrfId> {
+        let uplinks = self.uplinks.values().map(|uplink| uplink.config.vrf);
+        let attachments = self.attachments.values().map(|attachment| attachment.vrf);
+        let services = self.services.keys().copied();
+        let all = uplinks.chain(attachments).chain(services);
+        all.chain([VrfId::DEFAULT]).collect()
+    }
+
+    /// What the NOS offers in a VRF.
+    pub(crate) fn services(&self, vrf: VrfId) -> &[Service] {
+        let config = self.services.get(&vrf);
+        config.map_or(&[], |config| &config.services)
+    }
+
+    /// Whether echo requests are answered in a VRF.
+    #[inline]
+    pub(crate) fn answers_pings(&self, vrf: VrfId) -> bool {
+        self.services.get(&vrf).is_none_or(|config| config.ping)
+    }
+
+    fn note_services(&mut self, vrf: VrfId, config: &ServiceConfig) {
+        if *config == ServiceConfig::default() {
+            self.services.remove(&vrf);
+        } else {
+            self.services.insert(vrf, config.clone());
+        }
     }
 
     /// Octets of the longest IP packet that every attachment takes.
@@ -88,10 +115,13 @@ impl Tables {
 
     /// Octets of the longest IP packet that surely reaches the host that a packet came from, as far
     /// as the NOS's own links go.
-    pub(crate) fn mtu_back_to(&self, origin: Origin) -> usize {
+    pub(crate) fn mtu_back_to(&self, origin: Origin, vrf: VrfId) -> usize {
         match origin {
             Origin::Attachment(id) => self.attachments.get(id).map(|it| it.mtu.into()),
-            Origin::Uplink(_) => Some(self.uplink_mtu),
+            Origin::Uplink(_) => self
+                .own_addresses
+                .get(usize::from(vrf.0))
+                .and_then(|own| own.mtu),
             Origin::Nos => None,
         }
         .unwrap_or(LEAST_MTU)
@@ -108,7 +138,9 @@ impl Tables {
             routing, uplinks, ..
         } = self;
         let mut changes = changes.into_iter();
-        changes.try_for_each(|change| routing.change(change, |id| uplinks::is_up(uplinks, id)))
+        changes.try_for_each(|change| {
+            routing.change(change, |vrf, id| uplinks::is_up(uplinks, vrf, id))
+        })
     }
 
     /// Brings some of the static routes in line with the uplinks, if any has changed.
@@ -117,14 +149,19 @@ impl Tables {
         let Self {
             routing, uplinks, ..
         } = self;
-        routing.revise(REVISED, |id| uplinks::is_up(uplinks, id));
+        routing.revise(REVISED, |vrf, id| uplinks::is_up(uplinks, vrf, id));
     }
 
     /// The next hop of a route that is being [revised](Self::revise_routes): none over an uplink
     /// that is away, unless there is no other.
     #[cold]
-    pub(crate) fn hop_that_is_up(&self, hops: &[NextHop], flow_hash: u32) -> Option<NextHop> {
-        let up = hops.iter().filter(|hop| self.is_up(hop.uplink));
+    pub(crate) fn hop_that_is_up(
+        &self,
+        vrf: VrfId,
+        hops: &[NextHop],
+        flow_hash: u32,
+    ) -> Option<NextHop> {
+        let up = hops.iter().filter(|hop| self.is_up(vrf, hop.uplink));
         let count = u32::try_from(up.clone().count()).ok()?;
         let chosen = flow_hash.checked_rem(count)?;
         up.copied().nth(usize::try_from(chosen).ok()?)
@@ -142,15 +179,17 @@ impl Tables {
         let Action::Via(hops) = entry.action() else {
             return entry;
         };
-        if hops.as_slice().iter().any(|hop| self.is_up(hop.uplink)) {
+        let mut hops = hops.as_slice().iter();
+        if hops.any(|hop| self.is_up(vrf, hop.uplink)) {
             return entry;
         }
-        let found = self.routing.detour(vrf, destination, |id| self.is_up(id));
+        let is_up = |vrf, id| self.is_up(vrf, id);
+        let found = self.routing.detour(vrf, destination, is_up);
         self.routing.fib().adjacency(found)
     }
 
-    fn is_up(&self, uplink: UplinkId) -> bool {
-        uplinks::is_up(&self.uplinks, uplink)
+    fn is_up(&self, vrf: VrfId, uplink: UplinkId) -> bool {
+        uplinks::is_up(&self.uplinks, vrf, uplink)
     }
 
     /// Sets what an uplink's device takes, and returns what it took before. `None` for an uplink
@@ -180,10 +219,12 @@ impl Tables {
             register,
             services,
         } = exchange;
-        let service = services.as_ref().map(service_registration);
+        let service = services
+            .as_ref()
+            .map(|(vrf, config)| service_registration(*vrf, config));
         self.ports.exchange(withdraw, register, service.as_ref())?;
-        if let Some(services) = services {
-            self.ping = services.ping;
+        if let Some((vrf, services)) = services {
+            self.note_services(*vrf, services);
         }
         let mut moved = withdraw.clone();
         for &id in withdraw {
@@ -202,17 +243,19 @@ impl Tables {
         Ok(moved)
     }
 
-    /// Makes `config` all that the NOS itself offers.
+    /// Makes `config` all that the NOS itself offers in a VRF.
     ///
     /// # Errors
     ///
     /// [`RegistrationRefused`] when a container owns one of the ports; nothing has changed then.
     pub(crate) fn set_services(
         &mut self,
+        vrf: VrfId,
         config: &ServiceConfig,
     ) -> Result<(), RegistrationRefused> {
-        self.ports.register_service(&service_registration(config))?;
-        self.ping = config.ping;
+        let registration = service_registration(vrf, config);
+        self.ports.register_service(&registration)?;
+        self.note_services(vrf, config);
         Ok(())
     }
 }
@@ -221,11 +264,11 @@ fn same_place(one: &Registration, other: &Registration) -> bool {
     (one.vrf, &one.addresses) == (other.vrf, &other.addresses)
 }
 
-fn service_registration(config: &ServiceConfig) -> ServiceRegistration {
+fn service_registration(vrf: VrfId, config: &ServiceConfig) -> ServiceRegistration {
     let claims = config.services.iter().flat_map(|service| service.claims());
     ServiceRegistration {
         name: "NOS".into(),
-        vrf: VrfId::DEFAULT,
+        vrf,
         claims: claims.collect(),
     }
 }

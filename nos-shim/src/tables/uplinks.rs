@@ -116,12 +116,14 @@ pub(crate) enum UplinkChange {
     Mac(UplinkId),
     /// It has the same MAC address, and perhaps other addresses.
     Addresses(UplinkId),
+    /// It is in another VRF, and perhaps has another MAC address and other addresses.
+    Vrf(UplinkId),
 }
 
-/// Whether packets can leave by an uplink.
-pub(super) fn is_up(uplinks: &IdTable<UplinkId, Uplink>, id: UplinkId) -> bool {
+/// Whether packets of a VRF can leave by an uplink: by none that is in another.
+pub(super) fn is_up(uplinks: &IdTable<UplinkId, Uplink>, vrf: VrfId, id: UplinkId) -> bool {
     let uplink = uplinks.get(id);
-    uplink.is_some_and(|uplink| uplink.link == LinkState::Up)
+    uplink.is_some_and(|uplink| uplink.link == LinkState::Up && uplink.config.vrf == vrf)
 }
 
 /// The routes that follow from the addresses of uplinks that are up.
@@ -165,11 +167,14 @@ impl Tables {
             self.uplinks.remove(id);
             self.routing.remove_uplink(id);
         }
-        self.revise_routes();
         let mut changes: Vec<_> = gone.into_iter().map(UplinkChange::Gone).collect();
         changes.extend(wanted.into_iter().filter_map(|it| self.set_config(it)));
-        let mtus = self.uplinks.values().map(|uplink| uplink.config.mtu);
-        self.uplink_mtu = mtus.min().unwrap_or(usize::MAX);
+        let moved = |change: &UplinkChange| matches!(change, UplinkChange::Vrf(_));
+        if changes.iter().any(moved) {
+            // No route of the VRF that it leaves may use it any more.
+            self.routing.follow_links();
+        }
+        self.revise_routes();
         Ok(changes)
     }
 
@@ -189,7 +194,9 @@ impl Tables {
             return None;
         }
         let before = core::mem::replace(&mut uplink.config, config);
-        Some(if before.mac == uplink.config.mac {
+        Some(if before.vrf != uplink.config.vrf {
+            UplinkChange::Vrf(id)
+        } else if before.mac == uplink.config.mac {
             UplinkChange::Addresses(id)
         } else {
             UplinkChange::Mac(id)
@@ -258,8 +265,9 @@ impl Tables {
             let reason = InactiveReason::LinkDown(id);
             inactive.extend(routes.map(|route| InactiveRoute { route, reason }));
         }
-        inactive.extend(self.routing.inactive(|id| match self.uplinks.get(id) {
+        inactive.extend(self.routing.inactive(|vrf, id| match self.uplinks.get(id) {
             None => Some(InactiveReason::NoUplink(id)),
+            Some(uplink) if uplink.config.vrf != vrf => Some(InactiveReason::OtherVrf(id)),
             Some(uplink) => {
                 (uplink.link == LinkState::Down).then_some(InactiveReason::LinkDown(id))
             }
@@ -298,7 +306,13 @@ impl Tables {
                 self.ports.remove_address(vrf, address);
             }
         }
-        self.own_addresses = OwnAddresses::by_vrf(&here, &self.ports);
+        self.own_addresses = match &placed {
+            Ok(()) => OwnAddresses::by_vrf(wanted.iter(), &self.ports),
+            Err(_) => {
+                let as_before = self.uplinks.values().map(|uplink| &uplink.config);
+                OwnAddresses::by_vrf(as_before, &self.ports)
+            }
+        };
         self.addresses = here;
         placed
     }

@@ -8,29 +8,25 @@ mod memberships;
 #[cfg(not(feature = "stack"))]
 mod no_stack;
 mod rewrites;
+mod vrfs;
 
 use crate::drop::DropReason;
 use crate::flows::EchoFlows;
 use crate::fragments::{Fate, FragmentLimits, FragmentTable};
 use crate::id_table::IdTable;
-use crate::ident::{AttachmentId, LocalAddressId, UplinkId};
-#[cfg(feature = "stack")]
-use crate::local::LocalStack;
+use crate::ident::{AttachmentId, Interface, LocalAddressId, UplinkId};
 use crate::neighbor::{self, NeighborCache};
 use crate::origin::Origin;
-use crate::originate::Originator;
 use crate::output::Output;
 use crate::ports::Owner;
-use crate::rate_limit::{IcmpLimiter, IcmpLimits, RedirectLimiter};
 use crate::reassembly::{self, Reassembler};
-use crate::share::{Budget, Shares};
+use crate::share::{Account, Budget, Shares};
 use crate::tables::{LinkState, Tables, Uplink, UplinkConfig};
 use crate::time::Instant;
-#[cfg(not(feature = "stack"))]
-use no_stack::LocalStack;
 
 pub(crate) use memberships::{LinkMemberships, Memberships};
 pub(crate) use rewrites::{Rewrite, Rewrites};
+pub(crate) use vrfs::{VrfState, Vrfs};
 
 /// Who gets the fragments of a datagram: whoever got the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +50,7 @@ pub(crate) struct Worker {
     pub(crate) echo: EchoFlows,
     pub(crate) fragments: FragmentTable<Holder>,
     pub(crate) reassembler: Reassembler,
-    pub(crate) local: LocalStack,
-    pub(crate) limiter: IcmpLimiter,
-    pub(crate) redirects: RedirectLimiter,
-    pub(crate) originator: Originator,
+    pub(crate) vrfs: Vrfs,
     pub(crate) rewrites: Rewrites,
     /// Changes of neighbors of uplinks that are no more.
     past_versions: u64,
@@ -84,10 +77,7 @@ impl Worker {
             echo: EchoFlows::default(),
             fragments: FragmentTable::new(fragments),
             reassembler: Reassembler::new(reassembly, seed),
-            local: LocalStack::new(seed),
-            limiter: IcmpLimiter::new(IcmpLimits::default(), seed),
-            redirects: RedirectLimiter::new(seed),
-            originator: Originator::new(seed),
+            vrfs: Vrfs::new(seed),
             rewrites: Rewrites::default(),
             past_versions: 0,
             seed,
@@ -95,9 +85,26 @@ impl Worker {
     }
 
     /// Forgets the flows of an attachment.
-    pub(crate) fn flush_flows(&mut self, id: AttachmentId) {
+    pub(crate) fn flush_flows(&mut self, id: AttachmentId, output: &mut Output) {
         self.echo.flush(Owner::Attachment(id));
         self.fragments.flush(Holder::Attachment(id));
+        self.forget_fragments(Interface::Attachment(id), output);
+    }
+
+    /// Drops datagrams that came in on an interface which is gone, or in another VRF by now, and of
+    /// which more was to come.
+    pub(crate) fn forget_fragments(&mut self, interface: Interface, output: &mut Output) {
+        let account = Account::from(interface);
+        self.fragments
+            .forget_account(account, DropReason::DeviceGone);
+        let Output { pool, ledger, .. } = output;
+        self.reassembler.forget_account(
+            account,
+            DropReason::DeviceGone,
+            pool,
+            ledger,
+            &mut self.shares,
+        );
     }
 
     /// Notices what has changed since the last burst.
@@ -178,7 +185,7 @@ impl Worker {
     pub(crate) fn poll_at(&self) -> Option<Instant> {
         let mut first = sooner(self.echo.poll_at(), self.fragments.poll_at());
         first = sooner(first, self.reassembler.poll_at());
-        first = sooner(first, self.local.poll_at());
+        first = sooner(first, self.vrfs.local_at());
         first = sooner(first, self.memberships.poll_at());
         for cache in self.neighbors.values() {
             first = sooner(first, cache.poll_at());

@@ -14,6 +14,7 @@ use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::{ClaimKind, Holding, Owner, PortRange, Transport};
 use serde::{Deserialize, Serialize};
 
+use crate::control::config::VrfName;
 use crate::data::device::LinkState as DeviceState;
 
 /// How an interface is.
@@ -152,9 +153,12 @@ pub struct Link {
     /// MAC address of the NOS on it.
     #[serde(with = "text")]
     pub mac: MacAddr,
-    /// Its VRF.
+    /// The number of its VRF.
     #[serde(with = "VrfNumber")]
     pub vrf: VrfId,
+    /// The VRF's name.
+    #[serde(default = "default_vrf")]
+    pub vrf_name: String,
     /// Octets of the longest IP packet.
     pub mtu: u16,
     /// Offloads in use: `checksum`, `tso4`, `tso6`, `uso`, `tunnel`; none is empty.
@@ -188,9 +192,12 @@ pub struct Traffic {
 /// A range of ports and its owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
-    /// The VRF in which it counts.
+    /// The number of the VRF in which it counts.
     #[serde(with = "VrfNumber")]
     pub vrf: VrfId,
+    /// The VRF's name.
+    #[serde(default = "default_vrf")]
+    pub vrf_name: String,
     /// The addresses of the NOS on which it counts; `None` is every address of the VRF.
     pub addresses: Option<Vec<IpAddr>>,
     /// The protocol.
@@ -216,6 +223,7 @@ impl From<&Holding<'_>> for Port {
         };
         Self {
             vrf: holding.vrf,
+            vrf_name: default_vrf(),
             addresses: holding.addresses.map(<[_]>::to_vec),
             protocol: holding.claim.transport.into(),
             range: holding.claim.range,
@@ -260,9 +268,12 @@ pub enum PortKind {
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// The VRF that it is in.
+    /// The number of the VRF that it is in.
     #[serde(with = "VrfNumber")]
     pub vrf: VrfId,
+    /// The VRF's name.
+    #[serde(default = "default_vrf")]
+    pub vrf_name: String,
     /// Destinations.
     pub prefix: IpNet,
     /// Where it comes from.
@@ -318,6 +329,9 @@ pub struct NextHop {
 pub struct Neighbor {
     /// The uplink's name.
     pub uplink: String,
+    /// The name of the uplink's VRF.
+    #[serde(default = "default_vrf")]
+    pub vrf_name: String,
     /// Its address.
     pub address: IpAddr,
     /// Its MAC address, once known.
@@ -558,6 +572,11 @@ impl Stage {
 pub fn drops(counters: &DropCounters) -> Drops {
     let label = |(reason, packets): (nos_shim::drop::DropReason, _)| (reason.to_string(), packets);
     counters.nonzero().map(label).collect()
+}
+
+/// What a daemon that names no VRF knows.
+fn default_vrf() -> String {
+    VrfName::Default.to_string()
 }
 
 #[derive(Serialize, Deserialize)]

@@ -2,44 +2,58 @@
 
 use core::hash::Hash;
 use core::net::IpAddr;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use nos_shim::ident::VrfId;
 
-use super::entries::{ContainerEntry, Entries, UplinkEntry};
+use super::entries::{ContainerEntry, Entries, NosEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
+use super::vrf::{Vrf, Vrfs, in_vrf};
 use super::{
-    Config, Container, ContainerDevice, Mtu, ServiceConfig, Uplink, UplinkDevice, claims, routing,
+    Config, Container, ContainerDevice, Mtu, ServiceConfig, Uplink, UplinkDevice, VrfName, claims,
+    routing,
 };
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
 /// nothing was reported.
 pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
-    uplinks(report, &entries);
-    containers(report, &entries);
+    let vrfs = Vrfs::of(&entries.uplinks);
+    uplinks(report, &entries, &vrfs);
+    if entries.all_uplinks && !entries.uplinks.is_empty() {
+        vrfs.check(report, &entries);
+    }
+    let vrf_of_nos = |entry: &NosEntry| entry.vrf.clone();
+    unique(report, "VRF", entries.nos.iter().map(vrf_of_nos));
+    containers(report, &entries, &vrfs);
     captures(report, &entries);
-    claims::check(report, &entries);
-    let routes = routing::resolve(report, &entries);
-    let nos_addresses = entries.nos_addresses();
-    let networks = networks(&entries.uplinks);
-    let finish = |entry| container(entry, &nos_addresses, &entries.uplinks, &networks);
+    claims::check(report, &entries, &vrfs);
+    let routes = routing::resolve(report, &entries, &vrfs);
+    let finish = |entry: &ContainerEntry| container(entry.clone(), vrfs.get(&entry.vrf.value));
     Config {
+        containers: entries.containers.iter().map(finish).collect(),
         relay: entries.relay,
         routes,
-        containers: entries.containers.into_iter().map(finish).collect(),
         uplinks: entries.uplinks.into_iter().map(uplink).collect(),
-        nos: ServiceConfig {
-            services: entries.services.into_iter().map(|at| at.value).collect(),
-            ping: entries.ping,
-        },
+        services: services(entries.nos),
         pool: entries.pool,
     }
 }
 
-fn uplinks(report: &Report<'_>, entries: &Entries) {
+/// A VRF of which nothing else is said than of one that is not spoken of is left out.
+fn services(entries: Vec<NosEntry>) -> BTreeMap<VrfName, ServiceConfig> {
+    let config = |entry: NosEntry| {
+        let services = entry.services.into_iter().map(|at| at.value).collect();
+        let ping = entry.ping;
+        (entry.vrf.value, ServiceConfig { ping, services })
+    };
+    let all = entries.into_iter().map(config);
+    all.filter(|(_, config)| *config != ServiceConfig::default())
+        .collect()
+}
+
+fn uplinks(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     let uplinks = &entries.uplinks;
     if uplinks.is_empty() && entries.all_uplinks {
         let reason =
@@ -51,14 +65,16 @@ fn uplinks(report: &Report<'_>, entries: &Entries) {
     let devices = uplinks.iter().map(|uplink| uplink.device.as_ref());
     let interfaces = devices.map(|at| at.map(|device| device.interface()));
     unique(report, "interface", interfaces);
-    let networks = uplinks.iter().flat_map(|uplink| &uplink.addresses);
-    unique(
-        report,
-        "address",
-        networks.map(|at| at.map(|network| network.addr())),
-    );
-    overlaps(report, uplinks);
-    mtus(report, uplinks);
+    for Vrf { uplinks, .. } in vrfs.iter() {
+        let networks = uplinks.iter().flat_map(|uplink| &uplink.addresses);
+        unique(
+            report,
+            "address",
+            networks.map(|at| at.map(|network| network.addr())),
+        );
+        overlaps(report, uplinks);
+        mtus(report, uplinks);
+    }
     tap_mtus(report, uplinks);
 }
 
@@ -87,10 +103,10 @@ impl Connected<'_> {
     }
 }
 
-/// A destination on the networks of two uplinks would be on either link. Networks of one uplink may
-/// overlap.
-fn overlaps(report: &Report<'_>, uplinks: &[UplinkEntry]) {
-    let connected = |uplink| {
+/// A destination on the networks of two uplinks of a VRF would be on either link. Networks of one
+/// uplink may overlap.
+fn overlaps(report: &Report<'_>, uplinks: &[&UplinkEntry]) {
+    let connected = |&uplink| {
         let uplink: &UplinkEntry = uplink;
         uplink
             .addresses
@@ -142,8 +158,8 @@ fn overlap(report: &Report<'_>, one: &Connected<'_>, two: &Connected<'_>) {
     }
 }
 
-/// All uplinks carry IPv6 if one does: packets to a container may come from any of them.
-fn mtus(report: &Report<'_>, uplinks: &[UplinkEntry]) {
+/// All uplinks of a VRF carry IPv6 if one does: packets to a container may come from any of them.
+fn mtus(report: &Report<'_>, uplinks: &[&UplinkEntry]) {
     let mut addresses = uplinks.iter().flat_map(|uplink| &uplink.addresses);
     let Some(ipv6) = addresses.find(|at| at.value.addr().is_ipv6()) else {
         return;
@@ -157,17 +173,18 @@ fn mtus(report: &Report<'_>, uplinks: &[UplinkEntry]) {
     }
 }
 
-fn containers(report: &Report<'_>, entries: &Entries) {
+fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     let containers = &entries.containers;
     let names = containers.iter().map(|container| container.name.as_ref());
     unique(report, "name", names);
     interfaces(report, containers);
-    let nos = entries.nos_addresses();
     for container in containers {
         let addresses = || container.addresses.iter().flatten();
         unique(report, "address", addresses().map(At::as_ref));
+        let vrf = &container.vrf.value;
+        let nos = &vrfs.get(vrf).addresses;
         if entries.all_uplinks && !nos.is_empty() {
-            addresses().for_each(|address| of_the_nos(report, *address, &nos));
+            addresses().for_each(|address| of_the_nos(report, *address, vrf, nos));
         }
     }
 }
@@ -190,14 +207,15 @@ fn interfaces(report: &Report<'_>, containers: &[ContainerEntry]) {
     }
 }
 
-fn of_the_nos(report: &Report<'_>, address: At<IpAddr>, nos: &[IpAddr]) {
+fn of_the_nos(report: &Report<'_>, address: At<IpAddr>, vrf: &VrfName, nos: &[IpAddr]) {
     if nos.contains(&address.value) {
         return;
     }
     let nos: Vec<_> = nos.iter().map(IpAddr::to_string).collect();
     let reason = format!(
-        "{} is no address of the NOS; it has {}",
+        "{} is no address of the NOS{}; it has {}",
         address.value,
+        in_vrf(vrf),
         nos.join(", ")
     );
     report.error(address.place, reason);
@@ -243,42 +261,30 @@ fn uplink(entry: UplinkEntry) -> Uplink {
         mac: entry.mac,
         offload: entry.offload,
         redirects: entry.redirects,
-        vrf: VrfId::DEFAULT,
+        vrf: entry.vrf,
         capture: entry.capture.map(|at| at.value),
     }
 }
 
-fn container(
-    entry: ContainerEntry,
-    nos: &[IpAddr],
-    uplinks: &[UplinkEntry],
-    networks: &Arc<[IpNet]>,
-) -> Container {
-    let addresses = entry.addresses_among(nos);
+fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
+    let addresses = entry.addresses_among(&vrf.addresses);
     let values = |ranges: Vec<At<_>>| ranges.into_iter().map(|at| at.value).collect();
     Container {
-        mtu: least_mtu(&addresses, uplinks).min(most_of(entry.device)),
+        mtu: least_mtu(&addresses, &vrf.uplinks).min(most_of(entry.device)),
         name: entry.name.value,
         netns: entry.netns.value,
         device: entry.device,
         interface: entry.interface,
         addresses,
-        networks: Arc::clone(networks),
+        networks: Arc::clone(&vrf.networks),
         tcp: values(entry.tcp),
         udp: values(entry.udp),
         ephemeral: values(entry.ephemeral),
         mac: entry.mac,
         offload: entry.offload,
-        vrf: VrfId::DEFAULT,
+        vrf: entry.vrf.value,
         capture: entry.capture.map(|at| at.value),
     }
-}
-
-/// Where the NOS has neighbors.
-fn networks(uplinks: &[UplinkEntry]) -> Arc<[IpNet]> {
-    let all = uplinks.iter().flat_map(|uplink| &uplink.addresses);
-    let networks: BTreeSet<IpNet> = all.map(|at| at.value.trunc()).collect();
-    networks.into_iter().collect()
 }
 
 /// The greatest MTU that a device can have.
@@ -289,8 +295,8 @@ fn most_of(device: ContainerDevice) -> Mtu {
     }
 }
 
-fn least_mtu(addresses: &[IpAddr], uplinks: &[UplinkEntry]) -> Mtu {
-    let holds = |uplink: &&UplinkEntry| {
+fn least_mtu(addresses: &[IpAddr], uplinks: &[&UplinkEntry]) -> Mtu {
+    let holds = |uplink: &&&UplinkEntry| {
         let mut own = uplink.addresses.iter().map(|at| at.value.addr());
         own.any(|address| addresses.contains(&address))
     };

@@ -12,7 +12,8 @@ use nos_shim::ports::{PortRange, Transport};
 use super::entries::{ContainerEntry, Entries};
 use super::place::{At, Place};
 use super::report::{PortClash, Report};
-use super::{Name, Service};
+use super::vrf::Vrfs;
+use super::{Name, Service, VrfName};
 
 /// Ranges below the one asked for are suggested from here on: lower ports are privileged in
 /// containers.
@@ -20,12 +21,12 @@ const FIRST_UNPRIVILEGED: u32 = 1024;
 
 /// Where a claim counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Scope {
-    Address(IpAddr),
+enum Scope<'a> {
+    Address(&'a VrfName, IpAddr),
     /// A container of which it is not known what addresses it shares.
     Container(Place),
-    /// The NOS's services, which count for all.
-    Nos,
+    /// The NOS's services in a VRF, which count for all there.
+    Nos(&'a VrfName),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,7 @@ enum Owner<'a> {
 /// What somebody wants.
 #[derive(Clone, Copy, Debug)]
 struct Claim<'a> {
+    vrf: &'a VrfName,
     range: PortRange,
     place: Place,
     owner: Owner<'a>,
@@ -44,17 +46,15 @@ struct Claim<'a> {
 }
 
 /// Reports every claim that overlaps an earlier one.
-pub(super) fn check(report: &Report<'_>, entries: &Entries) {
+pub(super) fn check(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     let mut table = Table {
         report,
         held: HashMap::new(),
         all: all_claims(entries),
     };
-    let services: Vec<_> = entries.services.iter().map(service_claim).collect();
-    for claim in &services {
-        table.enter(claim, &[Scope::Nos]);
+    for claim in service_claims(entries) {
+        table.enter(&claim, &[Scope::Nos(claim.vrf)]);
     }
-    let nos = entries.nos_addresses();
     // What was added at run time comes behind the file, and what is asked for now behind all, so
     // that it is what is refused.
     let age = |container: &ContainerEntry, claim: &Claim<'_>| {
@@ -66,7 +66,7 @@ pub(super) fn check(report: &Report<'_>, entries: &Entries) {
         }
     };
     let containers = entries.containers.iter();
-    let scoped = containers.map(|it| (it, scopes(it, entries.all_uplinks, &nos)));
+    let scoped = containers.map(|it| (it, scopes(it, entries.all_uplinks, vrfs)));
     let scoped: Vec<_> = scoped.collect();
     for turn in 0..=2 {
         for (container, scopes) in &scoped {
@@ -78,20 +78,31 @@ pub(super) fn check(report: &Report<'_>, entries: &Entries) {
     }
 }
 
-fn scopes(container: &ContainerEntry, all_uplinks: bool, nos: &[IpAddr]) -> Vec<Scope> {
-    let addresses = container.addresses_among(nos);
+fn scopes<'a>(container: &'a ContainerEntry, all_uplinks: bool, vrfs: &Vrfs<'_>) -> Vec<Scope<'a>> {
+    let vrf = &container.vrf.value;
+    let addresses = container.addresses_among(&vrfs.get(vrf).addresses);
     if !all_uplinks || addresses.is_empty() {
         return vec![Scope::Container(container.name.place)];
     }
-    addresses.into_iter().map(Scope::Address).collect()
+    let scope = |address| Scope::Address(vrf, address);
+    addresses.into_iter().map(scope).collect()
 }
 
-fn service_claim(at: &At<Service>) -> Claim<'_> {
+/// Of all VRFs.
+fn service_claims(entries: &Entries) -> impl Iterator<Item = Claim<'_>> {
+    entries.nos.iter().flat_map(|nos| {
+        let services = nos.services.iter();
+        services.map(|service| service_claim(&nos.vrf.value, service))
+    })
+}
+
+fn service_claim<'a>(vrf: &'a VrfName, at: &At<Service>) -> Claim<'a> {
     let transports: &[_] = match at.value.uses(Transport::Udp) {
         true => &[Transport::Tcp, Transport::Udp],
         false => &[Transport::Tcp],
     };
     Claim {
+        vrf,
         range: at.value.port().into(),
         place: at.place,
         owner: Owner::Service(at.value),
@@ -101,6 +112,7 @@ fn service_claim(at: &At<Service>) -> Claim<'_> {
 
 fn container_claims(container: &ContainerEntry) -> impl Iterator<Item = Claim<'_>> {
     let claim = |at: &At<PortRange>, transports| Claim {
+        vrf: &container.vrf.value,
         range: at.value,
         place: at.place,
         owner: Owner::Container(&container.name.value),
@@ -121,22 +133,21 @@ fn container_claims(container: &ContainerEntry) -> impl Iterator<Item = Claim<'_
 
 /// All claims of all owners in the order of their ranges, for suggestions.
 fn all_claims(entries: &Entries) -> Vec<Claim<'_>> {
-    let services = entries.services.iter().map(service_claim);
     let containers = entries.containers.iter().flat_map(container_claims);
-    let mut all: Vec<_> = services.chain(containers).collect();
+    let mut all: Vec<_> = service_claims(entries).chain(containers).collect();
     all.sort_by_key(|claim| claim.range);
     all
 }
 
 struct Table<'a> {
     report: &'a Report<'a>,
-    held: HashMap<(Transport, Scope), BTreeMap<u16, Claim<'a>>>,
+    held: HashMap<(Transport, Scope<'a>), BTreeMap<u16, Claim<'a>>>,
     all: Vec<Claim<'a>>,
 }
 
 impl<'a> Table<'a> {
     /// Enters the claim, or reports the first that it overlaps.
-    fn enter(&mut self, claim: &Claim<'a>, scopes: &[Scope]) {
+    fn enter(&mut self, claim: &Claim<'a>, scopes: &[Scope<'a>]) {
         let keys = || {
             let pairs = |&transport| scopes.iter().map(move |&scope| (transport, scope));
             claim.transports.iter().flat_map(pairs)
@@ -144,7 +155,7 @@ impl<'a> Table<'a> {
         let services = claim
             .transports
             .iter()
-            .map(|&transport| (transport, Scope::Nos));
+            .map(|&transport| (transport, Scope::Nos(claim.vrf)));
         let mut clashes = services.chain(keys()).filter_map(|key| {
             let holder = self.holder(key, claim.range)?;
             Some((key.0, *holder))
@@ -161,7 +172,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn holder(&self, key: (Transport, Scope), range: PortRange) -> Option<&Claim<'a>> {
+    fn holder(&self, key: (Transport, Scope<'a>), range: PortRange) -> Option<&Claim<'a>> {
         let held = self.held.get(&key)?;
         let (_, below) = held.range(..=range.last()).next_back()?;
         below.range.overlaps(range).then_some(below)
@@ -192,11 +203,12 @@ impl<'a> Table<'a> {
         self.report.clash(claim.place, reason, clash);
     }
 
-    /// The nearest range as long as the claim's that nobody claims.
+    /// The nearest range as long as the claim's that nobody claims in its VRF.
     fn free_range(&self, claim: &Claim<'_>) -> Option<PortRange> {
         let others = || {
             let other = |taken: &&Claim<'_>| {
-                (taken.place, taken.range) != (claim.place, claim.range)
+                taken.vrf == claim.vrf
+                    && (taken.place, taken.range) != (claim.place, claim.range)
                     && taken
                         .transports
                         .iter()

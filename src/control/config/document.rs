@@ -104,6 +104,13 @@ impl<'a> Section<'a> {
         self.table.contains_key(key)
     }
 
+    /// Whether `key` is a list of tables.
+    pub(super) fn is_tables(&self, key: &str) -> bool {
+        let value = self.table.get(key);
+        let items = value.and_then(|value| value.get_ref().as_array());
+        items.is_some_and(|items| is_tables(items))
+    }
+
     /// Notes an error, which makes the section unsound.
     pub(super) fn error(&mut self, place: Place, reason: impl Into<String>) {
         self.sound = false;

@@ -19,7 +19,7 @@ use super::report::Report;
 use super::values::{self, HopText};
 use super::{
     ContainerDevice, IoUring, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads,
-    UplinkDevice,
+    UplinkDevice, VrfName,
 };
 
 /// The entries that are sound.
@@ -31,8 +31,7 @@ pub(super) struct Entries {
     pub(super) all_uplinks: bool,
     pub(super) routes: Vec<RouteEntry>,
     pub(super) containers: Vec<ContainerEntry>,
-    pub(super) services: Vec<At<Service>>,
-    pub(super) ping: bool,
+    pub(super) nos: Vec<NosEntry>,
     pub(super) pool: Vec<PortRange>,
     /// The container that a request is about: of two that want a port it is this one's request that
     /// is refused.
@@ -48,6 +47,7 @@ pub(super) struct UplinkEntry {
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
     pub(super) redirects: bool,
+    pub(super) vrf: VrfName,
     pub(super) capture: Option<At<PathBuf>>,
 }
 
@@ -56,6 +56,7 @@ pub(super) struct RouteEntry {
     pub(super) prefix: At<IpNet>,
     pub(super) action: ActionEntry,
     pub(super) metric: u16,
+    pub(super) vrf: At<VrfName>,
 }
 
 #[derive(Clone, Debug)]
@@ -76,26 +77,27 @@ pub(super) struct ContainerEntry {
     pub(super) netns: At<NetnsRef>,
     pub(super) device: ContainerDevice,
     pub(super) interface: InterfaceName,
-    /// Every NOS address when `None`.
+    /// Every NOS address of its VRF when `None`.
     pub(super) addresses: Option<Vec<At<IpAddr>>>,
     pub(super) tcp: Vec<At<PortRange>>,
     pub(super) udp: Vec<At<PortRange>>,
     pub(super) ephemeral: Vec<At<PortRange>>,
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
+    pub(super) vrf: At<VrfName>,
     pub(super) capture: Option<At<PathBuf>>,
 }
 
-impl Entries {
-    /// Every address of the NOS, in the order of the text.
-    pub(super) fn nos_addresses(&self) -> Vec<IpAddr> {
-        let networks = self.uplinks.iter().flat_map(|uplink| &uplink.addresses);
-        networks.map(|at| at.value.addr()).collect()
-    }
+/// What the NOS offers in one VRF.
+#[derive(Clone, Debug)]
+pub(super) struct NosEntry {
+    pub(super) vrf: At<VrfName>,
+    pub(super) services: Vec<At<Service>>,
+    pub(super) ping: bool,
 }
 
 impl ContainerEntry {
-    /// Its addresses, when the NOS has the addresses `nos`.
+    /// Its addresses, when the NOS has the addresses `nos` in its VRF.
     pub(super) fn addresses_among(&self, nos: &[IpAddr]) -> Vec<IpAddr> {
         match &self.addresses {
             Some(addresses) => addresses.iter().map(|at| at.value).collect(),
@@ -111,7 +113,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
     let (uplinks, all_uplinks) = all(&mut root, "uplink", uplink);
     let (routes, _) = all(&mut root, "route", route);
     let (containers, _) = all(&mut root, "container", container);
-    let (services, ping) = root.table("nos").map_or((Vec::new(), true), nos);
+    let (nos, _) = all_or_one(&mut root, "nos", nos);
     let pool = root.table("ports").map(pool).unwrap_or_default();
     // A misspelt [[uplink]] is an uplink that cannot be seen.
     let all_uplinks = root.finish() && all_uplinks;
@@ -121,8 +123,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
         all_uplinks,
         routes,
         containers,
-        services,
-        ping,
+        nos,
         pool,
         newest: None,
     }
@@ -148,6 +149,30 @@ fn all<'a, T>(
     let entries: Vec<_> = sections.into_iter().filter_map(read).collect();
     let whole = whole && entries.len() == expected;
     (entries, whole)
+}
+
+/// The same, where a single one may stand in `[key]`.
+fn all_or_one<'a, T>(
+    root: &mut Section<'a>,
+    key: &'static str,
+    read: fn(Section<'a>) -> Option<T>,
+) -> (Vec<T>, bool) {
+    if root.is_tables(key) {
+        return all(root, key, read);
+    }
+    let absent = !root.has(key);
+    let entry = root.table(key).and_then(read);
+    let whole = absent || entry.is_some();
+    (entry.into_iter().collect(), whole)
+}
+
+/// In which VRF the entry is: the default one where it does not say.
+fn vrf(section: &mut Section<'_>) -> At<VrfName> {
+    let place = section.header("vrf");
+    let value = VrfName::Default;
+    section
+        .optional("vrf", values::vrf)
+        .unwrap_or(At { value, place })
 }
 
 fn relay(mut section: Section<'_>) -> RelayConfig {
@@ -176,6 +201,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
     let redirects = section.optional("redirects", values::boolean);
+    let vrf = vrf(&mut section);
     let capture = section.optional("capture", values::file);
     let header = section.header("mtu");
     if !section.finish() {
@@ -192,6 +218,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),
         redirects: redirects.is_none_or(|at| at.value),
+        vrf: vrf.value,
         capture,
     })
 }
@@ -204,6 +231,7 @@ pub(super) fn route(mut section: Section<'_>) -> Option<RouteEntry> {
     let onlink = section.optional("onlink", values::boolean);
     let other = section.optional("type", values::route_type);
     let metric = section.optional("metric", values::metric);
+    let vrf = vrf(&mut section);
     let action = action(&mut section, hops, (dev, onlink), other);
     if !section.finish() {
         return None;
@@ -212,6 +240,7 @@ pub(super) fn route(mut section: Section<'_>) -> Option<RouteEntry> {
         prefix: prefix?,
         action: action?,
         metric: metric.map_or(0, |at| at.value),
+        vrf,
     })
 }
 
@@ -253,6 +282,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let pid = section.optional("pid", values::pid);
     let device = section.required("device", "\"tap\"", values::container_device);
     let interface = section.optional("interface", values::interface);
+    let vrf = vrf(&mut section);
     let advice = "leave it out for every address of the NOS";
     let addresses = section.nonempty("addresses", advice, values::address);
     let tcp = port_list::read(&mut section, "tcp");
@@ -276,6 +306,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         ephemeral,
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),
+        vrf,
         capture,
     })
 }
@@ -314,9 +345,14 @@ fn pool(mut section: Section<'_>) -> Vec<PortRange> {
     pool.into_iter().map(|at| at.value).collect()
 }
 
-fn nos(mut section: Section<'_>) -> (Vec<At<Service>>, bool) {
+fn nos(mut section: Section<'_>) -> Option<NosEntry> {
     let services = section.list("services", values::service);
     let ping = section.optional("ping", values::boolean);
+    let vrf = vrf(&mut section);
     section.finish();
-    (services.unwrap_or_default(), ping.is_none_or(|at| at.value))
+    Some(NosEntry {
+        vrf,
+        services: services.unwrap_or_default(),
+        ping: ping.is_none_or(|at| at.value),
+    })
 }

@@ -4,54 +4,64 @@ use core::net::IpAddr;
 use std::collections::HashMap;
 
 use ipnet::IpNet;
-use nos_shim::ident::VrfId;
 
 use super::entries::{ActionEntry, Entries, RouteEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
 use super::values::{HopText, did_you_mean, is_link_local, not_a_host};
-use super::{Name, NextHop, Route, RouteAction};
+use super::vrf::Vrfs;
+use super::{Name, NextHop, Route, RouteAction, VrfName};
 
 /// The routes with their next hops resolved. What does not resolve is reported, unless an uplink
 /// that could not be read may be the reason.
-pub(super) fn resolve(report: &Report<'_>, entries: &Entries) -> Vec<Route> {
-    let resolver = Resolver {
-        report,
-        uplinks: &entries.uplinks,
-    };
-    resolver.distinct(&entries.routes);
+pub(super) fn resolve(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) -> Vec<Route> {
+    distinct(report, &entries.routes);
     if !entries.all_uplinks {
         return Vec::new();
     }
-    entries
-        .routes
-        .iter()
-        .map(|entry| resolver.route(entry))
-        .collect()
+    let route = |entry: &RouteEntry| {
+        let resolver = Resolver {
+            report,
+            all: &entries.uplinks,
+            vrf: &entry.vrf.value,
+            uplinks: &vrfs.get(&entry.vrf.value).uplinks,
+        };
+        resolver.route(entry)
+    };
+    // One of a VRF without uplinks has been reported.
+    let known = |entry: &&RouteEntry| !vrfs.get(&entry.vrf.value).uplinks.is_empty();
+    entries.routes.iter().filter(known).map(route).collect()
 }
 
+fn distinct(report: &Report<'_>, routes: &[RouteEntry]) {
+    let mut seen: HashMap<_, Place> = HashMap::new();
+    for entry in routes {
+        let RouteEntry { prefix, metric, .. } = entry;
+        let key = (&entry.vrf.value, prefix.value, *metric);
+        let Some(&earlier) = seen.get(&key) else {
+            seen.insert(key, prefix.place);
+            continue;
+        };
+        let reason = format!(
+            "{} with metric {metric} is already {}; for ECMP list all next hops in one via",
+            prefix.value,
+            report.on(earlier)
+        );
+        report.error(prefix.place, reason);
+    }
+}
+
+/// The next hops of one route.
 struct Resolver<'a> {
     report: &'a Report<'a>,
-    uplinks: &'a [UplinkEntry],
+    all: &'a [UplinkEntry],
+    /// The route's VRF.
+    vrf: &'a VrfName,
+    /// The uplinks that are in it.
+    uplinks: &'a [&'a UplinkEntry],
 }
 
 impl Resolver<'_> {
-    fn distinct(&self, routes: &[RouteEntry]) {
-        let mut seen: HashMap<_, Place> = HashMap::new();
-        for RouteEntry { prefix, metric, .. } in routes {
-            let Some(&earlier) = seen.get(&(prefix.value, *metric)) else {
-                seen.insert((prefix.value, *metric), prefix.place);
-                continue;
-            };
-            let reason = format!(
-                "{} with metric {metric} is already {}; for ECMP list all next hops in one via",
-                prefix.value,
-                self.report.on(earlier)
-            );
-            self.report.error(prefix.place, reason);
-        }
-    }
-
     fn route(&self, entry: &RouteEntry) -> Route {
         self.not_connected(entry.prefix);
         let action = match &entry.action {
@@ -64,12 +74,12 @@ impl Resolver<'_> {
             prefix: entry.prefix.value,
             action,
             metric: entry.metric,
-            vrf: VrfId::DEFAULT,
+            vrf: self.vrf.clone(),
         }
     }
 
     fn not_connected(&self, prefix: At<IpNet>) {
-        let connected = |uplink: &&UplinkEntry| {
+        let connected = |uplink: &&&UplinkEntry| {
             let mut networks = uplink.addresses.iter().map(|at| at.value.trunc());
             networks.any(|network| network == prefix.value)
         };
@@ -130,7 +140,7 @@ impl Resolver<'_> {
         let uplink = match named {
             Some(uplink) if is_link_local(address) => uplink,
             Some(uplink) if onlink => off_network(address, uplink)?,
-            Some(uplink) => self.on_link(address, core::slice::from_ref(uplink))?,
+            Some(uplink) => self.on_link(address, &[uplink])?,
             None if is_link_local(address) => {
                 return Err(self.needs_uplink(address, "is link-local"));
             }
@@ -146,18 +156,23 @@ impl Resolver<'_> {
     }
 
     fn named(&self, name: &Name) -> Result<&UplinkEntry, String> {
-        let named = self
-            .uplinks
-            .iter()
-            .find(|uplink| uplink.name.value == *name);
-        named.ok_or_else(|| {
+        let named = self.all.iter().find(|uplink| uplink.name.value == *name);
+        let named = named.ok_or_else(|| {
             let known: Vec<_> = self.names();
             let hint = did_you_mean(name.as_str(), &known)
                 .unwrap_or_else(|| format!("; uplinks are {}", known.join(", ")));
             format!("\"{name}\" is not an uplink{hint}")
-        })
+        })?;
+        if named.vrf == *self.vrf {
+            return Ok(named);
+        }
+        let (other, own) = (&named.vrf, self.vrf);
+        Err(format!(
+            "uplink \"{name}\" is in VRF \"{other}\", and the route is in VRF \"{own}\""
+        ))
     }
 
+    /// Of the uplinks that the route may use.
     fn names(&self) -> Vec<&str> {
         self.uplinks
             .iter()
@@ -167,7 +182,7 @@ impl Resolver<'_> {
 
     fn not_own(&self, address: IpAddr) -> Result<(), String> {
         let own =
-            |uplink: &&UplinkEntry| uplink.addresses.iter().any(|at| at.value.addr() == address);
+            |uplink: &&&UplinkEntry| uplink.addresses.iter().any(|at| at.value.addr() == address);
         match self.uplinks.iter().find(own) {
             None => Ok(()),
             Some(uplink) => Err(format!(
@@ -187,9 +202,9 @@ impl Resolver<'_> {
     fn on_link<'b>(
         &self,
         address: IpAddr,
-        uplinks: &'b [UplinkEntry],
+        uplinks: &[&'b UplinkEntry],
     ) -> Result<&'b UplinkEntry, String> {
-        let mut found = uplinks.iter().filter_map(|uplink| {
+        let mut found = uplinks.iter().filter_map(|&uplink| {
             let network = networks(uplink).find(|network| network.contains(&address))?;
             Some((uplink, network))
         });
@@ -233,8 +248,8 @@ fn networks(uplink: &UplinkEntry) -> impl Iterator<Item = IpNet> + '_ {
 }
 
 /// `uplink "up0" (203.0.113.0/24), "up1" (...)`
-fn described(uplinks: &[UplinkEntry]) -> String {
-    let one = |uplink: &UplinkEntry| {
+fn described(uplinks: &[&UplinkEntry]) -> String {
+    let one = |uplink: &&UplinkEntry| {
         let networks: Vec<_> = networks(uplink)
             .map(|network| network.to_string())
             .collect();

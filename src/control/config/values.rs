@@ -17,6 +17,7 @@ use crate::interface_name::InterfaceName;
 use super::port_list::PortEntry;
 use super::{
     ContainerDevice, IoUring, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
+    VrfName,
 };
 
 /// Characters of a value that errors quote.
@@ -37,6 +38,10 @@ pub(super) struct HopText {
 
 pub(super) fn name(value: &DeValue<'_>) -> Result<Name, String> {
     parsed(text(value, "a name")?)
+}
+
+pub(super) fn vrf(value: &DeValue<'_>) -> Result<VrfName, String> {
+    parsed(text(value, "the name of a VRF")?)
 }
 
 pub(super) fn interface(value: &DeValue<'_>) -> Result<InterfaceName, String> {

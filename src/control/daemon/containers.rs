@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nos_shim::channel::RequestId;
-use nos_shim::ident::{AttachmentId, Interface, MacAddr};
+use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
 use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
 use tracing::{info, warn};
 
@@ -56,19 +56,25 @@ impl Live {
         let mut fresh = Vec::new();
         for (name, change) in changes {
             let known = self.containers.get(name).map(|container| container.id);
-            match (&change.new, known) {
-                (Some(new), Some(id)) => exchange.attach.push(attachment(id, name, new)),
-                (Some(new), None) => {
-                    let Some(id) = self.attachment_ids.take() else {
-                        self.release(&fresh);
-                        return Err(StepError::new("all 65,536 attachments are in use"));
-                    };
-                    fresh.push((name.clone(), id));
-                    exchange.attach.push(attachment(id, name, new));
+            let Some(new) = &change.new else {
+                exchange.detach.extend(known);
+                continue;
+            };
+            let vrf = match self.vrfs.id(&new.vrf) {
+                Ok(vrf) => vrf,
+                Err(error) => {
+                    self.release(&fresh);
+                    return Err(error);
                 }
-                (None, Some(id)) => exchange.detach.push(id),
-                (None, None) => {}
+            };
+            let Some(id) = known.or_else(|| self.attachment_ids.take()) else {
+                self.release(&fresh);
+                return Err(StepError::new("all 65,536 attachments are in use"));
+            };
+            if known.is_none() {
+                fresh.push((name.clone(), id));
             }
+            exchange.attach.push(attachment(id, name, vrf, new));
         }
         if let Err(error) = self.exchange(exchange) {
             self.release(&fresh);
@@ -256,11 +262,11 @@ fn log_detached(name: &Name, outcome: Option<Result<(), AttachError>>) {
 }
 
 /// What the relay has to know of a container.
-fn attachment(id: AttachmentId, name: &Name, claim: &Claim) -> AttachmentConfig {
+fn attachment(id: AttachmentId, name: &Name, vrf: VrfId, claim: &Claim) -> AttachmentConfig {
     AttachmentConfig {
         id,
         name: Arc::from(name.as_str()),
-        vrf: claim.vrf,
+        vrf,
         mac: claim.mac,
         relay_mac: relay_mac(name),
         addresses: claim.addresses.clone(),

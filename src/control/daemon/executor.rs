@@ -18,7 +18,7 @@ impl Live {
             Step::Capture(of, change) => self.change_capture(of, change),
             Step::Networks(changes) => self.change_networks(changes),
             Step::Claims(changes) => self.change_claims(changes),
-            Step::Services { new, .. } => self.set_services(new),
+            Step::Services { vrf, new, .. } => self.set_services(vrf, new),
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::data::event_loop::{Event, LoopDevice, Stopped};
 use super::data_plane::DataPlane;
 use super::identifiers::Identifiers;
 use super::routes::ToldRoutes;
+use super::vrfs::VrfNumbers;
 
 /// Why a step was refused, in words for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,7 @@ pub(super) struct Live {
     pub(super) captures: BTreeMap<Entity, CaptureWriter>,
     pub(super) attachment_ids: Identifiers<AttachmentId>,
     pub(super) uplink_ids: Identifiers<UplinkId>,
+    pub(super) vrfs: VrfNumbers,
     /// Devices that the data threads gave up before they were asked to: the news of that is still
     /// on its way, and old by now.
     stale: HashMap<Interface, u32>,
@@ -78,6 +80,7 @@ impl Live {
             captures: BTreeMap::new(),
             attachment_ids: Identifiers::default(),
             uplink_ids: Identifiers::default(),
+            vrfs: VrfNumbers::default(),
             stale: HashMap::new(),
             backlog: VecDeque::new(),
             routes_lost: false,
@@ -97,7 +100,7 @@ impl Live {
             Entity::Uplink(name) | Entity::Device(name) => {
                 Some(Interface::Uplink(self.uplinks.get(name)?.id))
             }
-            Entity::Services | Entity::Routes => None,
+            Entity::Services(_) | Entity::Routes => None,
         }
     }
 

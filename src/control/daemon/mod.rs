@@ -43,6 +43,7 @@ mod services;
 mod show;
 mod standing;
 mod uplinks;
+mod vrfs;
 mod watched;
 mod watching;
 

@@ -18,6 +18,7 @@ use crate::control::plan::{
 use super::containers::{netns_name, open};
 use super::live::{Live, StepError};
 use super::standing::{Condition, Standing};
+use super::vrfs::{named, used};
 use super::watched::WatchedContainers;
 use super::watching::{differences, present, subject};
 
@@ -288,6 +289,7 @@ impl Reconciler {
     /// as it was found where it is not any more.
     fn attempt(&mut self, config: &Config, live: &mut Live) -> bool {
         let now = Instant::now();
+        live.vrfs.assign(named(config));
         self.standing.handle_timeout(now);
         let observed = self.observe(config, live);
         let Want {
@@ -315,6 +317,8 @@ impl Reconciler {
         self.obstacles.extend(replaced);
         self.digest(outcome, &wanted, &unfit, now);
         self.set_routes(config, live);
+        live.vrfs
+            .retain(&named(config).chain(used(&self.state)).collect());
         self.note_repairs(&repairs, live, now);
         let moved = self.give_up_moved(live, now);
         self.follow_refused(config, &refused, now) || moved
@@ -554,7 +558,7 @@ fn is_wanted(config: &Config, entity: &Entity) -> bool {
     match entity {
         Entity::Uplink(name) | Entity::Device(name) => config.uplink(name).is_some(),
         Entity::Container(name) => config.container(name).is_some(),
-        Entity::Services | Entity::Routes => true,
+        Entity::Services(_) | Entity::Routes => true,
     }
 }
 
@@ -563,7 +567,7 @@ fn is_away(state: &State, entity: &Entity) -> bool {
     match entity {
         Entity::Uplink(name) | Entity::Device(name) => !state.devices.contains_key(name),
         Entity::Container(name) => !state.links.contains_key(name),
-        Entity::Services | Entity::Routes => false,
+        Entity::Services(_) | Entity::Routes => false,
     }
 }
 

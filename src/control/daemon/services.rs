@@ -1,9 +1,9 @@
 //! Steps of the NOS itself: its services, and static routes.
 
 use nos_shim::fib::{Action, NextHop, NextHops, Route as FibRoute, Source};
-use nos_shim::ident::UplinkId;
+use nos_shim::ident::{UplinkId, VrfId};
 
-use crate::control::config::{Name, Route, RouteAction, ServiceConfig};
+use crate::control::config::{Name, Route, RouteAction, ServiceConfig, VrfName};
 
 use super::live::{Live, StepError};
 use super::routes::CHANGES;
@@ -14,7 +14,7 @@ impl Live {
         let of_uplink = |name: &Name| self.uplinks.get(name).map(|uplink| uplink.id);
         let routes: Result<Vec<_>, _> = routes
             .iter()
-            .map(|route| fib_route(route, of_uplink))
+            .map(|route| fib_route(route, self.vrfs.id(&route.vrf)?, of_uplink))
             .collect();
         let routes = routes?;
         // Until all went well.
@@ -32,9 +32,15 @@ impl Live {
         Ok(())
     }
 
-    pub(super) fn set_services(&mut self, wanted: &ServiceConfig) -> Result<(), StepError> {
-        let config = wanted.clone();
-        let set = self.plane.on_nos(move |nos| nos.set_services(&config))?;
+    pub(super) fn set_services(
+        &mut self,
+        vrf: &VrfName,
+        wanted: &ServiceConfig,
+    ) -> Result<(), StepError> {
+        let (vrf, config) = (self.vrfs.id(vrf)?, wanted.clone());
+        let set = self
+            .plane
+            .on_nos(move |nos| nos.set_services(vrf, &config))?;
         set.map_err(StepError::new)
     }
 }
@@ -42,6 +48,7 @@ impl Live {
 /// A static route as the FIB has it.
 pub(super) fn fib_route(
     route: &Route,
+    vrf: VrfId,
     uplink: impl Fn(&Name) -> Option<UplinkId>,
 ) -> Result<FibRoute, StepError> {
     let action = match &route.action {
@@ -67,7 +74,7 @@ pub(super) fn fib_route(
         }
     };
     Ok(FibRoute {
-        vrf: route.vrf,
+        vrf,
         prefix: route.prefix,
         source: Source::Static {
             metric: route.metric,

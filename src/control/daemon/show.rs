@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::fib::{Action, Route as FibRoute, Source};
-use nos_shim::ident::{Interface, UplinkId};
+use nos_shim::ident::{Interface, UplinkId, VrfId};
 use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
 use nos_shim::offload::Capabilities;
 use nos_shim::ports::{Grant, Holding, Owner};
@@ -18,7 +18,7 @@ use crate::control::api::snapshot::{
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::link_by_index;
-use crate::control::config::{Name, UplinkDevice};
+use crate::control::config::{Name, UplinkDevice, VrfName};
 use crate::control::kernel::LinkFacts;
 use crate::control::plan::{Entity, claim};
 use crate::data::device::{CaptureWriter, DeviceKind, Refusals};
@@ -131,7 +131,8 @@ impl Daemon {
                 }),
                 since: self.since_of(&[&entity]),
                 mac: relay_mac(name),
-                vrf: claim.vrf,
+                vrf: self.live.vrfs.number(&claim.vrf).unwrap_or_default(),
+                vrf_name: claim.vrf.to_string(),
                 mtu: claim.mtu.octets(),
                 offload: device.map(offload).unwrap_or_default(),
                 rx: Traffic {
@@ -181,8 +182,10 @@ impl Daemon {
             .live
             .plane
             .nos_pages(|nos, after: Option<Grant>| nos.ports().page(after.as_ref()))?;
+        let vrfs = self.live.vrfs.names();
         let holdings = grants.iter().flat_map(Grant::holdings);
         let port = |holding: Holding<'_>| Port {
+            vrf_name: vrf_name(&vrfs, holding.vrf),
             origin: Origin::of(self.is_added(&holding)),
             ..Port::from(&holding)
         };
@@ -204,6 +207,7 @@ impl Daemon {
 
     fn routes(&self) -> Result<Vec<Route>, Stopped> {
         let names = self.uplink_names();
+        let vrfs = self.live.vrfs.names();
         let read = self
             .live
             .plane
@@ -215,11 +219,12 @@ impl Daemon {
             .collect();
         let mut shown: Vec<_> = routes
             .values()
-            .filter_map(|entry| route(entry, &names))
+            .filter_map(|entry| route(entry, vrf_name(&vrfs, entry.vrf), &names))
             .collect();
         for row in &mut shown {
             let metric = u16::try_from(row.metric).unwrap_or(u16::MAX);
-            let added = self.registry.overlay.has_route(row.prefix, metric);
+            let vrf = vrfs.get(&row.vrf).unwrap_or(&VrfName::Default);
+            let added = self.registry.overlay.has_route(vrf, row.prefix, metric);
             row.origin = Origin::of(added && row.source == RouteSource::Static);
         }
         Ok(shown)
@@ -234,7 +239,14 @@ impl Daemon {
             .nos_pages(move |nos, cursor| nos.neighbors(cursor, now))?;
         let shown = neighbors.iter().map(|(uplink, status)| {
             let named = names.iter().find(|(id, _)| id == uplink);
-            neighbor(named.map_or("", |(_, name)| name), status)
+            let name = named.map_or("", |(_, name)| name);
+            let uplink = self
+                .live
+                .uplinks
+                .iter()
+                .find(|(_, live)| live.id == *uplink);
+            let vrf = uplink.map(|(_, live)| live.network.vrf.clone());
+            neighbor(name, &vrf.unwrap_or_default(), status)
         });
         Ok(shown.collect())
     }
@@ -354,7 +366,8 @@ impl Daemon {
                 reason: self.reason_of(&entities),
                 since: self.since_of(&entities),
                 mac: uplink.network.mac,
-                vrf: uplink.network.vrf,
+                vrf: snapshot.config.vrf,
+                vrf_name: uplink.network.vrf.to_string(),
                 mtu: uplink.network.mtu,
                 offload: device.map(offload).unwrap_or_default(),
                 rx: Traffic {
@@ -385,6 +398,12 @@ impl Daemon {
             None => ("", String::new()),
         }
     }
+}
+
+/// The name of a VRF by its number.
+fn vrf_name(names: &BTreeMap<VrfId, VrfName>, vrf: VrfId) -> String {
+    let name = names.get(&vrf);
+    name.map_or_else(|| vrf.0.to_string(), ToString::to_string)
 }
 
 /// `drops`, and those of a device.
@@ -467,7 +486,7 @@ fn offload(device: &DeviceReport) -> Vec<String> {
     used.map(|(_, name)| (*name).to_owned()).collect()
 }
 
-fn route(entry: &FibRoute, names: &[(UplinkId, String)]) -> Option<Route> {
+fn route(entry: &FibRoute, vrf: String, names: &[(UplinkId, String)]) -> Option<Route> {
     let name = |id: UplinkId| {
         let named = names.iter().find(|(known, _)| *known == id);
         named.map_or_else(|| id.to_string(), |(_, name)| name.clone())
@@ -498,6 +517,7 @@ fn route(entry: &FibRoute, names: &[(UplinkId, String)]) -> Option<Route> {
     let metric = u32::from(entry.source.metric());
     Some(Route {
         vrf: entry.vrf,
+        vrf_name: vrf,
         prefix: entry.prefix,
         source,
         metric,
@@ -507,9 +527,10 @@ fn route(entry: &FibRoute, names: &[(UplinkId, String)]) -> Option<Route> {
     })
 }
 
-fn neighbor(uplink: &str, status: &NeighborStatus) -> Neighbor {
+fn neighbor(uplink: &str, vrf: &VrfName, status: &NeighborStatus) -> Neighbor {
     Neighbor {
         uplink: uplink.to_owned(),
+        vrf_name: vrf.to_string(),
         address: status.address,
         mac: status.mac,
         state: match status.state {

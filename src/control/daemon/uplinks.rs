@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nos_shim::ident::{Interface, UplinkId};
+use nos_shim::ident::{Interface, UplinkId, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::shim::{LinkState, UplinkConfig};
 use tracing::{info, warn};
@@ -35,11 +35,13 @@ impl Live {
         let mut configs = Vec::new();
         for (name, uplink) in &self.uplinks {
             if !changes.iter().any(|(of, _)| of == name) {
-                configs.push(uplink_config(uplink.id, name, &uplink.network));
+                let vrf = self.vrfs.id(&uplink.network.vrf)?;
+                configs.push(uplink_config(uplink.id, name, vrf, &uplink.network));
             }
         }
         for (name, change) in changes {
             let Some(new) = &change.new else { continue };
+            let vrf = self.vrfs.id(&new.vrf)?;
             let known = self.uplinks.get(name).map(|uplink| uplink.id);
             let Some(id) = known.or_else(|| self.uplink_ids.take()) else {
                 return Err(StepError::new("all 65,536 uplinks are in use"));
@@ -47,7 +49,7 @@ impl Live {
             if known.is_none() {
                 fresh.push((name, id));
             }
-            configs.push(uplink_config(id, name, new));
+            configs.push(uplink_config(id, name, vrf, new));
         }
         if let Err(error) = self.publish(configs) {
             for (_, id) in fresh {
@@ -258,11 +260,11 @@ fn uplink_offloads(wanted: bool) -> Capabilities {
     offloads(wanted) - Capabilities::ACCURATE_ECN
 }
 
-fn uplink_config(id: UplinkId, name: &Name, network: &Network) -> UplinkConfig {
+fn uplink_config(id: UplinkId, name: &Name, vrf: VrfId, network: &Network) -> UplinkConfig {
     UplinkConfig {
         id,
         name: Arc::from(name.as_str()),
-        vrf: network.vrf,
+        vrf,
         mac: network.mac,
         addresses: network.addresses.clone(),
         mtu: usize::from(network.mtu),

@@ -7,6 +7,7 @@ use nos_shim::time::Instant;
 
 use crate::control::api::snapshot::{Drops, drops};
 use crate::control::api::{Event, Server, Subject, SubjectKind};
+use crate::control::config::VrfName;
 use crate::control::plan::{Entity, State};
 use crate::data::event_loop::Stopped;
 
@@ -34,12 +35,16 @@ pub(super) fn subject(entity: &Entity) -> Subject {
     let kind = match entity {
         Entity::Uplink(_) | Entity::Device(_) => SubjectKind::Uplink,
         Entity::Container(_) => SubjectKind::Container,
-        Entity::Services => SubjectKind::Services,
+        Entity::Services(_) => SubjectKind::Services,
         Entity::Routes => SubjectKind::Routes,
+    };
+    let name = match entity {
+        Entity::Services(VrfName::Named(vrf)) => Some(vrf),
+        other => other.name(),
     };
     Subject {
         kind,
-        name: entity.name().map(ToString::to_string),
+        name: name.map(ToString::to_string),
     }
 }
 

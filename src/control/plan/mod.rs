@@ -36,11 +36,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use nos_shim::ident::{MacAddr, VrfId};
+use nos_shim::ident::MacAddr;
 use nos_shim::ports::{PortRange, Transport};
 
 use crate::control::config::{
-    ContainerDevice, Mtu, Name, NetnsRef, Route, ServiceConfig, UplinkDevice,
+    ContainerDevice, Mtu, Name, NetnsRef, Route, ServiceConfig, UplinkDevice, VrfName,
 };
 use crate::control::kernel::NamespaceId;
 use crate::interface_name::InterfaceName;
@@ -50,7 +50,7 @@ pub use steps::plan;
 pub use want::{LinkPresence, NamespacePresence, Observed, Want, claim, routes_of};
 
 /// What is in place, or shall be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// What containers have registered with the NOS.
     pub claims: BTreeMap<Name, Claim>,
@@ -62,27 +62,10 @@ pub struct State {
     pub devices: BTreeMap<Name, OpenDevice>,
     /// Captures in progress.
     pub captures: BTreeMap<Entity, PathBuf>,
-    /// What the NOS itself offers.
-    pub services: ServiceConfig,
+    /// What the NOS itself offers, by VRF. One that is not here has no services, and answers pings.
+    pub services: BTreeMap<VrfName, ServiceConfig>,
     /// Static routes that are installed.
     pub routes: Vec<Route>,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            claims: BTreeMap::new(),
-            links: BTreeMap::new(),
-            networks: BTreeMap::new(),
-            devices: BTreeMap::new(),
-            captures: BTreeMap::new(),
-            services: ServiceConfig {
-                services: Vec::new(),
-                ping: true,
-            },
-            routes: Vec::new(),
-        }
-    }
 }
 
 /// Whoever can be refused something.
@@ -95,8 +78,8 @@ pub enum Entity {
     Device(Name),
     /// A container.
     Container(Name),
-    /// The NOS's own services.
-    Services,
+    /// The NOS's own services in a VRF.
+    Services(VrfName),
     /// The static routes.
     Routes,
 }
@@ -107,7 +90,7 @@ impl Entity {
     pub fn name(&self) -> Option<&Name> {
         match self {
             Self::Uplink(name) | Self::Device(name) | Self::Container(name) => Some(name),
-            Self::Services | Self::Routes => None,
+            Self::Services(_) | Self::Routes => None,
         }
     }
 }
@@ -117,7 +100,8 @@ impl core::fmt::Display for Entity {
         match self {
             Self::Uplink(name) | Self::Device(name) => write!(f, "uplink '{name}'"),
             Self::Container(name) => write!(f, "container '{name}'"),
-            Self::Services => f.write_str("services"),
+            Self::Services(VrfName::Default) => f.write_str("services"),
+            Self::Services(vrf) => write!(f, "services of VRF '{vrf}'"),
             Self::Routes => f.write_str("routes"),
         }
     }
@@ -127,7 +111,7 @@ impl core::fmt::Display for Entity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Where its packets are looked up.
-    pub vrf: VrfId,
+    pub vrf: VrfName,
     /// NOS addresses that it uses as its own.
     pub addresses: Vec<IpAddr>,
     /// TCP ports that it listens on.
@@ -190,7 +174,7 @@ impl ContainerLink {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Where packets that come in are looked up.
-    pub vrf: VrfId,
+    pub vrf: VrfName,
     /// Addresses of the NOS, with their network's prefix length.
     pub addresses: Vec<IpNet>,
     /// MAC address of the NOS on this link.
@@ -260,8 +244,10 @@ pub enum Step {
     Networks(Vec<(Name, Change<Network>)>),
     /// Changes what containers have registered: all of these at once, or none.
     Claims(Vec<(Name, Change<Claim>)>),
-    /// Changes what the NOS itself offers.
+    /// Changes what the NOS itself offers in a VRF.
     Services {
+        /// Where.
+        vrf: VrfName,
         /// Before.
         old: ServiceConfig,
         /// After.
@@ -310,7 +296,11 @@ impl Step {
             Self::Capture(of, change) => Self::Capture(of, change.undo()),
             Self::Networks(changes) => Self::Networks(all(changes)),
             Self::Claims(changes) => Self::Claims(all(changes)),
-            Self::Services { old, new } => Self::Services { old: new, new: old },
+            Self::Services { vrf, old, new } => Self::Services {
+                vrf,
+                old: new,
+                new: old,
+            },
         }
     }
 
@@ -328,12 +318,26 @@ impl Step {
             Self::Claims(changes) => {
                 first(changes.first().map(|(name, _)| name), Entity::Container)
             }
-            Self::Services { .. } => Entity::Services,
+            Self::Services { vrf, .. } => Entity::Services(vrf.clone()),
         }
     }
 }
 
 impl State {
+    /// What the NOS itself offers in a VRF.
+    #[must_use]
+    pub fn services_of(&self, vrf: &VrfName) -> ServiceConfig {
+        self.services.get(vrf).cloned().unwrap_or_default()
+    }
+
+    fn set_services(&mut self, vrf: &VrfName, config: &ServiceConfig) {
+        if *config == ServiceConfig::default() {
+            self.services.remove(vrf);
+        } else {
+            self.services.insert(vrf.clone(), config.clone());
+        }
+    }
+
     /// Notes that a step was carried out.
     pub fn record(&mut self, step: &Step) {
         fn set<K: Clone + Ord, T: Clone>(map: &mut BTreeMap<K, T>, key: &K, value: &Change<T>) {
@@ -356,7 +360,7 @@ impl State {
                     set(&mut self.claims, name, change);
                 }
             }
-            Step::Services { new, .. } => self.services = new.clone(),
+            Step::Services { vrf, new, .. } => self.set_services(vrf, new),
         }
     }
 
@@ -364,12 +368,14 @@ impl State {
     #[must_use]
     pub fn owner_of(&self, container: &Name, transport: Transport, port: u16) -> Option<Entity> {
         let own = self.claims.get(container)?;
-        let services = self.services.services.iter();
+        let services = self.services_of(&own.vrf);
         if services
+            .services
+            .iter()
             .filter(|service| service.uses(transport))
             .any(|service| service.port().get() == port)
         {
-            return Some(Entity::Services);
+            return Some(Entity::Services(own.vrf.clone()));
         }
         let shares = |claim: &Claim| {
             let mut addresses = claim.addresses.iter();
@@ -403,7 +409,7 @@ impl State {
                 copy(&mut self.claims, &other.claims, name);
                 copy(&mut self.links, &other.links, name);
             }
-            Entity::Services => self.services = other.services.clone(),
+            Entity::Services(vrf) => self.set_services(vrf, &other.services_of(vrf)),
             Entity::Routes => self.routes.clone_from(&other.routes),
         }
     }

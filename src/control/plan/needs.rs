@@ -14,13 +14,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use nos_shim::ident::VrfId;
 use nos_shim::ports::{PortRange, Transport};
 use petgraph::algo::kosaraju_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 
 use super::{Claim, ContainerLink, Entity, Network, OpenDevice, State};
-use crate::control::config::{Name, Service};
+use crate::control::config::{Name, VrfName};
 
 /// Entities that change together, and the groups before this one that they need.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +123,7 @@ impl<'a> Needs<'a> {
     }
 
     /// What containers that differ hold now, by port.
-    fn holdings(&self, state: &State) -> Holdings {
+    fn holdings<'b>(&self, state: &'b State) -> Holdings<'b> {
         let mut held = Holdings::new();
         for (name, claim) in &state.claims {
             let entity = Entity::Container(name.clone());
@@ -139,26 +138,28 @@ impl<'a> Needs<'a> {
         held
     }
 
-    /// A service has its port on all addresses.
+    /// A service has its port on all addresses of its VRF.
     fn by_services(&mut self, state: &State, wanted: &State) {
         for (name, claim) in &wanted.claims {
-            if meets_service(claim, &state.services.services) {
-                self.add(&Entity::Container(name.clone()), &Entity::Services);
+            if meets_service(claim, state) {
+                let services = Entity::Services(claim.vrf.clone());
+                self.add(&Entity::Container(name.clone()), &services);
             }
         }
         for (name, claim) in &state.claims {
-            if meets_service(claim, &wanted.services.services) {
-                self.add(&Entity::Services, &Entity::Container(name.clone()));
+            if meets_service(claim, wanted) {
+                let services = Entity::Services(claim.vrf.clone());
+                self.add(&services, &Entity::Container(name.clone()));
             }
         }
     }
 
-    /// Networks of two uplinks may not overlap. Both change at once, so that an address that moves
+    /// Networks of two uplinks of a VRF may not overlap. Both change at once, so that an address that moves
     /// from one to the other is the NOS's all the time.
     fn by_networks(&mut self, state: &State, wanted: &State) {
         let held = networks(state);
         for (vrf, network, taker) in networks(wanted) {
-            let overlaps = |other: &&(VrfId, IpNet, Entity)| {
+            let overlaps = |other: &&(&VrfName, IpNet, Entity)| {
                 other.0 == vrf && (other.1.contains(&network) || network.contains(&other.1))
             };
             for (_, _, giver) in held.iter().filter(overlaps) {
@@ -230,13 +231,13 @@ fn capture_files(state: &State) -> Vec<(impl Hash + Eq + use<>, Entity)> {
 }
 
 /// Ranges by their first port, for each address and transport.
-type Holdings = HashMap<(VrfId, Transport, IpAddr), BTreeMap<u16, (PortRange, Entity)>>;
+type Holdings<'a> = HashMap<(&'a VrfName, Transport, IpAddr), BTreeMap<u16, (PortRange, Entity)>>;
 
-fn ranges(claim: &Claim) -> impl Iterator<Item = ((VrfId, Transport, IpAddr), PortRange)> {
+fn ranges(claim: &Claim) -> impl Iterator<Item = ((&VrfName, Transport, IpAddr), PortRange)> {
     let all = transports_and_ranges(claim);
     all.flat_map(move |(transport, range)| {
         let addresses = claim.addresses.iter();
-        addresses.map(move |&address| ((claim.vrf, transport, address), range))
+        addresses.map(move |&address| ((&claim.vrf, transport, address), range))
     })
 }
 
@@ -249,11 +250,11 @@ pub(super) fn transports_and_ranges(claim: &Claim) -> impl Iterator<Item = (Tran
 }
 
 /// Who holds ports of `range`. Ranges that are held do not overlap.
-fn overlapping(
-    held: &Holdings,
-    key: (VrfId, Transport, IpAddr),
+fn overlapping<'a>(
+    held: &'a Holdings<'a>,
+    key: (&'a VrfName, Transport, IpAddr),
     range: PortRange,
-) -> impl Iterator<Item = &Entity> {
+) -> impl Iterator<Item = &'a Entity> {
     let held = held.get(&key).into_iter();
     held.flat_map(move |held| {
         let below = held
@@ -266,7 +267,10 @@ fn overlapping(
     })
 }
 
-fn meets_service(claim: &Claim, services: &[Service]) -> bool {
+/// Whether a container claims a port of a service in its VRF.
+fn meets_service(claim: &Claim, state: &State) -> bool {
+    let services = state.services.get(&claim.vrf);
+    let services = services.map_or(&[][..], |of_vrf| &of_vrf.services);
     transports_and_ranges(claim).any(|(transport, range)| {
         services
             .iter()
@@ -274,30 +278,30 @@ fn meets_service(claim: &Claim, services: &[Service]) -> bool {
     })
 }
 
-fn addresses_of(claim: &Claim) -> impl Iterator<Item = (VrfId, IpAddr)> {
-    claim.addresses.iter().map(|&address| (claim.vrf, address))
+fn addresses_of(claim: &Claim) -> impl Iterator<Item = (&VrfName, IpAddr)> {
+    claim.addresses.iter().map(|&address| (&claim.vrf, address))
 }
 
-fn networks(state: &State) -> Vec<(VrfId, IpNet, Entity)> {
+fn networks(state: &State) -> Vec<(&VrfName, IpNet, Entity)> {
     of_networks(state, |network| network.trunc())
         .map(|((vrf, network), entity)| (vrf, network, entity))
         .collect()
 }
 
-fn addresses(state: &State) -> HashMap<(VrfId, IpAddr), Entity> {
+fn addresses(state: &State) -> HashMap<(&VrfName, IpAddr), Entity> {
     of_networks(state, IpNet::addr).collect()
 }
 
-fn of_networks<T>(
-    state: &State,
-    of: impl Fn(&IpNet) -> T + Copy,
-) -> impl Iterator<Item = ((VrfId, T), Entity)> {
+fn of_networks<'a, T: 'a>(
+    state: &'a State,
+    of: impl Fn(&IpNet) -> T + Copy + 'a,
+) -> impl Iterator<Item = ((&'a VrfName, T), Entity)> {
     let networks = state.networks.iter();
-    networks.flat_map(move |(name, network): (&Name, &Network)| {
+    networks.flat_map(move |(name, network): (&'a Name, &'a Network)| {
         let addresses = network.addresses.iter();
         addresses.map(move |address| {
             let entity = Entity::Uplink(name.clone());
-            ((network.vrf, of(address)), entity)
+            ((&network.vrf, of(address)), entity)
         })
     })
 }

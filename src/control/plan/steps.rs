@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::needs::{Circle, circles};
 use super::{Change, Claim, ContainerLink, Entity, Group, Network, OpenDevice, Phase, State, Step};
-use crate::control::config::{Name, ServiceConfig};
+use crate::control::config::{Name, ServiceConfig, VrfName};
 
 /// What has to be done to get from `state` to `wanted`, routes left aside. Entities of `repair`
 /// that stay have their interface looked at again.
@@ -29,9 +29,9 @@ fn differing(state: &State, wanted: &State, repair: &BTreeSet<Name>) -> BTreeSet
             );
         differing.extend(entities.filter(|entity| differs(state, wanted, entity)));
     }
-    if state.services != wanted.services {
-        differing.insert(Entity::Services);
-    }
+    let vrfs = state.services.keys().chain(wanted.services.keys());
+    let differ = vrfs.filter(|vrf| state.services.get(vrf) != wanted.services.get(vrf));
+    differing.extend(differ.cloned().map(Entity::Services));
     let present = repair.iter().filter(|name| state.links.contains_key(*name));
     differing.extend(present.cloned().map(Entity::Container));
     differing
@@ -54,7 +54,7 @@ fn differs(state: &State, wanted: &State, entity: &Entity) -> bool {
         Entity::Device(name) => {
             !state.devices.contains_key(name) && wanted.devices.contains_key(name)
         }
-        Entity::Services | Entity::Routes => false,
+        Entity::Services(_) | Entity::Routes => false,
     }
 }
 
@@ -77,7 +77,10 @@ fn group(state: &State, wanted: &State, repair: &BTreeSet<Name>, circle: Circle)
                     device_steps(name, change, &mut steps);
                 }
             }
-            Entity::Services => service_steps(&state.services, &wanted.services, &mut steps),
+            Entity::Services(vrf) => {
+                let (old, new) = (state.services_of(vrf), wanted.services_of(vrf));
+                service_steps(vrf, &old, &new, &mut steps);
+            }
             Entity::Routes => {}
         }
     }
@@ -127,7 +130,7 @@ fn keeps_device(state: &State, wanted: &State, entity: &Entity) -> bool {
                 (old, new) => old.is_none() && new.is_none(),
             }
         }
-        Entity::Services | Entity::Routes => true,
+        Entity::Services(_) | Entity::Routes => true,
     }
 }
 
@@ -183,7 +186,12 @@ fn device_steps(name: &Name, change: Change<OpenDevice>, steps: &mut Vec<(Phase,
 }
 
 /// Services that stay are left alone. Whether pings are answered changes with those that begin.
-fn service_steps(old: &ServiceConfig, new: &ServiceConfig, steps: &mut Vec<(Phase, Step)>) {
+fn service_steps(
+    vrf: &VrfName,
+    old: &ServiceConfig,
+    new: &ServiceConfig,
+    steps: &mut Vec<(Phase, Step)>,
+) {
     let mut fewer = old.clone();
     fewer
         .services
@@ -194,6 +202,7 @@ fn service_steps(old: &ServiceConfig, new: &ServiceConfig, steps: &mut Vec<(Phas
     ] {
         if old != new {
             let step = Step::Services {
+                vrf: vrf.clone(),
                 old: old.clone(),
                 new: new.clone(),
             };
@@ -236,20 +245,27 @@ fn network_steps(
     }
 }
 
-/// The uplink as it shall be, with the addresses that it still has. What another uplink has now, or
-/// keeps for now, comes later.
+/// The uplink as it shall be, with the addresses that it still has. What another uplink of its VRF
+/// has now, or keeps for now, comes later. One that comes from another VRF leaves its addresses behind:
+/// they are nobody's there until somebody else brings them.
 fn widened(change: &Change<Network>, all: &[(&Name, Change<Network>)]) -> Option<Network> {
     let Some(new) = &change.new else {
         return change.old.clone();
     };
     let old = change.old.as_ref();
-    let own = old.map_or(&[][..], |old| &old.addresses);
+    let stays = |old: &Network| old.vrf == new.vrf;
+    let own = old.filter(|old| stays(old));
+    let own = own.map_or(&[][..], |old| &old.addresses);
     let others = all.iter().map(|(_, other)| other).filter(|other| {
         // Two changes of one uplink are one.
         !core::ptr::eq(*other, change)
     });
+    // One that goes elsewhere keeps nothing here.
+    let keeps = |other: &Change<Network>| other.new.as_ref().is_none_or(stays);
     let held: Vec<_> = others
+        .filter(|other| keeps(other))
         .filter_map(|other| other.old.as_ref())
+        .filter(|old| stays(old))
         .flat_map(|other| &other.addresses)
         .map(ipnet::IpNet::trunc)
         .collect();

@@ -16,9 +16,18 @@ const NETWORKS: u8 = 5;
 /// Ranges of ports that may be claimed, of 10 each from 1000 on.
 const BLOCKS: u8 = 6;
 const FILES: u8 = 3;
+/// VRFs, which may have the same networks.
+const VRFS: u8 = 2;
 
 fn name(prefix: &str, number: u8) -> Name {
     format!("{prefix}{number}").parse().unwrap()
+}
+
+fn vrf(number: u8) -> VrfName {
+    match number {
+        0 => VrfName::Default,
+        _ => VrfName::Named(name("v", number)),
+    }
 }
 
 fn network_of(number: u8) -> IpNet {
@@ -37,12 +46,12 @@ fn mac(number: u8) -> MacAddr {
 /// Raw material of a valid state.
 #[derive(Clone, Debug)]
 struct Draft {
-    /// By network: which uplink has it, if any.
+    /// By VRF and network: which uplink has it, if any. It has none of another VRF than its own.
     networks: Vec<Option<u8>>,
-    /// By uplink: interface, MAC address, MTU of the device; whether it is there.
-    devices: Vec<(u8, u8, u16, bool)>,
+    /// By uplink: interface, MAC address, MTU of the device; whether it is there; the VRF.
+    devices: Vec<(u8, u8, u16, bool, u8)>,
     containers: Vec<Option<DraftContainer>>,
-    /// By block: a service on its first port.
+    /// By VRF and block: a service on its first port.
     services: Vec<bool>,
     /// By file: who captures to it, of uplinks and containers.
     captures: Vec<Option<u8>>,
@@ -51,6 +60,7 @@ struct Draft {
 
 #[derive(Clone, Debug)]
 struct DraftContainer {
+    vrf: u8,
     namespace: u8,
     addresses: u8,
     tcp: u8,
@@ -68,8 +78,9 @@ fn draft_container() -> impl Strategy<Value = DraftContainer> {
         any::<bool>(),
         prop_oneof![Just(1500_u16), Just(1400)],
     );
-    (0..CONTAINERS, any::<u8>(), ports, link).prop_map(
-        |(namespace, addresses, (tcp, udp, ephemeral), (mac, veth, mtu))| DraftContainer {
+    (0..VRFS, 0..CONTAINERS, any::<u8>(), ports, link).prop_map(
+        |(vrf, namespace, addresses, (tcp, udp, ephemeral), (mac, veth, mtu))| DraftContainer {
+            vrf,
             namespace,
             addresses,
             tcp,
@@ -84,16 +95,22 @@ fn draft_container() -> impl Strategy<Value = DraftContainer> {
 
 fn draft() -> impl Strategy<Value = Draft> {
     let mtu = || prop_oneof![Just(1500_u16), Just(1400)];
-    let device = (0..UPLINKS, 0..2_u8, mtu(), prop::bool::weighted(0.8));
+    let device = (
+        0..UPLINKS,
+        0..2_u8,
+        mtu(),
+        prop::bool::weighted(0.8),
+        0..VRFS,
+    );
     let containers = proptest::option::weighted(0.8, draft_container());
     (
         prop::collection::vec(
             proptest::option::weighted(0.7, 0..UPLINKS),
-            NETWORKS as usize,
+            usize::from(VRFS * NETWORKS),
         ),
         prop::collection::vec(device, UPLINKS as usize),
         prop::collection::vec(containers, CONTAINERS as usize),
-        prop::collection::vec(prop::bool::weighted(0.2), BLOCKS as usize),
+        prop::collection::vec(prop::bool::weighted(0.2), usize::from(VRFS * BLOCKS)),
         prop::collection::vec(
             proptest::option::of(0..UPLINKS + CONTAINERS),
             FILES as usize,
@@ -116,14 +133,16 @@ impl Draft {
     /// The state that it describes, without what would clash with what came before.
     fn state(&self) -> State {
         let mut state = State::default();
-        let services = self.services.iter().zip(0..);
-        let services = services
-            .filter(|(listens, _)| **listens)
-            .map(|(_, number)| Service::Http(block(number).first().try_into().unwrap()));
-        state.services = ServiceConfig {
-            services: services.collect(),
-            ping: self.ping,
-        };
+        for (of_vrf, number) in self.services.chunks(BLOCKS.into()).zip(0..) {
+            let services = of_vrf.iter().zip(0..).filter(|(listens, _)| **listens);
+            let services = services
+                .map(|(_, number)| Service::Http(block(number).first().try_into().unwrap()));
+            let config = ServiceConfig {
+                services: services.collect(),
+                ping: self.ping,
+            };
+            state.set_services(&vrf(number), &config);
+        }
         self.uplinks(&mut state);
         let mut taken = BTreeSet::new();
         for (container, number) in self.containers.iter().zip(0..) {
@@ -141,15 +160,17 @@ impl Draft {
 
     fn uplinks(&self, state: &mut State) {
         let mut interfaces = BTreeSet::new();
-        for (&(interface, mac_number, mtu, here), number) in self.devices.iter().zip(0..) {
-            let of = self.networks.iter().zip(0..);
-            let own = of.filter(|(uplink, _)| **uplink == Some(number));
+        for (&(interface, mac_number, mtu, here, of_vrf), number) in self.devices.iter().zip(0..) {
+            let mut by_vrf = self.networks.chunks(NETWORKS.into());
+            let of = by_vrf.nth(of_vrf.into()).unwrap_or_default();
+            let own = of.iter().zip(0..);
+            let own = own.filter(|(uplink, _)| **uplink == Some(number));
             let addresses: Vec<_> = own.map(|(_, network)| network_of(network)).collect();
             if addresses.is_empty() {
                 continue;
             }
             let network = Network {
-                vrf: VrfId::DEFAULT,
+                vrf: vrf(of_vrf),
                 addresses,
                 mac: mac(mac_number),
                 mtu,
@@ -177,7 +198,9 @@ fn add_container(
     taken: &mut BTreeSet<NamespaceId>,
 ) {
     let namespace = NamespaceId::new(1, draft.namespace.into());
+    let vrf = vrf(draft.vrf);
     let networks = state.networks.values();
+    let networks = networks.filter(|network| network.vrf == vrf);
     let all: Vec<_> = networks.flat_map(|network| &network.addresses).collect();
     let picked = all.iter().enumerate();
     let picked = picked.filter(|(index, _)| draft.addresses >> index & 1 == 1);
@@ -191,7 +214,7 @@ fn add_container(
             .map(block)
     };
     let mut claim = Claim {
-        vrf: VrfId::DEFAULT,
+        vrf,
         addresses: addresses.clone(),
         tcp: blocks(draft.tcp).collect(),
         udp: blocks(draft.udp).collect(),
@@ -251,6 +274,8 @@ struct World {
     fails: BTreeSet<usize>,
     calls: usize,
     touched: BTreeSet<Entity>,
+    /// Addresses that an uplink took with it to another VRF.
+    left: BTreeSet<(VrfName, IpAddr)>,
 }
 
 impl World {
@@ -260,6 +285,7 @@ impl World {
             fails: BTreeSet::new(),
             calls: 0,
             touched: BTreeSet::new(),
+            left: BTreeSet::new(),
         }
     }
 
@@ -267,6 +293,7 @@ impl World {
     fn refusal(&self, of: &Name, claim: &Claim) -> Option<String> {
         let networks = self.is.networks.values();
         let ours: BTreeSet<_> = networks
+            .filter(|network| network.vrf == claim.vrf)
             .flat_map(|network| &network.addresses)
             .map(IpNet::addr)
             .collect();
@@ -283,7 +310,7 @@ impl World {
                 return Some(format!("{other} has it"));
             }
         }
-        let services = &self.is.services.services;
+        let services = self.is.services_of(&claim.vrf).services;
         let clash = services.iter().find(|service| serves(**service, claim));
         clash.map(ToString::to_string)
     }
@@ -345,7 +372,7 @@ impl World {
     }
 
     /// The networks after a change: none overlap, and no container loses an address that it has.
-    fn networks(&self, changes: &[(Name, Change<Network>)]) {
+    fn networks(&mut self, changes: &[(Name, Change<Network>)]) {
         let mut after = self.is.clone();
         after.record(&Step::Networks(changes.to_vec()));
         for (name, change) in changes {
@@ -353,18 +380,27 @@ impl World {
             let gone = change.new.is_none();
             assert!(!gone || !self.is.devices.contains_key(name), "closed first");
         }
-        let all: Vec<_> = after
-            .networks
-            .values()
-            .flat_map(|network| &network.addresses)
-            .collect();
-        let distinct: BTreeSet<_> = all.iter().map(|network| network.addr()).collect();
+        let addresses = |network: &Network| -> Vec<(VrfName, IpAddr)> {
+            let all = network.addresses.iter();
+            all.map(|net| (network.vrf.clone(), net.addr())).collect()
+        };
+        let all: Vec<_> = after.networks.values().flat_map(addresses).collect();
+        let distinct: BTreeSet<_> = all.iter().cloned().collect();
         assert_eq!(distinct.len(), all.len(), "an address is on one uplink");
+        // An uplink takes its addresses to another VRF at once, its containers follow.
+        let left = changes.iter().filter_map(|(_, change)| {
+            let (old, new) = (change.old.as_ref()?, change.new.as_ref()?);
+            (old.vrf != new.vrf).then(|| addresses(old))
+        });
+        let left: BTreeSet<_> = left.flatten().chain(self.left.clone()).collect();
         for (name, claim) in &self.is.claims {
-            for address in &claim.addresses {
-                assert!(distinct.contains(address), "{name} still has {address}");
+            for &address in &claim.addresses {
+                let key = (claim.vrf.clone(), address);
+                let here = distinct.contains(&key) || left.contains(&key);
+                assert!(here, "{name} still has {address}");
             }
         }
+        self.left = left;
     }
 
     fn claims(&self, changes: &[(Name, Change<Claim>)]) -> Result<(), String> {
@@ -381,22 +417,27 @@ impl World {
         Ok(())
     }
 
-    fn services(&self, old: &ServiceConfig, new: &ServiceConfig) -> Result<(), String> {
-        assert_eq!(self.is.services, *old);
+    fn services(
+        &self,
+        vrf: &VrfName,
+        old: &ServiceConfig,
+        new: &ServiceConfig,
+    ) -> Result<(), String> {
+        assert_eq!(self.is.services_of(vrf), *old);
         let clash = self
             .is
             .claims
             .iter()
+            .filter(|(_, claim)| claim.vrf == *vrf)
             .find(|(_, claim)| new.services.iter().any(|service| serves(*service, claim)));
         clash.map_or(Ok(()), |(name, _)| Err(format!("{name} has the port")))
     }
 }
 
 fn clash(one: &Claim, other: &Claim) -> bool {
-    let address = one
-        .addresses
-        .iter()
-        .any(|address| other.addresses.contains(address));
+    let mut addresses = one.addresses.iter();
+    let address =
+        one.vrf == other.vrf && addresses.any(|address| other.addresses.contains(address));
     let meet = |these: &[PortRange], those: &[PortRange]| {
         these
             .iter()
@@ -445,7 +486,7 @@ impl Executor for World {
                 Step::Capture(of, change) => self.capture(of, change),
                 Step::Networks(changes) => self.networks(changes),
                 Step::Claims(changes) => self.claims(changes)?,
-                Step::Services { old, new } => self.services(old, new)?,
+                Step::Services { vrf, old, new } => self.services(vrf, old, new)?,
             }
             if self.fails.contains(&(self.calls - 1)) {
                 return Err("injected".to_owned());
@@ -482,7 +523,7 @@ fn entities(a: &State, b: &State) -> BTreeSet<Entity> {
             .collect::<Vec<_>>()
     };
     let mut all: BTreeSet<_> = of(a).into_iter().chain(of(b)).collect();
-    all.insert(Entity::Services);
+    all.extend((0..VRFS).map(|number| Entity::Services(vrf(number))));
     all
 }
 
@@ -560,6 +601,7 @@ proptest! {
 fn two() -> State {
     let container = |namespace, tcp| {
         Some(DraftContainer {
+            vrf: 0,
             namespace,
             addresses: 1,
             tcp,
@@ -572,7 +614,7 @@ fn two() -> State {
     };
     Draft {
         networks: vec![Some(0)],
-        devices: vec![(0, 0, 1500, true)],
+        devices: vec![(0, 0, 1500, true, 0)],
         containers: vec![container(0, 1), container(1, 2), container(2, 4)],
         services: Vec::new(),
         captures: Vec::new(),

@@ -63,7 +63,7 @@ impl Want {
     #[must_use]
     pub fn of(config: &Config, observed: &Observed) -> Self {
         let mut want = Self::default();
-        want.state.services = config.nos.clone();
+        want.state.services.clone_from(&config.services);
         for uplink in &config.uplinks {
             want.uplink(uplink, observed);
         }
@@ -88,7 +88,7 @@ impl Want {
         let configured = uplink.mtu.octets();
         let most = device.as_ref().map_or(u32::MAX, |device| device.mtu);
         let network = Network {
-            vrf: uplink.vrf,
+            vrf: uplink.vrf.clone(),
             addresses: uplink.addresses.clone(),
             mac: device
                 .as_ref()
@@ -191,7 +191,7 @@ fn own_mac(uplink: &Uplink) -> MacAddr {
 #[must_use]
 pub fn claim(container: &Container) -> Claim {
     Claim {
-        vrf: container.vrf,
+        vrf: container.vrf.clone(),
         addresses: container.addresses.clone(),
         tcp: container.tcp.clone(),
         udp: container.udp.clone(),
@@ -222,8 +222,8 @@ fn container_mac(container: &Container) -> MacAddr {
     container.mac.unwrap_or_else(stable)
 }
 
-/// The routes that can be installed: with those next hops whose uplink the NOS has. The others'
-/// prefixes are returned as well.
+/// The routes that can be installed: with those next hops whose uplink the NOS has in their VRF. The
+/// others' prefixes are returned as well.
 #[must_use]
 pub fn routes_of(routes: &[Route], state: &State) -> (Vec<Route>, Vec<String>) {
     let (mut installed, mut left) = (Vec::with_capacity(routes.len()), Vec::new());
@@ -232,7 +232,10 @@ pub fn routes_of(routes: &[Route], state: &State) -> (Vec<Route>, Vec<String>) {
             installed.push(route.clone());
             continue;
         };
-        let known = |hop: &&NextHop| state.networks.contains_key(&hop.uplink);
+        let known = |hop: &&NextHop| {
+            let network = state.networks.get(&hop.uplink);
+            network.is_some_and(|network| network.vrf == route.vrf)
+        };
         let known: Vec<NextHop> = hops.iter().filter(known).cloned().collect();
         if known.len() < hops.len() {
             left.push(route.prefix.to_string());

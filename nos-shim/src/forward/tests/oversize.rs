@@ -59,16 +59,17 @@ impl Nos {
         };
         shim.set_uplink(uplink, NOW).unwrap();
         shim.set_link(UPLINK, LinkState::Up, NOW).unwrap();
+        let services = ServiceConfig {
+            ping: true,
+            services: vec![Service::Echo],
+        };
         let exchange = Exchange {
             withdraw: Vec::new(),
             register: vec![
                 registration(NARROW, NARROW_PORT, NARROW_MTU),
                 registration(WIDE, WIDE_PORT, 9000),
             ],
-            services: Some(ServiceConfig {
-                ping: true,
-                services: vec![Service::Echo],
-            }),
+            services: Some((VrfId::DEFAULT, services)),
         };
         shim.exchange(&exchange).unwrap();
         let mut nos = Self { shim, relay, pool };

@@ -11,9 +11,10 @@ use super::super::place::{At, Place};
 use super::super::port_list;
 use super::super::report::Report;
 use super::super::values::{self, did_you_mean};
-use super::super::{Config, ConfigErrors, Container, Name, Route, check};
+use super::super::vrf::in_vrf;
+use super::super::{Config, ConfigErrors, Container, Name, Route, VrfName, check};
 use super::ports::{Ports, common, normal};
-use super::{ConfigFile, Keys, Overlay, RouteName, add_addresses, has_address};
+use super::{ConfigFile, Keys, Overlay, add_addresses, has_address, route_name};
 
 /// Addresses that may be added at run time.
 const MAX_ADDRESSES: usize = 1024;
@@ -31,7 +32,7 @@ pub enum Change {
     Allocate,
     /// A route: `route`, with the keys of `[[route]]`.
     AddRoute,
-    /// A route goes: `prefix`, `metric`.
+    /// A route goes: `prefix`, `metric`, `vrf`.
     RemoveRoute,
     /// An address of an uplink: `uplink`, `address`.
     AddAddress,
@@ -173,8 +174,7 @@ impl ConfigFile {
             all_uplinks: true,
             routes: Vec::new(),
             containers: Vec::new(),
-            services: Vec::new(),
-            ping: true,
+            nos: Vec::new(),
             pool: Vec::new(),
             newest: None,
         }
@@ -356,7 +356,7 @@ impl ConfigFile {
             entries::route(root.table("route")?)
         });
         let entry = report.finish(entry)?;
-        let name = (entry.prefix.value, entry.metric);
+        let name = route_name(&entry);
         let shall = self.route_alone(overlay, entry)?;
         let current = self.config(overlay)?;
         let mut known = current.routes.iter();
@@ -382,17 +382,21 @@ impl ConfigFile {
         let named = read(&report, keys, "route-remove", |root| {
             let prefix = root.required("prefix", "\"0.0.0.0/0\"", values::prefix);
             let metric = root.optional("metric", values::metric);
-            Some((prefix?, metric.map_or(0, |at| at.value)))
+            let vrf = root.optional("vrf", values::vrf);
+            let vrf = vrf.map_or(VrfName::Default, |at| at.value);
+            let (prefix, metric) = (prefix?, metric.map_or(0, |at| at.value));
+            Some(((vrf, prefix.value, metric), prefix.place))
         });
-        if let Some((prefix, metric)) = &named
-            && let Some(file) = self.route((prefix.value, *metric))
+        if let Some((name, place)) = &named
+            && let Some(file) = self.route(name)
         {
-            let what = format!("the route to {} with metric {metric}", prefix.value);
-            self.of_the_file(&report, prefix.place, &what, file);
+            let (vrf, prefix, metric) = name;
+            let vrf = in_vrf(vrf);
+            let what = format!("the route to {prefix} with metric {metric}{vrf}");
+            self.of_the_file(&report, *place, &what, file);
         }
-        let (prefix, metric) = report.finish(named)?;
-        let name: RouteName = (prefix.value, metric);
-        if !overlay.has_route(name.0, name.1) {
+        let (name, _) = report.finish(named)?;
+        if !overlay.has_route(&name.0, name.1, name.2) {
             return Ok(unchanged(overlay, Touched::Routes));
         }
         let mut new = overlay.clone();
@@ -426,7 +430,9 @@ impl ConfigFile {
     ) -> bool {
         self.is_uplink(report, uplink);
         let uplinks = self.uplinks_alone(report, overlay).uplinks;
-        for entry in &uplinks {
+        let named = uplinks.iter().find(|it| it.name.value == uplink.value);
+        let vrf = named.map_or(&VrfName::Default, |named| &named.vrf);
+        for entry in uplinks.iter().filter(|entry| entry.vrf == *vrf) {
             let mut all = entry.addresses.iter();
             let Some(held) = all.find(|at| at.value.addr() == address.value.addr()) else {
                 continue;
@@ -599,12 +605,14 @@ fn kind(value: &DeValue<'_>) -> Result<Kind, String> {
     values::choice(value, &options)
 }
 
-/// The first range of the pool that nobody has, on any address.
+/// The first range of the pool that nobody has, on any address of the container's VRF.
 fn free_in_pool(config: &Config, request: &Allocation) -> Result<PortRange, String> {
     if config.pool.is_empty() {
         return Err("there is no pool; set ports.pool in the configuration".to_owned());
     }
-    let taken = taken(config, request.transports);
+    let container = config.container(&request.name.value);
+    let vrf = container.map_or(&VrfName::Default, |container| &container.vrf);
+    let taken = taken(config, vrf, request.transports);
     let size = request.size.value;
     let in_range = |pool: &PortRange| {
         let free = first_gap(taken.iter().copied(), pool.first().into(), size)?;
@@ -616,11 +624,12 @@ fn free_in_pool(config: &Config, request: &Allocation) -> Result<PortRange, Stri
     })
 }
 
-/// All ranges that anybody has for these protocols, in their order.
-fn taken(config: &Config, transports: &[Transport]) -> Vec<PortRange> {
+/// All ranges that anybody in a VRF has for these protocols, in their order.
+fn taken(config: &Config, vrf: &VrfName, transports: &[Transport]) -> Vec<PortRange> {
     let has = |transport| transports.contains(&transport);
     let mut taken = Vec::new();
-    for container in &config.containers {
+    let containers = config.containers.iter();
+    for container in containers.filter(|container| container.vrf == *vrf) {
         if has(Transport::Tcp) {
             taken.extend(&container.tcp);
         }
@@ -629,7 +638,8 @@ fn taken(config: &Config, transports: &[Transport]) -> Vec<PortRange> {
         }
         taken.extend(&container.ephemeral);
     }
-    let services = config.nos.services.iter();
+    let services = config.services.get(vrf);
+    let services = services.into_iter().flat_map(|of_vrf| &of_vrf.services);
     let services = services.filter(|service| transports.iter().any(|it| service.uses(*it)));
     taken.extend(services.map(|service| PortRange::from(service.port())));
     taken.sort_unstable();

@@ -25,10 +25,11 @@ pub use keys::Keys;
 use ports::{Ports, common};
 
 use super::document::{self, Section};
-use super::entries::{self, ContainerEntry, Entries, UplinkEntry};
+use super::entries::{self, ContainerEntry, Entries, RouteEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
-use super::{Config, ConfigErrors, MAX_TEXT, Name, check, read_text};
+use super::vrf::in_vrf;
+use super::{Config, ConfigErrors, MAX_TEXT, Name, VrfName, check, read_text};
 
 /// A configuration file that was read and is good.
 #[derive(Debug)]
@@ -50,8 +51,8 @@ pub struct Overlay {
     addresses: Vec<(Name, IpNet)>,
 }
 
-/// Prefix and metric of a route, which are its alone.
-type RouteName = (IpNet, u16);
+/// VRF, prefix and metric of a route, which are its alone.
+type RouteName = (VrfName, IpNet, u16);
 
 impl Overlay {
     /// Whether a container was attached at run time.
@@ -78,10 +79,9 @@ impl Overlay {
 
     /// Whether a static route was added at run time.
     #[must_use]
-    pub fn has_route(&self, prefix: IpNet, metric: u16) -> bool {
-        self.routes
-            .iter()
-            .any(|(name, _)| *name == (prefix, metric))
+    pub fn has_route(&self, vrf: &VrfName, prefix: IpNet, metric: u16) -> bool {
+        let is = |(of, to, with): &RouteName| (of, *to, *with) == (vrf, prefix, metric);
+        self.routes.iter().any(|(name, _)| is(name))
     }
 
     /// Addresses that were added to an uplink at run time.
@@ -202,9 +202,11 @@ impl ConfigFile {
             }
         }
         left.routes.retain(|(route, _)| {
-            let stays = self.route(*route).is_none();
+            let stays = self.route(route).is_none();
             if !stays {
-                goes(format!("route {}", route.0), "it is in the file now");
+                let (vrf, prefix, _) = route;
+                let what = format!("route {prefix}{}", in_vrf(vrf));
+                goes(what, "it is in the file now");
             }
             stays
         });
@@ -238,9 +240,9 @@ impl ConfigFile {
     }
 
     /// Where the file has a route.
-    fn route(&self, (prefix, metric): RouteName) -> Option<Place> {
+    fn route(&self, name: &RouteName) -> Option<Place> {
         let mut routes = self.entries.routes.iter();
-        let found = routes.find(|it| it.prefix.value == prefix && it.metric == metric)?;
+        let found = routes.find(|it| route_name(it) == *name)?;
         Some(found.prefix.place)
     }
 
@@ -262,6 +264,10 @@ impl ConfigFile {
         add_ports(report, overlay, &mut entries.containers);
         Some(entries)
     }
+}
+
+fn route_name(entry: &RouteEntry) -> RouteName {
+    (entry.vrf.value.clone(), entry.prefix.value, entry.metric)
 }
 
 fn has_address(uplink: &UplinkEntry, address: IpNet) -> bool {
