@@ -211,6 +211,7 @@ fn link(device: &str, interface: &str) -> Link {
         since: None,
         mac: mac("02:00:5e:10:00:01"),
         vrf: VrfId::DEFAULT,
+        vrf_name: "default".to_owned(),
         mtu: 1500,
         offload: ["checksum", "tso4", "tso6"].map(str::to_owned).to_vec(),
         rx: Traffic {
@@ -266,6 +267,7 @@ fn ports() -> Response {
     let all = ["203.0.113.1", "2001:db8:1::1"].map(|address| address.parse().unwrap());
     let port = |protocol, range: &str, kind, owner: &str| Port {
         vrf: VrfId::DEFAULT,
+        vrf_name: "default".to_owned(),
         addresses: (kind != PortKind::Service).then(|| all.to_vec()),
         protocol,
         range: range.parse().unwrap(),
@@ -283,6 +285,7 @@ fn ports() -> Response {
 fn routes() -> Response {
     let route = |prefix: &str, source, action, hops: &[Option<&str>]| Route {
         vrf: VrfId::DEFAULT,
+        vrf_name: "default".to_owned(),
         prefix: prefix.parse().unwrap(),
         source,
         metric: 0,
@@ -321,6 +324,7 @@ fn routes() -> Response {
 fn neighbors() -> Response {
     let neighbor = |address: &str, mac, state, age_ms, queued| Neighbor {
         uplink: "up0".to_owned(),
+        vrf_name: "default".to_owned(),
         address: address.parse().unwrap(),
         mac,
         state,
@@ -510,7 +514,7 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
     (runtime)         mac 02:00:5e:10:00:02             sent 3 packets, 222 B
                       mac 02:00:5e:10:00:01 of the NOS
                       203.0.113.1
-                      mtu 1500, vrf 0
+                      mtu 1500, vrf default
                       offload none
 
  1  web        up     eth0 (tap) in /run/netns/C        received 7340032 packets, 10.7 GB
@@ -518,25 +522,25 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
                       mac 02:00:5e:10:00:01 of the NOS  dropped 4 source-port
                       203.0.113.1                       dropped 9 in the device's queue
                       2001:db8:1::1                     cut 5 super-frames over 64 KiB
-                      mtu 1500, vrf 0                   device refused 1 uso
+                      mtu 1500, vrf default             device refused 1 uso
                       offload checksum tso4 tso6
 ";
 
 const PORTS: &str = r"
-VRF  PROTOCOL  PORTS        KIND                OWNER  FROM     ADDRESSES
-  0  tcp       7            service of the NOS  echo   config   all
-  0  tcp       40000-44999  ephemeral           web    runtime  203.0.113.1
-                                                                2001:db8:1::1
-  0  udp       20000-20999  listen              web    config   203.0.113.1
-                                                                2001:db8:1::1
+VRF      PROTOCOL  PORTS        KIND                OWNER  FROM     ADDRESSES
+default  tcp       7            service of the NOS  echo   config   all
+default  tcp       40000-44999  ephemeral           web    runtime  203.0.113.1
+                                                                    2001:db8:1::1
+default  udp       20000-20999  listen              web    config   203.0.113.1
+                                                                    2001:db8:1::1
 ";
 
 const ROUTES: &str = r"
-VRF  PREFIX          SOURCE     METRIC  ACTION
-  0  0.0.0.0/0       static          0  via 203.0.113.2 on up0
-                                        via 203.0.113.3 on up0
-  0  203.0.113.0/24  connected       0  connected on up0
-  0  2001:db8::/32   static          0  unreachable
+VRF      PREFIX          SOURCE     METRIC  ACTION
+default  0.0.0.0/0       static          0  via 203.0.113.2 on up0
+                                            via 203.0.113.3 on up0
+default  203.0.113.0/24  connected       0  connected on up0
+default  2001:db8::/32   static          0  unreachable
 ";
 
 const NEIGHBORS: &str = r"
@@ -564,7 +568,7 @@ UPLINK  STATE  INTERFACE                   TRAFFIC
 up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                mac 02:00:5e:10:00:01       sent 3 packets, 222 B
                203.0.113.1/24              dropped 4 source-port
-               mtu 1500, vrf 0             dropped 9 in the device's queue
+               mtu 1500, vrf default       dropped 9 in the device's queue
                offload checksum tso4 tso6  cut 5 super-frames over 64 KiB
                                            device refused 1 uso
                                            address conflicts 2
@@ -611,10 +615,10 @@ fn the_port_tables_holdings_are_shown() {
     table.register(&web).unwrap();
     let rows = table.claims().map(|holding| Port::from(&holding)).collect();
     let expected = "
-VRF  PROTOCOL  PORTS        KIND                OWNER  FROM    ADDRESSES
-  0  tcp       80           listen              web    config  203.0.113.1
-  0  tcp       40000-44999  ephemeral           web    config  203.0.113.1
-  0  udp       7            service of the NOS  echo   config  all
+VRF      PROTOCOL  PORTS        KIND                OWNER  FROM    ADDRESSES
+default  tcp       80           listen              web    config  203.0.113.1
+default  tcp       40000-44999  ephemeral           web    config  203.0.113.1
+default  udp       7            service of the NOS  echo   config  all
 ";
     assert_eq!(self::table(Response::Ports(rows)), expected.trim());
 }

@@ -62,7 +62,7 @@ pub enum Event {
 pub struct Subject {
     /// Its kind.
     pub kind: SubjectKind,
-    /// Its name; none of the services and of the routes.
+    /// Its name; of services the VRF's, unless it is the default one; none of the routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }

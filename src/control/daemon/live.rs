@@ -11,7 +11,7 @@ use nos_shim::shim::LinkState;
 use tracing::error;
 
 use crate::control::attach::{Detachment, Host, Pace, ParkedSide, SideReport, VethPair, close_all};
-use crate::control::config::Name;
+use crate::control::config::{Name, VrfName};
 use crate::control::kernel::takeover::Takeover;
 use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceId};
 use crate::control::plan::{Entity, Network};
@@ -55,6 +55,8 @@ pub(super) struct Live {
     pub(super) captures: BTreeMap<Entity, CaptureWriter>,
     pub(super) attachment_ids: Identifiers<AttachmentId>,
     pub(super) uplink_ids: Identifiers<UplinkId>,
+    /// What stands for uplinks in VRFs that they have left, as long as addresses are behind there.
+    pub(super) left_behind: BTreeMap<(Name, VrfName), UplinkId>,
     pub(super) vrfs: VrfNumbers,
     /// Devices that the data threads gave up before they were asked to: the news of that is still
     /// on its way, and old by now.
@@ -80,6 +82,7 @@ impl Live {
             captures: BTreeMap::new(),
             attachment_ids: Identifiers::default(),
             uplink_ids: Identifiers::default(),
+            left_behind: BTreeMap::new(),
             vrfs: VrfNumbers::default(),
             stale: HashMap::new(),
             backlog: VecDeque::new(),

@@ -1,5 +1,6 @@
 //! Steps of uplinks: what the NOS knows of them, and their devices.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nos_shim::ident::{Interface, UplinkId, VrfId};
@@ -8,7 +9,7 @@ use nos_shim::shim::{LinkState, UplinkConfig};
 use tracing::{info, warn};
 
 use crate::control::attach::{self, offloads};
-use crate::control::config::{Name, UplinkDevice};
+use crate::control::config::{Name, UplinkDevice, VrfName};
 use crate::control::kernel::LinkFacts;
 use crate::control::kernel::takeover::Takeover;
 use crate::control::plan::{Change, Network, OpenDevice};
@@ -39,29 +40,86 @@ impl Live {
                 configs.push(uplink_config(uplink.id, name, vrf, &uplink.network));
             }
         }
+        let behind = self.behind_after(changes)?;
         for (name, change) in changes {
             let Some(new) = &change.new else { continue };
-            let vrf = self.vrfs.id(&new.vrf)?;
             let known = self.uplinks.get(name).map(|uplink| uplink.id);
-            let Some(id) = known.or_else(|| self.uplink_ids.take()) else {
-                return Err(StepError::new("all 65,536 uplinks are in use"));
+            let vrf = self.vrfs.id(&new.vrf);
+            let id = known.or_else(|| self.uplink_ids.take());
+            let (Some(id), Ok(vrf)) = (id, vrf) else {
+                self.give_back(fresh);
+                return Err(StepError::new("all uplinks, or all VRFs, are in use"));
             };
             if known.is_none() {
                 fresh.push((name, id));
             }
             configs.push(uplink_config(id, name, vrf, new));
         }
+        let before = std::mem::take(&mut self.left_behind);
+        for (place, mut config) in behind {
+            let known = before.get(&place).copied();
+            // Without a number, containers have to follow at once, or are refused.
+            let Some(id) = known.or_else(|| self.uplink_ids.take()) else {
+                continue;
+            };
+            config.id = id;
+            configs.push(config);
+            self.left_behind.insert(place, id);
+        }
         if let Err(error) = self.publish(configs) {
-            for (_, id) in fresh {
-                self.uplink_ids.give_back(id);
-            }
+            self.give_back(fresh);
+            let after = std::mem::replace(&mut self.left_behind, before);
+            self.forget_behind(after);
             return Err(error);
         }
+        self.forget_behind(before);
         for (name, id) in fresh {
             self.add_uplink(name, id, changes);
         }
         self.record_networks(changes);
         Ok(())
+    }
+
+    fn give_back(&mut self, fresh: Vec<(&Name, UplinkId)>) {
+        for (_, id) in fresh {
+            self.uplink_ids.give_back(id);
+        }
+    }
+
+    /// Gives the numbers back of those that are not left behind any more.
+    fn forget_behind(&mut self, before: BTreeMap<(Name, VrfName), UplinkId>) {
+        for (place, id) in before {
+            if !self.left_behind.contains_key(&place) {
+                self.uplink_ids.give_back(id);
+            }
+        }
+    }
+
+    /// What stands for uplinks in VRFs that they have left, after these changes: uplinks with the
+    /// addresses that are behind there, which are never up.
+    fn behind_after(
+        &self,
+        changes: &[(Name, Change<Network>)],
+    ) -> Result<BTreeMap<(Name, VrfName), UplinkConfig>, StepError> {
+        let mut all = BTreeMap::new();
+        let untouched = self.uplinks.iter();
+        let untouched = untouched.filter(|(name, _)| !changes.iter().any(|(of, _)| of == *name));
+        let untouched = untouched.map(|(name, uplink)| (name, &uplink.network));
+        let changed = changes.iter();
+        let changed = changed.filter_map(|(name, change)| Some((name, change.new.as_ref()?)));
+        for (name, network) in untouched.chain(changed) {
+            for (vrf, address) in &network.behind {
+                let place = (name.clone(), vrf.clone());
+                let id = self.vrfs.id(vrf)?;
+                let fresh = || UplinkConfig {
+                    addresses: Vec::new(),
+                    ..uplink_config(UplinkId(0), name, id, network)
+                };
+                let config: &mut UplinkConfig = all.entry(place).or_insert_with(fresh);
+                config.addresses.push(*address);
+            }
+        }
+        Ok(all)
     }
 
     fn publish(&mut self, configs: Vec<UplinkConfig>) -> Result<(), StepError> {

@@ -77,7 +77,9 @@ pub(super) fn used(state: &State) -> impl Iterator<Item = &VrfName> {
     let networks = state.networks.values().map(|network| &network.vrf);
     let claims = state.claims.values().map(|claim| &claim.vrf);
     let routes = state.routes.iter().map(|route| &route.vrf);
-    let all = networks.chain(claims).chain(routes);
+    let behind = state.networks.values().flat_map(|network| &network.behind);
+    let all = networks.chain(behind.map(|(vrf, _)| vrf));
+    let all = all.chain(claims).chain(routes);
     all.chain(state.services.keys())
 }
 

@@ -289,7 +289,12 @@ fn networks(state: &State) -> Vec<(&VrfName, IpNet, Entity)> {
 }
 
 fn addresses(state: &State) -> HashMap<(&VrfName, IpAddr), Entity> {
-    of_networks(state, IpNet::addr).collect()
+    let behind = state.networks.iter().flat_map(|(name, network)| {
+        let left = network.behind.iter();
+        left.map(|(vrf, net)| ((vrf, net.addr()), Entity::Uplink(name.clone())))
+    });
+    // What an uplink has counts for more than what another one has left there.
+    behind.chain(of_networks(state, IpNet::addr)).collect()
 }
 
 fn of_networks<'a, T: 'a>(

@@ -246,8 +246,8 @@ fn network_steps(
 }
 
 /// The uplink as it shall be, with the addresses that it still has. What another uplink of its VRF
-/// has now, or keeps for now, comes later. One that comes from another VRF leaves its addresses behind:
-/// they are nobody's there until somebody else brings them.
+/// has now, or keeps for now, comes later. Of one that comes from another VRF the addresses stay behind
+/// until containers have followed, so that these can also go back.
 fn widened(change: &Change<Network>, all: &[(&Name, Change<Network>)]) -> Option<Network> {
     let Some(new) = &change.new else {
         return change.old.clone();
@@ -256,6 +256,13 @@ fn widened(change: &Change<Network>, all: &[(&Name, Change<Network>)]) -> Option
     let stays = |old: &Network| old.vrf == new.vrf;
     let own = old.filter(|old| stays(old));
     let own = own.map_or(&[][..], |old| &old.addresses);
+    let left = old.filter(|old| !stays(old));
+    let left = left.into_iter().flat_map(|old| {
+        let addresses = old.addresses.iter();
+        addresses.map(|address| (old.vrf.clone(), *address))
+    });
+    let mut behind = old.map_or_else(Vec::new, |old| old.behind.clone());
+    behind.extend(left);
     let others = all.iter().map(|(_, other)| other).filter(|other| {
         // Two changes of one uplink are one.
         !core::ptr::eq(*other, change)
@@ -281,6 +288,7 @@ fn widened(change: &Change<Network>, all: &[(&Name, Change<Network>)]) -> Option
     addresses.extend(new.addresses.iter().filter(free));
     Some(Network {
         addresses,
+        behind,
         ..new.clone()
     })
 }

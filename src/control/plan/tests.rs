@@ -175,6 +175,7 @@ impl Draft {
                 mac: mac(mac_number),
                 mtu,
                 redirects: true,
+                behind: Vec::new(),
             };
             state.networks.insert(name("up", number), network);
             if here && interfaces.insert(interface) {
@@ -274,8 +275,6 @@ struct World {
     fails: BTreeSet<usize>,
     calls: usize,
     touched: BTreeSet<Entity>,
-    /// Addresses that an uplink took with it to another VRF.
-    left: BTreeSet<(VrfName, IpAddr)>,
 }
 
 impl World {
@@ -285,18 +284,15 @@ impl World {
             fails: BTreeSet::new(),
             calls: 0,
             touched: BTreeSet::new(),
-            left: BTreeSet::new(),
         }
     }
 
     /// Why the NOS does not grant a claim.
     fn refusal(&self, of: &Name, claim: &Claim) -> Option<String> {
         let networks = self.is.networks.values();
-        let ours: BTreeSet<_> = networks
-            .filter(|network| network.vrf == claim.vrf)
-            .flat_map(|network| &network.addresses)
-            .map(IpNet::addr)
-            .collect();
+        let ours = networks.flat_map(all_addresses);
+        let ours = ours.filter(|(vrf, _)| *vrf == claim.vrf);
+        let ours: BTreeSet<_> = ours.map(|(_, address)| address).collect();
         if let Some(unknown) = claim
             .addresses
             .iter()
@@ -372,7 +368,7 @@ impl World {
     }
 
     /// The networks after a change: none overlap, and no container loses an address that it has.
-    fn networks(&mut self, changes: &[(Name, Change<Network>)]) {
+    fn networks(&self, changes: &[(Name, Change<Network>)]) {
         let mut after = self.is.clone();
         after.record(&Step::Networks(changes.to_vec()));
         for (name, change) in changes {
@@ -387,20 +383,13 @@ impl World {
         let all: Vec<_> = after.networks.values().flat_map(addresses).collect();
         let distinct: BTreeSet<_> = all.iter().cloned().collect();
         assert_eq!(distinct.len(), all.len(), "an address is on one uplink");
-        // An uplink takes its addresses to another VRF at once, its containers follow.
-        let left = changes.iter().filter_map(|(_, change)| {
-            let (old, new) = (change.old.as_ref()?, change.new.as_ref()?);
-            (old.vrf != new.vrf).then(|| addresses(old))
-        });
-        let left: BTreeSet<_> = left.flatten().chain(self.left.clone()).collect();
+        let here: BTreeSet<_> = after.networks.values().flat_map(all_addresses).collect();
         for (name, claim) in &self.is.claims {
             for &address in &claim.addresses {
                 let key = (claim.vrf.clone(), address);
-                let here = distinct.contains(&key) || left.contains(&key);
-                assert!(here, "{name} still has {address}");
+                assert!(here.contains(&key), "{name} still has {address}");
             }
         }
-        self.left = left;
     }
 
     fn claims(&self, changes: &[(Name, Change<Claim>)]) -> Result<(), String> {
@@ -432,6 +421,15 @@ impl World {
             .find(|(_, claim)| new.services.iter().any(|service| serves(*service, claim)));
         clash.map_or(Ok(()), |(name, _)| Err(format!("{name} has the port")))
     }
+}
+
+/// Where the NOS has which addresses by an uplink.
+fn all_addresses(network: &Network) -> Vec<(VrfName, IpAddr)> {
+    let own = network.addresses.iter();
+    let own = own.map(|net| (network.vrf.clone(), net.addr()));
+    let behind = network.behind.iter();
+    own.chain(behind.map(|(vrf, net)| (vrf.clone(), net.addr())))
+        .collect()
 }
 
 fn clash(one: &Claim, other: &Claim) -> bool {

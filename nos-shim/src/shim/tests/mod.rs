@@ -3,3 +3,4 @@
 mod groups;
 mod registration;
 mod uplinks;
+mod vrfs;
