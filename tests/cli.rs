@@ -367,6 +367,8 @@ fn counters() -> Response {
             name: "up0".to_owned(),
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
             runtime_addresses: Vec::new(),
+            groups: vec!["239.1.2.3".parse().unwrap(), "ff05::1234".parse().unwrap()],
+            runtime_groups: vec!["ff05::1234".parse().unwrap()],
             address_conflicts: 2,
             link: link("packet", "hx"),
         }],

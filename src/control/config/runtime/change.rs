@@ -37,6 +37,10 @@ pub enum Change {
     AddAddress,
     /// An address goes: `uplink`, `address`.
     RemoveAddress,
+    /// A multicast group that the NOS is in on an uplink: `uplink`, `group`.
+    AddGroup,
+    /// It leaves a group: `uplink`, `group`.
+    RemoveGroup,
 }
 
 /// What happens to a container's ports.
@@ -96,11 +100,17 @@ impl ConfigFile {
             Change::RemoveRoute => self.remove_route(overlay, keys),
             Change::AddAddress => self.add_address(overlay, keys),
             Change::RemoveAddress => self.remove_address(overlay, keys),
+            Change::AddGroup => self.add_group(overlay, keys),
+            Change::RemoveGroup => self.remove_group(overlay, keys),
         }
     }
 
     /// The overlay as it shall be, if all is well with it.
-    fn changed(&self, overlay: Overlay, touched: Touched) -> Result<Changed, ConfigErrors> {
+    pub(super) fn changed(
+        &self,
+        overlay: Overlay,
+        touched: Touched,
+    ) -> Result<Changed, ConfigErrors> {
         let container = match &touched {
             Touched::Container(name) => Some(name),
             Touched::Uplink(_) | Touched::Routes => None,
@@ -206,7 +216,7 @@ impl ConfigFile {
         self.changed(new, touched)
     }
 
-    fn of_the_file(&self, report: &Report<'_>, place: Place, what: &str, file: Place) {
+    pub(super) fn of_the_file(&self, report: &Report<'_>, place: Place, what: &str, file: Place) {
         let spot = report.spot(file);
         let reason =
             format!("{what} is in the configuration ({spot}); take it out of the file and reload");
@@ -445,7 +455,7 @@ impl ConfigFile {
         false
     }
 
-    fn is_uplink(&self, report: &Report<'_>, uplink: &At<Name>) {
+    pub(super) fn is_uplink(&self, report: &Report<'_>, uplink: &At<Name>) {
         let known = self
             .entries
             .uplinks
@@ -485,7 +495,7 @@ impl ConfigFile {
 }
 
 /// What is asked for is so already.
-fn unchanged(overlay: &Overlay, touched: Touched) -> Changed {
+pub(super) fn unchanged(overlay: &Overlay, touched: Touched) -> Changed {
     Changed {
         overlay: overlay.clone(),
         config: None,
@@ -495,7 +505,7 @@ fn unchanged(overlay: &Overlay, touched: Touched) -> Changed {
 }
 
 /// Reads the keys of a request, which errors call `name`. What is wrong is reported.
-fn read<T>(
+pub(super) fn read<T>(
     report: &Report<'_>,
     keys: &Keys,
     name: &'static str,
