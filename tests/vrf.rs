@@ -435,7 +435,7 @@ fn halves(frame: &[u8], family: Family) -> [Vec<u8>; 2] {
             let length = u16::try_from(20 + part.len()).unwrap();
             half[16..18].copy_from_slice(&length.to_be_bytes());
             half[18..20].copy_from_slice(&[0, 7]);
-            let flags = offset / 8 | if more { 0x2000 } else { 0 };
+            let flags = (offset / 8) | if more { 0x2000 } else { 0 };
             half[20..22].copy_from_slice(&flags.to_be_bytes());
             wire::fix_ipv4_checksum(&mut half);
         }

@@ -175,6 +175,7 @@ impl Draft {
                 mac: mac(mac_number),
                 mtu,
                 redirects: true,
+                groups: Vec::new(),
                 behind: Vec::new(),
             };
             state.networks.insert(name("up", number), network);

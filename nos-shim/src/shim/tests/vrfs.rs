@@ -300,7 +300,7 @@ fn fragments_meet_those_of_their_vrf() {
     let udp = payloads.map(|payload| draft.udp((9, PORT), &payload));
     let fragment = |place: usize, offset: u16, pool: &mut FramePool| {
         let later = Draft {
-            fragment: offset / 8 | if offset == 0 { MORE } else { 0 },
+            fragment: (offset / 8) | if offset == 0 { MORE } else { 0 },
             ..draft.clone()
         };
         let octets = match offset {
@@ -338,7 +338,7 @@ fn datagrams_to_the_nos_are_put_together_in_their_vrf() {
     let message = draft.icmp(8, 0, 1, &[0x55; 24]);
     let half = |twins: &mut Twins, place, offset: u16| {
         let part = Draft {
-            fragment: offset / 8 | if offset == 0 { MORE } else { 0 },
+            fragment: (offset / 8) | if offset == 0 { MORE } else { 0 },
             ..draft.clone()
         };
         let octets = match offset {
@@ -545,6 +545,8 @@ fn an_uplink_that_moves_takes_nothing_along_and_leaves_no_way_back() {
     let before = twins.dropped(DropReason::DeviceGone);
 
     twins.shim.set_uplink(uplink(0, 5), NOW).unwrap();
+    // Announcements.
+    twins.sent();
     assert_eq!(twins.shim.held(), 0);
     assert_eq!(twins.dropped(DropReason::DeviceGone), before + 4);
     assert!(

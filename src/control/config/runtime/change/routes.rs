@@ -1,0 +1,73 @@
+//! Static routes that come and go at run time.
+
+use crate::control::config::entries::{self, RouteEntry};
+use crate::control::config::runtime::route_name;
+use crate::control::config::vrf::in_vrf;
+use crate::control::config::{ConfigErrors, Route, VrfName, check, values};
+
+use super::{Changed, ConfigFile, Keys, Overlay, Touched, read, unchanged};
+
+impl ConfigFile {
+    pub(super) fn add_route(
+        &self,
+        overlay: &Overlay,
+        keys: &Keys,
+    ) -> Result<Changed, ConfigErrors> {
+        let report = self.report();
+        let entry = read(&report, keys, "route-add", |root| {
+            root.require("route", "{\"prefix\":\"0.0.0.0/0\",...}");
+            entries::route(root.table("route")?)
+        });
+        let entry = report.finish(entry)?;
+        let name = route_name(&entry);
+        let shall = self.route_alone(overlay, entry)?;
+        let current = self.config(overlay)?;
+        let mut known = current.routes.iter();
+        if known.any(|route| *route == shall) {
+            return Ok(unchanged(overlay, Touched::Routes));
+        }
+        let mut new = overlay.clone();
+        new.routes
+            .push((name, keys.table("route").unwrap_or_default()));
+        self.changed(new, Touched::Routes)
+    }
+
+    fn route_alone(&self, overlay: &Overlay, entry: RouteEntry) -> Result<Route, ConfigErrors> {
+        let report = self.report();
+        let mut entries = self.uplinks_alone(&report, overlay);
+        entries.routes.push(entry);
+        let route = check::config(&report, entries).routes.pop();
+        report.finish(route)
+    }
+
+    pub(super) fn remove_route(
+        &self,
+        overlay: &Overlay,
+        keys: &Keys,
+    ) -> Result<Changed, ConfigErrors> {
+        let report = self.report();
+        let named = read(&report, keys, "route-remove", |root| {
+            let prefix = root.required("prefix", "\"0.0.0.0/0\"", values::prefix);
+            let metric = root.optional("metric", values::metric);
+            let vrf = root.optional("vrf", values::vrf);
+            let vrf = vrf.map_or(VrfName::Default, |at| at.value);
+            let (prefix, metric) = (prefix?, metric.map_or(0, |at| at.value));
+            Some(((vrf, prefix.value, metric), prefix.place))
+        });
+        if let Some((name, place)) = &named
+            && let Some(file) = self.route(name)
+        {
+            let (vrf, prefix, metric) = name;
+            let vrf = in_vrf(vrf);
+            let what = format!("the route to {prefix} with metric {metric}{vrf}");
+            self.of_the_file(&report, *place, &what, file);
+        }
+        let (name, _) = report.finish(named)?;
+        if !overlay.has_route(&name.0, name.1, name.2) {
+            return Ok(unchanged(overlay, Touched::Routes));
+        }
+        let mut new = overlay.clone();
+        new.routes.retain(|(known, _)| *known != name);
+        self.changed(new, Touched::Routes)
+    }
+}
