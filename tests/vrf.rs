@@ -99,7 +99,7 @@ fn config(topology: &Topology, variant: Variant) -> String {
     [
         format!("[relay]\nthreads = \"{}\"\n", variant.threads),
         uplink("up0", Topology::UPLINK, ""),
-        uplink("up1", RED_UPLINK, "vrf = \"red\"\nmtu = 1400\n"),
+        uplink("up1", RED_UPLINK, "vrf = \"red\"\nmtu = 1500\n"),
         route(""),
         route("vrf = \"red\"\n"),
         container("web", 0, &format!("{first}{}", ports(22000))),
@@ -306,7 +306,7 @@ lab_test! {
         let twins = Twins::new(Variant::PLAIN);
         for (here, there) in twins.pairs() {
             for family in FAMILIES {
-                let _listeners = [here.web, there.web].map(|web| {
+                let listeners = [here.web, there.web].map(|web| {
                     let server = family.nos_port(there.only);
                     (tcp::EchoServer::start(web, server).unwrap(), udp::EchoServer::start(web, server).unwrap())
                 });
@@ -316,7 +316,8 @@ lab_test! {
                 let what = format!("{port} in {}", here.vrf);
                 assert_refused(tcp::connect(here.external, None, port, LIMIT), &what);
                 assert_refused(udp::exchange(here.external, None, port, b"x", LIMIT), &what);
-                // And its owner there may not send from it here.
+                drop(listeners);
+                // And its twin here may not send from it.
                 let server = udp::EchoServer::start(here.external, family.external_port(8053)).unwrap();
                 let foreign = udp::exchange(here.web, Some(port), server.address(), b"x", LIMIT);
                 assert!(foreign.is_err(), "{what}");
@@ -496,22 +497,21 @@ mod fragments_of_the_same_name_are_never_mixed {
 lab_test! {
     fn a_flood_in_one_vrf_leaves_errors_to_another() {
         let twins = Twins::new(Variant::PLAIN);
-        for (here, there) in twins.pairs() {
-            for family in FAMILIES {
-                let outside = Outside::of(&twins, here);
-                for _ in 0..100 {
-                    outside.wire.send(&outside.udp(family, (5000, 30_000), b"?"));
-                }
-                // All that the peer gets at once.
-                let mut refused = 0;
-                outside.wire.await_frame(LIMIT, |seen| {
-                    refused += usize::from(matches!(seen.icmp(), Some((3, 3) | (1, 4))));
-                    (refused == 6).then_some(())
-                });
-                // The host of the same address in the other VRF has all of its own still.
-                let closed = udp::exchange(there.external, None, family.nos_port(30_001), b"x", LIMIT);
-                assert_refused(closed, &format!("a closed port in {}", there.vrf));
+        let [here, there] = twins.sides();
+        for family in FAMILIES {
+            let outside = Outside::of(&twins, here);
+            for _ in 0..100 {
+                outside.wire.send(&outside.udp(family, (5000, 30_000), b"?"));
             }
+            // All that the peer gets at once.
+            let mut refused = 0;
+            outside.wire.await_frame(LIMIT, |seen| {
+                refused += usize::from(matches!(seen.icmp(), Some((3, 3) | (1, 4))));
+                (refused == 6).then_some(())
+            });
+            // The host of the same address in the other VRF has all of its own still.
+            let closed = udp::exchange(there.external, None, family.nos_port(30_001), b"x", LIMIT);
+            assert_refused(closed, &format!("a closed port in {}", there.vrf));
         }
     }
 }
@@ -519,6 +519,7 @@ lab_test! {
 lab_test! {
     fn a_links_mtu_is_told_in_its_vrf_alone() {
         let twins = Twins::new(Variant::PLAIN);
+        twins.daemon.reload(&edited(&twins.config, "mtu = 1500", "mtu = 1400"));
         let [default, red] = twins.sides();
         for family in FAMILIES {
             let wire = Wire::open(red.external, red.interface);
@@ -634,7 +635,7 @@ lab_test! {
         let twins = Twins::new(Variant::PLAIN);
         let [default, red] = twins.sides();
         let swapped = edited(&twins.config, "device = \"packet:hx\"\n", "device = \"packet:hx\"\nvrf = \"red\"\n");
-        let swapped = edited(&swapped, "vrf = \"red\"\nmtu = 1400\n", "mtu = 1400\n");
+        let swapped = edited(&swapped, "vrf = \"red\"\nmtu = 1500\n", "mtu = 1500\n");
         twins.daemon.reload(&swapped);
         for family in FAMILIES {
             for (outside, inside) in [(default, red), (red, default)] {
@@ -683,7 +684,7 @@ lab_test! {
 lab_test! {
     fn a_vrf_that_is_not_there_is_refused_by_reload_and_nothing_changes() {
         let twins = Twins::new(Variant::PLAIN);
-        twins.daemon.reload(&edited(&twins.config, "vrf = \"red\"\nmtu = 1400\n", "vrf = \"rde\"\nmtu = 1400\n"));
+        twins.daemon.reload(&edited(&twins.config, "vrf = \"red\"\nmtu = 1500\n", "vrf = \"rde\"\nmtu = 1500\n"));
         let log = twins.daemon.log();
         assert!(log.contains("no uplink is in VRF \"red\"; did you mean \"rde\"?"), "{log}");
         assert_eq!(twins.daemon.uplink("up1").link.vrf_name, "red");

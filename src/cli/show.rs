@@ -150,7 +150,7 @@ fn attachments(rows: &[Attachment]) -> String {
     });
     spaced(
         &["ID", "CONTAINER", "STATE", "INTERFACE", "TRAFFIC"],
-        &[],
+        &[0],
         cells,
     )
 }
@@ -267,7 +267,7 @@ fn ports(rows: &[Port]) -> String {
             "FROM",
             "ADDRESSES",
         ],
-        &[0],
+        &[],
         cells,
     )
 }

@@ -184,7 +184,27 @@ impl Reconciler {
     pub(super) fn follow_name(&mut self, name: &Name, now: Instant) {
         self.names.insert(name.clone());
         self.obstacles.remove(name);
-        self.standing.release(&Entity::Container(name.clone()), now);
+        self.release(&Entity::Container(name.clone()), now);
+    }
+
+    /// Something about `entity` has changed: what was refused is worth another attempt, with all that
+    /// was refused together with it. Not while nothing has changed about what is in a container's way.
+    fn release(&mut self, entity: &Entity, now: Instant) {
+        let group = self.standing.group_of(entity);
+        let mut names = group.iter().filter_map(|of| match of {
+            Entity::Container(name) => Some(name),
+            _ => None,
+        });
+        let in_the_way = |name: &Name| {
+            let known = self.obstacles.get(name);
+            known.is_some_and(|known| self.obstacles_of(name).as_ref() == Some(known))
+        };
+        if names.any(in_the_way) {
+            return;
+        }
+        for entity in &group {
+            self.standing.release(entity, now);
+        }
     }
 
     /// Something inside a container may have changed.
@@ -199,7 +219,7 @@ impl Reconciler {
             }
             self.obstacles.remove(name);
         }
-        self.standing.release(&Entity::Container(name.clone()), now);
+        self.release(&Entity::Container(name.clone()), now);
     }
 
     /// What somebody else has in the namespace in which a container is wanted; `None` where nobody
@@ -236,10 +256,10 @@ impl Reconciler {
     /// An interface of the host has changed.
     pub(super) fn release_uplinks(&mut self, now: Instant) {
         let Some(wanted) = &self.wanted else { return };
-        for uplink in &wanted.uplinks {
-            let name = &uplink.name;
-            self.standing.release(&Entity::Uplink(name.clone()), now);
-            self.standing.release(&Entity::Device(name.clone()), now);
+        let names = wanted.uplinks.iter().map(|uplink| uplink.name.clone());
+        for name in names.collect::<Vec<_>>() {
+            self.release(&Entity::Uplink(name.clone()), now);
+            self.release(&Entity::Device(name), now);
         }
     }
 
@@ -434,7 +454,7 @@ impl Reconciler {
             for (entity, error) in &failure.not_undone {
                 warn!("{entity} is not as it was: {error}");
             }
-            for entity in failure.group {
+            for entity in &failure.group {
                 let told = match entity.name() == failure.entity.name() {
                     true => reason.clone(),
                     false => format!("{}: {reason}", failure.entity),
@@ -442,9 +462,10 @@ impl Reconciler {
                 let condition = Condition::Refused(told.clone());
                 if self.standing.note(entity.clone(), condition, now) {
                     error!("{entity}: {told}");
-                    self.tell_refused(&entity, &told);
+                    self.tell_refused(entity, &told);
                 }
             }
+            self.standing.bind(&failure.group);
         }
         let (state, held) = (&self.state, self.standing.held());
         let settled = |entity: &Entity| {

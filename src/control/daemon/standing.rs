@@ -48,6 +48,8 @@ pub(super) struct Entry {
     retry_at: Option<Instant>,
     /// The last attempt.
     tried_at: Instant,
+    /// All that were refused together, which are worth another attempt together; none for itself.
+    group: Vec<Entity>,
 }
 
 /// Everything that is not as it is wanted.
@@ -91,9 +93,26 @@ impl Standing {
             failures: if refused { failures + 1 } else { 0 },
             retry_at: None,
             tried_at: now,
+            group: Vec::new(),
         };
         self.entries.insert(entity, entry);
         is_new
+    }
+
+    /// Notes that these were refused together: one of them alone cannot be as it is wanted.
+    pub(super) fn bind(&mut self, group: &[Entity]) {
+        for entity in group {
+            if let Some(entry) = self.entries.get_mut(entity) {
+                entry.group = group.to_vec();
+            }
+        }
+    }
+
+    /// What was refused together with `entity`, itself included.
+    pub(super) fn group_of(&self, entity: &Entity) -> Vec<Entity> {
+        let group = self.entries.get(entity).map(|entry| entry.group.clone());
+        let group = group.filter(|group| !group.is_empty());
+        group.unwrap_or_else(|| vec![entity.clone()])
     }
 
     /// Notes that `entity` is as it is wanted. Returns what it waited for.
@@ -131,14 +150,17 @@ impl Standing {
 
     /// Releases what has paused long enough. Returns whether there was any.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
-        let mut any = false;
-        for entry in self.entries.values_mut() {
-            if entry.retry_at.is_some_and(|at| at <= now) {
+        let due = |entry: &&Entry| entry.retry_at.is_some_and(|at| at <= now);
+        let entries = self.entries.iter().filter(|(_, entry)| due(entry));
+        let due: Vec<Entity> = entries.map(|(entity, _)| entity.clone()).collect();
+        let groups = due.iter().flat_map(|entity| self.group_of(entity));
+        let groups: Vec<_> = groups.collect();
+        for entity in groups {
+            if let Some(entry) = self.entries.get_mut(&entity) {
                 (entry.held, entry.retry_at) = (false, None);
-                any = true;
             }
         }
-        any
+        !due.is_empty()
     }
 
     /// When [`Self::handle_timeout`] has something to do next.
@@ -233,5 +255,25 @@ mod tests {
         assert_eq!(pause(1), Duration::ZERO);
         assert_eq!(pause(3), Duration::from_millis(200));
         assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn what_was_refused_together_is_tried_together() {
+        let start = Instant::now();
+        let uplink = Entity::Uplink("up0".parse().unwrap());
+        let mut standing = Standing::default();
+        for _ in 0..2 {
+            standing.note(web(), refused(), start);
+        }
+        standing.note(uplink.clone(), refused(), start);
+        let group = [web(), uplink.clone()];
+        standing.bind(&group);
+        assert_eq!(standing.group_of(&uplink), group);
+        standing.release(&web(), start);
+        assert_eq!(standing.held().len(), 2);
+        assert!(standing.handle_timeout(start + FIRST_PAUSE));
+        assert_eq!(standing.held(), []);
+        standing.note(web(), refused(), start);
+        assert_eq!(standing.group_of(&web()), [web()]);
     }
 }
