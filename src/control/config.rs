@@ -48,7 +48,10 @@ mod values;
 pub use nos_shim::services::{Service, ServiceConfig};
 pub use report::{ConfigError, ConfigErrors, PortClash};
 pub use restart::NeedsRestart;
-pub use runtime::{Change, Changed, ConfigFile, Keys, Overlay, PortsAction, Touched};
+pub use runtime::{
+    Aside, BadRecord, BootId, Change, Changed, ConfigFile, Fitted, Holder, Holders, Keys, Orphans,
+    Overlay, PortsAction, ProcessIdentity, Record, Registration, RegistrationKind, Touched,
+};
 
 /// Octets of the longest configuration that is read: room for some 20,000 containers.
 pub const MAX_TEXT: usize = 4 << 20;

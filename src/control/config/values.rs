@@ -15,6 +15,7 @@ use toml::de::DeValue;
 use crate::interface_name::InterfaceName;
 
 use super::port_list::PortEntry;
+use super::runtime::Lease;
 use super::{
     ContainerDevice, IoUring, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
 };
@@ -169,6 +170,16 @@ pub(super) fn host_network(value: &DeValue<'_>) -> Result<IpNet, String> {
         .and_then(|()| host_of_network(network))
         .map_err(|why| format!("{} {why}", quoted(written)))?;
     Ok(network)
+}
+
+/// With whose end a registration ends.
+pub(super) fn lease(value: &DeValue<'_>) -> Result<Lease, String> {
+    let options = [
+        ("attachment", Lease::Attachment),
+        ("connection", Lease::Connection),
+        ("pidfd", Lease::Pidfd),
+    ];
+    choice(value, &options)
 }
 
 /// A route's destinations.

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::control::api::{Applied, Asked, Clash, Refusal, RefusalCode, Request, Response};
 use crate::control::config::{
-    Change, Changed, ConfigError, ConfigErrors, ConfigFile, Keys, Overlay, Touched,
+    Change, Changed, ConfigError, ConfigErrors, ConfigFile, Holders, Keys, Overlay, Touched,
 };
 use crate::control::plan::Entity;
 
@@ -117,13 +117,14 @@ impl Daemon {
     fn change(&mut self, change: Change, keys: &Keys) -> Result<Response, Refusal> {
         let Registry { file, overlay, .. } = &self.registry;
         let changed = file
-            .change(overlay, change, keys)
+            .change(overlay, change, keys, &Holders::default())
             .map_err(|errors| refusal(&errors))?;
         let Changed {
             overlay,
             config,
             touched,
             range,
+            ..
         } = changed;
         let changed = config.is_some();
         if let Some(config) = config {

@@ -59,7 +59,7 @@ use tracing::{error, info, warn};
 
 use crate::control::api::{self, Server};
 use crate::control::attach::{AttachError, Host, Pace};
-use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
+use crate::control::config::{Config, ConfigErrors, ConfigFile, Orphans, Overlay, RelayConfig};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::data::event_loop::Stopped;
@@ -318,7 +318,7 @@ impl Daemon {
     /// Reads the file, and makes it the one beside which the rest is registered.
     fn load(&mut self) -> Result<Config, ConfigErrors> {
         let file = ConfigFile::load(&self.config_path)?;
-        let (overlay, notes) = file.adopt(&self.registry.overlay);
+        let (overlay, notes) = file.adopt(&self.registry.overlay, Orphans::Go);
         let config = file.config(&overlay)?;
         for note in notes {
             info!("registered at run time no more: {note}");

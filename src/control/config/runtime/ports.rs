@@ -25,6 +25,16 @@ impl Ports {
         }
     }
 
+    /// Every port there is.
+    pub(super) fn all() -> Self {
+        let all = PortRange::new(1, u16::MAX).map_or_else(|_| Vec::new(), |all| vec![all]);
+        Self {
+            tcp: all.clone(),
+            udp: all.clone(),
+            ephemeral: all,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.tcp.is_empty() && self.udp.is_empty() && self.ephemeral.is_empty()
     }
@@ -52,6 +62,24 @@ impl Ports {
             udp: joined(&self.udp, more.udp),
             ephemeral: joined(&self.ephemeral, more.ephemeral),
         }
+    }
+
+    /// The ranges, each with what it is for: `tcp 20000-20999`.
+    pub(super) fn listed(&self) -> Vec<String> {
+        let Self {
+            tcp,
+            udp,
+            ephemeral,
+        } = self;
+        let all = [("tcp", tcp), ("udp", udp), ("ephemeral", ephemeral)];
+        let all = all.into_iter();
+        all.flat_map(|(what, ranges)| ranges.iter().map(move |range| format!("{what} {range}")))
+            .collect()
+    }
+
+    /// What is in these and in `other`.
+    pub(super) fn common_with(&self, other: &Self) -> Self {
+        self.without(&self.without(other))
     }
 
     /// Whether ports of `range` are among those on which a container is reached.

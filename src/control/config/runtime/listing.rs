@@ -1,0 +1,61 @@
+//! What is registered, one by one, for those who ask.
+
+use super::{Holder, Overlay};
+
+/// What something that was registered is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RegistrationKind {
+    /// A container, with the ports that its keys give it.
+    Container,
+    /// Ports that a container was given besides.
+    Ports,
+    /// A static route.
+    Route,
+    /// An address of an uplink.
+    Address,
+}
+
+/// Something that was registered at run time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Registration {
+    /// What it is.
+    pub kind: RegistrationKind,
+    /// The container, the route's prefix and metric, or the uplink.
+    pub name: String,
+    /// The ports, or the address; empty of a container and of a route.
+    pub what: Vec<String>,
+    /// With whose end it ends, if with anybody's.
+    pub holder: Option<Holder>,
+}
+
+impl Overlay {
+    /// Everything that is registered.
+    #[must_use]
+    pub fn registrations(&self) -> Vec<Registration> {
+        let one = |kind, name: String, what, holder| Registration {
+            kind,
+            name,
+            what,
+            holder,
+        };
+        let containers = self.containers.iter().map(|(name, it)| {
+            let kind = RegistrationKind::Container;
+            one(kind, name.to_string(), Vec::new(), it.holder)
+        });
+        let ports = self.ports.iter().map(|((name, holder), ports)| {
+            let kind = RegistrationKind::Ports;
+            one(kind, name.to_string(), ports.listed(), *holder)
+        });
+        let routes = self.routes.iter().map(|(name, it)| {
+            let named = format!("{} metric {}", name.0, name.1);
+            one(RegistrationKind::Route, named, Vec::new(), it.holder)
+        });
+        let addresses = self.addresses.iter().map(|(uplink, it)| {
+            let address = vec![it.value.to_string()];
+            let kind = RegistrationKind::Address;
+            one(kind, uplink.to_string(), address, it.holder)
+        });
+        let all = containers.chain(ports).chain(routes).chain(addresses);
+        all.collect()
+    }
+}
