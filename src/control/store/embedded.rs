@@ -122,6 +122,10 @@ impl Store for Embedded {
     fn commit(&mut self, writes: &[Write]) -> Result<u64, StoreError> {
         self.with(|path, database| write(path, database, writes))
     }
+
+    fn damaged(&self, why: &str) -> StoreError {
+        corrupt(&self.path, why)
+    }
 }
 
 fn table(section: Section) -> Entries {

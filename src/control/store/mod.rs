@@ -73,6 +73,9 @@ pub trait Store: fmt::Debug {
     /// [`StoreError`]. None of the writes is made, unless the disk failed just as it was asked to
     /// make them last: what there is then is what [`Store::load`] says. The store can be used on.
     fn commit(&mut self, writes: &[Write]) -> Result<u64, StoreError>;
+
+    /// The error that an entry makes no sense, which only who wrote it can tell.
+    fn damaged(&self, why: &str) -> StoreError;
 }
 
 /// Why a store cannot be used.

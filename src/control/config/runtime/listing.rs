@@ -1,5 +1,7 @@
 //! What is registered, one by one, for those who ask.
 
+use core::fmt;
+
 use super::{Holder, Overlay};
 
 /// What something that was registered is.
@@ -26,6 +28,20 @@ pub struct Registration {
     pub what: Vec<String>,
     /// With whose end it ends, if with anybody's.
     pub holder: Option<Holder>,
+}
+
+impl fmt::Display for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, what, .. } = self;
+        match self.kind {
+            RegistrationKind::Container => write!(f, "container '{name}'"),
+            RegistrationKind::Ports => write!(f, "ports of '{name}' ({})", what.join(", ")),
+            RegistrationKind::Route => write!(f, "route {name}"),
+            RegistrationKind::Address => {
+                write!(f, "address {} of uplink '{name}'", what.join(", "))
+            }
+        }
+    }
 }
 
 impl Overlay {

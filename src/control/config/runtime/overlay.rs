@@ -1,13 +1,13 @@
 //! What is registered: entries, in the order in which they came, and who holds them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use nos_shim::ports::{ClaimKind, PortRange, Transport};
 
 use super::super::Name;
 use super::ports::{Ports, common};
-use super::{Holder, Keys, RouteName};
+use super::{Holder, Keys, RouteName, Touched};
 
 /// What was registered at run time.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -189,6 +189,38 @@ impl Overlay {
         left.routes.retain(|(_, it)| !held(it.holder));
         left.addresses.retain(|(_, it)| !held(it.holder));
         left
+    }
+
+    /// What differs from what was registered `before`.
+    #[must_use]
+    pub fn touched_since(&self, before: &Self) -> Vec<Touched> {
+        let mut touched = Vec::new();
+        let names = |it: &Self| -> BTreeSet<Name> {
+            let containers = it.containers.iter().map(|(name, _)| name);
+            let all = containers.chain(it.ports.keys().map(|(name, _)| name));
+            all.cloned().collect()
+        };
+        for name in names(self).union(&names(before)) {
+            let same = self.container(name) == before.container(name)
+                && self.ports_of(name).eq(before.ports_of(name));
+            if !same {
+                touched.push(Touched::Container(name.clone()));
+            }
+        }
+        let uplinks = |it: &Self| -> BTreeSet<Name> {
+            let uplinks = it.addresses.iter().map(|(uplink, _)| uplink);
+            uplinks.cloned().collect()
+        };
+        for name in uplinks(self).union(&uplinks(before)) {
+            let of = |it: &Self| it.addresses_of(name.as_str()).collect::<Vec<_>>();
+            if of(self) != of(before) {
+                touched.push(Touched::Uplink(name.clone()));
+            }
+        }
+        if self.routes != before.routes {
+            touched.push(Touched::Routes);
+        }
+        touched
     }
 
     /// These and those of `other` that are not named here. Of ports, those of both.

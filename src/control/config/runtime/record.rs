@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::super::Name;
 use super::overlay::{Entry, PortsName};
 use super::ports::{Ports, normal};
-use super::{BootId, Holder, Keys, Overlay, ProcessIdentity, RouteName};
+use super::{Holder, Keys, Overlay, ProcessIdentity, RouteName};
 
 /// An entry, by a name that no other one has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ enum Stored {
         order: u64,
         container: Keys,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        holder: Option<StoredHolder>,
+        holder: Option<ProcessIdentity>,
     },
     Ports {
         container: String,
@@ -54,7 +54,7 @@ enum Stored {
         #[serde(default)]
         ephemeral: Vec<StoredRange>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        holder: Option<StoredHolder>,
+        holder: Option<ProcessIdentity>,
     },
     Route {
         order: u64,
@@ -62,27 +62,19 @@ enum Stored {
         metric: u16,
         route: Keys,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        holder: Option<StoredHolder>,
+        holder: Option<ProcessIdentity>,
     },
     Address {
         order: u64,
         uplink: String,
         address: IpNet,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        holder: Option<StoredHolder>,
+        holder: Option<ProcessIdentity>,
     },
 }
 
 /// The first and the last port.
 type StoredRange = (u16, u16);
-
-/// A process. Connections end with the daemon, so that what they hold is not stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct StoredHolder {
-    pid: u32,
-    started: u64,
-    boot: String,
-}
 
 /// An entry of an overlay, to be compared with another one's.
 #[derive(Clone, Copy, PartialEq)]
@@ -178,7 +170,7 @@ impl Overlay {
                 holder,
             } => {
                 let name = parsed(container.value("name").ok_or("it has no name")?)?;
-                let entry = entry(container, holder, order)?;
+                let entry = entry(container, holder, order);
                 self.containers.push((name, entry));
             }
             Stored::Ports {
@@ -193,7 +185,7 @@ impl Overlay {
                     udp: ranges(&udp)?,
                     ephemeral: ranges(&ephemeral)?,
                 };
-                let name = (parsed(&container)?, of_stored(holder)?);
+                let name = (parsed(&container)?, holder.map(Holder::Process));
                 self.ports.insert(name, ports);
             }
             Stored::Route {
@@ -203,7 +195,7 @@ impl Overlay {
                 route,
                 holder,
             } => {
-                let entry = entry(route, holder, order)?;
+                let entry = entry(route, holder, order);
                 self.routes.push(((prefix, metric), entry));
             }
             Stored::Address {
@@ -212,7 +204,7 @@ impl Overlay {
                 address,
                 holder,
             } => {
-                let entry = entry(address, holder, order)?;
+                let entry = entry(address, holder, order);
                 self.addresses.push((parsed(&uplink)?, entry));
             }
         }
@@ -257,32 +249,20 @@ impl Item<'_> {
     }
 }
 
-fn entry<T>(value: T, holder: Option<StoredHolder>, order: u64) -> Result<Entry<T>, String> {
-    Ok(Entry {
+fn entry<T>(value: T, holder: Option<ProcessIdentity>, order: u64) -> Entry<T> {
+    Entry {
         value,
-        holder: of_stored(holder)?,
+        holder: holder.map(Holder::Process),
         order,
-    })
-}
-
-fn stored_holder(holder: Option<Holder>) -> Option<StoredHolder> {
-    match holder {
-        Some(Holder::Process(ProcessIdentity { pid, started, boot })) => Some(StoredHolder {
-            pid,
-            started,
-            boot: boot.to_string(),
-        }),
-        Some(Holder::Connection(_)) | None => None,
     }
 }
 
-fn of_stored(holder: Option<StoredHolder>) -> Result<Option<Holder>, String> {
-    let Some(StoredHolder { pid, started, boot }) = holder else {
-        return Ok(None);
-    };
-    let boot: BootId = boot.parse().map_err(|_| format!("{boot:?} is no boot"))?;
-    let process = ProcessIdentity { pid, started, boot };
-    Ok(Some(Holder::Process(process)))
+/// Connections end with the daemon, so that what they hold is not stored.
+fn stored_holder(holder: Option<Holder>) -> Option<ProcessIdentity> {
+    match holder {
+        Some(Holder::Process(process)) => Some(process),
+        Some(Holder::Connection(_)) | None => None,
+    }
 }
 
 fn stored_ranges(ranges: &[PortRange]) -> Vec<StoredRange> {
