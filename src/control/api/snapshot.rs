@@ -101,7 +101,7 @@ pub struct Registration {
     pub kind: RegistrationKind,
     /// The container; the route's prefix and metric; the uplink.
     pub name: String,
-    /// The ports, or the address; empty of a container and of a route.
+    /// The ports, the address or the group; empty of a container and of a route.
     pub what: Vec<String>,
     /// With whose end it ends.
     pub lease: Option<Lease>,
@@ -123,6 +123,8 @@ pub enum RegistrationKind {
     Route,
     /// An address of an uplink.
     Address,
+    /// A multicast group that the NOS is in on an uplink.
+    Group,
 }
 
 /// With whose end something ends.
@@ -170,7 +172,13 @@ pub struct Uplink {
     /// Those of them that were added at run time.
     #[serde(default)]
     pub runtime_addresses: Vec<IpNet>,
-    /// Messages of ARP or Neighbor Discovery by which somebody else used one of them.
+    /// Multicast groups of which others on its link are told that the NOS is in them.
+    #[serde(default)]
+    pub groups: Vec<IpAddr>,
+    /// Those of them that were added at run time.
+    #[serde(default)]
+    pub runtime_groups: Vec<IpAddr>,
+    /// Messages of ARP or Neighbor Discovery by which somebody else used one of its addresses.
     pub address_conflicts: u64,
     /// Its device.
     #[serde(flatten)]

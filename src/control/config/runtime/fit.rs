@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::super::entries::UplinkEntry;
-use super::super::{ConfigErrors, Name};
+use super::super::ConfigErrors;
 use super::listing::Registration;
 use super::ports::Ports;
 use super::{ConfigFile, Overlay, has_address};
 
-/// What becomes of ports and addresses whose container or uplink is not there.
+/// What becomes of ports, addresses and groups whose container or uplink is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Orphans {
     /// They go.
@@ -80,9 +79,9 @@ impl ConfigFile {
     /// is not, in words.
     ///
     /// What the file says by itself is the file's from now on: a container of the same name, ports
-    /// that it lists, a route to the same prefix with the same metric, an address.
+    /// that it lists, a route to the same prefix with the same metric, an address, a group.
     ///
-    /// Ports and addresses whose container or uplink is not there go as well, or stay if the overlay
+    /// Ports, addresses and groups whose container or uplink is not there go as well, or stay if the overlay
     /// is `Orphans::Stay`.
     #[must_use]
     pub fn adopt(&self, overlay: &Overlay, orphans: Orphans) -> (Overlay, Vec<String>) {
@@ -135,6 +134,7 @@ impl ConfigFile {
             goes(format!("address {address}"), why);
             false
         });
+        self.adopt_groups(&mut left, orphans, goes);
         (left, notes)
     }
 
@@ -183,15 +183,10 @@ impl ConfigFile {
         if let Some(name) = owners.find(|name| !is_container(name)) {
             return Some(format!("there is no container '{name}'"));
         }
-        let mut uplinks = part.addresses.iter().map(|(uplink, _)| uplink);
+        let addresses = part.addresses.iter().map(|(uplink, _)| uplink);
+        let mut uplinks = addresses.chain(part.groups.iter().map(|(uplink, _)| uplink));
         let missing = uplinks.find(|name| self.uplink(name).is_none())?;
         Some(format!("there is no uplink '{missing}'"))
-    }
-
-    /// The file's entry of an uplink.
-    fn uplink(&self, name: &Name) -> Option<&UplinkEntry> {
-        let mut uplinks = self.entries.uplinks.iter();
-        uplinks.find(|it| it.name.value == *name)
     }
 }
 

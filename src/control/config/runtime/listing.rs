@@ -15,6 +15,8 @@ pub enum RegistrationKind {
     Route,
     /// An address of an uplink.
     Address,
+    /// A multicast group that the NOS is in on an uplink.
+    Group,
 }
 
 /// Something that was registered at run time.
@@ -24,7 +26,7 @@ pub struct Registration {
     pub kind: RegistrationKind,
     /// The container, the route's prefix and metric, or the uplink.
     pub name: String,
-    /// The ports, or the address; empty of a container and of a route.
+    /// The ports, the address or the group; empty of a container and of a route.
     pub what: Vec<String>,
     /// With whose end it ends, if with anybody's.
     pub holder: Option<Holder>,
@@ -40,6 +42,7 @@ impl fmt::Display for Registration {
             RegistrationKind::Address => {
                 write!(f, "address {} of uplink '{name}'", what.join(", "))
             }
+            RegistrationKind::Group => write!(f, "group {} of uplink '{name}'", what.join(", ")),
         }
     }
 }
@@ -71,7 +74,11 @@ impl Overlay {
             let kind = RegistrationKind::Address;
             one(kind, uplink.to_string(), address, it.holder)
         });
-        let all = containers.chain(ports).chain(routes).chain(addresses);
-        all.collect()
+        let groups = self.groups.iter().map(|(uplink, it)| {
+            let group = vec![it.value.to_string()];
+            one(RegistrationKind::Group, uplink.to_string(), group, it.holder)
+        });
+        let all = containers.chain(ports).chain(routes);
+        all.chain(addresses).chain(groups).collect()
     }
 }

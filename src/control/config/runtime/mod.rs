@@ -15,6 +15,7 @@
 
 mod change;
 mod fit;
+mod groups;
 mod holder;
 mod keys;
 mod listing;
@@ -146,6 +147,7 @@ impl ConfigFile {
     fn entries(&self, report: &Report<'_>, overlay: &Overlay) -> Option<Entries> {
         let mut entries = self.entries.clone();
         add_addresses(report, overlay, &mut entries.uplinks);
+        groups::add(report, overlay, &mut entries.uplinks);
         let text = overlay.text();
         if text.len() > MAX_TEXT {
             let reason = format!(

@@ -1,5 +1,6 @@
 //! What is registered: entries, in the order in which they came, and who holds them.
 
+use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
@@ -20,6 +21,7 @@ pub struct Overlay {
     pub(super) ports: BTreeMap<PortsName, Ports>,
     pub(super) routes: Vec<(RouteName, Entry<Keys>)>,
     pub(super) addresses: Vec<(Name, Entry<IpNet>)>,
+    pub(super) groups: Vec<(Name, Entry<IpAddr>)>,
 }
 
 /// Whose ports, and who holds them.
@@ -42,6 +44,7 @@ pub(super) enum Withdrawal {
     Ports(Name, Ports),
     Route(RouteName),
     Address(Name, IpNet),
+    Group(Name, IpAddr),
 }
 
 impl Overlay {
@@ -110,6 +113,12 @@ impl Overlay {
         found.map(|(_, it)| it)
     }
 
+    pub(super) fn group(&self, uplink: &Name, group: IpAddr) -> Option<&Entry<IpAddr>> {
+        let mut groups = self.groups.iter();
+        let found = groups.find(|(name, it)| name == uplink && it.value == group);
+        found.map(|(_, it)| it)
+    }
+
     /// Whether nothing is registered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -118,8 +127,10 @@ impl Overlay {
             ports,
             routes,
             addresses,
+            groups,
         } = self;
-        containers.is_empty() && ports.is_empty() && routes.is_empty() && addresses.is_empty()
+        let uplinks = addresses.is_empty() && groups.is_empty();
+        containers.is_empty() && ports.is_empty() && routes.is_empty() && uplinks
     }
 
     /// `value` as the latest entry.
@@ -127,7 +138,8 @@ impl Overlay {
         let containers = self.containers.iter().map(|(_, it)| it.order);
         let routes = self.routes.iter().map(|(_, it)| it.order);
         let addresses = self.addresses.iter().map(|(_, it)| it.order);
-        let last = containers.chain(routes).chain(addresses).max();
+        let groups = self.groups.iter().map(|(_, it)| it.order);
+        let last = containers.chain(routes).chain(addresses).chain(groups).max();
         Entry {
             value,
             holder,
@@ -165,6 +177,9 @@ impl Overlay {
             Withdrawal::Address(uplink, address) => self
                 .addresses
                 .retain(|(name, it)| (name, it.value) != (uplink, *address)),
+            Withdrawal::Group(uplink, group) => self
+                .groups
+                .retain(|(name, it)| (name, it.value) != (uplink, *group)),
         }
     }
 
@@ -174,7 +189,9 @@ impl Overlay {
         let ports = self.ports.keys().filter_map(|(_, holder)| *holder);
         let routes = self.routes.iter().filter_map(|(_, it)| it.holder);
         let addresses = self.addresses.iter().filter_map(|(_, it)| it.holder);
-        containers.chain(ports).chain(routes).chain(addresses)
+        let groups = self.groups.iter().filter_map(|(_, it)| it.holder);
+        let uplinks = addresses.chain(groups);
+        containers.chain(ports).chain(routes).chain(uplinks)
     }
 
     /// What is left when these holders have ended.
@@ -188,6 +205,7 @@ impl Overlay {
         left.ports.retain(|(_, holder), _| !held(*holder));
         left.routes.retain(|(_, it)| !held(it.holder));
         left.addresses.retain(|(_, it)| !held(it.holder));
+        left.groups.retain(|(_, it)| !held(it.holder));
         left
     }
 
@@ -209,11 +227,13 @@ impl Overlay {
         }
         let uplinks = |it: &Self| -> BTreeSet<Name> {
             let uplinks = it.addresses.iter().map(|(uplink, _)| uplink);
-            uplinks.cloned().collect()
+            let groups = it.groups.iter().map(|(uplink, _)| uplink);
+            uplinks.chain(groups).cloned().collect()
         };
         for name in uplinks(self).union(&uplinks(before)) {
-            let of = |it: &Self| it.addresses_of(name.as_str()).collect::<Vec<_>>();
-            if of(self) != of(before) {
+            let addresses = |it: &Self| it.addresses_of(name.as_str()).collect::<Vec<_>>();
+            let groups = |it: &Self| it.groups_of(name.as_str()).collect::<Vec<_>>();
+            if addresses(self) != addresses(before) || groups(self) != groups(before) {
                 touched.push(Touched::Uplink(name.clone()));
             }
         }
@@ -246,14 +266,20 @@ impl Overlay {
                 all.addresses.push((uplink.clone(), it.clone()));
             }
         }
+        for (uplink, it) in &other.groups {
+            if self.group(uplink, it.value).is_none() {
+                all.groups.push((uplink.clone(), it.clone()));
+            }
+        }
         all.containers.sort_by_key(|(_, it)| it.order);
         all.routes.sort_by_key(|(_, it)| it.order);
         all.addresses.sort_by_key(|(_, it)| it.order);
+        all.groups.sort_by_key(|(_, it)| it.order);
         all
     }
 
     /// Each entry alone, those first on which others may depend: addresses, containers with the
-    /// ports that go with them, other ports, routes.
+    /// ports that go with them, other ports, routes, groups.
     pub(super) fn parts(&self) -> Vec<Self> {
         let none = Self::default;
         let addresses = self.addresses.iter().map(|it| Self {
@@ -285,7 +311,11 @@ impl Overlay {
             routes: vec![it.clone()],
             ..none()
         });
+        let groups = self.groups.iter().map(|it| Self {
+            groups: vec![it.clone()],
+            ..none()
+        });
         let all = addresses.chain(containers).chain(ports);
-        all.chain(routes).collect()
+        all.chain(routes).chain(groups).collect()
     }
 }

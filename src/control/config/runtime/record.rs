@@ -4,6 +4,7 @@
 //! no reason to lose a record: the entry is checked when it is read as a configuration, and set aside
 //! if it does not pass.
 
+use core::net::IpAddr;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
@@ -71,6 +72,13 @@ enum Stored {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         holder: Option<ProcessIdentity>,
     },
+    Group {
+        order: u64,
+        uplink: String,
+        group: IpAddr,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<ProcessIdentity>,
+    },
 }
 
 /// The first and the last port.
@@ -83,6 +91,7 @@ enum Item<'a> {
     Ports(&'a PortsName, &'a Ports),
     Route(RouteName, &'a Entry<Keys>),
     Address(&'a Name, &'a Entry<IpNet>),
+    Group(&'a Name, &'a Entry<IpAddr>),
 }
 
 impl Overlay {
@@ -136,8 +145,13 @@ impl Overlay {
             let named = format!("address {uplink} {}", it.value);
             (named, Item::Address(uplink, it))
         });
-        let all = containers.chain(ports).chain(routes).chain(addresses);
-        all.collect()
+        let groups = self.groups.iter().filter(|(_, it)| lasts(it.holder));
+        let groups = groups.map(|(uplink, it)| {
+            let named = format!("group {uplink} {}", it.value);
+            (named, Item::Group(uplink, it))
+        });
+        let all = containers.chain(ports).chain(routes);
+        all.chain(addresses).chain(groups).collect()
     }
 
     /// What these records, each with its name and its JSON, stand for.
@@ -158,6 +172,7 @@ impl Overlay {
         overlay.containers.sort_by_key(|(_, it)| it.order);
         overlay.routes.sort_by_key(|(_, it)| it.order);
         overlay.addresses.sort_by_key(|(_, it)| it.order);
+        overlay.groups.sort_by_key(|(_, it)| it.order);
         Ok(overlay)
     }
 
@@ -207,6 +222,15 @@ impl Overlay {
                 let entry = entry(address, holder, order);
                 self.addresses.push((parsed(&uplink)?, entry));
             }
+            Stored::Group {
+                order,
+                uplink,
+                group,
+                holder,
+            } => {
+                let entry = entry(group, holder, order);
+                self.groups.push((parsed(&uplink)?, entry));
+            }
         }
         Ok(())
     }
@@ -243,6 +267,12 @@ impl Item<'_> {
                 order: it.order,
                 uplink: uplink.to_string(),
                 address: it.value,
+                holder: stored_holder(it.holder),
+            },
+            Self::Group(uplink, it) => Stored::Group {
+                order: it.order,
+                uplink: uplink.to_string(),
+                group: it.value,
                 holder: stored_holder(it.holder),
             },
         }

@@ -74,7 +74,7 @@ impl ConfigFile {
         false
     }
 
-    fn is_uplink(&self, report: &Report<'_>, uplink: &At<Name>) {
+    pub(super) fn is_uplink(&self, report: &Report<'_>, uplink: &At<Name>) {
         let known = self
             .entries
             .uplinks

@@ -3,6 +3,7 @@
 mod addresses;
 mod allocate;
 mod containers;
+mod groups;
 mod ports;
 mod routes;
 
@@ -35,6 +36,10 @@ pub enum Change {
     AddAddress,
     /// An address goes: `uplink`, `address`.
     RemoveAddress,
+    /// A multicast group that the NOS is in on an uplink: `uplink`, `group`.
+    AddGroup,
+    /// It leaves a group: `uplink`, `group`.
+    RemoveGroup,
 }
 
 /// What happens to a container's ports.
@@ -86,8 +91,12 @@ impl Change {
     #[must_use]
     pub fn takes_away(self) -> bool {
         match self {
-            Self::Attach | Self::Allocate | Self::AddRoute | Self::AddAddress => false,
-            Self::Detach | Self::RemoveRoute | Self::RemoveAddress => true,
+            Self::Attach
+            | Self::Allocate
+            | Self::AddRoute
+            | Self::AddAddress
+            | Self::AddGroup => false,
+            Self::Detach | Self::RemoveRoute | Self::RemoveAddress | Self::RemoveGroup => true,
             Self::Ports(action) => action != PortsAction::Add,
         }
     }
@@ -128,6 +137,8 @@ impl ConfigFile {
             Change::RemoveRoute => self.remove_route(overlay, keys),
             Change::AddAddress => self.add_address(overlay, keys, holders),
             Change::RemoveAddress => self.remove_address(overlay, keys),
+            Change::AddGroup => self.add_group(overlay, keys, holders),
+            Change::RemoveGroup => self.remove_group(overlay, keys),
         }
     }
 
