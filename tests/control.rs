@@ -17,7 +17,7 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 use nos_relay::control::api::snapshot::{Origin, Port, PortKind, Protocol};
 use nos_relay::control::api::{
-    BindError, ConnectionId, ControlError, MAX_CONNECTIONS, MAX_REQUEST, REQUEST_TIMEOUT,
+    Access, BindError, ConnectionId, ControlError, MAX_CONNECTIONS, MAX_REQUEST, REQUEST_TIMEOUT,
     RESPONSE_TIMEOUT, Refusal, RefusalCode, Request, Response, Server, Table, query,
 };
 use nos_shim::ident::VrfId;
@@ -67,7 +67,7 @@ impl Daemon {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         let poll = Poll::new().unwrap();
-        let server = Server::bind(&path, poll.registry(), FIRST).unwrap();
+        let server = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap();
         let now = Instant::from_millis(1000);
         Self {
             poll,
@@ -388,7 +388,13 @@ fn the_socket_is_its_owners_alone_and_goes_with_the_daemon() {
 #[test]
 fn a_second_daemon_is_told_of_the_first() {
     let mut daemon = Daemon::start();
-    let error = Server::bind(&daemon.path, daemon.poll.registry(), Token(0)).unwrap_err();
+    let error = Server::bind(
+        &daemon.path,
+        &Access::default(),
+        daemon.poll.registry(),
+        Token(0),
+    )
+    .unwrap_err();
     assert!(matches!(error, BindError::Running(_)));
     let expected = format!(
         "{}: a nos-relay is already running there; stop it, or choose another path with --control",
@@ -406,7 +412,7 @@ fn a_foreign_listener_is_not_replaced() {
     let path = directory.path().join("control.sock");
     let _foreign = UnixListener::bind(&path).unwrap();
     let poll = Poll::new().unwrap();
-    let error = Server::bind(&path, poll.registry(), FIRST).unwrap_err();
+    let error = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap_err();
     assert!(matches!(error, BindError::Running(_)), "{error}");
     assert!(path.exists());
 }
@@ -423,7 +429,7 @@ fn the_socket_of_a_dead_daemon_is_replaced() {
         Err(ControlError::NoDaemon(_))
     ));
     let poll = Poll::new().unwrap();
-    let server = Server::bind(&path, poll.registry(), FIRST).unwrap();
+    let server = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap();
     assert!(UnixStream::connect(&path).is_ok());
     drop(server);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -435,7 +441,7 @@ fn what_is_not_a_socket_is_left_alone() {
     let path = directory.path().join("precious.txt");
     fs::write(&path, "precious").unwrap();
     let poll = Poll::new().unwrap();
-    let error = Server::bind(&path, poll.registry(), FIRST).unwrap_err();
+    let error = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap_err();
     let expected = format!(
         "{}: exists and is not a socket, so it is left alone",
         path.display()
@@ -448,13 +454,14 @@ fn what_is_not_a_socket_is_left_alone() {
 fn impossible_paths_are_explained() {
     let poll = Poll::new().unwrap();
     let long = format!("/tmp/{}", "x".repeat(103));
-    let error = Server::bind(Path::new(&long), poll.registry(), FIRST).unwrap_err();
+    let error =
+        Server::bind(Path::new(&long), &Access::default(), poll.registry(), FIRST).unwrap_err();
     let expected = format!("{long}: has 108 octets; the path of a socket has 1 to 107");
     assert_eq!(error.to_string(), expected);
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("missing/control.sock");
-    let error = Server::bind(&path, poll.registry(), FIRST).unwrap_err();
+    let error = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap_err();
     let expected = format!(
         "{}.lock: cannot be used as control socket: No such file or directory (os error 2)",
         path.display()

@@ -12,8 +12,8 @@ use nos_shim::ident::AttachmentId;
 
 use crate::control::api::snapshot::{
     Attachment, Capture, Counters, Drops, Lease, Link, Neighbor, NeighborState, NextHop, Origin,
-    Port, PortKind, Protocol, Registration, RegistrationKind, Ring, Route, RouteAction, RouteSource,
-    Stage, Traffic, Turns, Uplink,
+    Port, PortKind, Protocol, Registration, RegistrationKind, Ring, Route, RouteAction,
+    RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Applied, Event, Response, Subject, SubjectKind, Watched};
 
@@ -101,7 +101,13 @@ fn registrations(rows: &[Registration]) -> String {
             None => "accepted".to_owned(),
             Some(reason) => format!("set aside\n{}", wrap(reason, REASON_WIDTH)),
         };
-        [kind.to_owned(), row.name.clone(), lines(&row.what), lease, state]
+        [
+            kind.to_owned(),
+            row.name.clone(),
+            lines(&row.what),
+            lease,
+            state,
+        ]
     });
     plain(&["KIND", "NAME", "WHAT", "LEASE", "STATE"], &[], cells)
 }
@@ -156,6 +162,10 @@ pub fn watched(watched: &Watched) -> String {
             dropped,
         } => {
             let owner = owner.as_deref().unwrap_or("nobody");
+            let protocol = match protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+            };
             let what = format!("{protocol} {port} of {owner}");
             format!("foreign-port {}: {what}, {dropped} dropped", of(subject))
         }

@@ -31,6 +31,7 @@ use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::PortRange;
 use thiserror::Error;
 
+use crate::control::api::Access;
 use crate::interface_name::InterfaceName;
 
 mod check;
@@ -61,6 +62,8 @@ pub const MAX_TEXT: usize = 4 << 20;
 pub struct Config {
     /// The process itself.
     pub relay: RelayConfig,
+    /// Who may ask at run time. It takes effect at start only.
+    pub control: Access,
     /// Interfaces of the NOS towards the network, in the order of the file; at least one.
     pub uplinks: Vec<Uplink>,
     /// Static routes, in the order of the file.

@@ -4,8 +4,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use mio::net::UnixStream;
-use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nos_shim::time::Instant;
 
 use super::protocol::{MAX_REQUEST, Refusal, RefusalCode, Response, encode_response};
@@ -120,13 +120,11 @@ impl Connection {
         match &mut self.state {
             State::Reading => self.read(now),
             State::Waiting => Step::Blocked,
-            State::Writing { octets, sent } => {
-                match write_rest(&mut self.stream, octets, sent) {
-                    Written::All if self.holds && !self.refused => self.read_again(),
-                    Written::All | Written::Failed => Step::Finished,
-                    Written::Part => Step::Blocked,
-                }
-            }
+            State::Writing { octets, sent } => match write_rest(&mut self.stream, octets, sent) {
+                Written::All if self.holds && !self.refused => self.read_again(),
+                Written::All | Written::Failed => Step::Finished,
+                Written::Part => Step::Blocked,
+            },
             State::Watching(lines) => match is_over(&self.stream) {
                 true => Step::Finished,
                 false => write_lines(&mut self.stream, lines),
@@ -234,13 +232,8 @@ fn receive(stream: BorrowedFd<'_>, octets: &mut [u8]) -> io::Result<(usize, Opti
     message.msg_controllen = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as libc::c_uint) } as _;
     // SAFETY: the header points to `slice`, with it to `octets`, and to `control`, with their
     // lengths; all of them live until the call returns.
-    let read = unsafe {
-        libc::recvmsg(
-            stream.as_raw_fd(),
-            &raw mut message,
-            libc::MSG_CMSG_CLOEXEC,
-        )
-    };
+    let read =
+        unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel has written the header, whose control messages are in `control`. The first
     // one is whole or not there, and there is room for one alone.

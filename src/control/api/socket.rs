@@ -4,6 +4,7 @@
 //! however that ends, so that the socket of a killed daemon is known to be stale; and between two
 //! that start at once, one wins.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -38,6 +39,15 @@ pub enum Group {
     Name(String),
     /// By number.
     Id(u32),
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Id(id) => id.fmt(f),
+        }
+    }
 }
 
 impl Default for Access {
@@ -167,7 +177,9 @@ fn private_socket(path: &Path) -> io::Result<Socket> {
 /// moment.
 fn give(path: &Path, socket: (u64, u64), group: Option<Gid>, mode: u32) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    let options = options.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
+    let options = options
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
     let file = options.open(path)?;
     if identity(&file.metadata()?) != socket {
         return Err(io::Error::other("somebody has put something else there"));

@@ -328,7 +328,14 @@ mod tests {
         read.forget_held(|holder| holder == process(5));
         assert_eq!(read.of("a", &held), None);
         let gone: Vec<_> = read.writes_since(&before);
-        assert_eq!((gone.len(), gone[0].name.as_str(), &gone[0].value), (1, "a", &None));
-        assert!(Answers::of_stored([("a", &b"{}"[..])]).unwrap_err().contains("\"a\""));
+        assert_eq!(
+            (gone.len(), gone[0].name.as_str(), &gone[0].value),
+            (1, "a", &None)
+        );
+        assert!(
+            Answers::of_stored([("a", &b"{}"[..])])
+                .unwrap_err()
+                .contains("\"a\"")
+        );
     }
 }

@@ -317,24 +317,20 @@ impl Daemon {
             .retain(|process| holders.contains(&Holder::Process(process)));
     }
 
-    fn respond(&self, pending: Pending, server: &mut Server) {
+    fn respond(&mut self, pending: Pending, server: &mut Server) {
         log(&pending);
         let now = self.live.plane.now();
         let granted = matches!(pending.response, Response::Changed(_));
         match pending.holder {
-            Some(Holder::Connection(_)) if granted => {
+            Some(Holder::Connection(number)) if granted => {
+                self.connections.insert(number, pending.peer);
                 server.hold(pending.connection, &pending.response, now);
             }
             _ => server.respond(pending.connection, &pending.response, now),
         }
     }
 
-    fn checked(
-        &self,
-        change: Change,
-        keys: &Keys,
-        holders: &Holders,
-    ) -> Result<Changed, Refusal> {
+    fn checked(&self, change: Change, keys: &Keys, holders: &Holders) -> Result<Changed, Refusal> {
         let registry = &self.registry;
         let changed = registry
             .file
@@ -429,6 +425,9 @@ impl Daemon {
         registry.set(fitted);
         for holder in &ended {
             log_end(*holder);
+            if let Holder::Connection(number) = holder {
+                self.connections.remove(number);
+            }
         }
         let touched = registry.overlay.touched_since(&before);
         let config = registry.file.config(&registry.overlay);
@@ -505,7 +504,10 @@ fn may_hold(
 
 /// That the store could not take what was asked for, so that it is not done.
 fn not_stored(error: &StoreError) -> Refusal {
-    Refusal::new(RefusalCode::Storage, format!("{error}; nothing was changed"))
+    Refusal::new(
+        RefusalCode::Storage,
+        format!("{error}; nothing was changed"),
+    )
 }
 
 /// Each request for a change is logged with who asked.

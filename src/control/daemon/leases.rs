@@ -73,7 +73,9 @@ impl Processes {
             return Ok(());
         }
         if self.by_identity.len() >= MAX_PROCESSES {
-            return Err(format!("{MAX_PROCESSES} processes hold something, the most"));
+            return Err(format!(
+                "{MAX_PROCESSES} processes hold something, the most"
+            ));
         }
         let token = Token(self.next);
         self.next += 1;
@@ -146,7 +148,9 @@ fn identify(pidfd: BorrowedFd<'_>, boot: BootId) -> Result<ProcessIdentity, Stri
     let info = info.map_err(|error| format!("the descriptor tells nothing of itself: {error}"))?;
     let mut lines = info.lines();
     let pid = lines.find_map(|line| line.strip_prefix("Pid:"));
-    let pid = pid.ok_or("the descriptor that came along is no pidfd")?.trim();
+    let pid = pid
+        .ok_or("the descriptor that came along is no pidfd")?
+        .trim();
     let pid: i64 = pid.parse().map_err(|_| format!("{pid} is no process"))?;
     let pid = match u32::try_from(pid) {
         Ok(0) => return Err("the process cannot be seen from here".to_owned()),
@@ -198,7 +202,10 @@ mod tests {
             unsafe { BorrowedFd::borrow_raw(processes.poll.as_raw_fd()) },
             PollFlags::POLLIN,
         )];
-        assert_eq!(poll(&mut descriptors, PollTimeout::from(20_000_u16)).unwrap(), 1);
+        assert_eq!(
+            poll(&mut descriptors, PollTimeout::from(20_000_u16)).unwrap(),
+            1
+        );
     }
 
     #[test]
@@ -209,7 +216,9 @@ mod tests {
             let pidfd = open(child.id()).unwrap();
             let identity = processes.identify(pidfd.as_fd()).unwrap();
             assert_eq!(identity.pid, child.id());
-            processes.watch(identity, pidfd.try_clone().unwrap()).unwrap();
+            processes
+                .watch(identity, pidfd.try_clone().unwrap())
+                .unwrap();
             processes.watch(identity, pidfd).unwrap();
         }
         assert_eq!(processes.take_ended(), []);
@@ -221,7 +230,12 @@ mod tests {
         assert_eq!(processes.take_ended(), []);
         // It is not reaped yet, and has ended still.
         let pidfd = open(one.id()).unwrap();
-        assert!(processes.identify(pidfd.as_fd()).unwrap_err().contains("has ended"));
+        assert!(
+            processes
+                .identify(pidfd.as_fd())
+                .unwrap_err()
+                .contains("has ended")
+        );
         one.wait().unwrap();
         two.kill().unwrap();
         two.wait().unwrap();
@@ -232,7 +246,9 @@ mod tests {
     fn one_that_lives_is_taken_up_again_and_no_other_in_its_place() {
         let mut processes = Processes::new().unwrap();
         let mut child = child();
-        let identity = processes.identify(open(child.id()).unwrap().as_fd()).unwrap();
+        let identity = processes
+            .identify(open(child.id()).unwrap().as_fd())
+            .unwrap();
         let mut other = Processes::new().unwrap();
         other.take_up(identity).unwrap();
         let earlier = ProcessIdentity {
@@ -247,7 +263,12 @@ mod tests {
         assert!(other.take_up(boot).unwrap_err().contains("booted"));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(processes.take_up(identity).unwrap_err().contains("has ended"));
+        assert!(
+            processes
+                .take_up(identity)
+                .unwrap_err()
+                .contains("has ended")
+        );
     }
 
     #[test]

@@ -73,7 +73,10 @@ impl Registry {
                 continue;
             };
             if let Err(why) = take_up(process) {
-                info!(pid = process.pid, "what it held is registered no more: {why}");
+                info!(
+                    pid = process.pid,
+                    "what it held is registered no more: {why}"
+                );
                 ended.insert(holder);
             }
         }
@@ -102,7 +105,10 @@ impl Registry {
     pub(super) fn set(&mut self, fitted: Fitted) {
         for (one, reason) in fitted.aside.registrations() {
             let known = self.aside.registrations();
-            if !known.into_iter().any(|(other, why)| (&other, why) == (&one, reason)) {
+            if !known
+                .into_iter()
+                .any(|(other, why)| (&other, why) == (&one, reason))
+            {
                 warn!("{one} was registered at run time and is set aside: {reason}");
             }
         }

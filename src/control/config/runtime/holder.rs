@@ -30,9 +30,7 @@ pub enum Holder {
 }
 
 /// A process, told apart from any other that had or will have its number.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessIdentity {
     /// Its number, in the PID namespace of this process.
     pub pid: u32,

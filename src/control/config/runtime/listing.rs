@@ -76,7 +76,12 @@ impl Overlay {
         });
         let groups = self.groups.iter().map(|(uplink, it)| {
             let group = vec![it.value.to_string()];
-            one(RegistrationKind::Group, uplink.to_string(), group, it.holder)
+            one(
+                RegistrationKind::Group,
+                uplink.to_string(),
+                group,
+                it.holder,
+            )
         });
         let all = containers.chain(ports).chain(routes);
         all.chain(addresses).chain(groups).collect()

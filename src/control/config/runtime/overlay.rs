@@ -139,7 +139,11 @@ impl Overlay {
         let routes = self.routes.iter().map(|(_, it)| it.order);
         let addresses = self.addresses.iter().map(|(_, it)| it.order);
         let groups = self.groups.iter().map(|(_, it)| it.order);
-        let last = containers.chain(routes).chain(addresses).chain(groups).max();
+        let last = containers
+            .chain(routes)
+            .chain(addresses)
+            .chain(groups)
+            .max();
         Entry {
             value,
             holder,

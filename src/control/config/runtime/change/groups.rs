@@ -27,7 +27,10 @@ impl ConfigFile {
             self.is_uplink(&report, uplink);
             let known = overlay.group(&uplink.value, group.value);
             if known.is_some_and(|it| it.holder != *holder) {
-                let reason = format!("{} is held otherwise already (added at run time)", group.value);
+                let reason = format!(
+                    "{} is held otherwise already (added at run time)",
+                    group.value
+                );
                 report.error(group.place, reason);
             }
         }

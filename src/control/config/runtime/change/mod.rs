@@ -91,11 +91,9 @@ impl Change {
     #[must_use]
     pub fn takes_away(self) -> bool {
         match self {
-            Self::Attach
-            | Self::Allocate
-            | Self::AddRoute
-            | Self::AddAddress
-            | Self::AddGroup => false,
+            Self::Attach | Self::Allocate | Self::AddRoute | Self::AddAddress | Self::AddGroup => {
+                false
+            }
             Self::Detach | Self::RemoveRoute | Self::RemoveAddress | Self::RemoveGroup => true,
             Self::Ports(action) => action != PortsAction::Add,
         }
@@ -168,6 +166,7 @@ impl ConfigFile {
         add_addresses(report, overlay, &mut uplinks);
         Entries {
             relay: self.entries.relay.clone(),
+            control: self.entries.control.clone(),
             uplinks,
             all_uplinks: true,
             routes: Vec::new(),
