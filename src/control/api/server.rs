@@ -176,10 +176,10 @@ impl Server {
         Some(asked)
     }
 
-    /// Whether there is a request.
+    /// How many requests [`Self::poll_request`] would yield.
     #[must_use]
-    pub fn has_requests(&self) -> bool {
-        !self.requests.is_empty()
+    pub fn waiting_requests(&self) -> usize {
+        self.requests.len()
     }
 
     /// The next connection that held something and is over, by its [number](ConnectionId::number).

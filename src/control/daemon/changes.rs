@@ -102,7 +102,7 @@ impl Daemon {
             self.take(asked, &mut batch, server);
         }
         self.settle(&mut batch, server);
-        server.has_requests()
+        server.waiting_requests() > 0
     }
 
     fn take(&mut self, asked: Asked, batch: &mut Batch, server: &mut Server) {
