@@ -13,7 +13,7 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -32,9 +32,7 @@ use serde_json::{Value, json};
 use support::daemon::{Daemon, Files, LIMIT, await_that};
 use support::lab_test;
 use support::names::{Mounted, unmount};
-use support::scenario::{FAMILIES, V4, Variant, config, edited};
-
-const NOTHING: Option<&str> = None;
+use support::scenario::{FAMILIES, Variant, config, edited};
 
 /// What the daemon answers; `None` if it does not.
 fn answer(control: &Path, id: Option<&str>, request: &Value) -> Option<Result<Applied, Refusal>> {
@@ -223,24 +221,38 @@ lab_test! {
         let text = config(&topology, Variant::PLAIN);
         let daemon = Daemon::start(&topology.device, &text);
         let away = |name: &str, port: u16| {
-            let keys = json!({"name": name, "netns": "/nowhere", "device": "veth", "tcp": port});
+            let netns = format!("/nowhere/{name}");
+            let keys = json!({"name": name, "netns": netns, "device": "veth", "tcp": port});
             json!({"type": "attach", "container": keys})
+        };
+        let owner = |daemon: &Daemon, port: &str| {
+            let refusal = asked(daemon, ports("add", "web", port)).unwrap_err();
+            refusal.clash.unwrap().owner
         };
         change(&daemon, away("first", 25000));
         let files = daemon.kill();
         // `second` of the file has the port of `first` now.
-        let more = "[[container]]\nname = \"second\"\nnetns = \"/nowhere\"\ndevice = \"veth\"\ntcp = 25000\n";
+        let more = "[[container]]\nname = \"second\"\nnetns = \"/nowhere/second\"\ndevice = \"veth\"\ntcp = 25000\n";
         files.write(&(text.clone() + more));
         let daemon = Daemon::start_on(&topology.device, files);
         assert!(reason(&daemon, RegistrationKind::Container, "first").is_some());
+        assert_eq!(owner(&daemon, "25000"), "container \"second\"");
         // What is set aside reserves nothing, and gives way to a request of its name.
         change(&daemon, away("first", 25001));
         assert_eq!(reason(&daemon, RegistrationKind::Container, "first"), None);
-        assert_eq!(added(&daemon, "first"), ["25001"]);
+        assert_eq!(owner(&daemon, "25001"), "container \"first\"");
         daemon.reload(&text);
-        assert_eq!(added(&daemon, "first"), ["25001"]);
+        assert_eq!(registrations(&daemon).len(), 1);
+        change(&daemon, away("third", 25002));
         let daemon = Daemon::start_on(&topology.device, daemon.kill());
-        assert_eq!(added(&daemon, "first"), ["25001"]);
+        assert_eq!(owner(&daemon, "25001"), "container \"first\"");
+        change(&daemon, ports("add", "web", "25000"));
+        // It is brought back by the request that makes way for it.
+        let files = daemon.stop_by(Signal::SIGTERM);
+        files.write(&edited(&text, "\"21000-21999\"", "\"21000-21999\", \"25001\""));
+        let daemon = Daemon::start_on(&topology.device, files);
+        assert!(reason(&daemon, RegistrationKind::Container, "first").is_some());
+        assert_eq!(reason(&daemon, RegistrationKind::Container, "third"), None);
     }
 }
 
@@ -288,7 +300,7 @@ lab_test! {
         change(&daemon, json!({"type": "attach", "container": keys}));
         disk.fill();
         // Small changes may still find room in the file; large ones do not.
-        let list: Vec<_> = (0..6000_u32).map(|n| 30000 + 2 * n).collect();
+        let list: Vec<_> = (0..4900_u32).map(|n| 30000 + 2 * n).collect();
         let many = json!({"type": "ports-add", "container": "web", "tcp": list});
         let refusal = asked(&daemon, many.clone()).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::Storage);
@@ -319,7 +331,7 @@ lab_test! {
         // It goes on by itself once there is room.
         disk.empty();
         change(&daemon, many);
-        assert_eq!(added(&daemon, "web").len(), 6000);
+        assert_eq!(added(&daemon, "web").len(), 4900);
         let kept = registrations(&daemon);
         let daemon = Daemon::start_on(&topology.device, daemon.kill());
         daemon.forget_counters();
@@ -405,8 +417,7 @@ lab_test! {
 struct Model {
     /// TCP ports of web.
     ports: BTreeSet<u16>,
-    /// Containers, each with its port.
-    containers: BTreeMap<String, u16>,
+    containers: BTreeSet<String>,
     routes: BTreeSet<String>,
 }
 
@@ -420,9 +431,8 @@ impl Model {
             }),
             "attach" => {
                 let container = &request["container"];
-                let name = container["name"].as_str().unwrap().to_owned();
-                let port = container["tcp"].as_u64().unwrap();
-                self.containers.insert(name, u16::try_from(port).unwrap());
+                let name = container["name"].as_str().unwrap();
+                self.containers.insert(name.to_owned());
             }
             "detach" => {
                 self.containers.remove(&text("name"));
@@ -442,15 +452,13 @@ impl Model {
         let mut model = Self::default();
         for row in daemon.ports() {
             if row.origin == Origin::Runtime {
-                let ports = row.range.first()..=row.range.last();
-                match row.owner.as_str() {
-                    "web" => model.ports.extend(ports),
-                    other => {
-                        model.containers.insert(other.to_owned(), row.range.first());
-                    }
-                }
+                assert_eq!(row.owner, "web");
+                model.ports.extend(row.range.first()..=row.range.last());
             }
         }
+        let registered = registrations(daemon).into_iter();
+        let containers = registered.filter(|row| row.kind == RegistrationKind::Container);
+        model.containers = containers.map(|row| row.name).collect();
         let routes = daemon.routes().into_iter();
         let routes = routes.filter(|route| route.origin == Origin::Runtime);
         model.routes = routes.map(|route| route.prefix.to_string()).collect();
@@ -479,7 +487,8 @@ fn random_request(kind: usize, random: &mut fastrand::Rng) -> Value {
             )
         }
         (1, 0) => {
-            let keys = json!({"name": "c9", "netns": "/nowhere", "device": "veth", "tcp": 20000});
+            let keys =
+                json!({"name": "c9", "netns": "/nowhere/c9", "device": "veth", "tcp": 20000});
             json!({"type": "attach", "container": keys})
         }
         (1, choice) => {
@@ -488,8 +497,7 @@ fn random_request(kind: usize, random: &mut fastrand::Rng) -> Value {
             if choice >= 5 {
                 return json!({"type": "detach", "name": name});
             }
-            let keys =
-                json!({"name": name, "netns": "/nowhere", "device": "veth", "tcp": 24000 + number});
+            let keys = json!({"name": name, "netns": format!("/nowhere/{name}"), "device": "veth", "tcp": 24000 + number});
             json!({"type": "attach", "container": keys})
         }
         (_, 0) => {
@@ -553,7 +561,7 @@ lab_test! {
             let control = daemon.files().control();
             let over = AtomicBool::new(false);
             let moment = Duration::from_micros(random.u64(0..60_000));
-            let asked: Vec<Vec<Asked>> = std::thread::scope(|scope| {
+            let (asked, left): (Vec<Vec<Asked>>, Files) = std::thread::scope(|scope| {
                 let clients: Vec<_> = (0..3)
                     .map(|kind| {
                         let (control, over, random) = (&control, &over, random.fork());
@@ -561,9 +569,10 @@ lab_test! {
                     })
                     .collect();
                 std::thread::sleep(moment);
-                files = daemon.kill();
+                let left = daemon.kill();
                 over.store(true, Ordering::Relaxed);
-                clients.into_iter().map(|client| client.join().unwrap()).collect()
+                let asked = clients.into_iter().map(|client| client.join().unwrap());
+                (asked.collect(), left)
             });
             // What was answered is so; the one that was not may be so or not.
             let mut open = Vec::new();
@@ -583,7 +592,7 @@ lab_test! {
                     None => open.push((id, request)),
                 }
             }
-            let daemon = Daemon::start_on(&topology.device, files);
+            let daemon = Daemon::start_on(&topology.device, left);
             // Clients do not touch what is another's: each kind is as before the request, or behind it.
             let found = Model::of(&daemon);
             let mut with = model.clone();

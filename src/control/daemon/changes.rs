@@ -238,9 +238,14 @@ impl Daemon {
         };
         let aside = changed.aside(&self.registry.aside);
         let is_new = changed.config.is_some() || aside != self.registry.aside;
+        let stays = match (&changed.touched, &changed.config) {
+            (Touched::Container(name), Some(config)) => config.container(name).is_some(),
+            _ => true,
+        };
+        let waiting = self.waits_for(&changed.touched).filter(|_| stays);
         let response = Response::Changed(Applied {
             changed: is_new,
-            waiting: self.waits_for(&changed.touched),
+            waiting,
             range: None,
         });
         let before = self.present();
