@@ -143,7 +143,14 @@ impl World {
         let pool = FramePool::new(BUFFERS, ROOM);
         let (relay, nos) = pair(RING);
         let relay = Relay::new(relay, pool.clone());
-        let nos = Shim::new(nos, pool.clone(), ShimConfig { seed: 1, ..ShimConfig::default() });
+        let nos = Shim::new(
+            nos,
+            pool.clone(),
+            ShimConfig {
+                seed: 1,
+                ..ShimConfig::default()
+            },
+        );
         Self {
             engine: Engine::single(relay, nos),
             pool,

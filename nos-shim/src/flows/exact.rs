@@ -496,7 +496,7 @@ impl ExactFlows {
         let mut rows = Vec::with_capacity(PAGE);
         let end = self.slots.places();
         for number in first..end {
-            if rows.len() == PAGE || number - first >= PLACES as u32 {
+            if rows.len() == PAGE || (number - first) as usize >= PLACES {
                 let next = Some(number);
                 return Page { rows, next };
             }

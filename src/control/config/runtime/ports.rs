@@ -41,7 +41,7 @@ impl Ports {
     }
 
     /// Who may open flows to which of these that `other` has not.
-    fn from_without(&self, other: &Self) -> Vec<Restriction> {
+    fn rules_without(&self, other: &Self) -> Vec<Restriction> {
         let left = self.from.iter().flat_map(|rule| {
             let left = left_of(rule.range, other.of_transport(rule.transport));
             left.into_iter().map(|range| Restriction {
@@ -57,7 +57,7 @@ impl Ports {
         let common = |of: &Self, with: &Self| {
             // What is left when those are taken out that the other has not.
             let foreign = of.without(with);
-            let from = of.from_without(&foreign);
+            let from = of.rules_without(&foreign);
             (from, subtract(&of.established, &foreign.ephemeral))
         };
         common(self, other) == common(other, self)
@@ -73,7 +73,7 @@ impl Ports {
             tcp: subtract(&self.tcp, &other.tcp),
             udp: subtract(&self.udp, &other.udp),
             ephemeral: subtract(&self.ephemeral, &other.ephemeral),
-            from: self.from_without(other),
+            from: self.rules_without(other),
             established: subtract(&self.established, &other.ephemeral),
         }
     }
@@ -92,7 +92,7 @@ impl Ports {
             tcp: both(&self.tcp, more.tcp),
             udp: both(&self.udp, more.udp),
             ephemeral: both(&self.ephemeral, more.ephemeral),
-            from: joined([self.from_without(other), other.from.clone()].concat()),
+            from: joined([self.rules_without(other), other.from.clone()].concat()),
             established: PortRange::merged(
                 [
                     subtract(&self.established, &other.ephemeral),
