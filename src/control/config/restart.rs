@@ -37,6 +37,7 @@ impl RelayConfig {
                 old.io_uring.to_string(),
                 new.io_uring.to_string(),
             ),
+            setting("relay.flows", old.flows.to_string(), new.flows.to_string()),
         ];
         settings.retain(|setting| setting.old != setting.new);
         settings

@@ -6,15 +6,18 @@
 
 use core::net::IpAddr;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{PortRange, Restriction, Transport};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::control::api::snapshot::Protocol;
+
 use super::super::Name;
 use super::overlay::{Entry, PortsName};
-use super::ports::{Ports, normal};
+use super::ports::{Ports, joined, normal};
 use super::{Holder, Keys, Overlay, ProcessIdentity, RouteName};
 
 /// An entry, by a name that no other one has.
@@ -54,6 +57,10 @@ enum Stored {
         udp: Vec<StoredRange>,
         #[serde(default)]
         ephemeral: Vec<StoredRange>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        from: Vec<StoredRule>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        established: Vec<StoredRange>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         holder: Option<ProcessIdentity>,
     },
@@ -83,6 +90,14 @@ enum Stored {
 
 /// The first and the last port.
 type StoredRange = (u16, u16);
+
+/// Who may open flows to some ports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct StoredRule {
+    protocol: Protocol,
+    ports: StoredRange,
+    from: Vec<IpNet>,
+}
 
 /// An entry of an overlay, to be compared with another one's.
 #[derive(Clone, Copy, PartialEq)]
@@ -193,12 +208,17 @@ impl Overlay {
                 tcp,
                 udp,
                 ephemeral,
+                from,
+                established,
                 holder,
             } => {
+                let from: Result<Vec<_>, _> = from.into_iter().map(rule).collect();
                 let ports = Ports {
                     tcp: ranges(&tcp)?,
                     udp: ranges(&udp)?,
                     ephemeral: ranges(&ephemeral)?,
+                    from: joined(from?),
+                    established: ranges(&established)?,
                 };
                 let name = (parsed(&container)?, holder.map(Holder::Process));
                 self.ports.insert(name, ports);
@@ -254,6 +274,8 @@ impl Item<'_> {
                 tcp: stored_ranges(&ports.tcp),
                 udp: stored_ranges(&ports.udp),
                 ephemeral: stored_ranges(&ports.ephemeral),
+                from: ports.from.iter().map(stored_rule).collect(),
+                established: stored_ranges(&ports.established),
                 holder: stored_holder(*holder),
             },
             Self::Route((prefix, metric), it) => Stored::Route {
@@ -298,6 +320,26 @@ fn stored_holder(holder: Option<Holder>) -> Option<ProcessIdentity> {
 fn stored_ranges(ranges: &[PortRange]) -> Vec<StoredRange> {
     let ranges = ranges.iter();
     ranges.map(|range| (range.first(), range.last())).collect()
+}
+
+fn stored_rule(rule: &Restriction) -> StoredRule {
+    StoredRule {
+        protocol: rule.transport.into(),
+        ports: (rule.range.first(), rule.range.last()),
+        from: rule.from.prefixes().to_vec(),
+    }
+}
+
+fn rule(stored: StoredRule) -> Result<Restriction, String> {
+    let (first, last) = stored.ports;
+    Ok(Restriction {
+        transport: match stored.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        },
+        range: PortRange::new(first, last).map_err(|error| error.to_string())?,
+        from: Arc::new(stored.from.into_iter().collect()),
+    })
 }
 
 fn ranges(stored: &[StoredRange]) -> Result<Vec<PortRange>, String> {

@@ -6,10 +6,11 @@ use nos_shim::ports::PortRange;
 
 use crate::control::config::document::Section;
 use crate::control::config::place::At;
+use crate::control::config::port_list::PortLists;
 use crate::control::config::report::Report;
-use crate::control::config::runtime::ports::{Ports, common, normal};
+use crate::control::config::runtime::ports::{Ports, common, joined, normal};
 use crate::control::config::values::{self, did_you_mean};
-use crate::control::config::{ConfigErrors, Name, port_list};
+use crate::control::config::{ConfigErrors, Name};
 
 use super::{
     Changed, ConfigFile, Holders, Keys, Overlay, PortsAction, Touched, Withdrawal, holder, read,
@@ -35,11 +36,18 @@ impl ConfigFile {
         };
         let name = request.name.value.clone();
         let fixed = self.container(&name).map(Ports::of).unwrap_or_default();
+        let asked = request.ports();
         if action == PortsAction::Remove {
             self.removable(&report, &request, &fixed);
+        } else if !asked.agrees_with(&fixed) {
+            let reason = "asks for other rules than the configuration has for the same ports; \
+                          change the file and reload";
+            report.error(request.name.place, reason);
+        } else if action == PortsAction::Add && !self.others_agree(overlay, &request, &asked) {
+            let reason = "asks for other rules than somebody else holds the same ports with";
+            report.error(request.name.place, reason);
         }
         report.finish(Some(()))?;
-        let asked = request.ports();
         let more = asked.without(&fixed);
         match action {
             PortsAction::Add => {
@@ -57,7 +65,8 @@ impl ConfigFile {
             PortsAction::Replace => {
                 let mut new = overlay.clone();
                 for holder in holders_of(overlay, &name) {
-                    let held = self.held_ports(overlay, &name, holder).common_with(&more);
+                    // With the rules that they have from now on.
+                    let held = more.common_with(&self.held_ports(overlay, &name, holder));
                     self.set_ports(&mut new, &name, holder, held);
                 }
                 self.set_ports(&mut new, &name, None, more);
@@ -65,6 +74,14 @@ impl ConfigFile {
                 self.with_other_ports(overlay, new, name, all)
             }
         }
+    }
+
+    /// Whether what others hold of the ports that are asked for has the same rules.
+    fn others_agree(&self, overlay: &Overlay, request: &PortsRequest, asked: &Ports) -> bool {
+        let name = &request.name.value;
+        let others = holders_of(overlay, name).into_iter();
+        let mut others = others.filter(|holder| *holder != request.holder);
+        others.all(|holder| asked.agrees_with(&self.held_ports(overlay, name, holder)))
     }
 
     /// The overlay where other ports of a container are held.
@@ -156,9 +173,13 @@ impl ConfigFile {
             return;
         };
         for (what, asked, fixed) in [
-            ("tcp", &request.tcp, &fixed.tcp),
-            ("udp", &request.udp, &fixed.udp),
-            ("ephemeral", &request.ephemeral, &fixed.ephemeral),
+            ("tcp", &request.lists.tcp.ranges, &fixed.tcp),
+            ("udp", &request.lists.udp.ranges, &fixed.udp),
+            (
+                "ephemeral",
+                &request.lists.ephemeral.ranges,
+                &fixed.ephemeral,
+            ),
         ] {
             for at in asked {
                 if let Some(range) = common(fixed, at.value) {
@@ -180,18 +201,18 @@ fn holders_of(overlay: &Overlay, name: &Name) -> BTreeSet<Option<Holder>> {
 struct PortsRequest {
     name: At<Name>,
     holder: Option<Holder>,
-    tcp: Vec<At<PortRange>>,
-    udp: Vec<At<PortRange>>,
-    ephemeral: Vec<At<PortRange>>,
+    lists: PortLists,
 }
 
 impl PortsRequest {
     fn ports(&self) -> Ports {
         let values = |all: &[At<PortRange>]| normal(all.iter().map(|at| at.value).collect());
         Ports {
-            tcp: values(&self.tcp),
-            udp: values(&self.udp),
-            ephemeral: values(&self.ephemeral),
+            tcp: values(&self.lists.tcp.ranges),
+            udp: values(&self.lists.udp.ranges),
+            ephemeral: values(&self.lists.ephemeral.ranges),
+            from: joined(self.lists.restrictions()),
+            established: PortRange::merged(self.lists.ephemeral.established.clone()),
         }
     }
 }
@@ -202,7 +223,7 @@ fn ports_request(
     holders: &Holders,
 ) -> Option<PortsRequest> {
     let name = root.required("container", "\"web\"", values::name);
-    let [tcp, udp, ephemeral] = ["tcp", "udp", "ephemeral"].map(|key| port_list::read(root, key));
+    let lists = PortLists::read(root);
     let holder = match action {
         PortsAction::Add => holder::read(root, holders, true),
         PortsAction::Remove | PortsAction::Replace => Some(None),
@@ -218,8 +239,6 @@ fn ports_request(
     Some(PortsRequest {
         name: name?,
         holder: holder?,
-        tcp,
-        udp,
-        ephemeral,
+        lists,
     })
 }
