@@ -400,9 +400,9 @@ lab_test! {
             let to = V4.external_port(7000);
             tcp::connect(scenario.web(), Some(source), to, Duration::from_secs(5)).unwrap_err();
             let told = loop {
-                match events.next_line().unwrap().unwrap().1 {
-                    Watched::Event { event: Event::ForeignPort { subject, port, owner, .. }, .. } => break (subject, port, owner),
-                    _ => {}
+                let told = events.next_line().unwrap().unwrap().1;
+                if let Watched::Event { event: Event::ForeignPort { subject, port, owner, .. }, .. } = told {
+                    break (subject, port, owner);
                 }
             };
             assert_eq!(told.0.name.as_deref(), Some("web"));

@@ -215,6 +215,9 @@ impl Connection {
 /// Octets of a control message with one descriptor, in units that are aligned as its header is.
 type Control = [libc::size_t; 4];
 
+/// As long is a control message with one descriptor (`CMSG_LEN`).
+const ONE_DESCRIPTOR: usize = size_of::<libc::cmsghdr>() + size_of::<RawFd>();
+
 /// Reads octets, and a descriptor if one comes with them. The kernel closes all but one
 /// (`cmsg(3)`, `MSG_CTRUNC`).
 fn receive(stream: BorrowedFd<'_>, octets: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
@@ -228,8 +231,7 @@ fn receive(stream: BorrowedFd<'_>, octets: &mut [u8]) -> io::Result<(usize, Opti
     message.msg_iov = &raw mut slice;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    // SAFETY: the macro is arithmetic on a length.
-    message.msg_controllen = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as libc::c_uint) } as _;
+    message.msg_controllen = ONE_DESCRIPTOR;
     // SAFETY: the header points to `slice`, with it to `octets`, and to `control`, with their
     // lengths; all of them live until the call returns.
     let read =

@@ -209,7 +209,7 @@ impl Daemon {
         let is_new = config.is_some();
         if let Some(config) = config {
             let before = self.present();
-            self.apply(config, std::slice::from_ref(&touched));
+            self.apply(&config, std::slice::from_ref(&touched));
             if let Some(reason) = self.refused(&touched) {
                 self.go_back(before);
                 return Err(Refusal::new(RefusalCode::Refused, reason));
@@ -260,7 +260,7 @@ impl Daemon {
             return response;
         }
         if let Some(config) = changed.config {
-            self.apply(config, std::slice::from_ref(&changed.touched));
+            self.apply(&config, std::slice::from_ref(&changed.touched));
             if let Some(reason) = self.refused(&changed.touched) {
                 self.go_back(before);
                 let refusal = Refusal::new(RefusalCode::Refused, reason);
@@ -308,7 +308,7 @@ impl Daemon {
             if let (Some(error), false) = (&failed, pending.settled) {
                 pending.response = Response::Refused(not_stored(error));
             }
-            self.respond(pending, server);
+            self.respond(&pending, server);
         }
         self.forget_processes();
     }
@@ -322,8 +322,8 @@ impl Daemon {
             .retain(|process| holders.contains(&Holder::Process(process)));
     }
 
-    fn respond(&mut self, pending: Pending, server: &mut Server) {
-        log(&pending);
+    fn respond(&mut self, pending: &Pending, server: &mut Server) {
+        log(pending);
         let now = self.live.plane.now();
         let granted = matches!(pending.response, Response::Changed(_));
         match pending.holder {
@@ -384,7 +384,7 @@ impl Daemon {
     }
 
     /// Wants `config` from now on, which differs in what is touched alone.
-    fn apply(&mut self, config: Config, touched: &[Touched]) {
+    fn apply(&mut self, config: &Config, touched: &[Touched]) {
         for one in touched {
             self.reconciler
                 .want_change(config.clone(), one, &mut self.watch);
@@ -397,7 +397,7 @@ impl Daemon {
         let before = self.registry.overlay.clone();
         if let Some(config) = self.registry.refit() {
             let touched = self.registry.overlay.touched_since(&before);
-            self.apply(config, &touched);
+            self.apply(&config, &touched);
             self.registry.write();
         }
     }
@@ -437,7 +437,7 @@ impl Daemon {
         let touched = registry.overlay.touched_since(&before);
         let config = registry.file.config(&registry.overlay);
         if let (false, Ok(config)) = (touched.is_empty(), config) {
-            self.apply(config, &touched);
+            self.apply(&config, &touched);
         }
         self.refit();
         self.registry.write();
