@@ -10,6 +10,10 @@
     clippy::panic,
     reason = "a test fails by panicking"
 )]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "requests are written where they are asked"
+)]
 
 mod support;
 
