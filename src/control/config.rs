@@ -29,9 +29,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{Policy, PortRange};
 use thiserror::Error;
 
+use crate::control::api::Access;
 use crate::interface_name::InterfaceName;
 
 mod check;
@@ -50,7 +51,10 @@ mod vrf;
 pub use nos_shim::services::{Service, ServiceConfig};
 pub use report::{ConfigError, ConfigErrors, PortClash};
 pub use restart::NeedsRestart;
-pub use runtime::{Change, Changed, ConfigFile, Keys, Overlay, PortsAction, Touched};
+pub use runtime::{
+    Aside, BadRecord, BootId, Change, Changed, ConfigFile, Fitted, Holder, Holders, Keys, Orphans,
+    Overlay, PortsAction, ProcessIdentity, Record, Registration, RegistrationKind, Touched,
+};
 pub use vrf::VrfName;
 
 /// Octets of the longest configuration that is read: room for some 20,000 containers.
@@ -61,6 +65,8 @@ pub const MAX_TEXT: usize = 4 << 20;
 pub struct Config {
     /// The process itself.
     pub relay: RelayConfig,
+    /// Who may ask at run time. It takes effect at start only.
+    pub control: Access,
     /// Interfaces of the NOS towards the network, in the order of the file; at least one.
     pub uplinks: Vec<Uplink>,
     /// Static routes, in the order of the file.
@@ -84,6 +90,8 @@ pub struct RelayConfig {
     pub ring: NonZeroU32,
     /// Whether bursts are handed to the kernel by io_uring.
     pub io_uring: IoUring,
+    /// Flows that the NOS remembers, where a policy needs them.
+    pub flows: NonZeroU32,
 }
 
 impl RelayConfig {
@@ -91,6 +99,8 @@ impl RelayConfig {
     pub const DEFAULT_BUFFERS: NonZeroU32 = NonZeroU32::new(2048).unwrap();
     /// Bursts a ring unless the configuration says otherwise.
     pub const DEFAULT_RING: NonZeroU32 = NonZeroU32::new(8).unwrap();
+    /// Flows unless the configuration says otherwise.
+    pub const DEFAULT_FLOWS: NonZeroU32 = NonZeroU32::new(65_536).unwrap();
 }
 
 impl Default for RelayConfig {
@@ -100,6 +110,7 @@ impl Default for RelayConfig {
             buffers: Self::DEFAULT_BUFFERS,
             ring: Self::DEFAULT_RING,
             io_uring: IoUring::default(),
+            flows: Self::DEFAULT_FLOWS,
         }
     }
 }
@@ -264,6 +275,8 @@ pub struct Container {
     pub udp: Vec<PortRange>,
     /// TCP and UDP ports from which it opens flows of its own; no overlaps.
     pub ephemeral: Vec<PortRange>,
+    /// With whom it may talk.
+    pub policy: Policy,
     /// MAC address of its interface, unicast; one made from the name when not given.
     pub mac: Option<MacAddr>,
     /// Whether checksum and segmentation offload may be used.

@@ -7,6 +7,7 @@
 mod memberships;
 #[cfg(not(feature = "stack"))]
 mod no_stack;
+mod policed;
 mod rewrites;
 mod vrfs;
 
@@ -18,13 +19,14 @@ use crate::ident::{AttachmentId, Interface, LocalAddressId, UplinkId};
 use crate::neighbor::{self, NeighborCache};
 use crate::origin::Origin;
 use crate::output::Output;
-use crate::ports::Owner;
+use crate::ports::{Owner, Registration};
 use crate::reassembly::{self, Reassembler};
 use crate::share::{Account, Budget, Shares};
 use crate::tables::{LinkState, Tables, Uplink, UplinkConfig};
 use crate::time::Instant;
 
 pub(crate) use memberships::{LinkMemberships, Memberships};
+pub(crate) use policed::Policed;
 pub(crate) use rewrites::{Rewrite, Rewrites};
 pub(crate) use vrfs::{VrfState, Vrfs};
 
@@ -48,6 +50,10 @@ pub(crate) struct Worker {
     pub(crate) stirred: Vec<UplinkId>,
     pub(crate) memberships: Memberships,
     pub(crate) echo: EchoFlows,
+    /// While any attachment has a policy.
+    pub(crate) policed: Option<Box<Policed>>,
+    /// Flows that policies may have remembered.
+    flows: usize,
     pub(crate) fragments: FragmentTable<Holder>,
     pub(crate) reassembler: Reassembler,
     pub(crate) vrfs: Vrfs,
@@ -59,7 +65,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// One that remembers nothing, beside a pool that is divided by `budget`.
-    pub(crate) fn new(seed: u64, budget: Budget) -> Self {
+    pub(crate) fn new(seed: u64, budget: Budget, flows: usize) -> Self {
         let shares = Shares::new(budget.waiting());
         let fragments = FragmentLimits {
             held: shares.limit(),
@@ -75,6 +81,8 @@ impl Worker {
             stirred: Vec::new(),
             memberships: Memberships::new(seed),
             echo: EchoFlows::default(),
+            policed: None,
+            flows,
             fragments: FragmentTable::new(fragments),
             reassembler: Reassembler::new(reassembly, seed),
             vrfs: Vrfs::new(seed),
@@ -88,6 +96,9 @@ impl Worker {
     pub(crate) fn flush_flows(&mut self, id: AttachmentId, output: &mut Output) {
         self.echo.flush(Owner::Attachment(id));
         self.fragments.flush(Holder::Attachment(id));
+        if let Some(policed) = &mut self.policed {
+            policed.forget(id);
+        }
         self.forget_fragments(Interface::Attachment(id), output);
     }
 
@@ -105,6 +116,26 @@ impl Worker {
             ledger,
             &mut self.shares,
         );
+    }
+
+    /// Follows the policies and the ports of attachments, of which some have changed: flows that could
+    /// not be opened any more end.
+    pub(crate) fn follow_policies(&mut self, changed: &[Registration], tables: &Tables) {
+        if !tables.polices {
+            self.policed = None;
+            return;
+        }
+        let flows = self.flows;
+        let policed = self
+            .policed
+            .get_or_insert_with(|| Box::new(Policed::new(flows)));
+        for id in changed.iter().map(|registration| registration.attachment) {
+            let flows = &mut policed.flows;
+            flows.retain(id, |key, opener| tables.keeps(key, id, opener));
+        }
+        // Ports of nobody may be somebody's now.
+        let flows = &mut policed.flows;
+        flows.retain_learnt(|key, owner, opener| tables.keeps(key, owner, opener));
     }
 
     /// Notices what has changed since the last burst.
@@ -186,6 +217,7 @@ impl Worker {
         let mut first = sooner(self.echo.poll_at(), self.fragments.poll_at());
         first = sooner(first, self.reassembler.poll_at());
         first = sooner(first, self.vrfs.local_at());
+        first = sooner(first, self.policed.as_ref().and_then(|it| it.poll_at()));
         first = sooner(first, self.memberships.poll_at());
         for cache in self.neighbors.values() {
             first = sooner(first, cache.poll_at());

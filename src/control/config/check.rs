@@ -34,6 +34,7 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
     Config {
         containers: entries.containers.iter().map(finish).collect(),
         relay: entries.relay,
+        control: entries.control,
         routes,
         uplinks: entries.uplinks.into_iter().map(uplink).collect(),
         services: services(entries.nos),
@@ -291,6 +292,7 @@ fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
         tcp: values(entry.tcp),
         udp: values(entry.udp),
         ephemeral: values(entry.ephemeral),
+        policy: entry.policy,
         mac: entry.mac,
         offload: entry.offload,
         vrf: entry.vrf.value,

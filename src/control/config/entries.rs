@@ -3,18 +3,21 @@
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{Outside, Policy, PortRange};
+use nos_shim::prefix_set::PrefixSet;
 use toml::Spanned;
 use toml::de::DeTable;
 
+use crate::control::api::Access;
 use crate::interface_name::InterfaceName;
 
 use super::document::Section;
 use super::place::At;
-use super::port_list;
+use super::port_list::{self, PortLists};
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{
@@ -26,6 +29,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Entries {
     pub(super) relay: RelayConfig,
+    pub(super) control: Access,
     pub(super) uplinks: Vec<UplinkEntry>,
     /// Whether `uplinks` are all there are: no entry was spoilt.
     pub(super) all_uplinks: bool,
@@ -83,6 +87,7 @@ pub(super) struct ContainerEntry {
     pub(super) tcp: Vec<At<PortRange>>,
     pub(super) udp: Vec<At<PortRange>>,
     pub(super) ephemeral: Vec<At<PortRange>>,
+    pub(super) policy: Policy,
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
     pub(super) vrf: At<VrfName>,
@@ -111,6 +116,7 @@ impl ContainerEntry {
 pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>>) -> Entries {
     let mut root = Section::root(report, document);
     let relay = root.table("relay").map(relay).unwrap_or_default();
+    let control = root.table("control").map(control).unwrap_or_default();
     let (uplinks, all_uplinks) = all(&mut root, "uplink", uplink);
     let (routes, _) = all(&mut root, "route", route);
     let (containers, _) = all(&mut root, "container", container);
@@ -120,6 +126,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
     let all_uplinks = root.finish() && all_uplinks;
     Entries {
         relay,
+        control,
         uplinks,
         all_uplinks,
         routes,
@@ -183,12 +190,36 @@ fn relay(mut section: Section<'_>) -> RelayConfig {
     let buffers = section.optional("buffers", values::buffers);
     let ring = section.optional("ring", values::ring);
     let io_uring = section.optional("io_uring", values::io_uring);
+    let flows = section.optional("flows", values::flows);
     section.finish();
     RelayConfig {
         threads: threads.map_or(Threads::default(), |at| at.value),
         buffers: value(buffers, defaults.buffers),
         ring: value(ring, defaults.ring),
         io_uring: io_uring.map_or(IoUring::default(), |at| at.value),
+        flows: value(flows, defaults.flows),
+    }
+}
+
+/// Who may ask at run time. With a group, it may unless the mode says otherwise.
+fn control(mut section: Section<'_>) -> Access {
+    const OF_GROUP: u32 = 0o020;
+    let mode = section.optional("mode", values::socket_mode);
+    let group = section.optional("group", values::group_of_users);
+    if let (Some(mode), Some(group)) = (&mode, &group)
+        && mode.value & OF_GROUP == 0
+    {
+        let reason = format!("gives the group nothing with mode {:04o}", mode.value);
+        section.error(group.place, reason);
+    }
+    let default = match group {
+        Some(_) => 0o660,
+        None => Access::default().mode,
+    };
+    section.finish();
+    Access {
+        mode: mode.map_or(default, |at| at.value),
+        group: group.map(|at| at.value),
     }
 }
 
@@ -288,9 +319,9 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let vrf = vrf(&mut section);
     let advice = "leave it out for every address of the NOS";
     let addresses = section.nonempty("addresses", advice, values::address);
-    let tcp = port_list::read(&mut section, "tcp");
-    let udp = port_list::read(&mut section, "udp");
-    let ephemeral = port_list::read(&mut section, "ephemeral");
+    let ports = PortLists::read(&mut section);
+    let to = section.list("to", values::prefix);
+    let outside = section.optional("outside", values::outside);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
     let capture = section.optional("capture", values::file);
@@ -304,14 +335,24 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         device: device?.value,
         interface: interface.map_or_else(default_interface, |at| at.value),
         addresses,
-        tcp,
-        udp,
-        ephemeral,
+        policy: Policy {
+            from: ports.restrictions(),
+            established: ports.ephemeral.established,
+            to: to.map(prefixes),
+            outside: outside.map_or(Outside::default(), |at| at.value),
+        },
+        tcp: ports.tcp.ranges,
+        udp: ports.udp.ranges,
+        ephemeral: ports.ephemeral.ranges,
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),
         vrf,
         capture,
     })
+}
+
+fn prefixes(list: Vec<At<IpNet>>) -> Arc<PrefixSet> {
+    Arc::new(list.into_iter().map(|at| at.value).collect())
 }
 
 fn default_interface() -> InterfaceName {

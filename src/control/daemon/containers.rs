@@ -270,6 +270,7 @@ fn attachment(id: AttachmentId, name: &Name, vrf: VrfId, claim: &Claim) -> Attac
         mac: claim.mac,
         relay_mac: relay_mac(name),
         addresses: claim.addresses.clone(),
+        policy: claim.policy.clone(),
         claims: port_claims(claim),
         mtu: claim.mtu.octets(),
     }
