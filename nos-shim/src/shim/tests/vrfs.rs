@@ -10,7 +10,7 @@ use crate::frame::{FramePool, MAX_FRAME};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::ndp::{Envelope, Ndp, solicited_node};
 use crate::packet::{Packet, protocol};
-use crate::ports::{Claim, ClaimKind, PortOwner, PortRange, Registration, Transport};
+use crate::ports::{Claim, ClaimKind, Policy, PortOwner, PortRange, Registration, Transport};
 use crate::services::{Service, ServiceConfig};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use crate::test_packets::{Draft, N4, N6, X4, X6, ip};
@@ -67,6 +67,7 @@ fn registration(id: u32, vrf: u16) -> Registration {
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),
         router: MacAddr([2; 6]).link_local(),
         mtu: 1500,
+        policy: Policy::default(),
     }
 }
 
@@ -91,7 +92,7 @@ impl Twins {
     fn new() -> Self {
         let (relay, end) = pair(8);
         let pool = FramePool::new(1024, MAX_FRAME);
-        let shim = Shim::new(end, pool.clone(), ShimConfig { seed: 1 });
+        let shim = Shim::new(end, pool.clone(), ShimConfig::default());
         let mut twins = Self {
             shim,
             relay,
