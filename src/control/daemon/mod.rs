@@ -35,6 +35,7 @@ mod containers;
 mod data_plane;
 mod executor;
 mod identifiers;
+mod injections;
 mod live;
 mod news;
 mod reconcile;
