@@ -3,8 +3,6 @@
 use nos_shim::ident::Interface;
 use tracing::{debug, info, warn};
 
-use crate::data::event_loop::Stopped;
-
 use super::live::Live;
 
 impl Live {
@@ -21,10 +19,9 @@ impl Live {
             ),
             Ok(injection) => {
                 let name = injection.name().to_owned();
-                match self.plane.inject(of, injection) {
-                    Ok(None) => info!(interface, by = name, "super-frames of tunnels leave whole"),
-                    // It has gone meanwhile.
-                    Ok(Some(_)) | Err(Stopped) => {}
+                // Otherwise it has gone meanwhile.
+                if let Ok(None) = self.plane.inject(of, injection) {
+                    info!(interface, by = name, "super-frames of tunnels leave whole");
                 }
             }
         }

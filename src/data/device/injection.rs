@@ -29,7 +29,7 @@ use super::{DeviceKind, FrameDevice, OpenError, Sending};
 /// The TAP.
 #[derive(Debug)]
 pub struct Injection {
-    tap: Tap,
+    tap: Box<Tap>,
     /// Whether it has taken one.
     proven: bool,
 }
@@ -46,7 +46,10 @@ impl Injection {
         if !tap.capabilities().contains(Capabilities::TUNNEL) {
             return Err(OpenError::NoTunnels(name.to_owned()));
         }
-        Ok(Self { tap, proven: false })
+        Ok(Self {
+            tap: Box::new(tap),
+            proven: false,
+        })
     }
 
     /// The name of the interface.
