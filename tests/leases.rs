@@ -447,7 +447,10 @@ lab_test! {
         assert!(as_user(&daemon, GROUP + 1).contains("permission denied"));
         // A change of it is for the next start.
         daemon.reload(&config(&topology, Variant::PLAIN));
-        assert!(daemon.log().contains("control.mode"), "{}", daemon.log());
+        await_that("the log says so", || {
+            let log = daemon.log();
+            log.contains("control.mode").then_some(()).ok_or(log)
+        });
         let files = daemon.stop_by(Signal::SIGTERM);
         files.write(&(config(&topology, Variant::PLAIN) + "[control]\ngroup = \"no-such-group\"\n"));
         let output = Daemon::start_failing_on(&topology.device, &files);

@@ -390,8 +390,6 @@ tcp = "20000-20999"
         }
     }
 
-    use super::super::BootId;
-
     /// Requests of every kind, some of them with holders.
     fn requests() -> Vec<(Change, &'static str)> {
         let add = Change::Ports(PortsAction::Add);
@@ -520,7 +518,7 @@ tcp = "20000-20999"
     fn what_makes_no_sense_is_named() {
         for (json, why) in [
             ("", "EOF"),
-            ("[]", "invalid type"),
+            ("[]", "missing field `type`"),
             (r#"{"type":"vrf"}"#, "unknown variant"),
             (
                 r#"{"type":"container","order":1,"container":{}}"#,
@@ -546,7 +544,7 @@ tcp = "20000-20999"
         /// Whatever of it the file clashes with, the rest fits, and together they are all.
         #[test]
         fn what_does_not_fit_is_set_aside_and_the_rest_is_not(
-            taken in prop::collection::vec(0..6_u16, 0..4),
+            taken in prop::collection::btree_set(0..6_u16, 0..4),
             order in prop::collection::vec(0..6_u16, 1..8),
         ) {
             let file = ConfigFile::parse("nos.toml", FILE).unwrap();
