@@ -29,7 +29,7 @@ use nos_relay::control::attach::{
 };
 use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::data::device::LinkState;
-use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
+use nos_relay::lab::testbed::{LabNamespace, tcp, tun_access, veth};
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::PortRange;
 use support::{lab_test, skip};
@@ -99,6 +99,14 @@ impl Lab {
             });
             lines.extend(stable);
         }
+        for family in ["-4", "-6"] {
+            let mut rules = Command::new("ip");
+            rules.args([family, "-d", "rule", "show"]);
+            let rules = container.hold(&mut rules).output().unwrap();
+            assert!(rules.status.success(), "{rules:?}");
+            let text = String::from_utf8(rules.stdout).unwrap();
+            lines.extend(text.lines().map(ToOwned::to_owned));
+        }
         let link = container.link("eth0").unwrap();
         lines.extend(
             link.map(|link| format!("{:?} {} {} {}", link.mac, link.mtu, link.up, link.index)),
@@ -144,7 +152,9 @@ fn spec() -> ContainerSpec {
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: addresses(&["203.0.113.1", "2001:db8:1::1"]),
         networks: networks(&["203.0.113.0/24", "2001:db8:1::/64"]),
+        router: MacAddr::stable("relay").link_local(),
         ephemeral: ports(&["40000-44999"]),
+        opens_flows: true,
     }
 }
 
@@ -291,11 +301,11 @@ lab_test! {
         let before = lab.snapshot();
         let pair = lab.veth(&spec()).unwrap();
         let mut side = lab.configure(spec()).unwrap();
-        let (mut near, mut far) = lab.container.run(|| {
-            let listener = TcpListener::bind("203.0.113.1:20080").unwrap();
-            let near = TcpStream::connect("203.0.113.1:20080").unwrap();
-            (near, listener.accept().unwrap().0)
-        }).unwrap();
+        // From another address of the container's, so that it does not wait for a relay.
+        let (other, shared) = ("127.0.0.1:0".parse().unwrap(), "203.0.113.1:20080".parse().unwrap());
+        let listener = lab.container.run(|| TcpListener::bind::<SocketAddr>(shared).unwrap()).unwrap();
+        let mut near = tcp::connect(&lab.container, Some(other), shared, LIMIT).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
 
         let changed = ContainerSpec {
             addresses: addresses(&["198.51.100.7", "203.0.113.1", "2001:db8:1::7"]),

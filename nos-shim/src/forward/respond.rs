@@ -80,8 +80,12 @@ fn build_error(
     now: Instant,
 ) -> Option<Packet> {
     let source = error_source(packet, origin, tables)?;
-    let sent = error.may_answer(packet) && worker.limiter.allow(error, packet.source(), now);
-    if !sent {
+    let limiter = &mut worker.limiter;
+    let mut allow = || match origin {
+        Origin::Attachment(id) => limiter.allow_container(error, id, now),
+        _ => limiter.allow(error, packet.source(), now),
+    };
+    if !(error.may_answer(packet) && allow()) {
         return None;
     }
     error.build(packet, source, &mut worker.originator, &mut output.pool)
