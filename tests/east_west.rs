@@ -50,7 +50,9 @@ impl Siblings {
     /// The same with parts of the configuration replaced.
     fn edited(devices: [&str; 2], threads: &str, edits: &[(&str, &str)]) -> Option<Self> {
         if let (true, Err(error)) = (devices.contains(&"tap"), tun_access()) {
-            skip(&format!("{devices:?}: /dev/net/tun cannot be opened: {error}"));
+            skip(&format!(
+                "{devices:?}: /dev/net/tun cannot be opened: {error}"
+            ));
             return None;
         }
         let topology = Topology::new(&["web", "db"]).unwrap();
@@ -136,7 +138,11 @@ macro_rules! each_pair {
 }
 
 /// Speaks to a server that listens on all addresses, as most do: see [`assert_speaks_to`].
-fn assert_speaks(client: &LabNamespace, server: &LabNamespace, address: SocketAddr) -> [SocketAddr; 2] {
+fn assert_speaks(
+    client: &LabNamespace,
+    server: &LabNamespace,
+    address: SocketAddr,
+) -> [SocketAddr; 2] {
     assert_speaks_to(client, server, address, any(address))
 }
 
@@ -247,7 +253,10 @@ fn ports(daemon: &Daemon, action: &str, container: &str, lists: &str) {
     let text = format!("{{\"type\": \"ports-{action}\", \"container\": \"{container}\", {lists}}}");
     let request: Request = serde_json::from_str(&text).unwrap();
     let answer = query(&daemon.files().control(), &request, LIMIT).unwrap();
-    assert!(format!("{answer:?}").contains("changed: true"), "{answer:?}");
+    assert!(
+        format!("{answer:?}").contains("changed: true"),
+        "{answer:?}"
+    );
 }
 
 lab_test! {
@@ -484,11 +493,20 @@ fn rules_of(namespace: &LabNamespace) -> Vec<String> {
 /// What `ip` prints in a namespace.
 fn ip(namespace: &LabNamespace, arguments: &[&str]) -> Vec<String> {
     let mut command = Command::new("ip");
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-    let output = namespace.spawn(command).unwrap().wait_with_output().unwrap();
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let output = namespace
+        .spawn(command)
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
     assert!(output.status.success(), "ip {arguments:?}");
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(|line| line.trim_end().to_owned()).collect()
+    text.lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect()
 }
 
 lab_test! {

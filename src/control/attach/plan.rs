@@ -14,7 +14,9 @@ use super::mark::{Mark, is_marked};
 use super::shared::{self, RuleChanges};
 use super::{AttachError, ContainerSpec, Warning};
 use crate::control::kernel::LinkFacts;
-use crate::control::kernel::netlink::{AddressFacts, Ipv6State, LinkChange, Request, RouteFacts, RuleFacts};
+use crate::control::kernel::netlink::{
+    AddressFacts, Ipv6State, LinkChange, Request, RouteFacts, RuleFacts,
+};
 
 /// Whether an interface that is down is to be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +44,7 @@ pub(super) enum Effect {
 }
 
 /// Codes of the removal of what is gone already.
-const GONE: &[i32] = &[
-    libc::ESRCH,
-    libc::ENODEV,
-    libc::EADDRNOTAVAIL,
-    libc::ENOENT,
-];
+const GONE: &[i32] = &[libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL, libc::ENOENT];
 /// Codes of the addition of what is there already.
 const THERE: &[i32] = &[libc::EEXIST];
 
@@ -597,9 +594,7 @@ mod tests {
 
     fn actions(plan: &Plan) -> Vec<&str> {
         let steps = plan.steps.iter().chain(&plan.last);
-        steps
-            .map(|step| step.request.action())
-            .collect()
+        steps.map(|step| step.request.action()).collect()
     }
 
     #[test]

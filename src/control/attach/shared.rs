@@ -58,7 +58,10 @@ pub(super) fn rules(
     addresses: &[IpAddr],
 ) -> Vec<RuleFacts> {
     let ipv4 = family == AddressFamily::Inet;
-    let own = addresses.iter().copied().filter(|own| own.is_ipv4() == ipv4);
+    let own = addresses
+        .iter()
+        .copied()
+        .filter(|own| own.is_ipv4() == ipv4);
     let mut rules: Vec<(Selector, Table)> = own
         .map(|own| (Selector::from(own.into()), Table::Shared))
         .collect();
@@ -112,7 +115,10 @@ pub(super) fn rule_changes(wanted: &[RuleFacts], found: &[RuleFacts]) -> RuleCha
         return RuleChanges { add, remove };
     }
     let mut kept: Vec<&RuleFacts> = Vec::new();
-    for other in found.iter().filter(|rule| rule.is_first() && !rule.is_ours()) {
+    for other in found
+        .iter()
+        .filter(|rule| rule.is_first() && !rule.is_ours())
+    {
         remove.push(other.remove());
         // One that is there twice was left by a run that was killed here.
         if !kept.contains(&other) {
@@ -196,7 +202,10 @@ mod tests {
             assert_eq!(rule_changes(&wanted, &found), RuleChanges::default());
             found.push(other(Selector::ANY));
             assert_eq!(rule_changes(&wanted, &found), RuleChanges::default());
-            assert_eq!(rule_changes(&[], &found[wanted.len()..]), RuleChanges::default());
+            assert_eq!(
+                rule_changes(&[], &found[wanted.len()..]),
+                RuleChanges::default()
+            );
         }
     }
 
@@ -220,7 +229,10 @@ mod tests {
             names.iter().map(|name| format!("{verb} {name}")).collect()
         };
         for (found, removed) in [
-            (vec![first.clone(), second.clone()], vec![of_first, of_second]),
+            (
+                vec![first.clone(), second.clone()],
+                vec![of_first, of_second],
+            ),
             // Others before ours, ours in another order, one of ours missing, one too many.
             (
                 vec![first.clone(), a.clone(), b.clone(), second.clone()],
@@ -235,19 +247,36 @@ mod tests {
                 vec![ours[0], of_first, of_second],
             ),
             (
-                vec![a.clone(), b.clone(), b.clone(), first.clone(), second.clone()],
+                vec![
+                    a.clone(),
+                    b.clone(),
+                    b.clone(),
+                    first.clone(),
+                    second.clone(),
+                ],
                 vec![ours[0], ours[1], ours[1], of_first, of_second],
             ),
             // A run was killed before it removed what it had added anew.
             (
-                vec![first.clone(), second.clone(), a.clone(), b.clone(), first.clone(), second.clone()],
+                vec![
+                    first.clone(),
+                    second.clone(),
+                    a.clone(),
+                    b.clone(),
+                    first.clone(),
+                    second.clone(),
+                ],
                 vec![ours[0], ours[1], of_first, of_second, of_first, of_second],
             ),
         ] {
             let changes = rule_changes(&wanted, &found);
             let added = [&ours[..], &[of_first, of_second]].concat();
             assert_eq!(actions(&changes.add), verb("add", &added), "{found:?}");
-            assert_eq!(actions(&changes.remove), verb("remove", &removed), "{found:?}");
+            assert_eq!(
+                actions(&changes.remove),
+                verb("remove", &removed),
+                "{found:?}"
+            );
         }
         let gone = rule_changes(&[], &[a.clone(), b.clone(), first]);
         assert_eq!(actions(&gone.add), [""; 0]);

@@ -105,7 +105,10 @@ fn what_is_nobodys_or_a_siblings_own_is_reset() {
                 panic!("{port}: {delivered:?}");
             };
             assert!(is_for(reset, 0));
-            assert_eq!((reset.source(), reset.destination()), (ip(address), ip(address)));
+            assert_eq!(
+                (reset.source(), reset.destination()),
+                (ip(address), ip(address))
+            );
             let ports = reset.ports().unwrap();
             assert_eq!((ports.source, ports.destination), (port, EPHEMERAL[0]));
             assert_eq!(reset.transport()[13], 0x14, "RST and ACK");
