@@ -20,7 +20,9 @@ use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
-use nos_shim::ports::{Claim, ClaimKind, PortTable, Registration, ServiceRegistration, Transport};
+use nos_shim::ports::{
+    Claim, ClaimKind, Policy, PortTable, Registration, ServiceRegistration, Transport,
+};
 
 fn parse(line: &str) -> Cli {
     Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"))
@@ -367,6 +369,8 @@ fn counters() -> Response {
             name: "up0".to_owned(),
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
             runtime_addresses: Vec::new(),
+            groups: vec!["239.1.2.3".parse().unwrap(), "ff05::1234".parse().unwrap()],
+            runtime_groups: vec!["ff05::1234".parse().unwrap()],
             address_conflicts: 2,
             link: link("packet", "hx"),
         }],
@@ -564,10 +568,10 @@ UPLINK  STATE  INTERFACE                   TRAFFIC
 up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                mac 02:00:5e:10:00:01       sent 3 packets, 222 B
                203.0.113.1/24              dropped 4 source-port
-               mtu 1500, vrf 0             dropped 9 in the device's queue
-               offload checksum tso4 tso6  cut 5 super-frames over 64 KiB
-                                           device refused 1 uso
-                                           address conflicts 2
+               group 239.1.2.3             dropped 9 in the device's queue
+               group ff05::1234 (runtime)  cut 5 super-frames over 64 KiB
+               mtu 1500, vrf 0             device refused 1 uso
+               offload checksum tso4 tso6  address conflicts 2
 
 THREAD  STAGE    OVER 1000 us  LONGEST
 data    turn                2  5120 us
@@ -601,6 +605,7 @@ fn the_port_tables_holdings_are_shown() {
         name: "web".into(),
         vrf: VrfId::DEFAULT,
         addresses: vec![address],
+        policy: Policy::default(),
         claims: vec![
             claim(Transport::Tcp, "80", ClaimKind::Listen),
             claim(Transport::Tcp, "40000-44999", ClaimKind::Ephemeral),

@@ -64,11 +64,23 @@ impl fmt::Debug for Shim {
 }
 
 /// What a shim is started with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShimConfig {
     /// Makes hashes, identifiers and timers that outsiders cannot guess; any number will do that
     /// they do not know.
     pub seed: u64,
+    /// Flows that are remembered at most where policies need it; 2^20 are the most.
+    pub flows: usize,
+}
+
+impl Default for ShimConfig {
+    /// A seed that everybody knows.
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            flows: 65_536,
+        }
+    }
 }
 
 /// One uplink.
@@ -78,6 +90,8 @@ pub struct UplinkSnapshot {
     pub config: UplinkConfig,
     /// Whether packets can leave by it.
     pub link: LinkState,
+    /// The groups that others are told of.
+    pub groups: Vec<IpAddr>,
     /// What went through it.
     pub counters: UplinkCounters,
 }
@@ -95,10 +109,10 @@ impl Shim {
     /// A NOS without uplinks, with the relay at the other end of `channel`.
     #[must_use]
     pub fn new(channel: NosEnd, pool: FramePool, config: ShimConfig) -> Self {
-        let ShimConfig { seed } = config;
+        let ShimConfig { seed, flows } = config;
         Self {
             tables: Tables::new(seed),
-            worker: Worker::new(seed, Budget::of(pool.capacity())),
+            worker: Worker::new(seed, Budget::of(pool.capacity()), flows),
             output: Output::new(channel, pool),
         }
     }
@@ -213,6 +227,8 @@ impl Shim {
         for id in self.tables.exchange(exchange)? {
             self.worker.flush_flows(id);
         }
+        self.worker
+            .follow_policies(&exchange.register, &self.tables);
         if let Some(config) = &exchange.services {
             self.worker.local.set_services(&config.services);
         }
@@ -226,6 +242,7 @@ impl Shim {
     /// [`RegistrationRefused`] when a container owns one of the ports; nothing has changed then.
     pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), RegistrationRefused> {
         self.tables.set_services(config)?;
+        self.worker.follow_policies(&[], &self.tables);
         self.worker.local.set_services(&config.services);
         Ok(())
     }
@@ -385,6 +402,32 @@ impl Shim {
         self.follow_groups(id, now);
     }
 
+    /// Makes `wanted` all groups that the NOS has [joined](Self::join_group) on an uplink. What differs
+    /// is told at once.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinRefused`]; nothing has changed then.
+    pub fn set_groups(
+        &mut self,
+        id: UplinkId,
+        wanted: Vec<IpAddr>,
+        now: Instant,
+    ) -> Result<(), JoinRefused> {
+        self.tables.set_groups(id, wanted)?;
+        self.follow_groups(id, now);
+        Ok(())
+    }
+
+    /// Says on an uplink's link that the NOS leaves all its groups there: its device is about to be
+    /// closed, and with it goes who could answer a query. That is said once, as nobody is there to
+    /// repeat it, and waits in [`Self::poll_transmit`]. When the link [comes up](Self::set_link)
+    /// again, the groups are reported anew.
+    pub fn leave_link(&mut self, id: UplinkId, now: Instant) {
+        self.forwarder(now).leave_link(id);
+        self.forwarder(now).finish();
+    }
+
     fn follow_groups(&mut self, id: UplinkId, now: Instant) {
         if let Some(uplink) = self.tables.uplinks.get(id) {
             self.worker.memberships.set_groups(uplink, now);
@@ -482,6 +525,7 @@ impl Shim {
         UplinkSnapshot {
             config: uplink.config.clone(),
             link: uplink.link,
+            groups: self.groups(id),
             counters: self.output.counters.get(id).copied().unwrap_or_default(),
         }
     }

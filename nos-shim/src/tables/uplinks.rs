@@ -69,7 +69,12 @@ impl Uplink {
     /// neighbors are asked for from that; IPv4 has none.
     pub(crate) fn networks(&self) -> Vec<IpNet> {
         let borrowed = self.borrowed.iter().filter(|net| net.addr().is_ipv4());
-        self.config.addresses.iter().chain(borrowed).copied().collect()
+        self.config
+            .addresses
+            .iter()
+            .chain(borrowed)
+            .copied()
+            .collect()
     }
 
     /// The address by which a host on this link knows the NOS as its first hop.
@@ -154,7 +159,10 @@ fn borrowed(config: &UplinkConfig, all: &[UplinkConfig]) -> Vec<IpNet> {
         let of_family = |net: &&IpNet| net.addr().is_ipv6() == ipv6;
         let lacks = !config.addresses.iter().any(|net| of_family(&net));
         let mut others = same_vrf.clone().flat_map(|other| &other.addresses);
-        others.find(of_family).filter(|_| lacks).map(|net| net.addr().into())
+        others
+            .find(of_family)
+            .filter(|_| lacks)
+            .map(|net| net.addr().into())
     };
     [false, true].into_iter().filter_map(first).collect()
 }
@@ -221,6 +229,24 @@ impl Tables {
         } else {
             UplinkChange::Mac(id)
         })
+    }
+
+    /// Makes `wanted` all groups that the NOS has joined on an uplink, besides those of its addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinRefused`]; nothing has changed then.
+    pub(crate) fn set_groups(
+        &mut self,
+        id: UplinkId,
+        wanted: Vec<IpAddr>,
+    ) -> Result<(), JoinRefused> {
+        if let Some(&other) = wanted.iter().find(|group| !group.is_multicast()) {
+            return Err(JoinRefused::NotAGroup(other));
+        }
+        let uplink = self.uplinks.get_mut(id);
+        uplink.ok_or(JoinRefused::UnknownUplink(id))?.joined = wanted;
+        Ok(())
     }
 
     /// Has the NOS join a group on an uplink, as long as that exists, or until it leaves it. Joining

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{Outside, PortRange};
 
 use super::{Claim, ContainerLink, Entity, Network, OpenDevice, State};
 use crate::control::config::{
@@ -96,6 +96,7 @@ impl Want {
                 .map_or_else(|| own_mac(uplink), |device| device.mac),
             mtu: u16::try_from(most).map_or(configured, |most| configured.min(most)),
             redirects: uplink.redirects,
+            groups: uplink.groups.clone(),
         };
         self.state.networks.insert(uplink.name.clone(), network);
         let Some(device) = device else { return };
@@ -197,6 +198,7 @@ pub fn claim(container: &Container) -> Claim {
         tcp: container.tcp.clone(),
         udp: container.udp.clone(),
         ephemeral: container.ephemeral.clone(),
+        policy: container.policy.clone(),
         mtu: container.mtu,
         mac: container_mac(container),
     }
@@ -218,14 +220,15 @@ fn link(container: &Container, namespace: NamespaceId) -> ContainerLink {
     }
 }
 
-/// Whether sockets of a container that ask for no port get one of its own: from its ephemeral ranges,
-/// or because it has all that a kernel gives by itself.
+/// Whether sockets of a container that ask for no port get one from which it may send: from its ephemeral
+/// ranges, because it has all that a kernel gives by itself, or because it may learn ports.
 fn opens_flows(container: &Container) -> bool {
     let given = PortRange::new(32_768, 60_999).map(|given| {
         let rest = given.without(container.tcp.iter().copied());
         rest.is_empty()
     });
-    !container.ephemeral.is_empty() || given.unwrap_or(false)
+    let learns = container.policy.outside == Outside::Learn;
+    learns || !container.ephemeral.is_empty() || given.unwrap_or(false)
 }
 
 /// The MAC address of a container's interface.

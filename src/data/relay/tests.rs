@@ -10,7 +10,7 @@ use nos_shim::frame::{BATCH, Checksum, Ecn, GsoKind, Offload, Segmentation};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::ports::{
-    Claim, ClaimKind, ClaimRefused, Owner, PortRange, RegistrationRefused, Transport,
+    Claim, ClaimKind, ClaimRefused, Owner, Policy, PortRange, RegistrationRefused, Transport,
 };
 use proptest::prelude::*;
 use std::net::Ipv6Addr;
@@ -42,6 +42,7 @@ fn config(id: AttachmentId) -> AttachmentConfig {
         mac: MAC,
         relay_mac: RELAY,
         addresses: vec![OWN.into(), OWN6.into()],
+        policy: Policy::default(),
         claims: vec![claim(40000, 40999)],
         mtu: 1500,
     }
@@ -230,6 +231,7 @@ fn an_attachment_forwards_once_the_nos_has_accepted_it() {
         name: "c3".into(),
         vrf: VrfId(7),
         addresses: vec![OWN.into(), OWN6.into()],
+        policy: Policy::default(),
         claims: vec![claim(40000, 40999)],
         router: config(A).relay_mac.link_local(),
         mtu: 1500,
@@ -951,16 +953,16 @@ fn what_nobody_divides_comes_back_to_the_container_that_sends_it_to_itself() {
             assert_eq!((*id, octets), (A, &expected), "{protocol}");
             assert!(setup.received().is_empty(), "{protocol}");
         }
-        // Ports are divided, and so are flows of echo requests.
+        // To others, and about ports, which are divided.
         let mut elsewhere = to_itself(v6, 253, b"abcdefgh");
         let last = match v6 {
             true => 14 + 39,
             false => 14 + 19,
         };
         elsewhere[last] = 9;
-        let mut echo = to_itself(v6, icmp, &[unreachable, 3, 0, 0, 0, 0, 0, 0]);
-        echo.extend(&to_itself(v6, 17, &[1, 2, 3, 4, 0, 8, 0, 0])[14..]);
-        for dropped in [elsewhere, echo] {
+        let quoted = &to_itself(v6, 17, &[1, 2, 3, 4, 0, 8, 0, 0])[14..];
+        let error = [&[unreachable, 3, 0, 0, 0, 0, 0, 0], quoted].concat();
+        for dropped in [elsewhere, to_itself(v6, icmp, &error)] {
             setup.handle(A, &[dropped]);
             assert!(setup.written().is_empty());
             assert!(setup.received().is_empty());

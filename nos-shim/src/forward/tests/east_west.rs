@@ -1,10 +1,15 @@
 //! What containers send to the address that they share.
 
+use std::sync::Arc;
+
 use super::oversize::{NARROW, Nos, WIDE};
 use crate::channel::Exchange;
 use crate::ident::{AttachmentId, Interface, MacAddr, VrfId};
 use crate::packet::Packet;
-use crate::ports::{Claim, ClaimKind, PortRange, Registration, Transport};
+use crate::ports::{
+    Claim, ClaimKind, Outside, Policy, PortRange, Registration, Restriction, Transport,
+};
+use crate::prefix_set::PrefixSet;
 use crate::test_packets::{Draft, N4, N6, Segment, ip};
 
 const SYN: u8 = 0x02;
@@ -36,6 +41,7 @@ fn registration(at: usize) -> Registration {
         claims: both.concat(),
         router: MacAddr([2; 6]).link_local(),
         mtu: 1500,
+        policy: Policy::default(),
     }
 }
 
@@ -134,6 +140,56 @@ fn datagrams_to_nobody_are_refused_and_those_to_services_answered() {
             assert_eq!(answer.destination(), ip(address));
         }
         assert_eq!(nos.sent().len(), 0);
+        nos.assert_balanced();
+    }
+}
+
+/// A container that only an outsider may reach, that may speak to that outsider alone, and whose
+/// ephemeral ports are for flows that it has opened.
+#[test]
+fn policies_are_about_others() {
+    let outsider = |text: &str| Arc::new(PrefixSet::new([text.parse().unwrap()]));
+    for (address, text) in [(N4, "198.51.100.0/24"), (N6, "2001:db8:9::/48")] {
+        let mut nos = nos();
+        let port = |port| PortRange::new(port, port).unwrap();
+        let policy = Policy {
+            from: vec![Restriction {
+                transport: Transport::Tcp,
+                range: port(LISTEN[0]),
+                from: outsider(text),
+            }],
+            established: vec![port(EPHEMERAL[0])],
+            to: Some(outsider(text)),
+            outside: Outside::Drop,
+        };
+        let register = vec![Registration {
+            policy,
+            ..registration(0)
+        }];
+        let exchange = Exchange {
+            register,
+            ..Exchange::default()
+        };
+        nos.shim.exchange(&exchange).unwrap();
+        for (ports, flags) in [
+            ((EPHEMERAL[0], LISTEN[0]), SYN),
+            ((LISTEN[0], EPHEMERAL[0]), SYN | ACK),
+            ((EPHEMERAL[0], EPHEMERAL[0]), SYN),
+        ] {
+            let delivered = segment(&mut nos, address, ports, flags);
+            let [packet] = &delivered[..] else {
+                panic!("{ports:?}: {delivered:?}");
+            };
+            assert!(is_for(packet, 0) && packet.icmp().is_none(), "{ports:?}");
+            assert_eq!(packet.transport()[13], flags, "{ports:?}");
+        }
+        // A sibling is another.
+        let delivered = segment(&mut nos, address, (EPHEMERAL[0], LISTEN[1]), SYN);
+        assert!(
+            delivered
+                .iter()
+                .all(|packet| is_for(packet, 0) && packet.icmp().is_some())
+        );
         nos.assert_balanced();
     }
 }

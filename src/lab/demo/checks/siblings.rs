@@ -94,7 +94,10 @@ fn seen_as(
     peers: &[SocketAddr],
 ) -> Result<(), Box<dyn std::error::Error>> {
     ensure(peers == [own], || {
-        format!("{} sees {peers:?}, but {} sent from {own}", server.name, client.name)
+        format!(
+            "{} sees {peers:?}, but {} sent from {own}",
+            server.name, client.name
+        )
     })?;
     let right = own.ip() == family.nos() && client.ephemeral.contains(&own.port());
     ensure(right, || format!("{} sent from {own}", client.name))
