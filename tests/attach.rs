@@ -102,14 +102,7 @@ impl Lab {
             });
             lines.extend(stable);
         }
-        for family in ["-4", "-6"] {
-            let mut rules = Command::new("ip");
-            rules.args([family, "-d", "rule", "show"]);
-            let rules = container.hold(&mut rules).output().unwrap();
-            assert!(rules.status.success(), "{rules:?}");
-            let text = String::from_utf8(rules.stdout).unwrap();
-            lines.extend(text.lines().map(ToOwned::to_owned));
-        }
+        lines.extend(container.rules().unwrap());
         let link = container.link("eth0").unwrap();
         lines.extend(
             link.map(|link| format!("{:?} {} {} {}", link.mac, link.mtu, link.up, link.index)),

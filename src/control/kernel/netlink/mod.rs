@@ -14,6 +14,7 @@
 //! | `error` | refusals in words |
 //! | `link` | interfaces |
 //! | `address` `route` `rule` | addresses, routes and the policy rules that choose their tables, neighbors |
+//! | `redirect` | what comes in on one interface, sent to another |
 
 mod address;
 mod client;
@@ -22,6 +23,7 @@ mod exchange;
 mod link;
 #[cfg(any(test, feature = "testbed"))]
 mod neighbor;
+mod redirect;
 mod route;
 mod rule;
 
@@ -31,6 +33,7 @@ pub use error::NetlinkError;
 pub(crate) use error::extended_ack;
 pub(crate) use link::{Ipv6State, LinkChange, LinkSelector};
 pub use link::{LinkFacts, LinkStatistics};
+pub(crate) use redirect::redirect;
 pub(crate) use route::{RouteFacts, Table};
 pub(crate) use rule::{RuleFacts, Selector};
 
