@@ -801,7 +801,7 @@ lab_test! {
         );
         let daemon = &scenario.daemon;
         assert_reached(&scenario, scenario.web(), V4, 20000);
-        for table in ["attachments", "ports", "routes", "neighbors", "counters"] {
+        for table in ["attachments", "ports", "routes", "neighbors", "flows", "counters"] {
             let request = json!({"version": 1, "request": {"type": "show", "table": table}});
             assert_as_documented(&request);
             let answer = said_to(daemon, &request.to_string());
