@@ -1,7 +1,7 @@
 //! What `show` shows, gathered from the data threads, the kernel and the control thread.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, UNIX_EPOCH};
 
 use nos_shim::drop::{DropCounters, DropReason};
