@@ -554,7 +554,8 @@ fn policed_packets_allocate_nothing() {
         }
         let learnt = out.clone().with_ports([50_000, 443]);
         for template in [out.udp(SMALL), learnt.udp(SMALL)] {
-            let traffic = Traffic::new(TO_A, &[template]).varied(to_another_port);
+            let templates = [template];
+            let traffic = Traffic::new(TO_A, &templates).varied(to_another_port);
             traffic.arrives(&mut lab, TO_UP0, 1);
         }
         let foreign = out.clone().with_ports([20_000, 443]);

@@ -7,6 +7,7 @@
 //! | [`attach`] | a container's side of its link |
 //! | [`api`] | the control socket: protocol, server, client |
 //! | [`plan`] | what has to be done to get from one state to another |
+//! | [`store`] | what outlives the process |
 //! | [`daemon`] | the process |
 
 pub mod api;
@@ -15,3 +16,4 @@ pub mod config;
 pub mod daemon;
 pub mod kernel;
 pub mod plan;
+pub mod store;

@@ -25,19 +25,24 @@
 //! Reload (SIGHUP): the new file is checked whole, with what was registered at run time; a bad one
 //! changes nothing.
 //!
-//! Requests at run time change what is registered beside the file ([`changes`]).
+//! Requests at run time change what is registered beside the file ([`changes`]). That outlives the
+//! process ([`registry`], [`crate::control::store`]), unless it is held by somebody who has ended
+//! ([`leases`]).
 //!
 //! End (SIGTERM, SIGINT): nothing is wanted any more, and so everything is taken away.
 
+mod answers;
 mod captures;
 mod changes;
 mod containers;
 mod data_plane;
 mod executor;
 mod identifiers;
+mod leases;
 mod live;
 mod news;
 mod reconcile;
+mod registry;
 mod routes;
 mod services;
 mod show;
@@ -46,6 +51,7 @@ mod uplinks;
 mod watched;
 mod watching;
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -57,23 +63,28 @@ use signal_hook_mio::v1_0::Signals;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
-use crate::control::api::{self, Server};
+use crate::control::api::{self, Access, Peer, Server};
 use crate::control::attach::{AttachError, Host, Pace};
 use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
+use crate::control::plan::Entity;
+use crate::control::store::{Embedded, Store, StoreError};
 use crate::data::event_loop::Stopped;
 
-use changes::Registry;
 use data_plane::DataPlane;
+use leases::Processes;
 use live::Live;
 use reconcile::Reconciler;
+use registry::Registry;
 use watching::DropWatch;
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
-const CONTROL: Token = Token(2);
-const KERNEL: Token = Token(3);
+const KERNEL: Token = Token(2);
+const LEASES: Token = Token(3);
+/// The first of several.
+const CONTROL: Token = Token(4);
 
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, Error)]
@@ -101,6 +112,9 @@ pub enum DaemonError {
     /// The kernel cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// What was registered at run time cannot be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A data thread has ended by itself.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -122,7 +136,10 @@ pub struct DaemonOptions {
     pub config: PathBuf,
     /// The control socket.
     pub control: PathBuf,
-    /// Whether something that is missing or refused at start ends the process.
+    /// Where what is registered at run time outlives the process: a directory, which is made. Nowhere
+    /// when not given.
+    pub state: Option<PathBuf>,
+    /// Whether something of the configuration that is missing or refused at start ends the process.
     pub strict: bool,
 }
 
@@ -141,7 +158,14 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         .map_err(DaemonError::start("watch signals"))?;
     let file = ConfigFile::load(&options.config)?;
     let config = file.config(&Overlay::default())?;
-    let server = Server::bind(&options.control, poll.registry(), CONTROL)?;
+    let server = Server::bind(&options.control, &config.control, poll.registry(), CONTROL)?;
+    let mut processes = Processes::new().map_err(DaemonError::start("watch processes"))?;
+    let registered = processes.register(poll.registry(), LEASES);
+    registered.map_err(DaemonError::start("watch processes"))?;
+    let registry = Registry::open(file, open_store(options)?, |process| {
+        processes.take_up(process)
+    })?;
+    let config = registry.file.config(&registry.overlay)?;
     let waker =
         Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
     let namespace = Namespace::current()?;
@@ -158,7 +182,10 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         watch,
         config_path: options.config.clone(),
         settings: config.relay.clone(),
-        registry: Registry::new(file),
+        access: config.control.clone(),
+        registry,
+        processes,
+        connections: BTreeMap::new(),
         drops: DropWatch::default(),
     };
     daemon.follow(config);
@@ -169,6 +196,14 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     daemon.stop();
     result
+}
+
+fn open_store(options: &DaemonOptions) -> Result<Option<Box<dyn Store>>, StoreError> {
+    let Some(directory) = &options.state else {
+        return Ok(None);
+    };
+    let store = Embedded::open(directory)?;
+    Ok(Some(Box::new(store)))
 }
 
 /// The nice value of the control thread, and of the threads that it starts from now on.
@@ -202,11 +237,9 @@ fn serve(
     mut server: Server,
 ) -> Result<(), DaemonError> {
     let mut events = Events::with_capacity(64);
+    let mut more = false;
     loop {
-        let due = [server.poll_at(), daemon.count_at()].into_iter().flatten();
-        let answer = due.min().map(|at| at.since(daemon.live.plane.now()));
-        let timeout = [answer, daemon.pause()].into_iter().flatten().min();
-        match poll.poll(&mut events, timeout) {
+        match poll.poll(&mut events, daemon.timeout(&server, more)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(DaemonError::start("wait for events"))?,
         }
@@ -217,18 +250,9 @@ fn serve(
         }
         // What happened comes before what is asked, so that answers are of the present.
         daemon.heal()?;
-        while let Some(asked) = server.poll_request() {
-            let answer = daemon.answer(&asked);
-            let now = daemon.live.plane.now();
-            match answer {
-                Some(response) => server.respond(asked.connection, &response, now),
-                None => {
-                    // What happened before is not told.
-                    daemon.publish(&mut server);
-                    server.watch(asked.connection, now);
-                }
-            }
-        }
+        daemon.end_leases(&mut server);
+        more = daemon.take_requests(&mut server);
+        daemon.write_again();
         for signal in signals.pending() {
             match signal {
                 SIGHUP => daemon.reload(),
@@ -250,7 +274,12 @@ pub(crate) struct Daemon {
     config_path: PathBuf,
     /// Settings with which the data threads were started.
     settings: RelayConfig,
+    /// Who may ask, as the control socket was made.
+    access: Access,
     registry: Registry,
+    processes: Processes,
+    /// Who made the connections that hold something.
+    connections: BTreeMap<u64, Peer>,
     drops: DropWatch,
 }
 
@@ -276,6 +305,29 @@ impl Daemon {
         Ok(())
     }
 
+    /// How long there is nothing to do unless something happens.
+    fn timeout(&self, server: &Server, more: bool) -> Option<Duration> {
+        if more {
+            return Some(Duration::ZERO);
+        }
+        let due = [server.poll_at(), self.count_at()].into_iter().flatten();
+        let due = due.min().map(|at| at.since(self.live.plane.now()));
+        let again = self.registry.again_at;
+        let again = again.map(|at| at.saturating_duration_since(Instant::now()));
+        [due, self.pause(), again].into_iter().flatten().min()
+    }
+
+    /// Writes what could not be written, if it is time.
+    fn write_again(&mut self) {
+        if self
+            .registry
+            .again_at
+            .is_some_and(|at| at <= Instant::now())
+        {
+            self.registry.write();
+        }
+    }
+
     /// How long nothing that paused has to be tried again.
     fn pause(&self) -> Option<Duration> {
         let at = self.reconciler.poll_at()?;
@@ -287,10 +339,19 @@ impl Daemon {
         if !strict || standing.is_empty() {
             return Ok(());
         }
-        let missing = standing
+        let configured = |entity: &Entity| match entity {
+            Entity::Container(name) => !self.registry.overlay.has_container(name),
+            _ => true,
+        };
+        let missing: Vec<_> = standing
             .iter()
-            .map(|(entity, entry)| format!("{entity}: {}", entry.condition.reason()));
-        Err(DaemonError::Strict(missing.collect()))
+            .filter(|(entity, _)| configured(entity))
+            .map(|(entity, entry)| format!("{entity}: {}", entry.condition.reason()))
+            .collect();
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(DaemonError::Strict(missing)),
+        }
     }
 
     /// Reads the configuration again and follows it. A bad file changes nothing.
@@ -299,7 +360,9 @@ impl Daemon {
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
         match self.load() {
             Ok(config) => {
-                for setting in RelayConfig::differences(&self.settings, &config.relay) {
+                let relay = RelayConfig::differences(&self.settings, &config.relay);
+                let control = Access::differences(&self.access, &config.control);
+                for setting in relay.into_iter().chain(control) {
                     warn!(
                         key = setting.key,
                         old = setting.old,
@@ -318,13 +381,7 @@ impl Daemon {
     /// Reads the file, and makes it the one beside which the rest is registered.
     fn load(&mut self) -> Result<Config, ConfigErrors> {
         let file = ConfigFile::load(&self.config_path)?;
-        let (overlay, notes) = file.adopt(&self.registry.overlay);
-        let config = file.config(&overlay)?;
-        for note in notes {
-            info!("registered at run time no more: {note}");
-        }
-        (self.registry.file, self.registry.overlay) = (file, overlay);
-        Ok(config)
+        self.registry.reload(file)
     }
 
     fn stop(mut self) {

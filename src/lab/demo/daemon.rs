@@ -133,6 +133,7 @@ fn command(config: &Path, control: &Path, errors: File) -> Command {
         .arg0("nos-relay")
         .args(["run".as_ref(), config.as_os_str(), "--control".as_ref()])
         .arg(control)
+        .args(["--state", "none"])
         // Readiness is for us, not for who started us.
         .env_remove("NOTIFY_SOCKET")
         // Its log goes to a file.

@@ -451,7 +451,7 @@ fn errors_about_flows_find_their_container() {
             assert_eq!(world.arrives(error), Some(WEB), "{family:?} {port}");
             // Of a flow that is none of ours.
             let other = Draft::new(own, stranger).udp_packet(&mut world.nos.pool, (port, 54), b"x");
-            let error = about(&other.ip().to_vec(), &mut world.nos.pool);
+            let error = about(other.ip(), &mut world.nos.pool);
             assert_eq!(world.arrives(error), None, "{family:?} {port}");
             assert_eq!(world.drops(DropReason::IcmpUnmatched), 1);
         }
