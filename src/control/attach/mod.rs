@@ -36,6 +36,7 @@
 mod detach;
 mod error;
 mod host;
+mod injection;
 mod interior;
 mod local_ports;
 mod mark;
@@ -168,6 +169,7 @@ fn attach_veth(
     let pair = VethPair::create_in_room(host, &interior.netlink, container, &spec, relay_mac)?;
     let options = PacketOptions {
         offload: offloads(offload),
+        injection: true,
         ..PacketOptions::default()
     };
     let device = Box::new(PacketSocket::open(pair.host_interface(), options)?);

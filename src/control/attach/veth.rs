@@ -296,7 +296,7 @@ fn pair_change(
 }
 
 /// Keeps the kernel's IPv6 from speaking on the host end, which is still down and silent.
-fn silence(host: &Namespace, interface: &str) -> Result<(), AttachError> {
+pub(super) fn silence(host: &Namespace, interface: &str) -> Result<(), AttachError> {
     let key = format!("net/ipv6/conf/{interface}/disable_ipv6");
     match sysctl::write(host, &key, "1")? {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

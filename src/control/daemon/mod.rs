@@ -38,6 +38,7 @@ mod containers;
 mod data_plane;
 mod executor;
 mod identifiers;
+mod injections;
 mod leases;
 mod live;
 mod news;

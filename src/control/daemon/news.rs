@@ -38,6 +38,7 @@ impl Daemon {
                     });
                 }
                 Event::DeviceDown(interface) => debug!(%interface, "down"),
+                Event::TunnelMet(interface) => self.live.inject_tunnels(interface),
                 Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
                     uplink,
                     address,

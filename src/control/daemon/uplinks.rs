@@ -182,6 +182,7 @@ impl Live {
             offload: uplink_offloads(wanted.offload),
             promiscuous: facts.mac != Some(wanted.mac),
             long_frames: facts.gro_max_size > ORDINARY_GRO,
+            injection: true,
             ..PacketOptions::default()
         };
         let open = || PacketSocket::open(&facts.name, options);
