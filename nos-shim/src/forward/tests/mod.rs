@@ -3,5 +3,6 @@
 mod east_west;
 mod host;
 mod oversize;
+mod policy;
 mod redirects;
 mod rewrites;
