@@ -95,8 +95,9 @@ fn build_error(
     error.build(packet, source, &mut vrf.originator, &mut output.pool)
 }
 
-/// Whether the rate allows another error. What policies refuse a container has a rate for each, as
-/// only that container hears of it: those that share an address would else wait for each other.
+/// Whether the rate allows another error. Each container has a rate of its own, as only it hears of
+/// what is said to it: those that share an address would else wait for each other. What policies
+/// refuse has another.
 fn may_say(
     error: IcmpError,
     packet: &Packet,
@@ -106,6 +107,10 @@ fn may_say(
 ) -> bool {
     match (error, origin, &mut worker.policed) {
         (IcmpError::Prohibited, Origin::Attachment(id), Some(policed)) => policed.may_tell(id, now),
+        (_, Origin::Attachment(id), _) => {
+            let vrf = worker.vrfs.of(packet.frame().vrf());
+            vrf.limiter.allow_container(error, id, now)
+        }
         _ => {
             let vrf = worker.vrfs.of(packet.frame().vrf());
             vrf.limiter.allow(error, packet.source(), now)
