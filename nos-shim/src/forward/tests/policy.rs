@@ -350,7 +350,7 @@ fn ports_of_nobody_are_learnt_and_not_stolen() {
             services: vec![Service::Echo],
         });
         let exchange = Exchange {
-            services,
+            services: services.map(|config| (VrfId::DEFAULT, config)),
             ..register(vec![db])
         };
         world.nos.shim.exchange(&exchange).unwrap();
