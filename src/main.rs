@@ -42,6 +42,7 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
                 config: run.config.clone(),
                 control: run.control.path.clone(),
                 strict: run.strict,
+                takeover: run.takeover,
             })?;
             Ok(Outcome::Success)
         }

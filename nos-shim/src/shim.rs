@@ -33,7 +33,7 @@ use crate::drop::{DropReason, Ledger};
 use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
-use crate::ident::UplinkId;
+use crate::ident::{MacAddr, UplinkId};
 use crate::neighbor::NeighborStatus;
 use crate::offload::Capabilities;
 use crate::output::Output;
@@ -448,6 +448,22 @@ impl Shim {
     pub fn uplinks(&self, first: Option<usize>) -> Page<UplinkSnapshot, usize> {
         let row = |id, uplink: &Uplink| self.snapshot(id, uplink);
         self.tables.uplinks.page(first.unwrap_or(0), row)
+    }
+
+    /// Learns where neighbors of an uplink were when they were last heard of: see
+    /// [`NeighborCache::remember`](crate::neighbor::NeighborCache::remember).
+    pub fn remember_neighbors(
+        &mut self,
+        id: UplinkId,
+        neighbors: &[(IpAddr, MacAddr)],
+        now: Instant,
+    ) {
+        let Some(cache) = self.worker.neighbors.get_mut(id) else {
+            return;
+        };
+        for &(address, mac) in neighbors {
+            cache.remember(address, mac, now);
+        }
     }
 
     /// Some neighbors, each with its uplink.

@@ -30,6 +30,7 @@ pub fn table(response: &Response) -> String {
         Response::Counters(counters) => self::counters(counters),
         Response::Changed(applied) => self::applied(applied),
         Response::Watching {} => "Watching.".to_owned(),
+        Response::HandingOver(offer) => format!("Handing over {} devices.", offer.descriptors),
         Response::Refused(refusal) => refusal.to_string(),
     };
     format!("{text}\n")
@@ -47,6 +48,7 @@ pub fn json(response: &Response) -> String {
         Response::Counters(counters) => serde_json::to_string_pretty(counters),
         Response::Changed(applied) => serde_json::to_string_pretty(applied),
         Response::Watching {} => Ok("{}".to_owned()),
+        Response::HandingOver(offer) => serde_json::to_string_pretty(offer),
         Response::Refused(refusal) => serde_json::to_string_pretty(refusal),
     };
     // Plain structs with text keys always serialise.
@@ -67,6 +69,7 @@ pub fn sort(response: &mut Response) {
         Response::Counters(_)
         | Response::Changed(_)
         | Response::Watching {}
+        | Response::HandingOver(_)
         | Response::Refused(_) => {}
     }
 }

@@ -28,10 +28,11 @@ pub mod snapshot;
 mod socket;
 mod watchers;
 
+pub(in crate::control) use client::converse;
 pub use client::{ControlError, QUERY_TIMEOUT, Watch, ask, query, watch};
 pub use event::{Event, Subject, SubjectKind, Watched};
 pub use protocol::{
-    Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Refusal, RefusalCode, Request, Response,
+    Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request, Response,
     Table, VERSION,
 };
 pub use server::{

@@ -7,11 +7,13 @@
 //! | [`attach`] | a container's side of its link |
 //! | [`api`] | the control socket: protocol, server, client |
 //! | [`plan`] | what has to be done to get from one state to another |
+//! | [`handover`] | what one process hands over to the next |
 //! | [`daemon`] | the process |
 
 pub mod api;
 pub mod attach;
 pub mod config;
 pub mod daemon;
+pub mod handover;
 pub mod kernel;
 pub mod plan;

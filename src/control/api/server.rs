@@ -14,6 +14,7 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,7 +102,7 @@ pub struct Server {
     accept_again: Option<Instant>,
     requests: VecDeque<Asked>,
     /// Last, so that the file goes after the listener.
-    _socket: ControlSocket,
+    socket: ControlSocket,
 }
 
 #[derive(Debug)]
@@ -150,20 +151,79 @@ impl Server {
             error,
         };
         let (socket, listener) = ControlSocket::bind(path)?;
-        let mut listener = UnixListener::from(listener);
-        registry
-            .register(&mut listener, first, Interest::READABLE)
-            .map_err(io)?;
+        Self::listen(socket, listener, registry, first).map_err(io)
+    }
+
+    /// Goes on with the socket of another process, which has ended or leaves it: its listener, and
+    /// its lock, as [`Self::duplicate`] gave them.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(in crate::control) fn received(
+        path: &Path,
+        [listener, lock]: [OwnedFd; 2],
+        registry: &Registry,
+        first: Token,
+    ) -> Result<Self, BindError> {
+        let socket = ControlSocket::received(path, lock)?;
+        Self::listen(socket, listener, registry, first).map_err(|error| BindError::Io {
+            path: path.to_owned(),
+            error,
+        })
+    }
+
+    fn listen(
+        socket: ControlSocket,
+        listener: OwnedFd,
+        registry: &Registry,
+        first: Token,
+    ) -> io::Result<Self> {
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        let mut listener = UnixListener::from_std(listener);
+        registry.register(&mut listener, first, Interest::READABLE)?;
         Ok(Self {
             listener,
-            registry: registry.try_clone().map_err(io)?,
+            registry: registry.try_clone()?,
             first,
             slots: Default::default(),
             accepted: 0,
             accept_again: None,
             requests: VecDeque::new(),
-            _socket: socket,
+            socket,
         })
+    }
+
+    /// The listener and the lock, for another process.
+    ///
+    /// # Errors
+    ///
+    /// There is no descriptor left.
+    pub(in crate::control) fn duplicate(&self) -> io::Result<[OwnedFd; 2]> {
+        let listener = self.listener.as_fd().try_clone_to_owned()?;
+        Ok([listener, self.socket.duplicate_lock()?])
+    }
+
+    /// Ends without taking the files away, which are another process's now.
+    pub(in crate::control) fn leave(mut self) {
+        self.socket.leave();
+    }
+
+    /// Answers a request, and gives up its connection: whoever gets it goes on with it. `None` if it
+    /// has gone meanwhile.
+    pub(in crate::control) fn release(
+        &mut self,
+        id: ConnectionId,
+        response: &Response,
+    ) -> Option<UnixStream> {
+        self.waiting(id)?;
+        let mut connection = self.slots.get_mut(id.slot)?.take()?;
+        let _ = self.registry.deregister(&mut connection.stream);
+        // Nothing was sent there before: a short answer finds room.
+        let octets = encode_response(response);
+        let written = connection.stream.write(&octets).ok()?;
+        (written == octets.len()).then_some(connection.stream)
     }
 
     /// Whether `token` is one of the server's.

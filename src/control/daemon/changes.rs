@@ -29,14 +29,17 @@ pub(super) struct Registry {
     pub(super) file: ConfigFile,
     pub(super) overlay: Overlay,
     pub(super) answers: Answers,
+    /// Something is other than the service manager was told.
+    pub(super) changed: bool,
 }
 
 impl Registry {
-    pub(super) fn new(file: ConfigFile) -> Self {
+    pub(super) fn with(file: ConfigFile, overlay: Overlay) -> Self {
         Self {
             file,
-            overlay: Overlay::default(),
+            overlay,
             answers: Answers::default(),
+            changed: true,
         }
     }
 }
@@ -96,13 +99,17 @@ impl Daemon {
     pub(super) fn answer(&mut self, asked: &Asked) -> Option<Response> {
         let (change, keys) = match &asked.request {
             Request::Show { table } => return Some(self.show(*table)),
-            Request::Watch {} => return None,
+            Request::Watch {} | Request::TakeOver { .. } => return None,
             request => request.change()?,
         };
         let id = asked.id.as_deref();
         let known = id.and_then(|id| self.registry.answers.of(id, &asked.request));
         if let Some(known) = known {
             return Some(known);
+        }
+        if self.giving.is_some() {
+            let why = "another process is taking over; ask it in a moment";
+            return Some(Response::Refused(Refusal::new(RefusalCode::Unavailable, why)));
         }
         let response = self.change(change, keys).unwrap_or_else(Response::Refused);
         log(asked, &response);
@@ -140,6 +147,7 @@ impl Daemon {
                 return Err(Refusal::new(RefusalCode::Refused, reason));
             }
             self.registry.overlay = overlay;
+            self.registry.changed = true;
         }
         Ok(Response::Changed(Applied {
             changed,

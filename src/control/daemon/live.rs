@@ -12,6 +12,7 @@ use tracing::error;
 
 use crate::control::attach::{Detachment, Host, Pace, ParkedSide, SideReport, VethPair, close_all};
 use crate::control::config::Name;
+use crate::control::handover::Descriptor;
 use crate::control::kernel::takeover::Takeover;
 use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceId};
 use crate::control::plan::{Entity, Network};
@@ -19,7 +20,10 @@ use crate::data::device::{CaptureWriter, Inspector};
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 
 use super::data_plane::DataPlane;
+use super::giving::FIRST_DEVICE;
 use super::identifiers::Identifiers;
+use super::inherited::Inherited;
+use super::journal::Journal;
 use super::routes::ToldRoutes;
 
 /// Why a step was refused, in words for the operator.
@@ -66,10 +70,16 @@ pub(super) struct Live {
     pub(super) moved: BTreeSet<Name>,
     /// How fast interfaces are taken away.
     pub(super) pace: Pace,
+    /// Where containers are attached, for the next run.
+    pub(super) journal: Journal,
+    /// What an earlier process had open, and is not taken up yet.
+    pub(super) inherited: Inherited,
+    /// The greatest number of a descriptor so far.
+    pub(super) last_descriptor: Descriptor,
 }
 
 impl Live {
-    pub(super) fn new(host: Host, plane: DataPlane) -> Self {
+    pub(super) fn new(host: Host, plane: DataPlane, journal: Journal) -> Self {
         Self {
             host,
             plane,
@@ -84,6 +94,9 @@ impl Live {
             told_routes: ToldRoutes::default(),
             moved: BTreeSet::new(),
             pace: Pace::BesideTraffic,
+            journal,
+            inherited: Inherited::default(),
+            last_descriptor: FIRST_DEVICE,
         }
     }
 
@@ -133,6 +146,7 @@ impl Live {
 
     /// Ends the data threads, and closes what they had.
     pub(super) fn stop(self) {
+        self.journal.remove();
         let left = self.plane.stop();
         for (interface, _) in &left {
             error!(%interface, "its device was still open");
@@ -159,6 +173,8 @@ pub(super) struct LiveLink {
     pub(super) inspector: Inspector,
     /// How it was when it was looked at last.
     pub(super) report: SideReport,
+    /// By what the next process is told of it.
+    pub(super) descriptor: Descriptor,
 }
 
 impl LiveLink {
@@ -208,6 +224,9 @@ pub(super) struct LiveDevice {
     /// What the NOS was told last.
     pub(super) told: LinkState,
     /// Keeps the kernel from answering what is ours, as long as it lives.
-    #[expect(dead_code, reason = "lives as long as the device is open")]
     pub(super) takeover: Option<Takeover>,
+    /// By what the next process is told of it.
+    pub(super) descriptor: Descriptor,
+    /// It was opened for super-frames that are longer than a buffer.
+    pub(super) long_frames: bool,
 }

@@ -28,13 +28,19 @@
 //! Requests at run time change what is registered beside the file ([`changes`]).
 //!
 //! End (SIGTERM, SIGINT): nothing is wanted any more, and so everything is taken away.
+//!
+//! Replacement ([`crate::control::handover`]): the next process takes up what this one has open
+//! ([`giving`], [`inherited`]). SIGUSR1 ends this one for the next to come: everything stays in place.
 
 mod captures;
 mod changes;
 mod containers;
 mod data_plane;
 mod executor;
+mod giving;
 mod identifiers;
+mod inherited;
+mod journal;
 mod live;
 mod news;
 mod reconcile;
@@ -52,20 +58,25 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token, Waker};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
-use crate::control::api::{self, Server};
+use crate::control::api::{self, Request, Response, Server};
 use crate::control::attach::{AttachError, Host, Pace};
 use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
+use crate::control::handover::{
+    self, HandoverError, Inheritance, NeighborFacts, Store, Taking,
+};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
-use crate::data::event_loop::Stopped;
+use crate::data::event_loop::{Mode, Stopped};
 
 use changes::Registry;
 use data_plane::DataPlane;
+use giving::{Giving, Keeping};
+use journal::Journal;
 use live::Live;
 use reconcile::Reconciler;
 use watching::DropWatch;
@@ -73,7 +84,9 @@ use watching::DropWatch;
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
 const CONTROL: Token = Token(2);
-const KERNEL: Token = Token(3);
+/// Behind those of the control socket.
+const KERNEL: Token = Token(CONTROL.0 + Server::TOKENS);
+const HANDOVER: Token = Token(KERNEL.0 + 1);
 
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, Error)]
@@ -101,6 +114,9 @@ pub enum DaemonError {
     /// The kernel cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// Nothing was taken over.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// A data thread has ended by itself.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -124,51 +140,187 @@ pub struct DaemonOptions {
     pub control: PathBuf,
     /// Whether something that is missing or refused at start ends the process.
     pub strict: bool,
+    /// Whether everything is taken over from the process that runs.
+    pub takeover: bool,
 }
 
-/// Runs the daemon until a signal ends it.
+/// Runs the daemon until a signal ends it, or another process takes over.
 ///
 /// # Errors
 ///
-/// [`DaemonError`]; everything that was put in place has been undone.
+/// [`DaemonError`]; everything that was put in place has been undone. What could not be taken over is
+/// left as it was.
 pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let poll = Poll::new().map_err(DaemonError::start("create an epoll instance"))?;
     // Signals first: one that arrives while a large configuration is read must not kill us.
-    let mut signals =
-        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(DaemonError::start("catch signals"))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])
+        .map_err(DaemonError::start("catch signals"))?;
     poll.registry()
         .register(&mut signals, SIGNALS, Interest::READABLE)
         .map_err(DaemonError::start("watch signals"))?;
-    let file = ConfigFile::load(&options.config)?;
-    let config = file.config(&Overlay::default())?;
-    let server = Server::bind(&options.control, poll.registry(), CONTROL)?;
-    let waker =
-        Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
-    let namespace = Namespace::current()?;
-    let watch = KernelWatch::open(&namespace)?;
-    let registered = watch.register(poll.registry(), KERNEL);
-    registered.map_err(DaemonError::start("watch the kernel"))?;
-    let host = Host::open(namespace)?;
-    let plane =
-        DataPlane::start(&config.relay, waker).map_err(DaemonError::start("start data threads"))?;
-    yield_to_data_threads();
-    let mut daemon = Daemon {
-        live: Live::new(host, plane),
-        reconciler: Reconciler::new(),
-        watch,
-        config_path: options.config.clone(),
-        settings: config.relay.clone(),
-        registry: Registry::new(file),
-        drops: DropWatch::default(),
+    let (mut daemon, server) = match options.takeover {
+        true => take_over(options, &poll)?,
+        false => start(options, &poll)?,
     };
-    daemon.follow(config);
     let result = daemon.check_strictness(options.strict).and_then(|()| {
         announce_ready();
         serve(&mut daemon, poll, signals, server)
     });
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    daemon.stop();
-    result
+    match result {
+        Ok(End::Left) => {
+            daemon.leave();
+            Ok(())
+        }
+        Ok(End::Stopped) => {
+            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            daemon.stop();
+            Ok(())
+        }
+        Err(error) => {
+            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            daemon.stop();
+            Err(error)
+        }
+    }
+}
+
+/// How the daemon ends.
+enum End {
+    /// Nothing is wanted any more.
+    Stopped,
+    /// Everything is the next process's.
+    Left,
+}
+
+/// Starts with what an earlier process has left, if anything.
+fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), DaemonError> {
+    let file = ConfigFile::load(&options.config)?;
+    let (store, inheritance) = handover::received();
+    let keeping = Keeping::of(store);
+    let overlay = inheritance.as_ref().map_or_else(Overlay::default, overlay_of);
+    let (overlay, config) = beside(&file, &overlay)?;
+    let server = Server::bind(&options.control, poll.registry(), CONTROL)?;
+    let registry = Registry::with(file, overlay);
+    let base = Base::open(poll)?;
+    let mut daemon = match inheritance {
+        None => base.daemon(options, &config, registry, keeping)?,
+        Some(inheritance) => {
+            let mut daemon = base.daemon(options, &config, registry, keeping)?;
+            let neighbors = inheritance.manifest.neighbors.clone();
+            match daemon.inherit(inheritance) {
+                Ok(()) => {
+                    daemon.go_on(neighbors)?;
+                    daemon
+                }
+                Err(error) => {
+                    warn!("{error}; starting anew");
+                    let (keeping, registry) = daemon.abandon();
+                    Base::open(poll)?.daemon(options, &config, registry, keeping)?
+                }
+            }
+        }
+    };
+    daemon.live.journal = Journal::open(&options.control);
+    daemon.live.remove_leftovers(&config);
+    daemon.follow(config);
+    daemon.store();
+    Ok((daemon, server))
+}
+
+/// Takes over from the process that runs.
+fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), DaemonError> {
+    // A bad file is none of the running process's business.
+    let file = ConfigFile::load(&options.config)?;
+    let (mut taking, mut inheritance) = Taking::ask(&options.control)?;
+    let (overlay, config) = beside(&file, &overlay_of(&inheritance))?;
+    let Some(control) = inheritance.take_control() else {
+        let why = "its control socket is missing".to_owned();
+        return Err(HandoverError::Unfit(why).into());
+    };
+    let registry = Registry::with(file, overlay);
+    let base = Base::open(poll)?;
+    let mut daemon = base.daemon(options, &config, registry, Keeping::of(Store::of_environment()))?;
+    let taken = daemon.inherit(inheritance).and_then(|()| {
+        let neighbors = taking.prepared()?;
+        taking.ready()?;
+        Ok(neighbors)
+    });
+    let begun = match taken {
+        Ok(neighbors) => daemon.go_on(neighbors),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = begun {
+        daemon.leave();
+        return Err(error);
+    }
+    info!("took over");
+    daemon.live.journal = Journal::open(&options.control);
+    let server = Server::received(&options.control, control, poll.registry(), CONTROL)?;
+    daemon.follow(config);
+    daemon.store();
+    Ok((daemon, server))
+}
+
+/// What was registered beside the configuration of an earlier process.
+fn overlay_of(inheritance: &Inheritance) -> Overlay {
+    let handed = inheritance.manifest.overlay.clone();
+    Overlay::received(handed).unwrap_or_else(|why| {
+        warn!("what was registered at run time is lost: {why}");
+        Overlay::default()
+    })
+}
+
+/// What of `overlay` is left beside a file, and the configuration of both.
+fn beside(file: &ConfigFile, overlay: &Overlay) -> Result<(Overlay, Config), ConfigErrors> {
+    let (overlay, notes) = file.adopt(overlay);
+    let config = file.config(&overlay)?;
+    for note in notes {
+        info!("registered at run time no more: {note}");
+    }
+    Ok((overlay, config))
+}
+
+/// What a daemon is made of before it has anything in place.
+struct Base {
+    watch: KernelWatch,
+    host: Host,
+    waker: Waker,
+}
+
+impl Base {
+    fn open(poll: &Poll) -> Result<Self, DaemonError> {
+        let waker =
+            Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
+        let namespace = Namespace::current()?;
+        let watch = KernelWatch::open(&namespace)?;
+        let registered = watch.register(poll.registry(), KERNEL);
+        registered.map_err(DaemonError::start("watch the kernel"))?;
+        let host = Host::open(namespace)?;
+        Ok(Self { watch, host, waker })
+    }
+
+    fn daemon(
+        self,
+        options: &DaemonOptions,
+        config: &Config,
+        registry: Registry,
+        keeping: Keeping,
+    ) -> Result<Daemon, DaemonError> {
+        let plane = DataPlane::start(&config.relay, self.waker)
+            .map_err(DaemonError::start("start data threads"))?;
+        yield_to_data_threads();
+        Ok(Daemon {
+            live: Live::new(self.host, plane, Journal::none()),
+            reconciler: Reconciler::new(),
+            watch: self.watch,
+            config_path: options.config.clone(),
+            settings: config.relay.clone(),
+            registry,
+            drops: DropWatch::default(),
+            giving: None,
+            keeping,
+        })
+    }
 }
 
 /// The nice value of the control thread, and of the threads that it starts from now on.
@@ -200,12 +352,13 @@ fn serve(
     mut poll: Poll,
     mut signals: Signals,
     mut server: Server,
-) -> Result<(), DaemonError> {
+) -> Result<End, DaemonError> {
     let mut events = Events::with_capacity(64);
     loop {
         let due = [server.poll_at(), daemon.count_at()].into_iter().flatten();
         let answer = due.min().map(|at| at.since(daemon.live.plane.now()));
-        let timeout = [answer, daemon.pause()].into_iter().flatten().min();
+        let pauses = [daemon.pause(), daemon.patience(), daemon.keep_in()];
+        let timeout = pauses.into_iter().chain([answer]).flatten().min();
         match poll.poll(&mut events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(DaemonError::start("wait for events"))?,
@@ -215,9 +368,23 @@ fn serve(
         for event in &events {
             server.handle_ready(event.token(), now);
         }
+        if daemon.advance_giving() {
+            info!("handed over");
+            server.leave();
+            return Ok(End::Left);
+        }
         // What happened comes before what is asked, so that answers are of the present.
         daemon.heal()?;
         while let Some(asked) = server.poll_request() {
+            if let Request::TakeOver { format } = asked.request {
+                let given = daemon.give(&asked, format, &mut server, poll.registry());
+                if let Err(refusal) = given {
+                    warn!(pid = asked.peer.pid, uid = asked.peer.uid, "not handed over: {refusal}");
+                    let now = daemon.live.plane.now();
+                    server.respond(asked.connection, &Response::Refused(refusal), now);
+                }
+                continue;
+            }
             let answer = daemon.answer(&asked);
             let now = daemon.live.plane.now();
             match answer {
@@ -232,13 +399,23 @@ fn serve(
         for signal in signals.pending() {
             match signal {
                 SIGHUP => daemon.reload(),
+                SIGUSR1 => {
+                    info!("ending, and leaving everything in place");
+                    daemon.end_giving();
+                    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                    daemon.drain();
+                    daemon.store();
+                    return Ok(End::Left);
+                }
                 _ => {
                     info!(signal, "stopping");
-                    return Ok(());
+                    daemon.end_giving();
+                    return Ok(End::Stopped);
                 }
             }
         }
         daemon.publish(&mut server);
+        daemon.keep();
     }
 }
 
@@ -252,9 +429,40 @@ pub(crate) struct Daemon {
     settings: RelayConfig,
     registry: Registry,
     drops: DropWatch,
+    /// A conversation with the process that takes over.
+    giving: Option<Giving>,
+    /// What outlives us with the service manager.
+    keeping: Keeping,
 }
 
 impl Daemon {
+    /// Takes up what an earlier process had open, by the configuration that it followed. Nothing is
+    /// received or sent until [`Self::go_on`].
+    fn inherit(&mut self, inheritance: Inheritance) -> Result<(), HandoverError> {
+        let manifest = &inheritance.manifest;
+        let unfit = |errors: ConfigErrors| {
+            HandoverError::Unfit(format!("its configuration is not understood here:\n{errors}"))
+        };
+        let file = ConfigFile::parse(&manifest.file, &manifest.text).map_err(unfit)?;
+        let config = file.config(&overlay_of(&inheritance)).map_err(unfit)?;
+        let still = self.live.plane.set_mode(Mode::Still);
+        still.map_err(|stopped| HandoverError::Unfit(stopped.to_string()))?;
+        self.live.receive(inheritance)?;
+        self.reconciler.inherit(&config, &mut self.live)
+    }
+
+    /// Begins to receive and send.
+    fn go_on(&mut self, neighbors: Vec<NeighborFacts>) -> Result<(), DaemonError> {
+        self.live.remember(neighbors);
+        Ok(self.live.plane.set_mode(Mode::Running)?)
+    }
+
+    /// How long the process that takes over is waited for.
+    fn patience(&self) -> Option<Duration> {
+        let giving = self.giving.as_ref()?;
+        Some(giving.deadline.saturating_duration_since(Instant::now()))
+    }
+
     /// Wants `config` from now on.
     fn follow(&mut self, config: Config) {
         self.reconciler.want(config, &mut self.watch);
@@ -267,6 +475,9 @@ impl Daemon {
 
     /// Looks at what happened, and puts it right.
     fn heal(&mut self) -> Result<(), DaemonError> {
+        if self.giving.is_some() {
+            return Ok(());
+        }
         let kernel = self.handle_kernel_events();
         let data = self.handle_data_events()?;
         let due = self.pause().is_some_and(|pause| pause.is_zero());
@@ -295,6 +506,7 @@ impl Daemon {
 
     /// Reads the configuration again and follows it. A bad file changes nothing.
     fn reload(&mut self) {
+        self.end_giving();
         let _ = NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
         match self.load() {
@@ -324,10 +536,12 @@ impl Daemon {
             info!("registered at run time no more: {note}");
         }
         (self.registry.file, self.registry.overlay) = (file, overlay);
+        self.registry.changed = true;
         Ok(config)
     }
 
     fn stop(mut self) {
+        self.keeping.clear();
         self.live.pace = Pace::AtOnce;
         self.reconciler.undo_all(&mut self.live);
         self.live.stop();

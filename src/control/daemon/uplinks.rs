@@ -117,12 +117,30 @@ impl Live {
         let Some(id) = self.uplinks.get(name).map(|uplink| uplink.id) else {
             return Err(StepError::new("the NOS does not know it"));
         };
-        let (device, takeover) = match &wanted.device {
-            UplinkDevice::Packet(_) => self.open_packet(wanted)?,
-            UplinkDevice::Tap(_) => (self.open_tap(wanted)?, None),
+        let received = self.receive_uplink(name)?;
+        let facts = match &wanted.device {
+            // A TAP is made below.
+            UplinkDevice::Tap(_) if received.is_none() => None,
+            _ => Some(self.facts_of(wanted)?),
+        };
+        let long_frames = facts.as_ref().is_some_and(|facts| facts.gro_max_size > ORDINARY_GRO);
+        let (device, takeover, descriptor, long_frames) = match (received, &wanted.device, &facts) {
+            (Some((device, known)), _, Some(facts)) => {
+                let taken = known.taken.then(|| self.host.taken(&facts.name, facts.index));
+                let long_frames = known.device.long_frames;
+                (device, taken.flatten(), known.descriptor, long_frames)
+            }
+            (_, UplinkDevice::Packet(_), Some(facts)) => {
+                let (device, takeover) = self.open_packet(wanted, facts)?;
+                (device, Some(takeover), self.number_descriptor(), long_frames)
+            }
+            _ => (self.open_tap(wanted)?, None, self.number_descriptor(), false),
         };
         let inspector = device.inspector();
-        let facts = self.facts_of(wanted)?;
+        let facts = match facts {
+            Some(facts) => facts,
+            None => self.facts_of(wanted)?,
+        };
         let interface = Interface::Uplink(id);
         let added = self.plane.add_device(interface, LoopDevice::from(device));
         if let Err(AddDeviceError { device, source }) = added {
@@ -139,6 +157,8 @@ impl Live {
                 facts: facts.clone(),
                 told: LinkState::Down,
                 takeover,
+                descriptor,
+                long_frames,
             });
         }
         self.follow_link(name, facts);
@@ -148,8 +168,8 @@ impl Live {
     fn open_packet(
         &self,
         wanted: &OpenDevice,
-    ) -> Result<(Box<dyn FrameDevice>, Option<Takeover>), StepError> {
-        let facts = self.facts_of(wanted)?;
+        facts: &LinkFacts,
+    ) -> Result<(Box<dyn FrameDevice>, Takeover), StepError> {
         let takeover = self.host.take(&facts.name, facts.index);
         let takeover = takeover.map_err(StepError::new)?;
         let options = PacketOptions {
@@ -160,7 +180,7 @@ impl Live {
         };
         let open = || PacketSocket::open(&facts.name, options);
         let socket = self.host.namespace().run(open).map_err(StepError::new)?;
-        Ok((Box::new(socket.map_err(StepError::new)?), Some(takeover)))
+        Ok((Box::new(socket.map_err(StepError::new)?), takeover))
     }
 
     fn open_tap(&self, wanted: &OpenDevice) -> Result<Box<dyn FrameDevice>, StepError> {

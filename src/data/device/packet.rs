@@ -56,7 +56,7 @@ use super::{
 use messages::{Messages, Refused, Sendmmsg};
 use reception::Reception;
 
-pub(super) use socket::{link, take_drops};
+pub(super) use socket::{index, link, take_drops};
 
 const TUNNELS: Capabilities = Capabilities::TUNNEL.union(Capabilities::IP_TUNNEL);
 
@@ -123,6 +123,27 @@ impl PacketSocket {
             reception: Reception::new(),
             counters: DeviceCounters::default(),
         })
+    }
+
+    /// Goes on with a socket that another process has opened on interface `name`, and may still use.
+    pub(super) fn received(
+        fd: OwnedFd,
+        name: String,
+        capabilities: Capabilities,
+        long_frames: bool,
+    ) -> Self {
+        let mut messages = Messages::new();
+        if long_frames {
+            messages.expect_long();
+        }
+        Self {
+            fd: Arc::new(fd),
+            name,
+            offloads: Offloads::new(capabilities - TUNNELS),
+            messages,
+            reception: Reception::new(),
+            counters: DeviceCounters::default(),
+        }
     }
 }
 

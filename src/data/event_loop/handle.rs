@@ -19,6 +19,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::devices::{DeviceCursor, DeviceReport, LoopDevice, token};
+use super::Mode;
 use super::watchdog::TurnTimes;
 use crate::data::device::{CaptureSink, FrameDevice, UringReport};
 use crate::data::engine::{Engine, EngineEvent};
@@ -68,6 +69,7 @@ pub(super) enum Command {
     ),
     TurnTimes(Sender<TurnTimes>),
     Uring(Sender<Option<UringReport>>),
+    SetMode(Mode, Sender<()>),
     Stop,
 }
 
@@ -277,6 +279,29 @@ impl LoopHandle {
     /// [`Stopped`] when the thread has ended.
     pub fn uring(&self) -> Result<Option<UringReport>, Stopped> {
         self.ask(Command::Uring)
+    }
+
+    /// Has the thread receive and send, or not, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn set_mode(&self, mode: Mode) -> Result<(), Stopped> {
+        self.ask(|reply| Command::SetMode(mode, reply))
+    }
+
+    /// Whether nothing is under way in the thread's engine: nothing waits for it in the channel, and
+    /// nothing that it has is to be sent.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn is_quiet(&self) -> Result<bool, Stopped> {
+        self.call(|engine| {
+            let quiet = engine.try_sleep();
+            engine.awake();
+            quiet
+        })
     }
 
     /// Ends the thread. It returns its devices: see [`Ended`](super::Ended).

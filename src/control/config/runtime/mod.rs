@@ -11,6 +11,7 @@
 //! The file is not changed from here: what it says can be added to, and nothing of it be taken away.
 
 mod change;
+mod handed;
 mod keys;
 mod ports;
 
@@ -223,6 +224,18 @@ impl ConfigFile {
             false
         });
         (left, notes)
+    }
+
+    /// What errors call the file.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The text that was read.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     fn report(&self) -> Report<'_> {

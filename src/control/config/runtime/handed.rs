@@ -1,0 +1,145 @@
+//! What was registered, as one process says it to the next.
+
+use ipnet::IpNet;
+use nos_shim::ports::PortRange;
+use serde::{Deserialize, Serialize};
+
+use super::ports::Ports;
+use super::{Keys, Overlay};
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Handed {
+    containers: Vec<(String, Keys)>,
+    ports: Vec<(String, [Vec<(u16, u16)>; 3])>,
+    routes: Vec<(IpNet, u16, Keys)>,
+    addresses: Vec<(String, IpNet)>,
+}
+
+impl Overlay {
+    /// All of it, for another process of the same program.
+    #[must_use]
+    pub fn handed(&self) -> serde_json::Value {
+        let ends = |ranges: &[PortRange]| -> Vec<(u16, u16)> {
+            let ranges = ranges.iter();
+            ranges.map(|it| (it.first(), it.last())).collect()
+        };
+        let containers = self.containers.iter();
+        let ports = self.ports.iter();
+        let handed = Handed {
+            containers: containers
+                .map(|(name, keys)| (name.to_string(), keys.clone()))
+                .collect(),
+            ports: ports
+                .map(|(name, ports)| {
+                    let lists = [&ports.tcp, &ports.udp, &ports.ephemeral];
+                    (name.to_string(), lists.map(|list| ends(list)))
+                })
+                .collect(),
+            routes: self
+                .routes
+                .iter()
+                .map(|((prefix, metric), keys)| (*prefix, *metric, keys.clone()))
+                .collect(),
+            addresses: self
+                .addresses
+                .iter()
+                .map(|(name, address)| (name.to_string(), *address))
+                .collect(),
+        };
+        serde_json::to_value(handed).unwrap_or_default()
+    }
+
+    /// What another process has said.
+    ///
+    /// # Errors
+    ///
+    /// It makes no sense, in words.
+    pub fn received(handed: serde_json::Value) -> Result<Self, String> {
+        let handed: Handed = serde_json::from_value(handed).map_err(|error| error.to_string())?;
+        let name = |name: String| name.parse().map_err(|error| format!("{name}: {error}"));
+        let ranges = |ends: Vec<(u16, u16)>| -> Result<Vec<PortRange>, String> {
+            let ends = ends.into_iter();
+            ends.map(|(first, last)| {
+                let range = PortRange::new(first, last);
+                range.map_err(|error| error.to_string())
+            })
+            .collect()
+        };
+        let mut overlay = Self::default();
+        for (of, keys) in handed.containers {
+            overlay.containers.push((name(of)?, keys));
+        }
+        for (of, [tcp, udp, ephemeral]) in handed.ports {
+            let ports = Ports {
+                tcp: ranges(tcp)?,
+                udp: ranges(udp)?,
+                ephemeral: ranges(ephemeral)?,
+            };
+            overlay.ports.insert(name(of)?, ports);
+        }
+        for (prefix, metric, keys) in handed.routes {
+            overlay.routes.push(((prefix, metric), keys));
+        }
+        for (of, address) in handed.addresses {
+            overlay.addresses.push((name(of)?, address));
+        }
+        Ok(overlay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Change, ConfigFile, PortsAction};
+    use super::*;
+
+    #[test]
+    fn all_of_it_arrives() {
+        let file = r#"
+[[uplink]]
+name = "up0"
+device = "packet:eth1"
+addresses = ["203.0.113.1/24"]
+
+[[container]]
+name = "web"
+netns = "/run/netns/web"
+tcp = ["8080"]
+"#;
+        let file = ConfigFile::parse("nos.toml", file).unwrap();
+        let mut overlay = Overlay::default();
+        let changes = [
+            (
+                Change::Attach,
+                Keys::default()
+                    .with("name", "db")
+                    .with("netns", "/run/netns/db")
+                    .with("tcp", vec!["5432"]),
+            ),
+            (
+                Change::Ports(PortsAction::Add),
+                Keys::default()
+                    .with("name", "web")
+                    .with("ports", toml::Table::from_iter([("udp".to_owned(), vec!["53"].into())])),
+            ),
+            (
+                Change::AddAddress,
+                Keys::default()
+                    .with("uplink", "up0")
+                    .with("address", "203.0.113.7/24"),
+            ),
+            (
+                Change::AddRoute,
+                Keys::default()
+                    .with("prefix", "198.51.100.0/24")
+                    .with("via", "203.0.113.2"),
+            ),
+        ];
+        for (change, keys) in changes {
+            overlay = file.change(&overlay, change, &keys).unwrap().overlay;
+        }
+        assert_ne!(overlay, Overlay::default());
+        assert_eq!(Overlay::received(overlay.handed()), Ok(overlay));
+        assert!(Overlay::received("x".into()).is_err());
+    }
+}
