@@ -9,202 +9,25 @@
 
 mod support;
 
-use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::fs::Permissions;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
-use nos_relay::lab::testbed::ping::ping;
-use nos_relay::lab::testbed::LabNamespace;
-use support::daemon::{Daemon, LIMIT};
+use nix::sys::signal::Signal;
+use nos_relay::control::api::snapshot::{LinkState, Origin};
+use nos_relay::control::api::{ControlError, Refusal, RefusalCode, Request, Response, query};
+use nos_relay::control::config::Keys;
+use nos_relay::control::handover::{FORMAT, HandoverError, READY_LIMIT, Taking};
+use nos_relay::lab::testbed::{LabNamespace, Topology};
+use support::daemon::{Daemon, Files, LIMIT, await_that, run_command_with};
 use support::lab_test;
 use support::scenario::{FAMILIES, Family, Scenario, Variant, variant_tests};
+use support::supervisor::Supervisor;
+use support::traffic::{Flood, Transfer, WINDOW, assert_alive, inside};
 
 /// How often the daemon is replaced while traffic flows.
 const TIMES: usize = 3;
-
-/// Datagrams of one flood that are under way: no queue on the way overflows by them.
-const WINDOW: u64 = 128;
-
-/// Numbered datagrams, of which each has to come back: so many are under way at any time, until it is
-/// told to stop.
-struct Flood {
-    stop: &'static AtomicBool,
-    thread: JoinHandle<u64>,
-}
-
-impl Flood {
-    /// From `client`, whose socket is bound to `from`, to a socket in `server` at `to`.
-    fn start(
-        (client, from): (&LabNamespace, SocketAddr),
-        (server, bind, to): (&LabNamespace, SocketAddr, SocketAddr),
-    ) -> Self {
-        let echo = server.run(|| UdpSocket::bind(bind).unwrap()).unwrap();
-        let near = client.run(|| UdpSocket::bind(from).unwrap()).unwrap();
-        near.connect(to).unwrap();
-        near.set_read_timeout(Some(LIMIT)).unwrap();
-        std::thread::spawn(move || reflect(&echo));
-        let stop: &'static AtomicBool = Box::leak(Box::default());
-        let thread = std::thread::spawn(move || flood(&near, stop));
-        Self { stop, thread }
-    }
-
-    /// Waits for those that are under way. Returns how many there were altogether.
-    fn finish(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
-}
-
-/// Sends each datagram back, until there are none for a long time.
-fn reflect(socket: &UdpSocket) {
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
-    let mut buffer = [0; 2048];
-    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-        socket.send_to(&buffer[..length], from).unwrap();
-    }
-}
-
-fn flood(socket: &UdpSocket, stop: &AtomicBool) -> u64 {
-    let (mut sent, mut under_way) = (0_u64, BTreeSet::new());
-    let mut buffer = [0; 2048];
-    while !stop.load(Ordering::Relaxed) || !under_way.is_empty() {
-        while (under_way.len() as u64) < WINDOW && !stop.load(Ordering::Relaxed) {
-            let mut datagram = [0; 200];
-            datagram[..8].copy_from_slice(&sent.to_be_bytes());
-            socket.send(&datagram).unwrap();
-            under_way.insert(sent);
-            sent += 1;
-        }
-        if under_way.is_empty() {
-            break;
-        }
-        let received = socket.recv(&mut buffer);
-        let length = received.unwrap_or_else(|error| panic!("{under_way:?} are lost: {error}"));
-        assert_eq!(length, 200);
-        let number = u64::from_be_bytes(buffer[..8].try_into().unwrap());
-        assert!(under_way.remove(&number), "{number} came twice");
-    }
-    sent
-}
-
-/// A TCP connection that sends octets in a pattern without pause, and one that sends them back.
-struct Transfer {
-    stop: &'static AtomicBool,
-    thread: JoinHandle<u64>,
-}
-
-impl Transfer {
-    fn start(client: &LabNamespace, server: &LabNamespace, bind: SocketAddr, to: SocketAddr) -> Self {
-        let listener = server.run(|| TcpListener::bind(bind).unwrap()).unwrap();
-        let connect = || TcpStream::connect_timeout(&to, LIMIT).unwrap();
-        let near = client.run(connect).unwrap();
-        let (far, _) = listener.accept().unwrap();
-        let stop: &'static AtomicBool = Box::leak(Box::default());
-        std::thread::spawn(move || reflect_stream(far));
-        let thread = std::thread::spawn(move || transfer(near, stop));
-        Self { stop, thread }
-    }
-
-    /// Ends it. Returns how many octets there were each way.
-    fn finish(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
-}
-
-fn reflect_stream(mut stream: TcpStream) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(length @ 1..) = stream.read(&mut buffer) {
-        if stream.write_all(&buffer[..length]).is_err() {
-            break;
-        }
-    }
-}
-
-fn transfer(mut stream: TcpStream, stop: &AtomicBool) -> u64 {
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    let octet = |position: u64| (position % 251) as u8;
-    let (mut sent, mut octets) = (0_u64, vec![0; 32 << 10]);
-    while !stop.load(Ordering::Relaxed) {
-        for (position, at) in (sent..).zip(octets.iter_mut()) {
-            *at = octet(position);
-        }
-        stream.write_all(&octets).unwrap();
-        let mut back = vec![0; octets.len()];
-        stream.read_exact(&mut back).unwrap();
-        assert_eq!(back, octets);
-        sent += octets.len() as u64;
-    }
-    assert_eq!(timeouts(&stream), 0, "a segment had to wait for a time-out");
-    sent
-}
-
-/// `tcpi_total_retrans` of `tcp(7)`: with one segment under way after a pause, a loss can only be
-/// noticed by a time-out, or by the probe that comes before it.
-fn timeouts(stream: &TcpStream) -> u64 {
-    // SAFETY: all zeros is a valid tcp_info.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut size = libc::socklen_t::try_from(size_of_val(&info)).unwrap();
-    // SAFETY: the pointers are those of `info` and its size, which outlive the call.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut size,
-        )
-    };
-    assert_eq!(result, 0);
-    u64::from(info.tcpi_total_retrans)
-}
-
-/// What somebody inside can see of the parts that attaching touches.
-fn inside(namespace: &LabNamespace) -> String {
-    let link = namespace.link("eth0").unwrap().unwrap();
-    let addresses = [namespace.addresses("lo"), namespace.addresses("eth0")];
-    let routes = || {
-        ["route", "ipv6_route"].map(|table| {
-            let path = format!("/proc/thread-self/net/{table}");
-            let text = std::fs::read_to_string(path).unwrap();
-            // Without what is counted: how often it is used.
-            let lines: BTreeSet<String> = text
-                .lines()
-                .filter(|line| !line.contains("ff00000000"))
-                .map(|line| {
-                    let fields = line.split_whitespace().enumerate();
-                    let kept = fields.filter(|(at, _)| ![5, 6, 7].contains(at));
-                    kept.map(|(_, field)| format!("{field} ")).collect()
-                })
-                .collect();
-            lines
-        })
-    };
-    format!(
-        "{} {:?} {} {addresses:?} {} {:?}",
-        link.index,
-        link.mac,
-        link.mtu,
-        namespace.read_sysctl("net/ipv4/ip_local_port_range").unwrap(),
-        namespace.run(routes).unwrap(),
-    )
-}
-
-fn assert_alive(scenario: &Scenario) {
-    for family in FAMILIES {
-        for (from, to) in [
-            (scenario.external(), family.nos),
-            (scenario.web(), family.external),
-            (scenario.db(), family.external),
-        ] {
-            let echo = ping(from, to, 1, LIMIT).unwrap()[0];
-            assert!(echo.is_reply(), "{echo:?}");
-        }
-    }
-}
 
 fn flood_of(scenario: &Scenario, family: Family, port: u16, inside: &LabNamespace, outbound: bool) -> Flood {
     let any = |port| SocketAddr::from((family.any, port));
@@ -243,9 +66,7 @@ mod a_flood_and_a_transfer_lose_nothing {
             transfers.extend([inbound, outbound]);
         }
         for _ in 0..TIMES {
-            let Scenario { daemon, topology, config } = scenario;
-            let daemon = daemon.replaced(&topology.device);
-            scenario = Scenario { daemon, topology, config };
+            scenario = scenario.replaced();
             assert_alive(&scenario);
         }
         for flood in floods {
@@ -262,5 +83,276 @@ mod a_flood_and_a_transfer_lose_nothing {
         tap_split: ("tap", "split", [true, true]),
         tap_plain: ("tap", "single", [false, false]),
         veth: ("veth", "split", [true, true]),
+    }
+}
+
+impl Scenario {
+    /// The same with another process in the place of the daemon.
+    fn replaced(self) -> Self {
+        let Self { daemon, topology, config } = self;
+        let daemon = daemon.replaced(&topology.device);
+        Self { daemon, topology, config }
+    }
+
+    /// Starts a process that is to take over and cannot: returns what it said. The daemon goes on.
+    fn not_replaced(&mut self) -> String {
+        let next = self.daemon.next(&self.topology.device);
+        let (status, said, files) = next.wait_for_end();
+        self.daemon.goes_on_with(files);
+        assert!(!status.success(), "it took over: {said}");
+        said
+    }
+}
+
+fn refusal_of(error: HandoverError) -> Refusal {
+    match error {
+        HandoverError::Refused(ControlError::Refused(refusal)) => refusal,
+        other => panic!("{other}"),
+    }
+}
+
+lab_test! {
+    fn a_bad_configuration_leaves_the_running_one() {
+        let mut scenario = Scenario::new(Variant::PLAIN);
+        let flood = flood_of(&scenario, FAMILIES[0], 20_100, scenario.web(), false);
+        for (bad, why) in [
+            ("[[uplink]]\nname = \"x\"", "device"),
+            ("no toml", "nos.toml"),
+        ] {
+            scenario.daemon.files().write(bad);
+            let said = scenario.not_replaced();
+            assert!(said.contains(why), "{said}");
+        }
+        scenario.daemon.files().write(&scenario.config);
+        assert_alive(&scenario);
+        assert!(flood.finish() > WINDOW);
+    }
+}
+
+lab_test! {
+    fn without_a_running_one_nothing_starts() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let files = Files::new();
+        files.write(&support::scenario::config(&topology, Variant::PLAIN));
+        let next = Daemon::spawn_with(&topology.device, files, &["--takeover"]);
+        let (status, said, _) = next.wait_for_end();
+        assert!(!status.success());
+        assert!(said.contains("no nos-relay is running there"), "{said}");
+        assert!(topology.containers[0].link("eth0").unwrap().is_none());
+    }
+}
+
+lab_test! {
+    fn one_that_dies_at_any_step_leaves_the_running_one() {
+        let scenario = Scenario::new(Variant { threads: "split", ..Variant::PLAIN });
+        let control = scenario.daemon.files().control();
+        let floods = [false, true].map(|outbound| {
+            flood_of(&scenario, FAMILIES[1], 20_100, scenario.web(), outbound)
+        });
+        // The one before may not have been missed yet.
+        let ask = || {
+            await_that("the next may ask", || {
+                Taking::ask(&control).map_err(|error| error.to_string())
+            })
+        };
+        let goes_on = || {
+            assert_alive(&scenario);
+            drop(ask());
+        };
+        // With the offer in hand.
+        let (taking, inheritance) = ask();
+        assert_eq!(inheritance.manifest.containers.len(), 2);
+        drop((taking, inheritance));
+        goes_on();
+        // When the running one has stopped.
+        let (mut taking, _) = ask();
+        let neighbors = taking.prepared().unwrap();
+        assert!(!neighbors.is_empty());
+        drop(taking);
+        goes_on();
+        // It lives and says nothing more: the running one waits for so long, and not longer.
+        let (mut taking, inheritance) = ask();
+        taking.prepared().unwrap();
+        assert_alive(&scenario);
+        // It is too late, and hears so.
+        let error = taking.ready().unwrap_err();
+        assert!(matches!(error, HandoverError::Broken { .. }), "{error}");
+        drop(inheritance);
+        goes_on();
+        for flood in floods {
+            assert!(flood.finish() > WINDOW);
+        }
+        assert!(READY_LIMIT < LIMIT);
+        scenario.replaced();
+    }
+}
+
+lab_test! {
+    fn one_of_another_format_or_while_another_asks_is_refused() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let control = scenario.daemon.files().control();
+        let request = Request::TakeOver { format: FORMAT + 1 };
+        let Err(ControlError::Refused(refusal)) = query(&control, &request, LIMIT) else {
+            panic!("another format is taken");
+        };
+        assert_eq!(refusal.code, RefusalCode::Version);
+        let (taking, _) = Taking::ask(&control).unwrap();
+        let refusal = refusal_of(Taking::ask(&control).unwrap_err());
+        assert_eq!(refusal.code, RefusalCode::Busy);
+        // Nothing is changed meanwhile.
+        let change = Request::Detach(Keys::default().with("name", "db"));
+        let Err(ControlError::Refused(refusal)) = query(&control, &change, LIMIT) else {
+            panic!("it is changed while another process takes over");
+        };
+        assert_eq!(refusal.code, RefusalCode::Unavailable);
+        drop(taking);
+        assert_alive(&scenario);
+    }
+}
+
+lab_test! {
+    fn another_user_is_refused() {
+        const NOBODY: u32 = 65_534;
+        let scenario = Scenario::new(Variant::PLAIN);
+        let files = scenario.daemon.files();
+        let open = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        };
+        open(files.control().parent().unwrap(), 0o755);
+        open(&files.control(), 0o666);
+        let mut command = run_command_with(files, &["--takeover"]);
+        let output = command.uid(NOBODY).gid(NOBODY).output();
+        match output {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(!output.status.success(), "{said}");
+                assert!(said.contains("only user"), "{said}");
+            }
+            // In a user namespace there is no other user.
+            Err(error) => support::skip(&format!("no other user: {error}")),
+        }
+        assert_alive(&scenario);
+    }
+}
+
+lab_test! {
+    fn what_was_registered_stays_and_the_new_file_is_followed() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let control = scenario.daemon.files().control();
+        let keys = Keys::default().with("container", "web").with("tcp", vec!["30000-30009"]);
+        let request = Request::PortsAdd(keys);
+        let added = query(&control, &request, LIMIT).unwrap();
+        assert!(matches!(added, Response::Changed(_)), "{added:?}");
+        let before = inside(scenario.web());
+        // The next one has another idea of db, and of the threads.
+        let mut edited = scenario.edited("21000-21999", "22000-22999");
+        edited = edited.replace("\"single\"", "\"split\"");
+        scenario.daemon.files().write(&edited);
+        let scenario = scenario.replaced();
+        assert_alive(&scenario);
+        let ports = scenario.daemon.ports();
+        let has = |range: &str| ports.iter().find(|port| port.range.to_string() == range);
+        assert_eq!(has("30000-30009").unwrap().origin, Origin::Runtime);
+        assert!(has("22000-22999").is_some() && has("21000-21999").is_some(), "{ports:?}");
+        assert_eq!(inside(scenario.web()), before);
+        // One that is not wanted any more goes, with all that was there before.
+        let without = edited[..edited.find("[[container]]\nname = \"db\"").unwrap()].to_owned();
+        scenario.daemon.files().write(&without);
+        let scenario = scenario.replaced();
+        let db = scenario.db();
+        assert!(db.link("eth0").unwrap().is_none());
+        assert_eq!(db.read_sysctl("net/ipv4/ip_local_port_range").unwrap(), "32768\t60999");
+        assert_eq!(scenario.daemon.attachments().len(), 1);
+        assert_eq!(scenario.daemon.attachment("web").link.state, LinkState::Up);
+    }
+}
+
+/// What systemd does with a service that has a store.
+mod a_service_manager_keeps_the_devices {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let config = support::scenario::config(&topology, variant);
+        let files = Files::new();
+        files.write(&config);
+        let mut supervisor = Supervisor::new(&files);
+        let daemon = supervisor.start(&topology.device, files);
+        let mut scenario = Scenario { daemon, topology, config };
+        assert_alive(&scenario);
+        let before = [scenario.web(), scenario.db()].map(inside);
+        let flood = flood_of(&scenario, FAMILIES[0], 20_100, scenario.web(), false);
+        let transfer = Transfer::start(
+            scenario.external(),
+            scenario.web(),
+            (FAMILIES[1].any, 20_300).into(),
+            FAMILIES[1].nos_port(20_300),
+        );
+        // An orderly restart, by `RestartKillSignal=`.
+        for _ in 0..2 {
+            let Scenario { daemon, topology, config } = scenario;
+            daemon.signal(Signal::SIGUSR1);
+            let (status, said, files) = daemon.wait_for_end();
+            assert!(status.success(), "{said}");
+            let daemon = supervisor.start(&topology.device, files);
+            scenario = Scenario { daemon, topology, config };
+            assert_alive(&scenario);
+        }
+        assert!(flood.finish() > WINDOW);
+        assert!(transfer.finish() > 0);
+        assert_eq!([scenario.web(), scenario.db()].map(inside), before);
+        // A crash: what the queues hold is delivered by the next one.
+        let waiting = flood_of(&scenario, FAMILIES[1], 20_101, scenario.web(), true);
+        waiting.pause();
+        scenario.daemon.reload(&scenario.config);
+        scenario.daemon.settle();
+        scenario.daemon.signal(Signal::SIGSTOP);
+        waiting.resume();
+        waiting.await_window();
+        let Scenario { daemon, topology, config } = scenario;
+        let files = daemon.kill();
+        assert!(supervisor.names().len() > 3, "{:?}", supervisor.names());
+        let daemon = supervisor.start(&topology.device, files);
+        let scenario = Scenario { daemon, topology, config };
+        assert!(waiting.finish() >= WINDOW);
+        assert_eq!([scenario.web(), scenario.db()].map(inside), before);
+        // The end: nothing is left, neither there nor with the manager.
+        let Scenario { daemon, topology, .. } = scenario;
+        daemon.stop_by(Signal::SIGTERM);
+        assert_eq!(supervisor.names(), [""; 0]);
+        assert!(topology.containers[0].link("eth0").unwrap().is_none());
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        tap_plain: ("tap", "split", [false, false]),
+        veth: ("veth", "split", [true, true]),
+    }
+}
+
+lab_test! {
+    fn what_the_service_manager_passes_and_makes_no_sense_is_left_aside() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let config = support::scenario::config(&topology, Variant::PLAIN);
+        let files = Files::new();
+        files.write(&config);
+        let mut supervisor = Supervisor::new(&files);
+        supervisor.add("nos-relay-manifest-1", b"{\"format\":99}");
+        supervisor.add("nos-relay-device-17", b"no device");
+        supervisor.add("somebody-elses", b"");
+        let daemon = supervisor.start(&topology.device, files);
+        assert!(daemon.log().contains("format 99"), "{}", daemon.log());
+        let scenario = Scenario { daemon, topology, config };
+        assert_alive(&scenario);
+        // One that was stored by a process in another namespace.
+        let Scenario { daemon, topology, config } = scenario;
+        let files = daemon.kill();
+        let elsewhere = Topology::new(&["web", "db"]).unwrap();
+        files.write(&support::scenario::config(&elsewhere, Variant::PLAIN));
+        let daemon = supervisor.start(&elsewhere.device, files);
+        assert!(daemon.log().contains("starting anew"), "{}", daemon.log());
+        drop((topology, config));
+        let scenario = Scenario { daemon, topology: elsewhere, config: String::new() };
+        assert_alive(&scenario);
     }
 }

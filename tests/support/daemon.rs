@@ -126,16 +126,17 @@ impl Daemon {
 
     /// The same with further options of `run`.
     pub(crate) fn spawn_with(host: &LabNamespace, files: Files, options: &[&str]) -> Self {
-        let command = run_command_with(&files, options);
-        Self::spawn_command(host, files, command)
+        let mut command = run_command_with(&files, options);
+        host.hold(&mut command);
+        Self::spawn_command(files, command)
     }
 
     /// The same by a command of the caller's.
-    pub(crate) fn spawn_command(host: &LabNamespace, files: Files, command: Command) -> Self {
+    pub(crate) fn spawn_command(files: Files, mut command: Command) -> Self {
         let notify_path = files.path("notify");
         let _ = std::fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(notify_path).unwrap();
-        let mut child = host.spawn(command).unwrap();
+        let mut child = command.spawn().unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
         let lines = lines_of(child.stdout.take().unwrap());
         Self {
@@ -264,10 +265,15 @@ impl Daemon {
         next
     }
 
-    /// Starts a process that is to take over from this one, which has no files any more.
-    pub(crate) fn spawn_next(mut self, host: &LabNamespace) -> (Self, Self) {
+    /// Starts a process that is to take over from this one, which has no files meanwhile.
+    pub(crate) fn next(&mut self, host: &LabNamespace) -> Self {
         let files = std::mem::replace(&mut self.files, Files::new());
-        let next = Self::spawn_with(host, files, &["--takeover"]);
+        Self::spawn_with(host, files, &["--takeover"])
+    }
+
+    /// Starts a process that is to take over from this one, which has no files any more.
+    fn spawn_next(mut self, host: &LabNamespace) -> (Self, Self) {
+        let next = self.next(host);
         (self, next)
     }
 

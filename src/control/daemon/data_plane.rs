@@ -73,7 +73,7 @@ impl Listener for Queue {
 
 impl DataPlane {
     /// Starts one data thread or two. `waker` is called when there are events.
-    pub(super) fn start(settings: &RelayConfig, waker: Waker) -> io::Result<Self> {
+    pub(super) fn start(settings: &RelayConfig, waker: Arc<Waker>) -> io::Result<Self> {
         let buffers = usize::try_from(settings.buffers.get()).unwrap_or(usize::MAX);
         let ring = usize::try_from(settings.ring.get()).unwrap_or(usize::MAX);
         let pool = FramePool::new(buffers, MAX_FRAME);
@@ -81,7 +81,7 @@ impl DataPlane {
         let (sender, events) = unbounded();
         let listener = Queue {
             events: sender,
-            waker: Arc::new(waker),
+            waker,
         };
         let epoch = std::time::Instant::now();
         let spawn = |name: &str, event_loop: EventLoop| {

@@ -54,6 +54,7 @@ mod watching;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -202,6 +203,7 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
     let server = Server::bind(&options.control, poll.registry(), CONTROL)?;
     let registry = Registry::with(file, overlay);
     let base = Base::open(poll)?;
+    let waker = Arc::clone(&base.waker);
     let mut daemon = match inheritance {
         None => base.daemon(options, &config, registry, keeping)?,
         Some(inheritance) => {
@@ -215,7 +217,7 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
                 Err(error) => {
                     warn!("{error}; starting anew");
                     let (keeping, registry) = daemon.abandon();
-                    Base::open(poll)?.daemon(options, &config, registry, keeping)?
+                    Base::with(poll, waker)?.daemon(options, &config, registry, keeping)?
                 }
             }
         }
@@ -284,13 +286,17 @@ fn beside(file: &ConfigFile, overlay: &Overlay) -> Result<(Overlay, Config), Con
 struct Base {
     watch: KernelWatch,
     host: Host,
-    waker: Waker,
+    waker: Arc<Waker>,
 }
 
 impl Base {
     fn open(poll: &Poll) -> Result<Self, DaemonError> {
         let waker =
             Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
+        Self::with(poll, Arc::new(waker))
+    }
+
+    fn with(poll: &Poll, waker: Arc<Waker>) -> Result<Self, DaemonError> {
         let namespace = Namespace::current()?;
         let watch = KernelWatch::open(&namespace)?;
         let registered = watch.register(poll.registry(), KERNEL);

@@ -41,7 +41,7 @@ pub enum HandoverError {
         source: io::Error,
     },
     /// What it has cannot be taken up here.
-    #[error("the running nos-relay goes on: {0}")]
+    #[error("what another nos-relay has open cannot be taken up here: {0}")]
     Unfit(String),
 }
 

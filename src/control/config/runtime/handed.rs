@@ -119,8 +119,8 @@ tcp = ["8080"]
             (
                 Change::Ports(PortsAction::Add),
                 Keys::default()
-                    .with("name", "web")
-                    .with("ports", toml::Table::from_iter([("udp".to_owned(), vec!["53"].into())])),
+                    .with("container", "web")
+                    .with("udp", vec!["53"]),
             ),
             (
                 Change::AddAddress,
