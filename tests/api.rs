@@ -834,6 +834,7 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
     let allocate = |more: &str| format!(r#"{{"type":"ports-allocate","container":"web"{more}}}"#);
     let route = |keys: &str| format!(r#"{{"type":"route-add","route":{{{keys}}}}}"#);
     let address = |keys: &str| format!(r#"{{"type":"address-add"{keys}}}"#);
+    let group = |keys: &str| format!(r#"{{"type":"group-add"{keys}}}"#);
     let text = |text: &str| text.to_owned();
     let long = "x".repeat(60_000);
     vec![
@@ -1202,6 +1203,27 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
             "is missing",
         ),
         (address(""), Some("address.uplink"), "is missing"),
+        (group(""), Some("group.uplink"), "is missing"),
+        (
+            group(r#","uplink":"up0""#),
+            Some("group.group"),
+            "is missing",
+        ),
+        (
+            group(r#","uplink":"up9","group":"239.1.2.3""#),
+            Some("group.uplink"),
+            "is not an uplink",
+        ),
+        (
+            group(r#","uplink":"up0","group":"203.0.113.9""#),
+            Some("group.group"),
+            "is not the address of a multicast group",
+        ),
+        (
+            group(r#","uplink":"up0","group":"ff02::1""#),
+            Some("group.group"),
+            "nobody is told",
+        ),
         (
             address(r#","uplink":"up0","address":"203.0.113.9""#),
             Some("address.address"),

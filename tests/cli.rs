@@ -367,6 +367,8 @@ fn counters() -> Response {
             name: "up0".to_owned(),
             addresses: vec!["203.0.113.1/24".parse().unwrap()],
             runtime_addresses: Vec::new(),
+            groups: vec!["239.1.2.3".parse().unwrap(), "ff05::1234".parse().unwrap()],
+            runtime_groups: vec!["ff05::1234".parse().unwrap()],
             address_conflicts: 2,
             link: link("packet", "hx"),
         }],
@@ -564,10 +566,10 @@ UPLINK  STATE  INTERFACE                   TRAFFIC
 up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
                mac 02:00:5e:10:00:01       sent 3 packets, 222 B
                203.0.113.1/24              dropped 4 source-port
-               mtu 1500, vrf 0             dropped 9 in the device's queue
-               offload checksum tso4 tso6  cut 5 super-frames over 64 KiB
-                                           device refused 1 uso
-                                           address conflicts 2
+               group 239.1.2.3             dropped 9 in the device's queue
+               group ff05::1234 (runtime)  cut 5 super-frames over 64 KiB
+               mtu 1500, vrf 0             device refused 1 uso
+               offload checksum tso4 tso6  address conflicts 2
 
 THREAD  STAGE    OVER 1000 us  LONGEST
 data    turn                2  5120 us

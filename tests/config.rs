@@ -34,6 +34,7 @@ device = "packet:hx"
 addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
 mtu = 9000
 redirects = false
+groups = ["239.1.2.3", "ff05::1234"]
 mac = "02:00:5e:10:00:01"
 offload = false
 capture = "/tmp/up0.pcapng"
@@ -132,11 +133,13 @@ fn every_key_is_read() {
     assert_eq!(up0.mtu.octets(), 9000);
     assert_eq!(up0.mac.unwrap().to_string(), "02:00:5e:10:00:01");
     assert!(!up0.offload && !up0.redirects);
+    let groups: Vec<_> = up0.groups.iter().map(ToString::to_string).collect();
+    assert_eq!(groups, ["239.1.2.3", "ff05::1234"]);
     assert_eq!(up0.vrf, VrfId::DEFAULT);
     assert_eq!(up0.capture.as_deref(), Some("/tmp/up0.pcapng".as_ref()));
     assert_eq!(up1.device, UplinkDevice::Tap("nos1".parse().unwrap()));
     assert_eq!((up1.mtu, up1.mac, up1.offload), (Mtu::DEFAULT, None, true));
-    assert!(up1.redirects);
+    assert!(up1.redirects && up1.groups.is_empty());
 
     let [web, db] = &config.containers[..] else {
         panic!("{:?}", config.containers)

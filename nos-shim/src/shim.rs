@@ -78,6 +78,8 @@ pub struct UplinkSnapshot {
     pub config: UplinkConfig,
     /// Whether packets can leave by it.
     pub link: LinkState,
+    /// The groups that others are told of.
+    pub groups: Vec<IpAddr>,
     /// What went through it.
     pub counters: UplinkCounters,
 }
@@ -383,6 +385,32 @@ impl Shim {
         self.follow_groups(id, now);
     }
 
+    /// Makes `wanted` all groups that the NOS has [joined](Self::join_group) on an uplink. What differs
+    /// is told at once.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinRefused`]; nothing has changed then.
+    pub fn set_groups(
+        &mut self,
+        id: UplinkId,
+        wanted: Vec<IpAddr>,
+        now: Instant,
+    ) -> Result<(), JoinRefused> {
+        self.tables.set_groups(id, wanted)?;
+        self.follow_groups(id, now);
+        Ok(())
+    }
+
+    /// Says on an uplink's link that the NOS leaves all its groups there: its device is about to be
+    /// closed, and with it goes who could answer a query. That is said once, as nobody is there to
+    /// repeat it, and waits in [`Self::poll_transmit`]. When the link [comes up](Self::set_link)
+    /// again, the groups are reported anew.
+    pub fn leave_link(&mut self, id: UplinkId, now: Instant) {
+        self.forwarder(now).leave_link(id);
+        self.forwarder(now).finish();
+    }
+
     fn follow_groups(&mut self, id: UplinkId, now: Instant) {
         if let Some(uplink) = self.tables.uplinks.get(id) {
             self.worker.memberships.set_groups(uplink, now);
@@ -496,6 +524,7 @@ impl Shim {
         UplinkSnapshot {
             config: uplink.config.clone(),
             link: uplink.link,
+            groups: self.groups(id),
             counters: self.output.counters.get(id).copied().unwrap_or_default(),
         }
     }

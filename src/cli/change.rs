@@ -237,6 +237,27 @@ pub struct AddressArgs {
     pub ask: AskArgs,
 }
 
+/// What `group` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Have the NOS join a multicast group on an uplink.
+    Add(GroupArgs),
+    /// Have it leave a group that it has joined at run time.
+    Remove(GroupArgs),
+}
+
+/// Arguments of `group add` and `remove`.
+#[derive(Args, Clone, Debug)]
+pub struct GroupArgs {
+    /// The uplink's name.
+    pub uplink: String,
+    /// The group's address, as in 239.1.2.3 or ff05::1234.
+    pub group: String,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
 /// Arguments of `watch`.
 #[derive(Args, Clone, Debug)]
 pub struct WatchArgs {
@@ -419,6 +440,24 @@ impl AddressCommand {
         match self {
             Self::Add(args) => args.ask.run(&Request::AddressAdd(given(args)), out, err),
             Self::Remove(args) => args.ask.run(&Request::AddressRemove(given(args)), out, err),
+        }
+    }
+}
+
+impl GroupCommand {
+    /// Runs `group`: results to `out`, errors to `err`.
+    ///
+    /// # Errors
+    ///
+    /// When neither can be written.
+    pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        let given = |args: &GroupArgs| {
+            let given = Given::default().value("uplink", text(&args.uplink));
+            given.value("group", text(&args.group)).0
+        };
+        match self {
+            Self::Add(args) => args.ask.run(&Request::GroupAdd(given(args)), out, err),
+            Self::Remove(args) => args.ask.run(&Request::GroupRemove(given(args)), out, err),
         }
     }
 }

@@ -17,7 +17,9 @@ use crate::lab::bench::{BenchArgs, forwarder::ForwardArgs};
 use crate::lab::demo::DemoArgs;
 use crate::outcome::Outcome;
 
-use change::{AddressCommand, AttachArgs, DetachArgs, PortsCommand, RouteCommand, WatchArgs};
+use change::{
+    AddressCommand, AttachArgs, DetachArgs, GroupCommand, PortsCommand, RouteCommand, WatchArgs,
+};
 
 /// Lets containers talk through a user-mode NOS on the NOS's own interface address.
 #[derive(Clone, Debug, Parser)]
@@ -63,6 +65,9 @@ pub enum Command {
     /// Add and remove addresses of uplinks.
     #[command(subcommand)]
     Address(AddressCommand),
+    /// Have the NOS join and leave multicast groups on uplinks.
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Show what happens, as it happens.
     Watch(WatchArgs),
     /// Show it all at work, in network namespaces of its own.

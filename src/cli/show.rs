@@ -159,29 +159,36 @@ fn attachments(rows: &[Attachment]) -> String {
 }
 
 fn uplinks(rows: &[Uplink]) -> String {
-    let cells = rows.iter().map(|row| {
-        let mut interface = vec![
-            format!("{} ({})", row.link.interface, row.link.device),
-            format!("mac {}", row.link.mac),
-        ];
-        interface.extend(row.addresses.iter().map(|address| {
-            match row.runtime_addresses.contains(address) {
-                true => format!("{address} (runtime)"),
-                false => address.to_string(),
+    let cells =
+        rows.iter().map(|row| {
+            let mut interface = vec![
+                format!("{} ({})", row.link.interface, row.link.device),
+                format!("mac {}", row.link.mac),
+            ];
+            interface.extend(row.addresses.iter().map(|address| {
+                match row.runtime_addresses.contains(address) {
+                    true => format!("{address} (runtime)"),
+                    false => address.to_string(),
+                }
+            }));
+            interface.extend(row.groups.iter().map(
+                |group| match row.runtime_groups.contains(group) {
+                    true => format!("group {group} (runtime)"),
+                    false => format!("group {group}"),
+                },
+            ));
+            interface.extend(properties(&row.link));
+            let mut traffic = vec![traffic(&row.link)];
+            if row.address_conflicts > 0 {
+                traffic.push(format!("address conflicts {}", row.address_conflicts));
             }
-        }));
-        interface.extend(properties(&row.link));
-        let mut traffic = vec![traffic(&row.link)];
-        if row.address_conflicts > 0 {
-            traffic.push(format!("address conflicts {}", row.address_conflicts));
-        }
-        [
-            row.name.clone(),
-            state(&row.link),
-            interface.join("\n"),
-            traffic.join("\n"),
-        ]
-    });
+            [
+                row.name.clone(),
+                state(&row.link),
+                interface.join("\n"),
+                traffic.join("\n"),
+            ]
+        });
     spaced(&["UPLINK", "STATE", "INTERFACE", "TRAFFIC"], &[], cells)
 }
 

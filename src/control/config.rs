@@ -160,10 +160,18 @@ pub struct Uplink {
     pub offload: bool,
     /// Whether hosts on its link are told of better first hops there.
     pub redirects: bool,
+    /// Multicast groups that the NOS is in on its link, besides those of its addresses; each once, at
+    /// most [`Self::MAX_GROUPS`].
+    pub groups: Vec<IpAddr>,
     /// Always the default VRF for now.
     pub vrf: VrfId,
     /// File for a pcapng capture of all its frames.
     pub capture: Option<PathBuf>,
+}
+
+impl Uplink {
+    /// The most groups of an uplink: each packet to a group is compared with all of them.
+    pub const MAX_GROUPS: usize = 256;
 }
 
 /// The device behind an uplink.

@@ -60,6 +60,23 @@ pub(super) fn report(tables: &Tables, worker: &mut Worker, output: &mut Output, 
     worker.memberships.reschedule();
 }
 
+/// Says that the NOS leaves all its groups on a link.
+pub(super) fn leave_link(
+    id: UplinkId,
+    tables: &Tables,
+    worker: &mut Worker,
+    output: &mut Output,
+    now: Instant,
+) {
+    let link = worker.memberships.links.get_mut(id);
+    if let Some((uplink, link)) = tables.uplinks.get(id).zip(link) {
+        let LinkMemberships { v4, v6 } = link;
+        v4.leave_all(now, &mut |said| say_v4(said, uplink, output));
+        v6.leave_all(now, &mut |said| say_v6(said, uplink, output));
+    }
+    worker.memberships.reschedule();
+}
+
 fn say_v4(said: Said<'_, Ipv4Addr>, uplink: &Uplink, output: &mut Output) {
     let source = match uplink.address(false) {
         Some(IpAddr::V4(address)) => address,

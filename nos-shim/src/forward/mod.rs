@@ -118,6 +118,11 @@ impl Forwarder<'_> {
         self.finish();
     }
 
+    /// Says that the NOS leaves all its groups on a link.
+    pub(crate) fn leave_link(&mut self, id: UplinkId) {
+        groups::leave_link(id, self.tables, self.worker, self.output, self.now);
+    }
+
     /// Says which groups the NOS is in, as far as that is due.
     pub(crate) fn report_groups(&mut self) {
         groups::report(self.tables, self.worker, self.output, self.now);

@@ -61,7 +61,7 @@ struct Joined<G> {
     unsolicited: u8,
     /// When it is to be said next, if not with others.
     at: Option<Instant>,
-    /// In the older versions: nobody else has said it since we did.
+    /// Nobody else has said it since we did, as far as that counts: in the older versions.
     last_reporter: bool,
 }
 
@@ -200,6 +200,35 @@ impl<G: Group> Membership<G> {
         self.robustness = ROBUSTNESS;
         self.interval = QUERY_INTERVAL;
         self.cancel();
+    }
+
+    /// Says that we leave all groups, on a link that is about to go down, and that we have left those
+    /// of which not enough was said. They are joined again when it [comes up](Self::start).
+    pub fn leave_all(&mut self, now: Instant, say: &mut impl FnMut(Said<'_, G>)) {
+        self.follow_version(now);
+        if !self.up {
+            return;
+        }
+        let departed = self.departed.iter().map(|departed| departed.group);
+        let last = |joined: &&Joined<G>| joined.last_reporter;
+        match self.version {
+            Version::V3 => {
+                let all = departed.chain(self.groups.iter().map(|joined| joined.group));
+                self.records.extend(all.map(|group| Record {
+                    kind: RecordKind::ToInclude,
+                    group,
+                }));
+                self.say_records(say);
+            }
+            Version::V2 => {
+                let said = self.groups.iter().filter(last).map(|joined| joined.group);
+                departed
+                    .chain(said)
+                    .for_each(|group| say(Said::Leave(group)));
+            }
+            Version::V1 => {}
+        }
+        self.stop();
     }
 
     /// Nothing is to be said.
@@ -355,6 +384,7 @@ impl<G: Group> Membership<G> {
         }
         for joined in self.groups.iter_mut().filter(|it| it.unsolicited > 0) {
             joined.unsolicited -= 1;
+            joined.last_reporter = true;
             self.records.push(Record {
                 kind: RecordKind::ToExclude,
                 group: joined.group,
@@ -374,6 +404,7 @@ impl<G: Group> Membership<G> {
         for joined in &mut self.groups {
             if all || is_due(joined.at, now) {
                 joined.at = None;
+                joined.last_reporter = true;
                 self.records.push(Record {
                     kind: RecordKind::IsExclude,
                     group: joined.group,

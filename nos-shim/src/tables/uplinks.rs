@@ -196,6 +196,24 @@ impl Tables {
         })
     }
 
+    /// Makes `wanted` all groups that the NOS has joined on an uplink, besides those of its addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinRefused`]; nothing has changed then.
+    pub(crate) fn set_groups(
+        &mut self,
+        id: UplinkId,
+        wanted: Vec<IpAddr>,
+    ) -> Result<(), JoinRefused> {
+        if let Some(&other) = wanted.iter().find(|group| !group.is_multicast()) {
+            return Err(JoinRefused::NotAGroup(other));
+        }
+        let uplink = self.uplinks.get_mut(id);
+        uplink.ok_or(JoinRefused::UnknownUplink(id))?.joined = wanted;
+        Ok(())
+    }
+
     /// Has the NOS join a group on an uplink, as long as that exists, or until it leaves it. Joining
     /// twice is joining once.
     ///

@@ -57,6 +57,10 @@ pub enum Request {
     AddressAdd(Keys),
     /// [`Change::RemoveAddress`].
     AddressRemove(Keys),
+    /// [`Change::AddGroup`].
+    GroupAdd(Keys),
+    /// [`Change::RemoveGroup`].
+    GroupRemove(Keys),
 }
 
 impl Request {
@@ -75,6 +79,8 @@ impl Request {
             Self::RouteRemove(keys) => (Change::RemoveRoute, keys),
             Self::AddressAdd(keys) => (Change::AddAddress, keys),
             Self::AddressRemove(keys) => (Change::RemoveAddress, keys),
+            Self::GroupAdd(keys) => (Change::AddGroup, keys),
+            Self::GroupRemove(keys) => (Change::RemoveGroup, keys),
         })
     }
 }

@@ -127,7 +127,13 @@ pub struct Uplink {
     /// Those of them that were added at run time.
     #[serde(default)]
     pub runtime_addresses: Vec<IpNet>,
-    /// Messages of ARP or Neighbor Discovery by which somebody else used one of them.
+    /// Multicast groups of which others on its link are told that the NOS is in them.
+    #[serde(default)]
+    pub groups: Vec<IpAddr>,
+    /// Those of them that were added at run time.
+    #[serde(default)]
+    pub runtime_groups: Vec<IpAddr>,
+    /// Messages of ARP or Neighbor Discovery by which somebody else used one of its addresses.
     pub address_conflicts: u64,
     /// Its device.
     #[serde(flatten)]

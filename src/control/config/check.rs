@@ -57,9 +57,19 @@ fn uplinks(report: &Report<'_>, entries: &Entries) {
         "address",
         networks.map(|at| at.map(|network| network.addr())),
     );
+    uplinks.iter().for_each(|uplink| groups(report, uplink));
     overlaps(report, uplinks);
     mtus(report, uplinks);
     tap_mtus(report, uplinks);
+}
+
+fn groups(report: &Report<'_>, uplink: &UplinkEntry) {
+    unique(report, "group", uplink.groups.iter().map(At::as_ref));
+    if let Some(one_too_many) = uplink.groups.get(Uplink::MAX_GROUPS) {
+        let (count, most) = (uplink.groups.len(), Uplink::MAX_GROUPS);
+        let reason = format!("{count} groups are more than {most}, the most of an uplink");
+        report.error(one_too_many.place, reason);
+    }
 }
 
 /// The kernel would refuse more when the TAP is made.
@@ -243,6 +253,7 @@ fn uplink(entry: UplinkEntry) -> Uplink {
         mac: entry.mac,
         offload: entry.offload,
         redirects: entry.redirects,
+        groups: entry.groups.into_iter().map(|at| at.value).collect(),
         vrf: VrfId::DEFAULT,
         capture: entry.capture.map(|at| at.value),
     }

@@ -48,6 +48,7 @@ pub(super) struct UplinkEntry {
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
     pub(super) redirects: bool,
+    pub(super) groups: Vec<At<IpAddr>>,
     pub(super) capture: Option<At<PathBuf>>,
 }
 
@@ -176,6 +177,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
     let redirects = section.optional("redirects", values::boolean);
+    let groups = section.list("groups", values::group);
     let capture = section.optional("capture", values::file);
     let header = section.header("mtu");
     if !section.finish() {
@@ -192,6 +194,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),
         redirects: redirects.is_none_or(|at| at.value),
+        groups: groups.unwrap_or_default(),
         capture,
     })
 }

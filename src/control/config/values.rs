@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
+use nos_shim::multicast::Group as _;
 use nos_shim::ports::{PortRange, PortRangeError};
 use toml::de::DeValue;
 
@@ -210,6 +211,27 @@ pub(super) fn address(value: &DeValue<'_>) -> Result<IpAddr, String> {
             quoted(written)
         )
     })
+}
+
+/// A multicast group of which others on a link are told.
+pub(super) fn group(value: &DeValue<'_>) -> Result<IpAddr, String> {
+    const EXPECTED: &str = "the address of a multicast group, as in \"239.1.2.3\"";
+    let written = text(value, EXPECTED)?;
+    let group: IpAddr = written
+        .parse()
+        .map_err(|_| format!("{} is not {EXPECTED}", quoted(written)))?;
+    let reported = match group {
+        IpAddr::V4(group) => group.is_reported(),
+        IpAddr::V6(group) => group.is_reported(),
+    };
+    match (group.is_multicast(), reported) {
+        (false, _) => Err(format!("{} is not {EXPECTED}", quoted(written))),
+        (true, false) => Err(format!(
+            "{} is a group of which nobody is told: everybody is in it, or it stays inside a host",
+            quoted(written)
+        )),
+        (true, true) => Ok(group),
+    }
 }
 
 pub(super) fn next_hop(value: &DeValue<'_>) -> Result<HopText, String> {

@@ -346,6 +346,8 @@ impl Daemon {
             name: name.to_string(),
             addresses: uplink.network.addresses.clone(),
             runtime_addresses: self.registry.overlay.addresses_of(name.as_str()).collect(),
+            groups: snapshot.groups.clone(),
+            runtime_groups: self.registry.overlay.groups_of(name.as_str()).collect(),
             address_conflicts: counters.address_conflicts,
             link: Link {
                 device: kind.to_owned(),

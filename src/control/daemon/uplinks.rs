@@ -1,7 +1,9 @@
 //! Steps of uplinks: what the NOS knows of them, and their devices.
 
+use core::net::IpAddr;
 use std::sync::Arc;
 
+use nos_shim::fib::FibFull;
 use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::offload::Capabilities;
 use nos_shim::shim::{LinkState, UplinkConfig};
@@ -49,7 +51,8 @@ impl Live {
             }
             configs.push(uplink_config(id, name, new));
         }
-        if let Err(error) = self.publish(configs) {
+        let groups = self.groups_of(changes, &fresh);
+        if let Err(error) = self.publish(configs, groups) {
             for (_, id) in fresh {
                 self.uplink_ids.give_back(id);
             }
@@ -62,12 +65,35 @@ impl Live {
         Ok(())
     }
 
-    fn publish(&mut self, configs: Vec<UplinkConfig>) -> Result<(), StepError> {
+    /// The groups of the uplinks that change and stay, or come.
+    fn groups_of(
+        &self,
+        changes: &[(Name, Change<Network>)],
+        fresh: &[(&Name, UplinkId)],
+    ) -> Vec<(UplinkId, Vec<IpAddr>)> {
+        let groups = changes.iter().filter_map(|(name, change)| {
+            let known = self.uplinks.get(name).map(|uplink| uplink.id);
+            let new = || fresh.iter().find(|(of, _)| *of == name).map(|(_, id)| *id);
+            Some((known.or_else(new)?, change.new.as_ref()?.groups.clone()))
+        });
+        groups.collect()
+    }
+
+    fn publish(
+        &mut self,
+        configs: Vec<UplinkConfig>,
+        groups: Vec<(UplinkId, Vec<IpAddr>)>,
+    ) -> Result<(), StepError> {
         let now = self.plane.now();
-        let set = self
-            .plane
-            .on_nos(move |nos| nos.set_uplinks(configs, now))?;
-        set.map_err(StepError::new)
+        let set = self.plane.on_nos(move |nos| {
+            nos.set_uplinks(configs, now)?;
+            for (id, groups) in groups {
+                // The uplink is there, and the configuration has groups alone.
+                let _ = nos.set_groups(id, groups, now);
+            }
+            Ok(())
+        })?;
+        set.map_err(|error: FibFull| StepError::new(error))
     }
 
     fn add_uplink(&mut self, name: &Name, id: UplinkId, changes: &[(Name, Change<Network>)]) {
@@ -221,6 +247,7 @@ impl Live {
             return;
         };
         let (id, open) = (uplink.id, uplink.device.take());
+        self.leave_link(id);
         self.set_link(id, LinkState::Down);
         let device = self.take_device(Interface::Uplink(id));
         drop(device);
@@ -259,6 +286,14 @@ impl Live {
         let id = uplink.id;
         drop(uplink.device.take());
         self.set_link(id, LinkState::Down);
+    }
+
+    /// Switches and routers on the link are told that the NOS goes, while its device is there to tell
+    /// them: a data thread sends what a command leaves before it carries out the next.
+    fn leave_link(&self, id: UplinkId) {
+        let now = self.plane.now();
+        // A data thread that has stopped has nobody to tell.
+        let _ = self.plane.on_nos(move |nos| nos.leave_link(id, now));
     }
 
     fn set_link(&self, id: UplinkId, state: LinkState) {

@@ -199,6 +199,8 @@ pub struct Network {
     pub mtu: u16,
     /// Whether hosts on this link are told of better first hops there.
     pub redirects: bool,
+    /// Multicast groups that the NOS is in on this link, besides those of its addresses.
+    pub groups: Vec<IpAddr>,
 }
 
 /// The open device of an uplink.

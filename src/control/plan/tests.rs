@@ -154,6 +154,7 @@ impl Draft {
                 mac: mac(mac_number),
                 mtu,
                 redirects: true,
+                groups: Vec::new(),
             };
             state.networks.insert(name("up", number), network);
             if here && interfaces.insert(interface) {

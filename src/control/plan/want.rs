@@ -95,6 +95,7 @@ impl Want {
                 .map_or_else(|| own_mac(uplink), |device| device.mac),
             mtu: u16::try_from(most).map_or(configured, |most| configured.min(most)),
             redirects: uplink.redirects,
+            groups: uplink.groups.clone(),
         };
         self.state.networks.insert(uplink.name.clone(), network);
         let Some(device) = device else { return };

@@ -19,6 +19,19 @@ enum Spoken {
 
 use Spoken::{Leave, Records, Report};
 
+impl From<Said<'_, Ipv4Addr>> for Spoken {
+    fn from(said: Said<'_, Ipv4Addr>) -> Self {
+        match said {
+            Said::Records(records) => {
+                let record = |it: &Record<Ipv4Addr>| (it.kind, it.group);
+                Records(records.iter().map(record).collect())
+            }
+            Said::Report(version, group) => Report(version, group),
+            Said::Leave(group) => Leave(group),
+        }
+    }
+}
+
 struct Lab {
     membership: Membership<Ipv4Addr>,
     now: Instant,
@@ -43,16 +56,15 @@ impl Lab {
 
     fn poll(&mut self) -> Vec<Spoken> {
         let mut spoken = Vec::new();
-        self.membership.poll(self.now, &mut |said| {
-            spoken.push(match said {
-                Said::Records(records) => {
-                    let record = |it: &Record<Ipv4Addr>| (it.kind, it.group);
-                    Records(records.iter().map(record).collect())
-                }
-                Said::Report(version, group) => Report(version, group),
-                Said::Leave(group) => Leave(group),
-            });
-        });
+        let say = &mut |said: Said<'_, _>| spoken.push(Spoken::from(said));
+        self.membership.poll(self.now, say);
+        spoken
+    }
+
+    fn leave_all(&mut self) -> Vec<Spoken> {
+        let mut spoken = Vec::new();
+        let say = &mut |said: Said<'_, _>| spoken.push(Spoken::from(said));
+        self.membership.leave_all(self.now, say);
         spoken
     }
 
@@ -327,4 +339,43 @@ proptest! {
         }
         prop_assert!(lab.all().len() < 200);
     }
+}
+
+#[test]
+fn all_groups_are_left_at_once_and_those_left_before_once_more() {
+    let left = |groups: &[Ipv4Addr]| {
+        let record = |&group: &Ipv4Addr| (RecordKind::ToInclude, group);
+        vec![Records(groups.iter().map(record).collect())]
+    };
+    let mut lab = Lab::new(&[A, B]);
+    lab.set(&[B]);
+    assert_eq!(lab.poll(), left(&[A]));
+    assert_eq!(lab.leave_all(), left(&[A, B]));
+    assert_eq!(lab.leave_all(), [], "nobody is there any more");
+    assert_eq!(lab.all(), []);
+    lab.membership.start(lab.now);
+    let again = Records(vec![(RecordKind::ToExclude, B)]);
+    assert_eq!(spoken(&lab.all()), [again.clone(), again]);
+}
+
+#[test]
+fn in_the_older_versions_what_was_reported_is_left() {
+    let mut lab = Lab::new(&[A, B]);
+    lab.query(Version::V2, None, SECOND);
+    lab.hush();
+    lab.membership.handle(Heard::Report(A), lab.now);
+    assert_eq!(lab.leave_all(), [Leave(B)], "somebody else is in A");
+    let mut lab = Lab::new(&[A, B]);
+    lab.query(Version::V1, None, SECOND);
+    lab.hush();
+    assert_eq!(lab.leave_all(), []);
+}
+
+#[test]
+fn what_was_reported_before_an_older_querier_came_is_left_in_its_version() {
+    let mut lab = Lab::new(&[A, B]);
+    lab.query(Version::V2, Some(B), SECOND);
+    lab.hush();
+    lab.set(&[]);
+    assert_eq!(spoken(&lab.all()), [Leave(A), Leave(B)]);
 }

@@ -127,6 +127,33 @@ fn groups_are_joined_and_left() {
 }
 
 #[test]
+fn groups_are_set_as_a_whole_and_left_with_their_link() {
+    let mut shim = shim(&["203.0.113.1/24"]);
+    let wanted = vec![GROUP, ip("ff05::1234")];
+    shim.set_groups(UPLINK, wanted.clone(), NOW).unwrap();
+    let mixed = shim.set_groups(UPLINK, vec![ip("ff05::5"), ip(N4)], NOW);
+    assert_eq!(mixed, Err(JoinRefused::NotAGroup(ip(N4))));
+    let known = |shim: &Shim| wanted.iter().all(|it| shim.groups(UPLINK).contains(it));
+    assert!(known(&shim));
+    shim.leave_link(UPLINK, NOW);
+    assert_eq!(settle(&mut shim).len(), 0, "the link is down");
+    shim.set_link(UPLINK, LinkState::Up, NOW).unwrap();
+    assert_eq!(settle(&mut shim).len(), 4, "a report of each family, twice");
+    shim.leave_link(UPLINK, NOW);
+    shim.set_link(UPLINK, LinkState::Down, NOW).unwrap();
+    assert_eq!(settle(&mut shim).len(), 2, "once");
+    shim.set_link(UPLINK, LinkState::Up, NOW).unwrap();
+    assert_eq!(settle(&mut shim).len(), 4, "they are joined again");
+    shim.set_groups(UPLINK, Vec::new(), NOW).unwrap();
+    assert_eq!(settle(&mut shim).len(), 4, "and left, each twice");
+    assert_eq!(shim.groups(UPLINK), [ip("ff02::1:ff00:a")]);
+    let other = UplinkId(5);
+    let unknown = shim.set_groups(other, Vec::new(), NOW);
+    assert_eq!(unknown, Err(JoinRefused::UnknownUplink(other)));
+    shim.leave_link(other, NOW);
+}
+
+#[test]
 fn messages_about_groups_are_consumed_or_dropped_by_name() {
     let mut shim = shim(&["203.0.113.1/24", "2001:db8:1::1/64"]);
     shim.set_link(UPLINK, LinkState::Up, NOW).unwrap();

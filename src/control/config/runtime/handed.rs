@@ -1,5 +1,7 @@
 //! What was registered, as one process says it to the next.
 
+use core::net::IpAddr;
+
 use ipnet::IpNet;
 use nos_shim::ports::PortRange;
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,7 @@ struct Handed {
     ports: Vec<(String, [Vec<(u16, u16)>; 3])>,
     routes: Vec<(IpNet, u16, Keys)>,
     addresses: Vec<(String, IpNet)>,
+    groups: Vec<(String, IpAddr)>,
 }
 
 impl Overlay {
@@ -45,6 +48,11 @@ impl Overlay {
                 .addresses
                 .iter()
                 .map(|(name, address)| (name.to_string(), *address))
+                .collect(),
+            groups: self
+                .groups
+                .iter()
+                .map(|(name, group)| (name.to_string(), *group))
                 .collect(),
         };
         serde_json::to_value(handed).unwrap_or_default()
@@ -83,6 +91,9 @@ impl Overlay {
         }
         for (of, address) in handed.addresses {
             overlay.addresses.push((name(of)?, address));
+        }
+        for (of, group) in handed.groups {
+            overlay.groups.push((name(of)?, group));
         }
         Ok(overlay)
     }

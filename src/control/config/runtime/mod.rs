@@ -11,10 +11,12 @@
 //! The file is not changed from here: what it says can be added to, and nothing of it be taken away.
 
 mod change;
+mod groups;
 mod handed;
 mod keys;
 mod ports;
 
+use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -49,6 +51,7 @@ pub struct Overlay {
     ports: BTreeMap<Name, Ports>,
     routes: Vec<(RouteName, Keys)>,
     addresses: Vec<(Name, IpNet)>,
+    groups: Vec<(Name, IpAddr)>,
 }
 
 /// Prefix and metric of a route, which are its alone.
@@ -166,8 +169,8 @@ impl ConfigFile {
     /// is not, in words.
     ///
     /// What the file says by itself is the file's from now on: a container of the same name, ports
-    /// that it lists, a route to the same prefix with the same metric, an address. Ports and
-    /// addresses go with the container and the uplink that had them.
+    /// that it lists, a route to the same prefix with the same metric, an address, a group.
+    /// Ports, addresses and groups go with the container and the uplink that had them.
     #[must_use]
     pub fn adopt(&self, overlay: &Overlay) -> (Overlay, Vec<String>) {
         let mut left = overlay.clone();
@@ -223,6 +226,7 @@ impl ConfigFile {
             goes(format!("address {address}"), why);
             false
         });
+        self.adopt_groups(&mut left, goes);
         (left, notes)
     }
 
@@ -261,6 +265,7 @@ impl ConfigFile {
     fn entries(&self, report: &Report<'_>, overlay: &Overlay) -> Option<Entries> {
         let mut entries = self.entries.clone();
         add_addresses(report, overlay, &mut entries.uplinks);
+        groups::add(report, overlay, &mut entries.uplinks);
         let text = overlay.text();
         if text.len() > MAX_TEXT {
             let reason = format!(

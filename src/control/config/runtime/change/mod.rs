@@ -1,0 +1,173 @@
+//! Requests: from keys to another overlay, or to what is wrong with them.
+
+mod addresses;
+mod allocate;
+mod containers;
+mod groups;
+mod ports;
+mod routes;
+
+use nos_shim::ports::PortRange;
+
+use crate::control::config::document::{self, Section};
+use crate::control::config::entries::Entries;
+use crate::control::config::place::Place;
+use crate::control::config::report::Report;
+use crate::control::config::{Config, ConfigErrors, Name};
+
+use super::{ConfigFile, Keys, Overlay, add_addresses};
+/// What may be asked for, with the keys of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A container: `container`, with the keys of `[[container]]`.
+    Attach,
+    /// A container goes: `name`.
+    Detach,
+    /// Ports of a container: `container`, and `tcp`, `udp`, `ephemeral` as in `[[container]]`.
+    Ports(PortsAction),
+    /// Ports out of the pool: `container`, `size`, `protocol`, `kind`.
+    Allocate,
+    /// A route: `route`, with the keys of `[[route]]`.
+    AddRoute,
+    /// A route goes: `prefix`, `metric`.
+    RemoveRoute,
+    /// An address of an uplink: `uplink`, `address`.
+    AddAddress,
+    /// An address goes: `uplink`, `address`.
+    RemoveAddress,
+    /// A multicast group that the NOS is in on an uplink: `uplink`, `group`.
+    AddGroup,
+    /// It leaves a group: `uplink`, `group`.
+    RemoveGroup,
+}
+
+/// What happens to a container's ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortsAction {
+    /// It has these as well.
+    Add,
+    /// It has these no more.
+    Remove,
+    /// Of what it got at run time, it has exactly these.
+    Replace,
+}
+
+/// What a request changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Changed {
+    /// What is registered from then on.
+    pub overlay: Overlay,
+    /// The configuration from then on; `None` where what is asked for is so already.
+    pub config: Option<Config>,
+    /// What it is about.
+    pub touched: Touched,
+    /// The ports that were allocated.
+    pub range: Option<PortRange>,
+}
+
+/// What a request is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// A container.
+    Container(Name),
+    /// An uplink.
+    Uplink(Name),
+    /// The static routes.
+    Routes,
+}
+
+impl ConfigFile {
+    /// What becomes of `overlay` by a request with these keys.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the keys, or with what they ask for beside all that there is. Keys are
+    /// named with what they belong to: `ports.tcp`, `container.netns`.
+    pub fn change(
+        &self,
+        overlay: &Overlay,
+        change: Change,
+        keys: &Keys,
+    ) -> Result<Changed, ConfigErrors> {
+        match change {
+            Change::Attach => self.attach(overlay, keys),
+            Change::Detach => self.detach(overlay, keys),
+            Change::Ports(action) => self.ports(overlay, action, keys),
+            Change::Allocate => self.allocate(overlay, keys),
+            Change::AddRoute => self.add_route(overlay, keys),
+            Change::RemoveRoute => self.remove_route(overlay, keys),
+            Change::AddAddress => self.add_address(overlay, keys),
+            Change::RemoveAddress => self.remove_address(overlay, keys),
+            Change::AddGroup => self.add_group(overlay, keys),
+            Change::RemoveGroup => self.remove_group(overlay, keys),
+        }
+    }
+
+    /// The overlay as it shall be, if all is well with it.
+    pub(super) fn changed(
+        &self,
+        overlay: Overlay,
+        touched: Touched,
+    ) -> Result<Changed, ConfigErrors> {
+        let container = match &touched {
+            Touched::Container(name) => Some(name),
+            Touched::Uplink(_) | Touched::Routes => None,
+        };
+        let config = self.config_for(&overlay, container)?;
+        Ok(Changed {
+            overlay,
+            config: Some(config),
+            touched,
+            range: None,
+        })
+    }
+
+    /// Uplinks, and nothing that could be in the way.
+    pub(super) fn uplinks_alone(&self, report: &Report<'_>, overlay: &Overlay) -> Entries {
+        let mut uplinks = self.entries.uplinks.clone();
+        add_addresses(report, overlay, &mut uplinks);
+        Entries {
+            relay: self.entries.relay.clone(),
+            uplinks,
+            all_uplinks: true,
+            routes: Vec::new(),
+            containers: Vec::new(),
+            services: Vec::new(),
+            ping: true,
+            pool: Vec::new(),
+            newest: None,
+        }
+    }
+
+    pub(super) fn of_the_file(&self, report: &Report<'_>, place: Place, what: &str, file: Place) {
+        let spot = report.spot(file);
+        let reason =
+            format!("{what} is in the configuration ({spot}); take it out of the file and reload");
+        report.error(place, reason);
+    }
+}
+
+/// What is asked for is so already.
+fn unchanged(overlay: &Overlay, touched: Touched) -> Changed {
+    Changed {
+        overlay: overlay.clone(),
+        config: None,
+        touched,
+        range: None,
+    }
+}
+
+/// Reads the keys of a request, which errors call `name`. What is wrong is reported.
+fn read<T>(
+    report: &Report<'_>,
+    keys: &Keys,
+    name: &'static str,
+    read: impl FnOnce(&mut Section<'_>) -> Option<T>,
+) -> Option<T> {
+    let text = keys.text();
+    let base = report.offsets(text.len());
+    let document = document::parse(report, &text)?;
+    let mut root = Section::added(report, &document, base, name);
+    let value = read(&mut root);
+    if root.finish() { value } else { None }
+}
