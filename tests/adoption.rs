@@ -80,7 +80,10 @@ fn untouched(namespace: &LabNamespace) {
     let range = namespace.read_sysctl("net/ipv4/ip_local_port_range");
     assert_eq!(range.unwrap(), "32768\t60999");
     let addresses = namespace.addresses("lo").unwrap();
-    assert!(addresses.iter().all(|it| it.addr().is_loopback()), "{addresses:?}");
+    assert!(
+        addresses.iter().all(|it| it.addr().is_loopback()),
+        "{addresses:?}"
+    );
 }
 
 /// What programs find that send while nobody forwards: no error that says that there is no network.
@@ -88,7 +91,9 @@ fn assert_network_is_there(namespace: &LabNamespace) {
     for family in FAMILIES {
         let sent = namespace.run(|| {
             let socket = UdpSocket::bind((family.any, 0)).unwrap();
-            (0..3).map(|_| socket.send_to(b"x", family.external_port(9))).collect::<Vec<_>>()
+            (0..3)
+                .map(|_| socket.send_to(b"x", family.external_port(9)))
+                .collect::<Vec<_>>()
         });
         for sent in sent.unwrap() {
             assert_eq!(sent.unwrap(), 1);
@@ -105,7 +110,8 @@ mod containers_keep_their_interface {
         let before = named.each_inside();
         let echo = |scenario: &Scenario| {
             for family in FAMILIES {
-                let server = tcp::EchoServer::start(scenario.web(), family.nos_port(20_080)).unwrap();
+                let server =
+                    tcp::EchoServer::start(scenario.web(), family.nos_port(20_080)).unwrap();
                 tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
             }
         };
@@ -113,7 +119,11 @@ mod containers_keep_their_interface {
         let mut files = scenario.daemon.kill();
         for _ in 0..2 {
             assert_eq!(named.each_inside(), before, "while there is no daemon");
-            named.topology.containers.iter().for_each(assert_network_is_there);
+            named
+                .topology
+                .containers
+                .iter()
+                .for_each(assert_network_is_there);
             let scenario = named.start_on(files);
             assert_alive(&scenario);
             assert_eq!(named.each_inside(), before);

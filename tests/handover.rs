@@ -29,7 +29,13 @@ use support::traffic::{Flood, Transfer, WINDOW, assert_alive, inside};
 /// How often the daemon is replaced while traffic flows.
 const TIMES: usize = 3;
 
-fn flood_of(scenario: &Scenario, family: Family, port: u16, inside: &LabNamespace, outbound: bool) -> Flood {
+fn flood_of(
+    scenario: &Scenario,
+    family: Family,
+    port: u16,
+    inside: &LabNamespace,
+    outbound: bool,
+) -> Flood {
     let any = |port| SocketAddr::from((family.any, port));
     match outbound {
         true => Flood::start(
@@ -89,9 +95,17 @@ mod a_flood_and_a_transfer_lose_nothing {
 impl Scenario {
     /// The same with another process in the place of the daemon.
     fn replaced(self) -> Self {
-        let Self { daemon, topology, config } = self;
+        let Self {
+            daemon,
+            topology,
+            config,
+        } = self;
         let daemon = daemon.replaced(&topology.device);
-        Self { daemon, topology, config }
+        Self {
+            daemon,
+            topology,
+            config,
+        }
     }
 
     /// Starts a process that is to take over and cannot: returns what it said. The daemon goes on.
@@ -278,7 +292,11 @@ mod a_service_manager_keeps_the_devices {
         files.write(&config);
         let mut supervisor = Supervisor::new(&files);
         let daemon = supervisor.start(&topology.device, files);
-        let mut scenario = Scenario { daemon, topology, config };
+        let mut scenario = Scenario {
+            daemon,
+            topology,
+            config,
+        };
         assert_alive(&scenario);
         let before = [scenario.web(), scenario.db()].map(inside);
         let flood = flood_of(&scenario, FAMILIES[0], 20_100, scenario.web(), false);
@@ -290,12 +308,20 @@ mod a_service_manager_keeps_the_devices {
         );
         // An orderly restart, by `RestartKillSignal=`.
         for _ in 0..2 {
-            let Scenario { daemon, topology, config } = scenario;
+            let Scenario {
+                daemon,
+                topology,
+                config,
+            } = scenario;
             daemon.signal(Signal::SIGUSR1);
             let (status, said, files) = daemon.wait_for_end();
             assert!(status.success(), "{said}");
             let daemon = supervisor.start(&topology.device, files);
-            scenario = Scenario { daemon, topology, config };
+            scenario = Scenario {
+                daemon,
+                topology,
+                config,
+            };
             assert_alive(&scenario);
         }
         assert!(flood.finish() > WINDOW);
@@ -309,15 +335,25 @@ mod a_service_manager_keeps_the_devices {
         scenario.daemon.signal(Signal::SIGSTOP);
         waiting.resume();
         waiting.await_window();
-        let Scenario { daemon, topology, config } = scenario;
+        let Scenario {
+            daemon,
+            topology,
+            config,
+        } = scenario;
         let files = daemon.kill();
         assert!(supervisor.names().len() > 3, "{:?}", supervisor.names());
         let daemon = supervisor.start(&topology.device, files);
-        let scenario = Scenario { daemon, topology, config };
+        let scenario = Scenario {
+            daemon,
+            topology,
+            config,
+        };
         assert!(waiting.finish() >= WINDOW);
         assert_eq!([scenario.web(), scenario.db()].map(inside), before);
         // The end: nothing is left, neither there nor with the manager.
-        let Scenario { daemon, topology, .. } = scenario;
+        let Scenario {
+            daemon, topology, ..
+        } = scenario;
         daemon.stop_by(Signal::SIGTERM);
         assert_eq!(supervisor.names(), [""; 0]);
         assert!(topology.containers[0].link("eth0").unwrap().is_none());

@@ -32,8 +32,8 @@ pub(in crate::control) use client::converse;
 pub use client::{ControlError, QUERY_TIMEOUT, Watch, ask, query, watch};
 pub use event::{Event, Subject, SubjectKind, Watched};
 pub use protocol::{
-    Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request, Response,
-    Table, VERSION,
+    Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request,
+    Response, Table, VERSION,
 };
 pub use server::{
     Asked, ConnectionId, MAX_CONNECTIONS, Peer, REQUEST_TIMEOUT, RESPONSE_TIMEOUT, Server,

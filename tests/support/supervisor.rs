@@ -18,8 +18,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use nix::cmsg_space;
-use nix::sys::signal::Signal;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nos_relay::lab::testbed::LabNamespace;
 
@@ -141,11 +141,18 @@ fn receive(listener: &UnixDatagram) -> (String, Vec<OwnedFd>) {
     for part in message.cmsgs().unwrap() {
         if let ControlMessageOwned::ScmRights(numbers) = part {
             // SAFETY: the kernel has made these descriptors a moment ago.
-            descriptors.extend(numbers.into_iter().map(|it| unsafe { OwnedFd::from_raw_fd(it) }));
+            descriptors.extend(
+                numbers
+                    .into_iter()
+                    .map(|it| unsafe { OwnedFd::from_raw_fd(it) }),
+            );
         }
     }
     let length = message.bytes;
-    (String::from_utf8_lossy(&buffer[..length]).into_owned(), descriptors)
+    (
+        String::from_utf8_lossy(&buffer[..length]).into_owned(),
+        descriptors,
+    )
 }
 
 fn obey(kept: &mut Vec<(String, OwnedFd)>, text: &str, descriptors: Vec<OwnedFd>) {
@@ -153,7 +160,11 @@ fn obey(kept: &mut Vec<(String, OwnedFd)>, text: &str, descriptors: Vec<OwnedFd>
     let name = lines.iter().find_map(|line| line.strip_prefix("FDNAME="));
     let name = name.unwrap_or("stored").to_owned();
     if lines.contains(&"FDSTORE=1") {
-        kept.extend(descriptors.into_iter().map(|descriptor| (name.clone(), descriptor)));
+        kept.extend(
+            descriptors
+                .into_iter()
+                .map(|descriptor| (name.clone(), descriptor)),
+        );
         assert!(kept.len() <= ROOM);
     }
     if lines.contains(&"FDSTOREREMOVE=1") {

@@ -73,7 +73,9 @@ impl Flood {
 
     fn is_under_way(&self, wanted: u64) -> Result<(), String> {
         let under_way = self.control.under_way.load(Ordering::SeqCst);
-        (under_way == wanted).then_some(()).ok_or_else(|| under_way.to_string())
+        (under_way == wanted)
+            .then_some(())
+            .ok_or_else(|| under_way.to_string())
     }
 
     /// Waits for those that are under way. Returns how many there were altogether.
@@ -109,7 +111,9 @@ fn flood(socket: &UdpSocket, control: &Control) -> u64 {
             under_way.insert(sent);
             sent += 1;
         }
-        control.under_way.store(under_way.len() as u64, Ordering::SeqCst);
+        control
+            .under_way
+            .store(under_way.len() as u64, Ordering::SeqCst);
         if stopped && under_way.is_empty() {
             return sent;
         }
@@ -140,7 +144,12 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    pub(crate) fn start(client: &LabNamespace, server: &LabNamespace, bind: SocketAddr, to: SocketAddr) -> Self {
+    pub(crate) fn start(
+        client: &LabNamespace,
+        server: &LabNamespace,
+        bind: SocketAddr,
+        to: SocketAddr,
+    ) -> Self {
         let listener = server.run(|| TcpListener::bind(bind).unwrap()).unwrap();
         let connect = || TcpStream::connect_timeout(&to, LIMIT).unwrap();
         let near = client.run(connect).unwrap();
@@ -245,7 +254,9 @@ pub(crate) fn inside(namespace: &LabNamespace) -> String {
         link.index,
         link.mac,
         link.mtu,
-        namespace.read_sysctl("net/ipv4/ip_local_port_range").unwrap(),
+        namespace
+            .read_sysctl("net/ipv4/ip_local_port_range")
+            .unwrap(),
         namespace.run(routes).unwrap(),
     )
 }
@@ -262,4 +273,3 @@ pub(crate) fn assert_alive(scenario: &Scenario) {
         }
     }
 }
-

@@ -12,8 +12,8 @@ use thiserror::Error;
 
 use super::event::Watched;
 use super::protocol::{
-    MAX_REQUEST, MAX_RESPONSE, Malformed, Refusal, Request, Response, VERSION, decode_response, decode_watched,
-    encode_request,
+    MAX_REQUEST, MAX_RESPONSE, Malformed, Refusal, Request, Response, VERSION, decode_response,
+    decode_watched, encode_request,
 };
 
 /// Time for a whole query, unless the daemon is faster.

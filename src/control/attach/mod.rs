@@ -170,7 +170,11 @@ fn attach_tap(
     if placement == Placement::Inside
         && let Err(errno) = attached.device.set_persistent(true)
     {
-        warn!("{}: goes with a killed nos-relay: {}", attached.device.name(), errno.desc());
+        warn!(
+            "{}: goes with a killed nos-relay: {}",
+            attached.device.name(),
+            errno.desc()
+        );
     }
     Ok(attached)
 }
@@ -200,7 +204,10 @@ fn attach_veth(
     };
     let device = Box::new(PacketSocket::open(pair.host_interface(), options)?);
     let attached = finish(&interior, container, spec, device, Some(pair))?;
-    Ok(Attached { adopted, ..attached })
+    Ok(Attached {
+        adopted,
+        ..attached
+    })
 }
 
 fn finish(

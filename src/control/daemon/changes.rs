@@ -109,7 +109,10 @@ impl Daemon {
         }
         if self.giving.is_some() {
             let why = "another process is taking over; ask it in a moment";
-            return Some(Response::Refused(Refusal::new(RefusalCode::Unavailable, why)));
+            return Some(Response::Refused(Refusal::new(
+                RefusalCode::Unavailable,
+                why,
+            )));
         }
         let response = self.change(change, keys).unwrap_or_else(Response::Refused);
         log(asked, &response);

@@ -9,8 +9,8 @@ use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
 use tracing::{info, warn};
 
 use crate::control::attach::{
-    AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Placement,
-    attach, detach_all, remove_leftovers,
+    AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest,
+    Placement, attach, detach_all, remove_leftovers,
 };
 use crate::control::config::{Config, ContainerDevice, Name, NetnsRef};
 use crate::control::kernel::watch::{NameKind, NetnsName};

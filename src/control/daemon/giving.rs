@@ -128,7 +128,11 @@ impl Daemon {
             warn!(pid = asked.peer.pid, %error, "cannot hand over");
             return Ok(());
         }
-        info!(pid = asked.peer.pid, devices = descriptors.len(), "handing over");
+        info!(
+            pid = asked.peer.pid,
+            devices = descriptors.len(),
+            "handing over"
+        );
         self.giving = Some(Giving {
             stream,
             deadline: Instant::now() + PREPARE_LIMIT,
@@ -274,11 +278,16 @@ impl Daemon {
 
     /// The descriptors that a manifest names, in its order.
     fn open_all(&self, manifest: &Manifest, server: &Server) -> io::Result<Vec<OwnedFd>> {
-        let mut control = CONTROL.into_iter().zip(server.duplicate()?).collect::<HashMap<_, _>>();
+        let mut control = CONTROL
+            .into_iter()
+            .zip(server.duplicate()?)
+            .collect::<HashMap<_, _>>();
         let open = |descriptor: &Descriptor| match control.remove(descriptor) {
             Some(open) => Ok(open),
             // It has gone this moment; so nothing is handed over.
-            None => self.open(*descriptor)?.ok_or(io::ErrorKind::NotFound.into()),
+            None => self
+                .open(*descriptor)?
+                .ok_or(io::ErrorKind::NotFound.into()),
         };
         manifest.descriptors.iter().map(open).collect()
     }

@@ -18,11 +18,11 @@ use crate::control::handover::{
     ContainerFacts, Descriptor, HandoverError, Inheritance, NeighborFacts, UplinkFacts,
 };
 use crate::control::kernel::Namespace;
-use crate::control::plan::State;
+use crate::control::plan::{OpenDevice, State};
 use crate::data::device::{FrameDevice, received_device};
 
 use super::giving::FIRST_DEVICE;
-use super::live::{Live, StepError};
+use super::live::{Live, OpenUplink, StepError};
 use super::reconcile::Reconciler;
 
 /// What was handed over and is not taken up yet.
@@ -123,7 +123,9 @@ impl Live {
         let mtu = spec.mtu;
         let side = ParkedSide::received(namespace.name(), spec, facts.side);
         let veth = facts.veth.map(|veth| {
-            let taken = veth.taken.then(|| self.host.taken(&veth.interface, veth.index));
+            let taken = veth
+                .taken
+                .then(|| self.host.taken(&veth.interface, veth.index));
             VethPair::received(&self.host, veth.interface, veth.index, taken.flatten())
         });
         let report = SideReport {
@@ -149,12 +151,23 @@ impl Live {
     pub(super) fn receive_uplink(
         &mut self,
         name: &Name,
-    ) -> Result<Option<(Box<dyn FrameDevice>, UplinkFacts)>, StepError> {
-        let Some((facts, descriptor)) = self.inherited.uplinks.remove(name) else {
+        wanted: &OpenDevice,
+    ) -> Result<Option<OpenUplink>, StepError> {
+        let Some((known, descriptor)) = self.inherited.uplinks.remove(name) else {
             return Ok(None);
         };
-        let device = received_device(descriptor, &facts.device).map_err(StepError::new)?;
-        Ok(Some((device, facts)))
+        let device = received_device(descriptor, &known.device).map_err(StepError::new)?;
+        let facts = self.facts_of(wanted)?;
+        let takeover = known
+            .taken
+            .then(|| self.host.taken(&facts.name, facts.index));
+        Ok(Some(OpenUplink {
+            device,
+            facts,
+            takeover: takeover.flatten(),
+            descriptor: known.descriptor,
+            long_frames: known.device.long_frames,
+        }))
     }
 
     /// Tells the NOS where its neighbors were.
@@ -206,7 +219,8 @@ impl Reconciler {
     ) -> Result<(), HandoverError> {
         let mut wanted = self.wanted_of(config, live);
         live.inherited.restrict(&mut wanted);
-        self.take_up(&wanted, config, live).map_err(HandoverError::Unfit)?;
+        self.take_up(&wanted, config, live)
+            .map_err(HandoverError::Unfit)?;
         info!(
             containers = self.state.links.len(),
             uplinks = self.state.devices.len(),

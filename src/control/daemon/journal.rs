@@ -63,7 +63,10 @@ impl Journal {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => {
-                warn!("{}: {error}; what an earlier run left is not removed", path.display());
+                warn!(
+                    "{}: {error}; what an earlier run left is not removed",
+                    path.display()
+                );
                 BTreeMap::new()
             }
         };
@@ -196,7 +199,10 @@ impl Line {
 
 fn read(path: &Path) -> io::Result<BTreeMap<Name, Entry>> {
     let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let file = options
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
     let mut entries = BTreeMap::new();
     for line in BufReader::new(io::Read::take(file, MAX_OCTETS)).split(b'\n') {
         // The last line of a daemon that was killed may break off.
@@ -248,7 +254,10 @@ mod tests {
         let mut broken = OpenOptions::new().append(true).open(&path).unwrap();
         broken.write_all(b"{\"name\":\"x\",\"pa").unwrap();
         let journal = Journal::open(&control);
-        let expected = [(name("cache"), by_pid), (name("web"), at("/run/netns/other"))];
+        let expected = [
+            (name("cache"), by_pid),
+            (name("web"), at("/run/netns/other")),
+        ];
         assert_eq!(*journal.entries(), BTreeMap::from(expected));
         journal.remove();
         assert!(!path.exists());
@@ -266,7 +275,10 @@ mod tests {
         let length = fs::metadata(&journal.path).unwrap().len();
         assert!(length < 100_000, "{length}");
         let entries = Journal::open(&control).entries().clone();
-        assert_eq!(entries, BTreeMap::from([(name("web"), at("/run/netns/9999"))]));
+        assert_eq!(
+            entries,
+            BTreeMap::from([(name("web"), at("/run/netns/9999"))])
+        );
     }
 
     #[test]

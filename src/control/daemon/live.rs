@@ -16,7 +16,7 @@ use crate::control::handover::Descriptor;
 use crate::control::kernel::takeover::Takeover;
 use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceId};
 use crate::control::plan::{Entity, Network};
-use crate::data::device::{CaptureWriter, Inspector};
+use crate::data::device::{CaptureWriter, FrameDevice, Inspector};
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 
 use super::data_plane::DataPlane;
@@ -213,6 +213,16 @@ pub(super) struct LiveUplink {
     pub(super) id: UplinkId,
     pub(super) network: Network,
     pub(super) device: Option<LiveDevice>,
+}
+
+/// The device of an uplink before a data thread has it.
+#[derive(Debug)]
+pub(super) struct OpenUplink {
+    pub(super) device: Box<dyn FrameDevice>,
+    pub(super) facts: LinkFacts,
+    pub(super) takeover: Option<Takeover>,
+    pub(super) descriptor: Descriptor,
+    pub(super) long_frames: bool,
 }
 
 /// The device of an uplink.

@@ -67,9 +67,7 @@ use tracing::{error, info, warn};
 use crate::control::api::{self, Request, Response, Server};
 use crate::control::attach::{AttachError, Host, Pace};
 use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
-use crate::control::handover::{
-    self, HandoverError, Inheritance, NeighborFacts, Store, Taking,
-};
+use crate::control::handover::{self, HandoverError, Inheritance, NeighborFacts, Store, Taking};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::data::event_loop::{Mode, Stopped};
@@ -198,7 +196,9 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
     let file = ConfigFile::load(&options.config)?;
     let (store, inheritance) = handover::received();
     let keeping = Keeping::of(store);
-    let overlay = inheritance.as_ref().map_or_else(Overlay::default, overlay_of);
+    let overlay = inheritance
+        .as_ref()
+        .map_or_else(Overlay::default, overlay_of);
     let (overlay, config) = beside(&file, &overlay)?;
     let server = Server::bind(&options.control, poll.registry(), CONTROL)?;
     let registry = Registry::with(file, overlay);
@@ -241,7 +241,12 @@ fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), D
     };
     let registry = Registry::with(file, overlay);
     let base = Base::open(poll)?;
-    let mut daemon = base.daemon(options, &config, registry, Keeping::of(Store::of_environment()))?;
+    let mut daemon = base.daemon(
+        options,
+        &config,
+        registry,
+        Keeping::of(Store::of_environment()),
+    )?;
     let taken = daemon.inherit(inheritance).and_then(|()| {
         let neighbors = taking.prepared()?;
         taking.ready()?;
@@ -385,7 +390,11 @@ fn serve(
             if let Request::TakeOver { format } = asked.request {
                 let given = daemon.give(&asked, format, &mut server, poll.registry());
                 if let Err(refusal) = given {
-                    warn!(pid = asked.peer.pid, uid = asked.peer.uid, "not handed over: {refusal}");
+                    warn!(
+                        pid = asked.peer.pid,
+                        uid = asked.peer.uid,
+                        "not handed over: {refusal}"
+                    );
                     let now = daemon.live.plane.now();
                     server.respond(asked.connection, &Response::Refused(refusal), now);
                 }
@@ -447,7 +456,9 @@ impl Daemon {
     fn inherit(&mut self, inheritance: Inheritance) -> Result<(), HandoverError> {
         let manifest = &inheritance.manifest;
         let unfit = |errors: ConfigErrors| {
-            HandoverError::Unfit(format!("its configuration is not understood here:\n{errors}"))
+            HandoverError::Unfit(format!(
+                "its configuration is not understood here:\n{errors}"
+            ))
         };
         let file = ConfigFile::parse(&manifest.file, &manifest.text).map_err(unfit)?;
         let config = file.config(&overlay_of(&inheritance)).map_err(unfit)?;

@@ -11,13 +11,13 @@ use tracing::{info, warn};
 
 use crate::control::attach::{self, offloads};
 use crate::control::config::{Name, UplinkDevice};
+use crate::control::handover::Descriptor;
 use crate::control::kernel::LinkFacts;
-use crate::control::kernel::takeover::Takeover;
 use crate::control::plan::{Change, Network, OpenDevice};
 use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
 use crate::data::event_loop::{AddDeviceError, LoopDevice, Stopped};
 
-use super::live::{Live, LiveDevice, LiveUplink, StepError};
+use super::live::{Live, LiveDevice, LiveUplink, OpenUplink, StepError};
 
 /// Whether an interface carries packets.
 fn link_state(facts: &LinkFacts) -> LinkState {
@@ -143,30 +143,18 @@ impl Live {
         let Some(id) = self.uplinks.get(name).map(|uplink| uplink.id) else {
             return Err(StepError::new("the NOS does not know it"));
         };
-        let received = self.receive_uplink(name)?;
-        let facts = match &wanted.device {
-            // A TAP is made below.
-            UplinkDevice::Tap(_) if received.is_none() => None,
-            _ => Some(self.facts_of(wanted)?),
+        let opened = match self.receive_uplink(name, wanted)? {
+            Some(received) => received,
+            None => self.make(wanted)?,
         };
-        let long_frames = facts.as_ref().is_some_and(|facts| facts.gro_max_size > ORDINARY_GRO);
-        let (device, takeover, descriptor, long_frames) = match (received, &wanted.device, &facts) {
-            (Some((device, known)), _, Some(facts)) => {
-                let taken = known.taken.then(|| self.host.taken(&facts.name, facts.index));
-                let long_frames = known.device.long_frames;
-                (device, taken.flatten(), known.descriptor, long_frames)
-            }
-            (_, UplinkDevice::Packet(_), Some(facts)) => {
-                let (device, takeover) = self.open_packet(wanted, facts)?;
-                (device, Some(takeover), self.number_descriptor(), long_frames)
-            }
-            _ => (self.open_tap(wanted)?, None, self.number_descriptor(), false),
-        };
+        let OpenUplink {
+            device,
+            facts,
+            takeover,
+            descriptor,
+            long_frames,
+        } = opened;
         let inspector = device.inspector();
-        let facts = match facts {
-            Some(facts) => facts,
-            None => self.facts_of(wanted)?,
-        };
         let interface = Interface::Uplink(id);
         let added = self.plane.add_device(interface, LoopDevice::from(device));
         if let Err(AddDeviceError { device, source }) = added {
@@ -191,11 +179,26 @@ impl Live {
         Ok(())
     }
 
+    fn make(&mut self, wanted: &OpenDevice) -> Result<OpenUplink, StepError> {
+        let descriptor = self.number_descriptor();
+        match &wanted.device {
+            UplinkDevice::Packet(_) => self.open_packet(wanted, descriptor),
+            UplinkDevice::Tap(_) => Ok(OpenUplink {
+                device: self.open_tap(wanted)?,
+                facts: self.facts_of(wanted)?,
+                takeover: None,
+                descriptor,
+                long_frames: false,
+            }),
+        }
+    }
+
     fn open_packet(
         &self,
         wanted: &OpenDevice,
-        facts: &LinkFacts,
-    ) -> Result<(Box<dyn FrameDevice>, Takeover), StepError> {
+        descriptor: Descriptor,
+    ) -> Result<OpenUplink, StepError> {
+        let facts = self.facts_of(wanted)?;
         let takeover = self.host.take(&facts.name, facts.index);
         let takeover = takeover.map_err(StepError::new)?;
         let options = PacketOptions {
@@ -206,7 +209,13 @@ impl Live {
         };
         let open = || PacketSocket::open(&facts.name, options);
         let socket = self.host.namespace().run(open).map_err(StepError::new)?;
-        Ok((Box::new(socket.map_err(StepError::new)?), takeover))
+        Ok(OpenUplink {
+            device: Box::new(socket.map_err(StepError::new)?),
+            facts,
+            takeover: Some(takeover),
+            descriptor,
+            long_frames: options.long_frames,
+        })
     }
 
     fn open_tap(&self, wanted: &OpenDevice) -> Result<Box<dyn FrameDevice>, StepError> {
@@ -228,7 +237,7 @@ impl Live {
     }
 
     /// What the kernel says of the interface: under its present name, if it was renamed.
-    fn facts_of(&self, wanted: &OpenDevice) -> Result<LinkFacts, StepError> {
+    pub(super) fn facts_of(&self, wanted: &OpenDevice) -> Result<LinkFacts, StepError> {
         let name = wanted.device.interface().as_str();
         let by_name = self.host.link(name).map_err(StepError::new)?;
         let facts = match by_name {

@@ -111,7 +111,12 @@ impl Store {
             remove(&format!("{MANIFEST}{old}"))?;
         }
         let named = &manifest.descriptors;
-        let gone: Vec<_> = self.stored.keys().filter(|key| !named.contains(key)).copied().collect();
+        let gone: Vec<_> = self
+            .stored
+            .keys()
+            .filter(|key| !named.contains(key))
+            .copied()
+            .collect();
         for descriptor in gone {
             remove(&device_name(descriptor))?;
             self.stored.remove(&descriptor);
@@ -121,8 +126,13 @@ impl Store {
 
     /// Empties it.
     pub fn clear(&mut self) {
-        let manifest = self.manifest.take().map(|(number, _)| format!("{MANIFEST}{number}"));
-        let devices = std::mem::take(&mut self.stored).into_keys().map(device_name);
+        let manifest = self
+            .manifest
+            .take()
+            .map(|(number, _)| format!("{MANIFEST}{number}"));
+        let devices = std::mem::take(&mut self.stored)
+            .into_keys()
+            .map(device_name);
         for name in manifest.into_iter().chain(devices) {
             if let Err(error) = remove(&name) {
                 warn!(%error, name, "it stays in the service manager's store");

@@ -86,7 +86,9 @@ pub(super) fn receive_descriptors(socket: impl AsFd, count: usize) -> io::Result
     }
     match all.len() == count {
         true => Ok(all),
-        false => Err(io::Error::other("there are more descriptors than were announced")),
+        false => Err(io::Error::other(
+            "there are more descriptors than were announced",
+        )),
     }
 }
 

@@ -32,9 +32,7 @@ pub struct NamespaceName {
 }
 
 /// What makes two handles the same namespace: device and inode of its file.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NamespaceId {
     device: u64,
     inode: u64,

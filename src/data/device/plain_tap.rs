@@ -108,7 +108,6 @@ impl PlainTap {
             persistent: false,
         })
     }
-
 }
 
 impl Drop for PlainTap {
@@ -124,9 +123,7 @@ impl FrameDevice for PlainTap {
         let interface = &self.interface;
         let traffic = &mut self.counters.received;
         character::recv_burst(pool, burst, limit, traffic, |frame| {
-            character::read_frame(frame, 0, |area| {
-                interface.recv(area)
-            })
+            character::read_frame(frame, 0, |area| interface.recv(area))
         })
     }
 
@@ -146,9 +143,7 @@ impl FrameDevice for PlainTap {
             }
             let Some(frame) = sending.front() else { break };
             let result = if is_finished(frame.offload()) {
-                character::write_frame(frame.bytes(), |area| {
-                    self.interface.send(area)
-                })
+                character::write_frame(frame.bytes(), |area| self.interface.send(area))
             } else {
                 Err(Errno::EINVAL)
             };

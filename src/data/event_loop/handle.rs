@@ -18,8 +18,8 @@ use nos_shim::page::{Page, read_all};
 use thiserror::Error;
 use tracing::debug;
 
-use super::devices::{DeviceCursor, DeviceReport, LoopDevice, token};
 use super::Mode;
+use super::devices::{DeviceCursor, DeviceReport, LoopDevice, token};
 use super::watchdog::TurnTimes;
 use crate::data::device::{CaptureSink, FrameDevice, UringReport};
 use crate::data::engine::{Engine, EngineEvent};

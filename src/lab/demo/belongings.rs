@@ -56,6 +56,16 @@ impl Belongings {
         Ok(result)
     }
 
+    /// Starts a process by `start` that is to take the daemon's place, and returns the one before.
+    pub(super) fn succeed<T, E>(
+        &self,
+        start: impl FnOnce() -> Result<(Child, T), E>,
+    ) -> Result<(Option<Child>, T), E> {
+        let mut owned = self.owned.lock();
+        let (daemon, result) = start()?;
+        Ok((owned.daemon.replace(daemon), result))
+    }
+
     /// Asks the daemon to end.
     pub(super) fn terminate(&self) -> io::Result<()> {
         let owned = self.owned.lock();

@@ -9,11 +9,15 @@ use serde::{Deserialize, Serialize};
 use super::ports::Ports;
 use super::{Keys, Overlay};
 
+/// First and last ports of ranges.
+type Ends = Vec<(u16, u16)>;
+
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Handed {
     containers: Vec<(String, Keys)>,
-    ports: Vec<(String, [Vec<(u16, u16)>; 3])>,
+    /// Of TCP, UDP, and ephemeral ones.
+    ports: Vec<(String, [Ends; 3])>,
     routes: Vec<(IpNet, u16, Keys)>,
     addresses: Vec<(String, IpNet)>,
     groups: Vec<(String, IpAddr)>,
@@ -23,7 +27,7 @@ impl Overlay {
     /// All of it, for another process of the same program.
     #[must_use]
     pub fn handed(&self) -> serde_json::Value {
-        let ends = |ranges: &[PortRange]| -> Vec<(u16, u16)> {
+        let ends = |ranges: &[PortRange]| -> Ends {
             let ranges = ranges.iter();
             ranges.map(|it| (it.first(), it.last())).collect()
         };
@@ -66,7 +70,7 @@ impl Overlay {
     pub fn received(handed: serde_json::Value) -> Result<Self, String> {
         let handed: Handed = serde_json::from_value(handed).map_err(|error| error.to_string())?;
         let name = |name: String| name.parse().map_err(|error| format!("{name}: {error}"));
-        let ranges = |ends: Vec<(u16, u16)>| -> Result<Vec<PortRange>, String> {
+        let ranges = |ends: Ends| -> Result<Vec<PortRange>, String> {
             let ends = ends.into_iter();
             ends.map(|(first, last)| {
                 let range = PortRange::new(first, last);
