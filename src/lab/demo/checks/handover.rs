@@ -1,6 +1,5 @@
 //! A connection goes on while another process takes over from the relay.
 
-use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +44,7 @@ fn replaced(demo: &Demo<'_>, family: Family) -> Measured {
 }
 
 /// Sends a message, waits until it is back, and goes on. Returns how many there were.
-fn converse(mut stream: TcpStream, stop: &AtomicBool) -> Result<u64, Box<dyn Error + Send + Sync>> {
+fn converse(mut stream: TcpStream, stop: &AtomicBool) -> Result<u64, String> {
     let failed = |error: io::Error| format!("the connection broke: {error}");
     stream.set_read_timeout(Some(LIMIT)).map_err(failed)?;
     let mut number = 0_u64;
@@ -58,7 +57,7 @@ fn converse(mut stream: TcpStream, stop: &AtomicBool) -> Result<u64, Box<dyn Err
         let mut back = [0; MESSAGE];
         stream.read_exact(&mut back).map_err(failed)?;
         if back != message {
-            return Err(format!("message {number} came back as another one").into());
+            return Err(format!("message {number} came back as another one"));
         }
         number += 1;
         if last {
