@@ -33,7 +33,7 @@ use nos_shim::frame::{
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::offload::Capabilities;
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
+use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Transport};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
 use support::counted::{counted, print_elements, repeats};
@@ -294,7 +294,14 @@ impl Path {
         let pool = FramePool::new(2048, MAX_FRAME);
         let (relay_end, nos_end) = pair(64);
         let mut relay = Relay::new(relay_end, pool.clone());
-        let mut nos = Shim::new(nos_end, pool.clone(), ShimConfig { seed: 1 });
+        let mut nos = Shim::new(
+            nos_end,
+            pool.clone(),
+            ShimConfig {
+                seed: 1,
+                ..ShimConfig::default()
+            },
+        );
         let uplink = UplinkConfig {
             id: UplinkId(0),
             name: "up0".into(),
@@ -320,6 +327,7 @@ impl Path {
                 mac: CONTAINER,
                 relay_mac: RELAY,
                 addresses: vec![OWN_V4.into(), OWN_V6.into()],
+                policy: Policy::default(),
                 claims: size.claims(id),
                 mtu: 1500,
             };

@@ -20,7 +20,7 @@ use nos_relay::data::responder::{Disposition, answer_arp, answer_ip};
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{BATCH, Burst, FramePool};
 use nos_shim::packet::{Packet, PacketBurst};
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
+use nos_shim::ports::{Claim, ClaimKind, Outside, PortRange, Transport};
 use support::cycles::PerElement;
 use support::packets::{
     CONTAINER, Ends, FAR4, FAR6, OWN4, OWN6, RELAY, SMALL, STATION, Template, arp_request,
@@ -67,7 +67,7 @@ fn checks(
 fn check(c: &mut Criterion) {
     let mut group = c.benchmark_group("guard/check");
     let own = [IpAddr::from(OWN4), OWN6.into()];
-    let guard = Guard::new(link(&own), &claims(1));
+    let guard = Guard::new(link(&own), &claims(1), Outside::Drop);
     let (four, six) = (Ends::outbound4(), Ends::outbound6());
     for (family, ends) in [("ipv4", &four), ("ipv6", &six)] {
         let error = ends.port_unreachable(&ends.reversed().udp(SMALL));
@@ -91,7 +91,7 @@ fn check(c: &mut Criterion) {
     let many: Vec<_> = (1..=64)
         .map(|n| Ipv4Addr::new(203, 0, 113, n).into())
         .collect();
-    let large = Guard::new(link(&many), &claims(10_000));
+    let large = Guard::new(link(&many), &claims(10_000), Outside::Drop);
     checks(
         &mut group,
         "ipv4/udp/10000-ranges-64-addresses",

@@ -19,7 +19,9 @@ use nos_relay::data::relay::{AttachmentConfig, Relay, RelayEvent};
 use nos_shim::channel::{RequestId, pair};
 use nos_shim::frame::{FramePool, MAX_FRAME};
 use nos_shim::ident::{AttachmentId, LocalAddressId, MacAddr, UplinkId, VrfId};
-use nos_shim::ports::{Claim, ClaimKind, PortOwner, PortRange, PortTable, Registration, Transport};
+use nos_shim::ports::{
+    Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport,
+};
 use nos_shim::shim::{Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
 use support::cycles::PerElement;
@@ -45,6 +47,7 @@ fn registration(id: u32, claims: Vec<Claim>) -> Registration {
         name: format!("c{id}").into(),
         vrf: VRF,
         addresses: vec![OWN4.into()],
+        policy: Policy::default(),
         claims,
         router: Ipv6Addr::UNSPECIFIED,
         mtu: 1500,
@@ -177,7 +180,14 @@ impl Joined {
     fn new() -> Self {
         let pool = FramePool::new(64, MAX_FRAME);
         let (relay_end, nos_end) = pair(8);
-        let mut nos = Shim::new(nos_end, pool.clone(), ShimConfig { seed: 1 });
+        let mut nos = Shim::new(
+            nos_end,
+            pool.clone(),
+            ShimConfig {
+                seed: 1,
+                ..ShimConfig::default()
+            },
+        );
         let uplink = UplinkConfig {
             id: UplinkId(0),
             name: "up0".into(),
@@ -217,6 +227,7 @@ fn attachment(claims: &[Claim]) -> AttachmentConfig {
         mac: MacAddr([2, 0, 0, 0, 0, 2]),
         relay_mac: MacAddr([2, 0, 0, 0, 0, 3]),
         addresses: vec![OWN4.into()],
+        policy: Policy::default(),
         claims: claims.to_vec(),
         mtu: 1500,
     }

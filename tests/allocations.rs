@@ -35,7 +35,7 @@ use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, is_ndp};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, protocol};
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
+use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Transport};
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::{Duration, Instant};
@@ -98,6 +98,7 @@ fn attachment(id: u32, claims: Vec<Claim>) -> AttachmentConfig {
         mac: CONTAINER,
         relay_mac: RELAY,
         addresses: vec![OWN4.into(), OWN6.into()],
+        policy: Policy::default(),
         claims,
         mtu: 1500,
     }
@@ -198,7 +199,14 @@ impl Lab {
     fn with_pool(pool: FramePool) -> Self {
         let ring = RelayConfig::DEFAULT_RING.get() as usize;
         let (relay_end, nos_end) = pair(ring);
-        let nos = Shim::new(nos_end, pool.clone(), ShimConfig { seed: 5 });
+        let nos = Shim::new(
+            nos_end,
+            pool.clone(),
+            ShimConfig {
+                seed: 5,
+                ..ShimConfig::default()
+            },
+        );
         let mut lab = Self {
             engine: Engine::single(Relay::new(relay_end, pool.clone()), nos),
             pool,

@@ -20,7 +20,9 @@ use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
-use nos_shim::ports::{Claim, ClaimKind, PortTable, Registration, ServiceRegistration, Transport};
+use nos_shim::ports::{
+    Claim, ClaimKind, Policy, PortTable, Registration, ServiceRegistration, Transport,
+};
 
 fn parse(line: &str) -> Cli {
     Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"))
@@ -603,6 +605,7 @@ fn the_port_tables_holdings_are_shown() {
         name: "web".into(),
         vrf: VrfId::DEFAULT,
         addresses: vec![address],
+        policy: Policy::default(),
         claims: vec![
             claim(Transport::Tcp, "80", ClaimKind::Listen),
             claim(Transport::Tcp, "40000-44999", ClaimKind::Ephemeral),

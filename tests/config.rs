@@ -17,7 +17,7 @@ use nos_relay::control::plan::{
     Entity, LinkPresence, NamespacePresence, Observed, Phase, State, Step, Want, plan, routes_of,
 };
 use nos_shim::ident::{MacAddr, VrfId};
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{Outside, PortRange};
 use proptest::prelude::*;
 
 /// Every key, none at its default.
@@ -163,6 +163,53 @@ fn every_key_is_read() {
     ];
     assert_eq!(config.nos.services, services);
     assert!(!config.nos.ping);
+}
+
+#[test]
+fn rules_are_of_the_ports_that_they_stand_beside() {
+    let text = r#"[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = "203.0.113.1/24"
+[[container]]
+name = "web"
+netns = "/run/netns/C"
+device = "tap"
+tcp = [80, { ports = ["20000-20999", "!20500"], from = ["198.51.100.0/25", "198.51.100.128/25"] }]
+udp = { ports = 53, from = "192.0.2.0/24" }
+ephemeral = ["40000-40999", { ports = "41000-41999", state = "established" }, "!41500"]
+to = "0.0.0.0/0"
+outside = "learn"
+[relay]
+flows = 1024
+"#;
+    let config = config(text);
+    let web = &config.containers[0];
+    let ranges =
+        |ranges: &[PortRange]| -> Vec<_> { ranges.iter().map(ToString::to_string).collect() };
+    assert_eq!(ranges(&web.tcp), ["80", "20000-20499", "20501-20999"]);
+    let rules = web.policy.from.iter();
+    let rules: Vec<_> = rules
+        .map(|it| format!("{} {} from {}", it.transport, it.range, it.from))
+        .collect();
+    let expected = [
+        "tcp 20000-20499 from 198.51.100.0/24",
+        "tcp 20501-20999 from 198.51.100.0/24",
+        "udp 53 from 192.0.2.0/24",
+    ];
+    assert_eq!(rules, expected);
+    assert_eq!(
+        ranges(&web.policy.established),
+        ["41000-41499", "41501-41999"]
+    );
+    assert_eq!(web.policy.outside, Outside::Learn);
+    let to = web.policy.to.as_ref().unwrap();
+    assert_eq!(to.to_string(), "0.0.0.0/0");
+    assert_eq!(config.relay.flows.get(), 1024);
+    // Nowhere is not everywhere.
+    let nowhere = crate::config(&text.replace("to = \"0.0.0.0/0\"", "to = []"));
+    let policy = &nowhere.containers[0].policy;
+    assert!(policy.to.as_ref().unwrap().prefixes().is_empty());
 }
 
 #[test]

@@ -22,7 +22,7 @@ use nos_shim::channel::{Exchange, RelayEnd, RequestId, ToNos, pair};
 use nos_shim::frame::{Frame, FramePool};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::packet::Packet;
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Registration, Transport};
+use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
@@ -46,7 +46,14 @@ fn main() {
     let pool = FramePool::new(1024, 2048);
     let (relay, nos_end) = pair(16);
     let mut world = World {
-        nos: Shim::new(nos_end, pool.clone(), ShimConfig { seed: 1 }),
+        nos: Shim::new(
+            nos_end,
+            pool.clone(),
+            ShimConfig {
+                seed: 1,
+                ..ShimConfig::default()
+            },
+        ),
         relay,
         pool,
         now: Instant::ZERO,
@@ -118,6 +125,7 @@ impl World {
             name: "web".into(),
             vrf: VrfId::DEFAULT,
             addresses: vec![NOS.1.into()],
+            policy: Policy::default(),
             claims: vec![claim(Transport::Tcp), claim(Transport::Udp)],
             router: Ipv6Addr::LOCALHOST,
             mtu: 1500,

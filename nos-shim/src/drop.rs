@@ -103,6 +103,14 @@ reasons! {
     /// IP options that need a router's help which is refused (source routes, RFC 7126).
     IpOptions = "ip-options",
 
+    // With whom a container may talk ([`crate::ports::Policy`]).
+    /// Its sender may not open flows to the port.
+    PolicyFrom = "policy-from",
+    /// The container may not open flows to the destination.
+    PolicyTo = "policy-to",
+    /// To a port that gets only what belongs to a flow, or to a later part of a flow that is not known.
+    NoFlow = "no-flow",
+
     // Demultiplexing on a shared address.
     /// Nobody listens on the TCP or UDP port.
     NoListener = "no-listener",
@@ -110,7 +118,7 @@ reasons! {
     NoProtocol = "no-protocol",
     /// An ICMP message that concerns no flow of ours.
     IcmpUnmatched = "icmp-unmatched",
-    /// More echo flows than the table holds.
+    /// More flows than the table holds, or than their owner may have.
     FlowTableFull = "flow-table-full",
     /// Fragments of a datagram overlap (RFC 5722).
     FragmentOverlap = "fragment-overlap",

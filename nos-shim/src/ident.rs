@@ -20,8 +20,8 @@ pub struct UplinkId(pub u32);
 
 /// Bits of an identifier that are its index.
 const INDEX_BITS: u32 = 16;
-/// Bits of an identifier that are its generation. The port table packs identifiers into 29 bits.
-const GENERATION_BITS: u32 = 13;
+/// Bits of an identifier that are its generation. The port table packs identifiers into 28 bits.
+const GENERATION_BITS: u32 = 12;
 
 /// What is an index and a generation: [`AttachmentId`], [`UplinkId`].
 pub trait Identifier: Copy + Eq {

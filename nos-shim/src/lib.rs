@@ -99,6 +99,7 @@ pub mod page;
 mod parsed;
 pub mod ports;
 mod prefetch;
+pub mod prefix_set;
 pub mod rate_limit;
 pub mod reassembly;
 pub mod reset;

@@ -39,6 +39,15 @@ impl Links {
         Self(Vec::with_capacity(capacity))
     }
 
+    /// The entries of a list, the one that has been in it longest first.
+    pub(crate) fn iter(&self, list: &List) -> impl Iterator<Item = u32> + '_ {
+        let first = (list.first != END).then_some(list.first);
+        core::iter::successors(first, |&entry| {
+            let after = self.0.get(entry as usize)?.after;
+            (after != END).then_some(after)
+        })
+    }
+
     /// Appends an entry that is in no list.
     pub(crate) fn push_back(&mut self, list: &mut List, entry: u32) {
         let link = Adjacent {

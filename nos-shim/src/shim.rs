@@ -64,11 +64,23 @@ impl fmt::Debug for Shim {
 }
 
 /// What a shim is started with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShimConfig {
     /// Makes hashes, identifiers and timers that outsiders cannot guess; any number will do that
     /// they do not know.
     pub seed: u64,
+    /// Flows that are remembered at most where policies need it; 2^20 are the most.
+    pub flows: usize,
+}
+
+impl Default for ShimConfig {
+    /// A seed that everybody knows.
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            flows: 65_536,
+        }
+    }
 }
 
 /// One uplink.
@@ -97,10 +109,10 @@ impl Shim {
     /// A NOS without uplinks, with the relay at the other end of `channel`.
     #[must_use]
     pub fn new(channel: NosEnd, pool: FramePool, config: ShimConfig) -> Self {
-        let ShimConfig { seed } = config;
+        let ShimConfig { seed, flows } = config;
         Self {
             tables: Tables::new(seed),
-            worker: Worker::new(seed, Budget::of(pool.capacity())),
+            worker: Worker::new(seed, Budget::of(pool.capacity()), flows),
             output: Output::new(channel, pool),
         }
     }
@@ -215,6 +227,8 @@ impl Shim {
         for id in self.tables.exchange(exchange)? {
             self.worker.flush_flows(id);
         }
+        self.worker
+            .follow_policies(&exchange.register, &self.tables);
         if let Some(config) = &exchange.services {
             self.worker.local.set_services(&config.services);
         }
@@ -228,6 +242,7 @@ impl Shim {
     /// [`RegistrationRefused`] when a container owns one of the ports; nothing has changed then.
     pub fn set_services(&mut self, config: &ServiceConfig) -> Result<(), RegistrationRefused> {
         self.tables.set_services(config)?;
+        self.worker.follow_policies(&[], &self.tables);
         self.worker.local.set_services(&config.services);
         Ok(())
     }

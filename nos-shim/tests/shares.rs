@@ -17,7 +17,7 @@ use nos_shim::drop::DropReason;
 use nos_shim::frame::{Burst, FramePool};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::packet::{Packet, PacketBurst};
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Registration, Transport};
+use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
 #[cfg(feature = "stack")]
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
@@ -60,7 +60,14 @@ impl World {
         let pool = FramePool::new(BUFFERS, 2048);
         let (relay, end) = pair(4);
         let mut world = Self {
-            nos: Shim::new(end, pool.clone(), ShimConfig { seed: 1 }),
+            nos: Shim::new(
+                end,
+                pool.clone(),
+                ShimConfig {
+                    seed: 1,
+                    ..ShimConfig::default()
+                },
+            ),
             relay,
             pool,
             now: Instant::from_millis(1000),
@@ -91,6 +98,7 @@ impl World {
             name: format!("{id}").into(),
             vrf: VrfId::DEFAULT,
             addresses: vec![NOS.into()],
+            policy: Policy::default(),
             claims: vec![Claim {
                 transport: Transport::Udp,
                 range: PortRange::new(port, port).unwrap(),

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::{MacAddr, VrfId};
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{Policy, PortRange};
 use thiserror::Error;
 
 use crate::interface_name::InterfaceName;
@@ -81,6 +81,8 @@ pub struct RelayConfig {
     pub ring: NonZeroU32,
     /// Whether bursts are handed to the kernel by io_uring.
     pub io_uring: IoUring,
+    /// Flows that the NOS remembers, where a policy needs them.
+    pub flows: NonZeroU32,
 }
 
 impl RelayConfig {
@@ -88,6 +90,8 @@ impl RelayConfig {
     pub const DEFAULT_BUFFERS: NonZeroU32 = NonZeroU32::new(2048).unwrap();
     /// Bursts a ring unless the configuration says otherwise.
     pub const DEFAULT_RING: NonZeroU32 = NonZeroU32::new(8).unwrap();
+    /// Flows unless the configuration says otherwise.
+    pub const DEFAULT_FLOWS: NonZeroU32 = NonZeroU32::new(65_536).unwrap();
 }
 
 impl Default for RelayConfig {
@@ -97,6 +101,7 @@ impl Default for RelayConfig {
             buffers: Self::DEFAULT_BUFFERS,
             ring: Self::DEFAULT_RING,
             io_uring: IoUring::default(),
+            flows: Self::DEFAULT_FLOWS,
         }
     }
 }
@@ -259,6 +264,8 @@ pub struct Container {
     pub udp: Vec<PortRange>,
     /// TCP and UDP ports from which it opens flows of its own; no overlaps.
     pub ephemeral: Vec<PortRange>,
+    /// With whom it may talk.
+    pub policy: Policy,
     /// MAC address of its interface, unicast; one made from the name when not given.
     pub mac: Option<MacAddr>,
     /// Whether checksum and segmentation offload may be used.

@@ -10,7 +10,7 @@
 //! | packet | allowed if |
 //! |---|---|
 //! | any | from the container's MAC address to the relay's, from one of its IP addresses, to a unicast address beyond the link |
-//! | TCP, UDP | the source port is in one of its ranges, for listening or ephemeral |
+//! | TCP, UDP | the source port is in one of its ranges, for listening or ephemeral; with `outside = "learn"` always, as the NOS knows whose a port is |
 //! | ICMP echo, both ways | always: the NOS tells flows apart by their ids |
 //! | ICMP errors | the quoted packet was for the container: its address and port (RFC 5927 §4) |
 //! | other ICMP | never: redirects, timestamps and the like are the NOS's affair |
@@ -24,7 +24,7 @@ use nos_shim::drop::DropReason;
 use nos_shim::icmp::Quote;
 use nos_shim::martian;
 use nos_shim::packet::{Addresses, Fragment, Packet, protocol};
-use nos_shim::ports::{Claim, Transport};
+use nos_shim::ports::{Claim, Outside, Transport};
 
 use crate::data::link::ContainerLink;
 use crate::data::port_set::PortSet;
@@ -35,12 +35,15 @@ pub struct Guard {
     link: ContainerLink,
     tcp: PortSet,
     udp: PortSet,
+    /// Whether the NOS judges other ports than those.
+    learns: bool,
 }
 
 impl Guard {
-    /// A guard for the container on `link` which owns the ports of `claims`.
+    /// A guard for the container on `link` which owns the ports of `claims`, and which may use others
+    /// if `outside` says so.
     #[must_use]
-    pub fn new(link: ContainerLink, claims: &[Claim]) -> Self {
+    pub fn new(link: ContainerLink, claims: &[Claim], outside: Outside) -> Self {
         let ports = |transport| {
             let of_transport = claims
                 .iter()
@@ -51,6 +54,7 @@ impl Guard {
             link,
             tcp: ports(Transport::Tcp),
             udp: ports(Transport::Udp),
+            learns: outside == Outside::Learn,
         }
     }
 
@@ -76,7 +80,7 @@ impl Guard {
         }
         match packet.ports() {
             Some(ports) if self.owns(packet.protocol(), ports.source) => Ok(()),
-            Some(_) => Err(DropReason::SourcePort),
+            Some(_) => self.check_foreign_port(packet.protocol()),
             None => self.check_without_ports(packet, addresses),
         }
     }
@@ -112,6 +116,15 @@ impl Guard {
         }
     }
 
+    /// The NOS knows whose a port is that is none of the container's.
+    #[cold]
+    fn check_foreign_port(&self, protocol: u8) -> Result<(), DropReason> {
+        match protocol {
+            protocol::TCP | protocol::UDP if self.learns => Ok(()),
+            _ => Err(DropReason::SourcePort),
+        }
+    }
+
     fn check_without_ports(&self, packet: &Packet, addresses: Addresses) -> Result<(), DropReason> {
         let ipv6 = packet.is_ipv6();
         // The NOS answers it, and lets it go no further.
@@ -144,7 +157,7 @@ impl Guard {
 
     fn was_addressed(&self, quote: &Quote) -> bool {
         match quote.ports {
-            Some(ports) => self.owns(quote.protocol, ports.destination),
+            Some(ports) => self.learns || self.owns(quote.protocol, ports.destination),
             None => quote.echo_id.is_some(),
         }
     }
@@ -232,7 +245,11 @@ mod tests {
             claim(Transport::Udp, 40000, 44999, ClaimKind::Ephemeral),
         ];
         let addresses = [OWN.parse().unwrap(), OWN6.parse().unwrap()];
-        Guard::new(ContainerLink::new(MAC, RELAY, &addresses, 1500), &claims)
+        Guard::new(
+            ContainerLink::new(MAC, RELAY, &addresses, 1500),
+            &claims,
+            Outside::Drop,
+        )
     }
 
     fn check(octets: &[u8]) -> Result<(), DropReason> {

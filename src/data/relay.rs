@@ -571,6 +571,7 @@ fn registration(config: &AttachmentConfig) -> Registration {
         name: Arc::clone(&config.name),
         vrf: config.vrf,
         addresses: config.addresses.clone(),
+        policy: config.policy.clone(),
         claims: config.claims.clone(),
         router: config.relay_mac.link_local(),
         mtu: config.mtu,

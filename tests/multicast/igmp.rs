@@ -38,7 +38,14 @@ impl Nos {
         let (relay, end) = pair(4);
         let open = || PacketSocket::open("eth0", PacketOptions::default()).unwrap();
         let mut nos = Self {
-            shim: Shim::new(end, pool.clone(), ShimConfig { seed: 7 }),
+            shim: Shim::new(
+                end,
+                pool.clone(),
+                ShimConfig {
+                    seed: 7,
+                    ..ShimConfig::default()
+                },
+            ),
             device: device.run(open).unwrap(),
             pool,
             start: Clock::now(),

@@ -37,7 +37,7 @@ use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::Packet;
-use nos_shim::ports::{Claim, ClaimKind, PortRange, Transport};
+use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Transport};
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
@@ -143,7 +143,14 @@ impl World {
         let pool = FramePool::new(BUFFERS, ROOM);
         let (relay, nos) = pair(RING);
         let relay = Relay::new(relay, pool.clone());
-        let nos = Shim::new(nos, pool.clone(), ShimConfig { seed: 1 });
+        let nos = Shim::new(
+            nos,
+            pool.clone(),
+            ShimConfig {
+                seed: 1,
+                ..ShimConfig::default()
+            },
+        );
         Self {
             engine: Engine::single(relay, nos),
             pool,
@@ -492,6 +499,7 @@ fn attachment(id: AttachmentId, flavour: u8) -> AttachmentConfig {
         addresses: addresses
             .flat_map(|(v4, v6)| [v4.into(), v6.into()])
             .collect(),
+        policy: Policy::default(),
         claims: claims.collect(),
         mtu: if flavour & 0x10 == 0 { 1500 } else { 1280 },
     }

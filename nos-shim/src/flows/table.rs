@@ -353,44 +353,57 @@ impl OwnerSlot {
     pub(crate) fn index(self) -> usize {
         self.0 as usize
     }
+
+    pub(super) fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
 }
 
 /// Numbered places for a fixed number of values.
 #[derive(Debug)]
-struct Slab<T> {
+pub(super) struct Slab<T> {
     places: Vec<Option<T>>,
     free: Vec<u32>,
 }
 
 impl<T> Slab<T> {
-    fn new(capacity: usize) -> Self {
+    pub(super) fn new(capacity: usize) -> Self {
         Self {
             places: Vec::with_capacity(capacity),
             free: Vec::with_capacity(capacity),
         }
     }
 
-    fn len(&self) -> usize {
+    /// Places, free ones included.
+    pub(super) fn places(&self) -> u32 {
+        u32::try_from(self.places.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }
 
     #[inline]
-    fn get(&self, number: u32) -> Option<&T> {
+    pub(super) fn get(&self, number: u32) -> Option<&T> {
         self.places.get(number as usize)?.as_ref()
     }
 
     #[inline]
-    fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
         self.places.get_mut(number as usize)?.as_mut()
     }
 
     /// The number that the next value will have.
-    fn next(&self) -> u32 {
+    pub(super) fn next(&self) -> u32 {
         let new = || u32::try_from(self.places.len()).unwrap_or(u32::MAX);
         self.free.last().copied().unwrap_or_else(new)
     }
 
-    fn insert(&mut self, value: T) -> u32 {
+    pub(super) fn insert(&mut self, value: T) -> u32 {
         let number = self.next();
         match self.free.pop() {
             Some(number) => self.places[number as usize] = Some(value),
@@ -399,7 +412,7 @@ impl<T> Slab<T> {
         number
     }
 
-    fn remove(&mut self, number: u32) -> Option<T> {
+    pub(super) fn remove(&mut self, number: u32) -> Option<T> {
         let value = self.places.get_mut(number as usize)?.take();
         if value.is_some() {
             self.free.push(number);

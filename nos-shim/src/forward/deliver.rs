@@ -37,7 +37,7 @@ pub(super) fn deliver(
     if packet.fragment() != Fragment::Whole {
         return deliver_fragment(packet, address, tables, worker, now);
     }
-    match recipient(&packet, address, tables, &worker.echo, now) {
+    match recipient(&packet, address, tables, worker, now) {
         Recipient::Attachment(to) if packet.wire_len() <= tables.attachment_mtu() => {
             output.push_to_relay(packet, to);
             Step::Done
@@ -70,16 +70,22 @@ fn carry_out(
         Recipient::Attachment(id) => return to_attachment(packet, id, None),
         Recipient::Echo(id, own) => return to_attachment(packet, id, Some(own)),
         Recipient::Drop(reason) => return Step::Drop(packet, reason),
-        Recipient::Local | Recipient::Query | Recipient::NoListener | Recipient::NoProtocol => {
-            match take_options(packet, origin, now) {
-                Ok(packet) => packet,
-                Err(refused) => return refused,
-            }
-        }
+        Recipient::Local
+        | Recipient::Query
+        | Recipient::NoListener
+        | Recipient::Refused(_)
+        | Recipient::NoProtocol => match take_options(packet, origin, now) {
+            Ok(packet) => packet,
+            Err(refused) => return refused,
+        },
     };
     match recipient {
         Recipient::Query => answer(packet, None, origin, worker, output, now),
         Recipient::NoListener => Step::Refuse(Refusal::no_listener(packet, origin)),
+        Recipient::Refused(reason) => Step::Refuse(Refusal {
+            reason,
+            ..Refusal::no_listener(packet, origin)
+        }),
         Recipient::NoProtocol => match origin {
             Origin::Uplink(id) if igmp::is_igmp(&packet) => {
                 groups::receive(packet, id, worker, output, now)
@@ -146,7 +152,7 @@ fn deliver_fragment(
 ) -> Step {
     let holder = match packet.fragment() {
         Fragment::First => {
-            let recipient = recipient(&packet, address, tables, &worker.echo, now);
+            let recipient = recipient(&packet, address, tables, worker, now);
             holder(recipient, &mut packet, address)
         }
         // Not asked for: only first fragments decide.
@@ -168,9 +174,11 @@ fn holder(recipient: Recipient, first: &mut Packet, address: LocalAddressId) -> 
             Holder::Attachment(id)
         }
         // A refusal has to quote the datagram whole, as a host does that puts it together.
-        Recipient::Local | Recipient::Query | Recipient::NoListener | Recipient::NoProtocol => {
-            Holder::Local(address)
-        }
+        Recipient::Local
+        | Recipient::Query
+        | Recipient::NoListener
+        | Recipient::Refused(_)
+        | Recipient::NoProtocol => Holder::Local(address),
         Recipient::Drop(reason) => Holder::Nobody(reason),
     }
 }

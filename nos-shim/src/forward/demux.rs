@@ -12,6 +12,9 @@ use crate::packet::{Packet, protocol};
 use crate::ports::{ClaimKind, Owner, PortOwner, Transport};
 use crate::tables::Tables;
 use crate::time::Instant;
+use crate::worker::Worker;
+
+use super::police;
 
 /// Who gets a packet to a NOS address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub(super) enum Recipient {
     Query,
     /// A TCP segment or UDP datagram for nobody: refuse it as a host does.
     NoListener,
+    /// The same of one that a policy keeps out.
+    Refused(DropReason),
     /// An IP protocol that nobody handles: refuse it as a host does.
     NoProtocol,
     /// Neither wanted nor to be answered.
@@ -40,25 +45,37 @@ pub(super) fn recipient(
     packet: &Packet,
     address: LocalAddressId,
     tables: &Tables,
-    echo: &EchoFlows,
+    worker: &mut Worker,
     now: Instant,
 ) -> Recipient {
     match (packet.protocol(), packet.is_ipv6()) {
-        (protocol::TCP | protocol::UDP, _) => recipient_by_port(packet, address, tables),
+        (protocol::TCP | protocol::UDP, _) => {
+            recipient_by_port(packet, address, tables, worker, now)
+        }
         (protocol::ICMP, false) | (protocol::ICMPV6, true) => {
-            recipient_of_icmp(packet, address, tables, echo, now)
+            recipient_of_icmp(packet, address, tables, worker, now)
         }
         _ => Recipient::NoProtocol,
     }
 }
 
 #[inline]
-fn recipient_by_port(packet: &Packet, address: LocalAddressId, tables: &Tables) -> Recipient {
+fn recipient_by_port(
+    packet: &Packet,
+    address: LocalAddressId,
+    tables: &Tables,
+    worker: &mut Worker,
+    now: Instant,
+) -> Recipient {
     let transport = Transport::from_protocol(packet.protocol());
     let (Some(transport), Some(ports)) = (transport, packet.ports()) else {
         return Recipient::NoProtocol;
     };
     match tables.ports.owner(address, transport, ports.destination) {
+        PortOwner::Nobody if tables.learns => {
+            let key = police::arrival(packet, transport, ports);
+            police::inbound_to_nobody(packet, &key, worker.policed.as_deref_mut(), now)
+        }
         PortOwner::Nobody => Recipient::NoListener,
         PortOwner::Nos => Recipient::Local,
         PortOwner::Attachment {
@@ -75,6 +92,11 @@ fn recipient_by_port(packet: &Packet, address: LocalAddressId, tables: &Tables) 
                 Recipient::Attachment(id)
             }
         }
+        PortOwner::Watched { id, kind } => {
+            let key = police::arrival(packet, transport, ports);
+            let policed = worker.policed.as_deref_mut();
+            police::inbound(packet, (id, kind), &key, tables, policed, now)
+        }
     }
 }
 
@@ -83,7 +105,7 @@ fn recipient_of_icmp(
     packet: &Packet,
     address: LocalAddressId,
     tables: &Tables,
-    echo: &EchoFlows,
+    worker: &mut Worker,
     now: Instant,
 ) -> Recipient {
     let Some((kind, _)) = packet.icmp() else {
@@ -97,13 +119,13 @@ fn recipient_of_icmp(
             remote: packet.source(),
             id: packet.echo_id().unwrap_or_default(),
         };
-        return recipient_by_echo(key, echo, now);
+        return recipient_by_echo(key, &worker.echo, now);
     }
     if kind == request && !tables.ping {
         return Recipient::Drop(DropReason::Ignored);
     }
     match Quote::parse(packet) {
-        Some(quote) => recipient_of_error(packet, &quote, address, tables, echo, now),
+        Some(quote) => recipient_of_error(packet, &quote, address, tables, worker, now),
         None => Recipient::Query,
     }
 }
@@ -115,7 +137,7 @@ fn recipient_of_error(
     quote: &Quote,
     address: LocalAddressId,
     tables: &Tables,
-    echo: &EchoFlows,
+    worker: &mut Worker,
     now: Instant,
 ) -> Recipient {
     if quote.addresses.source() != packet.destination() {
@@ -131,14 +153,24 @@ fn recipient_of_error(
                 remote: quote.addresses.destination(),
                 id,
             };
-            return recipient_by_echo(key, echo, now);
+            return recipient_by_echo(key, &worker.echo, now);
         }
         _ => PortOwner::Nobody,
     };
     match owner {
         PortOwner::Attachment { id, .. } => Recipient::Attachment(id),
         PortOwner::Nos => Recipient::Local,
-        PortOwner::Nobody => Recipient::Drop(DropReason::IcmpUnmatched),
+        PortOwner::Nobody if !tables.learns => Recipient::Drop(DropReason::IcmpUnmatched),
+        PortOwner::Nobody | PortOwner::Watched { .. } => {
+            let quoted = transport.zip(quote.ports);
+            let sender = quoted.and_then(|(transport, ports)| {
+                let quoted = (transport, quote.addresses, ports);
+                let (vrf, policed) = (packet.frame().vrf(), worker.policed.as_deref());
+                police::sender_of_quoted(vrf, quoted, owner, tables, policed, now)
+            });
+            let unmatched = Recipient::Drop(DropReason::IcmpUnmatched);
+            sender.map_or(unmatched, Recipient::Attachment)
+        }
     }
 }
 

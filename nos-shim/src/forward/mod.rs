@@ -29,10 +29,12 @@
 mod deliver;
 mod demux;
 mod egress;
+mod ftp;
 mod groups;
 mod ingress;
 mod local;
 mod oversize;
+mod police;
 mod respond;
 mod step;
 #[cfg(test)]
@@ -42,7 +44,7 @@ use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
 use crate::frame::{BATCH, Burst};
 use crate::icmp::IcmpError;
-use crate::ident::{Interface, UplinkId};
+use crate::ident::{AttachmentId, Interface, UplinkId};
 use crate::origin::Origin;
 use crate::output::Output;
 use crate::packet::{Addresses, Packet, PacketBurst};
@@ -110,6 +112,9 @@ impl Forwarder<'_> {
             self.report_groups();
         }
         self.worker.echo.expire(now);
+        if let Some(policed) = &mut self.worker.policed {
+            policed.expire(now);
+        }
         self.worker.fragments.expire(now);
         self.settle();
         while let Some(refusal) = deliver::expired(self.worker, self.output, now) {
@@ -150,6 +155,9 @@ impl Forwarder<'_> {
 
     /// Packets from containers.
     fn outbound(&mut self, burst: &mut PacketBurst) {
+        if self.tables.polices {
+            self.police(burst);
+        }
         self.worker.refresh_rewrites(self.tables);
         let found = look_up(self.tables, burst);
         for (packet, adjacency) in burst.drain(..).zip(found) {
@@ -163,6 +171,40 @@ impl Forwarder<'_> {
             if let Err(packet) = sent {
                 self.outbound_slowly(packet, adjacency);
             }
+        }
+    }
+
+    /// Takes out of a burst what policies refuse.
+    #[cold]
+    fn police(&mut self, burst: &mut PacketBurst) {
+        let mut at = 0;
+        while let Some(packet) = burst.get(at) {
+            match self.judge(packet) {
+                Ok(()) => at += 1,
+                Err((id, refused)) => {
+                    let packet = burst.remove(at);
+                    self.run(police::refuse(packet, id, refused));
+                }
+            }
+        }
+    }
+
+    fn judge(&mut self, packet: &Packet) -> Result<(), (AttachmentId, police::Refused)> {
+        let Some(Interface::Attachment(id)) = packet.frame().interface() else {
+            return Ok(());
+        };
+        let Self {
+            tables,
+            worker,
+            now,
+            ..
+        } = self;
+        match (tables.policies.get(id), &mut worker.policed) {
+            (Some(policy), Some(policed)) => {
+                let judged = police::outbound(packet, id, policy, tables, policed, *now);
+                judged.map_err(|refused| (id, refused))
+            }
+            _ => Ok(()),
         }
     }
 

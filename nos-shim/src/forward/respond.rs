@@ -33,7 +33,7 @@ pub(super) fn refuse(
     let error = match notice {
         Notice::Error(error) => error,
         Notice::NoListener if packet.protocol() == protocol::TCP => {
-            return reset(packet, origin, worker, output);
+            return reset(packet, reason, origin, worker, output);
         }
         Notice::NoListener if packet.transport_checksum_ok() => IcmpError::PortUnreachable,
         Notice::NoListener => return Step::Drop(packet, DropReason::TransportChecksum),
@@ -43,11 +43,17 @@ pub(super) fn refuse(
 }
 
 /// Answers a TCP segment with a reset where one is due.
-fn reset(packet: Packet, origin: Origin, worker: &mut Worker, output: &mut Output) -> Step {
+fn reset(
+    packet: Packet,
+    reason: DropReason,
+    origin: Origin,
+    worker: &mut Worker,
+    output: &mut Output,
+) -> Step {
     match reset::answer(&packet, &mut worker.originator, &mut output.pool) {
         Ok(mut reply) => {
             reply.set_vrf(packet.frame().vrf());
-            conclude(packet, DropReason::NoListener, Some(reply), origin, output)
+            conclude(packet, reason, Some(reply), origin, output)
         }
         Err(reason) => Step::Drop(packet, reason),
     }
@@ -80,11 +86,26 @@ fn build_error(
     now: Instant,
 ) -> Option<Packet> {
     let source = error_source(packet, origin, tables)?;
-    let sent = error.may_answer(packet) && worker.limiter.allow(error, packet.source(), now);
+    let sent = error.may_answer(packet) && may_say(error, packet, origin, worker, now);
     if !sent {
         return None;
     }
     error.build(packet, source, &mut worker.originator, &mut output.pool)
+}
+
+/// Whether the rate allows another error. What policies refuse a container has a rate for each, as
+/// only that container hears of it: those that share an address would else wait for each other.
+fn may_say(
+    error: IcmpError,
+    packet: &Packet,
+    origin: Origin,
+    worker: &mut Worker,
+    now: Instant,
+) -> bool {
+    match (error, origin, &mut worker.policed) {
+        (IcmpError::Prohibited, Origin::Attachment(id), Some(policed)) => policed.may_tell(id, now),
+        _ => worker.limiter.allow(error, packet.source(), now),
+    }
 }
 
 /// The source of an error about `packet`: the address that it was sent to, if that is ours; else

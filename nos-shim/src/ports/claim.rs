@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::PortRange;
+use super::{Policy, PortRange};
 use crate::ident::{AttachmentId, VrfId};
 
-/// Attachments with higher numbers cannot own ports: the map of ports has 29 bits for them.
-pub(super) const LAST_OWNER: u32 = (1 << 29) - 1;
+/// Attachments with higher numbers cannot own ports: the map of ports has 28 bits for them.
+pub(super) const LAST_OWNER: u32 = (1 << 28) - 1;
 
 /// A transport protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,6 +150,8 @@ pub struct Registration {
     pub addresses: Vec<IpAddr>,
     /// Ports that it owns on them. All are granted, or none.
     pub claims: Vec<Claim>,
+    /// With whom it may talk.
+    pub policy: Policy,
     /// The link-local address by which it knows its router: the relay's on its link. ICMPv6 errors
     /// of the NOS come from it, as the container holds the NOS's own addresses itself.
     pub router: Ipv6Addr,

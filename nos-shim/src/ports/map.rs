@@ -8,7 +8,7 @@
 use core::hint::select_unpredictable;
 
 use super::claim::LAST_OWNER;
-use super::{ClaimKind, PortRange, Transport};
+use super::{ClaimKind, PortOwner, PortRange, Transport};
 use crate::ident::{AttachmentId, LocalAddressId};
 
 /// Ports of a block, and blocks of an address and transport.
@@ -17,7 +17,7 @@ const BLOCK: usize = 256;
 /// Marks the word of a block that has a page: the rest is the page's number.
 const PAGED: u32 = 1 << 31;
 
-/// Who has a port: two bits that say what kind of owner, above them the attachment's number.
+/// Who has a port: three bits that say what kind of owner, above them the attachment's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PackedOwner(u32);
 
@@ -26,26 +26,44 @@ impl PackedOwner {
     pub(super) const NOS: Self = Self(1);
     const LISTEN: u32 = 2;
     const EPHEMERAL: u32 = 3;
+    /// Of the two above: the attachment's policy has something to say.
+    const WATCHED: u32 = 4;
 
     /// `id` must be [`LAST_OWNER`] at most.
-    pub(super) fn of(id: AttachmentId, kind: ClaimKind) -> Self {
+    pub(super) fn of(id: AttachmentId, kind: ClaimKind, watched: bool) -> Self {
         debug_assert!(id.0 <= LAST_OWNER);
         let kind = match kind {
             ClaimKind::Listen => Self::LISTEN,
             ClaimKind::Ephemeral => Self::EPHEMERAL,
         };
-        Self(id.0 << 2 & !PAGED | kind)
+        let watched = if watched { Self::WATCHED } else { 0 };
+        Self(id.0 << 3 & !PAGED | watched | kind)
     }
 
-    /// The attachment, if the owner is neither nobody nor the NOS.
+    /// Who that is.
     #[inline]
-    pub(super) fn attachment(self) -> Option<(AttachmentId, ClaimKind)> {
-        let kind = match self.0 & 3 {
-            Self::LISTEN => ClaimKind::Listen,
-            Self::EPHEMERAL => ClaimKind::Ephemeral,
-            _ => return None,
+    pub(super) fn owner(self) -> PortOwner {
+        let id = AttachmentId(self.0 >> 3);
+        let (kind, watched) = match self.0 & 7 {
+            0 => return PortOwner::Nobody,
+            Self::LISTEN => (ClaimKind::Listen, false),
+            Self::EPHEMERAL => (ClaimKind::Ephemeral, false),
+            Self::WATCHED_LISTEN => (ClaimKind::Listen, true),
+            Self::WATCHED_EPHEMERAL => (ClaimKind::Ephemeral, true),
+            _ => return PortOwner::Nos,
         };
-        Some((AttachmentId(self.0 >> 2), kind))
+        match watched {
+            false => PortOwner::Attachment { id, kind },
+            true => PortOwner::Watched { id, kind },
+        }
+    }
+
+    const WATCHED_LISTEN: u32 = Self::WATCHED | Self::LISTEN;
+    const WATCHED_EPHEMERAL: u32 = Self::WATCHED | Self::EPHEMERAL;
+
+    /// The attachment, if the owner is neither nobody nor the NOS.
+    pub(super) fn attachment(self) -> Option<AttachmentId> {
+        (self.0 & 2 != 0).then_some(AttachmentId(self.0 >> 3))
     }
 }
 

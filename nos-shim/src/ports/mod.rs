@@ -3,6 +3,7 @@
 mod claim;
 mod exchange;
 mod map;
+mod policy;
 mod range;
 mod table;
 
@@ -10,5 +11,6 @@ pub use claim::{
     Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, Registration, RegistrationRefused,
     ServiceRegistration, Transport,
 };
+pub use policy::{Outside, Policy, Restriction};
 pub use range::{PortRange, PortRangeError};
 pub use table::{Grant, Holding, PortOwner, PortTable};

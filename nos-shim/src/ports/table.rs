@@ -51,6 +51,24 @@ pub enum PortOwner {
         /// What it may do with the port.
         kind: ClaimKind,
     },
+    /// A container whose policy may have something to say about who talks to the port.
+    Watched {
+        /// Which one.
+        id: AttachmentId,
+        /// What it may do with the port.
+        kind: ClaimKind,
+    },
+}
+
+impl PortOwner {
+    /// The container that has the port, and what it may do with it.
+    #[must_use]
+    pub fn attachment(self) -> Option<(AttachmentId, ClaimKind)> {
+        match self {
+            Self::Attachment { id, kind } | Self::Watched { id, kind } => Some((id, kind)),
+            Self::Nobody | Self::Nos => None,
+        }
+    }
 }
 
 /// One claim that was granted.
@@ -130,12 +148,7 @@ impl PortTable {
     #[must_use]
     #[inline]
     pub fn owner(&self, address: LocalAddressId, transport: Transport, port: u16) -> PortOwner {
-        let owner = self.map.at(address, transport, port);
-        match owner.attachment() {
-            Some((id, kind)) => PortOwner::Attachment { id, kind },
-            None if owner == PackedOwner::NOS => PortOwner::Nos,
-            None => PortOwner::Nobody,
-        }
+        self.map.at(address, transport, port).owner()
     }
 
     /// The index of an address of the NOS.
@@ -158,10 +171,19 @@ impl PortTable {
         self.addresses.insert((vrf, address), id);
         self.map.add(id);
         let named = |holding: &Holding<'_>| holding.vrf == vrf && holding.covers(address);
-        let holdings = holdings(&self.registrations, &self.services).filter(named);
-        for Holding { owner, claim, .. } in holdings {
-            let owner = packed(owner, claim.kind);
-            self.map.fill(id, claim.transport, claim.range, owner);
+        let services = self
+            .services
+            .values()
+            .flat_map(|service| of_service(service));
+        for Holding { claim, .. } in services.filter(named) {
+            self.map
+                .fill(id, claim.transport, claim.range, PackedOwner::NOS);
+        }
+        for registration in self.registrations.values() {
+            for Holding { claim, .. } in of_registration(registration).filter(named) {
+                let owner = packed(registration, &claim);
+                self.map.fill(id, claim.transport, claim.range, owner);
+            }
         }
         id
     }
@@ -398,7 +420,7 @@ impl PortTable {
     /// Whether any port of `claim` may be somebody else's than who registers.
     fn is_taken(&self, id: LocalAddressId, claim: &Claim, by: &Registration) -> bool {
         let foreign = |owner: PackedOwner| match owner.attachment() {
-            Some((id, _)) => id != by.attachment && self.registrations.contains_key(&id),
+            Some(id) => id != by.attachment && self.registrations.contains_key(&id),
             None => owner == PackedOwner::NOS,
         };
         let found = self.map.find(id, claim.transport, claim.range, foreign);
@@ -457,12 +479,11 @@ impl PortTable {
         if registration.attachment.0 > LAST_OWNER {
             return;
         }
-        let owner = Owner::Attachment(registration.attachment);
         for &address in &registration.addresses {
             let Some(address) = self.address(registration.vrf, address) else {
                 continue;
             };
-            let stripe = |claim: &Claim| stripe(address, claim, packed(owner, claim.kind));
+            let stripe = |claim: &Claim| stripe(address, claim, packed(registration, claim));
             stripes.extend(registration.claims.iter().map(stripe));
         }
     }
@@ -569,11 +590,13 @@ fn of_registration(registration: &Registration) -> impl Iterator<Item = Holding<
     })
 }
 
-fn packed(owner: Owner, kind: ClaimKind) -> PackedOwner {
-    match owner {
-        Owner::Nos => PackedOwner::NOS,
-        Owner::Attachment(id) => PackedOwner::of(id, kind),
-    }
+fn packed(registration: &Registration, claim: &Claim) -> PackedOwner {
+    let policy = &registration.policy;
+    let watched = match claim.kind {
+        ClaimKind::Listen => policy.watches_listen(claim.transport, claim.range),
+        ClaimKind::Ephemeral => policy.watches_ephemeral(claim.range),
+    };
+    PackedOwner::of(registration.attachment, claim.kind, watched)
 }
 
 fn overlap(a: Claim, b: Claim) -> bool {

@@ -5,22 +5,26 @@
 //! from what holds by [`Tables::version`].
 
 mod own;
+mod policy;
 mod uplinks;
 
 use core::net::IpAddr;
 
 use crate::channel::Exchange;
 use crate::fib::{Action, Adjacency, FibFull, FlowHasher, NextHop, RouteChange, Routing};
+use crate::flows::{FlowKey, Opener};
 use crate::id_table::IdTable;
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::offload::Capabilities;
 use crate::origin::Origin;
 use crate::ports::{
-    ExchangeRefused, PortTable, Registration, RegistrationRefused, ServiceRegistration,
+    ClaimKind, ExchangeRefused, PortOwner, PortTable, Registration, RegistrationRefused,
+    ServiceRegistration,
 };
 use crate::services::ServiceConfig;
 
 use own::OwnAddresses;
+pub(crate) use policy::PolicyIndex;
 pub use uplinks::{JoinRefused, LinkState, UplinkConfig};
 pub(crate) use uplinks::{Uplink, UplinkChange};
 
@@ -37,6 +41,12 @@ pub(crate) struct Tables {
     pub(crate) ports: PortTable,
     pub(crate) uplinks: IdTable<UplinkId, Uplink>,
     pub(crate) attachments: IdTable<AttachmentId, Registration>,
+    /// Of the attachments that have one.
+    pub(crate) policies: IdTable<AttachmentId, PolicyIndex>,
+    /// Whether any attachment has a policy.
+    pub(crate) polices: bool,
+    /// Whether any may use ports that nobody owns.
+    pub(crate) learns: bool,
     /// Whether echo requests are answered.
     pub(crate) ping: bool,
     /// Counts changes of routes and uplinks.
@@ -59,6 +69,9 @@ impl Tables {
             ports: PortTable::new(),
             uplinks: IdTable::new(),
             attachments: IdTable::new(),
+            policies: IdTable::new(),
+            polices: false,
+            learns: false,
             ping: true,
             version: 0,
             addresses: Vec::new(),
@@ -188,9 +201,15 @@ impl Tables {
         let mut moved = withdraw.clone();
         for &id in withdraw {
             self.attachments.remove(id);
+            self.policies.remove(id);
         }
         for registration in register {
             let id = registration.attachment;
+            self.policies.remove(id);
+            if !registration.policy.is_none() {
+                self.policies
+                    .insert(id, PolicyIndex::new(&registration.policy));
+            }
             let old = self.attachments.insert(id, registration.clone());
             moved.extend(
                 old.filter(|(_, old)| !same_place(old, registration))
@@ -199,7 +218,37 @@ impl Tables {
         }
         let mtus = self.attachments.values().map(|it| usize::from(it.mtu));
         self.attachment_mtu = mtus.min().unwrap_or(usize::MAX);
+        let policies = || self.policies.values();
+        (self.polices, self.learns) = (policies().next().is_some(), policies().any(|it| it.learns));
         Ok(moved)
+    }
+
+    /// Whether a flow that is there could be opened now.
+    pub(crate) fn keeps(&self, key: &FlowKey, owner: AttachmentId, opener: Opener) -> bool {
+        let (Some(policy), Some(address)) = (
+            self.policies.get(owner),
+            self.own_address(key.vrf, key.local),
+        ) else {
+            return false;
+        };
+        let may_send = policy.may_open_to(key.remote);
+        match (
+            self.ports.owner(address, key.transport, key.local_port),
+            opener,
+        ) {
+            (PortOwner::Nobody, Opener::Owner) => policy.learns && may_send,
+            // It was announced by its owner.
+            (PortOwner::Nobody, Opener::Peer) => policy.learns,
+            (port, opener) => match (port.attachment(), opener) {
+                (Some((id, _)), Opener::Owner) => id == owner && may_send,
+                (Some((id, ClaimKind::Ephemeral)), Opener::Peer) => id == owner,
+                (Some((id, ClaimKind::Listen)), Opener::Peer) => {
+                    let (port, remote) = (key.local_port, key.remote);
+                    id == owner && policy.may_open_from(key.transport, port, remote)
+                }
+                (None, _) => false,
+            },
+        }
     }
 
     /// Makes `config` all that the NOS itself offers.

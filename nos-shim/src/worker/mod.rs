@@ -7,6 +7,7 @@
 mod memberships;
 #[cfg(not(feature = "stack"))]
 mod no_stack;
+mod policed;
 mod rewrites;
 
 use crate::drop::DropReason;
@@ -20,7 +21,7 @@ use crate::neighbor::{self, NeighborCache};
 use crate::origin::Origin;
 use crate::originate::Originator;
 use crate::output::Output;
-use crate::ports::Owner;
+use crate::ports::{Owner, Registration};
 use crate::rate_limit::{IcmpLimiter, IcmpLimits, RedirectLimiter};
 use crate::reassembly::{self, Reassembler};
 use crate::share::{Budget, Shares};
@@ -30,6 +31,7 @@ use crate::time::Instant;
 use no_stack::LocalStack;
 
 pub(crate) use memberships::{LinkMemberships, Memberships};
+pub(crate) use policed::Policed;
 pub(crate) use rewrites::{Rewrite, Rewrites};
 
 /// Who gets the fragments of a datagram: whoever got the first.
@@ -52,6 +54,10 @@ pub(crate) struct Worker {
     pub(crate) stirred: Vec<UplinkId>,
     pub(crate) memberships: Memberships,
     pub(crate) echo: EchoFlows,
+    /// While any attachment has a policy.
+    pub(crate) policed: Option<Box<Policed>>,
+    /// Flows that policies may have remembered.
+    flows: usize,
     pub(crate) fragments: FragmentTable<Holder>,
     pub(crate) reassembler: Reassembler,
     pub(crate) local: LocalStack,
@@ -66,7 +72,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// One that remembers nothing, beside a pool that is divided by `budget`.
-    pub(crate) fn new(seed: u64, budget: Budget) -> Self {
+    pub(crate) fn new(seed: u64, budget: Budget, flows: usize) -> Self {
         let shares = Shares::new(budget.waiting());
         let fragments = FragmentLimits {
             held: shares.limit(),
@@ -82,6 +88,8 @@ impl Worker {
             stirred: Vec::new(),
             memberships: Memberships::new(seed),
             echo: EchoFlows::default(),
+            policed: None,
+            flows,
             fragments: FragmentTable::new(fragments),
             reassembler: Reassembler::new(reassembly, seed),
             local: LocalStack::new(seed),
@@ -98,6 +106,29 @@ impl Worker {
     pub(crate) fn flush_flows(&mut self, id: AttachmentId) {
         self.echo.flush(Owner::Attachment(id));
         self.fragments.flush(Holder::Attachment(id));
+        if let Some(policed) = &mut self.policed {
+            policed.forget(id);
+        }
+    }
+
+    /// Follows the policies and the ports of attachments, of which some have changed: flows that could
+    /// not be opened any more end.
+    pub(crate) fn follow_policies(&mut self, changed: &[Registration], tables: &Tables) {
+        if !tables.polices {
+            self.policed = None;
+            return;
+        }
+        let flows = self.flows;
+        let policed = self
+            .policed
+            .get_or_insert_with(|| Box::new(Policed::new(flows)));
+        for id in changed.iter().map(|registration| registration.attachment) {
+            let flows = &mut policed.flows;
+            flows.retain(id, |key, opener| tables.keeps(key, id, opener));
+        }
+        // Ports of nobody may be somebody's now.
+        let flows = &mut policed.flows;
+        flows.retain_learnt(|key, owner, opener| tables.keeps(key, owner, opener));
     }
 
     /// Notices what has changed since the last burst.
@@ -179,6 +210,7 @@ impl Worker {
         let mut first = sooner(self.echo.poll_at(), self.fragments.poll_at());
         first = sooner(first, self.reassembler.poll_at());
         first = sooner(first, self.local.poll_at());
+        first = sooner(first, self.policed.as_ref().and_then(|it| it.poll_at()));
         first = sooner(first, self.memberships.poll_at());
         for cache in self.neighbors.values() {
             first = sooner(first, cache.poll_at());

@@ -278,6 +278,7 @@ fn container(
         tcp: values(entry.tcp),
         udp: values(entry.udp),
         ephemeral: values(entry.ephemeral),
+        policy: entry.policy,
         mac: entry.mac,
         offload: entry.offload,
         vrf: VrfId::DEFAULT,

@@ -11,6 +11,14 @@ use super::place::{At, Place};
 use super::report::Report;
 use super::values::{one_line, quoted, shown, suggestion};
 
+/// An entry of a list of values and tables.
+pub(super) enum Entry<'a, T> {
+    /// A value.
+    Value(At<T>),
+    /// A table.
+    Table(Section<'a>),
+}
+
 /// Reads one value, or says what is wrong with it.
 pub(super) type Reader<T> = fn(&DeValue<'_>) -> Result<T, String>;
 
@@ -149,6 +157,38 @@ impl<'a> Section<'a> {
                 .filter_map(|item| self.read(key, item, read))
                 .collect(),
         )
+    }
+
+    /// The entries of `key`, which may be an array or a single one. Tables among them are sections
+    /// called `name`, which whoever takes them has to [`Self::close`].
+    pub(super) fn mixed<T>(
+        &mut self,
+        key: &'static str,
+        name: &'static str,
+        read: Reader<T>,
+    ) -> Vec<Entry<'a, T>> {
+        let Some(value) = self.value(key) else {
+            return Vec::new();
+        };
+        let items = match value.get_ref() {
+            DeValue::Array(items) => items,
+            _ => core::slice::from_ref(value),
+        };
+        let entry = |item: &'a Spanned<DeValue<'a>>| match item.get_ref() {
+            DeValue::Table(table) => Some(Entry::Table(self.subsection(name, table, item))),
+            _ => self.read(key, item, read).map(Entry::Value),
+        };
+        items.iter().filter_map(entry).collect()
+    }
+
+    /// Ends a section of this one: it is unsound if that is.
+    pub(super) fn close(&mut self, section: Section<'_>) {
+        self.sound &= section.finish();
+    }
+
+    /// What the section is called.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
     }
 
     /// As [`Self::list`], where an empty array is an error that gives `advice`.

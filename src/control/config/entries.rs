@@ -3,10 +3,12 @@
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{Outside, Policy, PortRange};
+use nos_shim::prefix_set::PrefixSet;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -14,7 +16,7 @@ use crate::interface_name::InterfaceName;
 
 use super::document::Section;
 use super::place::At;
-use super::port_list;
+use super::port_list::{self, PortLists};
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{
@@ -82,6 +84,7 @@ pub(super) struct ContainerEntry {
     pub(super) tcp: Vec<At<PortRange>>,
     pub(super) udp: Vec<At<PortRange>>,
     pub(super) ephemeral: Vec<At<PortRange>>,
+    pub(super) policy: Policy,
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
     pub(super) capture: Option<At<PathBuf>>,
@@ -158,12 +161,14 @@ fn relay(mut section: Section<'_>) -> RelayConfig {
     let buffers = section.optional("buffers", values::buffers);
     let ring = section.optional("ring", values::ring);
     let io_uring = section.optional("io_uring", values::io_uring);
+    let flows = section.optional("flows", values::flows);
     section.finish();
     RelayConfig {
         threads: threads.map_or(Threads::default(), |at| at.value),
         buffers: value(buffers, defaults.buffers),
         ring: value(ring, defaults.ring),
         io_uring: io_uring.map_or(IoUring::default(), |at| at.value),
+        flows: value(flows, defaults.flows),
     }
 }
 
@@ -258,9 +263,9 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let interface = section.optional("interface", values::interface);
     let advice = "leave it out for every address of the NOS";
     let addresses = section.nonempty("addresses", advice, values::address);
-    let tcp = port_list::read(&mut section, "tcp");
-    let udp = port_list::read(&mut section, "udp");
-    let ephemeral = port_list::read(&mut section, "ephemeral");
+    let ports = PortLists::read(&mut section);
+    let to = section.list("to", values::prefix);
+    let outside = section.optional("outside", values::outside);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
     let capture = section.optional("capture", values::file);
@@ -274,13 +279,23 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         device: device?.value,
         interface: interface.map_or_else(default_interface, |at| at.value),
         addresses,
-        tcp,
-        udp,
-        ephemeral,
+        policy: Policy {
+            from: ports.restrictions(),
+            established: ports.ephemeral.established,
+            to: to.map(prefixes),
+            outside: outside.map_or(Outside::default(), |at| at.value),
+        },
+        tcp: ports.tcp.ranges,
+        udp: ports.udp.ranges,
+        ephemeral: ports.ephemeral.ranges,
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),
         capture,
     })
+}
+
+fn prefixes(list: Vec<At<IpNet>>) -> Arc<PrefixSet> {
+    Arc::new(list.into_iter().map(|at| at.value).collect())
 }
 
 fn default_interface() -> InterfaceName {

@@ -35,6 +35,7 @@ impl RelayConfig {
                 old.io_uring.to_string(),
                 new.io_uring.to_string(),
             ),
+            setting("relay.flows", old.flows.to_string(), new.flows.to_string()),
         ];
         settings.retain(|setting| setting.old != setting.new);
         settings

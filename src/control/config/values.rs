@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 use nos_shim::multicast::Group as _;
-use nos_shim::ports::{PortRange, PortRangeError};
+use nos_shim::ports::{Outside, PortRange, PortRangeError};
 use toml::de::DeValue;
 
 use crate::interface_name::InterfaceName;
@@ -87,6 +87,20 @@ pub(super) fn buffers(value: &DeValue<'_>) -> Result<NonZeroU32, String> {
 
 pub(super) fn ring(value: &DeValue<'_>) -> Result<NonZeroU32, String> {
     count(value, 8..=4096)
+}
+
+pub(super) fn flows(value: &DeValue<'_>) -> Result<NonZeroU32, String> {
+    count(value, 1024..=1_048_576)
+}
+
+pub(super) fn outside(value: &DeValue<'_>) -> Result<Outside, String> {
+    let options = [("drop", Outside::Drop), ("learn", Outside::Learn)];
+    choice(value, &options)
+}
+
+/// The state that a packet's flow must be in. There is one that can be asked for.
+pub(super) fn flow_state(value: &DeValue<'_>) -> Result<(), String> {
+    choice(value, &[("established", ())])
 }
 
 pub(super) fn metric(value: &DeValue<'_>) -> Result<u16, String> {

@@ -304,6 +304,7 @@ fn attachment(id: AttachmentId, name: &Name, claim: &Claim) -> AttachmentConfig 
         mac: claim.mac,
         relay_mac: relay_mac(name),
         addresses: claim.addresses.clone(),
+        policy: claim.policy.clone(),
         claims: port_claims(claim),
         mtu: claim.mtu.octets(),
     }

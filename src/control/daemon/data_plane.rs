@@ -102,7 +102,8 @@ impl DataPlane {
             io::Result::Ok((event_loop.with_uring(urings.pop()), handle))
         };
         let seed = seed();
-        let shim = |end, pool| Shim::new(end, pool, ShimConfig { seed });
+        let flows = usize::try_from(settings.flows.get()).unwrap_or(usize::MAX);
+        let shim = |end, pool| Shim::new(end, pool, ShimConfig { seed, flows });
         match settings.threads {
             Threads::Single => {
                 let engine = Engine::single(

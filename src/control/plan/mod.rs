@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::{MacAddr, VrfId};
-use nos_shim::ports::{PortRange, Transport};
+use nos_shim::ports::{Policy, PortRange, Transport};
 
 use crate::control::config::{
     ContainerDevice, Mtu, Name, NetnsRef, Route, ServiceConfig, UplinkDevice,
@@ -136,6 +136,8 @@ pub struct Claim {
     pub udp: Vec<PortRange>,
     /// TCP and UDP ports from which it opens flows.
     pub ephemeral: Vec<PortRange>,
+    /// With whom it may talk.
+    pub policy: Policy,
     /// Longest IP packet on its link.
     pub mtu: Mtu,
     /// MAC address of its interface.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use nos_shim::ports::Outside;
 use proptest::prelude::*;
 
 use super::*;
@@ -197,6 +198,13 @@ fn add_container(
         tcp: blocks(draft.tcp).collect(),
         udp: blocks(draft.udp).collect(),
         ephemeral: draft.ephemeral.map(block).into_iter().collect(),
+        policy: Policy {
+            outside: match draft.udp % 2 {
+                0 => Outside::Drop,
+                _ => Outside::Learn,
+            },
+            ..Policy::default()
+        },
         mtu: Mtu::new(draft.mtu).unwrap(),
         mac: mac(draft.mac),
     };

@@ -197,6 +197,7 @@ pub fn claim(container: &Container) -> Claim {
         tcp: container.tcp.clone(),
         udp: container.udp.clone(),
         ephemeral: container.ephemeral.clone(),
+        policy: container.policy.clone(),
         mtu: container.mtu,
         mac: container_mac(container),
     }

@@ -8,7 +8,7 @@ use nos_shim::frame::Frame;
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
-use nos_shim::ports::Claim;
+use nos_shim::ports::{Claim, Policy};
 use nos_shim::vlan::parse_tagged;
 
 use crate::data::guard::Guard;
@@ -35,6 +35,8 @@ pub struct AttachmentConfig {
     pub addresses: Vec<IpAddr>,
     /// Its ports on them.
     pub claims: Vec<Claim>,
+    /// With whom it may talk.
+    pub policy: Policy,
     /// Octets of the longest IP packet on the link.
     pub mtu: u16,
 }
@@ -188,7 +190,7 @@ impl Guarded {
     pub(super) fn new(config: &AttachmentConfig) -> Self {
         let link = ContainerLink::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
         Self {
-            guard: Guard::new(link, &config.claims),
+            guard: Guard::new(link, &config.claims, config.policy.outside),
             vrf: config.vrf,
             name: Arc::clone(&config.name),
         }

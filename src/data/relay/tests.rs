@@ -10,7 +10,7 @@ use nos_shim::frame::{BATCH, Checksum, Ecn, GsoKind, Offload, Segmentation};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::ports::{
-    Claim, ClaimKind, ClaimRefused, Owner, PortRange, RegistrationRefused, Transport,
+    Claim, ClaimKind, ClaimRefused, Owner, Policy, PortRange, RegistrationRefused, Transport,
 };
 use proptest::prelude::*;
 use std::net::Ipv6Addr;
@@ -42,6 +42,7 @@ fn config(id: AttachmentId) -> AttachmentConfig {
         mac: MAC,
         relay_mac: RELAY,
         addresses: vec![OWN.into(), OWN6.into()],
+        policy: Policy::default(),
         claims: vec![claim(40000, 40999)],
         mtu: 1500,
     }
@@ -230,6 +231,7 @@ fn an_attachment_forwards_once_the_nos_has_accepted_it() {
         name: "c3".into(),
         vrf: VrfId(7),
         addresses: vec![OWN.into(), OWN6.into()],
+        policy: Policy::default(),
         claims: vec![claim(40000, 40999)],
         router: config(A).relay_mac.link_local(),
         mtu: 1500,

@@ -10,7 +10,7 @@ use crate::frame::{Burst, Checksum, Ecn, Frame, FramePool, GsoKind, Offload, Seg
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::ndp::{Envelope, Ndp, solicited_node};
 use crate::packet::{Fragment, Packet, protocol};
-use crate::ports::{Claim, ClaimKind, PortRange, Registration, Transport};
+use crate::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
 use crate::services::{Service, ServiceConfig};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, ip, pool};
@@ -44,7 +44,14 @@ impl Nos {
     pub(super) fn new() -> Self {
         let (relay, end) = pair(8);
         let pool = pool();
-        let mut shim = Shim::new(end, pool.clone(), ShimConfig { seed: 1 });
+        let mut shim = Shim::new(
+            end,
+            pool.clone(),
+            ShimConfig {
+                seed: 1,
+                ..ShimConfig::default()
+            },
+        );
         let addresses = [(N4, 24), (OTHER4, 24), (N6, 64), (OTHER6, 64)];
         let uplink = UplinkConfig {
             id: UPLINK,
@@ -155,6 +162,7 @@ fn registration(id: AttachmentId, port: u16, mtu: u16) -> Registration {
         name: format!("c{}", id.0).into(),
         vrf: VrfId::DEFAULT,
         addresses: vec![ip(N4), ip(N6)],
+        policy: Policy::default(),
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),
         router: MacAddr([2; 6]).link_local(),
         mtu,

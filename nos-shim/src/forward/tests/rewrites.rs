@@ -30,7 +30,14 @@ impl Nos {
     fn new() -> Self {
         let (relay, end) = pair(8);
         let pool = pool();
-        let shim = Shim::new(end, pool.clone(), ShimConfig { seed: 1 });
+        let shim = Shim::new(
+            end,
+            pool.clone(),
+            ShimConfig {
+                seed: 1,
+                ..ShimConfig::default()
+            },
+        );
         let mut nos = Self { shim, relay, pool };
         nos.set_uplink(1500);
         nos.set_gateway(X4);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ports::Policy;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -26,6 +27,7 @@ fn registration(id: u32, addresses: &[u8], claims: &[Claim]) -> Registration {
         name: format!("c{id}").into(),
         vrf: VRF,
         addresses: addresses.iter().map(|&n| ip(n)).collect(),
+        policy: Policy::default(),
         claims: claims.to_vec(),
         router: core::net::Ipv6Addr::LOCALHOST,
         mtu: 1500,
@@ -223,7 +225,7 @@ fn an_address_must_be_the_nos_s() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "attachment 536870912 is beyond the last that can own ports, 536870911"
+        "attachment 268435456 is beyond the last that can own ports, 268435455"
     );
     table
         .register(&registration(LAST_OWNER, &[1], &[tcp("80")]))

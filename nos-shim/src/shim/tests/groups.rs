@@ -31,7 +31,14 @@ fn config(addresses: &[&str]) -> UplinkConfig {
 
 fn shim(addresses: &[&str]) -> Shim {
     let (_, end) = pair(1);
-    let mut shim = Shim::new(end, pool(), ShimConfig { seed: 1 });
+    let mut shim = Shim::new(
+        end,
+        pool(),
+        ShimConfig {
+            seed: 1,
+            ..ShimConfig::default()
+        },
+    );
     shim.set_uplink(config(addresses), NOW).unwrap();
     shim
 }

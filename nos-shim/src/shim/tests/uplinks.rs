@@ -6,7 +6,7 @@ use crate::arp::Arp;
 use crate::channel::{Exchange, pair};
 use crate::fib::{Action, InactiveReason, NextHop, NextHops, Route, RouteChange, Source};
 use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
-use crate::ports::{Claim, ClaimKind, PortOwner, PortRange, Registration, Transport};
+use crate::ports::{Claim, ClaimKind, Policy, PortOwner, PortRange, Registration, Transport};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use crate::test_packets::{ip, pool};
 use crate::time::Instant;
@@ -29,7 +29,14 @@ fn config(id: u32, addresses: &[&str]) -> UplinkConfig {
 
 fn shim(uplinks: &[UplinkConfig]) -> Shim {
     let (_, end) = pair(1);
-    let mut shim = Shim::new(end, pool(), ShimConfig { seed: 1 });
+    let mut shim = Shim::new(
+        end,
+        pool(),
+        ShimConfig {
+            seed: 1,
+            ..ShimConfig::default()
+        },
+    );
     shim.set_uplinks(uplinks.to_vec(), NOW).unwrap();
     for uplink in uplinks {
         shim.set_link(uplink.id, LinkState::Up, NOW).unwrap();
@@ -60,6 +67,7 @@ fn register(shim: &mut Shim, address: &str) {
         name: "c".into(),
         vrf: VRF,
         addresses: vec![ip(address)],
+        policy: Policy::default(),
         claims: vec![Claim {
             transport: Transport::Tcp,
             range: PortRange::new(80, 80).unwrap(),

@@ -310,6 +310,8 @@ fn add_ports(report: &Report<'_>, overlay: &Overlay, containers: &mut [Container
             for ranges in [&mut entry.tcp, &mut entry.udp, &mut entry.ephemeral] {
                 ranges.clear();
             }
+            entry.policy.from.clear();
+            entry.policy.established.clear();
         }
         let at = |key, value| At {
             value,
@@ -322,5 +324,7 @@ fn add_ports(report: &Report<'_>, overlay: &Overlay, containers: &mut [Container
         ] {
             ranges.extend(more.iter().map(|&range| at(key, range)));
         }
+        entry.policy.from.extend(ports.from.iter().cloned());
+        entry.policy.established.extend(&ports.established);
     }
 }

@@ -1,6 +1,7 @@
-//! Ports that a container was given at run time: lists of ranges, more and fewer of them.
+//! Ports that a container was given at run time: lists of ranges, more and fewer of them, and the rules
+//! that came with them.
 
-use nos_shim::ports::{PortRange, Transport};
+use nos_shim::ports::{PortRange, Restriction, Transport};
 
 use super::super::entries::ContainerEntry;
 use super::super::place::At;
@@ -12,6 +13,10 @@ pub(super) struct Ports {
     pub(super) tcp: Vec<PortRange>,
     pub(super) udp: Vec<PortRange>,
     pub(super) ephemeral: Vec<PortRange>,
+    /// Who may open flows to which of them, by protocol and range.
+    pub(super) from: Vec<Restriction>,
+    /// Those of `ephemeral` that get only packets of flows that are there.
+    pub(super) established: Vec<PortRange>,
 }
 
 impl Ports {
@@ -22,7 +27,40 @@ impl Ports {
             tcp: values(&entry.tcp),
             udp: values(&entry.udp),
             ephemeral: values(&entry.ephemeral),
+            from: joined(entry.policy.from.clone()),
+            established: PortRange::merged(entry.policy.established.clone()),
         }
+    }
+
+    /// Those of TCP or UDP on which a container is reached.
+    fn of_transport(&self, transport: Transport) -> &[PortRange] {
+        match transport {
+            Transport::Tcp => &self.tcp,
+            Transport::Udp => &self.udp,
+        }
+    }
+
+    /// Who may open flows to which of these that `other` has not.
+    fn rules_without(&self, other: &Self) -> Vec<Restriction> {
+        let left = self.from.iter().flat_map(|rule| {
+            let left = left_of(rule.range, other.of_transport(rule.transport));
+            left.into_iter().map(|range| Restriction {
+                range,
+                ..rule.clone()
+            })
+        });
+        joined(left.collect())
+    }
+
+    /// Whether the ports that these and `other` have follow the same rules.
+    pub(super) fn agrees_with(&self, other: &Self) -> bool {
+        let common = |of: &Self, with: &Self| {
+            // What is left when those are taken out that the other has not.
+            let foreign = of.without(with);
+            let from = of.rules_without(&foreign);
+            (from, subtract(&of.established, &foreign.ephemeral))
+        };
+        common(self, other) == common(other, self)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -35,32 +73,39 @@ impl Ports {
             tcp: subtract(&self.tcp, &other.tcp),
             udp: subtract(&self.udp, &other.udp),
             ephemeral: subtract(&self.ephemeral, &other.ephemeral),
+            from: self.rules_without(other),
+            established: subtract(&self.established, &other.ephemeral),
         }
     }
 
-    /// These and those of `other` that are not among them.
+    /// These and those of `other` that are not among them. Where both have a port, the rule of `other`
+    /// holds.
     pub(super) fn with(&self, other: &Self) -> Self {
         let more = other.without(self);
-        let joined = |own: &[PortRange], more: Vec<PortRange>| {
+        let both = |own: &[PortRange], more: Vec<PortRange>| {
             let mut all = own.to_vec();
             all.extend(more);
             all.sort_unstable();
             all
         };
         Self {
-            tcp: joined(&self.tcp, more.tcp),
-            udp: joined(&self.udp, more.udp),
-            ephemeral: joined(&self.ephemeral, more.ephemeral),
+            tcp: both(&self.tcp, more.tcp),
+            udp: both(&self.udp, more.udp),
+            ephemeral: both(&self.ephemeral, more.ephemeral),
+            from: joined([self.rules_without(other), other.from.clone()].concat()),
+            established: PortRange::merged(
+                [
+                    subtract(&self.established, &other.ephemeral),
+                    other.established.clone(),
+                ]
+                .concat(),
+            ),
         }
     }
 
     /// Whether ports of `range` are among those on which a container is reached.
     pub(super) fn listens(&self, transport: Transport, range: PortRange) -> bool {
-        let ranges = match transport {
-            Transport::Tcp => &self.tcp,
-            Transport::Udp => &self.udp,
-        };
-        common(ranges, range).is_some()
+        common(self.of_transport(transport), range).is_some()
     }
 }
 
@@ -89,6 +134,25 @@ pub(super) fn normal(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
     disjoint
 }
 
+/// The same rules in their order, as few as can be. They do not overlap.
+pub(super) fn joined(mut rules: Vec<Restriction>) -> Vec<Restriction> {
+    rules.sort_unstable_by_key(|rule| (rule.transport, rule.range));
+    let mut few: Vec<Restriction> = Vec::with_capacity(rules.len());
+    for rule in rules {
+        match few.last_mut() {
+            Some(last)
+                if (last.transport, &last.from) == (rule.transport, &rule.from)
+                    && u32::from(last.range.last()) + 1 == u32::from(rule.range.first()) =>
+            {
+                let whole = PortRange::new(last.range.first(), rule.range.last());
+                last.range = whole.unwrap_or(rule.range);
+            }
+            _ => few.push(rule),
+        }
+    }
+    few
+}
+
 /// The ports of `ranges` that are not in `others`; both are disjoint and in their order.
 fn subtract(ranges: &[PortRange], others: &[PortRange]) -> Vec<PortRange> {
     let left = ranges.iter().flat_map(|&range| left_of(range, others));
@@ -97,8 +161,10 @@ fn subtract(ranges: &[PortRange], others: &[PortRange]) -> Vec<PortRange> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
 
+    use ipnet::IpNet;
     use proptest::prelude::*;
 
     use super::*;
@@ -120,7 +186,65 @@ mod tests {
             .all(|pair| pair[0].last() < pair[1].first())
     }
 
+    /// Ports, each with who may open flows to it.
+    fn rules(ports: &Ports) -> BTreeMap<u16, Option<String>> {
+        let mut of = BTreeMap::new();
+        for port in ports
+            .tcp
+            .iter()
+            .flat_map(|range| range.first()..=range.last())
+        {
+            let mut rules = ports.from.iter();
+            let rule = rules.find(|rule| rule.range.contains(port));
+            of.insert(port, rule.map(|rule| rule.from.to_string()));
+        }
+        of
+    }
+
+    fn ruled() -> impl Strategy<Value = Ports> {
+        let ranges = prop::collection::vec((1..60_u16, 0..12_u16, 0..3_u8), 0..8);
+        ranges.prop_map(|ranges| {
+            let mut ports = Ports::default();
+            for (first, more, rule) in ranges {
+                let range = PortRange::new(first, first + more).unwrap();
+                if common(&ports.tcp, range).is_some() {
+                    continue;
+                }
+                ports.tcp.push(range);
+                ports.tcp.sort_unstable();
+                if rule > 0 {
+                    let prefix: IpNet = format!("10.0.0.{rule}/32").parse().unwrap();
+                    ports.from.push(Restriction {
+                        transport: Transport::Tcp,
+                        range,
+                        from: Arc::new([prefix].into_iter().collect()),
+                    });
+                }
+            }
+            ports.from = joined(ports.from);
+            ports
+        })
+    }
+
     proptest! {
+        /// Against maps from ports to rules.
+        #[test]
+        fn the_rule_of_a_port_is_the_last_that_was_asked_for(one in ruled(), two in ruled()) {
+            let (a, b) = (rules(&one), rules(&two));
+            let mut both = a.clone();
+            both.extend(b.clone());
+            prop_assert_eq!(rules(&one.with(&two)), both);
+            let mut fewer = a.clone();
+            fewer.retain(|port, _| !b.contains_key(port));
+            let left = one.without(&two);
+            prop_assert_eq!(rules(&left), fewer);
+            // No rule is about a port that is not there.
+            let ruled: BTreeSet<u16> = left.from.iter().flat_map(|it| it.range.first()..=it.range.last()).collect();
+            prop_assert!(ruled.is_subset(&set(&left.tcp)));
+            let same = a.iter().all(|(port, rule)| b.get(port).is_none_or(|other| other == rule));
+            prop_assert_eq!(one.agrees_with(&two), same);
+        }
+
         #[test]
         fn ranges_are_sets_of_ports(one in ranges(), two in ranges()) {
             let ports = |tcp: &[PortRange]| Ports { tcp: tcp.to_vec(), ..Ports::default() };

@@ -40,7 +40,7 @@ impl ConfigFile {
             Kind::Listen => Ports {
                 tcp: list(Transport::Tcp),
                 udp: list(Transport::Udp),
-                ephemeral: Vec::new(),
+                ..Ports::default()
             },
         };
         let changed = self.with_ports(overlay, name, own.with(&more))?;

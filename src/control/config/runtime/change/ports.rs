@@ -4,10 +4,11 @@ use nos_shim::ports::PortRange;
 
 use crate::control::config::document::Section;
 use crate::control::config::place::At;
+use crate::control::config::port_list::PortLists;
 use crate::control::config::report::Report;
-use crate::control::config::runtime::ports::{Ports, common, normal};
+use crate::control::config::runtime::ports::{Ports, common, joined, normal};
 use crate::control::config::values::{self, did_you_mean};
-use crate::control::config::{ConfigErrors, Name, port_list};
+use crate::control::config::{ConfigErrors, Name};
 
 use super::{Changed, ConfigFile, Keys, Overlay, PortsAction, Touched, read, unchanged};
 
@@ -27,11 +28,15 @@ impl ConfigFile {
         let name = request.name.value.clone();
         let fixed = self.container(&name).map(Ports::of).unwrap_or_default();
         let own = self.own_ports(overlay, &name);
+        let asked = request.ports();
         if action == PortsAction::Remove {
             self.removable(&report, &request, &fixed);
+        } else if !asked.agrees_with(&fixed) {
+            let reason = "asks for other rules than the configuration has for the same ports; \
+                          change the file and reload";
+            report.error(request.name.place, reason);
         }
         report.finish(Some(()))?;
-        let asked = request.ports();
         let new = match action {
             PortsAction::Add => own.with(&asked.without(&fixed)),
             PortsAction::Remove => own.without(&asked),
@@ -102,9 +107,13 @@ impl ConfigFile {
             return;
         };
         for (what, asked, fixed) in [
-            ("tcp", &request.tcp, &fixed.tcp),
-            ("udp", &request.udp, &fixed.udp),
-            ("ephemeral", &request.ephemeral, &fixed.ephemeral),
+            ("tcp", &request.lists.tcp.ranges, &fixed.tcp),
+            ("udp", &request.lists.udp.ranges, &fixed.udp),
+            (
+                "ephemeral",
+                &request.lists.ephemeral.ranges,
+                &fixed.ephemeral,
+            ),
         ] {
             for at in asked {
                 if let Some(range) = common(fixed, at.value) {
@@ -119,25 +128,25 @@ impl ConfigFile {
 
 struct PortsRequest {
     name: At<Name>,
-    tcp: Vec<At<PortRange>>,
-    udp: Vec<At<PortRange>>,
-    ephemeral: Vec<At<PortRange>>,
+    lists: PortLists,
 }
 
 impl PortsRequest {
     fn ports(&self) -> Ports {
         let values = |all: &[At<PortRange>]| normal(all.iter().map(|at| at.value).collect());
         Ports {
-            tcp: values(&self.tcp),
-            udp: values(&self.udp),
-            ephemeral: values(&self.ephemeral),
+            tcp: values(&self.lists.tcp.ranges),
+            udp: values(&self.lists.udp.ranges),
+            ephemeral: values(&self.lists.ephemeral.ranges),
+            from: joined(self.lists.restrictions()),
+            established: PortRange::merged(self.lists.ephemeral.established.clone()),
         }
     }
 }
 
 fn ports_request(root: &mut Section<'_>, action: PortsAction) -> Option<PortsRequest> {
     let name = root.required("container", "\"web\"", values::name);
-    let [tcp, udp, ephemeral] = ["tcp", "udp", "ephemeral"].map(|key| port_list::read(root, key));
+    let lists = PortLists::read(root);
     let none = ["tcp", "udp", "ephemeral"].iter().all(|key| !root.has(key));
     if none && action != PortsAction::Replace {
         let place = root.header("tcp");
@@ -146,10 +155,5 @@ fn ports_request(root: &mut Section<'_>, action: PortsAction) -> Option<PortsReq
             "is missing, and so are udp and ephemeral; give one of the three",
         );
     }
-    Some(PortsRequest {
-        name: name?,
-        tcp,
-        udp,
-        ephemeral,
-    })
+    Some(PortsRequest { name: name?, lists })
 }
