@@ -1,9 +1,10 @@
 //! What was registered, as one process says it to the next.
 
 use core::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{PortRange, Restriction, Transport};
 use serde::{Deserialize, Serialize};
 
 use super::ports::Ports;
@@ -16,21 +17,85 @@ type Ends = Vec<(u16, u16)>;
 #[serde(default)]
 struct Handed {
     containers: Vec<(String, Keys)>,
-    /// Of TCP, UDP, and ephemeral ones.
-    ports: Vec<(String, [Ends; 3])>,
+    ports: Vec<(String, HandedPorts)>,
     routes: Vec<(IpNet, u16, Keys)>,
     addresses: Vec<(String, IpNet)>,
     groups: Vec<(String, IpAddr)>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct HandedPorts {
+    tcp: Ends,
+    udp: Ends,
+    ephemeral: Ends,
+    established: Ends,
+    from: Vec<Rule>,
+}
+
+/// Who may open flows to which ports.
+#[derive(Serialize, Deserialize)]
+struct Rule {
+    udp: bool,
+    range: (u16, u16),
+    from: Vec<IpNet>,
+}
+
+impl HandedPorts {
+    fn of(ports: &Ports) -> Self {
+        let rules = ports.from.iter().map(|rule| Rule {
+            udp: rule.transport == Transport::Udp,
+            range: (rule.range.first(), rule.range.last()),
+            from: rule.from.prefixes().to_vec(),
+        });
+        Self {
+            tcp: ends(&ports.tcp),
+            udp: ends(&ports.udp),
+            ephemeral: ends(&ports.ephemeral),
+            established: ends(&ports.established),
+            from: rules.collect(),
+        }
+    }
+
+    fn ports(self) -> Result<Ports, String> {
+        let rules = self.from.into_iter().map(|rule| {
+            Ok(Restriction {
+                transport: if rule.udp {
+                    Transport::Udp
+                } else {
+                    Transport::Tcp
+                },
+                range: range(rule.range)?,
+                from: Arc::new(rule.from.into_iter().collect()),
+            })
+        });
+        Ok(Ports {
+            from: rules.collect::<Result<_, String>>()?,
+            tcp: ranges(self.tcp)?,
+            udp: ranges(self.udp)?,
+            ephemeral: ranges(self.ephemeral)?,
+            established: ranges(self.established)?,
+        })
+    }
+}
+
+fn ends(ranges: &[PortRange]) -> Ends {
+    let ranges = ranges.iter();
+    ranges.map(|it| (it.first(), it.last())).collect()
+}
+
+fn ranges(ends: Ends) -> Result<Vec<PortRange>, String> {
+    ends.into_iter().map(range).collect()
+}
+
+fn range((first, last): (u16, u16)) -> Result<PortRange, String> {
+    PortRange::new(first, last).map_err(|error| error.to_string())
 }
 
 impl Overlay {
     /// All of it, for another process of the same program.
     #[must_use]
     pub fn handed(&self) -> serde_json::Value {
-        let ends = |ranges: &[PortRange]| -> Ends {
-            let ranges = ranges.iter();
-            ranges.map(|it| (it.first(), it.last())).collect()
-        };
         let containers = self.containers.iter();
         let ports = self.ports.iter();
         let handed = Handed {
@@ -38,10 +103,7 @@ impl Overlay {
                 .map(|(name, keys)| (name.to_string(), keys.clone()))
                 .collect(),
             ports: ports
-                .map(|(name, ports)| {
-                    let lists = [&ports.tcp, &ports.udp, &ports.ephemeral];
-                    (name.to_string(), lists.map(|list| ends(list)))
-                })
+                .map(|(name, ports)| (name.to_string(), HandedPorts::of(ports)))
                 .collect(),
             routes: self
                 .routes
@@ -70,25 +132,12 @@ impl Overlay {
     pub fn received(handed: serde_json::Value) -> Result<Self, String> {
         let handed: Handed = serde_json::from_value(handed).map_err(|error| error.to_string())?;
         let name = |name: String| name.parse().map_err(|error| format!("{name}: {error}"));
-        let ranges = |ends: Ends| -> Result<Vec<PortRange>, String> {
-            let ends = ends.into_iter();
-            ends.map(|(first, last)| {
-                let range = PortRange::new(first, last);
-                range.map_err(|error| error.to_string())
-            })
-            .collect()
-        };
         let mut overlay = Self::default();
         for (of, keys) in handed.containers {
             overlay.containers.push((name(of)?, keys));
         }
-        for (of, [tcp, udp, ephemeral]) in handed.ports {
-            let ports = Ports {
-                tcp: ranges(tcp)?,
-                udp: ranges(udp)?,
-                ephemeral: ranges(ephemeral)?,
-            };
-            overlay.ports.insert(name(of)?, ports);
+        for (of, ports) in handed.ports {
+            overlay.ports.insert(name(of)?, ports.ports()?);
         }
         for (prefix, metric, keys) in handed.routes {
             overlay.routes.push(((prefix, metric), keys));
