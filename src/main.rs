@@ -41,6 +41,7 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
             daemon::run(&DaemonOptions {
                 config: run.config.clone(),
                 control: run.control.path.clone(),
+                state: run.state(),
                 strict: run.strict,
                 takeover: run.takeover,
             })?;
@@ -48,7 +49,7 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
         }
         Command::Check(check) => Ok(check.run(&mut out, &mut err)?),
         Command::Show(show) => Ok(show.run(&mut out, &mut err)?),
-        Command::Attach(args) => Ok(args.ask.run(&args.request(), &mut out, &mut err)?),
+        Command::Attach(args) => Ok(args.run(&mut out, &mut err)?),
         Command::Detach(args) => Ok(args.ask.run(&args.request(), &mut out, &mut err)?),
         Command::Ports(command) => Ok(command.run(&mut out, &mut err)?),
         Command::Route(command) => Ok(command.run(&mut out, &mut err)?),

@@ -794,6 +794,28 @@ lab_test! {
 }
 
 lab_test! {
+    fn ten_thousand_ranges_come_in_one_request() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let daemon = &scenario.daemon;
+        // Every second port, but those that others have, and some are taken out again.
+        let free = |port: &u32| !(20000..=22000).contains(port) && !(39000..=50001).contains(port);
+        let all: Vec<u32> = (2000..=65534).step_by(2).filter(free).take(10_000).collect();
+        let mut list: Vec<Value> = all.iter().map(|port| json!(format!("{port}"))).collect();
+        list.extend(all[..100].iter().map(|port| json!(format!("{}-{}", port, port + 1))));
+        list.extend(all[..100].iter().map(|port| json!(format!("!{}", port + 1))));
+        assert_eq!(all.len(), 10_000);
+        change(daemon, ports("add", "web", json!({"tcp": list, "udp": list})));
+        let rows = ranges(daemon, "web");
+        let added = rows.iter().filter(|(.., origin)| *origin == Origin::Runtime);
+        assert_eq!(added.count(), 20_000);
+        assert_reached(&scenario, scenario.web(), V4, u16::try_from(all[9_999]).unwrap());
+        assert_refused(&scenario, V4, u16::try_from(all[9_999] + 1).unwrap());
+        change(daemon, ports("replace", "web", json!({})));
+        assert_refused(&scenario, V4, u16::try_from(all[9_999]).unwrap());
+    }
+}
+
+lab_test! {
     fn tables_are_as_the_schema_says() {
         let scenario = Scenario::with(
             Variant::PLAIN,
@@ -801,7 +823,8 @@ lab_test! {
         );
         let daemon = &scenario.daemon;
         assert_reached(&scenario, scenario.web(), V4, 20000);
-        for table in ["attachments", "ports", "routes", "neighbors", "counters"] {
+        change(daemon, ports("add", "web", json!({"tcp": "23000", "lease": "attachment"})));
+        for table in ["attachments", "ports", "routes", "neighbors", "counters", "registrations"] {
             let request = json!({"version": 1, "request": {"type": "show", "table": table}});
             assert_as_documented(&request);
             let answer = said_to(daemon, &request.to_string());
@@ -838,6 +861,31 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
     let text = |text: &str| text.to_owned();
     let long = "x".repeat(60_000);
     vec![
+        (
+            ports(r#","tcp":1,"lease":"daemon""#),
+            Some("ports.lease"),
+            "\"daemon\" is not",
+        ),
+        (
+            ports(r#","tcp":1,"lease":["pidfd"]"#),
+            Some("ports.lease"),
+            "an array is not",
+        ),
+        (
+            allocate(r#","size":1,"lease":7"#),
+            Some("allocate.lease"),
+            "7 is not a string",
+        ),
+        (
+            route(r#""prefix":"192.0.2.0/24","type":"blackhole","lease":"connection""#),
+            Some("route.lease"),
+            "unknown key",
+        ),
+        (
+            address(r#","uplink":"up0","address":"203.0.113.9/24","lease":"attachment""#),
+            Some("address.lease"),
+            "is for ports alone",
+        ),
         (text("5"), None, "invalid type"),
         (text("[]"), None, "missing field `type`"),
         (text("{}"), None, "missing field `type`"),
@@ -1004,8 +1052,8 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
         ),
         (
             container(r#","udp":{"a":1}"#),
-            Some("container.udp"),
-            "a table is not",
+            Some("container.udp.ports"),
+            "unknown key",
         ),
         (
             container(r#","tcp":[5,"5"]"#),
@@ -1019,8 +1067,8 @@ fn bad_requests() -> Vec<(String, Option<&'static str>, &'static str)> {
         ),
         (
             container(r#","ephemeral":{"first":1}"#),
-            Some("container.ephemeral"),
-            "a table is not",
+            Some("container.ephemeral.ports"),
+            "unknown key",
         ),
         (
             container(r#","mac":"01:00:5e:00:00:01""#),

@@ -7,18 +7,22 @@
 )]
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use mio::{Events, Poll, Token};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nos_relay::control::api::snapshot::{Origin, Port, PortKind, Protocol};
 use nos_relay::control::api::{
-    BindError, ConnectionId, ControlError, MAX_CONNECTIONS, MAX_REQUEST, REQUEST_TIMEOUT,
-    RESPONSE_TIMEOUT, Refusal, RefusalCode, Request, Response, Server, Table, query,
+    Access, BindError, ConnectionId, ControlError, Event, Group, MAX_CONNECTIONS, MAX_REQUEST,
+    REQUEST_TIMEOUT, RESPONSE_TIMEOUT, Refusal, RefusalCode, Request, Response, Server, Subject,
+    SubjectKind, Table, query,
 };
 use nos_shim::ident::VrfId;
 use nos_shim::time::Instant;
@@ -67,7 +71,7 @@ impl Daemon {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         let poll = Poll::new().unwrap();
-        let server = Server::bind(&path, poll.registry(), FIRST).unwrap();
+        let server = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap();
         let now = Instant::from_millis(1000);
         Self {
             poll,
@@ -96,10 +100,8 @@ impl Daemon {
     fn request(&mut self) -> ConnectionId {
         self.handle_events(Duration::ZERO);
         let asked = self.server.poll_request().unwrap();
-        assert_eq!(
-            (asked.request, self.server.poll_request()),
-            (SHOW_PORTS, None)
-        );
+        assert_eq!(asked.request, SHOW_PORTS);
+        assert!(self.server.poll_request().is_none());
         asked.connection
     }
 
@@ -232,7 +234,7 @@ fn garbage_is_refused_with_the_reason() {
         (
             "{\"version\":1,\"request\":{\"type\":\"show\",\"table\":\"x\"}}\n",
             bad(
-                "unknown variant `x`, expected one of `attachments`, `ports`, `routes`, `neighbors`, `counters` at line 1 column 51",
+                "unknown variant `x`, expected one of `attachments`, `ports`, `routes`, `neighbors`, `counters`, `registrations` at line 1 column 51",
             ),
         ),
         (
@@ -273,22 +275,324 @@ fn a_request_without_an_end_is_refused() {
 #[test]
 fn an_oversize_request_is_refused_before_its_end() {
     let mut daemon = Daemon::start();
-    let mut client = daemon.connect();
-    client.write_all(&[b' '; MAX_REQUEST]).unwrap();
-    assert!(daemon.turn().is_empty());
-    let answer = refusal("too-long", "the request is longer than 65536 octets");
-    assert_eq!(rest(client), answer);
+    let said = daemon.serve(|path| {
+        let mut client = UnixStream::connect(path).unwrap();
+        client.write_all(&vec![b' '; MAX_REQUEST]).unwrap();
+        rest(client)
+    });
+    let answer = refusal("too-long", "the request is longer than 1048576 octets");
+    assert_eq!(said, answer);
 }
 
 #[test]
 fn the_longest_request_is_taken() {
     let mut daemon = Daemon::start();
-    let mut client = daemon.connect();
     let padding = " ".repeat(MAX_REQUEST - SHOW_PORTS_LINE.len());
-    client
-        .write_all(format!("{padding}{SHOW_PORTS_LINE}").as_bytes())
+    let said = daemon.serve(|path| {
+        let mut client = UnixStream::connect(path).unwrap();
+        let line = format!("{padding}{SHOW_PORTS_LINE}");
+        client.write_all(line.as_bytes()).unwrap();
+        rest(client)
+    });
+    assert!(said.contains("20000-20999"), "{said}");
+}
+
+/// The program as a client: another process.
+fn another(path: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nos-relay"));
+    command
+        .args(["show", "ports", "--json", "--control"])
+        .arg(path);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Serves until the other process has its answer.
+fn answered(daemon: &mut Daemon, client: Child) -> String {
+    let output = daemon.serve(|_| client.wait_with_output().unwrap());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn one_process_does_not_keep_others_out() {
+    let mut daemon = Daemon::start();
+    // Some say nothing, some read nothing of a long answer.
+    let mut stalled: Vec<_> = (0..MAX_CONNECTIONS).map(|_| daemon.connect()).collect();
+    daemon.turn();
+    for client in &mut stalled[..8] {
+        client.write_all(SHOW_PORTS_LINE.as_bytes()).unwrap();
+    }
+    daemon.handle_events(Duration::ZERO);
+    while let Some(asked) = daemon.server.poll_request() {
+        daemon
+            .server
+            .respond(asked.connection, &many_ports(), daemon.now);
+    }
+    for _ in 0..3 {
+        let client = another(&daemon.path);
+        assert!(answered(&mut daemon, client).contains("20000-20999"));
+        // It takes what room there is again.
+        stalled.push(daemon.connect());
+        daemon.turn();
+    }
+    // To itself it is no other.
+    let refused = daemon.serve(|path| query(path, &SHOW_PORTS, LONG));
+    assert!(
+        matches!(refused, Err(ControlError::Refused(refusal)) if refusal.code == RefusalCode::Busy)
+    );
+}
+
+#[test]
+fn requests_of_different_processes_take_turns() {
+    let mut daemon = Daemon::start();
+    let mut own: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
+    for client in &mut own {
+        client.write_all(SHOW_PORTS_LINE.as_bytes()).unwrap();
+    }
+    let mut client = another(&daemon.path);
+    let pid = i32::try_from(client.id()).unwrap();
+    // Its connection comes behind ours: all are there when it is.
+    let mut connections = 0;
+    while connections < 9 {
+        daemon.handle_events(LONG);
+        connections = daemon.server.waiting_requests();
+    }
+    let asked: Vec<_> = std::iter::from_fn(|| daemon.server.poll_request()).collect();
+    let position = asked
+        .iter()
+        .position(|asked| asked.peer.pid == pid)
         .unwrap();
-    assert_eq!(daemon.turn(), [SHOW_PORTS]);
+    assert!(position <= 1, "it waits for {position} others");
+    for asked in asked {
+        daemon
+            .server
+            .respond(asked.connection, &ports(), daemon.now);
+    }
+    assert!(client.wait().unwrap().success());
+}
+
+#[test]
+fn clients_that_vanish_leave_nothing() {
+    let mut daemon = Daemon::start();
+    for number in 0..2000_usize {
+        let mut client = daemon.connect();
+        let length = number % (SHOW_PORTS_LINE.len() + 1);
+        client
+            .write_all(&SHOW_PORTS_LINE.as_bytes()[..length])
+            .unwrap();
+        drop(client);
+        if number % 50 == 0 {
+            daemon.turn();
+            daemon.server.handle_timeout(daemon.now);
+        }
+    }
+    for _ in 0..100 {
+        daemon.turn();
+        daemon.server.handle_timeout(daemon.now);
+    }
+    assert_eq!(daemon.server.poll_at(), None);
+    assert_eq!(daemon.server.poll_ended(), None);
+    let response = daemon.serve(|path| query(path, &SHOW_PORTS, LONG));
+    assert_eq!(response.unwrap(), ports());
+}
+
+#[test]
+fn a_flood_of_connections_is_taken_a_part_at_a_time() {
+    let mut daemon = Daemon::start();
+    let clients: Vec<_> = (0..100).map(|_| daemon.connect()).collect();
+    daemon.handle_events(Duration::ZERO);
+    // There are more, and whatever else is due comes before them.
+    assert_eq!(daemon.server.poll_at(), Some(daemon.now));
+    daemon.server.handle_timeout(daemon.now);
+    daemon.turn();
+    drop(clients);
+    for _ in 0..10 {
+        daemon.turn();
+        daemon.server.handle_timeout(daemon.now);
+    }
+    let response = daemon.serve(|path| query(path, &SHOW_PORTS, LONG));
+    assert_eq!(response.unwrap(), ports());
+}
+
+#[test]
+fn a_watcher_that_does_not_read_costs_others_nothing() {
+    let mut daemon = Daemon::start();
+    let mut connect = || {
+        let mut client = daemon.connect();
+        client
+            .write_all(b"{\"version\":1,\"request\":{\"type\":\"watch\"}}\n")
+            .unwrap();
+        daemon.handle_events(Duration::ZERO);
+        let asked = daemon.server.poll_request().unwrap();
+        daemon.server.watch(asked.connection, daemon.now);
+        client
+    };
+    let (stalled, reader) = (connect(), connect());
+    let subject = Subject {
+        kind: SubjectKind::Container,
+        name: Some("x".repeat(64)),
+    };
+    let event = Event::Gone { subject };
+    let mut lines = BufReader::new(reader);
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    for number in 0..20_000 {
+        daemon.server.publish(number, &event, daemon.now);
+        line.clear();
+        lines.read_line(&mut line).unwrap();
+        assert!(line.contains(&format!("\"time_ms\":{number},")), "{line}");
+    }
+    assert_eq!(daemon.server.watchers(), 2);
+    // What it has not read was lost to it alone, and it is told so.
+    let mut lines = BufReader::new(stalled);
+    let mut lost = None;
+    while lost.is_none() {
+        line.clear();
+        lines.read_line(&mut line).unwrap();
+        lost = line.contains("\"lost\":").then(|| line.clone());
+        daemon.handle_events(Duration::ZERO);
+    }
+    drop(lines);
+    daemon.handle_events(LONG);
+    assert_eq!(daemon.server.watchers(), 1);
+}
+
+#[test]
+fn what_holds_something_stays_open_and_its_end_is_told() {
+    let mut daemon = Daemon::start();
+    let mut holders = Vec::new();
+    for _ in 0..2 * MAX_CONNECTIONS {
+        let mut client = daemon.connect();
+        client.write_all(SHOW_PORTS_LINE.as_bytes()).unwrap();
+        let id = daemon.request();
+        assert!(daemon.server.may_hold(id));
+        daemon.server.hold(id, &ports(), daemon.now);
+        let mut lines = BufReader::new(client);
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        assert!(line.contains("20000-20999"));
+        holders.push((id, lines));
+    }
+    // They are silent for ever, and take nobody's room.
+    daemon.turn();
+    assert_eq!(daemon.server.poll_at(), None);
+    daemon
+        .server
+        .handle_timeout(daemon.now + 100 * REQUEST_TIMEOUT);
+    let response = daemon.serve(|path| query(path, &SHOW_PORTS, LONG));
+    assert_eq!(response.unwrap(), ports());
+    assert_eq!(daemon.server.poll_ended(), None);
+    // One asks again.
+    let (first, mut lines) = holders.remove(0);
+    lines
+        .get_mut()
+        .write_all(SHOW_PORTS_LINE.as_bytes())
+        .unwrap();
+    assert_eq!(daemon.request(), first);
+    daemon.server.respond(first, &ports(), daemon.now);
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert!(line.contains("20000-20999"));
+    // What it begins to say, it has to end in time.
+    lines.get_mut().write_all(b"{").unwrap();
+    daemon.turn();
+    let deadline = daemon.now + REQUEST_TIMEOUT;
+    assert_eq!(daemon.server.poll_at(), Some(deadline));
+    daemon.server.handle_timeout(deadline);
+    assert_eq!(daemon.server.poll_ended(), Some(first.number()));
+    // The others end when they hang up, however they do.
+    let (second, lines) = holders.remove(0);
+    lines.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    daemon.handle_events(LONG);
+    assert_eq!(daemon.server.poll_ended(), Some(second.number()));
+    let mut rest: Vec<_> = holders.iter().map(|(id, _)| id.number()).collect();
+    drop((lines, holders));
+    daemon.handle_events(LONG);
+    let mut ended: Vec<_> = std::iter::from_fn(|| daemon.server.poll_ended()).collect();
+    rest.sort_unstable();
+    ended.sort_unstable();
+    assert_eq!(ended, rest);
+}
+
+#[test]
+fn one_that_has_gone_before_it_held_anything_is_told_as_well() {
+    let mut daemon = Daemon::start();
+    let mut client = daemon.connect();
+    client.write_all(SHOW_PORTS_LINE.as_bytes()).unwrap();
+    let id = daemon.request();
+    drop(client);
+    daemon.turn();
+    daemon.server.hold(id, &ports(), daemon.now);
+    assert_eq!(daemon.server.poll_ended(), Some(id.number()));
+    assert_eq!(daemon.server.poll_ended(), None);
+}
+
+#[test]
+fn descriptors_that_nobody_asked_for_are_closed() {
+    let mut daemon = Daemon::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // Other tests open and close theirs meanwhile.
+    let descriptors = || {
+        let all = fs::read_dir("/proc/self/fd").unwrap();
+        let links = all.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        links.filter(|link| link == file.path()).count()
+    };
+    let client = daemon.connect();
+    daemon.turn();
+    let many = [file.as_raw_fd(); 200];
+    for _ in 0..20 {
+        let slices = [IoSlice::new(b" ")];
+        let rights = [ControlMessage::ScmRights(&many)];
+        sendmsg::<()>(
+            client.as_raw_fd(),
+            &slices,
+            &rights,
+            MsgFlags::empty(),
+            None,
+        )
+        .unwrap();
+        daemon.turn();
+    }
+    // One may be that of a request, and goes with it.
+    assert_eq!(descriptors(), 2);
+    let slices = [IoSlice::new(SHOW_PORTS_LINE.as_bytes())];
+    sendmsg::<()>(client.as_raw_fd(), &slices, &[], MsgFlags::empty(), None).unwrap();
+    daemon.handle_events(Duration::ZERO);
+    let asked = daemon.server.poll_request().unwrap();
+    assert!(asked.descriptor.is_some());
+    daemon
+        .server
+        .respond(asked.connection, &ports(), daemon.now);
+    drop(asked);
+    assert!(rest(client).contains("20000-20999"));
+    assert_eq!(descriptors(), 1);
+}
+
+#[test]
+fn the_socket_is_for_its_group_if_it_is_said_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control.sock");
+    let poll = Poll::new().unwrap();
+    let gid = fs::metadata(directory.path()).unwrap().gid();
+    let bind = |group, mode| {
+        let group = Some(group);
+        Server::bind(&path, &Access { mode, group }, poll.registry(), FIRST)
+    };
+    let server = bind(Group::Id(gid), 0o666).unwrap();
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!(
+        (metadata.gid(), metadata.permissions().mode() & 0o777),
+        (gid, 0o666)
+    );
+    drop(server);
+    let error = bind(Group::Name("no-such-group".to_owned()), 0o660).unwrap_err();
+    assert!(
+        matches!(&error, BindError::Group(name) if name == "no-such-group"),
+        "{error}"
+    );
+    assert!(!path.exists());
 }
 
 #[test]
@@ -388,7 +692,13 @@ fn the_socket_is_its_owners_alone_and_goes_with_the_daemon() {
 #[test]
 fn a_second_daemon_is_told_of_the_first() {
     let mut daemon = Daemon::start();
-    let error = Server::bind(&daemon.path, daemon.poll.registry(), Token(0)).unwrap_err();
+    let error = Server::bind(
+        &daemon.path,
+        &Access::default(),
+        daemon.poll.registry(),
+        Token(0),
+    )
+    .unwrap_err();
     assert!(matches!(error, BindError::Running(_)));
     let expected = format!(
         "{}: a nos-relay is already running there; stop it, or choose another path with --control",
@@ -406,7 +716,7 @@ fn a_foreign_listener_is_not_replaced() {
     let path = directory.path().join("control.sock");
     let _foreign = UnixListener::bind(&path).unwrap();
     let poll = Poll::new().unwrap();
-    let error = Server::bind(&path, poll.registry(), FIRST).unwrap_err();
+    let error = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap_err();
     assert!(matches!(error, BindError::Running(_)), "{error}");
     assert!(path.exists());
 }
@@ -423,7 +733,7 @@ fn the_socket_of_a_dead_daemon_is_replaced() {
         Err(ControlError::NoDaemon(_))
     ));
     let poll = Poll::new().unwrap();
-    let server = Server::bind(&path, poll.registry(), FIRST).unwrap();
+    let server = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap();
     assert!(UnixStream::connect(&path).is_ok());
     drop(server);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -435,7 +745,7 @@ fn what_is_not_a_socket_is_left_alone() {
     let path = directory.path().join("precious.txt");
     fs::write(&path, "precious").unwrap();
     let poll = Poll::new().unwrap();
-    let error = Server::bind(&path, poll.registry(), FIRST).unwrap_err();
+    let error = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap_err();
     let expected = format!(
         "{}: exists and is not a socket, so it is left alone",
         path.display()
@@ -448,13 +758,14 @@ fn what_is_not_a_socket_is_left_alone() {
 fn impossible_paths_are_explained() {
     let poll = Poll::new().unwrap();
     let long = format!("/tmp/{}", "x".repeat(103));
-    let error = Server::bind(Path::new(&long), poll.registry(), FIRST).unwrap_err();
+    let error =
+        Server::bind(Path::new(&long), &Access::default(), poll.registry(), FIRST).unwrap_err();
     let expected = format!("{long}: has 108 octets; the path of a socket has 1 to 107");
     assert_eq!(error.to_string(), expected);
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("missing/control.sock");
-    let error = Server::bind(&path, poll.registry(), FIRST).unwrap_err();
+    let error = Server::bind(&path, &Access::default(), poll.registry(), FIRST).unwrap_err();
     let expected = format!(
         "{}.lock: cannot be used as control socket: No such file or directory (os error 2)",
         path.display()

@@ -180,8 +180,8 @@ lab_test! {
         goes_on();
         // When the running one has stopped.
         let (mut taking, _) = ask();
-        let neighbors = taking.prepared().unwrap();
-        assert!(!neighbors.is_empty());
+        let memory = taking.prepared().unwrap();
+        assert!(!memory.neighbors.is_empty());
         drop(taking);
         goes_on();
         // It lives and says nothing more: the running one waits for so long, and not longer.
@@ -273,6 +273,7 @@ lab_test! {
         let without = edited[..edited.find("[[container]]\nname = \"db\"").unwrap()].to_owned();
         scenario.daemon.files().write(&without);
         let scenario = scenario.replaced();
+        scenario.daemon.forget_counters();
         let db = scenario.db();
         assert!(db.link("eth0").unwrap().is_none());
         assert_eq!(db.read_sysctl("net/ipv4/ip_local_port_range").unwrap(), "32768\t60999");
@@ -350,6 +351,13 @@ mod a_service_manager_keeps_the_devices {
         };
         assert!(waiting.finish() >= WINDOW);
         assert_eq!([scenario.web(), scenario.db()].map(inside), before);
+        // Another interface in the place of one that is kept.
+        let [is, shall] = [variant.offload[0], !variant.offload[0]]
+            .map(|offload| format!("device = \"{}\"\noffload = {offload}", variant.device));
+        scenario.daemon.reload(&scenario.edited(&is, &shall));
+        assert_alive(&scenario);
+        let log = scenario.daemon.log();
+        assert!(!log.contains("belongs to attachment"), "{log}");
         // The end: nothing is left, neither there nor with the manager.
         let Scenario {
             daemon, topology, ..

@@ -15,11 +15,13 @@ mod support;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use nos_relay::control::api::snapshot::Link;
 use nos_relay::lab::testbed::{LabNamespace, Topology, Vxlan, veth};
 use support::bulk::transfer;
-use support::daemon::{Daemon, LIMIT};
+use support::daemon::{Daemon, LIMIT, await_that};
 use support::scenario::{Family, Scenario, V4, V6, Variant, config, edited, variant_tests};
+use support::{lab_test, skip};
 
 const MIB: u64 = 1 << 20;
 /// A port of the container's, for both ends of tunnels.
@@ -170,6 +172,117 @@ mod tcp_in_a_container_arrives_whole {
         veth_split: ("veth", "split", [true, true]),
         veth_to_plain: ("veth", "single", [true, false]),
         plain_tap_to_uplink: ("tap", "single", [false, true]),
+    }
+}
+
+/// Packet sockets send the super-frames of UDP tunnels by a TAP beside them, once they have met one.
+mod super_frames_leave_packet_sockets_whole {
+    use super::*;
+
+    /// Waits until the daemon has said of so many interfaces what it does for tunnels. `None` where the
+    /// kernel can do nothing.
+    fn await_injections(daemon: &Daemon, interfaces: usize) -> Option<()> {
+        await_that("what becomes of tunnels", || {
+            let log = daemon.log();
+            if log.contains("super-frames of tunnels are cut before they leave") {
+                skip("the kernel takes no super-frames of tunnels");
+                return Ok(None);
+            }
+            let whole = log.matches("super-frames of tunnels leave whole").count();
+            let missing = interfaces - whole.min(interfaces);
+            (missing == 0)
+                .then_some(Some(()))
+                .ok_or_else(|| format!("{missing} are missing"))
+        })
+    }
+
+    fn takes_tunnels(link: &Link) -> bool {
+        link.offload.iter().any(|one| one == "tunnel")
+    }
+
+    /// Octets a packet of what a link has sent since `before`.
+    fn average(before: &Link, after: &Link) -> u64 {
+        let octets = after.tx.octets - before.tx.octets;
+        octets / (after.tx.packets - before.tx.packets)
+    }
+
+    fn injections(device: &LabNamespace) -> Vec<String> {
+        let list = || {
+            let all = nix::net::if_::if_nameindex().unwrap();
+            let names = all
+                .iter()
+                .map(|one| one.name().to_string_lossy().into_owned());
+            names.collect::<Vec<_>>()
+        };
+        let mut names = device.run(list).unwrap();
+        names.retain(|name| name.starts_with("nt"));
+        names
+    }
+
+    fn scenario(variant: Variant) {
+        let scenario = Scenario::new(variant);
+        let daemon = &scenario.daemon;
+        let ends: [End<'_>; 2] = [(scenario.web(), V4.nos), (scenario.external(), V4.external)];
+        tunnel(ends, 0, true);
+        let device = &scenario.topology.device;
+        assert!(injections(device).is_empty(), "none is met yet");
+        for (connection, seed) in connections(ends, 0).into_iter().zip(1..) {
+            transfer(connection, MIB, seed);
+        }
+        let links = 1 + usize::from(variant.device == "veth");
+        if await_injections(daemon, links).is_none() {
+            return;
+        }
+        let taps = injections(device);
+        assert_eq!(taps.len(), links, "{taps:?}");
+        let state = || [daemon.uplink("up0").link, daemon.attachment("web").link];
+        let before = state();
+        assert!(before.iter().all(takes_tunnels), "{before:?}");
+        for (connection, seed) in connections(ends, 0).into_iter().zip(3..) {
+            transfer(connection, 16 * MIB, seed);
+        }
+        let after = state();
+        for (before, after) in before.iter().zip(&after) {
+            assert!(average(before, after) > 3000, "{after:?}");
+            assert!(after.refused.is_empty(), "{after:?}");
+        }
+        assert_no_drops(daemon);
+        // Somebody takes the TAPs away: what leaves is cut, and arrives.
+        for tap in taps {
+            device.delete_link(&tap).unwrap();
+        }
+        for (connection, seed) in connections(ends, 0).into_iter().zip(5..) {
+            transfer(connection, MIB, seed);
+        }
+        assert!(!takes_tunnels(&daemon.uplink("up0").link));
+        assert_no_drops(daemon);
+    }
+
+    variant_tests! {
+        tap_single: ("tap", "single", [true, true]),
+        veth_single: ("veth", "single", [true, true]),
+        veth_split: ("veth", "split", [true, true]),
+    }
+
+    lab_test! {
+        fn what_carries_them_goes_with_the_daemon() {
+            let scenario = Scenario::new(Variant::PLAIN);
+            let ends: [End<'_>; 2] = [
+                (scenario.web(), V6.nos),
+                (scenario.external(), V6.external),
+            ];
+            tunnel(ends, 0, true);
+            for (connection, seed) in connections(ends, 0).into_iter().zip(1..) {
+                transfer(connection, MIB, seed);
+            }
+            if await_injections(&scenario.daemon, 2).is_none() {
+                return;
+            }
+            let Scenario { daemon, topology, .. } = scenario;
+            assert_eq!(injections(&topology.device).len(), 2);
+            daemon.stop_by(Signal::SIGTERM);
+            assert!(injections(&topology.device).is_empty());
+        }
     }
 }
 

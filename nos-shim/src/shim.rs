@@ -31,6 +31,7 @@ use core::net::IpAddr;
 use crate::channel::{Exchange, NosEnd, ToNos, ToRelay};
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
+use crate::flows::{FlowStatus, NewFlow};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
 use crate::ident::{MacAddr, UplinkId};
@@ -491,6 +492,27 @@ impl Shim {
     pub fn uplinks(&self, first: Option<usize>) -> Page<UplinkSnapshot, usize> {
         let row = |id, uplink: &Uplink| self.snapshot(id, uplink);
         self.tables.uplinks.page(first.unwrap_or(0), row)
+    }
+
+    /// Some of the flows that ports cannot decide, from a place on.
+    #[must_use]
+    pub fn flows(&self, first: Option<u32>, now: Instant) -> Page<FlowStatus, u32> {
+        match &self.worker.policed {
+            Some(policed) => policed.flows.page(first.unwrap_or(0), now),
+            None => Page::end(),
+        }
+    }
+
+    /// Remembers flows that are under way, as they are known from elsewhere. What finds no place is
+    /// left out.
+    pub fn remember_flows(&mut self, flows: &[NewFlow], now: Instant) {
+        let Some(policed) = &mut self.worker.policed else {
+            return;
+        };
+        for flow in flows {
+            // An owner that has more than its share gives up its own.
+            let _ = policed.flows.open(flow, now);
+        }
     }
 
     /// Learns where neighbors of an uplink were when they were last heard of: see

@@ -1,6 +1,7 @@
 //! Commands that change what a running nos-relay does.
 
 use std::io::{self, Write};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -23,6 +24,49 @@ pub struct AskArgs {
     /// Where to find the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// With whose end what is asked for ends.
+#[derive(Args, Clone, Debug)]
+pub struct LeaseArgs {
+    /// With whose end it ends: this command's connection, which it keeps open until it is ended
+    /// itself; or, of ports, the container's attachment, which they go with anyway.
+    #[arg(long, value_name = "LEASE", conflicts_with = "holder_pid")]
+    pub lease: Option<Lease>,
+    /// It ends with this process.
+    #[arg(long, value_name = "PID")]
+    pub holder_pid: Option<u32>,
+}
+
+/// Leases that a command can ask for by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Lease {
+    /// The container's attachment.
+    Attachment,
+    /// The connection.
+    Connection,
+}
+
+impl LeaseArgs {
+    fn name(&self) -> Option<&'static str> {
+        match (self.holder_pid, self.lease) {
+            (Some(_), _) => Some("pidfd"),
+            (None, Some(Lease::Connection)) => Some("connection"),
+            (None, Some(Lease::Attachment)) => Some("attachment"),
+            (None, None) => None,
+        }
+    }
+}
+
+/// Arguments of a command whose result may end with somebody's end.
+#[derive(Args, Clone, Debug)]
+pub struct Leased<A: Args> {
+    /// What is asked for.
+    #[command(flatten)]
+    pub args: A,
+    /// With whose end it ends.
+    #[command(flatten)]
+    pub lease: LeaseArgs,
 }
 
 /// Arguments of `attach`: the keys of a container in the file, see docs/configuration.md.
@@ -60,6 +104,9 @@ pub struct AttachArgs {
     /// Any other key that a container has in the file, its value as in TOML; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, toml::Value)>,
+    /// With whose end it ends.
+    #[command(flatten)]
+    pub lease: LeaseArgs,
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
@@ -95,7 +142,7 @@ pub enum PortsCommand {
     /// Show who owns which ports.
     List(ListArgs),
     /// Give ports to a container.
-    Add(PortsArgs),
+    Add(Leased<PortsArgs>),
     /// Take ports away that a container got at run time.
     Remove(PortsArgs),
     /// Give a container exactly these ports, besides those of the configuration.
@@ -144,6 +191,9 @@ pub struct AllocateArgs {
     /// For what.
     #[arg(long)]
     pub kind: Option<Kind>,
+    /// With whose end it ends.
+    #[command(flatten)]
+    pub lease: LeaseArgs,
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
@@ -198,6 +248,9 @@ pub struct RouteAddArgs {
     /// Any other key that a route has in the file, its value as in TOML; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, toml::Value)>,
+    /// With whose end it ends.
+    #[command(flatten)]
+    pub lease: LeaseArgs,
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
@@ -220,7 +273,7 @@ pub struct RouteRemoveArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub enum AddressCommand {
     /// Add an address to an uplink.
-    Add(AddressArgs),
+    Add(Leased<AddressArgs>),
     /// Remove an address that was added at run time.
     Remove(AddressArgs),
 }
@@ -241,7 +294,7 @@ pub struct AddressArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub enum GroupCommand {
     /// Have the NOS join a multicast group on an uplink.
-    Add(GroupArgs),
+    Add(Leased<GroupArgs>),
     /// Have it leave a group that it has joined at run time.
     Remove(GroupArgs),
 }
@@ -300,6 +353,10 @@ impl Given {
         self.value(key, values)
     }
 
+    fn lease(self, lease: &LeaseArgs) -> Self {
+        self.value("lease", lease.name())
+    }
+
     fn ports(self, ports: &PortLists) -> Self {
         self.list("tcp", &ports.tcp)
             .list("udp", &ports.udp)
@@ -320,6 +377,15 @@ fn text(value: &str) -> Option<String> {
 }
 
 impl AttachArgs {
+    /// Runs `attach`: results to `out`, errors to `err`.
+    ///
+    /// # Errors
+    ///
+    /// When neither can be written.
+    pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        self.ask.run_leased(&self.lease, &self.request(), out, err)
+    }
+
     /// The request that it stands for.
     #[must_use]
     pub fn request(&self) -> Request {
@@ -335,7 +401,10 @@ impl AttachArgs {
             .value("offload", self.no_offload.then_some(false))
             .value("capture", self.capture.clone())
             .settings(&self.settings);
-        Request::Attach(Keys::default().with("container", container.0))
+        let request = Given::default()
+            .value("container", Some(container.0))
+            .lease(&self.lease);
+        Request::Attach(request.0)
     }
 }
 
@@ -356,14 +425,22 @@ impl PortsCommand {
     pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
         let given = |args: &PortsArgs| {
             let given = Given::default().value("container", text(&args.container));
-            given.ports(&args.ports).0
+            given.ports(&args.ports)
         };
         match self {
             Self::List(args) => args.run(out, err),
-            Self::Add(args) => args.ask.run(&Request::PortsAdd(given(args)), out, err),
-            Self::Remove(args) => args.ask.run(&Request::PortsRemove(given(args)), out, err),
-            Self::Replace(args) => args.ask.run(&Request::PortsReplace(given(args)), out, err),
-            Self::Allocate(args) => args.ask.run(&args.request(), out, err),
+            Self::Add(Leased { args, lease }) => {
+                let request = Request::PortsAdd(given(args).lease(lease).0);
+                args.ask.run_leased(lease, &request, out, err)
+            }
+            Self::Remove(args) => args.ask.run(&Request::PortsRemove(given(args).0), out, err),
+            Self::Replace(args) => args
+                .ask
+                .run(&Request::PortsReplace(given(args).0), out, err),
+            Self::Allocate(args) => {
+                let request = args.request();
+                args.ask.run_leased(&args.lease, &request, out, err)
+            }
         }
     }
 }
@@ -392,7 +469,8 @@ impl AllocateArgs {
             .value("container", text(&self.container))
             .value("size", Some(i64::from(self.size)))
             .value("protocol", protocol)
-            .value("kind", kind);
+            .value("kind", kind)
+            .lease(&self.lease);
         Request::PortsAllocate(given.0)
     }
 }
@@ -413,8 +491,9 @@ impl RouteCommand {
                     .value("type", args.kind.clone())
                     .value("metric", args.metric.map(i64::from))
                     .settings(&args.settings);
-                let request = Request::RouteAdd(Keys::default().with("route", route.0));
-                args.ask.run(&request, out, err)
+                let given = Given::default().value("route", Some(route.0));
+                let request = Request::RouteAdd(given.lease(&args.lease).0);
+                args.ask.run_leased(&args.lease, &request, out, err)
             }
             Self::Remove(args) => {
                 let route = Given::default()
@@ -435,11 +514,16 @@ impl AddressCommand {
     pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
         let given = |args: &AddressArgs| {
             let given = Given::default().value("uplink", text(&args.uplink));
-            given.value("address", text(&args.address)).0
+            given.value("address", text(&args.address))
         };
         match self {
-            Self::Add(args) => args.ask.run(&Request::AddressAdd(given(args)), out, err),
-            Self::Remove(args) => args.ask.run(&Request::AddressRemove(given(args)), out, err),
+            Self::Add(Leased { args, lease }) => {
+                let request = Request::AddressAdd(given(args).lease(lease).0);
+                args.ask.run_leased(lease, &request, out, err)
+            }
+            Self::Remove(args) => args
+                .ask
+                .run(&Request::AddressRemove(given(args).0), out, err),
         }
     }
 }
@@ -453,11 +537,14 @@ impl GroupCommand {
     pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
         let given = |args: &GroupArgs| {
             let given = Given::default().value("uplink", text(&args.uplink));
-            given.value("group", text(&args.group)).0
+            given.value("group", text(&args.group))
         };
         match self {
-            Self::Add(args) => args.ask.run(&Request::GroupAdd(given(args)), out, err),
-            Self::Remove(args) => args.ask.run(&Request::GroupRemove(given(args)), out, err),
+            Self::Add(Leased { args, lease }) => {
+                let request = Request::GroupAdd(given(args).lease(lease).0);
+                args.ask.run_leased(lease, &request, out, err)
+            }
+            Self::Remove(args) => args.ask.run(&Request::GroupRemove(given(args).0), out, err),
         }
     }
 }
@@ -480,6 +567,15 @@ impl AskArgs {
             request,
             QUERY_TIMEOUT,
         );
+        self.show(answer, out, err)
+    }
+
+    fn show(
+        &self,
+        answer: Result<Response, ControlError>,
+        out: &mut impl Write,
+        err: &mut impl Write,
+    ) -> io::Result<Outcome> {
         match answer {
             Err(ControlError::Refused(refusal)) if self.json => {
                 out.write_all(show::json(&Response::Refused(refusal)).as_bytes())?;
@@ -488,6 +584,63 @@ impl AskArgs {
             answer => respond(answer, self.json, out, err),
         }
     }
+}
+
+impl AskArgs {
+    /// Asks for something that may end with somebody's end. What this command holds is held until it
+    /// is ended, or the daemon is.
+    fn run_leased(
+        &self,
+        lease: &LeaseArgs,
+        request: &Request,
+        out: &mut impl Write,
+        err: &mut impl Write,
+    ) -> io::Result<Outcome> {
+        let (path, id) = (&self.control.path, self.id.as_deref());
+        if let Some(pid) = lease.holder_pid {
+            return match pidfd(pid) {
+                Ok(pidfd) => {
+                    let holder = Some(pidfd.as_fd());
+                    let answer = api::ask_for(path, id, request, holder, QUERY_TIMEOUT);
+                    self.show(answer, out, err)
+                }
+                Err(error) => {
+                    writeln!(err, "nos-relay: process {pid}: {error}")?;
+                    Ok(Outcome::Failure)
+                }
+            };
+        }
+        if lease.lease != Some(Lease::Connection) {
+            return self.run(request, out, err);
+        }
+        let (response, held) = match api::hold(path, id, request, QUERY_TIMEOUT) {
+            Ok(answer) => answer,
+            Err(error) => return self.show(Err(error), out, err),
+        };
+        self.show(Ok(response), out, err)?;
+        out.flush()?;
+        writeln!(err, "It is held until this command is ended.")?;
+        match held.wait() {
+            Ok(()) => writeln!(
+                err,
+                "nos-relay: the daemon has ended, and what was held with it"
+            )?,
+            Err(error) => writeln!(err, "nos-relay: {error}")?,
+        }
+        Ok(Outcome::Failure)
+    }
+}
+
+/// A descriptor that stands for the process which has this number now.
+fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes a number and flags, and no memory of ours.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let descriptor = RawFd::try_from(descriptor).map_err(io::Error::other)?;
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above has just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Shows an answer.

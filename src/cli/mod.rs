@@ -87,6 +87,10 @@ pub enum Command {
 pub struct RunArgs {
     /// The configuration, see docs/configuration.md.
     pub config: PathBuf,
+    /// Where what is registered at run time is kept over restarts: a directory, which is made if it is
+    /// not there, or none.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+    pub state: PathBuf,
     /// Fail if anything that is configured is missing or refused at start, instead of waiting for
     /// it.
     #[arg(long)]
@@ -98,6 +102,21 @@ pub struct RunArgs {
     /// Where to find the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Where state is kept unless the command line says otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/nos-relay";
+
+/// In place of a directory: nothing is kept.
+const NO_STATE: &str = "none";
+
+impl RunArgs {
+    /// The directory in which state is kept, if any.
+    #[must_use]
+    pub fn state(&self) -> Option<PathBuf> {
+        let none = self.state.as_os_str() == NO_STATE;
+        (!none).then(|| self.state.clone())
+    }
 }
 
 /// Arguments of `check`.

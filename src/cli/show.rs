@@ -11,8 +11,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use nos_shim::ident::AttachmentId;
 
 use crate::control::api::snapshot::{
-    Attachment, Capture, Counters, Drops, Link, Neighbor, NeighborState, NextHop, Origin, Port,
-    PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
+    Attachment, Capture, Counters, Drops, Lease, Link, Neighbor, NeighborState, NextHop, Origin,
+    Port, PortKind, Protocol, Registration, RegistrationKind, Ring, Route, RouteAction,
+    RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Applied, Event, Response, Subject, SubjectKind, Watched};
 
@@ -28,6 +29,7 @@ pub fn table(response: &Response) -> String {
         Response::Routes(rows) => routes(rows),
         Response::Neighbors(rows) => neighbors(rows),
         Response::Counters(counters) => self::counters(counters),
+        Response::Registrations(rows) => registrations(rows),
         Response::Changed(applied) => self::applied(applied),
         Response::Watching {} => "Watching.".to_owned(),
         Response::HandingOver(offer) => format!("Handing over {} devices.", offer.descriptors),
@@ -46,6 +48,7 @@ pub fn json(response: &Response) -> String {
         Response::Routes(rows) => serde_json::to_string_pretty(rows),
         Response::Neighbors(rows) => serde_json::to_string_pretty(rows),
         Response::Counters(counters) => serde_json::to_string_pretty(counters),
+        Response::Registrations(rows) => serde_json::to_string_pretty(rows),
         Response::Changed(applied) => serde_json::to_string_pretty(applied),
         Response::Watching {} => Ok("{}".to_owned()),
         Response::HandingOver(offer) => serde_json::to_string_pretty(offer),
@@ -66,12 +69,50 @@ pub fn sort(response: &mut Response) {
         Response::Neighbors(rows) => {
             rows.sort_by(|a, b| (&a.uplink, a.address).cmp(&(&b.uplink, b.address)));
         }
+        Response::Registrations(rows) => rows.sort(),
         Response::Counters(_)
         | Response::Changed(_)
         | Response::Watching {}
         | Response::HandingOver(_)
         | Response::Refused(_) => {}
     }
+}
+
+fn registrations(rows: &[Registration]) -> String {
+    if rows.is_empty() {
+        return "Nothing was registered at run time.".to_owned();
+    }
+    let cells = rows.iter().map(|row| {
+        let kind = match row.kind {
+            RegistrationKind::Container => "container",
+            RegistrationKind::Ports => "ports",
+            RegistrationKind::Route => "route",
+            RegistrationKind::Address => "address",
+            RegistrationKind::Group => "group",
+        };
+        let lease = match row.lease {
+            None => "-",
+            Some(Lease::Attachment) => "attachment",
+            Some(Lease::Connection) => "connection",
+            Some(Lease::Pidfd) => "pidfd",
+        };
+        let lease = match row.holder {
+            Some(pid) => format!("{lease} of {pid}"),
+            None => lease.to_owned(),
+        };
+        let state = match &row.reason {
+            None => "accepted".to_owned(),
+            Some(reason) => format!("set aside\n{}", wrap(reason, REASON_WIDTH)),
+        };
+        [
+            kind.to_owned(),
+            row.name.clone(),
+            lines(&row.what),
+            lease,
+            state,
+        ]
+    });
+    plain(&["KIND", "NAME", "WHAT", "LEASE", "STATE"], &[], cells)
 }
 
 fn applied(applied: &Applied) -> String {
@@ -116,6 +157,21 @@ pub fn watched(watched: &Watched) -> String {
             address,
             mac,
         } => format!("conflict {}: {mac} uses {address}", of(subject)),
+        Event::ForeignPort {
+            subject,
+            protocol,
+            port,
+            owner,
+            dropped,
+        } => {
+            let owner = owner.as_deref().unwrap_or("nobody");
+            let protocol = match protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+            };
+            let what = format!("{protocol} {port} of {owner}");
+            format!("foreign-port {}: {what}, {dropped} dropped", of(subject))
+        }
         Event::Drops { relay, nos } => {
             format!("drops{}{}", counts("relay", relay), counts("nos", nos))
         }

@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! A Unix stream socket, for its owner alone (mode 0600). A client connects, sends one [`Request`],
-//! gets one [`Response`] and is done. Each message is one line of JSON with the protocol's version:
+//! A Unix stream socket, for its owner alone unless [`Access`] says otherwise. A client connects,
+//! sends one [`Request`], gets one [`Response`] and is done. Each message is one line of JSON with the protocol's version:
 //!
 //! ```text
 //! {"version":1,"request":{"type":"show","table":"ports"}}
@@ -11,7 +11,8 @@
 //! ```
 //!
 //! What changes at run time is asked for by the same lines; a request that may be sent twice has an
-//! id. One that watches gets a line for each [`Event`] until it hangs up.
+//! id. One that watches gets a line for each [`Event`] until it hangs up. What is registered may be
+//! held by the connection that asked, and goes with it.
 //!
 //! [`Server`] lives in the daemon's control thread, which also waits for signals and netlink. It
 //! never blocks and holds bounded memory, whatever clients do: few connections, short requests, a
@@ -21,6 +22,7 @@
 //! documented in `docs/control.md`.
 
 mod client;
+mod connection;
 mod event;
 mod protocol;
 mod server;
@@ -29,16 +31,18 @@ mod socket;
 mod watchers;
 
 pub(in crate::control) use client::converse;
-pub use client::{ControlError, QUERY_TIMEOUT, Watch, ask, query, watch};
+pub use client::{ControlError, Held, QUERY_TIMEOUT, Watch, ask, ask_for, hold, query, watch};
+pub use connection::Peer;
 pub use event::{Event, Subject, SubjectKind, Watched};
 pub use protocol::{
     Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request,
     Response, Table, VERSION,
 };
 pub use server::{
-    Asked, ConnectionId, MAX_CONNECTIONS, Peer, REQUEST_TIMEOUT, RESPONSE_TIMEOUT, Server,
+    Asked, ConnectionId, MAX_CONNECTIONS, MAX_HELD_REQUEST, MAX_HOLDERS, REQUEST_TIMEOUT,
+    RESPONSE_TIMEOUT, Server,
 };
-pub use socket::BindError;
+pub use socket::{Access, BindError, Group};
 pub use watchers::{MAX_EVENTS, MAX_WATCHERS};
 
 /// Where the socket is unless the command line says otherwise.

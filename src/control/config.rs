@@ -31,6 +31,7 @@ use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::{Policy, PortRange};
 use thiserror::Error;
 
+use crate::control::api::Access;
 use crate::interface_name::InterfaceName;
 
 mod check;
@@ -48,7 +49,10 @@ mod values;
 pub use nos_shim::services::{Service, ServiceConfig};
 pub use report::{ConfigError, ConfigErrors, PortClash};
 pub use restart::NeedsRestart;
-pub use runtime::{Change, Changed, ConfigFile, Keys, Overlay, PortsAction, Touched};
+pub use runtime::{
+    Aside, BadRecord, BootId, Change, Changed, ConfigFile, Fitted, Holder, Holders, Keys, Orphans,
+    Overlay, PortsAction, ProcessIdentity, Record, Registration, RegistrationKind, Touched,
+};
 
 /// Octets of the longest configuration that is read: room for some 20,000 containers.
 pub const MAX_TEXT: usize = 4 << 20;
@@ -58,6 +62,8 @@ pub const MAX_TEXT: usize = 4 << 20;
 pub struct Config {
     /// The process itself.
     pub relay: RelayConfig,
+    /// Who may ask at run time. It takes effect at start only.
+    pub control: Access,
     /// Interfaces of the NOS towards the network, in the order of the file; at least one.
     pub uplinks: Vec<Uplink>,
     /// Static routes, in the order of the file.

@@ -8,6 +8,7 @@
 //! | [`api`] | the control socket: protocol, server, client |
 //! | [`plan`] | what has to be done to get from one state to another |
 //! | [`handover`] | what one process hands over to the next |
+//! | [`store`] | what outlives the process |
 //! | [`daemon`] | the process |
 
 pub mod api;
@@ -17,3 +18,4 @@ pub mod daemon;
 pub mod handover;
 pub mod kernel;
 pub mod plan;
+pub mod store;

@@ -62,7 +62,7 @@ use handle::{CaptureChange, Command};
 use turns::{HOLD_LIMIT, TURN_WORK};
 use watchdog::Watchdog;
 
-use crate::data::device::{CaptureSink, FrameDevice, Uring};
+use crate::data::device::{CaptureSink, FrameDevice, Injection, Uring};
 use crate::data::engine::Engine;
 
 /// Events taken from the kernel at a time.
@@ -248,6 +248,9 @@ impl EventLoop {
             Command::SetCapture(interface, sink, reply) => {
                 let _ = reply.try_send(self.set_capture(interface, sink));
             }
+            Command::Inject(interface, injection, reply) => {
+                let _ = reply.try_send(self.inject(interface, injection));
+            }
             Command::Devices(cursor, reply) => {
                 let _ = reply.try_send(self.devices.page(cursor));
             }
@@ -291,6 +294,17 @@ impl EventLoop {
         let served = self.devices.remove(interface)?;
         self.ready.retain(|&ready| ready != interface);
         Some(served.device)
+    }
+
+    /// Returns the injection if there is no device that asked for it.
+    fn inject(&mut self, interface: Interface, injection: Injection) -> Option<Injection> {
+        let Some(served) = self.devices.get_mut(interface) else {
+            return Some(injection);
+        };
+        let refused = served.device.inject(injection).err();
+        let capabilities = served.device.capabilities();
+        self.engine.set_capabilities(interface, capabilities);
+        refused
     }
 
     fn set_capture(&mut self, interface: Interface, sink: Option<CaptureSink>) -> CaptureChange {

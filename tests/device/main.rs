@@ -15,6 +15,7 @@ mod capture;
 mod coalesce;
 mod data_thread;
 mod harness;
+mod injection;
 mod refusal;
 mod state;
 mod talk;

@@ -69,6 +69,11 @@ impl Files {
         self.path("control.sock")
     }
 
+    /// Where what is registered at run time is kept.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
     pub(crate) fn write(&self, config: &str) {
         std::fs::write(self.config(), config).unwrap();
     }
@@ -91,6 +96,8 @@ pub(crate) fn run_command_with(files: &Files, options: &[&str]) -> Command {
         .arg(files.config())
         .arg("--control")
         .arg(files.control())
+        .arg("--state")
+        .arg(files.state())
         .env("NOTIFY_SOCKET", files.path("notify"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

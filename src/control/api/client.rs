@@ -1,12 +1,13 @@
 //! The client's end: one question, one answer, with a deadline.
 
 use core::time::Duration;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
@@ -95,10 +96,82 @@ pub fn ask(
     request: &Request,
     timeout: Duration,
 ) -> Result<Response, ControlError> {
-    let mut stream = send(path, id, request, timeout)?;
+    ask_for(path, id, request, None, timeout)
+}
+
+/// As [`ask`], for a process that is to hold what is asked for (`"lease":"pidfd"`): its pidfd goes
+/// along.
+///
+/// # Errors
+///
+/// As [`query`].
+pub fn ask_for(
+    path: &Path,
+    id: Option<&str>,
+    request: &Request,
+    holder: Option<BorrowedFd<'_>>,
+    timeout: Duration,
+) -> Result<Response, ControlError> {
+    asked(path, id, request, holder, timeout).map(|(response, _)| response)
+}
+
+/// What is held by a connection (`"lease":"connection"`), until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    path: PathBuf,
+    stream: UnixStream,
+}
+
+/// As [`ask`], for something that goes when the connection that asked does.
+///
+/// # Errors
+///
+/// As [`query`].
+pub fn hold(
+    path: &Path,
+    id: Option<&str>,
+    request: &Request,
+    timeout: Duration,
+) -> Result<(Response, Held), ControlError> {
+    let (response, stream) = asked(path, id, request, None, timeout)?;
+    let path = path.to_owned();
+    Ok((response, Held { path, stream }))
+}
+
+impl Held {
+    /// Waits until the daemon has ended, and with it what was held.
+    ///
+    /// # Errors
+    ///
+    /// The connection fails.
+    pub fn wait(mut self) -> Result<(), ControlError> {
+        let error = |error| explain(&self.path, Duration::ZERO, error);
+        self.stream.set_read_timeout(None).map_err(error)?;
+        let mut octets = [0; 64];
+        loop {
+            match self.stream.read(&mut octets) {
+                Ok(0) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => {
+                    read.map_err(error)?;
+                }
+            }
+        }
+    }
+}
+
+fn asked(
+    path: &Path,
+    id: Option<&str>,
+    request: &Request,
+    holder: Option<BorrowedFd<'_>>,
+    timeout: Duration,
+) -> Result<(Response, UnixStream), ControlError> {
+    let mut stream = send(path, id, request, holder, timeout)?;
     let deadline = Instant::now() + timeout;
     let line = read_line(&mut stream, deadline).map_err(|error| explain(path, timeout, error))?;
-    answer(path, &line)
+    Ok((answer(path, &line)?, stream))
 }
 
 /// Asks, and keeps the connection for what follows the answer, of which nothing was read.
@@ -112,7 +185,7 @@ pub(in crate::control) fn converse(
     timeout: Duration,
 ) -> Result<(UnixStream, Response), ControlError> {
     let error = |error: io::Error| explain(path, timeout, error);
-    let mut stream = send(path, None, request, timeout)?;
+    let mut stream = send(path, None, request, None, timeout)?;
     stream.set_read_timeout(Some(timeout)).map_err(error)?;
     let mut line = Vec::new();
     let mut octet = [0];
@@ -133,17 +206,31 @@ fn send(
     path: &Path,
     id: Option<&str>,
     request: &Request,
+    along: Option<BorrowedFd<'_>>,
     timeout: Duration,
 ) -> Result<UnixStream, ControlError> {
     let error = |error: io::Error| explain(path, timeout, error);
     let mut stream = connect(path, timeout).map_err(error)?;
     stream.set_write_timeout(Some(timeout)).map_err(error)?;
-    match stream.write_all(&encode_request(id, request)) {
+    match write(&mut stream, &encode_request(id, request), along) {
         // The daemon refuses without reading, and says why.
         Err(broken) if broken.kind() == ErrorKind::BrokenPipe => {}
         sent => sent.map_err(error)?,
     }
     Ok(stream)
+}
+
+/// Writes all of it; a descriptor goes with the first octets.
+fn write(stream: &mut UnixStream, octets: &[u8], along: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut sent = 0;
+    if let Some(descriptor) = along {
+        let descriptors = [descriptor.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let slices = [IoSlice::new(octets)];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sent = sendmsg::<()>(stream.as_raw_fd(), &slices, &rights, flags, None)?;
+    }
+    stream.write_all(octets.get(sent..).unwrap_or_default())
 }
 
 /// The response of a line, if it is one.
@@ -179,7 +266,7 @@ pub struct Watch {
 /// As [`query`].
 pub fn watch(path: &Path, timeout: Duration) -> Result<Watch, ControlError> {
     let error = |error: io::Error| explain(path, timeout, error);
-    let stream = send(path, None, &Request::Watch {}, timeout)?;
+    let stream = send(path, None, &Request::Watch {}, None, timeout)?;
     stream.set_read_timeout(Some(timeout)).map_err(error)?;
     let mut lines = BufReader::new(stream);
     let mut line = Vec::new();

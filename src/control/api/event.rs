@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use nos_shim::ident::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::{Drops, text};
+use super::snapshot::{Drops, Protocol, text};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,21 @@ pub enum Event {
         /// Who uses it.
         #[serde(with = "text")]
         mac: MacAddr,
+    },
+    /// A container sends from a port that is not its own, which is refused.
+    ForeignPort {
+        /// The container.
+        #[serde(flatten)]
+        subject: Subject,
+        /// The protocol.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+        /// Whose port it is, as in `container 'db'`; none where it is nobody's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+        /// Packets of the container that were dropped for this since the last such event about it.
+        dropped: u64,
     },
     /// Packets were dropped since the last such event.
     Drops {

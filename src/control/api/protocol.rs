@@ -6,14 +6,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, Lost, Watched};
-use super::snapshot::{Attachment, Counters, Neighbor, Port, Route};
+use super::snapshot::{Attachment, Counters, Neighbor, Port, Registration, Route};
 use crate::control::config::{Change, Keys, PortClash, PortsAction};
 
 /// Version of the protocol. Both sides must have the same.
 pub const VERSION: u32 = 1;
 
-/// Octets of the longest request, newline included.
-pub const MAX_REQUEST: usize = 64 << 10;
+/// Octets of the longest request, newline included: room for every second port of each kind by
+/// itself, three times 32,768.
+pub const MAX_REQUEST: usize = 1 << 20;
 
 /// Octets of the longest response, newline included: room for some 100,000 attachments.
 pub const MAX_RESPONSE: usize = 64 << 20;
@@ -100,6 +101,8 @@ pub enum Table {
     Neighbors,
     /// Packets in, out and dropped; rings; uplinks.
     Counters,
+    /// What was registered at run time, with whose end it ends, and what of it is set aside.
+    Registrations,
 }
 
 /// What the daemon answers.
@@ -116,6 +119,8 @@ pub enum Response {
     Neighbors(Vec<Neighbor>),
     /// To [`Table::Counters`].
     Counters(Counters),
+    /// To [`Table::Registrations`].
+    Registrations(Vec<Registration>),
     /// To a change: it is made, or was before.
     Changed(Applied),
     /// To [`Request::Watch`]: lines with events follow.
@@ -204,6 +209,8 @@ pub enum RefusalCode {
     Refused,
     /// A request with this id asked for something else.
     IdReused,
+    /// The state directory cannot take it; all is as it was.
+    Storage,
 }
 
 impl Refusal {

@@ -5,35 +5,46 @@
 //! | state | entered by | left by |
 //! |---|---|---|
 //! | `Reading` | accept | a whole line: to `Waiting`, or with a refusal to `Writing` |
-//! | `Waiting` | its request, which [`Server::poll_request`] yields | [`Server::respond`] |
-//! | `Writing` | a response or refusal | the last octet: closed |
+//! | `Waiting` | its request, which [`Server::poll_request`] yields | [`Server::respond`], [`Server::hold`] |
+//! | `Writing` | a response or refusal | the last octet: closed, or `Reading` again of one that holds something |
 //! | `Watching` | [`Server::watch`] | the client hangs up, or says anything; has no deadline |
+//!
+//! A connection that **holds** something ([`Server::hold`]) stays open, silent for as long as it
+//! likes, and [`Server::poll_ended`] tells when it is over.
+//!
+//! What one client does costs others nothing: what each may say is bounded in octets and time, who
+//! has the most connections is the first to lose one where another client has fewer and finds no
+//! room, and requests of different clients take turns.
 //!
 //! Events are edge-triggered: each handler goes on until the socket would block.
 
 use core::time::Duration;
-use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
 use nos_shim::time::Instant;
 
+use super::connection::{Connection, Peer, State, Step};
 use super::event::Event;
 use super::protocol::{
-    MAX_REQUEST, Refusal, RefusalCode, Request, Response, decode_request, encode_event,
-    encode_response,
+    Refusal, RefusalCode, Request, Response, decode_request, encode_event, encode_response,
 };
-use super::socket::{BindError, ControlSocket};
+use super::socket::{Access, BindError, ControlSocket};
 use super::watchers::{Lines, MAX_WATCHERS};
 
-/// Connections at a time; others are refused.
+/// Connections at a time that ask, are answered, or watch; others are refused.
 pub const MAX_CONNECTIONS: usize = 16;
+
+/// Connections at a time that hold something and are silent, besides those.
+pub const MAX_HOLDERS: usize = 256;
+
+/// Octets of the longest further request on a connection that holds something, newline included.
+pub const MAX_HELD_REQUEST: usize = 64 << 10;
 
 /// Time from the connection to the end of its request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +55,8 @@ pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// When to try again to accept, if the process has no file descriptor left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-const READ_SIZE: usize = 4096;
+/// Connections that are accepted before anything else is looked at.
+const MAX_ACCEPTS: usize = 64;
 
 /// Names a connection, for the life of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,8 +66,16 @@ pub struct ConnectionId {
     generation: u64,
 }
 
+impl ConnectionId {
+    /// A number that no other connection of this server has or had.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.generation
+    }
+}
+
 /// A request, and who asks.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Asked {
     /// Whom to answer.
     pub connection: ConnectionId,
@@ -65,30 +85,9 @@ pub struct Asked {
     pub id: Option<String>,
     /// Who asks.
     pub peer: Peer,
-}
-
-/// The process at the other end, as it was when it connected (`SO_PEERCRED`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
-    /// Its process id; 0 where the kernel does not say, or it is not of our PID namespace.
-    pub pid: i32,
-    /// Its user id; that of nobody (65534) where the kernel does not say.
-    pub uid: u32,
-}
-
-impl Peer {
-    fn of(stream: &UnixStream) -> Self {
-        match getsockopt(stream, PeerCredentials) {
-            Ok(peer) => Self {
-                pid: peer.pid(),
-                uid: peer.uid(),
-            },
-            Err(_) => Self {
-                pid: 0,
-                uid: 65_534,
-            },
-        }
-    }
+    /// What came along with a request; with one that speaks of a pidfd and brings none, the pidfd of
+    /// who asks, if the kernel gives it (`SO_PEERPIDFD`, Linux 6.5).
+    pub descriptor: Option<OwnedFd>,
 }
 
 /// The control socket and its connections.
@@ -97,60 +96,44 @@ pub struct Server {
     listener: UnixListener,
     registry: Registry,
     first: Token,
-    slots: [Option<Connection>; MAX_CONNECTIONS],
+    slots: Vec<Option<Connection>>,
     accepted: u64,
     accept_again: Option<Instant>,
     requests: VecDeque<Asked>,
+    /// The process whose request was yielded last.
+    last_served: Option<i32>,
+    /// Connections that held something and are over.
+    ended: VecDeque<u64>,
     /// Last, so that the file goes after the listener.
     socket: ControlSocket,
 }
 
-#[derive(Debug)]
-struct Connection {
-    stream: UnixStream,
-    generation: u64,
-    peer: Peer,
-    state: State,
-    deadline: Option<Instant>,
-}
-
-#[derive(Debug)]
-enum State {
-    Reading(Vec<u8>),
-    Waiting,
-    Writing { octets: Vec<u8>, sent: usize },
-    Watching(Lines),
-}
-
-/// What became of a connection.
-enum Step {
-    /// It waits for the next event.
-    Blocked,
-    /// It has nothing left to do.
-    Finished,
-    /// Its whole request, without the newline.
-    Line(Vec<u8>),
-    /// It is answered without anybody being asked.
-    Refuse(Refusal),
-}
+/// Connections that there is room for.
+const SLOTS: usize = MAX_CONNECTIONS + MAX_HOLDERS;
 
 impl Server {
     /// How many tokens the server uses, from the first on.
-    pub const TOKENS: usize = 1 + MAX_CONNECTIONS;
+    pub const TOKENS: usize = 1 + SLOTS;
 
     /// Listens at `path`, and registers with `registry` under the tokens from `first` on.
     ///
-    /// The socket's file has mode 0600. It replaces the socket of a daemon that has died.
+    /// The socket's file is for those that `access` says. It replaces the socket of a daemon that has
+    /// died.
     ///
     /// # Errors
     ///
     /// [`BindError`], when another daemon is there or the system refuses.
-    pub fn bind(path: &Path, registry: &Registry, first: Token) -> Result<Self, BindError> {
+    pub fn bind(
+        path: &Path,
+        access: &Access,
+        registry: &Registry,
+        first: Token,
+    ) -> Result<Self, BindError> {
         let io = |error| BindError::Io {
             path: path.to_owned(),
             error,
         };
-        let (socket, listener) = ControlSocket::bind(path)?;
+        let (socket, listener) = ControlSocket::bind(path, access)?;
         Self::listen(socket, listener, registry, first).map_err(io)
     }
 
@@ -179,18 +162,18 @@ impl Server {
         registry: &Registry,
         first: Token,
     ) -> io::Result<Self> {
-        let listener = std::os::unix::net::UnixListener::from(listener);
-        listener.set_nonblocking(true)?;
-        let mut listener = UnixListener::from_std(listener);
+        let mut listener = UnixListener::from_std(listener.into());
         registry.register(&mut listener, first, Interest::READABLE)?;
         Ok(Self {
             listener,
             registry: registry.try_clone()?,
             first,
-            slots: Default::default(),
+            slots: (0..SLOTS).map(|_| None).collect(),
             accepted: 0,
             accept_again: None,
             requests: VecDeque::new(),
+            last_served: None,
+            ended: VecDeque::new(),
             socket,
         })
     }
@@ -210,20 +193,33 @@ impl Server {
         self.socket.leave();
     }
 
-    /// Answers a request, and gives up its connection: whoever gets it goes on with it. `None` if it
-    /// has gone meanwhile.
+    /// Answers a request, and gives up its connection, which is watched as `token` from now on: whoever
+    /// gets it goes on with it.
+    ///
+    /// # Errors
+    ///
+    /// The connection has gone, or cannot be watched.
     pub(in crate::control) fn release(
         &mut self,
         id: ConnectionId,
         response: &Response,
-    ) -> Option<UnixStream> {
-        self.waiting(id)?;
-        let mut connection = self.slots.get_mut(id.slot)?.take()?;
-        let _ = self.registry.deregister(&mut connection.stream);
+        token: Token,
+    ) -> io::Result<UnixStream> {
+        let waits = self.waiting(id).is_some();
+        let slot = self.slots.get_mut(id.slot).filter(|_| waits);
+        let Some(connection) = slot.and_then(Option::take) else {
+            return Err(ErrorKind::NotConnected.into());
+        };
+        let mut stream = connection.stream;
+        self.registry.deregister(&mut stream)?;
+        self.registry
+            .register(&mut stream, token, Interest::READABLE)?;
         // Nothing was sent there before: a short answer finds room.
         let octets = encode_response(response);
-        let written = connection.stream.write(&octets).ok()?;
-        (written == octets.len()).then_some(connection.stream)
+        match stream.write(&octets)? == octets.len() {
+            true => Ok(stream),
+            false => Err(ErrorKind::WriteZero.into()),
+        }
     }
 
     /// Whether `token` is one of the server's.
@@ -236,14 +232,29 @@ impl Server {
     pub fn handle_ready(&mut self, token: Token, now: Instant) {
         match token.0.checked_sub(self.first.0) {
             Some(0) => self.accept(now),
-            Some(n) if n <= MAX_CONNECTIONS => self.advance(n - 1, now),
+            Some(n) if n <= SLOTS => self.advance(n - 1, now),
             _ => {}
         }
     }
 
-    /// The next request, which [`Self::respond`] must answer.
+    /// The next request, which [`Self::respond`] must answer. Those of different processes take turns.
     pub fn poll_request(&mut self) -> Option<Asked> {
-        self.requests.pop_front()
+        let mut pids = self.requests.iter().map(|asked| asked.peer.pid);
+        let other = pids.position(|pid| Some(pid) != self.last_served);
+        let asked = self.requests.remove(other.unwrap_or(0))?;
+        self.last_served = Some(asked.peer.pid);
+        Some(asked)
+    }
+
+    /// How many requests [`Self::poll_request`] would yield.
+    #[must_use]
+    pub fn waiting_requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// The next connection that held something and is over, by its [number](ConnectionId::number).
+    pub fn poll_ended(&mut self) -> Option<u64> {
+        self.ended.pop_front()
     }
 
     /// Answers a request. Does nothing if the connection has gone meanwhile.
@@ -252,6 +263,28 @@ impl Server {
             connection.answer(response, now);
             self.advance(id.slot, now);
         }
+    }
+
+    /// Answers a request, and keeps the connection open: something is held by it from now on. If it has
+    /// gone meanwhile, that is told as any other end.
+    pub fn hold(&mut self, id: ConnectionId, response: &Response, now: Instant) {
+        match self.waiting(id) {
+            Some(connection) => {
+                connection.holds = true;
+                connection.answer(response, now);
+                self.advance(id.slot, now);
+            }
+            None => self.ended.push_back(id.number()),
+        }
+    }
+
+    /// Whether there is room for a connection to hold something.
+    #[must_use]
+    pub fn may_hold(&self, id: ConnectionId) -> bool {
+        let slot = self.slots.get(id.slot).and_then(Option::as_ref);
+        let holds = slot.is_some_and(|it| it.generation == id.generation && it.holds);
+        let holders = self.slots.iter().flatten().filter(|it| it.holds).count();
+        holds || holders < MAX_HOLDERS
     }
 
     /// Answers a request to watch: events follow until the client hangs up.
@@ -280,7 +313,7 @@ impl Server {
     /// Tells everybody who watches what has happened.
     pub fn publish(&mut self, time_ms: u64, event: &Event, now: Instant) {
         let line: Arc<[u8]> = encode_event(time_ms, event).into();
-        for slot in 0..MAX_CONNECTIONS {
+        for slot in 0..SLOTS {
             if let Some(connection) = &mut self.slots[slot]
                 && let State::Watching(lines) = &mut connection.state
             {
@@ -310,7 +343,7 @@ impl Server {
 
     /// Drops connections that took too long.
     pub fn handle_timeout(&mut self, now: Instant) {
-        for slot in 0..MAX_CONNECTIONS {
+        for slot in 0..SLOTS {
             if self.slots[slot]
                 .as_ref()
                 .and_then(|it| it.deadline)
@@ -326,7 +359,7 @@ impl Server {
 
     fn accept(&mut self, now: Instant) {
         self.accept_again = None;
-        loop {
+        for _ in 0..MAX_ACCEPTS {
             match self.listener.accept() {
                 Ok((stream, _)) => self.admit(stream, now),
                 Err(error) => match error.kind() {
@@ -340,31 +373,67 @@ impl Server {
                 },
             }
         }
+        // There may be more, behind what else there is to do.
+        self.accept_again = Some(now);
     }
 
-    fn admit(&mut self, mut stream: UnixStream, now: Instant) {
+    fn admit(&mut self, stream: UnixStream, now: Instant) {
+        self.accepted += 1;
+        let mut connection = Connection::new(stream, self.accepted, now);
+        if !self.has_room_for(connection.peer) {
+            return refuse(&mut connection.stream);
+        }
         let Some(slot) = self.slots.iter().position(Option::is_none) else {
-            let refusal = Refusal::new(RefusalCode::Busy, "too many connections; try again later");
-            // It fits the empty send buffer, or the client does without.
-            let _ = stream.write(&encode_response(&Response::Refused(refusal)));
-            return;
+            return refuse(&mut connection.stream);
         };
         let token = self.token(slot);
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.registry.register(&mut stream, token, interest) {
+        let registered = self
+            .registry
+            .register(&mut connection.stream, token, interest);
+        if let Err(error) = registered {
             tracing::warn!("control socket: cannot register a connection: {error}");
             return;
         }
-        let peer = Peer::of(&stream);
-        self.accepted += 1;
-        self.slots[slot] = Some(Connection {
-            stream,
-            generation: self.accepted,
-            peer,
-            state: State::Reading(Vec::new()),
-            deadline: Some(now + REQUEST_TIMEOUT),
-        });
+        self.slots[slot] = Some(connection);
         self.advance(slot, now);
+    }
+
+    /// Whether one more client can be served. Of a process that has more connections than this client,
+    /// the oldest that has not asked yet, or does not read its answer, makes way.
+    fn has_room_for(&mut self, peer: Peer) -> bool {
+        let mut by_process: BTreeMap<i32, usize> = BTreeMap::new();
+        let served = self.slots.iter().flatten().filter(|it| !it.is_idle());
+        let mut all = 0;
+        for connection in served {
+            *by_process.entry(connection.peer.pid).or_default() += 1;
+            all += 1;
+        }
+        if all < MAX_CONNECTIONS {
+            return true;
+        }
+        let own = by_process.get(&peer.pid).copied().unwrap_or_default();
+        let most = by_process.iter().max_by_key(|(_, count)| **count);
+        let Some(pid) = most.and_then(|(pid, count)| (*count > own + 1).then_some(*pid)) else {
+            return false;
+        };
+        let stalls = |it: &Connection| {
+            let state = matches!(it.state, State::Reading | State::Writing { .. });
+            it.peer.pid == pid && state && !it.holds
+        };
+        let slots = self.slots.iter().enumerate();
+        let stalled = slots.filter_map(|(slot, it)| {
+            let connection = it.as_ref().filter(|it| stalls(it))?;
+            Some((connection.generation, slot))
+        });
+        let Some((_, slot)) = stalled.min() else {
+            return false;
+        };
+        if let Some(connection) = &mut self.slots[slot] {
+            refuse(&mut connection.stream);
+        }
+        self.close(slot);
+        true
     }
 
     fn token(&self, slot: usize) -> Token {
@@ -374,21 +443,27 @@ impl Server {
     /// Does what the connection's state allows.
     fn advance(&mut self, slot: usize, now: Instant) {
         while let Some(connection) = &mut self.slots[slot] {
-            match connection.step() {
+            match connection.step(now) {
                 Step::Blocked => return,
+                Step::Again => {}
                 Step::Finished => self.close(slot),
-                Step::Refuse(refusal) => connection.answer(&Response::Refused(refusal), now),
-                Step::Line(line) => match decode_request(&line) {
+                Step::Refuse(refusal) => connection.refuse(refusal, now),
+                Step::Line(line, descriptor) => match decode_request(&line) {
                     Err(refusal) => connection.answer(&Response::Refused(refusal), now),
                     Ok((id, request)) => {
                         connection.state = State::Waiting;
                         connection.deadline = Some(now + RESPONSE_TIMEOUT);
                         let generation = connection.generation;
+                        let descriptor = descriptor.or_else(|| {
+                            let of_process = lease(&request) == Some("pidfd");
+                            of_process.then(|| peer_pidfd(connection.stream.as_fd()))?
+                        });
                         self.requests.push_back(Asked {
                             connection: ConnectionId { slot, generation },
                             request,
                             id,
                             peer: connection.peer,
+                            descriptor,
                         });
                     }
                 },
@@ -400,108 +475,44 @@ impl Server {
         if let Some(mut connection) = self.slots[slot].take() {
             // Closing it deregisters it as well.
             let _ = self.registry.deregister(&mut connection.stream);
-        }
-    }
-}
-
-impl Connection {
-    fn answer(&mut self, response: &Response, now: Instant) {
-        self.deadline = Some(now + RESPONSE_TIMEOUT);
-        self.state = State::Writing {
-            octets: encode_response(response),
-            sent: 0,
-        };
-    }
-
-    fn step(&mut self) -> Step {
-        match &mut self.state {
-            State::Reading(line) => read_line(&mut self.stream, line),
-            State::Waiting => Step::Blocked,
-            State::Writing { octets, sent } => write_rest(&mut self.stream, octets, sent),
-            State::Watching(lines) => match is_over(&mut self.stream) {
-                true => Step::Finished,
-                false => write_lines(&mut self.stream, lines),
-            },
-        }
-    }
-}
-
-fn read_line(stream: &mut impl Read, line: &mut Vec<u8>) -> Step {
-    let mut octets = [0; READ_SIZE];
-    loop {
-        let room = (MAX_REQUEST - line.len()).min(READ_SIZE);
-        if room == 0 {
-            let message = format!("the request is longer than {MAX_REQUEST} octets");
-            return Step::Refuse(Refusal::new(RefusalCode::TooLong, message));
-        }
-        match stream.read(&mut octets[..room]) {
-            Ok(0) if line.is_empty() => return Step::Finished,
-            Ok(0) => {
-                let message = "the request ends without a newline";
-                return Step::Refuse(Refusal::new(RefusalCode::BadRequest, message));
+            if connection.holds {
+                self.ended.push_back(connection.generation);
             }
-            Ok(read) => {
-                let new = octets[..read].split(|&octet| octet == b'\n').next();
-                let new = new.unwrap_or_default();
-                line.extend_from_slice(new);
-                if new.len() < read {
-                    return Step::Line(core::mem::take(line));
-                }
-            }
-            Err(error) => match unless_interrupted(&error) {
-                None => {}
-                Some(step) => return step,
-            },
         }
     }
 }
 
-fn write_rest(stream: &mut impl Write, octets: &[u8], sent: &mut usize) -> Step {
-    while *sent < octets.len() {
-        match stream.write(&octets[*sent..]) {
-            Ok(0) => return Step::Finished,
-            Ok(written) => *sent += written,
-            Err(error) => match unless_interrupted(&error) {
-                None => {}
-                Some(step) => return step,
-            },
-        }
-    }
-    Step::Finished
+/// With whose end what is asked for is to end.
+fn lease(request: &Request) -> Option<&str> {
+    let (_, keys) = request.change()?;
+    keys.value("lease")
 }
 
-/// Whether a client that watches has hung up, or says something, which it has nothing to.
-fn is_over(stream: &mut impl Read) -> bool {
-    loop {
-        match stream.read(&mut [0]) {
-            Ok(0 | 1..) => return true,
-            Err(error) => match unless_interrupted(&error) {
-                None => {}
-                Some(Step::Blocked) => return false,
-                Some(_) => return true,
-            },
-        }
-    }
+/// Says that there is no room. It fits the empty send buffer, or the client does without.
+fn refuse(stream: &mut UnixStream) {
+    let refusal = Refusal::new(RefusalCode::Busy, "too many connections; try again later");
+    let _ = stream.write(&encode_response(&Response::Refused(refusal)));
 }
 
-fn write_lines(stream: &mut impl Write, lines: &mut Lines) -> Step {
-    while let Some(line) = lines.next() {
-        match stream.write(line) {
-            Ok(0) => return Step::Finished,
-            Ok(written) => lines.note_sent(written),
-            Err(error) => match unless_interrupted(&error) {
-                None => {}
-                Some(step) => return step,
-            },
-        }
+/// A pidfd of the process that connected. The kernel has kept it apart from others of its number.
+fn peer_pidfd(stream: BorrowedFd<'_>) -> Option<OwnedFd> {
+    /// `SO_PEERPIDFD` of `asm-generic/socket.h`.
+    const PEER_PIDFD: libc::c_int = 77;
+    let mut descriptor: libc::c_int = -1;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).ok()?;
+    // SAFETY: the kernel writes at most `length` octets to `descriptor`; both live until it returns.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            PEER_PIDFD,
+            (&raw mut descriptor).cast(),
+            &raw mut length,
+        )
+    };
+    if done != 0 || descriptor < 0 {
+        return None;
     }
-    Step::Blocked
-}
-
-fn unless_interrupted(error: &io::Error) -> Option<Step> {
-    match error.kind() {
-        ErrorKind::Interrupted => None,
-        ErrorKind::WouldBlock => Some(Step::Blocked),
-        _ => Some(Step::Finished),
-    }
+    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

@@ -94,6 +94,51 @@ impl core::fmt::Display for Origin {
     }
 }
 
+/// Something that was registered at run time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Registration {
+    /// What it is.
+    pub kind: RegistrationKind,
+    /// The container; the route's prefix and metric; the uplink.
+    pub name: String,
+    /// The ports, the address or the group; empty of a container and of a route.
+    pub what: Vec<String>,
+    /// With whose end it ends.
+    pub lease: Option<Lease>,
+    /// The process that holds it, or that made the connection which does.
+    pub holder: Option<u32>,
+    /// Why it is set aside; `None` of what counts.
+    pub reason: Option<String>,
+}
+
+/// The kinds of [`Registration`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegistrationKind {
+    /// A container, with the ports that its keys give it.
+    Container,
+    /// Ports that a container was given besides.
+    Ports,
+    /// A static route.
+    Route,
+    /// An address of an uplink.
+    Address,
+    /// A multicast group that the NOS is in on an uplink.
+    Group,
+}
+
+/// With whose end something ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lease {
+    /// The container's attachment.
+    Attachment,
+    /// The connection that asked.
+    Connection,
+    /// A process.
+    Pidfd,
+}
+
 /// A container interface that is joined to the relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {

@@ -4,21 +4,79 @@
 //! however that ends, so that the socket of a killed daemon is known to be stale; and between two
 //! that start at once, one wins.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::AtFlags;
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{self, Gid};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
 /// Connections that wait to be accepted.
-const BACKLOG: i32 = 16;
+const BACKLOG: i32 = 128;
 
 /// Octets of the longest path that fits a socket address (unix(7)).
 const MAX_PATH: usize = 107;
+
+/// Who may connect to the control socket, besides root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Mode of the socket's file, of which writing is what counts (unix(7)).
+    pub mode: u32,
+    /// Its group; that of the process when not given.
+    pub group: Option<Group>,
+}
+
+/// A group of users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// By name.
+    Name(String),
+    /// By number.
+    Id(u32),
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Id(id) => id.fmt(f),
+        }
+    }
+}
+
+impl Default for Access {
+    /// For the owner alone.
+    fn default() -> Self {
+        Self {
+            mode: 0o600,
+            group: None,
+        }
+    }
+}
+
+impl Access {
+    fn group_id(&self) -> Result<Option<Gid>, BindError> {
+        let name = match &self.group {
+            None => return Ok(None),
+            Some(Group::Id(id)) => return Ok(Some(Gid::from_raw(*id))),
+            Some(Group::Name(name)) => name,
+        };
+        match unistd::Group::from_name(name) {
+            Ok(Some(group)) => Ok(Some(group.gid)),
+            Ok(None) => Err(BindError::Group(name.clone())),
+            Err(error) => Err(BindError::GroupUnknown {
+                name: name.clone(),
+                error: error.into(),
+            }),
+        }
+    }
+}
 
 /// Why the control socket cannot be had.
 #[derive(Debug, Error)]
@@ -32,6 +90,18 @@ pub enum BindError {
     /// There is something that is not a socket.
     #[error("{}: exists and is not a socket, so it is left alone", .0.display())]
     NotASocket(PathBuf),
+    /// There is no such group.
+    #[error("control.group: there is no group \"{0}\" on this machine")]
+    Group(String),
+    /// Whether there is such a group cannot be found out.
+    #[error("control.group: the group \"{name}\" cannot be looked up: {error}")]
+    GroupUnknown {
+        /// Its name.
+        name: String,
+        /// What the system says.
+        #[source]
+        error: io::Error,
+    },
     /// The path is empty or too long.
     #[error("{}: has {} octets; the path of a socket has 1 to {MAX_PATH}", .0.display(), .0.as_os_str().len())]
     Path(PathBuf),
@@ -58,7 +128,8 @@ pub(super) struct ControlSocket {
 
 impl ControlSocket {
     /// Listens at `path`. The listener does not block.
-    pub(super) fn bind(path: &Path) -> Result<(Self, OwnedFd), BindError> {
+    pub(super) fn bind(path: &Path, access: &Access) -> Result<(Self, OwnedFd), BindError> {
+        let group = access.group_id()?;
         if !(1..=MAX_PATH).contains(&path.as_os_str().len()) {
             return Err(BindError::Path(path.to_owned()));
         }
@@ -74,6 +145,8 @@ impl ControlSocket {
             lock,
             left: false,
         };
+        give(&files.path, files.identity, group, access.mode)
+            .map_err(|error| io_error(&files.path, error))?;
         socket
             .listen(BACKLOG)
             .map_err(|error| io_error(&files.path, error))?;
@@ -129,6 +202,25 @@ fn private_socket(path: &Path) -> io::Result<Socket> {
     fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     socket.bind(&SockAddr::unix(path)?)?;
     Ok(socket)
+}
+
+/// Gives the socket's file to its group, and only then opens it to it: nobody else can open it at any
+/// moment.
+fn give(path: &Path, socket: (u64, u64), group: Option<Gid>, mode: u32) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let options = options
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
+    let file = options.open(path)?;
+    if identity(&file.metadata()?) != socket {
+        return Err(io::Error::other("somebody has put something else there"));
+    }
+    if group.is_some() {
+        unistd::fchownat(&file, c"", None, group, AtFlags::AT_EMPTY_PATH)?;
+    }
+    // A descriptor of this kind has no fchmod(2).
+    let file = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fs::set_permissions(file, fs::Permissions::from_mode(mode))
 }
 
 /// Removes a socket at which nobody listens.

@@ -41,6 +41,7 @@
 mod detach;
 mod error;
 mod host;
+mod injection;
 mod interior;
 mod leftovers;
 mod local_ports;
@@ -200,6 +201,7 @@ fn attach_veth(
     };
     let options = PacketOptions {
         offload: offloads(offload),
+        injection: true,
         ..PacketOptions::default()
     };
     let device = Box::new(PacketSocket::open(pair.host_interface(), options)?);

@@ -156,6 +156,11 @@ impl VethPair {
     /// Leaves the pair as a killed process would.
     pub fn abandon(mut self) {
         self.abandoned = true;
+    }
+
+    /// Leaves the pair, and the kernel kept from it, to another process.
+    pub(crate) fn leave(mut self) {
+        self.abandoned = true;
         if let Some(takeover) = self.takeover.take() {
             takeover.leave();
         }
@@ -278,7 +283,7 @@ fn pair_change(
 }
 
 /// Keeps the kernel's IPv6 from speaking on the host end, which is still down and silent.
-fn silence(host: &Namespace, interface: &str) -> Result<(), AttachError> {
+pub(super) fn silence(host: &Namespace, interface: &str) -> Result<(), AttachError> {
     let key = format!("net/ipv6/conf/{interface}/disable_ipv6");
     match sysctl::write(host, &key, "1")? {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

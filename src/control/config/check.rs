@@ -28,6 +28,7 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
     let finish = |entry| container(entry, &nos_addresses, &entries.uplinks, &networks);
     Config {
         relay: entries.relay,
+        control: entries.control,
         routes,
         containers: entries.containers.into_iter().map(finish).collect(),
         uplinks: entries.uplinks.into_iter().map(uplink).collect(),

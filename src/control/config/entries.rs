@@ -12,6 +12,7 @@ use nos_shim::prefix_set::PrefixSet;
 use toml::Spanned;
 use toml::de::DeTable;
 
+use crate::control::api::Access;
 use crate::interface_name::InterfaceName;
 
 use super::document::Section;
@@ -28,6 +29,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Entries {
     pub(super) relay: RelayConfig,
+    pub(super) control: Access,
     pub(super) uplinks: Vec<UplinkEntry>,
     /// Whether `uplinks` are all there are: no entry was spoilt.
     pub(super) all_uplinks: bool,
@@ -112,6 +114,7 @@ impl ContainerEntry {
 pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>>) -> Entries {
     let mut root = Section::root(report, document);
     let relay = root.table("relay").map(relay).unwrap_or_default();
+    let control = root.table("control").map(control).unwrap_or_default();
     let (uplinks, all_uplinks) = all(&mut root, "uplink", uplink);
     let (routes, _) = all(&mut root, "route", route);
     let (containers, _) = all(&mut root, "container", container);
@@ -121,6 +124,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
     let all_uplinks = root.finish() && all_uplinks;
     Entries {
         relay,
+        control,
         uplinks,
         all_uplinks,
         routes,
@@ -169,6 +173,28 @@ fn relay(mut section: Section<'_>) -> RelayConfig {
         ring: value(ring, defaults.ring),
         io_uring: io_uring.map_or(IoUring::default(), |at| at.value),
         flows: value(flows, defaults.flows),
+    }
+}
+
+/// Who may ask at run time. With a group, it may unless the mode says otherwise.
+fn control(mut section: Section<'_>) -> Access {
+    const OF_GROUP: u32 = 0o020;
+    let mode = section.optional("mode", values::socket_mode);
+    let group = section.optional("group", values::group_of_users);
+    if let (Some(mode), Some(group)) = (&mode, &group)
+        && mode.value & OF_GROUP == 0
+    {
+        let reason = format!("gives the group nothing with mode {:04o}", mode.value);
+        section.error(group.place, reason);
+    }
+    let default = match group {
+        Some(_) => 0o660,
+        None => Access::default().mode,
+    };
+    section.finish();
+    Access {
+        mode: mode.map_or(default, |at| at.value),
+        group: group.map(|at| at.value),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Settings that differ between two configurations and take effect at the next start only.
 
+use crate::control::api::Access;
+
 use super::RelayConfig;
 
 /// A setting that differs but takes effect only at the next start.
@@ -36,6 +38,29 @@ impl RelayConfig {
                 new.io_uring.to_string(),
             ),
             setting("relay.flows", old.flows.to_string(), new.flows.to_string()),
+        ];
+        settings.retain(|setting| setting.old != setting.new);
+        settings
+    }
+}
+
+impl Access {
+    /// The settings in which `new` differs from `old`.
+    #[must_use]
+    pub fn differences(old: &Self, new: &Self) -> Vec<NeedsRestart> {
+        let mode = |it: &Self| format!("{:04o}", it.mode);
+        let group = |it: &Self| match &it.group {
+            Some(group) => group.to_string(),
+            None => "none".to_owned(),
+        };
+        let setting = |key, of: &dyn Fn(&Self) -> String| NeedsRestart {
+            key,
+            old: of(old),
+            new: of(new),
+        };
+        let mut settings = vec![
+            setting("control.mode", &mode),
+            setting("control.group", &group),
         ];
         settings.retain(|setting| setting.old != setting.new);
         settings

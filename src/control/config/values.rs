@@ -13,9 +13,11 @@ use nos_shim::multicast::Group as _;
 use nos_shim::ports::{Outside, PortRange, PortRangeError};
 use toml::de::DeValue;
 
+use crate::control::api::Group;
 use crate::interface_name::InterfaceName;
 
 use super::port_list::PortEntry;
+use super::runtime::Lease;
 use super::{
     ContainerDevice, IoUring, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
 };
@@ -184,6 +186,58 @@ pub(super) fn host_network(value: &DeValue<'_>) -> Result<IpNet, String> {
         .and_then(|()| host_of_network(network))
         .map_err(|why| format!("{} {why}", quoted(written)))?;
     Ok(network)
+}
+
+/// Who may write to the control socket: owner, group, others.
+pub(super) fn socket_mode(value: &DeValue<'_>) -> Result<u32, String> {
+    const EXPECTED: &str = "a mode of a file, as in \"0660\"";
+    const ALL: u32 = 0o666;
+    const OWNER: u32 = 0o600;
+    let written = text(value, EXPECTED)?;
+    let digits = written.len() <= 4 && written.bytes().all(|digit| digit.is_ascii_digit());
+    let mode = digits
+        .then(|| u32::from_str_radix(written, 8).ok())
+        .flatten();
+    let Some(mode) = mode else {
+        return Err(format!("{} is not {EXPECTED}", quoted(written)));
+    };
+    if mode & !ALL != 0 {
+        return Err(format!(
+            "{mode:04o} is more than reading and writing, {ALL:04o}"
+        ));
+    }
+    if mode & OWNER != OWNER {
+        return Err(format!(
+            "{mode:04o} leaves out the owner; it has {OWNER:04o} at least"
+        ));
+    }
+    Ok(mode)
+}
+
+/// A group of users, by name or number.
+pub(super) fn group_of_users(value: &DeValue<'_>) -> Result<Group, String> {
+    const EXPECTED: &str = "a group of users, by name or number";
+    const MAX_NAME: usize = 32;
+    if let DeValue::Integer(_) = value {
+        // The highest number stands for none.
+        return integer(value, 0..=u32::MAX - 1).map(Group::Id);
+    }
+    let name = text(value, EXPECTED)?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-$".contains(c);
+    match (1..=MAX_NAME).contains(&name.len()) && name.chars().all(allowed) {
+        true => Ok(Group::Name(name.to_owned())),
+        false => Err(format!("{} is not {EXPECTED}", quoted(name))),
+    }
+}
+
+/// With whose end a registration ends.
+pub(super) fn lease(value: &DeValue<'_>) -> Result<Lease, String> {
+    let options = [
+        ("attachment", Lease::Attachment),
+        ("connection", Lease::Connection),
+        ("pidfd", Lease::Pidfd),
+    ];
+    choice(value, &options)
 }
 
 /// A route's destinations.

@@ -262,6 +262,11 @@ impl Live {
     /// Takes containers' interfaces away. What cannot be undone inside is logged, and the rest is
     /// undone: a container that goes can always go.
     pub(super) fn detach(&mut self, names: &[Name]) -> Vec<Result<(), StepError>> {
+        let links = names
+            .iter()
+            .filter_map(|name| self.containers.get(name)?.link.as_ref());
+        let descriptors: Vec<_> = links.map(|link| link.descriptor).collect();
+        self.keeping.forget(&descriptors);
         let mut detachments = Vec::with_capacity(names.len());
         for name in names {
             let container = self.containers.get_mut(name);

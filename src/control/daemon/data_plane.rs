@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tracing::{error, info};
 
 use crate::control::config::{IoUring, RelayConfig, Threads};
-use crate::data::device::{CaptureSink, Unavailable, Uring, UringReport};
+use crate::data::device::{CaptureSink, Injection, Unavailable, Uring, UringReport};
 use crate::data::engine::Engine;
 use crate::data::event_loop::{
     AddDeviceError, DeviceReport, Ended, Event, EventLoop, Listener, LoopDevice, LoopHandle, Mode,
@@ -214,6 +214,16 @@ impl DataPlane {
         sink: Option<CaptureSink>,
     ) -> Result<Option<CaptureSink>, SetCaptureError> {
         self.side(interface).set_capture(interface, sink)
+    }
+
+    /// Has the device of `interface` send the super-frames of tunnels by `injection`. Returns that where
+    /// the device is gone.
+    pub(super) fn inject(
+        &self,
+        interface: Interface,
+        injection: Injection,
+    ) -> Result<Option<Injection>, Stopped> {
+        self.side(interface).inject(interface, injection)
     }
 
     /// What the data threads say of themselves.

@@ -9,23 +9,26 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mio::net::UnixStream;
-use mio::{Interest, Registry};
 use nix::unistd::geteuid;
+use nos_shim::flows::Opener;
 use nos_shim::ident::{Interface, UplinkId};
+use nos_shim::ports::Transport;
 use tracing::{error, info, warn};
 
 use crate::control::api::{Asked, Offer, Refusal, RefusalCode, Response, Server};
-use crate::control::config::Name;
+use crate::control::config::{Name, Overlay};
 use crate::control::handover::{
-    ContainerFacts, Descriptor, FORMAT, Manifest, NeighborFacts, Offered, PREPARE_LIMIT, Place,
-    READY_LIMIT, Store, UplinkFacts, VethFacts, offer, read_signal, send_go, send_stopped,
+    ContainerFacts, Descriptor, FORMAT, FlowFacts, Manifest, Memory, NeighborFacts, Offered,
+    PREPARE_LIMIT, Place, READY_LIMIT, Store, UplinkFacts, VethFacts, offer, read_signal, send_go,
+    send_stopped,
 };
 use crate::control::plan::ContainerLink;
 use crate::data::device::DeviceFacts;
 use crate::data::event_loop::{DeviceReport, Mode, Stopped};
 
-use super::changes::Registry as Registered;
+use super::leases::Processes;
 use super::live::LiveLink;
+use super::registry::Registry;
 use super::{Daemon, HANDOVER};
 
 /// The socket that keeps the kernel from interfaces.
@@ -38,8 +41,8 @@ pub(super) const FIRST_DEVICE: Descriptor = Descriptor(16);
 /// How long what was received may take to be sent: it takes microseconds.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 
-/// How often the service manager is told which neighbors are known, if they have changed.
-const NEIGHBORS_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the service manager is told what is remembered, if that has changed.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the service manager keeps.
 #[derive(Debug)]
@@ -47,6 +50,8 @@ pub(super) struct Keeping {
     store: Store,
     /// The devices that it was told of last.
     devices: Vec<Descriptor>,
+    /// What was registered then.
+    registered: Overlay,
     /// When it is told again.
     at: Instant,
 }
@@ -56,8 +61,14 @@ impl Keeping {
         Self {
             store,
             devices: Vec::new(),
+            registered: Overlay::default(),
             at: Instant::now(),
         }
+    }
+
+    /// Devices are about to be closed.
+    pub(super) fn forget(&mut self, descriptors: &[Descriptor]) {
+        self.store.forget(descriptors);
     }
 
     /// Nothing is to outlive us.
@@ -77,18 +88,51 @@ pub(super) struct Giving {
 }
 
 impl Daemon {
-    /// Offers everything to the process that asks.
-    pub(super) fn give(
-        &mut self,
-        asked: &Asked,
+    /// Offers everything to the process that asks, or says why not.
+    pub(super) fn offer(&mut self, asked: &Asked, format: u32, server: &mut Server) {
+        let (pid, uid) = (asked.peer.pid, asked.peer.uid);
+        let (manifest, descriptors) = match self.offered(uid, format, server) {
+            Ok(offered) => offered,
+            Err(refusal) => {
+                warn!(pid, uid, "not handed over: {refusal}");
+                let now = self.live.plane.now();
+                return server.respond(asked.connection, &Response::Refused(refusal), now);
+            }
+        };
+        let response = Response::HandingOver(Offer {
+            program: manifest.program.clone(),
+            descriptors: u32::try_from(descriptors.len()).unwrap_or(u32::MAX),
+        });
+        let stream = server.release(asked.connection, &response, HANDOVER);
+        let offered = Offered {
+            manifest: &manifest,
+            descriptors: descriptors.iter().map(AsFd::as_fd).collect(),
+        };
+        match stream.and_then(|stream| offer(&stream, &offered).map(|()| stream)) {
+            Ok(stream) => {
+                info!(pid, devices = descriptors.len(), "handing over");
+                self.giving = Some(Giving {
+                    stream,
+                    deadline: Instant::now() + PREPARE_LIMIT,
+                    stopped: false,
+                });
+            }
+            // Nothing has begun: it hears so by the end of the connection.
+            Err(error) => warn!(pid, %error, "cannot hand over"),
+        }
+    }
+
+    /// What a process of this user gets.
+    fn offered(
+        &self,
+        user: u32,
         format: u32,
-        server: &mut Server,
-        registry: &Registry,
-    ) -> Result<(), Refusal> {
+        server: &Server,
+    ) -> Result<(Manifest, Vec<OwnedFd>), Refusal> {
         let refused = |code, why: String| Err(Refusal::new(code, why));
         let uid = geteuid().as_raw();
-        if asked.peer.uid != uid {
-            let why = format!("only user {uid} may take over, not user {}", asked.peer.uid);
+        if user != uid {
+            let why = format!("only user {uid} may take over, not user {user}");
             return refused(RefusalCode::Refused, why);
         }
         if format != FORMAT {
@@ -110,35 +154,7 @@ impl Daemon {
         manifest.descriptors.extend(CONTROL);
         let descriptors = self.open_all(&manifest, server);
         let descriptors = descriptors.map_err(|error| unavailable(&error))?;
-        let response = Response::HandingOver(Offer {
-            program: manifest.program.clone(),
-            descriptors: u32::try_from(descriptors.len()).unwrap_or(u32::MAX),
-        });
-        let Some(mut stream) = server.release(asked.connection, &response) else {
-            return Ok(());
-        };
-        let offered = Offered {
-            manifest: &manifest,
-            descriptors: descriptors.iter().map(AsFd::as_fd).collect(),
-        };
-        let begun = offer(&stream, &offered)
-            .and_then(|()| registry.register(&mut stream, HANDOVER, Interest::READABLE));
-        if let Err(error) = begun {
-            // Nothing has begun: it hears so by the end of the connection.
-            warn!(pid = asked.peer.pid, %error, "cannot hand over");
-            return Ok(());
-        }
-        info!(
-            pid = asked.peer.pid,
-            devices = descriptors.len(),
-            "handing over"
-        );
-        self.giving = Some(Giving {
-            stream,
-            deadline: Instant::now() + PREPARE_LIMIT,
-            stopped: false,
-        });
-        Ok(())
+        Ok((manifest, descriptors))
     }
 
     /// Goes on with the conversation. Returns whether the next process has everything.
@@ -171,12 +187,12 @@ impl Daemon {
         if !drained.map_err(io::Error::other)? {
             warn!("not all that was received could be sent in time");
         }
-        let neighbors = self.known_neighbors().map_err(io::Error::other)?;
+        let memory = self.memory().map_err(io::Error::other)?;
         let Some(giving) = &mut self.giving else {
             return Ok(());
         };
         (giving.stopped, giving.deadline) = (true, Instant::now() + READY_LIMIT);
-        send_stopped(&giving.stream, &neighbors)
+        send_stopped(&giving.stream, &memory)
     }
 
     /// Goes on, as the next process cannot.
@@ -213,13 +229,13 @@ impl Daemon {
             host: self.live.host.namespace().id(),
             file: self.registry.file.name().to_owned(),
             text: self.registry.file.text().to_owned(),
-            overlay: self.registry.overlay.handed(),
+            overlay: handed(&self.registry.overlay),
             keeper,
             control: None,
             descriptors: descriptors.collect(),
             containers,
             uplinks,
-            neighbors: self.known_neighbors()?,
+            memory: self.memory()?,
         })
     }
 
@@ -251,6 +267,35 @@ impl Daemon {
                 device: device_facts(report, &live.facts.name, index, live.long_frames),
             })
         })
+    }
+
+    /// What changes from packet to packet, and has to be known to go on.
+    fn memory(&self) -> Result<Memory, Stopped> {
+        Ok(Memory {
+            neighbors: self.known_neighbors()?,
+            flows: self.known_flows()?,
+        })
+    }
+
+    /// Flows that ports cannot decide.
+    fn known_flows(&self) -> Result<Vec<FlowFacts>, Stopped> {
+        let owners = self.live.containers.iter();
+        let owners: HashMap<_, _> = owners.map(|(name, it)| (it.id, name)).collect();
+        let now = self.live.plane.now();
+        let pages = move |nos: &mut nos_shim::shim::Shim, first| nos.flows(first, now);
+        let flows = self.live.plane.nos_pages(pages)?.into_iter();
+        let known = flows.filter_map(|flow| {
+            Some(FlowFacts {
+                owner: owners.get(&flow.owner)?.to_string(),
+                vrf: flow.key.vrf.0,
+                udp: flow.key.transport == Transport::Udp,
+                local: (flow.key.local, flow.key.local_port).into(),
+                remote: (flow.key.remote, flow.key.remote_port).into(),
+                by_peer: flow.opener == Opener::Peer,
+                learnt: flow.learnt,
+            })
+        });
+        Ok(known.collect())
     }
 
     /// Neighbors whose MAC addresses are known.
@@ -311,38 +356,49 @@ impl Daemon {
 
     /// Has the service manager keep what there is, if anything is other than before.
     pub(super) fn keep(&mut self) {
-        if !self.keeping.store.is_open() || self.giving.is_some() {
+        if !self.live.keeping.store.is_open() || self.giving.is_some() {
             return;
         }
-        let devices = self.descriptors();
-        let others = devices != self.keeping.devices;
-        let due = self.keep_in().is_some_and(|left| left.is_zero());
-        if others || due || std::mem::take(&mut self.registry.changed) {
-            self.keeping.devices = devices;
+        let (devices, registered) = (self.descriptors(), &self.registry.overlay);
+        let others =
+            devices != self.live.keeping.devices || *registered != self.live.keeping.registered;
+        if others || self.keep_in().is_some_and(|left| left.is_zero()) {
+            self.live.keeping.registered = registered.clone();
+            self.live.keeping.devices = devices;
             self.store();
         }
     }
 
+    /// Another file is followed.
+    pub(super) fn keep_at_once(&mut self) {
+        self.live.keeping.at = Instant::now();
+    }
+
     /// Has the service manager keep what there is now.
     pub(super) fn store(&mut self) {
-        if !self.keeping.store.is_open() {
+        if !self.live.keeping.store.is_open() {
             return;
         }
-        self.keeping.at = Instant::now() + NEIGHBORS_INTERVAL;
+        self.live.keeping.at = Instant::now() + MEMORY_INTERVAL;
         match self.manifest() {
             Ok(manifest) => {
-                let mut store = std::mem::take(&mut self.keeping.store);
+                let mut store = std::mem::take(&mut self.live.keeping.store);
                 store.keep(&manifest, |descriptor| self.open(descriptor));
-                self.keeping.store = store;
+                self.live.keeping.store = store;
             }
             Err(Stopped) => error!("a data thread has stopped"),
         }
     }
 
-    /// In how long the service manager is told of neighbors again.
+    /// In how long the service manager is told again.
     pub(super) fn keep_in(&self) -> Option<Duration> {
-        let is_open = self.keeping.store.is_open();
-        is_open.then(|| self.keeping.at.saturating_duration_since(Instant::now()))
+        let is_open = self.live.keeping.store.is_open();
+        is_open.then(|| {
+            self.live
+                .keeping
+                .at
+                .saturating_duration_since(Instant::now())
+        })
     }
 
     /// The numbers of all devices.
@@ -368,21 +424,41 @@ impl Daemon {
     pub(super) fn leave(mut self) {
         let entities: Vec<_> = self.live.captures.keys().cloned().collect();
         self.live.end_captures(&entities.iter().collect::<Vec<_>>());
-        self.live.leave();
-    }
-
-    /// Leaves in place what could not be taken up whole, for a new beginning without it.
-    pub(super) fn abandon(self) -> (Keeping, Registered) {
         let Self {
             live,
             registry,
-            mut keeping,
+            giving,
             ..
         } = self;
+        live.leave();
+        drop(registry);
+        // Last: by this the next process hears that all is free, the state directory too.
+        drop(giving);
+    }
+
+    /// Leaves in place what could not be taken up whole, for a new beginning without it.
+    pub(super) fn abandon(self) -> (Keeping, Registry, Processes) {
+        let Self {
+            mut live,
+            registry,
+            processes,
+            ..
+        } = self;
+        let mut keeping = std::mem::replace(&mut live.keeping, Keeping::of(Store::default()));
         keeping.clear();
         live.leave();
-        (keeping, registry)
+        (keeping, registry, processes)
     }
+}
+
+/// What was registered at run time, as its records say it.
+fn handed(overlay: &Overlay) -> Vec<(String, String)> {
+    let records = overlay.records_since(&Overlay::default()).into_iter();
+    let texts = records.filter_map(|record| {
+        let json = String::from_utf8(record.json?).ok()?;
+        Some((record.name, json))
+    });
+    texts.collect()
 }
 
 fn container_facts(

@@ -8,14 +8,16 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use nos_shim::ident::MacAddr;
+use nos_shim::flows::{FlowKey, NewFlow, Opener};
+use nos_shim::ident::{MacAddr, VrfId};
+use nos_shim::ports::Transport;
 use tracing::info;
 
 use crate::control::attach::{Attached, ParkedSide, Placement, SideReport, VethPair};
 use crate::control::attach::{ContainerSpec, Families};
 use crate::control::config::{Config, Name};
 use crate::control::handover::{
-    ContainerFacts, Descriptor, HandoverError, Inheritance, NeighborFacts, UplinkFacts,
+    ContainerFacts, Descriptor, FlowFacts, HandoverError, Inheritance, Memory, UplinkFacts,
 };
 use crate::control::kernel::Namespace;
 use crate::control::plan::{OpenDevice, State};
@@ -24,6 +26,9 @@ use crate::data::device::{FrameDevice, received_device};
 use super::giving::FIRST_DEVICE;
 use super::live::{Live, OpenUplink, StepError};
 use super::reconcile::Reconciler;
+
+/// Flows that the NOS is told of at a time, between bursts.
+const FLOWS: usize = 1024;
 
 /// What was handed over and is not taken up yet.
 #[derive(Debug, Default)]
@@ -170,8 +175,24 @@ impl Live {
         }))
     }
 
-    /// Tells the NOS where its neighbors were.
-    pub(super) fn remember(&self, neighbors: Vec<NeighborFacts>) {
+    /// Lets go of what was handed over and is not taken up: it has ended, or is not wanted.
+    pub(super) fn release_inherited(&mut self) {
+        let Inherited {
+            containers,
+            uplinks,
+        } = std::mem::take(&mut self.inherited);
+        let pairs = containers.into_values().filter_map(|(facts, _)| facts.veth);
+        let pairs = pairs.map(|veth| (veth.interface, veth.index));
+        let links = uplinks.into_values().filter(|(facts, _)| facts.taken);
+        let links = links.map(|(facts, _)| (facts.device.name, facts.index));
+        for (interface, index) in pairs.chain(links) {
+            drop(self.host.taken(&interface, index));
+        }
+    }
+
+    /// Tells the NOS what it remembered.
+    pub(super) fn remember(&self, memory: Memory) {
+        let Memory { neighbors, flows } = memory;
         let mut by_uplink = BTreeMap::<_, Vec<(IpAddr, MacAddr)>>::new();
         for neighbor in neighbors {
             let known = by_uplink.entry(neighbor.uplink).or_default();
@@ -188,6 +209,37 @@ impl Live {
                 .plane
                 .on_nos(move |nos| nos.remember_neighbors(id, &known, now));
         }
+        let flows = flows.iter().filter_map(|flow| self.new_flow(flow));
+        for some in flows.collect::<Vec<_>>().chunks(FLOWS) {
+            let some = some.to_vec();
+            let _ = self.plane.on_nos(move |nos| nos.remember_flows(&some, now));
+        }
+    }
+
+    fn new_flow(&self, flow: &FlowFacts) -> Option<NewFlow> {
+        let owner = flow.owner.parse().ok()?;
+        Some(NewFlow {
+            key: FlowKey {
+                vrf: VrfId(flow.vrf),
+                transport: if flow.udp {
+                    Transport::Udp
+                } else {
+                    Transport::Tcp
+                },
+                local: flow.local.ip(),
+                local_port: flow.local.port(),
+                remote: flow.remote.ip(),
+                remote_port: flow.remote.port(),
+            },
+            owner: self.containers.get::<Name>(&owner)?.id,
+            opener: if flow.by_peer {
+                Opener::Peer
+            } else {
+                Opener::Owner
+            },
+            learnt: flow.learnt,
+            segment: None,
+        })
     }
 
     /// Ends the data threads, and leaves everything in place.
@@ -198,7 +250,7 @@ impl Live {
         let links = self.containers.into_values();
         for link in links.filter_map(|container| container.link) {
             if let Some(veth) = link.veth {
-                veth.abandon();
+                veth.leave();
             }
         }
         let devices = self.uplinks.into_values();

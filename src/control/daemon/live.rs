@@ -20,7 +20,7 @@ use crate::data::device::{CaptureWriter, FrameDevice, Inspector};
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 
 use super::data_plane::DataPlane;
-use super::giving::FIRST_DEVICE;
+use super::giving::{FIRST_DEVICE, Keeping};
 use super::identifiers::Identifiers;
 use super::inherited::Inherited;
 use super::journal::Journal;
@@ -72,6 +72,8 @@ pub(super) struct Live {
     pub(super) pace: Pace,
     /// Where containers are attached, for the next run.
     pub(super) journal: Journal,
+    /// What outlives us with the service manager.
+    pub(super) keeping: Keeping,
     /// What an earlier process had open, and is not taken up yet.
     pub(super) inherited: Inherited,
     /// The greatest number of a descriptor so far.
@@ -79,7 +81,7 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(host: Host, plane: DataPlane, journal: Journal) -> Self {
+    pub(super) fn new(host: Host, plane: DataPlane, keeping: Keeping) -> Self {
         Self {
             host,
             plane,
@@ -94,7 +96,8 @@ impl Live {
             told_routes: ToldRoutes::default(),
             moved: BTreeSet::new(),
             pace: Pace::BesideTraffic,
-            journal,
+            journal: Journal::none(),
+            keeping,
             inherited: Inherited::default(),
             last_descriptor: FIRST_DEVICE,
         }

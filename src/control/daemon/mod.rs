@@ -25,13 +25,16 @@
 //! Reload (SIGHUP): the new file is checked whole, with what was registered at run time; a bad one
 //! changes nothing.
 //!
-//! Requests at run time change what is registered beside the file ([`changes`]).
+//! Requests at run time change what is registered beside the file ([`changes`]). That outlives the
+//! process ([`registry`], [`crate::control::store`]), unless it is held by somebody who has ended
+//! ([`leases`]).
 //!
 //! End (SIGTERM, SIGINT): nothing is wanted any more, and so everything is taken away.
 //!
 //! Replacement ([`crate::control::handover`]): the next process takes up what this one has open
 //! ([`giving`], [`inherited`]). SIGUSR1 ends this one for the next to come: everything stays in place.
 
+mod answers;
 mod captures;
 mod changes;
 mod containers;
@@ -40,10 +43,13 @@ mod executor;
 mod giving;
 mod identifiers;
 mod inherited;
+mod injections;
 mod journal;
+mod leases;
 mod live;
 mod news;
 mod reconcile;
+mod registry;
 mod routes;
 mod services;
 mod show;
@@ -52,6 +58,7 @@ mod uplinks;
 mod watched;
 mod watching;
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,28 +71,32 @@ use signal_hook_mio::v1_0::Signals;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
-use crate::control::api::{self, Request, Response, Server};
+use crate::control::api::{self, Access, Peer, Server};
 use crate::control::attach::{AttachError, Host, Pace};
 use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
-use crate::control::handover::{self, HandoverError, Inheritance, NeighborFacts, Store, Taking};
+use crate::control::handover::{self, HandoverError, Inheritance, Memory, Taking};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
+use crate::control::plan::Entity;
+use crate::control::store::{Embedded, Store, StoreError};
 use crate::data::event_loop::{Mode, Stopped};
 
-use changes::Registry;
 use data_plane::DataPlane;
 use giving::{Giving, Keeping};
 use journal::Journal;
+use leases::Processes;
 use live::Live;
 use reconcile::Reconciler;
+use registry::Registry;
 use watching::DropWatch;
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
-const CONTROL: Token = Token(2);
-/// Behind those of the control socket.
-const KERNEL: Token = Token(CONTROL.0 + Server::TOKENS);
-const HANDOVER: Token = Token(KERNEL.0 + 1);
+const KERNEL: Token = Token(2);
+const LEASES: Token = Token(3);
+/// The first of several.
+const CONTROL: Token = Token(4);
+const HANDOVER: Token = Token(CONTROL.0 + Server::TOKENS);
 
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, Error)]
@@ -113,6 +124,9 @@ pub enum DaemonError {
     /// The kernel cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// What was registered at run time cannot be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Nothing was taken over.
     #[error(transparent)]
     Handover(#[from] HandoverError),
@@ -137,7 +151,10 @@ pub struct DaemonOptions {
     pub config: PathBuf,
     /// The control socket.
     pub control: PathBuf,
-    /// Whether something that is missing or refused at start ends the process.
+    /// Where what is registered at run time outlives the process: a directory, which is made. Nowhere
+    /// when not given.
+    pub state: Option<PathBuf>,
+    /// Whether something of the configuration that is missing or refused at start ends the process.
     pub strict: bool,
     /// Whether everything is taken over from the process that runs.
     pub takeover: bool,
@@ -194,34 +211,31 @@ enum End {
 /// Starts with what an earlier process has left, if anything.
 fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), DaemonError> {
     let file = ConfigFile::load(&options.config)?;
+    let config = file.config(&Overlay::default())?;
+    let server = Server::bind(&options.control, &config.control, poll.registry(), CONTROL)?;
     let (store, inheritance) = handover::received();
+    let mut base = Base::open(poll)?;
+    let mut registry = base.registry(file, open_store(options)?)?;
+    if let (None, Some(inheritance)) = (&options.state, &inheritance) {
+        registry.register(overlay_of(inheritance));
+    }
+    let config = registry.file.config(&registry.overlay)?;
     let keeping = Keeping::of(store);
-    let overlay = inheritance
-        .as_ref()
-        .map_or_else(Overlay::default, overlay_of);
-    let (overlay, config) = beside(&file, &overlay)?;
-    let server = Server::bind(&options.control, poll.registry(), CONTROL)?;
-    let registry = Registry::with(file, overlay);
-    let base = Base::open(poll)?;
     let waker = Arc::clone(&base.waker);
-    let mut daemon = match inheritance {
-        None => base.daemon(options, &config, registry, keeping)?,
-        Some(inheritance) => {
-            let mut daemon = base.daemon(options, &config, registry, keeping)?;
-            let neighbors = inheritance.manifest.neighbors.clone();
-            match daemon.inherit(inheritance) {
-                Ok(()) => {
-                    daemon.go_on(neighbors)?;
-                    daemon
-                }
-                Err(error) => {
-                    warn!("{error}; starting anew");
-                    let (keeping, registry) = daemon.abandon();
-                    Base::with(poll, waker)?.daemon(options, &config, registry, keeping)?
-                }
+    let mut daemon = base.daemon(options, &config, registry, keeping)?;
+    if let Some(inheritance) = inheritance {
+        let memory = inheritance.manifest.memory.clone();
+        match daemon.inherit(inheritance) {
+            Ok(()) => daemon.go_on(memory)?,
+            Err(error) => {
+                warn!("{error}; starting anew");
+                let (keeping, registry, processes) = daemon.abandon();
+                let base = Base::with(poll, waker, processes)?;
+                daemon = base.daemon(options, &config, registry, keeping)?;
             }
         }
-    };
+    }
+    daemon.live.release_inherited();
     daemon.live.journal = Journal::open(&options.control);
     daemon.live.remove_leftovers(&config);
     daemon.follow(config);
@@ -233,27 +247,24 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
 fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), DaemonError> {
     // A bad file is none of the running process's business.
     let file = ConfigFile::load(&options.config)?;
+    let config = file.config(&Overlay::default())?;
     let (mut taking, mut inheritance) = Taking::ask(&options.control)?;
-    let (overlay, config) = beside(&file, &overlay_of(&inheritance))?;
     let Some(control) = inheritance.take_control() else {
         let why = "its control socket is missing".to_owned();
         return Err(HandoverError::Unfit(why).into());
     };
-    let registry = Registry::with(file, overlay);
-    let base = Base::open(poll)?;
-    let mut daemon = base.daemon(
-        options,
-        &config,
-        registry,
-        Keeping::of(Store::of_environment()),
-    )?;
+    let registered = overlay_of(&inheritance);
+    let mut base = Base::open(poll)?;
+    let registry = base.registry(file, None)?;
+    let keeping = Keeping::of(handover::Store::of_environment());
+    let mut daemon = base.daemon(options, &config, registry, keeping)?;
     let taken = daemon.inherit(inheritance).and_then(|()| {
-        let neighbors = taking.prepared()?;
+        let memory = taking.prepared()?;
         taking.ready()?;
-        Ok(neighbors)
+        Ok(memory)
     });
     let begun = match taken {
-        Ok(neighbors) => daemon.go_on(neighbors),
+        Ok(memory) => daemon.go_on(memory),
         Err(error) => Err(error.into()),
     };
     if let Err(error) = begun {
@@ -261,30 +272,28 @@ fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), D
         return Err(error);
     }
     info!("took over");
-    daemon.live.journal = Journal::open(&options.control);
+    if let Err(error) = taking.wait_for_end() {
+        warn!(%error, "the process before takes long to end");
+    }
+    daemon.registered_again(options, registered);
     let server = Server::received(&options.control, control, poll.registry(), CONTROL)?;
-    daemon.follow(config);
+    let config = daemon.registry.file.config(&daemon.registry.overlay)?;
+    daemon.live.release_inherited();
+    daemon.live.journal = Journal::open(&options.control);
+    daemon.follow(config.clone());
+    daemon.live.remove_leftovers(&config);
     daemon.store();
     Ok((daemon, server))
 }
 
 /// What was registered beside the configuration of an earlier process.
 fn overlay_of(inheritance: &Inheritance) -> Overlay {
-    let handed = inheritance.manifest.overlay.clone();
-    Overlay::received(handed).unwrap_or_else(|why| {
-        warn!("what was registered at run time is lost: {why}");
+    let handed = inheritance.manifest.overlay.iter();
+    let records = handed.map(|(name, json)| (name.as_str(), json.as_bytes()));
+    Overlay::of_records(records).unwrap_or_else(|bad| {
+        warn!("what was registered at run time is lost: {bad}");
         Overlay::default()
     })
-}
-
-/// What of `overlay` is left beside a file, and the configuration of both.
-fn beside(file: &ConfigFile, overlay: &Overlay) -> Result<(Overlay, Config), ConfigErrors> {
-    let (overlay, notes) = file.adopt(overlay);
-    let config = file.config(&overlay)?;
-    for note in notes {
-        info!("registered at run time no more: {note}");
-    }
-    Ok((overlay, config))
 }
 
 /// What a daemon is made of before it has anything in place.
@@ -292,22 +301,40 @@ struct Base {
     watch: KernelWatch,
     host: Host,
     waker: Arc<Waker>,
+    processes: Processes,
 }
 
 impl Base {
     fn open(poll: &Poll) -> Result<Self, DaemonError> {
         let waker =
             Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
-        Self::with(poll, Arc::new(waker))
+        let processes = Processes::new().map_err(DaemonError::start("watch processes"))?;
+        let registered = processes.register(poll.registry(), LEASES);
+        registered.map_err(DaemonError::start("watch processes"))?;
+        Self::with(poll, Arc::new(waker), processes)
     }
 
-    fn with(poll: &Poll, waker: Arc<Waker>) -> Result<Self, DaemonError> {
+    fn with(poll: &Poll, waker: Arc<Waker>, processes: Processes) -> Result<Self, DaemonError> {
         let namespace = Namespace::current()?;
         let watch = KernelWatch::open(&namespace)?;
         let registered = watch.register(poll.registry(), KERNEL);
         registered.map_err(DaemonError::start("watch the kernel"))?;
         let host = Host::open(namespace)?;
-        Ok(Self { watch, host, waker })
+        Ok(Self {
+            watch,
+            host,
+            waker,
+            processes,
+        })
+    }
+
+    /// What `store` holds beside a file.
+    fn registry(
+        &mut self,
+        file: ConfigFile,
+        store: Option<Box<dyn Store>>,
+    ) -> Result<Registry, StoreError> {
+        Registry::open(file, store, |process| self.processes.take_up(process))
     }
 
     fn daemon(
@@ -321,17 +348,27 @@ impl Base {
             .map_err(DaemonError::start("start data threads"))?;
         yield_to_data_threads();
         Ok(Daemon {
-            live: Live::new(self.host, plane, Journal::none()),
+            live: Live::new(self.host, plane, keeping),
             reconciler: Reconciler::new(),
             watch: self.watch,
             config_path: options.config.clone(),
             settings: config.relay.clone(),
+            access: config.control.clone(),
             registry,
+            processes: self.processes,
+            connections: BTreeMap::new(),
             drops: DropWatch::default(),
             giving: None,
-            keeping,
         })
     }
+}
+
+fn open_store(options: &DaemonOptions) -> Result<Option<Box<dyn Store>>, StoreError> {
+    let Some(directory) = &options.state else {
+        return Ok(None);
+    };
+    let store = Embedded::open(directory)?;
+    Ok(Some(Box::new(store)))
 }
 
 /// The nice value of the control thread, and of the threads that it starts from now on.
@@ -365,12 +402,9 @@ fn serve(
     mut server: Server,
 ) -> Result<End, DaemonError> {
     let mut events = Events::with_capacity(64);
+    let mut more = false;
     loop {
-        let due = [server.poll_at(), daemon.count_at()].into_iter().flatten();
-        let answer = due.min().map(|at| at.since(daemon.live.plane.now()));
-        let pauses = [daemon.pause(), daemon.patience(), daemon.keep_in()];
-        let timeout = pauses.into_iter().chain([answer]).flatten().min();
-        match poll.poll(&mut events, timeout) {
+        match poll.poll(&mut events, daemon.timeout(&server, more)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(DaemonError::start("wait for events"))?,
         }
@@ -386,31 +420,11 @@ fn serve(
         }
         // What happened comes before what is asked, so that answers are of the present.
         daemon.heal()?;
-        while let Some(asked) = server.poll_request() {
-            if let Request::TakeOver { format } = asked.request {
-                let given = daemon.give(&asked, format, &mut server, poll.registry());
-                if let Err(refusal) = given {
-                    warn!(
-                        pid = asked.peer.pid,
-                        uid = asked.peer.uid,
-                        "not handed over: {refusal}"
-                    );
-                    let now = daemon.live.plane.now();
-                    server.respond(asked.connection, &Response::Refused(refusal), now);
-                }
-                continue;
-            }
-            let answer = daemon.answer(&asked);
-            let now = daemon.live.plane.now();
-            match answer {
-                Some(response) => server.respond(asked.connection, &response, now),
-                None => {
-                    // What happened before is not told.
-                    daemon.publish(&mut server);
-                    server.watch(asked.connection, now);
-                }
-            }
+        if daemon.giving.is_none() {
+            daemon.end_leases(&mut server);
         }
+        more = daemon.take_requests(&mut server);
+        daemon.write_again();
         for signal in signals.pending() {
             match signal {
                 SIGHUP => daemon.reload(),
@@ -442,12 +456,15 @@ pub(crate) struct Daemon {
     config_path: PathBuf,
     /// Settings with which the data threads were started.
     settings: RelayConfig,
+    /// Who may ask, as the control socket was made.
+    access: Access,
     registry: Registry,
+    processes: Processes,
+    /// Who made the connections that hold something.
+    connections: BTreeMap<u64, Peer>,
     drops: DropWatch,
     /// A conversation with the process that takes over.
     giving: Option<Giving>,
-    /// What outlives us with the service manager.
-    keeping: Keeping,
 }
 
 impl Daemon {
@@ -469,8 +486,8 @@ impl Daemon {
     }
 
     /// Begins to receive and send.
-    fn go_on(&mut self, neighbors: Vec<NeighborFacts>) -> Result<(), DaemonError> {
-        self.live.remember(neighbors);
+    fn go_on(&mut self, memory: Memory) -> Result<(), DaemonError> {
+        self.live.remember(memory);
         Ok(self.live.plane.set_mode(Mode::Running)?)
     }
 
@@ -478,6 +495,27 @@ impl Daemon {
     fn patience(&self) -> Option<Duration> {
         let giving = self.giving.as_ref()?;
         Some(giving.deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Opens what keeps registrations, which the process before has closed. Without it they last as
+    /// long as this process.
+    fn registered_again(&mut self, options: &DaemonOptions, handed: Overlay) {
+        let file = &self.registry.file;
+        let opened = ConfigFile::parse(file.name(), file.text());
+        let opened = opened.map_err(|error| error.to_string()).and_then(|file| {
+            let store = open_store(options).map_err(|error| error.to_string())?;
+            let processes = &mut self.processes;
+            let registry = Registry::open(file, store, |process| processes.take_up(process));
+            registry.map_err(|error| error.to_string())
+        });
+        match opened {
+            Ok(registry) if options.state.is_some() => self.registry = registry,
+            Ok(_) => self.registry.register(handed),
+            Err(error) => {
+                error!("{error}; what is registered at run time ends with this process");
+                self.registry.register(handed);
+            }
+        }
     }
 
     /// Wants `config` from now on.
@@ -504,6 +542,30 @@ impl Daemon {
         Ok(())
     }
 
+    /// How long there is nothing to do unless something happens.
+    fn timeout(&self, server: &Server, more: bool) -> Option<Duration> {
+        if more {
+            return Some(Duration::ZERO);
+        }
+        let due = [server.poll_at(), self.count_at()].into_iter().flatten();
+        let due = due.min().map(|at| at.since(self.live.plane.now()));
+        let again = self.registry.again_at;
+        let again = again.map(|at| at.saturating_duration_since(Instant::now()));
+        let pauses = [due, self.pause(), again, self.patience(), self.keep_in()];
+        pauses.into_iter().flatten().min()
+    }
+
+    /// Writes what could not be written, if it is time.
+    fn write_again(&mut self) {
+        if self
+            .registry
+            .again_at
+            .is_some_and(|at| at <= Instant::now())
+        {
+            self.registry.write();
+        }
+    }
+
     /// How long nothing that paused has to be tried again.
     fn pause(&self) -> Option<Duration> {
         let at = self.reconciler.poll_at()?;
@@ -515,20 +577,32 @@ impl Daemon {
         if !strict || standing.is_empty() {
             return Ok(());
         }
-        let missing = standing
+        let configured = |entity: &Entity| match entity {
+            Entity::Container(name) => !self.registry.overlay.has_container(name),
+            _ => true,
+        };
+        let missing: Vec<_> = standing
             .iter()
-            .map(|(entity, entry)| format!("{entity}: {}", entry.condition.reason()));
-        Err(DaemonError::Strict(missing.collect()))
+            .filter(|(entity, _)| configured(entity))
+            .map(|(entity, entry)| format!("{entity}: {}", entry.condition.reason()))
+            .collect();
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(DaemonError::Strict(missing)),
+        }
     }
 
     /// Reads the configuration again and follows it. A bad file changes nothing.
     fn reload(&mut self) {
         self.end_giving();
+        self.keep_at_once();
         let _ = NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
         match self.load() {
             Ok(config) => {
-                for setting in RelayConfig::differences(&self.settings, &config.relay) {
+                let relay = RelayConfig::differences(&self.settings, &config.relay);
+                let control = Access::differences(&self.access, &config.control);
+                for setting in relay.into_iter().chain(control) {
                     warn!(
                         key = setting.key,
                         old = setting.old,
@@ -547,18 +621,11 @@ impl Daemon {
     /// Reads the file, and makes it the one beside which the rest is registered.
     fn load(&mut self) -> Result<Config, ConfigErrors> {
         let file = ConfigFile::load(&self.config_path)?;
-        let (overlay, notes) = file.adopt(&self.registry.overlay);
-        let config = file.config(&overlay)?;
-        for note in notes {
-            info!("registered at run time no more: {note}");
-        }
-        (self.registry.file, self.registry.overlay) = (file, overlay);
-        self.registry.changed = true;
-        Ok(config)
+        self.registry.reload(file)
     }
 
     fn stop(mut self) {
-        self.keeping.clear();
+        self.live.keeping.clear();
         self.live.pace = Pace::AtOnce;
         self.reconciler.undo_all(&mut self.live);
         self.live.stop();

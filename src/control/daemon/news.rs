@@ -38,6 +38,7 @@ impl Daemon {
                     });
                 }
                 Event::DeviceDown(interface) => debug!(%interface, "down"),
+                Event::TunnelMet(interface) => self.live.inject_tunnels(interface),
                 Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
                     uplink,
                     address,
@@ -148,21 +149,29 @@ impl Daemon {
     }
 
     /// The relay tells it once in a while, so this may be logged each time.
-    fn foreign_port(&self, id: AttachmentId, transport: Transport, port: u16, dropped: u64) {
+    fn foreign_port(&mut self, id: AttachmentId, transport: Transport, port: u16, dropped: u64) {
         let mut containers = self.live.containers.iter();
         // It may have gone meanwhile.
         let Some((name, _)) = containers.find(|(_, container)| container.id == id) else {
             return;
         };
-        let owner = self.reconciler.state.owner_of(name, transport, port);
-        let owner = owner.map_or_else(|| "nobody".to_owned(), |owner| owner.to_string());
+        let name = name.clone();
+        let owner = self.reconciler.state.owner_of(&name, transport, port);
+        let owner = owner.map(|owner| owner.to_string());
         warn!(
             container = %name,
             port = format_args!("{transport} {port}"),
-            owner,
+            owner = owner.as_deref().unwrap_or("nobody"),
             dropped,
             "it sends from a port that is not its own, which is refused"
         );
+        self.reconciler.tell(WatchEvent::ForeignPort {
+            subject: subject(&Entity::Container(name)),
+            protocol: transport.into(),
+            port,
+            owner,
+            dropped,
+        });
     }
 
     /// Looks at what the kernel tells. Returns whether something has to be reconciled.

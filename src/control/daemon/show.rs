@@ -13,12 +13,12 @@ use nos_shim::ports::{Grant, Holding, Owner};
 use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
-    self, Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState,
+    self, Attachment, Capture, Counters, IoUring, Lease, Link, LinkState, Neighbor, NeighborState,
     NextHop, Origin, Port, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::link_by_index;
-use crate::control::config::{Name, UplinkDevice};
+use crate::control::config::{Holder, Name, Registration, RegistrationKind, UplinkDevice};
 use crate::control::kernel::LinkFacts;
 use crate::control::plan::{Entity, claim};
 use crate::data::device::{CaptureWriter, DeviceKind, Refusals};
@@ -40,11 +40,49 @@ impl Daemon {
             Table::Routes => self.routes().map(Response::Routes),
             Table::Neighbors => self.neighbors().map(Response::Neighbors),
             Table::Counters => self.counters().map(Response::Counters),
+            Table::Registrations => Ok(Response::Registrations(self.registrations())),
         };
         answer.unwrap_or_else(|Stopped| {
             let refusal = Refusal::new(RefusalCode::Unavailable, "a data thread has stopped");
             Response::Refused(refusal)
         })
+    }
+
+    /// What was registered at run time, and what of it is set aside.
+    fn registrations(&self) -> Vec<snapshot::Registration> {
+        let registry = &self.registry;
+        let accepted = registry.overlay.registrations().into_iter();
+        let accepted = accepted.map(|one| self.registration(one, None));
+        let aside = registry.aside.registrations();
+        let aside = aside.map(|(one, reason)| self.registration(one, Some(reason.to_owned())));
+        accepted.chain(aside).collect()
+    }
+
+    fn registration(&self, one: Registration, reason: Option<String>) -> snapshot::Registration {
+        let (kind, of_ports) = match one.kind {
+            RegistrationKind::Container => (snapshot::RegistrationKind::Container, false),
+            RegistrationKind::Ports => (snapshot::RegistrationKind::Ports, true),
+            RegistrationKind::Route => (snapshot::RegistrationKind::Route, false),
+            RegistrationKind::Address => (snapshot::RegistrationKind::Address, false),
+            RegistrationKind::Group => (snapshot::RegistrationKind::Group, false),
+        };
+        let (lease, holder) = match one.holder {
+            None => (of_ports.then_some(Lease::Attachment), None),
+            Some(Holder::Connection(number)) => {
+                let peer = self.connections.get(&number);
+                let pid = peer.and_then(|peer| u32::try_from(peer.pid).ok());
+                (Some(Lease::Connection), pid)
+            }
+            Some(Holder::Process(process)) => (Some(Lease::Pidfd), Some(process.pid)),
+        };
+        snapshot::Registration {
+            kind,
+            name: one.name,
+            what: one.what,
+            lease,
+            holder,
+            reason,
+        }
     }
 
     fn attachments(&self) -> Result<Vec<Attachment>, Stopped> {

@@ -205,6 +205,7 @@ impl Live {
             offload: uplink_offloads(wanted.offload),
             promiscuous: facts.mac != Some(wanted.mac),
             long_frames: facts.gro_max_size > ORDINARY_GRO,
+            injection: true,
             ..PacketOptions::default()
         };
         let open = || PacketSocket::open(&facts.name, options);
@@ -257,6 +258,9 @@ impl Live {
         };
         let (id, open) = (uplink.id, uplink.device.take());
         self.leave_link(id);
+        if let Some(open) = &open {
+            self.keeping.forget(&[open.descriptor]);
+        }
         self.set_link(id, LinkState::Down);
         let device = self.take_device(Interface::Uplink(id));
         drop(device);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::manifest::{Descriptor, FORMAT, Inheritance, Manifest, NeighborFacts};
+use super::manifest::{Descriptor, FORMAT, Inheritance, Manifest, Memory};
 use super::wire::{read_text, receive_descriptors, send_descriptors, send_octet, text_file};
 use crate::control::api::{ControlError, Offer, Request, Response, converse};
 
@@ -70,13 +70,13 @@ pub fn offer(socket: impl AsFd, offered: &Offered<'_>) -> io::Result<()> {
     send_descriptors(socket, &all)
 }
 
-/// Tells the next process that nothing is read any more, and which neighbors are known.
+/// Tells the next process that nothing is read any more, and what is remembered.
 ///
 /// # Errors
 ///
 /// It has gone.
-pub fn send_stopped(socket: impl AsFd, neighbors: &[NeighborFacts]) -> io::Result<()> {
-    let text = text_file(&serde_json::to_vec(neighbors)?)?;
+pub fn send_stopped(socket: impl AsFd, memory: &Memory) -> io::Result<()> {
+    let text = text_file(&serde_json::to_vec(memory)?)?;
     send_octet(&socket, STOPPED)?;
     send_descriptors(socket, &[text.as_fd()])
 }
@@ -149,13 +149,13 @@ impl Taking {
     }
 
     /// Says that everything is taken up, and waits until the other reads nothing any more. Returns
-    /// the neighbors that it knew last.
+    /// what it remembered last.
     ///
     /// # Errors
     ///
     /// The other goes on.
-    pub fn prepared(&mut self) -> Result<Vec<NeighborFacts>, HandoverError> {
-        let stopped = || -> io::Result<Vec<NeighborFacts>> {
+    pub fn prepared(&mut self) -> Result<Memory, HandoverError> {
+        let stopped = || -> io::Result<Memory> {
             send_octet(&self.stream, PREPARED)?;
             self.await_octet(STOPPED)?;
             let mut text = receive_descriptors(&self.stream, 1)?;
@@ -165,14 +165,28 @@ impl Taking {
         stopped().map_err(broken("waiting until it stops"))
     }
 
-    /// Says that it can begin, and waits until it shall. The other has ended then, or will at once.
+    /// Says that it can begin, and waits until it shall. The other ends then: see
+    /// [`Self::wait_for_end`].
     ///
     /// # Errors
     ///
     /// The other goes on.
-    pub fn ready(self) -> Result<(), HandoverError> {
+    pub fn ready(&mut self) -> Result<(), HandoverError> {
         let told = send_octet(&self.stream, READY).and_then(|()| self.await_octet(GO));
         told.map_err(broken("waiting for its leave"))
+    }
+
+    /// Waits until the other has let go of everything.
+    ///
+    /// # Errors
+    ///
+    /// It takes too long.
+    pub fn wait_for_end(mut self) -> io::Result<()> {
+        match self.stream.read(&mut [0]) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn await_octet(&self, expected: u8) -> io::Result<()> {

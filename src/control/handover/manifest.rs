@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -37,8 +37,8 @@ pub struct Manifest {
     pub file: String,
     /// The text of the configuration file that was followed.
     pub text: String,
-    /// What was registered besides.
-    pub overlay: serde_json::Value,
+    /// What was registered besides: names of records, and what they say.
+    pub overlay: Vec<(String, String)>,
     /// The socket that keeps the kernel from interfaces, if any is kept.
     pub keeper: Option<Descriptor>,
     /// The control socket, and its lock; `None` where it is not handed over.
@@ -47,8 +47,8 @@ pub struct Manifest {
     pub containers: Vec<ContainerFacts>,
     /// Uplinks whose device is open.
     pub uplinks: Vec<UplinkFacts>,
-    /// Neighbors that are known.
-    pub neighbors: Vec<NeighborFacts>,
+    /// What was remembered when it was written.
+    pub memory: Memory,
     /// The descriptors that go with it, in this order.
     pub descriptors: Vec<Descriptor>,
 }
@@ -143,6 +143,34 @@ pub struct NeighborFacts {
     /// Its MAC address.
     #[serde(with = "text")]
     pub mac: MacAddr,
+}
+
+/// A flow that ports cannot decide.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowFacts {
+    /// The name of the container whose it is.
+    pub owner: String,
+    /// In which VRF.
+    pub vrf: u16,
+    /// Whether it is UDP; else it is TCP.
+    pub udp: bool,
+    /// The container's end.
+    pub local: SocketAddr,
+    /// The peer's; port 0 of one that is expected.
+    pub remote: SocketAddr,
+    /// Whether the peer has opened it.
+    pub by_peer: bool,
+    /// Whether its port is nobody's but for it.
+    pub learnt: bool,
+}
+
+/// What changes from packet to packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Neighbors that are known.
+    pub neighbors: Vec<NeighborFacts>,
+    /// Flows that ports cannot decide.
+    pub flows: Vec<FlowFacts>,
 }
 
 /// MAC addresses as people write them.

@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe2;
 use sd_notify::NotifyState;
 use tracing::{info, warn};
 
@@ -124,6 +127,23 @@ impl Store {
         Ok(())
     }
 
+    /// Lets go of descriptors, and waits until it has: their devices are about to be closed, and shall
+    /// go with that. The manifest that names them counts without them.
+    pub fn forget(&mut self, descriptors: &[Descriptor]) {
+        let mut any = false;
+        for descriptor in descriptors {
+            if self.stored.remove(descriptor).is_some() {
+                any = true;
+                if let Err(error) = remove(&device_name(*descriptor)) {
+                    warn!(%error, "a device stays in the service manager's store");
+                }
+            }
+        }
+        if any && let Err(error) = barrier() {
+            warn!(%error, "the service manager does not say that it let go of devices");
+        }
+    }
+
     /// Empties it.
     pub fn clear(&mut self) {
         let manifest = self
@@ -133,10 +153,16 @@ impl Store {
         let devices = std::mem::take(&mut self.stored)
             .into_keys()
             .map(device_name);
-        for name in manifest.into_iter().chain(devices) {
-            if let Err(error) = remove(&name) {
+        let all: Vec<_> = manifest.into_iter().chain(devices).collect();
+        for name in &all {
+            if let Err(error) = remove(name) {
                 warn!(%error, name, "it stays in the service manager's store");
             }
+        }
+        if !all.is_empty()
+            && let Err(error) = barrier()
+        {
+            warn!(%error, "the service manager does not say that its store is empty");
         }
     }
 }
@@ -157,6 +183,22 @@ fn store(name: &str, descriptor: &OwnedFd) -> io::Result<()> {
 
 fn remove(name: &str) -> io::Result<()> {
     sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
+}
+
+/// How long the service manager may take to carry out what it was told.
+const BARRIER_LIMIT: u16 = 5_000;
+
+/// Waits until the service manager has carried out all that it was told (sd_notify_barrier(3)).
+fn barrier() -> io::Result<()> {
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+    sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+    drop(theirs);
+    // It closes the other end then, and says nothing.
+    let mut ends = [PollFd::new(ours.as_fd(), PollFlags::empty())];
+    match poll(&mut ends, PollTimeout::from(BARRIER_LIMIT))? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
 }
 
 /// What an earlier process has left with the service manager, and the store, which holds it still.

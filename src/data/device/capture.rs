@@ -44,7 +44,7 @@ use thiserror::Error;
 pub use record::CaptureSink;
 pub use writer::{CaptureUnfinished, CaptureWriter};
 
-use super::{Batch, DeviceCounters, DeviceKind, FrameDevice, Inspector, Received, Sent};
+use super::{Batch, DeviceCounters, DeviceKind, FrameDevice, Injection, Inspector, Received, Sent};
 use record::Direction;
 
 /// How a capture is made.
@@ -183,6 +183,14 @@ impl<D: FrameDevice> FrameDevice for Captured<D> {
 
     fn leave(&mut self) {
         self.device.leave();
+    }
+
+    fn asks_for_injection(&mut self) -> bool {
+        self.device.asks_for_injection()
+    }
+
+    fn inject(&mut self, injection: Injection) -> Result<(), Injection> {
+        self.device.inject(injection)
     }
 }
 

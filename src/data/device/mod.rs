@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | [`Tap`] | a container's interface, with virtio-net headers | yes |
 //! | [`PlainTap`] | the same without, where the kernel can give no more or on request | no |
-//! | [`PacketSocket`] | any Ethernet interface: host end of a veth, bridge, physical NIC | yes |
+//! | [`PacketSocket`] | any Ethernet interface: host end of a veth, bridge, physical NIC | yes, those of tunnels by an [`Injection`] |
 //! | [`MemoryDevice`] | another device in this process | as configured |
 //! | [`Captured`] | any of them, whose frames are recorded in a pcapng file or not | as the one inside |
 //!
@@ -34,6 +34,7 @@
 mod capture;
 mod character;
 mod coalesce;
+mod injection;
 mod inspector;
 mod memory;
 mod packet;
@@ -62,6 +63,7 @@ pub use capture::{
     CaptureError, CaptureOptions, CaptureSink, CaptureStatus, CaptureUnfinished, CaptureWriter,
     Captured,
 };
+pub use injection::Injection;
 pub use inspector::{Inspector, LinkState};
 pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
 pub use packet::{PacketOptions, PacketSocket};
@@ -137,6 +139,21 @@ pub trait FrameDevice: fmt::Debug + Send {
 
     /// Has a persistent interface stay when the device is dropped.
     fn leave(&mut self) {}
+
+    /// Whether the super-frames of tunnels could be sent whole with an [`Injection`], and one has come.
+    /// True once; [`Self::send`] has returned [`Egress::Adapt`] then.
+    fn asks_for_injection(&mut self) -> bool {
+        false
+    }
+
+    /// Sends the super-frames of tunnels by `injection` from now on.
+    ///
+    /// # Errors
+    ///
+    /// The injection, where it was not asked for.
+    fn inject(&mut self, injection: Injection) -> Result<(), Injection> {
+        Err(injection)
+    }
 }
 
 impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
@@ -187,6 +204,14 @@ impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
 
     fn leave(&mut self) {
         (**self).leave();
+    }
+
+    fn asks_for_injection(&mut self) -> bool {
+        (**self).asks_for_injection()
+    }
+
+    fn inject(&mut self, injection: Injection) -> Result<(), Injection> {
+        (**self).inject(injection)
     }
 }
 
@@ -333,6 +358,9 @@ pub enum OpenError {
     /// The kernel's TAP has no virtio-net headers; a [`PlainTap`] is possible.
     #[error("TAP {0}: this kernel knows no IFF_VNET_HDR")]
     NoVnetHeader(String),
+    /// The kernel's TAP takes no super-frames of tunnels.
+    #[error("TAP {0}: this kernel takes no super-frames of tunnels (Linux 6.17)")]
+    NoTunnels(String),
     /// The interface carries no Ethernet frames.
     #[error("packet socket {name}: hardware type {hardware} is not Ethernet")]
     NotEthernet {
@@ -385,6 +413,8 @@ struct Sending<'a> {
     traffic: &'a mut Traffic,
     /// Frames at the front of the burst that are done with.
     done: usize,
+    /// Where those end that are to be sent now.
+    end: usize,
     /// Which of them the kernel may read for ever, by bit.
     abandoned: u64,
     sent: Sent,
@@ -398,24 +428,38 @@ impl<'a> Sending<'a> {
             dropped: 0,
             egress: Egress::Ready,
         };
+        let end = burst.len();
         Self {
             burst,
             pool,
             traffic,
             done: 0,
+            end,
             abandoned: 0,
             sent,
         }
     }
 
     /// The first frame that is not done with.
+    #[inline]
     fn front(&mut self) -> Option<&mut Frame> {
-        self.burst.get_mut(self.done)
+        self.waiting().first_mut()
     }
 
     /// All frames that are not done with.
+    #[inline]
     fn waiting(&mut self) -> &mut [Frame] {
-        self.burst.get_mut(self.done..).unwrap_or_default()
+        self.burst.get_mut(self.done..self.end).unwrap_or_default()
+    }
+
+    /// Lets so many of the waiting frames be sent, and those behind them wait.
+    fn limit(&mut self, frames: usize) {
+        self.end = (self.done + frames).min(self.burst.len());
+    }
+
+    /// Lets all be sent again.
+    fn unlimit(&mut self) {
+        self.end = self.burst.len();
     }
 
     /// The front frame was taken.

@@ -11,7 +11,9 @@
 //!
 //! A tunnel's super-frame comes with the offload of the packet inside, as if there were no tunnel. It
 //! cannot be sent so: the kernel would look for a TCP header where the tunnel's is, and drop it with
-//! `ENOMEM`. So it is cut before, and the segments of UDP tunnels leave as runs of datagrams.
+//! `ENOMEM`. So those of UDP tunnels leave by a TAP beside the socket ([`super::injection`]). Where that
+//! cannot be, and until it is, they are cut before, as all others are, and the segments leave as runs of
+//! datagrams.
 //!
 //! The kernel takes a VLAN tag out of the frame before we get it and mentions it in auxiliary data.
 //! Traffic of a VLAN belongs to another network, so such frames are dropped ([`DropReason::Vlan`]), not
@@ -47,6 +49,7 @@ use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, Offload, VNET_HEADER};
 use nos_shim::offload::{Capabilities, Dropped};
 
 use super::character;
+use super::injection::{Injected, Injection, Tunnels, is_of_tunnel};
 use super::uring::{Batch, How};
 use super::vnet::{self, Offloads};
 use super::{
@@ -76,6 +79,9 @@ pub struct PacketOptions {
     /// Super-frames are expected that are longer than [`MAX_FRAME`], as where the interface's own GRO
     /// makes such. Elsewhere the first is lost.
     pub long_frames: bool,
+    /// Somebody is there to open an [`Injection`] when a tunnel's super-frame comes:
+    /// [`FrameDevice::asks_for_injection`].
+    pub injection: bool,
 }
 
 impl Default for PacketOptions {
@@ -85,6 +91,7 @@ impl Default for PacketOptions {
             buffer: 16 << 20,
             promiscuous: false,
             long_frames: false,
+            injection: false,
         }
     }
 }
@@ -95,6 +102,9 @@ pub struct PacketSocket {
     fd: Arc<OwnedFd>,
     name: String,
     offloads: Offloads,
+    tunnels: Tunnels,
+    /// Super-frames of tunnels that were called invalid.
+    invalid_tunnels: u64,
     messages: Box<Messages>,
     reception: Reception,
     counters: DeviceCounters,
@@ -119,6 +129,12 @@ impl PacketSocket {
             name: name.to_owned(),
             // Its virtio-net header has no words for tunnels.
             offloads: Offloads::new(options.offload - TUNNELS),
+            tunnels: if options.injection && options.offload.contains(Capabilities::TUNNEL) {
+                Tunnels::Unmet
+            } else {
+                Tunnels::Cut
+            },
+            invalid_tunnels: 0,
             messages,
             reception: Reception::new(),
             counters: DeviceCounters::default(),
@@ -140,6 +156,12 @@ impl PacketSocket {
             fd: Arc::new(fd),
             name,
             offloads: Offloads::new(capabilities - TUNNELS),
+            // What the other had for them is not handed over: the first that comes asks anew.
+            tunnels: match capabilities.contains(Capabilities::CHECKSUM) {
+                true => Tunnels::Unmet,
+                false => Tunnels::Cut,
+            },
+            invalid_tunnels: 0,
             messages,
             reception: Reception::new(),
             counters: DeviceCounters::default(),
@@ -166,22 +188,33 @@ impl FrameDevice for PacketSocket {
         &mut self,
         burst: &mut Burst,
         pool: &mut FramePool,
-        batch: Option<&mut Batch<'_>>,
+        mut batch: Option<&mut Batch<'_>>,
     ) -> Sent {
         let mut sending = Sending::new(burst, pool, &mut self.counters.sent);
         if let Some(errno) = self.reception.gone() {
             sending.lost(Egress::Gone(errno));
             return sending.finish();
         }
-        let sender = Sender {
+        let mut sender = Sender {
             socket: &*self.fd,
             name: &self.name,
             messages: &mut self.messages,
             reception: &mut self.reception,
         };
-        sender.send(&mut sending, &mut self.offloads, batch);
+        let offloads = &mut self.offloads;
+        let whole = !self.tunnels.are_taken()
+            || send_past_tunnels(
+                &mut sending,
+                &mut self.tunnels,
+                &mut self.invalid_tunnels,
+                |sending| sender.send(sending, offloads, batch.as_deref_mut()),
+            );
+        if whole {
+            sender.send(&mut sending, offloads, batch);
+        }
         let sent = sending.finish();
         self.counters.refused = self.offloads.refusals();
+        self.counters.refused.tunnel += self.invalid_tunnels;
         match sent.egress {
             Egress::Gone(errno) => self.reception.link_has_gone(errno),
             Egress::Down => self.reception.link_is_down(),
@@ -191,7 +224,11 @@ impl FrameDevice for PacketSocket {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.offloads.capabilities()
+        let own = self.offloads.capabilities();
+        match own.contains(Capabilities::CHECKSUM) && self.tunnels.are_taken() {
+            true => own | Capabilities::TUNNEL,
+            false => own,
+        }
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -217,6 +254,42 @@ impl FrameDevice for PacketSocket {
     fn set_coalescing(&mut self, on: bool) {
         self.offloads.set_coalescing(on);
     }
+
+    fn asks_for_injection(&mut self) -> bool {
+        self.tunnels.ask()
+    }
+
+    fn inject(&mut self, injection: Injection) -> Result<(), Injection> {
+        self.tunnels.inject(injection)
+    }
+}
+
+/// Sends all frames as far as the last of a tunnel's super-frames, those by their own way and what is
+/// before them by `send`, in their order. Returns whether what is left can be sent as it is.
+fn send_past_tunnels(
+    sending: &mut Sending<'_>,
+    tunnels: &mut Tunnels,
+    invalid: &mut u64,
+    mut send: impl FnMut(&mut Sending<'_>),
+) -> bool {
+    while let Some(before) = sending.waiting().iter().position(is_of_tunnel) {
+        if before > 0 {
+            sending.limit(before);
+            send(sending);
+            sending.unlimit();
+            if sending.sent.egress != Egress::Ready {
+                return false;
+            }
+        }
+        match tunnels.send(sending) {
+            Injected::Done => continue,
+            Injected::Cut => {}
+            Injected::Invalid => *invalid += 1,
+        }
+        sending.adapt();
+        return false;
+    }
+    true
 }
 
 /// A packet socket on its sending side.
@@ -231,7 +304,7 @@ impl<S: Sendmmsg> Sender<'_, S> {
     /// Sends what waits, by a batch where one can be made of it.
     #[inline]
     fn send(
-        self,
+        &mut self,
         sending: &mut Sending<'_>,
         offloads: &mut Offloads,
         mut batch: Option<&mut Batch<'_>>,
@@ -384,7 +457,7 @@ mod tests {
         let make = || {
             let (mut messages, mut reception) = (Messages::new(), Reception::new());
             move |answers: &Answers, offloads: &mut Offloads, sending: &mut Sending<'_>| {
-                let sender = Sender {
+                let mut sender = Sender {
                     socket: answers,
                     name: "p0",
                     messages: &mut messages,

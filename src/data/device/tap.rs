@@ -107,6 +107,12 @@ impl Tap {
         })
     }
 
+    /// Writes one frame, whose offload state the capabilities cover.
+    pub(super) fn write_frame(&self, frame: &mut Frame) -> Result<(), Errno> {
+        let area = vnet::put_header(frame, self.header).map_err(|_| Errno::EPROTO)?;
+        character::write_frame(area, |area| write(&*self.fd, area))
+    }
+
     fn prepare(fd: OwnedFd, wanted: Capabilities) -> Result<Self, OpenError> {
         let (name, flags) = interface(&fd).map_err(refused("fd", "ask which TAP it is"))?;
         if flags & FLAGS != FLAGS {

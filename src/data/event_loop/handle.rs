@@ -21,7 +21,7 @@ use tracing::debug;
 use super::Mode;
 use super::devices::{DeviceCursor, DeviceReport, LoopDevice, token};
 use super::watchdog::TurnTimes;
-use crate::data::device::{CaptureSink, FrameDevice, UringReport};
+use crate::data::device::{CaptureSink, FrameDevice, Injection, UringReport};
 use crate::data::engine::{Engine, EngineEvent};
 
 /// How long the control thread waits for a data thread's answer. Data threads never block, so
@@ -46,6 +46,9 @@ pub enum Event {
     /// that is deleted soon after gives no further event: ask its
     /// [`Inspector`](crate::data::device::Inspector), or the kernel.
     DeviceDown(Interface),
+    /// The super-frames of tunnels that leave by a device are cut as long as it has no
+    /// [injection](LoopHandle::inject). Told once.
+    TunnelMet(Interface),
     /// The thread cannot go on.
     LoopFailed(String),
 }
@@ -63,6 +66,8 @@ pub(super) enum Command {
     AddDevice(Interface, LoopDevice, Sender<Option<LoopDevice>>),
     RemoveDevice(Interface, Sender<Option<LoopDevice>>),
     SetCapture(Interface, Option<CaptureSink>, Sender<CaptureChange>),
+    /// Answered with the injection if the device is not there, or did not ask for it.
+    Inject(Interface, Injection, Sender<Option<Injection>>),
     Devices(
         Option<DeviceCursor>,
         Sender<Page<DeviceReport, DeviceCursor>>,
@@ -252,6 +257,20 @@ impl LoopHandle {
             true => Ok(change.left),
             false => Err(SetCaptureError::NoDevice(interface)),
         }
+    }
+
+    /// Has a device send the super-frames of tunnels by `injection`. Returns that where the device is not
+    /// there any more, or did not ask for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn inject(
+        &self,
+        interface: Interface,
+        injection: Injection,
+    ) -> Result<Option<Injection>, Stopped> {
+        self.ask(|reply| Command::Inject(interface, injection, reply))
     }
 
     /// What the thread knows of all its devices, page by page.

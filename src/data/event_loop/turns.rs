@@ -143,6 +143,9 @@ impl EventLoop {
                     // The rest comes again with the next burst.
                     self.engine
                         .set_capabilities(interface, served.device.capabilities());
+                    if served.device.asks_for_injection() {
+                        self.listener.notify(Event::TunnelMet(interface));
+                    }
                 }
                 Egress::Gone(error) => gone = Some((interface, error)),
             }

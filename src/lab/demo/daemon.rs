@@ -70,11 +70,11 @@ impl<'a> Daemon<'a> {
         let errors = log.map_err(DemoError::io(format!("write {}", self.log.display())))?;
         let mut command = command(&self.config, &self.control, errors);
         command.arg("--takeover");
-        let (old, stdout) = self.belongings.succeed(|| spawn(network, command))?;
+        let stdout = self.belongings.succeed(|| spawn(network, command))?;
         *self.lines.lock() = lines(stdout).map_err(DemoError::io("start a thread"))?;
         self.await_ready()?;
         let took = begin.elapsed();
-        let status = old.map(|mut old| old.wait()).transpose();
+        let status = self.belongings.wait_for_replaced();
         let status = status.map_err(DemoError::io("wait for the process before"))?;
         match status.filter(|status| !status.success()) {
             None => Ok(took),
@@ -163,6 +163,7 @@ fn command(config: &Path, control: &Path, errors: File) -> Command {
         .arg0("nos-relay")
         .args(["run".as_ref(), config.as_os_str(), "--control".as_ref()])
         .arg(control)
+        .args(["--state", "none"])
         // Readiness is for us, not for who started us.
         .env_remove("NOTIFY_SOCKET")
         // Its log goes to a file.

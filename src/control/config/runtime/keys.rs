@@ -24,6 +24,12 @@ impl Keys {
         self.0.get(key)?.as_table().cloned().map(Self)
     }
 
+    /// The text that stands for `key`, if one does.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.as_str()
+    }
+
     /// As a text that says the same. It is empty if they cannot be written, which they always can.
     pub(super) fn text(&self) -> String {
         toml::to_string(&self.0).unwrap_or_default()

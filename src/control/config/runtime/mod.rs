@@ -9,29 +9,40 @@
 //! these checks, or says what is wrong with which key.
 //!
 //! The file is not changed from here: what it says can be added to, and nothing of it be taken away.
+//!
+//! An overlay outlives the process ([`Record`]), while somebody may edit the file. What does not
+//! fit beside it then is set aside and not lost ([`ConfigFile::fit`]).
 
 mod change;
+mod fit;
 mod groups;
-mod handed;
+mod holder;
 mod keys;
+mod listing;
+mod overlay;
 mod ports;
+mod record;
 
-use core::net::IpAddr;
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ipnet::IpNet;
-use nos_shim::ports::{ClaimKind, PortRange, Transport};
 
 pub use change::{Change, Changed, PortsAction, Touched};
+pub use fit::{Aside, Fitted, Orphans};
+pub use holder::{BootId, Holder, Holders, ProcessIdentity};
 pub use keys::Keys;
-use ports::{Ports, common};
+pub use listing::{Registration, RegistrationKind};
+pub use overlay::Overlay;
+pub use record::{BadRecord, Record};
+
+pub(super) use holder::Lease;
 
 use super::document::{self, Section};
 use super::entries::{self, ContainerEntry, Entries, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
 use super::{Config, ConfigErrors, MAX_TEXT, Name, check, read_text};
+use ports::Ports;
 
 /// A configuration file that was read and is good.
 #[derive(Debug)]
@@ -41,62 +52,10 @@ pub struct ConfigFile {
     entries: Entries,
 }
 
-/// What was registered at run time.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Overlay {
-    /// In the order in which they came, with the keys by which they were attached.
-    containers: Vec<(Name, Keys)>,
-    /// Of a container of the file what it has besides; of another one all that it has, unless that
-    /// is still what its keys say.
-    ports: BTreeMap<Name, Ports>,
-    routes: Vec<(RouteName, Keys)>,
-    addresses: Vec<(Name, IpNet)>,
-    groups: Vec<(Name, IpAddr)>,
-}
-
 /// Prefix and metric of a route, which are its alone.
 type RouteName = (IpNet, u16);
 
 impl Overlay {
-    /// Whether a container was attached at run time.
-    #[must_use]
-    pub fn has_container(&self, name: &Name) -> bool {
-        self.containers.iter().any(|(known, _)| known == name)
-    }
-
-    /// Whether a container has this range from a request at run time.
-    #[must_use]
-    pub fn has_ports(
-        &self,
-        name: &Name,
-        transport: Transport,
-        range: PortRange,
-        kind: ClaimKind,
-    ) -> bool {
-        let added = |ports: &Ports| match kind {
-            ClaimKind::Listen => ports.listens(transport, range),
-            ClaimKind::Ephemeral => common(&ports.ephemeral, range).is_some(),
-        };
-        self.has_container(name) || self.ports.get(name).is_some_and(added)
-    }
-
-    /// Whether a static route was added at run time.
-    #[must_use]
-    pub fn has_route(&self, prefix: IpNet, metric: u16) -> bool {
-        self.routes
-            .iter()
-            .any(|(name, _)| *name == (prefix, metric))
-    }
-
-    /// Addresses that were added to an uplink at run time.
-    pub fn addresses_of(&self, uplink: &str) -> impl Iterator<Item = IpNet> {
-        let of = self
-            .addresses
-            .iter()
-            .filter(move |(name, _)| name.as_str() == uplink);
-        of.map(|&(_, address)| address)
-    }
-
     /// Containers and routes as a text that could stand in a file.
     fn text(&self) -> String {
         let list = |all: Vec<&Keys>| -> toml::Value {
@@ -106,8 +65,8 @@ impl Overlay {
                 .collect::<Vec<_>>()
                 .into()
         };
-        let containers = self.containers.iter().map(|(_, keys)| keys).collect();
-        let routes = self.routes.iter().map(|(_, keys)| keys).collect();
+        let containers = self.containers.iter().map(|(_, it)| &it.value).collect();
+        let routes = self.routes.iter().map(|(_, it)| &it.value).collect();
         Keys::default()
             .with("container", list(containers))
             .with("route", list(routes))
@@ -163,71 +122,6 @@ impl ConfigFile {
             check::config(&report, entries)
         });
         report.finish(config)
-    }
-
-    /// What of `overlay` is left beside this file, when it takes the place of another one; and what
-    /// is not, in words.
-    ///
-    /// What the file says by itself is the file's from now on: a container of the same name, ports
-    /// that it lists, a route to the same prefix with the same metric, an address, a group.
-    /// Ports, addresses and groups go with the container and the uplink that had them.
-    #[must_use]
-    pub fn adopt(&self, overlay: &Overlay) -> (Overlay, Vec<String>) {
-        let mut left = overlay.clone();
-        let mut notes = Vec::new();
-        let mut goes = |what: String, why: &str| notes.push(format!("{what}: {why}"));
-        let mut adopted = BTreeSet::new();
-        left.containers.retain(|(name, _)| {
-            let stays = self.container(name).is_none();
-            if !stays {
-                adopted.insert(name.clone());
-                goes(format!("container '{name}'"), "it is in the file now");
-            }
-            stays
-        });
-        let ports = std::mem::take(&mut left.ports);
-        for (name, ports) in ports
-            .into_iter()
-            .filter(|(name, _)| !adopted.contains(name))
-        {
-            let ports = match self.container(&name) {
-                Some(entry) => ports.without(&Ports::of(entry)),
-                None if left.has_container(&name) => ports,
-                None => {
-                    goes(
-                        format!("ports of '{name}'"),
-                        "the container is in the file no more",
-                    );
-                    continue;
-                }
-            };
-            if !ports.is_empty() || left.has_container(&name) {
-                left.ports.insert(name, ports);
-            }
-        }
-        left.routes.retain(|(route, _)| {
-            let stays = self.route(*route).is_none();
-            if !stays {
-                goes(format!("route {}", route.0), "it is in the file now");
-            }
-            stays
-        });
-        left.addresses.retain(|(uplink, address)| {
-            let why = match self
-                .entries
-                .uplinks
-                .iter()
-                .find(|it| it.name.value == *uplink)
-            {
-                None => "its uplink is in the file no more",
-                Some(entry) if has_address(entry, *address) => "it is in the file now",
-                Some(_) => return true,
-            };
-            goes(format!("address {address}"), why);
-            false
-        });
-        self.adopt_groups(&mut left, goes);
-        (left, notes)
     }
 
     /// What errors call the file.
@@ -290,7 +184,7 @@ fn has_address(uplink: &UplinkEntry, address: IpNet) -> bool {
 fn add_addresses(report: &Report<'_>, overlay: &Overlay, uplinks: &mut [UplinkEntry]) {
     for (name, address) in &overlay.addresses {
         let place = Place::new(report.offsets(1), "address", "address");
-        let value = *address;
+        let value = address.value;
         if let Some(uplink) = uplinks.iter_mut().find(|it| it.name.value == *name) {
             uplink.addresses.push(At { value, place });
         }
@@ -303,10 +197,18 @@ fn add_ports(report: &Report<'_>, overlay: &Overlay, containers: &mut [Container
         return;
     }
     for entry in containers {
-        let Some(ports) = overlay.ports.get(&entry.name.value) else {
+        let name = &entry.name.value;
+        let mut added = overlay.ports_of(name).peekable();
+        let Some(&(first, _)) = added.peek() else {
             continue;
         };
-        if overlay.has_container(&entry.name.value) {
+        // What nobody holds of a container of run time is in place of what its keys say.
+        let keys = match overlay.has_container(name) && first.is_some() {
+            true => Ports::of(entry),
+            false => Ports::default(),
+        };
+        let ports = added.fold(keys, |all, (_, more)| all.with(more));
+        if overlay.has_container(name) {
             for ranges in [&mut entry.tcp, &mut entry.udp, &mut entry.ephemeral] {
                 ranges.clear();
             }

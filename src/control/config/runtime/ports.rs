@@ -32,6 +32,17 @@ impl Ports {
         }
     }
 
+    /// Every port there is.
+    pub(super) fn all() -> Self {
+        let all = PortRange::new(1, u16::MAX).map_or_else(|_| Vec::new(), |all| vec![all]);
+        Self {
+            tcp: all.clone(),
+            udp: all.clone(),
+            ephemeral: all,
+            ..Self::default()
+        }
+    }
+
     /// Those of TCP or UDP on which a container is reached.
     fn of_transport(&self, transport: Transport) -> &[PortRange] {
         match transport {
@@ -101,6 +112,25 @@ impl Ports {
                 .concat(),
             ),
         }
+    }
+
+    /// The ranges, each with what it is for: `tcp 20000-20999`.
+    pub(super) fn listed(&self) -> Vec<String> {
+        let Self {
+            tcp,
+            udp,
+            ephemeral,
+            ..
+        } = self;
+        let all = [("tcp", tcp), ("udp", udp), ("ephemeral", ephemeral)];
+        let all = all.into_iter();
+        all.flat_map(|(what, ranges)| ranges.iter().map(move |range| format!("{what} {range}")))
+            .collect()
+    }
+
+    /// What is in these and in `other`.
+    pub(super) fn common_with(&self, other: &Self) -> Self {
+        self.without(&self.without(other))
     }
 
     /// Whether ports of `range` are among those on which a container is reached.

@@ -14,6 +14,7 @@
 //! | `error` | refusals in words |
 //! | `link` | interfaces |
 //! | `address` `route` | addresses, routes, neighbors |
+//! | `redirect` | what comes in on one interface, sent to another |
 
 mod address;
 mod client;
@@ -22,6 +23,7 @@ mod exchange;
 mod link;
 #[cfg(any(test, feature = "testbed"))]
 mod neighbor;
+mod redirect;
 mod route;
 
 pub(crate) use address::AddressFacts;
@@ -30,6 +32,7 @@ pub use error::NetlinkError;
 pub(crate) use error::extended_ack;
 pub(crate) use link::{Ipv6State, LinkChange, LinkSelector};
 pub use link::{LinkFacts, LinkStatistics};
+pub(crate) use redirect::redirect;
 pub(crate) use route::RouteFacts;
 
 /// Marks addresses (IFA_PROTO, Linux 5.18) and routes (rtm_protocol) as ours. Any value that no

@@ -205,7 +205,7 @@ impl Daemon {
     fn start(&self, children: &Children, host: &LabNamespace) -> Result<Process, BenchError> {
         let mut command = Command::new("/proc/self/exe");
         command
-            .args(["--log", "warn", "run"])
+            .args(["--log", "warn", "run", "--state", "none"])
             .arg(&self.config)
             .arg("--control")
             .arg(&self.control);

@@ -9,7 +9,10 @@ use crate::control::config::runtime::has_address;
 use crate::control::config::values::{self, did_you_mean};
 use crate::control::config::{ConfigErrors, Name};
 
-use super::{Changed, ConfigFile, Keys, Overlay, Touched, read, unchanged};
+use super::{
+    Changed, ConfigFile, Holders, Keys, Overlay, Touched, Withdrawal, holder, read, unchanged,
+};
+use crate::control::config::Holder;
 /// Addresses that may be added at run time.
 const MAX_ADDRESSES: usize = 1024;
 
@@ -18,19 +21,24 @@ impl ConfigFile {
         &self,
         overlay: &Overlay,
         keys: &Keys,
+        holders: &Holders,
     ) -> Result<Changed, ConfigErrors> {
         let report = self.report();
-        let request = read(&report, keys, "address", address_request);
-        let held = request
+        let request = read(&report, keys, "address", |root| {
+            let holder = holder::read(root, holders, false);
+            Some((address_request(root)?, holder?))
+        });
+        let has = request
             .as_ref()
-            .is_some_and(|request| self.has_address(&report, overlay, request));
-        let (uplink, address) = report.finish(request)?;
+            .is_some_and(|(request, holder)| self.has_address(&report, overlay, request, *holder));
+        let ((uplink, address), holder) = report.finish(request)?;
         let touched = Touched::Uplink(uplink.value.clone());
-        if held {
+        if has {
             return Ok(unchanged(overlay, touched));
         }
         let mut new = overlay.clone();
-        new.addresses.push((uplink.value, address.value));
+        let entry = new.entry(address.value, holder);
+        new.addresses.push((uplink.value, entry));
         self.changed(new, touched)
     }
 
@@ -41,6 +49,7 @@ impl ConfigFile {
         report: &Report<'_>,
         overlay: &Overlay,
         (uplink, address): &(At<Name>, At<IpNet>),
+        holder: Option<Holder>,
     ) -> bool {
         self.is_uplink(report, uplink);
         let uplinks = self.uplinks_alone(report, overlay).uplinks;
@@ -49,7 +58,9 @@ impl ConfigFile {
             let Some(held) = all.find(|at| at.value.addr() == address.value.addr()) else {
                 continue;
             };
-            if entry.name.value == uplink.value && held.value == address.value {
+            let known = overlay.address(&uplink.value, address.value);
+            let is_held = known.is_none_or(|it| it.holder == holder);
+            if is_held && entry.name.value == uplink.value && held.value == address.value {
                 return true;
             }
             let (spot, name) = (report.spot(held.place), &entry.name.value);
@@ -95,14 +106,15 @@ impl ConfigFile {
             }
         }
         let (uplink, address) = report.finish(request)?;
+        let withdrawal = Withdrawal::Address(uplink.value.clone(), address.value);
         let mut new = overlay.clone();
-        new.addresses
-            .retain(|(name, known)| (name, *known) != (&uplink.value, address.value));
+        new.withdraw(&withdrawal);
         let touched = Touched::Uplink(uplink.value);
-        if new == *overlay {
-            return Ok(unchanged(overlay, touched));
-        }
-        self.changed(new, touched)
+        let changed = match new == *overlay {
+            true => unchanged(overlay, touched),
+            false => self.changed(new, touched)?,
+        };
+        Ok(changed.taking(withdrawal))
     }
 }
 

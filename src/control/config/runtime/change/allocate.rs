@@ -8,14 +8,19 @@ use crate::control::config::document::Section;
 use crate::control::config::place::At;
 use crate::control::config::runtime::ports::Ports;
 use crate::control::config::values;
-use crate::control::config::{Config, ConfigErrors, Name};
+use crate::control::config::{Config, ConfigErrors, Holder, Name};
 
-use super::{Changed, ConfigFile, Keys, Overlay, read};
+use super::{Changed, ConfigFile, Holders, Keys, Overlay, holder, read};
 
 impl ConfigFile {
-    pub(super) fn allocate(&self, overlay: &Overlay, keys: &Keys) -> Result<Changed, ConfigErrors> {
+    pub(super) fn allocate(
+        &self,
+        overlay: &Overlay,
+        keys: &Keys,
+        holders: &Holders,
+    ) -> Result<Changed, ConfigErrors> {
         let report = self.report();
-        let request = read(&report, keys, "allocate", allocation);
+        let request = read(&report, keys, "allocate", |root| allocation(root, holders));
         let request = request.filter(|request| self.is_container(&report, overlay, &request.name));
         let Some(request) = request else {
             return report.finish(None);
@@ -26,7 +31,7 @@ impl ConfigFile {
             report.error(request.size.place, reason.as_str());
         }
         let name = &request.name.value;
-        let own = self.own_ports(overlay, name);
+        let own = self.held_ports(overlay, name, request.holder);
         let range = report.finish(range.ok())?;
         let list = |transport| match request.transports.contains(&transport) {
             true => vec![range],
@@ -43,7 +48,7 @@ impl ConfigFile {
                 ..Ports::default()
             },
         };
-        let changed = self.with_ports(overlay, name, own.with(&more))?;
+        let changed = self.with_ports(overlay, name, request.holder, own.with(&more))?;
         Ok(Changed {
             range: Some(range),
             ..changed
@@ -59,6 +64,7 @@ enum Kind {
 
 struct Allocation {
     name: At<Name>,
+    holder: Option<Holder>,
     size: At<u32>,
     transports: &'static [Transport],
     kind: Kind,
@@ -66,13 +72,14 @@ struct Allocation {
 
 const BOTH: &[Transport] = &[Transport::Tcp, Transport::Udp];
 
-fn allocation(root: &mut Section<'_>) -> Option<Allocation> {
+fn allocation(root: &mut Section<'_>, holders: &Holders) -> Option<Allocation> {
     let name = root.required("container", "\"web\"", values::name);
     let size = root.required("size", "100", size);
     let protocol = root.optional("protocol", protocol);
     let kind = root
         .optional("kind", kind)
         .map_or(Kind::Listen, |at| at.value);
+    let holder = holder::read(root, holders, true);
     if let (Kind::Ephemeral, Some(at)) = (kind, &protocol)
         && at.value.len() == 1
     {
@@ -80,6 +87,7 @@ fn allocation(root: &mut Section<'_>) -> Option<Allocation> {
     }
     Some(Allocation {
         name: name?,
+        holder: holder?,
         size: size?,
         transports: protocol.map_or(BOTH, |at| at.value),
         kind,

@@ -4,20 +4,33 @@ use crate::control::config::entries::{self, ContainerEntry};
 use crate::control::config::place::At;
 use crate::control::config::{ConfigErrors, Container, Name, check, values};
 
-use super::{Changed, ConfigFile, Keys, Overlay, Touched, read, unchanged};
+use super::{
+    Changed, ConfigFile, Holders, Keys, Overlay, Touched, Withdrawal, holder, read, unchanged,
+};
 
 impl ConfigFile {
-    pub(super) fn attach(&self, overlay: &Overlay, keys: &Keys) -> Result<Changed, ConfigErrors> {
+    pub(super) fn attach(
+        &self,
+        overlay: &Overlay,
+        keys: &Keys,
+        holders: &Holders,
+    ) -> Result<Changed, ConfigErrors> {
         let report = self.report();
-        let entry = read(&report, keys, "attach", |root| {
+        let request = read(&report, keys, "attach", |root| {
             root.require("container", "{\"name\":\"web\",...}");
-            entries::container(root.table("container")?)
+            let holder = holder::read(root, holders, false);
+            let entry = entries::container(root.table("container")?);
+            Some((entry?, holder?))
         });
-        let entry = report.finish(entry)?;
+        let (entry, holder) = report.finish(request)?;
         let name = entry.name.value.clone();
         let touched = Touched::Container(name.clone());
         let shall = self.container_alone(overlay, entry)?;
-        if let Some(known) = self.attached(overlay, &name)
+        let held = overlay
+            .container(&name)
+            .is_none_or(|it| it.holder == holder);
+        if held
+            && let Some(known) = self.attached(overlay, &name)
             && self
                 .container_alone(overlay, known)
                 .is_ok_and(|is| is == shall)
@@ -25,8 +38,8 @@ impl ConfigFile {
             return Ok(unchanged(overlay, touched));
         }
         let mut new = overlay.clone();
-        new.containers
-            .push((name, keys.table("container").unwrap_or_default()));
+        let entry = new.entry(keys.table("container").unwrap_or_default(), holder);
+        new.containers.push((name, entry));
         self.changed(new, touched)
     }
 
@@ -35,7 +48,7 @@ impl ConfigFile {
         if let Some(entry) = self.container(name) {
             return Some(entry.clone());
         }
-        let (_, keys) = overlay.containers.iter().find(|(known, _)| known == name)?;
+        let keys = &overlay.container(name)?.value;
         let report = self.report();
         let keys = Keys::default().with("container", keys.clone());
         read(&report, &keys, "attach", |root| {
@@ -73,12 +86,12 @@ impl ConfigFile {
         }
         let name = report.finish(name)?.value;
         let touched = Touched::Container(name.clone());
+        let withdrawal = Withdrawal::Container(name.clone());
         if !overlay.has_container(&name) {
-            return Ok(unchanged(overlay, touched));
+            return Ok(unchanged(overlay, touched).taking(withdrawal));
         }
         let mut new = overlay.clone();
-        new.containers.retain(|(known, _)| *known != name);
-        new.ports.remove(&name);
-        self.changed(new, touched)
+        new.withdraw(&withdrawal);
+        Ok(self.changed(new, touched)?.taking(withdrawal))
     }
 }

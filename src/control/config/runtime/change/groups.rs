@@ -7,29 +7,42 @@ use crate::control::config::place::At;
 use crate::control::config::{ConfigErrors, Name, values};
 
 use super::super::groups::has;
-use super::super::{ConfigFile, Keys, Overlay};
-use super::{Changed, Touched, read, unchanged};
+use super::super::{ConfigFile, Holders, Keys, Overlay};
+use super::{Changed, Touched, Withdrawal, holder, read, unchanged};
 
 impl ConfigFile {
     pub(super) fn add_group(
         &self,
         overlay: &Overlay,
         keys: &Keys,
+        holders: &Holders,
     ) -> Result<Changed, ConfigErrors> {
         let report = self.report();
-        let request = read(&report, keys, "group", request);
-        if let Some((uplink, _)) = &request {
+        let request = read(&report, keys, "group", |root| {
+            let asked = request(root);
+            let holder = holder::read(root, holders, false);
+            Some((asked?, holder?))
+        });
+        if let Some(((uplink, group), holder)) = &request {
             self.is_uplink(&report, uplink);
+            let known = overlay.group(&uplink.value, group.value);
+            if known.is_some_and(|it| it.holder != *holder) {
+                let reason = format!(
+                    "{} is held otherwise already (added at run time)",
+                    group.value
+                );
+                report.error(group.place, reason);
+            }
         }
-        let (uplink, group) = report.finish(request)?;
+        let ((uplink, group), holder) = report.finish(request)?;
         let touched = Touched::Uplink(uplink.value.clone());
-        let registered = (uplink.value, group.value);
-        let in_file = self.uplink(&registered.0).map(|it| has(it, group.value));
-        if in_file == Some(true) || overlay.groups.contains(&registered) {
+        let in_file = self.uplink(&uplink.value).map(|it| has(it, group.value));
+        if in_file == Some(true) || overlay.group(&uplink.value, group.value).is_some() {
             return Ok(unchanged(overlay, touched));
         }
         let mut new = overlay.clone();
-        new.groups.push(registered);
+        let entry = new.entry(group.value, holder);
+        new.groups.push((uplink.value, entry));
         self.changed(new, touched)
     }
 
@@ -49,14 +62,15 @@ impl ConfigFile {
             }
         }
         let (uplink, group) = report.finish(request)?;
-        let registered = (uplink.value, group.value);
+        let withdrawal = Withdrawal::Group(uplink.value.clone(), group.value);
         let mut new = overlay.clone();
-        new.groups.retain(|known| *known != registered);
-        let touched = Touched::Uplink(registered.0);
-        if new == *overlay {
-            return Ok(unchanged(overlay, touched));
-        }
-        self.changed(new, touched)
+        new.withdraw(&withdrawal);
+        let touched = Touched::Uplink(uplink.value);
+        let changed = match new == *overlay {
+            true => unchanged(overlay, touched),
+            false => self.changed(new, touched)?,
+        };
+        Ok(changed.taking(withdrawal))
     }
 }
 

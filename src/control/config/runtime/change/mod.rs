@@ -15,7 +15,8 @@ use crate::control::config::place::Place;
 use crate::control::config::report::Report;
 use crate::control::config::{Config, ConfigErrors, Name};
 
-use super::{ConfigFile, Keys, Overlay, add_addresses};
+use super::overlay::Withdrawal;
+use super::{Aside, ConfigFile, Holders, Keys, Overlay, add_addresses, holder};
 /// What may be asked for, with the keys of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -61,8 +62,42 @@ pub struct Changed {
     pub config: Option<Config>,
     /// What it is about.
     pub touched: Touched,
+    /// What it takes away, of what was set aside as well.
+    withdrawal: Option<Withdrawal>,
     /// The ports that were allocated.
     pub range: Option<PortRange>,
+}
+
+impl Changed {
+    /// What is left of what was set aside: a request that takes away does so there as well.
+    #[must_use]
+    pub fn aside(&self, aside: &Aside) -> Aside {
+        match &self.withdrawal {
+            Some(withdrawal) => aside.map(|part| part.withdraw(withdrawal)),
+            None => aside.clone(),
+        }
+    }
+
+    fn taking(self, withdrawal: Withdrawal) -> Self {
+        Self {
+            withdrawal: Some(withdrawal),
+            ..self
+        }
+    }
+}
+
+impl Change {
+    /// Whether it may take something away that somebody uses.
+    #[must_use]
+    pub fn takes_away(self) -> bool {
+        match self {
+            Self::Attach | Self::Allocate | Self::AddRoute | Self::AddAddress | Self::AddGroup => {
+                false
+            }
+            Self::Detach | Self::RemoveRoute | Self::RemoveAddress | Self::RemoveGroup => true,
+            Self::Ports(action) => action != PortsAction::Add,
+        }
+    }
 }
 
 /// What a request is about.
@@ -77,7 +112,8 @@ pub enum Touched {
 }
 
 impl ConfigFile {
-    /// What becomes of `overlay` by a request with these keys.
+    /// What becomes of `overlay` by a request with these keys. What it asks for may be held by one of
+    /// `holders`, if it says so.
     ///
     /// # Errors
     ///
@@ -88,17 +124,18 @@ impl ConfigFile {
         overlay: &Overlay,
         change: Change,
         keys: &Keys,
+        holders: &Holders,
     ) -> Result<Changed, ConfigErrors> {
         match change {
-            Change::Attach => self.attach(overlay, keys),
+            Change::Attach => self.attach(overlay, keys, holders),
             Change::Detach => self.detach(overlay, keys),
-            Change::Ports(action) => self.ports(overlay, action, keys),
-            Change::Allocate => self.allocate(overlay, keys),
-            Change::AddRoute => self.add_route(overlay, keys),
+            Change::Ports(action) => self.ports(overlay, action, keys, holders),
+            Change::Allocate => self.allocate(overlay, keys, holders),
+            Change::AddRoute => self.add_route(overlay, keys, holders),
             Change::RemoveRoute => self.remove_route(overlay, keys),
-            Change::AddAddress => self.add_address(overlay, keys),
+            Change::AddAddress => self.add_address(overlay, keys, holders),
             Change::RemoveAddress => self.remove_address(overlay, keys),
-            Change::AddGroup => self.add_group(overlay, keys),
+            Change::AddGroup => self.add_group(overlay, keys, holders),
             Change::RemoveGroup => self.remove_group(overlay, keys),
         }
     }
@@ -118,6 +155,7 @@ impl ConfigFile {
             overlay,
             config: Some(config),
             touched,
+            withdrawal: None,
             range: None,
         })
     }
@@ -128,6 +166,7 @@ impl ConfigFile {
         add_addresses(report, overlay, &mut uplinks);
         Entries {
             relay: self.entries.relay.clone(),
+            control: self.entries.control.clone(),
             uplinks,
             all_uplinks: true,
             routes: Vec::new(),
@@ -153,6 +192,7 @@ fn unchanged(overlay: &Overlay, touched: Touched) -> Changed {
         overlay: overlay.clone(),
         config: None,
         touched,
+        withdrawal: None,
         range: None,
     }
 }

@@ -1,5 +1,7 @@
 //! Ports that containers are given at run time, and lose.
 
+use std::collections::BTreeSet;
+
 use nos_shim::ports::PortRange;
 
 use crate::control::config::document::Section;
@@ -10,7 +12,11 @@ use crate::control::config::runtime::ports::{Ports, common, joined, normal};
 use crate::control::config::values::{self, did_you_mean};
 use crate::control::config::{ConfigErrors, Name};
 
-use super::{Changed, ConfigFile, Keys, Overlay, PortsAction, Touched, read, unchanged};
+use super::{
+    Changed, ConfigFile, Holders, Keys, Overlay, PortsAction, Touched, Withdrawal, holder, read,
+    unchanged,
+};
+use crate::control::config::Holder;
 
 impl ConfigFile {
     pub(super) fn ports(
@@ -18,16 +24,18 @@ impl ConfigFile {
         overlay: &Overlay,
         action: PortsAction,
         keys: &Keys,
+        holders: &Holders,
     ) -> Result<Changed, ConfigErrors> {
         let report = self.report();
-        let request = read(&report, keys, "ports", |root| ports_request(root, action));
+        let request = read(&report, keys, "ports", |root| {
+            ports_request(root, action, holders)
+        });
         let request = request.filter(|request| self.is_container(&report, overlay, &request.name));
         let Some(request) = request else {
             return report.finish(None);
         };
         let name = request.name.value.clone();
         let fixed = self.container(&name).map(Ports::of).unwrap_or_default();
-        let own = self.own_ports(overlay, &name);
         let asked = request.ports();
         if action == PortsAction::Remove {
             self.removable(&report, &request, &fixed);
@@ -35,41 +43,99 @@ impl ConfigFile {
             let reason = "asks for other rules than the configuration has for the same ports; \
                           change the file and reload";
             report.error(request.name.place, reason);
+        } else if action == PortsAction::Add && !self.others_agree(overlay, &request, &asked) {
+            let reason = "asks for other rules than somebody else holds the same ports with";
+            report.error(request.name.place, reason);
         }
         report.finish(Some(()))?;
-        let new = match action {
-            PortsAction::Add => own.with(&asked.without(&fixed)),
-            PortsAction::Remove => own.without(&asked),
-            PortsAction::Replace => asked.without(&fixed),
-        };
-        self.with_ports(overlay, &name, new)
+        let more = asked.without(&fixed);
+        match action {
+            PortsAction::Add => {
+                let held = self.held_ports(overlay, &name, request.holder).with(&more);
+                self.with_ports(overlay, &name, request.holder, held)
+            }
+            PortsAction::Remove => {
+                let mut new = overlay.clone();
+                for holder in holders_of(overlay, &name) {
+                    let left = self.held_ports(overlay, &name, holder).without(&asked);
+                    self.set_ports(&mut new, &name, holder, left);
+                }
+                self.with_other_ports(overlay, new, name, asked)
+            }
+            PortsAction::Replace => {
+                let mut new = overlay.clone();
+                for holder in holders_of(overlay, &name) {
+                    // With the rules that they have from now on.
+                    let held = more.common_with(&self.held_ports(overlay, &name, holder));
+                    self.set_ports(&mut new, &name, holder, held);
+                }
+                self.set_ports(&mut new, &name, None, more);
+                let all = Ports::all();
+                self.with_other_ports(overlay, new, name, all)
+            }
+        }
     }
 
-    /// The overlay with other ports of a container.
+    /// Whether what others hold of the ports that are asked for has the same rules.
+    fn others_agree(&self, overlay: &Overlay, request: &PortsRequest, asked: &Ports) -> bool {
+        let name = &request.name.value;
+        let others = holders_of(overlay, name).into_iter();
+        let mut others = others.filter(|holder| *holder != request.holder);
+        others.all(|holder| asked.agrees_with(&self.held_ports(overlay, name, holder)))
+    }
+
+    /// The overlay where other ports of a container are held.
     pub(super) fn with_ports(
         &self,
         overlay: &Overlay,
         name: &Name,
+        holder: Option<Holder>,
         ports: Ports,
     ) -> Result<Changed, ConfigErrors> {
         let touched = Touched::Container(name.clone());
-        if self.own_ports(overlay, name) == ports {
+        if self.held_ports(overlay, name, holder) == ports {
             return Ok(unchanged(overlay, touched));
         }
         let mut new = overlay.clone();
-        match ports.is_empty() && !overlay.has_container(name) {
-            true => new.ports.remove(name),
-            false => new.ports.insert(name.clone(), ports),
-        };
+        new.set_ports((name.clone(), holder), ports);
         self.changed(new, touched)
     }
 
-    /// What a container has that is not of the file.
-    pub(super) fn own_ports(&self, overlay: &Overlay, name: &Name) -> Ports {
-        let record = overlay.ports.get(name).cloned();
-        record.unwrap_or_else(|| match self.container(name) {
-            Some(_) => Ports::default(),
-            None => self
+    /// The overlay `new`, where `asked` is taken away; of what was set aside as well.
+    fn with_other_ports(
+        &self,
+        overlay: &Overlay,
+        new: Overlay,
+        name: Name,
+        asked: Ports,
+    ) -> Result<Changed, ConfigErrors> {
+        let touched = Touched::Container(name.clone());
+        let changed = match new == *overlay {
+            true => unchanged(overlay, touched),
+            false => self.changed(new, touched)?,
+        };
+        Ok(changed.taking(Withdrawal::Ports(name, asked)))
+    }
+
+    /// Gives a holder exactly these ports, unless it has them.
+    fn set_ports(&self, new: &mut Overlay, name: &Name, holder: Option<Holder>, ports: Ports) {
+        if self.held_ports(new, name, holder) != ports {
+            new.set_ports((name.clone(), holder), ports);
+        }
+    }
+
+    /// What is held of a container's ports that are not of the file. What is held by nobody is what
+    /// it has by its keys, until that is changed.
+    pub(super) fn held_ports(
+        &self,
+        overlay: &Overlay,
+        name: &Name,
+        holder: Option<Holder>,
+    ) -> Ports {
+        let record = overlay.ports.get(&(name.clone(), holder)).cloned();
+        record.unwrap_or_else(|| match (holder, self.container(name)) {
+            (Some(_), _) | (None, Some(_)) => Ports::default(),
+            (None, None) => self
                 .attached(overlay, name)
                 .as_ref()
                 .map(Ports::of)
@@ -126,8 +192,15 @@ impl ConfigFile {
     }
 }
 
+/// Who holds ports of a container; that nobody does is among them.
+fn holders_of(overlay: &Overlay, name: &Name) -> BTreeSet<Option<Holder>> {
+    let held = overlay.ports_of(name).map(|(holder, _)| holder);
+    held.chain([None]).collect()
+}
+
 struct PortsRequest {
     name: At<Name>,
+    holder: Option<Holder>,
     lists: PortLists,
 }
 
@@ -144,9 +217,17 @@ impl PortsRequest {
     }
 }
 
-fn ports_request(root: &mut Section<'_>, action: PortsAction) -> Option<PortsRequest> {
+fn ports_request(
+    root: &mut Section<'_>,
+    action: PortsAction,
+    holders: &Holders,
+) -> Option<PortsRequest> {
     let name = root.required("container", "\"web\"", values::name);
     let lists = PortLists::read(root);
+    let holder = match action {
+        PortsAction::Add => holder::read(root, holders, true),
+        PortsAction::Remove | PortsAction::Replace => Some(None),
+    };
     let none = ["tcp", "udp", "ephemeral"].iter().all(|key| !root.has(key));
     if none && action != PortsAction::Replace {
         let place = root.header("tcp");
@@ -155,5 +236,9 @@ fn ports_request(root: &mut Section<'_>, action: PortsAction) -> Option<PortsReq
             "is missing, and so are udp and ephemeral; give one of the three",
         );
     }
-    Some(PortsRequest { name: name?, lists })
+    Some(PortsRequest {
+        name: name?,
+        holder: holder?,
+        lists,
+    })
 }

@@ -4,30 +4,36 @@ use crate::control::config::entries::{self, RouteEntry};
 use crate::control::config::runtime::RouteName;
 use crate::control::config::{ConfigErrors, Route, check, values};
 
-use super::{Changed, ConfigFile, Keys, Overlay, Touched, read, unchanged};
+use super::{
+    Changed, ConfigFile, Holders, Keys, Overlay, Touched, Withdrawal, holder, read, unchanged,
+};
 
 impl ConfigFile {
     pub(super) fn add_route(
         &self,
         overlay: &Overlay,
         keys: &Keys,
+        holders: &Holders,
     ) -> Result<Changed, ConfigErrors> {
         let report = self.report();
-        let entry = read(&report, keys, "route-add", |root| {
+        let request = read(&report, keys, "route-add", |root| {
             root.require("route", "{\"prefix\":\"0.0.0.0/0\",...}");
-            entries::route(root.table("route")?)
+            let holder = holder::read(root, holders, false);
+            let entry = entries::route(root.table("route")?);
+            Some((entry?, holder?))
         });
-        let entry = report.finish(entry)?;
+        let (entry, holder) = report.finish(request)?;
         let name = (entry.prefix.value, entry.metric);
         let shall = self.route_alone(overlay, entry)?;
         let current = self.config(overlay)?;
         let mut known = current.routes.iter();
-        if known.any(|route| *route == shall) {
+        let held = overlay.route(name).is_none_or(|it| it.holder == holder);
+        if held && known.any(|route| *route == shall) {
             return Ok(unchanged(overlay, Touched::Routes));
         }
         let mut new = overlay.clone();
-        new.routes
-            .push((name, keys.table("route").unwrap_or_default()));
+        let entry = new.entry(keys.table("route").unwrap_or_default(), holder);
+        new.routes.push((name, entry));
         self.changed(new, Touched::Routes)
     }
 
@@ -58,11 +64,12 @@ impl ConfigFile {
         }
         let (prefix, metric) = report.finish(named)?;
         let name: RouteName = (prefix.value, metric);
-        if !overlay.has_route(name.0, name.1) {
-            return Ok(unchanged(overlay, Touched::Routes));
+        let withdrawal = Withdrawal::Route(name);
+        if overlay.route(name).is_none() {
+            return Ok(unchanged(overlay, Touched::Routes).taking(withdrawal));
         }
         let mut new = overlay.clone();
-        new.routes.retain(|(known, _)| *known != name);
-        self.changed(new, Touched::Routes)
+        new.withdraw(&withdrawal);
+        Ok(self.changed(new, Touched::Routes)?.taking(withdrawal))
     }
 }

@@ -1,0 +1,356 @@
+//! What is registered, as it is stored: one record an entry, which a later version can read.
+//!
+//! A record is JSON with the keys of the request that made it. Keys that a version does not know are
+//! no reason to lose a record: the entry is checked when it is read as a configuration, and set aside
+//! if it does not pass.
+
+use core::net::IpAddr;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use nos_shim::ports::{PortRange, Restriction, Transport};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::control::api::snapshot::Protocol;
+
+use super::super::Name;
+use super::overlay::{Entry, PortsName};
+use super::ports::{Ports, joined, normal};
+use super::{Holder, Keys, Overlay, ProcessIdentity, RouteName};
+
+/// An entry, by a name that no other one has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its name: what changes about an entry does not change it.
+    pub name: String,
+    /// The entry as JSON, or nothing where there is none any more.
+    pub json: Option<Vec<u8>>,
+}
+
+/// A record that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the entry {name} makes no sense: {why}")]
+pub struct BadRecord {
+    /// Its name.
+    pub name: String,
+    /// Why not.
+    pub why: String,
+}
+
+/// The JSON of a record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum Stored {
+    Container {
+        order: u64,
+        container: Keys,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<ProcessIdentity>,
+    },
+    Ports {
+        container: String,
+        #[serde(default)]
+        tcp: Vec<StoredRange>,
+        #[serde(default)]
+        udp: Vec<StoredRange>,
+        #[serde(default)]
+        ephemeral: Vec<StoredRange>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        from: Vec<StoredRule>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        established: Vec<StoredRange>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<ProcessIdentity>,
+    },
+    Route {
+        order: u64,
+        prefix: IpNet,
+        metric: u16,
+        route: Keys,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<ProcessIdentity>,
+    },
+    Address {
+        order: u64,
+        uplink: String,
+        address: IpNet,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<ProcessIdentity>,
+    },
+    Group {
+        order: u64,
+        uplink: String,
+        group: IpAddr,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<ProcessIdentity>,
+    },
+}
+
+/// The first and the last port.
+type StoredRange = (u16, u16);
+
+/// Who may open flows to some ports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct StoredRule {
+    protocol: Protocol,
+    ports: StoredRange,
+    from: Vec<IpNet>,
+}
+
+/// An entry of an overlay, to be compared with another one's.
+#[derive(Clone, Copy, PartialEq)]
+enum Item<'a> {
+    Container(&'a Name, &'a Entry<Keys>),
+    Ports(&'a PortsName, &'a Ports),
+    Route(RouteName, &'a Entry<Keys>),
+    Address(&'a Name, &'a Entry<IpNet>),
+    Group(&'a Name, &'a Entry<IpAddr>),
+}
+
+impl Overlay {
+    /// What has to be written where `stored` is, so that this is there.
+    #[must_use]
+    pub fn records_since(&self, stored: &Self) -> Vec<Record> {
+        let (old, new) = (stored.items(), self.items());
+        let gone = old.keys().filter(|name| !new.contains_key(*name));
+        let gone = gone.map(|name| Record {
+            name: name.clone(),
+            json: None,
+        });
+        let changed = new
+            .iter()
+            .filter(|(name, item)| old.get(*name) != Some(item));
+        let changed = changed.map(|(name, item)| Record {
+            name: name.clone(),
+            json: Some(item.json()),
+        });
+        gone.chain(changed).collect()
+    }
+
+    /// The entries that are stored, by the names of their records.
+    fn items(&self) -> BTreeMap<String, Item<'_>> {
+        let lasts = |holder: Option<Holder>| !matches!(holder, Some(Holder::Connection(_)));
+        let containers = self.containers.iter();
+        let containers = containers.filter(|(_, it)| lasts(it.holder));
+        let containers =
+            containers.map(|(name, it)| (format!("container {name}"), Item::Container(name, it)));
+        let ports = self.ports.iter().filter(|((whose, holder), _)| {
+            let container = self.container(whose);
+            lasts(*holder) && container.is_none_or(|it| lasts(it.holder))
+        });
+        let ports = ports.map(|(name, ports)| {
+            let whose = &name.0;
+            let named = match name.1 {
+                Some(Holder::Process(it)) => {
+                    format!("ports {whose} of {} {} {}", it.pid, it.started, it.boot)
+                }
+                _ => format!("ports {whose}"),
+            };
+            (named, Item::Ports(name, ports))
+        });
+        let routes = self.routes.iter().filter(|(_, it)| lasts(it.holder));
+        let routes = routes.map(|(name, it)| {
+            let named = format!("route {} {}", name.0, name.1);
+            (named, Item::Route(*name, it))
+        });
+        let addresses = self.addresses.iter().filter(|(_, it)| lasts(it.holder));
+        let addresses = addresses.map(|(uplink, it)| {
+            let named = format!("address {uplink} {}", it.value);
+            (named, Item::Address(uplink, it))
+        });
+        let groups = self.groups.iter().filter(|(_, it)| lasts(it.holder));
+        let groups = groups.map(|(uplink, it)| {
+            let named = format!("group {uplink} {}", it.value);
+            (named, Item::Group(uplink, it))
+        });
+        let all = containers.chain(ports).chain(routes);
+        all.chain(addresses).chain(groups).collect()
+    }
+
+    /// What these records, each with its name and its JSON, stand for.
+    ///
+    /// # Errors
+    ///
+    /// The first that makes no sense. Whether the entries fit beside a file is not looked at.
+    pub fn of_records<'a>(
+        records: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    ) -> Result<Self, BadRecord> {
+        let mut overlay = Self::default();
+        for (name, json) in records {
+            overlay.take(json).map_err(|why| BadRecord {
+                name: name.to_owned(),
+                why,
+            })?;
+        }
+        overlay.containers.sort_by_key(|(_, it)| it.order);
+        overlay.routes.sort_by_key(|(_, it)| it.order);
+        overlay.addresses.sort_by_key(|(_, it)| it.order);
+        overlay.groups.sort_by_key(|(_, it)| it.order);
+        Ok(overlay)
+    }
+
+    fn take(&mut self, json: &[u8]) -> Result<(), String> {
+        let stored: Stored = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        match stored {
+            Stored::Container {
+                order,
+                container,
+                holder,
+            } => {
+                let name = parsed(container.value("name").ok_or("it has no name")?)?;
+                let entry = entry(container, holder, order);
+                self.containers.push((name, entry));
+            }
+            Stored::Ports {
+                container,
+                tcp,
+                udp,
+                ephemeral,
+                from,
+                established,
+                holder,
+            } => {
+                let from: Result<Vec<_>, _> = from.into_iter().map(rule).collect();
+                let ports = Ports {
+                    tcp: ranges(&tcp)?,
+                    udp: ranges(&udp)?,
+                    ephemeral: ranges(&ephemeral)?,
+                    from: joined(from?),
+                    established: ranges(&established)?,
+                };
+                let name = (parsed(&container)?, holder.map(Holder::Process));
+                self.ports.insert(name, ports);
+            }
+            Stored::Route {
+                order,
+                prefix,
+                metric,
+                route,
+                holder,
+            } => {
+                let entry = entry(route, holder, order);
+                self.routes.push(((prefix, metric), entry));
+            }
+            Stored::Address {
+                order,
+                uplink,
+                address,
+                holder,
+            } => {
+                let entry = entry(address, holder, order);
+                self.addresses.push((parsed(&uplink)?, entry));
+            }
+            Stored::Group {
+                order,
+                uplink,
+                group,
+                holder,
+            } => {
+                let entry = entry(group, holder, order);
+                self.groups.push((parsed(&uplink)?, entry));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Item<'_> {
+    /// Empty if it cannot be written, which it always can.
+    fn json(self) -> Vec<u8> {
+        serde_json::to_vec(&self.stored()).unwrap_or_default()
+    }
+
+    fn stored(self) -> Stored {
+        match self {
+            Self::Container(_, it) => Stored::Container {
+                order: it.order,
+                container: it.value.clone(),
+                holder: stored_holder(it.holder),
+            },
+            Self::Ports((name, holder), ports) => Stored::Ports {
+                container: name.to_string(),
+                tcp: stored_ranges(&ports.tcp),
+                udp: stored_ranges(&ports.udp),
+                ephemeral: stored_ranges(&ports.ephemeral),
+                from: ports.from.iter().map(stored_rule).collect(),
+                established: stored_ranges(&ports.established),
+                holder: stored_holder(*holder),
+            },
+            Self::Route((prefix, metric), it) => Stored::Route {
+                order: it.order,
+                prefix,
+                metric,
+                route: it.value.clone(),
+                holder: stored_holder(it.holder),
+            },
+            Self::Address(uplink, it) => Stored::Address {
+                order: it.order,
+                uplink: uplink.to_string(),
+                address: it.value,
+                holder: stored_holder(it.holder),
+            },
+            Self::Group(uplink, it) => Stored::Group {
+                order: it.order,
+                uplink: uplink.to_string(),
+                group: it.value,
+                holder: stored_holder(it.holder),
+            },
+        }
+    }
+}
+
+fn entry<T>(value: T, holder: Option<ProcessIdentity>, order: u64) -> Entry<T> {
+    Entry {
+        value,
+        holder: holder.map(Holder::Process),
+        order,
+    }
+}
+
+/// Connections end with the daemon, so that what they hold is not stored.
+fn stored_holder(holder: Option<Holder>) -> Option<ProcessIdentity> {
+    match holder {
+        Some(Holder::Process(process)) => Some(process),
+        Some(Holder::Connection(_)) | None => None,
+    }
+}
+
+fn stored_ranges(ranges: &[PortRange]) -> Vec<StoredRange> {
+    let ranges = ranges.iter();
+    ranges.map(|range| (range.first(), range.last())).collect()
+}
+
+fn stored_rule(rule: &Restriction) -> StoredRule {
+    StoredRule {
+        protocol: rule.transport.into(),
+        ports: (rule.range.first(), rule.range.last()),
+        from: rule.from.prefixes().to_vec(),
+    }
+}
+
+fn rule(stored: StoredRule) -> Result<Restriction, String> {
+    let (first, last) = stored.ports;
+    Ok(Restriction {
+        transport: match stored.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        },
+        range: PortRange::new(first, last).map_err(|error| error.to_string())?,
+        from: Arc::new(stored.from.into_iter().collect()),
+    })
+}
+
+fn ranges(stored: &[StoredRange]) -> Result<Vec<PortRange>, String> {
+    let range = |&(first, last): &StoredRange| {
+        PortRange::new(first, last).map_err(|error| error.to_string())
+    };
+    let ranges: Result<Vec<_>, _> = stored.iter().map(range).collect();
+    ranges.map(normal)
+}
+
+fn parsed(name: &str) -> Result<Name, String> {
+    name.parse()
+        .map_err(|error| format!("the name {name:?} {error}"))
+}
