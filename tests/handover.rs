@@ -22,7 +22,7 @@ use nos_relay::control::handover::{FORMAT, HandoverError, READY_LIMIT, Taking};
 use nos_relay::lab::testbed::{LabNamespace, Topology};
 use support::daemon::{Daemon, Files, LIMIT, await_that, run_command_with};
 use support::lab_test;
-use support::scenario::{FAMILIES, Family, Scenario, Variant, variant_tests};
+use support::scenario::{FAMILIES, Family, Scenario, Variant, edited, variant_tests};
 use support::supervisor::Supervisor;
 use support::traffic::{Flood, Transfer, WINDOW, assert_alive, inside};
 
@@ -53,7 +53,19 @@ mod a_flood_and_a_transfer_lose_nothing {
     use super::*;
 
     fn scenario(variant: Variant) {
-        let mut scenario = Scenario::new(variant);
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        // All that is under way finds room in the ring, however rarely its threads get a processor.
+        let config = edited(
+            &support::scenario::config(&topology, variant),
+            "[relay]\n",
+            "[relay]\nring = 1024\nbuffers = 16384\n",
+        );
+        let daemon = Daemon::start(&topology.device, &config);
+        let mut scenario = Scenario {
+            daemon,
+            topology,
+            config,
+        };
         assert_alive(&scenario);
         let before = [scenario.web(), scenario.db()].map(inside);
         let mut floods = Vec::new();

@@ -217,7 +217,7 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
     let mut base = Base::open(poll)?;
     let mut registry = base.registry(file, open_store(options)?)?;
     if let (None, Some(inheritance)) = (&options.state, &inheritance) {
-        registry.register(overlay_of(inheritance));
+        registry.register(&overlay_of(inheritance));
     }
     let config = registry.file.config(&registry.overlay)?;
     let keeping = Keeping::of(store);
@@ -275,7 +275,7 @@ fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), D
     if let Err(error) = taking.wait_for_end() {
         warn!(%error, "the process before takes long to end");
     }
-    daemon.registered_again(options, registered);
+    daemon.registered_again(options, &registered);
     let server = Server::received(&options.control, control, poll.registry(), CONTROL)?;
     let config = daemon.registry.file.config(&daemon.registry.overlay)?;
     daemon.live.release_inherited();
@@ -499,7 +499,7 @@ impl Daemon {
 
     /// Opens what keeps registrations, which the process before has closed. Without it they last as
     /// long as this process.
-    fn registered_again(&mut self, options: &DaemonOptions, handed: Overlay) {
+    fn registered_again(&mut self, options: &DaemonOptions, handed: &Overlay) {
         let file = &self.registry.file;
         let opened = ConfigFile::parse(file.name(), file.text());
         let opened = opened.map_err(|error| error.to_string()).and_then(|file| {

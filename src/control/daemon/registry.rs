@@ -102,8 +102,8 @@ impl Registry {
     }
 
     /// Registers what another process had registered, as far as it fits.
-    pub(super) fn register(&mut self, handed: Overlay) {
-        let (adopted, notes) = self.file.adopt(&handed, Orphans::Stay);
+    pub(super) fn register(&mut self, handed: &Overlay) {
+        let (adopted, notes) = self.file.adopt(handed, Orphans::Stay);
         for note in notes {
             info!("registered at run time no more: {note}");
         }
