@@ -27,6 +27,7 @@ mod tests;
 
 use core::fmt;
 use core::net::IpAddr;
+use std::sync::Arc;
 
 use crate::channel::{Exchange, NosEnd, ToNos, ToRelay};
 use crate::drop::{DropReason, Ledger};
@@ -327,12 +328,14 @@ impl Shim {
                 output.counters.insert(id, UplinkCounters::default());
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
+                    worker.set_addresses(uplink);
                     worker.memberships.set_groups(uplink, now);
                 }
             }
             UplinkChange::Mac(id) => {
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
+                    worker.set_addresses(uplink);
                     worker.announce(uplink);
                     worker.memberships.restart(id, uplink.link, now);
                     worker.memberships.set_groups(uplink, now);
@@ -494,15 +497,6 @@ impl Shim {
         self.tables.uplinks.page(first.unwrap_or(0), row)
     }
 
-    /// Some of the flows that ports cannot decide, from a place on.
-    #[must_use]
-    pub fn flows(&self, first: Option<u32>, now: Instant) -> Page<FlowStatus, u32> {
-        match &self.worker.policed {
-            Some(policed) => policed.flows.page(first.unwrap_or(0), now),
-            None => Page::end(),
-        }
-    }
-
     /// Remembers flows that are under way, as they are known from elsewhere. What finds no place is
     /// left out.
     pub fn remember_flows(&mut self, flows: &[NewFlow], now: Instant) {
@@ -555,6 +549,32 @@ impl Shim {
                 place: next.1,
             }),
         }
+    }
+
+    /// Some of the flows that policies have remembered, from a place on, each with what operators call
+    /// its owner.
+    #[must_use]
+    pub fn flows(&self, first: Option<u32>, now: Instant) -> Page<(Arc<str>, FlowStatus), u32> {
+        let Some(policed) = &self.worker.policed else {
+            return Page::end();
+        };
+        let Page { rows, next } = policed.flows.page(first.unwrap_or(0), now);
+        let named = |flow: FlowStatus| {
+            let owner = self.tables.attachments.get(flow.owner)?;
+            Some((Arc::clone(&owner.name), flow))
+        };
+        Page {
+            rows: rows.into_iter().filter_map(named).collect(),
+            next,
+        }
+    }
+
+    /// How many flows policies have remembered; `None` while no attachment has a policy, and there is
+    /// no table.
+    #[must_use]
+    pub fn flow_count(&self) -> Option<usize> {
+        let policed = self.worker.policed.as_ref();
+        policed.map(|policed| policed.flows.len())
     }
 
     fn snapshot(&self, id: UplinkId, uplink: &Uplink) -> UplinkSnapshot {

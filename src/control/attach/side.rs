@@ -294,6 +294,7 @@ impl ContainerSide {
         let ports_changed = self.set_ports(interior, found.has_leftovers())?;
         let report = self.report(&plan, &found, ports_changed);
         self.carry_out(interior, plan.steps.iter())?;
+        self.carry_out(interior, plan.last.iter())?;
         self.refuse_foreign(&plan)?;
         self.wait_local(interior, &plan, &found)?;
         Ok(report)
@@ -307,7 +308,7 @@ impl ContainerSide {
             mtu: self.state.spec.mtu,
             families: plan.families,
             warnings: plan.warnings.clone(),
-            changed: ports_changed || !plan.steps.is_empty(),
+            changed: ports_changed || !(plan.steps.is_empty() && plan.last.is_empty()),
         }
     }
 
@@ -401,8 +402,8 @@ impl ContainerSide {
 fn our_removal(interior: &Interior, added: &BTreeSet<IpAddr>) -> Result<Vec<Step>, AttachError> {
     let lo = interior.netlink.existing_link("lo")?.index;
     let addresses = interior.netlink.addresses()?;
-    let routes = interior.our_routes()?;
-    Ok(Plan::undo(lo, &addresses, routes, added))
+    let (routes, rules) = (interior.our_routes()?, interior.our_rules()?);
+    Ok(Plan::undo(lo, &addresses, routes, &rules, added))
 }
 
 impl Refused {

@@ -279,21 +279,17 @@ impl Daemon {
 
     /// Flows that ports cannot decide.
     fn known_flows(&self) -> Result<Vec<FlowFacts>, Stopped> {
-        let owners = self.live.containers.iter();
-        let owners: HashMap<_, _> = owners.map(|(name, it)| (it.id, name)).collect();
         let now = self.live.plane.now();
         let pages = move |nos: &mut nos_shim::shim::Shim, first| nos.flows(first, now);
         let flows = self.live.plane.nos_pages(pages)?.into_iter();
-        let known = flows.filter_map(|flow| {
-            Some(FlowFacts {
-                owner: owners.get(&flow.owner)?.to_string(),
-                vrf: flow.key.vrf.0,
-                udp: flow.key.transport == Transport::Udp,
-                local: (flow.key.local, flow.key.local_port).into(),
-                remote: (flow.key.remote, flow.key.remote_port).into(),
-                by_peer: flow.opener == Opener::Peer,
-                learnt: flow.learnt,
-            })
+        let known = flows.map(|(owner, flow)| FlowFacts {
+            owner: owner.to_string(),
+            vrf: flow.key.vrf.0,
+            udp: flow.key.transport == Transport::Udp,
+            local: (flow.key.local, flow.key.local_port).into(),
+            remote: (flow.key.remote, flow.key.remote_port).into(),
+            by_peer: flow.opener == Opener::Peer,
+            learnt: flow.learnt,
         });
         Ok(known.collect())
     }

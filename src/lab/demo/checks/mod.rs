@@ -7,6 +7,7 @@ mod handover;
 mod ping;
 mod refusal;
 mod service;
+mod siblings;
 mod talk;
 
 use std::error::Error;
@@ -81,6 +82,7 @@ pub(super) fn all<'a>(demo: &'a Demo<'a>) -> Vec<Check<'a>> {
     checks.extend(ping::checks(demo));
     checks.extend(talk::checks(demo));
     checks.extend(service::checks(demo));
+    checks.extend(siblings::checks(demo));
     checks.extend(refusal::checks(demo));
     checks.extend(bulk::checks(demo));
     checks.extend(accounts::checks(demo));
