@@ -128,7 +128,7 @@ fn assert_all_passed(output: &Output, least: usize) {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
     assert!(!out.contains("FAIL"), "{out}");
-    for group in ["PING", "TCP", "UDP", "NOS", "REFUSED", "BULK", "ACCOUNTS"] {
+    for group in ["PING", "TCP", "UDP", "NOS", "REFUSED", "REGISTER", "BULK", "ACCOUNTS"] {
         assert!(
             out.lines().any(|line| line.trim_end() == group),
             "{group}: {out}"

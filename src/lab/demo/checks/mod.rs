@@ -5,6 +5,7 @@ mod bulk;
 mod datagram;
 mod ping;
 mod refusal;
+mod registration;
 mod service;
 mod talk;
 
@@ -80,6 +81,7 @@ pub(super) fn all<'a>(demo: &'a Demo<'a>) -> Vec<Check<'a>> {
     checks.extend(talk::checks(demo));
     checks.extend(service::checks(demo));
     checks.extend(refusal::checks(demo));
+    checks.extend(registration::checks(demo));
     checks.extend(bulk::checks(demo));
     checks.extend(accounts::checks(demo));
     checks
