@@ -824,7 +824,7 @@ lab_test! {
         let daemon = &scenario.daemon;
         assert_reached(&scenario, scenario.web(), V4, 20000);
         change(daemon, ports("add", "web", json!({"tcp": "23000", "lease": "attachment"})));
-        for table in ["attachments", "ports", "routes", "neighbors", "counters", "registrations"] {
+        for table in ["attachments", "ports", "routes", "neighbors", "flows", "counters", "registrations"] {
             let request = json!({"version": 1, "request": {"type": "show", "table": table}});
             assert_as_documented(&request);
             let answer = said_to(daemon, &request.to_string());

@@ -364,6 +364,27 @@ mod tests {
     }
 
     #[test]
+    fn with_learning_foreign_ports_are_the_nos_s_affair() {
+        let addresses = [OWN.parse().unwrap(), OWN6.parse().unwrap()];
+        let link = ContainerLink::new(MAC, RELAY, &addresses, 1500);
+        let guard = Guard::new(link, &[], Outside::Learn);
+        let mut pool = FramePool::new(1, MAX_FRAME);
+        let mut check = |octets: &[u8]| {
+            let packet = Packet::parse(pool.copy_from(octets).unwrap());
+            let judged = packet.map_err(|rejected| rejected.reason);
+            judged.and_then(|packet| guard.check(&packet))
+        };
+        for (own, far) in [(OWN, FAR), (OWN6, FAR6)] {
+            assert_eq!(check(&syn(own, far, 30_000)), Ok(()));
+            assert_eq!(check(&datagram(own, far, 30_000)), Ok(()));
+            let foreign = Err(DropReason::SourceAddress);
+            assert_eq!(check(&syn(far, own, 30_000)), foreign);
+        }
+        let sctp = raw(OWN, FAR, 132, &[0; 16]);
+        assert_eq!(check(&sctp), Err(DropReason::SourceProtocol));
+    }
+
+    #[test]
     fn east_west_on_the_shared_address_passes() {
         assert_eq!(check(&syn(OWN, OWN, 40000)), Ok(()));
         assert_eq!(check(&syn(OWN6, OWN6, 40000)), Ok(()));

@@ -2,5 +2,6 @@
 
 mod host;
 mod oversize;
+mod policy;
 mod redirects;
 mod rewrites;
