@@ -328,12 +328,14 @@ impl Shim {
                 output.counters.insert(id, UplinkCounters::default());
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
+                    worker.set_addresses(uplink);
                     worker.memberships.set_groups(uplink, now);
                 }
             }
             UplinkChange::Mac(id) => {
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
+                    worker.set_addresses(uplink);
                     worker.announce(uplink);
                     worker.memberships.restart(id, uplink.link, now);
                     worker.memberships.set_groups(uplink, now);

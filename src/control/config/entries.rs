@@ -202,8 +202,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
     let name = section.required("name", "\"up0\"", values::name);
     let device = section.required("device", "\"packet:eth0\"", values::uplink_device);
     section.require("addresses", "[\"203.0.113.1/24\"]");
-    let advice = "an uplink needs one at least";
-    let addresses = section.nonempty("addresses", advice, values::host_network);
+    let addresses = section.list("addresses", values::host_network);
     let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);

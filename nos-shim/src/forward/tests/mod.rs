@@ -1,5 +1,6 @@
 //! The pipeline as a whole, with a relay that does what the test says.
 
+mod east_west;
 mod host;
 mod oversize;
 mod policy;

@@ -25,7 +25,7 @@ pub(super) const NOS: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xb]);
 pub(super) const STATION: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
 /// Two containers with links of different MTU, on ports of their own.
 pub(super) const NARROW: AttachmentId = AttachmentId(0);
-const WIDE: AttachmentId = AttachmentId(1);
+pub(super) const WIDE: AttachmentId = AttachmentId(1);
 const NARROW_PORT: u16 = 5000;
 const WIDE_PORT: u16 = 6000;
 const NARROW_MTU: u16 = 1500;

@@ -7,6 +7,7 @@ mod ping;
 mod refusal;
 mod registration;
 mod service;
+mod siblings;
 mod talk;
 
 use std::error::Error;
@@ -80,6 +81,7 @@ pub(super) fn all<'a>(demo: &'a Demo<'a>) -> Vec<Check<'a>> {
     checks.extend(ping::checks(demo));
     checks.extend(talk::checks(demo));
     checks.extend(service::checks(demo));
+    checks.extend(siblings::checks(demo));
     checks.extend(refusal::checks(demo));
     checks.extend(registration::checks(demo));
     checks.extend(bulk::checks(demo));
