@@ -3,8 +3,10 @@
 mod accounts;
 mod bulk;
 mod datagram;
+mod handover;
 mod ping;
 mod refusal;
+mod registration;
 mod service;
 mod siblings;
 mod talk;
@@ -77,11 +79,13 @@ impl<'a> Check<'a> {
 /// All checks but [`ending`], in order.
 pub(super) fn all<'a>(demo: &'a Demo<'a>) -> Vec<Check<'a>> {
     let mut checks = Vec::new();
+    checks.extend(handover::checks(demo));
     checks.extend(ping::checks(demo));
     checks.extend(talk::checks(demo));
     checks.extend(service::checks(demo));
     checks.extend(siblings::checks(demo));
     checks.extend(refusal::checks(demo));
+    checks.extend(registration::checks(demo));
     checks.extend(bulk::checks(demo));
     checks.extend(accounts::checks(demo));
     checks
