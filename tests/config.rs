@@ -221,7 +221,7 @@ fn a_service_listens_on_a_list_of_ports() {
     );
     let http = |port: u16| Service::Http(port.try_into().unwrap());
     let expected = [Service::Echo, http(8080), http(8082), http(443)];
-    assert_eq!(config(&text).nos.services, expected);
+    assert_eq!(config(&text).services[&VrfName::Default].services, expected);
 }
 
 #[test]

@@ -525,8 +525,14 @@ impl Shim {
             return;
         };
         for flow in flows {
+            // Elsewhere, its VRF may have another number.
+            let Some(owner) = self.tables.attachments.get(flow.owner) else {
+                continue;
+            };
+            let mut flow = *flow;
+            flow.key.vrf = owner.vrf;
             // An owner that has more than its share gives up its own.
-            let _ = policed.flows.open(flow, now);
+            let _ = policed.flows.open(&flow, now);
         }
     }
 
