@@ -35,7 +35,7 @@ use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, is_ndp};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, protocol};
-use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Transport};
+use nos_shim::ports::{Claim, ClaimKind, Outside, Policy, PortRange, Transport};
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::{Duration, Instant};
@@ -204,7 +204,8 @@ impl Lab {
             pool.clone(),
             ShimConfig {
                 seed: 5,
-                ..ShimConfig::default()
+                // Few, so that flows make way for others.
+                flows: 64,
             },
         );
         let mut lab = Self {
@@ -526,6 +527,50 @@ fn inbound_packets_allocate_nothing() {
         let other = inbound.with_ports([443, 21_000]);
         Traffic::new(TO_UP0, &[other.udp(SMALL)]).arrives(&mut lab, TO_B, 1);
     }
+}
+
+/// Flows that are there, new ones, and those that make way for them.
+#[test]
+fn policed_packets_allocate_nothing() {
+    let mut lab = Lab::with_pool(FramePool::new(2048, MAX_FRAME));
+    let policy = Policy {
+        established: vec![PortRange::new(40_000, 40_999).unwrap()],
+        outside: Outside::Learn,
+        ..Policy::default()
+    };
+    lab.attach(AttachmentConfig {
+        policy,
+        ..attachment(0, claims(20_000, 40_000, 1000))
+    });
+    for (out, inbound) in families() {
+        let out = out.with_ports([40_000, 443]);
+        let back = inbound.with_ports([443, 40_000]);
+        for (out, back) in [
+            (out.udp(SMALL), back.udp(SMALL)),
+            (out.tcp(SMALL), back.tcp(SMALL)),
+        ] {
+            Traffic::new(TO_A, &[out]).arrives(&mut lab, TO_UP0, 1);
+            Traffic::new(TO_UP0, &[back]).arrives(&mut lab, TO_A, 1);
+        }
+        let learnt = out.clone().with_ports([50_000, 443]);
+        for template in [out.udp(SMALL), learnt.udp(SMALL)] {
+            let templates = [template];
+            let traffic = Traffic::new(TO_A, &templates).varied(to_another_port);
+            traffic.arrives(&mut lab, TO_UP0, 1);
+        }
+        let foreign = out.clone().with_ports([20_000, 443]);
+        Traffic::new(TO_A, &[foreign.udp(SMALL)]).arrives(&mut lab, TO_UP0, 1);
+    }
+    assert!(lab.nos().flow_count().is_some_and(|flows| flows > 8));
+}
+
+/// A UDP datagram to a port that depends on the round.
+fn to_another_port(mut frame: Frame, round: u32) -> Frame {
+    let octets = frame.bytes_mut();
+    let ip = if octets[12] == 8 { 20 } else { 40 };
+    let at = ETHERNET_HEADER + ip + 2;
+    octets[at..at + 2].copy_from_slice(&(1000 + round as u16 % 5000).to_be_bytes());
+    frame
 }
 
 /// All kinds in turn, to both containers.

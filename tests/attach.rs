@@ -11,7 +11,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use nos_relay::control::attach::{
 };
 use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::data::device::LinkState;
-use nos_relay::lab::testbed::{LabNamespace, tun_access, veth};
+use nos_relay::lab::testbed::{LabNamespace, tcp, tun_access, veth};
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::PortRange;
 use support::{lab_test, skip};
@@ -88,10 +88,13 @@ impl Lab {
             let text = container
                 .run(|| std::fs::read_to_string(path).unwrap())
                 .unwrap();
-            // Link-local and multicast routes come and go with the carrier, at the kernel's pace.
-            let lasting = text
-                .lines()
-                .filter(|line| !line.starts_with("fe80") && !line.starts_with("ff00"));
+            // Link-local and multicast routes come and go with the carrier, at the kernel's pace. Of
+            // each table that there ever was the kernel shows the end.
+            let lasting = text.lines().filter(|line| {
+                !line.starts_with("fe80")
+                    && !line.starts_with("ff00")
+                    && !line.contains(" ffffffff ")
+            });
             // Columns of counters change by themselves.
             let stable = lasting.map(|line| match file {
                 "ipv6_route" => [&line[..118], &line[136..]].concat(),
@@ -99,6 +102,7 @@ impl Lab {
             });
             lines.extend(stable);
         }
+        lines.extend(container.rules().unwrap());
         let link = container.link("eth0").unwrap();
         lines.extend(
             link.map(|link| format!("{:?} {} {} {}", link.mac, link.mtu, link.up, link.index)),
@@ -144,7 +148,9 @@ fn spec() -> ContainerSpec {
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: addresses(&["203.0.113.1", "2001:db8:1::1"]),
         networks: networks(&["203.0.113.0/24", "2001:db8:1::/64"]),
+        router: MacAddr::stable("relay").link_local(),
         ephemeral: ports(&["40000-44999"]),
+        opens_flows: true,
     }
 }
 
@@ -291,11 +297,11 @@ lab_test! {
         let before = lab.snapshot();
         let pair = lab.veth(&spec()).unwrap();
         let mut side = lab.configure(spec()).unwrap();
-        let (mut near, mut far) = lab.container.run(|| {
-            let listener = TcpListener::bind("203.0.113.1:20080").unwrap();
-            let near = TcpStream::connect("203.0.113.1:20080").unwrap();
-            (near, listener.accept().unwrap().0)
-        }).unwrap();
+        // From another address of the container's, so that it does not wait for a relay.
+        let (other, shared) = ("127.0.0.1:0".parse().unwrap(), "203.0.113.1:20080".parse().unwrap());
+        let listener = lab.container.run(|| TcpListener::bind::<SocketAddr>(shared).unwrap()).unwrap();
+        let mut near = tcp::connect(&lab.container, Some(other), shared, LIMIT).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
 
         let changed = ContainerSpec {
             addresses: addresses(&["198.51.100.7", "203.0.113.1", "2001:db8:1::7"]),

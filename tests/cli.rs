@@ -12,9 +12,9 @@ use clap::{CommandFactory, Parser};
 use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
-    Attachment, Capture, Counters, IoUring, Link, LinkState, Neighbor, NeighborState, NextHop,
-    Origin, Port, PortKind, Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic,
-    TurnStage, Turns, Uplink,
+    Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Link, LinkState, Neighbor,
+    NeighborState, NextHop, Origin, Port, PortKind, Protocol, Ring, Route, RouteAction,
+    RouteSource, Stage, Traffic, TurnStage, Turns, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
@@ -59,6 +59,7 @@ fn show_takes_a_table() {
         ("ports", Table::Ports),
         ("routes", Table::Routes),
         ("neighbors", Table::Neighbors),
+        ("flows", Table::Flows),
         ("counters", Table::Counters),
     ] {
         let Command::Show(show) = parse(&format!("nos-relay show {name}")).command else {
@@ -341,6 +342,44 @@ fn neighbors() -> Response {
     ])
 }
 
+fn flows() -> Response {
+    let flow = |owner: &str, local: &str, remote: &str, state, learnt| Flow {
+        vrf: VrfId::DEFAULT,
+        protocol: Protocol::Tcp,
+        owner: owner.to_owned(),
+        local: local.parse().unwrap(),
+        remote: remote.parse().unwrap(),
+        state,
+        opener: FlowOpener::Owner,
+        learnt,
+        idle_ms: 1500,
+        left_ms: 238_500,
+    };
+    Response::Flows(vec![
+        flow(
+            "web",
+            "[2001:db8:1::1]:40000",
+            "[2001:db8:2::2]:443",
+            FlowState::Closing,
+            false,
+        ),
+        flow(
+            "web",
+            "203.0.113.1:50000",
+            "198.51.100.2:0",
+            FlowState::Expected,
+            true,
+        ),
+        flow(
+            "db",
+            "203.0.113.1:41000",
+            "198.51.100.2:443",
+            FlowState::Established,
+            false,
+        ),
+    ])
+}
+
 fn counters() -> Response {
     let mut ledger = Ledger {
         received: 100,
@@ -404,8 +443,15 @@ fn stage(name: &str, slow: u64, longest_us: u64) -> TurnStage {
     }
 }
 
-fn all() -> [Response; 5] {
-    [attachments(), ports(), routes(), neighbors(), counters()]
+fn all() -> [Response; 6] {
+    [
+        attachments(),
+        ports(),
+        routes(),
+        neighbors(),
+        flows(),
+        counters(),
+    ]
 }
 
 /// The table of the sorted response, without the newlines around it.
@@ -422,6 +468,7 @@ fn tables_are_aligned_and_sorted() {
     assert_eq!(table(ports()), PORTS.trim());
     assert_eq!(table(routes()), ROUTES.trim());
     assert_eq!(table(neighbors()), NEIGHBORS.trim());
+    assert_eq!(table(flows()), FLOWS.trim());
     assert_eq!(table(counters()), COUNTERS.trim());
 }
 
@@ -444,6 +491,7 @@ fn empty_tables_say_so() {
         (Response::Ports(vec![]), "No ports are registered."),
         (Response::Routes(vec![]), "There are no routes."),
         (Response::Neighbors(vec![]), "No neighbors are known."),
+        (Response::Flows(vec![]), "No flows are remembered."),
         (
             Response::Counters(Counters::default()),
             "There is nothing to count.",
@@ -547,6 +595,13 @@ const NEIGHBORS: &str = r"
 UPLINK  ADDRESS      MAC                STATE         AGE  QUEUED
 up0     203.0.113.2  02:00:00:00:00:02  reachable    15 s       0
 up0     fe80::1      -                  incomplete  0.5 s       3
+";
+
+const FLOWS: &str = r"
+VRF  OWNER  PROTOCOL  LOCAL                  REMOTE                 STATE              IDLE   LEFT
+0    db     tcp       203.0.113.1:41000      198.51.100.2:443       established       1.5 s  3 min
+0    web    tcp       203.0.113.1:50000      198.51.100.2 any port  expected, learnt  1.5 s  3 min
+0    web    tcp       [2001:db8:1::1]:40000  [2001:db8:2::2]:443    closing           1.5 s  3 min
 ";
 
 const COUNTERS: &str = r"

@@ -213,6 +213,17 @@ flows = 1024
 }
 
 #[test]
+fn a_service_listens_on_a_list_of_ports() {
+    let text = format!(
+        "{UPLINK}[nos]\nservices = [\"echo\", {{ service = \"http\", ports = [\"8080-8082\", \
+         \"!8081\", 443] }}]\n"
+    );
+    let http = |port: u16| Service::Http(port.try_into().unwrap());
+    let expected = [Service::Echo, http(8080), http(8082), http(443)];
+    assert_eq!(config(&text).nos.services, expected);
+}
+
+#[test]
 fn next_hops_are_resolved_to_uplinks() {
     let config = config(FULL);
     let hops = |route: usize| {

@@ -112,7 +112,7 @@ lab_test! {
         let scenario = Scenario::new(Variant::PLAIN);
         let mode = std::fs::metadata(scenario.daemon.files().control()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        for table in ["attachments", "ports", "routes", "neighbors", "counters"] {
+        for table in ["attachments", "ports", "routes", "neighbors", "flows", "counters"] {
             serde_json::from_str::<serde_json::Value>(&scenario.daemon.show_json(table)).unwrap();
         }
     }

@@ -128,7 +128,9 @@ fn assert_all_passed(output: &Output, least: usize) {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
     assert!(!out.contains("FAIL"), "{out}");
-    for group in ["PING", "TCP", "UDP", "NOS", "REFUSED", "BULK", "ACCOUNTS"] {
+    for group in [
+        "PING", "TCP", "UDP", "NOS", "SIBLINGS", "REFUSED", "BULK", "ACCOUNTS",
+    ] {
         assert!(
             out.lines().any(|line| line.trim_end() == group),
             "{group}: {out}"
@@ -146,7 +148,7 @@ fn assert_all_passed(output: &Output, least: usize) {
     assert_eq!(err, "");
 }
 
-const CHECKS: usize = 45;
+const CHECKS: usize = 63;
 
 lab_test! {
     fn everything_passes_and_nothing_is_left() {
@@ -161,6 +163,10 @@ lab_test! {
         shown("X sees 203.0.113.1:4");
         shown("X sees [2001:db8:1::1]:4");
         shown("web sees 203.0.113.2:");
+        // Siblings on the one address.
+        shown("web → db, TCP 21080");
+        shown("db sees 203.0.113.1:4");
+        shown("web sees [2001:db8:1::1]:4");
         shown("db sees [2001:db8:1::2]:");
         shown("connection refused (RST)");
         shown("port unreachable (ICMP)");

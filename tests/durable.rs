@@ -193,7 +193,10 @@ lab_test! {
             let why = reason(&daemon, RegistrationKind::Container, "third").unwrap();
             assert!(why.contains("25000"), "{why}");
             assert_eq!(reason(&daemon, RegistrationKind::Address, "up0"), None);
-            assert!(daemon.log().contains("is set aside"));
+            await_that("the log says so", || {
+                let log = daemon.log();
+                log.contains("is set aside").then_some(()).ok_or(log)
+            });
             assert_refused(&topology.external, 23000);
             // It is not forgotten by another restart either.
             daemon = Daemon::start_on(&topology.device, daemon.kill());

@@ -9,10 +9,12 @@
 
 mod support;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -22,7 +24,7 @@ use nos_relay::control::api::{
     Applied, ControlError, Event, Held, Refusal, RefusalCode, Request, Response, Table, Watched,
     ask, ask_for, hold, query, watch,
 };
-use nos_relay::lab::testbed::{LabNamespace, Topology, tcp};
+use nos_relay::lab::testbed::{LabNamespace, Privileges, Topology, privileges, tcp};
 use serde_json::{Value, json};
 use support::daemon::{Daemon, LIMIT, await_that, program};
 use support::lab_test;
@@ -411,18 +413,44 @@ lab_test! {
     }
 }
 
+/// Runs the program as another user, who is in one group alone; what it says.
+fn as_user(daemon: &Daemon, gid: u32) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    // Others must be able to come to it.
+    for path in [directory.path(), daemon.files().control().parent().unwrap()] {
+        std::fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let copy = directory.path().join("nos-relay");
+    std::fs::copy(program(), &copy).unwrap();
+    let mut command = Command::new(copy);
+    command
+        .args(["show", "ports", "--json", "--control"])
+        .arg(daemon.files().control());
+    let output = command.uid(65_534).gid(gid).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8(said).unwrap()
+}
+
 lab_test! {
     fn a_group_may_ask_and_others_may_not() {
+        const GROUP: u32 = 4711;
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+        if privileges() != Privileges::Root || !map.split_whitespace().eq(["0", "0", "4294967295"]) {
+            return support::skip("a group may ask: there are no other groups in a user namespace");
+        }
         let topology = Topology::new(&["web", "db"]).unwrap();
-        let text = config(&topology, Variant::PLAIN) + "[control]\ngroup = 4711\n";
+        let text = config(&topology, Variant::PLAIN) + &format!("[control]\ngroup = {GROUP}\n");
         let daemon = Daemon::start(&topology.device, &text);
-        let path = daemon.files().control();
-        let metadata = std::fs::metadata(&path).unwrap();
-        use std::os::unix::fs::{MetadataExt, PermissionsExt};
-        assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (4711, 0o660));
+        let metadata = std::fs::metadata(daemon.files().control()).unwrap();
+        assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o777), (GROUP, 0o660));
+        assert!(as_user(&daemon, GROUP).contains("20000-20999"));
+        assert!(as_user(&daemon, GROUP + 1).contains("permission denied"));
         // A change of it is for the next start.
         daemon.reload(&config(&topology, Variant::PLAIN));
-        assert!(daemon.log().contains("control.mode"), "{}", daemon.log());
+        await_that("the log says so", || {
+            let log = daemon.log();
+            log.contains("control.mode").then_some(()).ok_or(log)
+        });
         let files = daemon.stop_by(Signal::SIGTERM);
         files.write(&(config(&topology, Variant::PLAIN) + "[control]\ngroup = \"no-such-group\"\n"));
         let output = Daemon::start_failing_on(&topology.device, &files);

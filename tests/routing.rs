@@ -637,3 +637,73 @@ onlink = true
         drop(daemon);
     }
 }
+
+/// Runs `ip` in a namespace.
+fn ip(namespace: &LabNamespace, arguments: &str) {
+    let mut command = std::process::Command::new("ip");
+    command.args(arguments.split(' '));
+    let output = namespace.hold(&mut command).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+}
+
+lab_test! {
+    // Towards Y the NOS has no address of its own but the link-local one (RFC 1812 §2.2.7).
+    fn an_uplink_without_addresses_carries_both_families() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let y = LabNamespace::new("Y").unwrap();
+        let device = &topology.device;
+        device.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        veth((device, "hy"), (&y, "yh")).unwrap();
+        device.sysctl("net/ipv6/conf/default/disable_ipv6", "0").unwrap();
+        for of_y in ["198.51.100.2/24", "2001:db8:2::2/64", "fe80::22/64"] {
+            y.add_address("yh", of_y.parse().unwrap()).unwrap();
+        }
+        // 02:00:5e:10:00:01
+        let nos = "fe80::5eff:fe10:1";
+        ip(&y, "route add 203.0.113.0/24 dev yh");
+        ip(&y, "route add 192.0.2.0/24 via 203.0.113.1");
+        ip(&y, &format!("-6 route add 2001:db8:1::/64 via {nos} dev yh"));
+        ip(&y, &format!("-6 route add 2001:db8:77::/64 via {nos} dev yh"));
+        let text = config(&topology, Variant::PLAIN) + r#"
+[[uplink]]
+name = "up1"
+device = "packet:hy"
+mac = "02:00:5e:10:00:01"
+addresses = []
+
+[[route]]
+prefix = "198.51.100.0/24"
+via = "198.51.100.2%up1"
+onlink = true
+
+[[route]]
+prefix = "2001:db8:2::/64"
+via = "fe80::22%up1"
+"#;
+        let daemon = Daemon::start(&topology.device, &text);
+        let web = &topology.containers[0];
+        for family in FAMILIES {
+            let far = address(of(family, Y4, Y6));
+            // Who asks first is Y, for the address that the NOS has elsewhere; and then the NOS.
+            let server = tcp::EchoServer::start(web, family.nos_port(20_080)).unwrap();
+            tcp::exchange(&y, None, server.address(), b"x", LIMIT).unwrap();
+            assert_eq!(server.peers()[0].ip(), far);
+            let server = tcp::EchoServer::start(&y, (far, 8080).into()).unwrap();
+            tcp::exchange(web, None, server.address(), b"x", LIMIT).unwrap();
+            assert_eq!(server.peers()[0].ip(), family.nos);
+            for echo in ping(&y, family.nos, 1, LIMIT).unwrap() {
+                assert!(matches!(echo, Echo::Reply { from, .. } if from == family.nos), "{echo:?}");
+            }
+            // An error comes from the address that the uplink borrows.
+            let nowhere = address(of(family, "192.0.2.9", "2001:db8:77::9"));
+            let echo = echo_once(&y, nowhere, Ping::default());
+            assert!(matches!(echo, Echo::Error { from, .. } if from == family.nos), "{echo:?}");
+        }
+        // It follows the addresses of the uplink that it borrows from.
+        let moved = text.replace("203.0.113.1/24", "203.0.113.3/24");
+        daemon.reload(&moved);
+        let server = tcp::EchoServer::start(&y, (address(Y4), 8080).into()).unwrap();
+        tcp::exchange(web, None, server.address(), b"x", LIMIT).unwrap();
+        assert_eq!(server.peers()[0].ip(), address("203.0.113.3"));
+    }
+}

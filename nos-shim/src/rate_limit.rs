@@ -4,8 +4,11 @@
 //! Linux's defaults are the defaults here: 1000 a second with bursts of 50 in total; one a second
 //! (IPv6: four) with bursts of six to each peer. Fragmentation needed and packet too big are not limited:
 //! without them, a path stays broken. Answers to queries and TCP resets are not limited either,
-//! as in Linux: they are no larger than what provoked them, and go one to one. What the relay tells a
-//! container of its own packets has a bucket for each container, as large as the one for all.
+//! as in Linux: they are no larger than what provoked them, and go one to one.
+//!
+//! What a container is told of its own packets has a bucket for each container, as large as the one for
+//! all, and takes nothing from others: containers share an address, so one that asks for many ports
+//! would keep its siblings from hearing anything. A host says as much to its own programs, without limit.
 //!
 //! Peers live in a table of fixed size, by hash. Two peers that share a slot take it from each
 //! other; the newcomer starts with a full bucket, and the bucket for all bounds the rest.
@@ -18,6 +21,7 @@ use core::net::IpAddr;
 use foldhash::quality::FixedState;
 
 use crate::icmp::IcmpError;
+use crate::ident::AttachmentId;
 use crate::time::{Duration, Instant};
 
 pub use redirects::RedirectLimiter;
@@ -112,6 +116,7 @@ pub struct IcmpLimiter {
     limits: IcmpLimits,
     total: TokenBucket,
     peers: Peers<IpAddr, TokenBucket>,
+    containers: Peers<AttachmentId, TokenBucket>,
 }
 
 impl IcmpLimiter {
@@ -123,7 +128,19 @@ impl IcmpLimiter {
             limits,
             total: limits.total(),
             peers: Peers::new(seed),
+            containers: Peers::new(seed),
         }
+    }
+
+    /// Whether `error` about a packet of `container` may go to it now; if so, it counts as sent.
+    pub fn allow_container(
+        &mut self,
+        error: IcmpError,
+        container: AttachmentId,
+        now: Instant,
+    ) -> bool {
+        let unlimited = matches!(error, IcmpError::PacketTooBig { .. });
+        unlimited || self.containers.of(container, self.limits.total()).take(now)
     }
 
     /// Whether `error` may go to `peer` now; if so, it counts as sent.
@@ -250,6 +267,20 @@ mod tests {
             allowed(&mut limiter, [192, 0, 2, 1].into(), Instant::ZERO, 1000),
             6
         );
+    }
+
+    #[test]
+    fn containers_have_buckets_of_their_own() {
+        let mut limiter = IcmpLimiter::new(IcmpLimits::default(), 1);
+        let mut told = |id| {
+            let told = |_: &u32| limiter.allow_container(ERROR, AttachmentId(id), Instant::ZERO);
+            (0..200).filter(told).count()
+        };
+        assert_eq!([told(1), told(2), told(1)], [50, 50, 0]);
+        // Nothing is left of theirs, and all of the others'.
+        assert_eq!(allowed(&mut limiter, PEER, Instant::ZERO, 200), 6);
+        let too_big = IcmpError::PacketTooBig { mtu: 1280 };
+        assert!(limiter.allow_container(too_big, AttachmentId(1), Instant::ZERO));
     }
 
     #[test]

@@ -27,10 +27,12 @@ mod tests;
 
 use core::fmt;
 use core::net::IpAddr;
+use std::sync::Arc;
 
 use crate::channel::{Exchange, NosEnd, ToNos, ToRelay};
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
+use crate::flows::FlowStatus;
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
 use crate::ident::UplinkId;
@@ -326,12 +328,14 @@ impl Shim {
                 output.counters.insert(id, UplinkCounters::default());
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
+                    worker.set_addresses(uplink);
                     worker.memberships.set_groups(uplink, now);
                 }
             }
             UplinkChange::Mac(id) => {
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
+                    worker.set_addresses(uplink);
                     worker.announce(uplink);
                     worker.memberships.restart(id, uplink.link, now);
                     worker.memberships.set_groups(uplink, now);
@@ -517,6 +521,32 @@ impl Shim {
                 place: next.1,
             }),
         }
+    }
+
+    /// Some of the flows that policies have remembered, from a place on, each with what operators call
+    /// its owner.
+    #[must_use]
+    pub fn flows(&self, first: Option<u32>, now: Instant) -> Page<(Arc<str>, FlowStatus), u32> {
+        let Some(policed) = &self.worker.policed else {
+            return Page::end();
+        };
+        let Page { rows, next } = policed.flows.page(first.unwrap_or(0), now);
+        let named = |flow: FlowStatus| {
+            let owner = self.tables.attachments.get(flow.owner)?;
+            Some((Arc::clone(&owner.name), flow))
+        };
+        Page {
+            rows: rows.into_iter().filter_map(named).collect(),
+            next,
+        }
+    }
+
+    /// How many flows policies have remembered; `None` while no attachment has a policy, and there is
+    /// no table.
+    #[must_use]
+    pub fn flow_count(&self) -> Option<usize> {
+        let policed = self.worker.policed.as_ref();
+        policed.map(|policed| policed.flows.len())
     }
 
     fn snapshot(&self, id: UplinkId, uplink: &Uplink) -> UplinkSnapshot {

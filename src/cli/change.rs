@@ -134,6 +134,13 @@ pub struct PortLists {
     /// TCP and UDP ports from which it opens flows; may be given several times.
     #[arg(long, value_name = "PORTS", value_delimiter = ',')]
     pub ephemeral: Vec<String>,
+    /// Who may open flows to these TCP and UDP ports, as in 198.51.100.0/24; may be given several times;
+    /// everybody if it is left out.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub from: Vec<String>,
+    /// These ephemeral ports get only what belongs to a flow that the container has opened.
+    #[arg(long)]
+    pub established: bool,
 }
 
 /// What `ports` does.
@@ -358,9 +365,30 @@ impl Given {
     }
 
     fn ports(self, ports: &PortLists) -> Self {
-        self.list("tcp", &ports.tcp)
-            .list("udp", &ports.udp)
-            .list("ephemeral", &ports.ephemeral)
+        let from = (!ports.from.is_empty()).then(|| ports.from.clone());
+        let state = ports.established.then_some("established");
+        self.ruled("tcp", &ports.tcp, "from", from.clone())
+            .ruled("udp", &ports.udp, "from", from)
+            .ruled("ephemeral", &ports.ephemeral, "state", state)
+    }
+
+    /// A list of ports, with a rule if there is one.
+    fn ruled(
+        self,
+        key: &str,
+        ports: &[String],
+        rule: &str,
+        value: Option<impl Into<toml::Value>>,
+    ) -> Self {
+        match value {
+            Some(value) if !ports.is_empty() => {
+                let table = Keys::default()
+                    .with("ports", ports.to_vec())
+                    .with(rule, value.into());
+                self.value(key, Some(vec![toml::Value::from(table)]))
+            }
+            _ => self.list(key, ports),
+        }
     }
 
     fn settings(self, settings: &[(String, toml::Value)]) -> Self {

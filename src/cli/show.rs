@@ -11,8 +11,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use nos_shim::ident::AttachmentId;
 
 use crate::control::api::snapshot::{
-    Attachment, Capture, Counters, Drops, Lease, Link, Neighbor, NeighborState, NextHop, Origin,
-    Port, PortKind, Protocol, Registration, RegistrationKind, Ring, Route, RouteAction,
+    Attachment, Capture, Counters, Drops, Flow, Lease, Link, Neighbor, NeighborState, NextHop,
+    Origin, Port, PortKind, Protocol, Registration, RegistrationKind, Ring, Route, RouteAction,
     RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Applied, Event, Response, Subject, SubjectKind, Watched};
@@ -28,6 +28,7 @@ pub fn table(response: &Response) -> String {
         Response::Ports(rows) => ports(rows),
         Response::Routes(rows) => routes(rows),
         Response::Neighbors(rows) => neighbors(rows),
+        Response::Flows(rows) => flows(rows),
         Response::Counters(counters) => self::counters(counters),
         Response::Registrations(rows) => registrations(rows),
         Response::Changed(applied) => self::applied(applied),
@@ -46,6 +47,7 @@ pub fn json(response: &Response) -> String {
         Response::Ports(rows) => serde_json::to_string_pretty(rows),
         Response::Routes(rows) => serde_json::to_string_pretty(rows),
         Response::Neighbors(rows) => serde_json::to_string_pretty(rows),
+        Response::Flows(rows) => serde_json::to_string_pretty(rows),
         Response::Counters(counters) => serde_json::to_string_pretty(counters),
         Response::Registrations(rows) => serde_json::to_string_pretty(rows),
         Response::Changed(applied) => serde_json::to_string_pretty(applied),
@@ -66,6 +68,12 @@ pub fn sort(response: &mut Response) {
         }
         Response::Neighbors(rows) => {
             rows.sort_by(|a, b| (&a.uplink, a.address).cmp(&(&b.uplink, b.address)));
+        }
+        Response::Flows(rows) => {
+            rows.sort_by(|a, b| {
+                let key = |row: &Flow| (row.vrf, row.protocol, row.local, row.remote);
+                (&a.owner, key(a)).cmp(&(&b.owner, key(b)))
+            });
         }
         Response::Registrations(rows) => rows.sort(),
         Response::Counters(_)
@@ -371,6 +379,43 @@ fn route_action(row: &Route) -> String {
         [] => word.to_owned(),
         hops => hops.iter().map(hop).collect::<Vec<_>>().join("\n"),
     }
+}
+
+fn flows(rows: &[Flow]) -> String {
+    if rows.is_empty() {
+        return "No flows are remembered.".to_owned();
+    }
+    let cells = rows.iter().map(|row| {
+        let protocol = match row.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        let remote = match row.remote.port() {
+            0 => format!("{} any port", row.remote.ip()),
+            _ => row.remote.to_string(),
+        };
+        let mut state = row.state.label().to_owned();
+        if row.learnt {
+            state.push_str(", learnt");
+        }
+        [
+            row.vrf.0.to_string(),
+            row.owner.clone(),
+            protocol.to_owned(),
+            row.local.to_string(),
+            remote,
+            state,
+            age(row.idle_ms),
+            age(row.left_ms),
+        ]
+    });
+    plain(
+        &[
+            "VRF", "OWNER", "PROTOCOL", "LOCAL", "REMOTE", "STATE", "IDLE", "LEFT",
+        ],
+        &[6, 7],
+        cells,
+    )
 }
 
 fn neighbors(rows: &[Neighbor]) -> String {

@@ -13,12 +13,15 @@
 //! | TCP, UDP | the source port is in one of its ranges, for listening or ephemeral; with `outside = "learn"` always, as the NOS knows whose a port is |
 //! | ICMP echo, both ways | always: the NOS tells flows apart by their ids |
 //! | ICMP errors | the quoted packet was for the container: its address and port (RFC 5927 §4) |
-//! | other ICMP | never: redirects, timestamps and the like are the NOS's affair |
+//! | other ICMP | never: redirects, timestamps and the like are the NOS's affair; but see below |
 //! | later fragments | always: they carry no port. A container can so disturb another's fragmented datagram to the same destination if it guesses the identification, as any two processes on one host can |
-//! | other protocols | never: none is registered |
+//! | other protocols | never: none is registered; but see below |
 //! | IPv6 headers at fault | always: the NOS tells the container, and sends no such packet on |
 //!
 //! TTL and hop limit are the container's business: outside, it *is* the NOS host.
+//!
+//! What a container sends to its own addresses comes here as well. Other protocols and other ICMP go
+//! back to it then, instead of being dropped: see [`Guard::is_of_its_concern_alone`].
 
 use nos_shim::drop::DropReason;
 use nos_shim::icmp::Quote;
@@ -105,6 +108,20 @@ impl Guard {
                     && !destination.is_unicast_link_local()
             }
         }
+    }
+
+    /// Whether a packet of a protocol that the NOS does not divide goes from the container to itself, or
+    /// an error about such a packet. `packet` is from one of its addresses.
+    ///
+    /// Its kernel sends those to the relay as all others to the shared addresses, and may have them back:
+    /// nobody else sees them.
+    #[must_use]
+    pub fn is_of_its_concern_alone(&self, packet: &Packet) -> bool {
+        let undivided = match Quote::parse(packet) {
+            Some(quote) => quote.ports.is_none() && quote.echo_id.is_none(),
+            None => packet.ports().is_none(),
+        };
+        undivided && self.link.addresses().contains(packet.destination())
     }
 
     #[inline]
@@ -361,6 +378,27 @@ mod tests {
                 assert_eq!(check(&datagram(own, far, port)), other, "udp {port}");
             }
         }
+    }
+
+    #[test]
+    fn with_learning_foreign_ports_are_the_nos_s_affair() {
+        let addresses = [OWN.parse().unwrap(), OWN6.parse().unwrap()];
+        let link = ContainerLink::new(MAC, RELAY, &addresses, 1500);
+        let guard = Guard::new(link, &[], Outside::Learn);
+        let mut pool = FramePool::new(1, MAX_FRAME);
+        let mut check = |octets: &[u8]| {
+            let packet = Packet::parse(pool.copy_from(octets).unwrap());
+            let judged = packet.map_err(|rejected| rejected.reason);
+            judged.and_then(|packet| guard.check(&packet))
+        };
+        for (own, far) in [(OWN, FAR), (OWN6, FAR6)] {
+            assert_eq!(check(&syn(own, far, 30_000)), Ok(()));
+            assert_eq!(check(&datagram(own, far, 30_000)), Ok(()));
+            let foreign = Err(DropReason::SourceAddress);
+            assert_eq!(check(&syn(far, own, 30_000)), foreign);
+        }
+        let sctp = raw(OWN, FAR, 132, &[0; 16]);
+        assert_eq!(check(&sctp), Err(DropReason::SourceProtocol));
     }
 
     #[test]

@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nos_relay::control::api::snapshot::{Attachment, Counters, Neighbor, Port, Route, Uplink};
+use nos_relay::control::api::snapshot::{
+    Attachment, Counters, Flow, Neighbor, Port, Route, Uplink,
+};
 use nos_relay::control::api::{ControlError, Request, Response, Table, query};
 use nos_relay::lab::testbed::LabNamespace;
 use tempfile::TempDir;
@@ -339,6 +341,13 @@ impl Daemon {
     pub(crate) fn routes(&self) -> Vec<Route> {
         match self.show(Table::Routes) {
             Response::Routes(routes) => routes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn flows(&self) -> Vec<Flow> {
+        match self.show(Table::Flows) {
+            Response::Flows(rows) => rows,
             other => panic!("{other:?}"),
         }
     }

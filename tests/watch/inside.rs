@@ -41,6 +41,8 @@ lab_test! {
                 InsideChanges::ADDRESSES),
             ("-4", "route add default dev eth0 table 100", "route del default table 100",
                 InsideChanges::ROUTES),
+            ("-4", "rule add iif lo table 100", "rule del iif lo table 100", InsideChanges::RULES),
+            ("-6", "rule add iif lo table 100", "rule del iif lo table 100", InsideChanges::RULES),
         ] {
             ip(&container, family, add);
             watching.inside(A, kind);

@@ -31,15 +31,21 @@
 //! client names. Such a flow is entered with [`FlowKey::remote_port`] zero, as the server may choose its
 //! port, and becomes exact by the first packet that it tells.
 
-use core::hash::{BuildHasher, Hash, Hasher};
-use core::net::IpAddr;
+mod key;
+mod status;
+
+use core::hash::BuildHasher;
 
 use foldhash::quality::RandomState;
+
+pub use key::FlowKey;
+use key::PortKey;
+pub use status::{FlowState, FlowStatus};
 
 use super::follow::{Connection, Phase, Segment, Side};
 use super::table::{OwnerSlot, Slab};
 use super::wheel::{Bucket, Wheel};
-use crate::ident::{AttachmentId, VrfId};
+use crate::ident::AttachmentId;
 use crate::index::Index;
 use crate::links::{Links, List};
 use crate::page::{PAGE, PLACES, Page};
@@ -56,80 +62,6 @@ const DATAGRAM: Duration = Duration::from_secs(5 * 60);
 /// Of the places that an owner may take, passing flows may take one of so many.
 const PASSING: usize = 4;
 
-/// What tells flows apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FlowKey {
-    /// In which VRF.
-    pub vrf: VrfId,
-    /// By which protocol.
-    pub transport: Transport,
-    /// The NOS's address, which the owner uses.
-    pub local: IpAddr,
-    /// The owner's port.
-    pub local_port: u16,
-    /// The peer's address.
-    pub remote: IpAddr,
-    /// The peer's port; zero of an expected flow.
-    pub remote_port: u16,
-}
-
-impl FlowKey {
-    /// The same, with any port of the peer.
-    #[must_use]
-    pub fn expected(self) -> Self {
-        Self {
-            remote_port: 0,
-            ..self
-        }
-    }
-
-    fn port(&self) -> PortKey {
-        PortKey {
-            vrf: self.vrf,
-            transport: self.transport,
-            local: self.local,
-            port: self.local_port,
-        }
-    }
-}
-
-impl Hash for FlowKey {
-    /// In three words, as [`super::EchoKey`].
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u128(bits(self.local));
-        state.write_u128(bits(self.remote));
-        let ports = u64::from(self.local_port) << 16 | u64::from(self.remote_port);
-        state.write_u64(place(self.vrf, self.transport) << 32 | ports);
-    }
-}
-
-/// A port of the NOS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct PortKey {
-    vrf: VrfId,
-    transport: Transport,
-    local: IpAddr,
-    port: u16,
-}
-
-impl Hash for PortKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u128(bits(self.local));
-        state.write_u64(place(self.vrf, self.transport) << 32 | u64::from(self.port));
-    }
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
-}
-
-fn place(vrf: VrfId, transport: Transport) -> u64 {
-    u64::from(vrf.0) << 1 | u64::from(transport == Transport::Udp)
-}
-
 /// Who has opened a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opener {
@@ -137,54 +69,6 @@ pub enum Opener {
     Owner,
     /// The peer.
     Peer,
-}
-
-/// How far a flow has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlowState {
-    /// It may come.
-    Expected,
-    /// UDP that only one side has sent.
-    Unreplied,
-    /// UDP that both sides have sent.
-    Replied,
-    /// TCP.
-    Tcp(Phase),
-}
-
-impl FlowState {
-    /// Its name in tables.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Expected => "expected",
-            Self::Unreplied => "unreplied",
-            Self::Replied => "replied",
-            Self::Tcp(Phase::Opening) => "opening",
-            Self::Tcp(Phase::Established) => "established",
-            Self::Tcp(Phase::Closing) => "closing",
-            Self::Tcp(Phase::Closed) => "closed",
-        }
-    }
-}
-
-/// A flow, to be shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowStatus {
-    /// What tells it.
-    pub key: FlowKey,
-    /// Whose it is.
-    pub owner: AttachmentId,
-    /// Who has opened it.
-    pub opener: Opener,
-    /// Whether its port is nobody's but for it.
-    pub learnt: bool,
-    /// How far it has come.
-    pub state: FlowState,
-    /// How long it has not been used.
-    pub idle: Duration,
-    /// When it is forgotten if it is not used.
-    pub left: Duration,
 }
 
 /// There is no place for another flow of an owner.

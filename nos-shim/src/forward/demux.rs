@@ -7,7 +7,7 @@
 use crate::drop::DropReason;
 use crate::flows::{Echo, EchoFlows, EchoKey};
 use crate::icmp::{self, Quote};
-use crate::ident::{AttachmentId, LocalAddressId};
+use crate::ident::{AttachmentId, Interface, LocalAddressId};
 use crate::packet::{Packet, protocol};
 use crate::ports::{ClaimKind, Owner, PortOwner, Transport};
 use crate::tables::Tables;
@@ -86,11 +86,19 @@ fn recipient_by_port(
             id,
             kind: ClaimKind::Ephemeral,
         } => {
-            if packet.opens_tcp_flow() {
+            // A program may well listen on a port that its kernel gave it, for others beside it.
+            let own = Some(Interface::Attachment(id));
+            if packet.opens_tcp_flow() && packet.frame().interface() != own {
                 Recipient::NoListener
             } else {
                 Recipient::Attachment(id)
             }
+        }
+        // Policies are about others.
+        PortOwner::Watched { id, .. }
+            if packet.frame().interface() == Some(Interface::Attachment(id)) =>
+        {
+            Recipient::Attachment(id)
         }
         PortOwner::Watched { id, kind } => {
             let key = police::arrival(packet, transport, ports);

@@ -15,6 +15,7 @@
 //!
 //! | packet of a container | passes if |
 //! |---|---|
+//! | from a port of its own to another one of its own | always |
 //! | to one of `to` | always; it opens a flow where one is needed for what comes back |
 //! | to others | it belongs to a flow that the other side has opened |
 //! | from a port of nobody | `outside` is `learn`, and nobody else has learnt the port |
@@ -141,6 +142,9 @@ impl Outbound<'_> {
         let key = self.key();
         let remote = key.remote;
         let from = self.port_owner(policy, tables, policed)?;
+        if from != From::Nobody && self.goes_to_itself(&key, tables) {
+            return Ok(());
+        }
         let may_open = policy.may_open_to(remote);
         let by_flow = match from {
             From::Own(ClaimKind::Listen) => {
@@ -165,6 +169,17 @@ impl Outbound<'_> {
             self.expect(key, policy, tables, policed, now);
         }
         Ok(())
+    }
+
+    /// Whether both ports are the container's own: policies are about others.
+    fn goes_to_itself(&self, key: &FlowKey, tables: &Tables) -> bool {
+        let back = FlowKey {
+            local: key.remote,
+            local_port: key.remote_port,
+            ..*key
+        };
+        let owner = port_owner(&back, tables).and_then(PortOwner::attachment);
+        owner.is_some_and(|(id, _)| id == self.owner)
     }
 
     fn open(

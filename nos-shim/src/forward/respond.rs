@@ -93,8 +93,9 @@ fn build_error(
     error.build(packet, source, &mut worker.originator, &mut output.pool)
 }
 
-/// Whether the rate allows another error. What policies refuse a container has a rate for each, as
-/// only that container hears of it: those that share an address would else wait for each other.
+/// Whether the rate allows another error. Each container has a rate of its own, as only it hears of
+/// what is said to it: those that share an address would else wait for each other. What policies
+/// refuse has another.
 fn may_say(
     error: IcmpError,
     packet: &Packet,
@@ -104,6 +105,7 @@ fn may_say(
 ) -> bool {
     match (error, origin, &mut worker.policed) {
         (IcmpError::Prohibited, Origin::Attachment(id), Some(policed)) => policed.may_tell(id, now),
+        (_, Origin::Attachment(id), _) => worker.limiter.allow_container(error, id, now),
         _ => worker.limiter.allow(error, packet.source(), now),
     }
 }

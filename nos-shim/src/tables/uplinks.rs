@@ -50,15 +50,31 @@ pub(crate) struct Uplink {
     pub(crate) link: LinkState,
     /// What its device takes.
     pub(crate) capabilities: Capabilities,
+    /// An address of another uplink of its VRF for each family that it has none of (RFC 1812 §2.2.7:
+    /// unnumbered), as a network of its own.
+    borrowed: Vec<IpNet>,
     /// Groups that the NOS is in besides those of its addresses.
     joined: Vec<IpAddr>,
 }
 
 impl Uplink {
-    /// The address that speaks for the NOS on this link: the first of the family.
+    /// The address that speaks for the NOS on this link: the first of the family, or a borrowed one.
     pub(crate) fn address(&self, ipv6: bool) -> Option<IpAddr> {
-        let mut addresses = self.config.addresses.iter().map(IpNet::addr);
+        let own = self.config.addresses.iter().chain(&self.borrowed);
+        let mut addresses = own.map(IpNet::addr);
         addresses.find(|address| address.is_ipv6() == ipv6)
+    }
+
+    /// The addresses by which stations on this link know the NOS, besides the link-local one. IPv6
+    /// neighbors are asked for from that; IPv4 has none.
+    pub(crate) fn networks(&self) -> Vec<IpNet> {
+        let borrowed = self.borrowed.iter().filter(|net| net.addr().is_ipv4());
+        self.config
+            .addresses
+            .iter()
+            .chain(borrowed)
+            .copied()
+            .collect()
     }
 
     /// The address by which a host on this link knows the NOS as its first hop.
@@ -136,6 +152,21 @@ fn connected_routes<'a>(
     routes.collect()
 }
 
+/// What an uplink borrows of others: of each family that it lacks the first address.
+fn borrowed(config: &UplinkConfig, all: &[UplinkConfig]) -> Vec<IpNet> {
+    let same_vrf = all.iter().filter(|other| other.vrf == config.vrf);
+    let first = |ipv6: bool| {
+        let of_family = |net: &&IpNet| net.addr().is_ipv6() == ipv6;
+        let lacks = !config.addresses.iter().any(|net| of_family(&net));
+        let mut others = same_vrf.clone().flat_map(|other| &other.addresses);
+        others
+            .find(of_family)
+            .filter(|_| lacks)
+            .map(|net| net.addr().into())
+    };
+    [false, true].into_iter().filter_map(first).collect()
+}
+
 /// The addresses that the NOS has by its uplinks.
 fn addresses_of<'a>(configs: impl Iterator<Item = &'a UplinkConfig>) -> Vec<(VrfId, IpAddr)> {
     let addresses = configs.flat_map(|config| {
@@ -167,27 +198,31 @@ impl Tables {
         }
         self.revise_routes();
         let mut changes: Vec<_> = gone.into_iter().map(UplinkChange::Gone).collect();
-        changes.extend(wanted.into_iter().filter_map(|it| self.set_config(it)));
+        let borrowed: Vec<_> = wanted.iter().map(|it| borrowed(it, &wanted)).collect();
+        let wanted = wanted.into_iter().zip(borrowed);
+        changes.extend(wanted.filter_map(|(it, borrowed)| self.set_config(it, borrowed)));
         let mtus = self.uplinks.values().map(|uplink| uplink.config.mtu);
         self.uplink_mtu = mtus.min().unwrap_or(usize::MAX);
         Ok(changes)
     }
 
-    fn set_config(&mut self, config: UplinkConfig) -> Option<UplinkChange> {
+    fn set_config(&mut self, config: UplinkConfig, borrowed: Vec<IpNet>) -> Option<UplinkChange> {
         let id = config.id;
         let Some(uplink) = self.uplinks.get_mut(id) else {
             let fresh = Uplink {
                 config,
                 link: LinkState::Down,
                 capabilities: Capabilities::empty(),
+                borrowed,
                 joined: Vec::new(),
             };
             self.uplinks.insert(id, fresh);
             return Some(UplinkChange::New(id));
         };
-        if uplink.config == config {
+        if uplink.config == config && uplink.borrowed == borrowed {
             return None;
         }
+        uplink.borrowed = borrowed;
         let before = core::mem::replace(&mut uplink.config, config);
         Some(if before.mac == uplink.config.mac {
             UplinkChange::Addresses(id)

@@ -176,7 +176,7 @@ impl Worker {
     pub(crate) fn set_addresses(&mut self, uplink: &Uplink) {
         let id = uplink.config.id;
         if let Some(cache) = self.neighbors.get_mut(id) {
-            cache.set_addresses(&uplink.config.addresses);
+            cache.set_addresses(&uplink.networks());
             self.stir(id);
         }
     }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, Lost, Watched};
-use super::snapshot::{Attachment, Counters, Neighbor, Port, Registration, Route};
+use super::snapshot::{Attachment, Counters, Flow, Neighbor, Port, Registration, Route};
 use crate::control::config::{Change, Keys, PortClash, PortsAction};
 
 /// Version of the protocol. Both sides must have the same.
@@ -94,6 +94,8 @@ pub enum Table {
     Routes,
     /// Neighbors on the uplinks, and their MAC addresses.
     Neighbors,
+    /// Flows that policies have the NOS remember.
+    Flows,
     /// Packets in, out and dropped; rings; uplinks.
     Counters,
     /// What was registered at run time, with whose end it ends, and what of it is set aside.
@@ -112,6 +114,8 @@ pub enum Response {
     Routes(Vec<Route>),
     /// To [`Table::Neighbors`].
     Neighbors(Vec<Neighbor>),
+    /// To [`Table::Flows`].
+    Flows(Vec<Flow>),
     /// To [`Table::Counters`].
     Counters(Counters),
     /// To [`Table::Registrations`].

@@ -3,7 +3,7 @@
 //! Field names are those of the JSON and part of the interface: they may be added to, not changed.
 //! Directions are seen from the NOS's side: what a container sends is received.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -398,6 +398,79 @@ pub enum NeighborState {
     Probe,
     /// Did not answer.
     Failed,
+}
+
+/// A flow that a policy has the NOS remember.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The VRF that it is in.
+    #[serde(with = "VrfNumber")]
+    pub vrf: VrfId,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The container's name.
+    pub owner: String,
+    /// The container's end.
+    pub local: SocketAddr,
+    /// The other end; its port is 0 of a flow that may come from any.
+    pub remote: SocketAddr,
+    /// How far it has come.
+    pub state: FlowState,
+    /// Who has opened it, or is expected to.
+    pub opener: FlowOpener,
+    /// Whether nobody owns the container's port, so that it is the container's as long as the flow
+    /// lives.
+    pub learnt: bool,
+    /// Milliseconds since it was last used.
+    pub idle_ms: u64,
+    /// Milliseconds until it is forgotten, if it is not used.
+    pub left_ms: u64,
+}
+
+/// How far a flow has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowState {
+    /// It has been announced, and may come.
+    Expected,
+    /// UDP that only one side has sent.
+    Unreplied,
+    /// UDP that both sides have sent.
+    Replied,
+    /// TCP that is being opened.
+    Opening,
+    /// TCP on which data may flow.
+    Established,
+    /// TCP on which one side has said all.
+    Closing,
+    /// TCP that has ended.
+    Closed,
+}
+
+impl FlowState {
+    /// As it is written.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Expected => "expected",
+            Self::Unreplied => "unreplied",
+            Self::Replied => "replied",
+            Self::Opening => "opening",
+            Self::Established => "established",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// Who opens a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowOpener {
+    /// The container.
+    Owner,
+    /// The other end.
+    Peer,
 }
 
 /// All counters.

@@ -135,6 +135,12 @@ pub enum Warning {
         /// The route in the way.
         route: String,
     },
+    /// The kernel has no policy rules: packets of the container to an address that it shares stay
+    /// inside.
+    NoRules {
+        /// The first address that is shared.
+        address: IpAddr,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -144,6 +150,12 @@ impl fmt::Display for Warning {
                 write!(
                     f,
                     "{address} and other IPv6 addresses are left out: {reason}"
+                )
+            }
+            Self::NoRules { address } => {
+                write!(
+                    f,
+                    "there are no policy rules, so what it sends to {address} stays inside"
                 )
             }
             Self::ForeignRoute { route } => {

@@ -6,7 +6,7 @@ use netlink_packet_route::AddressFamily;
 use super::AttachError;
 use super::local_ports::LocalPorts;
 use super::mark::find_marked;
-use crate::control::kernel::netlink::{AddressFacts, LinkSelector, Netlink, RouteFacts};
+use crate::control::kernel::netlink::{AddressFacts, LinkSelector, Netlink, RouteFacts, RuleFacts};
 use crate::control::kernel::{LinkFacts, Namespace};
 
 /// A socket and settings of a namespace, brought back by one visit, and used from any thread.
@@ -29,6 +29,12 @@ pub(super) struct Found {
     pub(super) ipv6_defaults: Vec<RouteFacts>,
     /// Other routes of the main table: ours, and those of others to the networks of the NOS.
     pub(super) networks: Vec<RouteFacts>,
+    /// Ours to the shared addresses.
+    pub(super) shared: Vec<RouteFacts>,
+    /// Policy rules in their order.
+    pub(super) ipv4_rules: Vec<RuleFacts>,
+    /// Policy rules in their order.
+    pub(super) ipv6_rules: Vec<RuleFacts>,
 }
 
 impl Interior {
@@ -62,7 +68,7 @@ impl Interior {
         let addresses = self.netlink.addresses()?;
         let wanted = |route: &RouteFacts| {
             let network = route.network();
-            route.is_ours() || network.is_some_and(|network| networks.contains(&network))
+            route.is_marked() || network.is_some_and(|network| networks.contains(&network))
         };
         // A routing daemon inside may have very many.
         let read = |family| -> Result<(Vec<_>, Vec<_>), AttachError> {
@@ -73,6 +79,8 @@ impl Interior {
         let (ipv4_defaults, mut networks) = read(AddressFamily::Inet)?;
         let (ipv6_defaults, ipv6_networks) = read(AddressFamily::Inet6)?;
         networks.extend(ipv6_networks);
+        let shared = networks.extract_if(.., |route| route.is_ours_to_shared());
+        let shared = shared.collect();
         Ok(Found {
             lo,
             link,
@@ -80,6 +88,9 @@ impl Interior {
             ipv4_defaults,
             ipv6_defaults,
             networks,
+            shared,
+            ipv4_rules: self.netlink.rules(AddressFamily::Inet)?,
+            ipv6_rules: self.netlink.rules(AddressFamily::Inet6)?,
         })
     }
 
@@ -125,8 +136,16 @@ impl Interior {
     pub(super) fn our_routes(&self) -> Result<Vec<RouteFacts>, AttachError> {
         let mut routes = self.netlink.routes(AddressFamily::Inet)?;
         routes.extend(self.netlink.routes(AddressFamily::Inet6)?);
-        routes.retain(RouteFacts::is_ours);
+        routes.retain(RouteFacts::is_marked);
         Ok(routes)
+    }
+
+    /// The rules that carry our mark.
+    pub(super) fn our_rules(&self) -> Result<Vec<RuleFacts>, AttachError> {
+        let mut rules = self.netlink.rules(AddressFamily::Inet)?;
+        rules.extend(self.netlink.rules(AddressFamily::Inet6)?);
+        rules.retain(RuleFacts::is_ours);
+        Ok(rules)
     }
 
     pub(super) fn default_routes(

@@ -12,6 +12,7 @@
 //! | interface | MAC, MTU, queue length, alias, link-local address, up | deletion (a TAP: when its fd is closed) |
 //! | default routes | on-link through the interface, source: the first shared address | removal |
 //! | networks of the uplinks | on-link through the interface, source: the shared address in the network, or else the first | removal |
+//! | routes to the shared addresses, in tables of their own, and the policy rules for them | first of all rules: packets from inside go to the NOS, see `shared` | removal |
 //! | `ip_local_port_range`, `ip_local_reserved_ports` | the ephemeral ranges, and what lies between them | the values found before |
 //!
 //! How: [`attach`] visits the namespace once and brings back a netlink socket, the settings of
@@ -26,7 +27,7 @@
 //!
 //! How ours is told from others' without a file that could be stale: interfaces carry the alias
 //! `nos-relay:<attachment>`, host ends a name derived from the attachment's, addresses
-//! (Linux 5.18) and routes the protocol number 206. A leftover that carries a mark is replaced or
+//! (Linux 5.18), routes and policy rules the protocol number 206. A leftover that carries a mark is replaced or
 //! adopted; a thing without one is never removed, and in our way it is an error that names it. A
 //! TAP dies with its process, so one with our alias has a living owner.
 //!
@@ -41,6 +42,7 @@ mod interior;
 mod local_ports;
 mod mark;
 mod plan;
+mod shared;
 mod side;
 mod spec;
 mod veth;

@@ -6,13 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::In6AddrGenMode;
 
 use super::interior::Found;
 use super::mark::{Mark, is_marked};
+use super::shared::{self, RuleChanges};
 use super::{AttachError, ContainerSpec, Warning};
 use crate::control::kernel::LinkFacts;
-use crate::control::kernel::netlink::{AddressFacts, Ipv6State, LinkChange, Request, RouteFacts};
+use crate::control::kernel::netlink::{
+    AddressFacts, Ipv6State, LinkChange, Request, RouteFacts, RuleFacts,
+};
 
 /// Whether an interface that is down is to be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +44,15 @@ pub(super) enum Effect {
 }
 
 /// Codes of the removal of what is gone already.
-const GONE: &[i32] = &[libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL];
+const GONE: &[i32] = &[libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL, libc::ENOENT];
 /// Codes of the addition of what is there already.
 const THERE: &[i32] = &[libc::EEXIST];
 
 /// What brings a container into the state asked for.
 pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
+    /// What goes once the steps have been done, and stays where one has failed.
+    pub(super) last: Vec<Step>,
     pub(super) warnings: Vec<Warning>,
     /// Families that the container speaks with the shared addresses.
     pub(super) families: Families,
@@ -80,6 +86,7 @@ impl Plan {
     ) -> Result<Self, AttachError> {
         let mut plan = Self {
             steps: Vec::new(),
+            last: Vec::new(),
             warnings: Vec::new(),
             families: Families::default(),
             fresh_on_lo: Vec::new(),
@@ -106,6 +113,13 @@ impl Plan {
             plan.set_default_route(&family, found);
         }
         plan.set_networks(&spec.networks, &addresses, found);
+        plan.set_shared_routes(spec, &addresses, found);
+        for (family, found) in [
+            (AddressFamily::Inet, &found.ipv4_rules),
+            (AddressFamily::Inet6, &found.ipv6_rules),
+        ] {
+            plan.set_rules(&shared::rules(family, spec, &addresses), found, &addresses);
+        }
         // Last: with an address the kernel removes the routes whose source it is.
         let stale = found.ours_on_lo(added);
         for facts in stale.filter(|facts| !spec.addresses.contains(&facts.address)) {
@@ -119,11 +133,15 @@ impl Plan {
         lo: u32,
         addresses: &[AddressFacts],
         routes: Vec<RouteFacts>,
+        rules: &[RuleFacts],
         added: &BTreeSet<IpAddr>,
     ) -> Vec<Step> {
-        let routes = routes.into_iter().filter(RouteFacts::is_ours);
-        let mut steps: Vec<_> = routes
-            .map(|route| Step::tolerant(route.remove(), GONE, Effect::None))
+        let rules = rules.iter().filter(|rule| rule.is_ours());
+        let routes = routes.into_iter().filter(RouteFacts::is_marked);
+        let mut steps: Vec<_> = rules
+            .map(RuleFacts::remove)
+            .chain(routes.map(RouteFacts::remove))
+            .map(|removal| Step::tolerant(removal, GONE, Effect::None))
             .collect();
         let ours = addresses
             .iter()
@@ -309,6 +327,42 @@ impl Plan {
         }
     }
 
+    /// Routes to the shared addresses that lead out, and those that stay inside.
+    fn set_shared_routes(&mut self, spec: &ContainerSpec, addresses: &[IpAddr], found: &Found) {
+        let interface = Some(found.link.index).filter(|_| self.up);
+        let wanted = shared::routes(spec, addresses, interface, found.lo.index);
+        for old in &found.shared {
+            if !wanted.iter().any(|wanted| wanted.is_about_same(old)) {
+                let removal = Step::tolerant(old.clone().remove(), GONE, Effect::None);
+                self.steps.push(removal);
+            }
+        }
+        for wanted in wanted {
+            let what = wanted.describe();
+            match found.shared.iter().find(|old| old.is_about_same(&wanted)) {
+                None => self
+                    .steps
+                    .push(Step::tolerant(wanted.add(&what), THERE, Effect::None)),
+                Some(old) if old.is_same(&wanted) => {}
+                Some(_) => self.step(wanted.replace(&what)),
+            }
+        }
+    }
+
+    fn set_rules(&mut self, wanted: &[RuleFacts], found: &[RuleFacts], addresses: &[IpAddr]) {
+        if let (true, false, Some(&address)) =
+            (found.is_empty(), wanted.is_empty(), addresses.first())
+        {
+            self.warnings.push(Warning::NoRules { address });
+            return;
+        }
+        let RuleChanges { add, remove } = shared::rule_changes(wanted, found);
+        add.into_iter().for_each(|request| self.step(request));
+        let removals = remove.into_iter();
+        let removals = removals.map(|request| Step::tolerant(request, GONE, Effect::None));
+        self.last.extend(removals);
+    }
+
     fn step(&mut self, request: Request) {
         self.steps.push(Step::tolerant(request, &[], Effect::None));
     }
@@ -420,9 +474,12 @@ fn host_prefix(address: IpAddr) -> u8 {
 mod tests {
     use super::*;
     use crate::control::kernel::LinkStatistics;
+    use crate::control::kernel::netlink::{Selector, Table};
+    use nos_shim::icmp::DUMMY_ADDRESS;
 
     const LO: u32 = 1;
     const ETH0: u32 = 7;
+    const ROUTER: &str = "fe80::ff";
 
     fn spec() -> ContainerSpec {
         ContainerSpec {
@@ -440,7 +497,9 @@ mod tests {
                 "2001:db8:1::/64".parse().unwrap(),
             ]
             .into(),
+            router: ROUTER.parse().unwrap(),
             ephemeral: Vec::new(),
+            opens_flows: true,
         }
     }
 
@@ -472,7 +531,15 @@ mod tests {
             ipv4_defaults: Vec::new(),
             ipv6_defaults: Vec::new(),
             networks: Vec::new(),
+            shared: Vec::new(),
+            ipv4_rules: vec![kernel_rule(AddressFamily::Inet)],
+            ipv6_rules: vec![kernel_rule(AddressFamily::Inet6)],
         }
+    }
+
+    /// The kernel's first rule. By its mark alone it differs from one of ours.
+    fn kernel_rule(family: AddressFamily) -> RuleFacts {
+        RuleFacts::ours(family, Selector::ANY, Table::Local).of_others()
     }
 
     /// A container that is as [`spec`] asks for.
@@ -502,6 +569,13 @@ mod tests {
             .map(connected)
             .collect();
         found.networks = networks;
+        found.shared = shared::routes(&spec(), &spec().addresses, Some(ETH0), LO);
+        for (family, rules) in [
+            (AddressFamily::Inet, &mut found.ipv4_rules),
+            (AddressFamily::Inet6, &mut found.ipv6_rules),
+        ] {
+            rules.splice(..0, shared::rules(family, &spec(), &spec().addresses));
+        }
         found
     }
 
@@ -518,10 +592,8 @@ mod tests {
     }
 
     fn actions(plan: &Plan) -> Vec<&str> {
-        plan.steps
-            .iter()
-            .map(|step| step.request.action())
-            .collect()
+        let steps = plan.steps.iter().chain(&plan.last);
+        steps.map(|step| step.request.action()).collect()
     }
 
     #[test]
@@ -545,6 +617,19 @@ mod tests {
                 "add route default dev eth0 src 2001:db8:1::1",
                 "add route 203.0.113.0/24 dev eth0 src 203.0.113.1",
                 "add route 2001:db8:1::/64 dev eth0 src 2001:db8:1::1",
+                "add route an IPv4 route to 203.0.113.1/32 via 192.0.0.8 through interface 7",
+                "add route an IPv6 route to 2001:db8:1::1/128 via fe80::ff through interface 7",
+                "add an IPv4 rule from 203.0.113.1/32 for table 28274",
+                "add an IPv4 rule from 0.0.0.0/32 for table 28274",
+                // The kernel's own comes behind them.
+                "add an IPv4 rule for table 255",
+                "add an IPv6 rule from 2001:db8:1::1/128 for table 28274",
+                "add an IPv6 rule from ::/1 for table 255",
+                "add an IPv6 rule from 8000::/1 for table 255",
+                "add an IPv6 rule for table 28274",
+                "add an IPv6 rule for table 255",
+                "remove an IPv4 rule for table 255",
+                "remove an IPv6 rule for table 255",
             ]
         );
         let of_link = |step: &Step| step.request.action() == "set up eth0";
@@ -580,6 +665,7 @@ mod tests {
         found.ipv4_defaults.clear();
         found.ipv6_defaults.clear();
         found.networks.clear();
+        found.shared.clear();
         let plan = plan(&found, Occasion::Update);
         assert_eq!(actions(&plan), [""; 0]);
         assert_eq!((plan.up, plan.families), (false, Families::default()));
@@ -617,6 +703,10 @@ mod tests {
         let plan = |wanted: &ContainerSpec, found| {
             Plan::new(wanted, found, &BTreeSet::new(), Occasion::Update, &"here").unwrap()
         };
+        found
+            .shared
+            .push(RouteFacts::our_shared(second, ETH0, DUMMY_ADDRESS.into()));
+        found.ipv4_rules = shared::rules(AddressFamily::Inet, &wanted, &wanted.addresses);
         let planned = plan(&wanted, &found);
         assert_eq!(
             actions(&planned),

@@ -232,6 +232,7 @@ impl ContainerSide {
         let ports_changed = self.set_ports(interior, found.has_leftovers())?;
         let report = self.report(&plan, &found, ports_changed);
         self.carry_out(interior, plan.steps.iter())?;
+        self.carry_out(interior, plan.last.iter())?;
         self.refuse_foreign(&plan)?;
         self.wait_local(interior, &plan, &found)?;
         Ok(report)
@@ -245,7 +246,7 @@ impl ContainerSide {
             mtu: self.state.spec.mtu,
             families: plan.families,
             warnings: plan.warnings.clone(),
-            changed: ports_changed || !plan.steps.is_empty(),
+            changed: ports_changed || !(plan.steps.is_empty() && plan.last.is_empty()),
         }
     }
 
@@ -311,8 +312,8 @@ impl ContainerSide {
     fn remove_ours(&mut self, interior: &Interior) -> Result<(), AttachError> {
         let lo = interior.netlink.existing_link("lo")?.index;
         let addresses = interior.netlink.addresses()?;
-        let routes = interior.our_routes()?;
-        let steps = Plan::undo(lo, &addresses, routes, &self.state.added);
+        let (routes, rules) = (interior.our_routes()?, interior.our_rules()?);
+        let steps = Plan::undo(lo, &addresses, routes, &rules, &self.state.added);
         self.carry_out(interior, steps.iter())
     }
 

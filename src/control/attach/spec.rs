@@ -1,6 +1,6 @@
 //! What is asked for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -35,8 +35,13 @@ pub struct ContainerSpec {
     /// Networks of the NOS's uplinks: routing daemons look for their neighbors there, and programs
     /// send to them from the shared address that is in the network, if one is.
     pub networks: Arc<[IpNet]>,
+    /// The relay's address on the link, by way of which IPv6 packets to the shared addresses leave.
+    pub router: Ipv6Addr,
     /// Ports from which the container opens flows; none leaves the namespace's settings.
     pub ephemeral: Vec<PortRange>,
+    /// Whether sockets that ask for no port get one from which they may send. TCP connections of a
+    /// container without stay inside where they lead to a shared address.
+    pub opens_flows: bool,
 }
 
 impl ContainerSpec {

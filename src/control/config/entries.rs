@@ -1,7 +1,7 @@
 //! Tables as entries: typed values, not yet compared with one another.
 
 use core::net::IpAddr;
-use core::num::NonZeroU32;
+use core::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use toml::de::DeTable;
 use crate::control::api::Access;
 use crate::interface_name::InterfaceName;
 
-use super::document::Section;
+use super::document::{Entry, Section};
 use super::place::At;
 use super::port_list::{self, PortLists};
 use super::report::Report;
@@ -202,8 +202,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
     let name = section.required("name", "\"up0\"", values::name);
     let device = section.required("device", "\"packet:eth0\"", values::uplink_device);
     section.require("addresses", "[\"203.0.113.1/24\"]");
-    let advice = "an uplink needs one at least";
-    let addresses = section.nonempty("addresses", advice, values::host_network);
+    let addresses = section.list("addresses", values::host_network);
     let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
@@ -359,8 +358,48 @@ fn pool(mut section: Section<'_>) -> Vec<PortRange> {
 }
 
 fn nos(mut section: Section<'_>) -> (Vec<At<Service>>, bool) {
-    let services = section.list("services", values::service);
+    let services = services(&mut section);
     let ping = section.optional("ping", values::boolean);
     section.finish();
-    (services.unwrap_or_default(), ping.is_none_or(|at| at.value))
+    (services, ping.is_none_or(|at| at.value))
+}
+
+/// Ports of one entry at most: services are searched one after the other.
+const MAX_SERVICE_PORTS: u32 = 256;
+
+/// Services by name, and tables of one with a list of ports.
+fn services(section: &mut Section<'_>) -> Vec<At<Service>> {
+    let mut all = Vec::new();
+    for entry in section.mixed("services", "nos.services", values::service) {
+        let mut table = match entry {
+            Entry::Value(service) => {
+                all.push(service);
+                continue;
+            }
+            Entry::Table(table) => table,
+        };
+        table.required("service", "\"http\"", values::service_of_ports);
+        table.require("ports", "\"8080-8089\"");
+        let ports = port_list::read_nonempty(&mut table, "ports", "give a port");
+        let count: u32 = ports.iter().map(|at| at.value.len()).sum();
+        if count > MAX_SERVICE_PORTS {
+            let reason = format!("names {count} ports; {MAX_SERVICE_PORTS} are the most");
+            let place = table.header("ports");
+            table.error(place, reason);
+        } else {
+            all.extend(ports.iter().flat_map(listening));
+        }
+        section.close(table);
+    }
+    all
+}
+
+/// A status page on each port of a range.
+fn listening(ports: &At<PortRange>) -> impl Iterator<Item = At<Service>> {
+    let At { value, place } = *ports;
+    let each = (value.first()..=value.last()).filter_map(NonZeroU16::new);
+    each.map(move |port| At {
+        value: Service::Http(port),
+        place,
+    })
 }

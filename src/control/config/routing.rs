@@ -129,7 +129,7 @@ impl Resolver<'_> {
             .transpose()?;
         let uplink = match named {
             Some(uplink) if is_link_local(address) => uplink,
-            Some(uplink) if onlink => off_network(address, uplink)?,
+            Some(uplink) if onlink => off_network(address, uplink, self.uplinks)?,
             Some(uplink) => self.on_link(address, core::slice::from_ref(uplink))?,
             None if is_link_local(address) => {
                 return Err(self.needs_uplink(address, "is link-local"));
@@ -211,20 +211,25 @@ fn around(uplink: &UplinkEntry, address: IpAddr) -> bool {
 }
 
 /// The uplink, if it can have a neighbor at `address` although no network of it says so.
-fn off_network(address: IpAddr, uplink: &UplinkEntry) -> Result<&UplinkEntry, String> {
+///
+/// IPv6 neighbors are asked for from the uplink's link-local address, and IPv4 ones from an address of
+/// any uplink.
+fn off_network<'b>(
+    address: IpAddr,
+    uplink: &'b UplinkEntry,
+    uplinks: &[UplinkEntry],
+) -> Result<&'b UplinkEntry, String> {
     let mut networks = networks(uplink).filter(|network| network.contains(&address));
     let odd = networks.find_map(|network| Some((not_a_host(network, address)?, network)));
     if let Some((what, network)) = odd {
         return Err(format!("{address} is the {what} address of {network}"));
     }
-    let mut own = uplink.addresses.iter().map(|at| at.value.addr());
-    // IPv6 neighbors are asked for from the uplink's link-local address.
-    if address.is_ipv6() || own.any(|own| own.is_ipv4()) {
+    let mut own = uplinks.iter().flat_map(|uplink| &uplink.addresses);
+    if address.is_ipv6() || own.any(|own| own.value.addr().is_ipv4()) {
         return Ok(uplink);
     }
-    let name = &uplink.name.value;
     Err(format!(
-        "uplink \"{name}\" has no IPv4 address from which to ask for {address}"
+        "no uplink has an IPv4 address from which to ask for {address}"
     ))
 }
 

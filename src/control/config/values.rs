@@ -356,6 +356,11 @@ pub(super) fn service(value: &DeValue<'_>) -> Result<Service, String> {
     }
 }
 
+/// A service that may be asked for on several ports.
+pub(super) fn service_of_ports(value: &DeValue<'_>) -> Result<(), String> {
+    choice(value, &[("http", ())])
+}
+
 fn http(written: &str, port: &str) -> Result<Service, String> {
     match port.parse::<PortRange>() {
         Ok(range) => match NonZeroU16::new(range.first()) {

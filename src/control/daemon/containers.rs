@@ -302,7 +302,9 @@ fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: link.addresses.clone(),
         networks: Arc::clone(&link.networks),
+        router: relay_mac(name).link_local(),
         ephemeral: link.ephemeral.clone(),
+        opens_flows: link.opens_flows,
     }
 }
 

@@ -1,11 +1,12 @@
 //! What `show` shows, gathered from the data threads, the kernel and the control thread.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
-use std::time::UNIX_EPOCH;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, UNIX_EPOCH};
 
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::fib::{Action, Route as FibRoute, Source};
+use nos_shim::flows::{FlowState as ShimFlowState, FlowStatus, Opener, Phase};
 use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
 use nos_shim::offload::Capabilities;
@@ -13,8 +14,9 @@ use nos_shim::ports::{Grant, Holding, Owner};
 use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
-    self, Attachment, Capture, Counters, IoUring, Lease, Link, LinkState, Neighbor, NeighborState,
-    NextHop, Origin, Port, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
+    self, Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Lease, Link,
+    LinkState, Neighbor, NeighborState, NextHop, Origin, Port, Ring, Route, RouteAction,
+    RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::link_by_index;
@@ -39,6 +41,7 @@ impl Daemon {
             Table::Ports => self.ports().map(Response::Ports),
             Table::Routes => self.routes().map(Response::Routes),
             Table::Neighbors => self.neighbors().map(Response::Neighbors),
+            Table::Flows => self.flows().map(Response::Flows),
             Table::Counters => self.counters().map(Response::Counters),
             Table::Registrations => Ok(Response::Registrations(self.registrations())),
         };
@@ -261,6 +264,16 @@ impl Daemon {
             row.origin = Origin::of(added && row.source == RouteSource::Static);
         }
         Ok(shown)
+    }
+
+    fn flows(&self) -> Result<Vec<Flow>, Stopped> {
+        let now = self.live.plane.now();
+        let flows = self
+            .live
+            .plane
+            .nos_pages(move |nos, cursor| nos.flows(cursor, now))?;
+        let shown = flows.iter().map(|(owner, status)| flow(owner, status));
+        Ok(shown.collect())
     }
 
     fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
@@ -545,6 +558,34 @@ fn route(entry: &FibRoute, names: &[(UplinkId, String)]) -> Option<Route> {
         next_hops,
         origin: Origin::Config,
     })
+}
+
+fn flow(owner: &str, status: &FlowStatus) -> Flow {
+    let FlowStatus { key, opener, .. } = status;
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Flow {
+        vrf: key.vrf,
+        protocol: key.transport.into(),
+        owner: owner.to_owned(),
+        local: SocketAddr::new(key.local, key.local_port),
+        remote: SocketAddr::new(key.remote, key.remote_port),
+        state: match status.state {
+            ShimFlowState::Expected => FlowState::Expected,
+            ShimFlowState::Unreplied => FlowState::Unreplied,
+            ShimFlowState::Replied => FlowState::Replied,
+            ShimFlowState::Tcp(Phase::Opening) => FlowState::Opening,
+            ShimFlowState::Tcp(Phase::Established) => FlowState::Established,
+            ShimFlowState::Tcp(Phase::Closing) => FlowState::Closing,
+            ShimFlowState::Tcp(Phase::Closed) => FlowState::Closed,
+        },
+        opener: match opener {
+            Opener::Owner => FlowOpener::Owner,
+            Opener::Peer => FlowOpener::Peer,
+        },
+        learnt: status.learnt,
+        idle_ms: millis(status.idle),
+        left_ms: millis(status.left),
+    }
 }
 
 fn neighbor(uplink: &str, status: &NeighborStatus) -> Neighbor {

@@ -165,6 +165,8 @@ pub struct ContainerLink {
     pub networks: Arc<[IpNet]>,
     /// Those that the namespace gives to sockets; none for its own setting.
     pub ephemeral: Vec<PortRange>,
+    /// Whether sockets that ask for no port get one of its own.
+    pub opens_flows: bool,
     /// Longest IP packet.
     pub mtu: Mtu,
 }

@@ -233,6 +233,7 @@ fn add_container(
         addresses,
         networks: [].into(),
         ephemeral: claim.ephemeral.clone(),
+        opens_flows: !claim.ephemeral.is_empty(),
         mtu: claim.mtu,
     };
     state.claims.insert(name("c", number), claim);

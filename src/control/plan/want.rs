@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use nos_shim::ident::MacAddr;
+use nos_shim::ports::{Outside, PortRange};
 
 use super::{Claim, ContainerLink, Entity, Network, OpenDevice, State};
 use crate::control::config::{
@@ -214,8 +215,20 @@ fn link(container: &Container, namespace: NamespaceId) -> ContainerLink {
         addresses: container.addresses.clone(),
         networks: Arc::clone(&container.networks),
         ephemeral: container.ephemeral.clone(),
+        opens_flows: opens_flows(container),
         mtu: container.mtu,
     }
+}
+
+/// Whether sockets of a container that ask for no port get one from which it may send: from its ephemeral
+/// ranges, because it has all that a kernel gives by itself, or because it may learn ports.
+fn opens_flows(container: &Container) -> bool {
+    let given = PortRange::new(32_768, 60_999).map(|given| {
+        let rest = given.without(container.tcp.iter().copied());
+        rest.is_empty()
+    });
+    let learns = container.policy.outside == Outside::Learn;
+    learns || !container.ephemeral.is_empty() || given.unwrap_or(false)
 }
 
 /// The MAC address of a container's interface.

@@ -175,6 +175,11 @@ impl Attachment {
         }
     }
 
+    /// Whether a packet that was refused is of the container's concern alone.
+    pub(super) fn speaks_to_itself(&self, packet: &Packet) -> bool {
+        self.guard.is_of_its_concern_alone(packet)
+    }
+
     #[inline]
     fn check(&self, packet: &Packet) -> Result<(), DropReason> {
         self.guard.check(packet)?;

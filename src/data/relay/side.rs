@@ -144,8 +144,9 @@ impl Side<'_> {
     /// Drops a frame from the container, which may have to be told.
     #[cold]
     fn refuse(&mut self, frame: Frame, reason: DropReason, now: Instant) {
-        let told = reason == DropReason::SourcePort && self.is_active();
-        if !told {
+        use DropReason::{IcmpUnmatched, SourcePort, SourceProtocol};
+        let looked_at = matches!(reason, SourcePort | SourceProtocol | IcmpUnmatched);
+        if !(looked_at && self.is_active()) {
             return self.drop(frame, reason);
         }
         // Parsed once more, so that what may pass carries nothing along for this.
@@ -153,7 +154,11 @@ impl Side<'_> {
             Ok(packet) => packet,
             Err(Rejected { frame, .. }) => return self.drop(frame, reason),
         };
-        self.tell_of_port(&packet, now);
+        if reason == SourcePort {
+            self.tell_of_port(&packet, now);
+        } else if self.attachment.speaks_to_itself(&packet) {
+            return self.deliver(packet);
+        }
         self.drop(packet.into_frame(), reason);
     }
 

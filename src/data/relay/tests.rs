@@ -913,3 +913,60 @@ proptest! {
         prop_assert_eq!(all.len(), setup.pool.capacity(), "buffers came back");
     }
 }
+
+/// What a container sends to its own address: this protocol and payload.
+fn to_itself(v6: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut octets = Vec::new();
+    let ethernet = PacketBuilder::ethernet2(MAC.0, RELAY.0);
+    let ip = match v6 {
+        true => ethernet.ipv6(OWN6, OWN6, 64),
+        false => ethernet.ipv4(OWN, OWN, 64),
+    };
+    ip.write(&mut octets, IpNumber(protocol), payload).unwrap();
+    octets
+}
+
+#[test]
+fn what_nobody_divides_comes_back_to_the_container_that_sends_it_to_itself() {
+    let mut setup = Setup::new(8, &[A, B]);
+    for v6 in [false, true] {
+        // Of the same, an error, and a query that is the NOS's affair elsewhere.
+        let (unreachable, query, icmp) = match v6 {
+            false => (3, 13, 1),
+            true => (1, 139, 58),
+        };
+        let quoted = &to_itself(v6, 253, b"12345678")[14..];
+        let error = [&[unreachable, 2, 0, 0, 0, 0, 0, 0], quoted].concat();
+        for (protocol, payload) in [
+            (253, &b"abcdefgh"[..]),
+            (132, b"abcdefgh"),
+            (icmp, &error),
+            (icmp, &[query, 0, 0, 0, 0, 0, 0, 0]),
+        ] {
+            let sent = to_itself(v6, protocol, payload);
+            setup.handle(A, std::slice::from_ref(&sent));
+            let written = setup.written();
+            let [(id, octets)] = &written[..] else {
+                panic!("{protocol}: {written:?}");
+            };
+            let expected = [&MAC.0[..], &RELAY.0, &sent[12..]].concat();
+            assert_eq!((*id, octets), (A, &expected), "{protocol}");
+            assert!(setup.received().is_empty(), "{protocol}");
+        }
+        // To others, and about ports, which are divided.
+        let mut elsewhere = to_itself(v6, 253, b"abcdefgh");
+        let last = match v6 {
+            true => 14 + 39,
+            false => 14 + 19,
+        };
+        elsewhere[last] = 9;
+        let quoted = &to_itself(v6, 17, &[1, 2, 3, 4, 0, 8, 0, 0])[14..];
+        let error = [&[unreachable, 3, 0, 0, 0, 0, 0, 0], quoted].concat();
+        for dropped in [elsewhere, to_itself(v6, icmp, &error)] {
+            setup.handle(A, &[dropped]);
+            assert!(setup.written().is_empty());
+            assert!(setup.received().is_empty());
+        }
+    }
+    setup.assert_balanced();
+}

@@ -26,11 +26,12 @@ const DATAGRAMS: usize = 64;
 const PERIOD: Duration = Duration::from_millis(200);
 
 /// All that `show` shows.
-const TABLES: [Table; 5] = [
+const TABLES: [Table; 6] = [
     Table::Attachments,
     Table::Ports,
     Table::Routes,
     Table::Neighbors,
+    Table::Flows,
     Table::Counters,
 ];
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
 use nos_shim::ident::MacAddr;
 
 use super::error::LabError;
@@ -167,6 +168,18 @@ impl LabNamespace {
             .filter(|facts| facts.interface == index)
             .filter_map(|facts| IpNet::new(facts.address, facts.prefix_length).ok());
         Ok(nets.collect())
+    }
+
+    /// The policy rules of both families as the kernel lists them, in the order in which they are looked
+    /// at.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn rules(&self) -> Result<Vec<String>, LabError> {
+        let netlink = self.netlink()?;
+        let mut rules = netlink.rules(AddressFamily::Inet)?;
+        rules.extend(netlink.rules(AddressFamily::Inet6)?);
+        Ok(rules.iter().map(|rule| format!("{rule:?}")).collect())
     }
 
     /// Adds a route by way of the neighbor `via`.

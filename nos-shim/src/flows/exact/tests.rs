@@ -1,4 +1,6 @@
 use super::*;
+use crate::ident::VrfId;
+use core::net::IpAddr;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -25,7 +25,7 @@ pub(super) const NOS: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xb]);
 pub(super) const STATION: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
 /// Two containers with links of different MTU, on ports of their own.
 pub(super) const NARROW: AttachmentId = AttachmentId(0);
-const WIDE: AttachmentId = AttachmentId(1);
+pub(super) const WIDE: AttachmentId = AttachmentId(1);
 const NARROW_PORT: u16 = 5000;
 const WIDE_PORT: u16 = 6000;
 const NARROW_MTU: u16 = 1500;
@@ -87,24 +87,30 @@ impl Nos {
 
     /// The outsider asks for the NOS, and so is known to it.
     fn introduce(&mut self) {
-        let (IpAddr::V4(x4), IpAddr::V4(n4)) = (ip(X4), ip(N4)) else {
-            panic!("both are IPv4");
-        };
-        let mut arp = self.pool.alloc().unwrap();
-        let question = Arp::request(STATION, x4, n4);
-        question.write(&mut arp, MacAddr::BROADCAST).unwrap();
-        let (IpAddr::V6(x6), IpAddr::V6(target)) = (ip(X6), ip(N6)) else {
-            panic!("both are IPv6");
-        };
-        let mut ndp = self.pool.alloc().unwrap();
-        let question = Ndp::NeighborSolicit {
-            target,
-            source_link_layer: Some(STATION),
-        };
-        let envelope = Envelope::to_group(STATION, x6, solicited_node(target));
-        question.write(&mut ndp, &envelope).unwrap();
-        let mut burst: Burst = [arp, ndp].into_iter().collect();
-        self.shim.handle_burst(UPLINK, &mut burst, NOW);
+        self.know(X4);
+        self.know(X6);
+    }
+
+    /// A host on the link, at the station, asks for the NOS, and so is known to it.
+    pub(super) fn know(&mut self, host: &str) {
+        let mut frame = self.pool.alloc().unwrap();
+        match (ip(host), ip(N4), ip(N6)) {
+            (IpAddr::V4(host), IpAddr::V4(target), _) => {
+                let question = Arp::request(STATION, host, target);
+                question.write(&mut frame, MacAddr::BROADCAST).unwrap();
+            }
+            (IpAddr::V6(host), _, IpAddr::V6(target)) => {
+                let question = Ndp::NeighborSolicit {
+                    target,
+                    source_link_layer: Some(STATION),
+                };
+                let envelope = Envelope::to_group(STATION, host, solicited_node(target));
+                question.write(&mut frame, &envelope).unwrap();
+            }
+            _ => panic!("{host}"),
+        }
+        self.receive_frame(frame);
+        self.sent();
     }
 
     /// A packet from the network.

@@ -1,5 +1,6 @@
 use super::*;
-use crate::ports::Policy;
+use crate::ports::{Policy, Restriction};
+use crate::prefix_set::PrefixSet;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -150,6 +151,51 @@ fn a_refused_change_leaves_what_was_there() {
     refused(table.register(&registration(2, &[1], &[tcp("82"), tcp("80")])));
     assert_eq!(table.owner(a, Transport::Tcp, 81), listener(2));
     assert_eq!(table.owner(a, Transport::Tcp, 82), PortOwner::Nobody);
+}
+
+/// Also where only the policy changes, and where an address comes back.
+#[test]
+fn ports_that_a_policy_is_about_are_marked() {
+    let ephemeral = Claim {
+        kind: ClaimKind::Ephemeral,
+        ..tcp("40-49")
+    };
+    let plain = registration(1, &[1], &[tcp("10-19"), tcp("20-29"), ephemeral]);
+    let mut ruled = plain.clone();
+    let from = Arc::new(PrefixSet::new([ip(9).into()]));
+    ruled.policy.from = vec![Restriction {
+        transport: Transport::Tcp,
+        range: range("20-29"),
+        from,
+    }];
+    ruled.policy.established = vec![range("40-49")];
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    let (id, listen, own) = (AttachmentId(1), ClaimKind::Listen, ClaimKind::Ephemeral);
+    let watched = |table: &PortTable, a| {
+        [(15, listen), (25, listen), (45, own)].map(|(port, kind)| {
+            match table.owner(a, Transport::Tcp, port) {
+                owner if owner == PortOwner::Watched { id, kind } => true,
+                owner => {
+                    assert_eq!(owner, PortOwner::Attachment { id, kind });
+                    false
+                }
+            }
+        })
+    };
+    table.register(&plain).unwrap();
+    assert_eq!(watched(&table, a), [false; 3]);
+    table.register(&ruled).unwrap();
+    assert_eq!(watched(&table, a), [false, true, true]);
+    table.remove_address(VRF, ip(1));
+    let a = table.add_address(VRF, ip(1));
+    assert_eq!(watched(&table, a), [false, true, true]);
+    // What comes to any listen port may need an answer to somewhere else.
+    ruled.policy.to = Some(Arc::default());
+    table.register(&ruled).unwrap();
+    assert_eq!(watched(&table, a), [true; 3]);
+    table.register(&plain).unwrap();
+    assert_eq!(watched(&table, a), [false; 3]);
 }
 
 #[test]

@@ -354,3 +354,225 @@ fn parsed(name: &str) -> Result<Name, String> {
     name.parse()
         .map_err(|error| format!("the name {name:?} {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::control::config::{BootId, Change, ConfigFile, Holders, PortsAction};
+
+    const FILE: &str = r#"
+[ports]
+pool = "24000-24999"
+
+[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+
+[[container]]
+name = "web"
+netns = "/run/netns/web"
+device = "tap"
+tcp = "20000-20999"
+"#;
+
+    fn process(pid: u32) -> Holders {
+        let process = ProcessIdentity {
+            pid,
+            started: 7,
+            boot: BootId(u128::MAX),
+        };
+        Holders {
+            connection: Some(9),
+            process: Ok(process),
+        }
+    }
+
+    /// Requests of every kind, some of them with holders.
+    fn requests() -> Vec<(Change, &'static str)> {
+        let add = Change::Ports(PortsAction::Add);
+        vec![
+            (
+                Change::Attach,
+                r#"{"container":{"name":"a","netns":"/a","device":"veth","tcp":[1,"3-4"]}}"#,
+            ),
+            (
+                Change::Attach,
+                r#"{"container":{"name":"b","netns":"/b","device":"veth"},"lease":"pidfd"}"#,
+            ),
+            (
+                Change::Attach,
+                r#"{"container":{"name":"c","netns":"/c","device":"veth"},"lease":"connection"}"#,
+            ),
+            (
+                add,
+                r#"{"container":"web","tcp":[23000,"23002-23009"],"udp":5}"#,
+            ),
+            (
+                add,
+                r#"{"container":"web","tcp":{"ports":"23100-23109","from":"198.51.100.0/24"}}"#,
+            ),
+            (
+                add,
+                r#"{"container":"web","ephemeral":{"ports":"50000-50999","state":"established"}}"#,
+            ),
+            (
+                add,
+                r#"{"container":"web","tcp":"23200-23209","lease":"pidfd"}"#,
+            ),
+            (
+                add,
+                r#"{"container":"web","tcp":"23205-23214","lease":"connection"}"#,
+            ),
+            (add, r#"{"container":"a","udp":"23200"}"#),
+            (add, r#"{"container":"c","udp":"23300"}"#),
+            (Change::Allocate, r#"{"container":"web","size":10}"#),
+            (
+                Change::AddRoute,
+                r#"{"route":{"prefix":"192.0.2.0/24","via":"203.0.113.2","metric":7}}"#,
+            ),
+            (
+                Change::AddRoute,
+                r#"{"route":{"prefix":"2001:db8:9::/48","type":"blackhole"},"lease":"pidfd"}"#,
+            ),
+            (
+                Change::AddAddress,
+                r#"{"uplink":"up0","address":"203.0.113.9/24"}"#,
+            ),
+            (Change::AddGroup, r#"{"uplink":"up0","group":"ff05::1234"}"#),
+            (
+                Change::Ports(PortsAction::Remove),
+                r#"{"container":"a","tcp":1}"#,
+            ),
+            (Change::Detach, r#"{"name":"a"}"#),
+            (
+                Change::RemoveRoute,
+                r#"{"prefix":"192.0.2.0/24","metric":7}"#,
+            ),
+        ]
+    }
+
+    fn after(file: &ConfigFile, overlay: &Overlay, (change, keys): (Change, &str)) -> Overlay {
+        let keys = serde_json::from_str(keys).unwrap();
+        let changed = file.change(overlay, change, &keys, &process(5));
+        changed.unwrap_or_else(|why| panic!("{why}")).overlay
+    }
+
+    /// What a store has when these records are written to what it had.
+    fn written(stored: &mut BTreeMap<String, Vec<u8>>, records: Vec<Record>) {
+        for Record { name, json } in records {
+            match json {
+                Some(json) => stored.insert(name, json),
+                None => stored.remove(&name),
+            };
+        }
+    }
+
+    fn read(stored: &BTreeMap<String, Vec<u8>>) -> Overlay {
+        let entries = stored.iter();
+        Overlay::of_records(entries.map(|(name, json)| (name.as_str(), json.as_slice()))).unwrap()
+    }
+
+    #[test]
+    fn each_change_is_stored_by_what_it_changes() {
+        let file = ConfigFile::parse("nos.toml", FILE).unwrap();
+        let (mut overlay, mut stored) = (Overlay::default(), BTreeMap::new());
+        for request in requests() {
+            let before = overlay.clone();
+            overlay = after(&file, &overlay, request);
+            assert_ne!(overlay, before, "{request:?}");
+            written(&mut stored, overlay.records_since(&before));
+            // What connections hold ends with the process, and what belongs to that as well.
+            let lasting = overlay.without_holders(|holder| matches!(holder, Holder::Connection(_)));
+            assert_eq!(read(&stored), lasting, "{request:?}");
+            assert_eq!(overlay.records_since(&overlay), []);
+        }
+        assert!(
+            stored
+                .keys()
+                .any(|name| name.starts_with("ports web of 5 7 ffff"))
+        );
+    }
+
+    #[test]
+    fn keys_of_a_later_version_are_kept_and_do_not_make_a_record_bad() {
+        let json =
+            br#"{"type":"container","order":3,"more":1,"container":{"name":"a","mode":"new"}}"#;
+        let overlay = Overlay::of_records([("container a", &json[..])]).unwrap();
+        let records = overlay.records_since(&Overlay::default());
+        let kept = String::from_utf8(records[0].json.clone().unwrap()).unwrap();
+        assert!(kept.contains(r#""mode":"new""#), "{kept}");
+        let file = ConfigFile::parse("nos.toml", FILE).unwrap();
+        let fitted = file.fit(&Overlay::default(), &overlay);
+        assert!(fitted.overlay.is_empty());
+        let reasons: Vec<_> = fitted.aside.registrations().map(|(_, why)| why).collect();
+        assert!(
+            reasons[0].contains("container.mode: unknown key"),
+            "{reasons:?}"
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        for (json, why) in [
+            ("", "EOF"),
+            ("[]", "missing field `type`"),
+            (r#"{"type":"vrf"}"#, "unknown variant"),
+            (
+                r#"{"type":"container","order":1,"container":{}}"#,
+                "it has no name",
+            ),
+            (r#"{"type":"ports","container":"a b"}"#, "the name \"a b\""),
+            (r#"{"type":"ports","container":"a","tcp":[[5,4]]}"#, "5"),
+        ] {
+            let error = Overlay::of_records([("it", json.as_bytes())]).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .starts_with("the entry it makes no sense: "),
+                "{error}"
+            );
+            assert!(error.why.contains(why), "{error}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever of it the file clashes with, the rest fits, and together they are all.
+        #[test]
+        fn what_does_not_fit_is_set_aside_and_the_rest_is_not(
+            taken in prop::collection::btree_set(0..6_u16, 0..4),
+            order in prop::collection::vec(0..6_u16, 1..8),
+        ) {
+            let file = ConfigFile::parse("nos.toml", FILE).unwrap();
+            let mut overlay = Overlay::default();
+            for number in order {
+                let keys = format!(
+                    r#"{{"container":{{"name":"n{number}","netns":"/{number}","device":"tap","tcp":{}}}}}"#,
+                    100 + number
+                );
+                overlay = after(&file, &overlay, (Change::Attach, &keys));
+            }
+            let ports: Vec<_> = taken.iter().map(|number| (100 + number).to_string()).collect();
+            let other = FILE.replace("\"20000-20999\"", &format!("[{}]", ports.join(",")));
+            let other = ConfigFile::parse("nos.toml", &other).unwrap();
+            let fitted = other.fit(&Overlay::default(), &overlay);
+            prop_assert_eq!(fitted.overlay.with(&fitted.aside.overlay()), overlay.clone());
+            for (registration, _) in fitted.aside.registrations() {
+                let number: u16 = registration.name[1..].parse().unwrap();
+                prop_assert!(taken.contains(&number));
+            }
+            for (name, _) in &fitted.overlay.containers {
+                let number: u16 = name.as_str()[1..].parse().unwrap();
+                prop_assert!(!taken.contains(&number));
+            }
+            // And back.
+            let again = file.fit(&fitted.overlay, &fitted.aside.overlay());
+            prop_assert!(again.aside.is_empty());
+            prop_assert_eq!(again.overlay, overlay);
+        }
+    }
+}

@@ -45,6 +45,14 @@ impl Request {
         }
     }
 
+    /// Something new, behind what is like it.
+    pub(crate) fn append(action: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self {
+            flags: NLM_F_CREATE,
+            ..Self::change(action, message)
+        }
+    }
+
     /// Something new, in the place of what is like it.
     pub(crate) fn replace(action: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self {

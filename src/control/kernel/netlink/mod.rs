@@ -13,7 +13,7 @@
 //! | `exchange` | messages out and in: acknowledgements, lists |
 //! | `error` | refusals in words |
 //! | `link` | interfaces |
-//! | `address` `route` | addresses, routes, neighbors |
+//! | `address` `route` `rule` | addresses, routes and the policy rules that choose their tables, neighbors |
 //! | `redirect` | what comes in on one interface, sent to another |
 
 mod address;
@@ -25,6 +25,7 @@ mod link;
 mod neighbor;
 mod redirect;
 mod route;
+mod rule;
 
 pub(crate) use address::AddressFacts;
 pub(crate) use client::{Netlink, Request};
@@ -33,8 +34,10 @@ pub(crate) use error::extended_ack;
 pub(crate) use link::{Ipv6State, LinkChange, LinkSelector};
 pub use link::{LinkFacts, LinkStatistics};
 pub(crate) use redirect::redirect;
-pub(crate) use route::RouteFacts;
+pub(crate) use route::{RouteFacts, Table};
+pub(crate) use rule::{RuleFacts, Selector};
 
-/// Marks addresses (IFA_PROTO, Linux 5.18) and routes (rtm_protocol) as ours. Any value that no
+/// Marks addresses (IFA_PROTO, Linux 5.18), routes (rtm_protocol) and rules (FRA_PROTOCOL, Linux 4.17)
+/// as ours. Any value that no
 /// routing daemon in `/etc/iproute2/rt_protos` uses would do.
 pub(crate) const PROTOCOL: u8 = 206;

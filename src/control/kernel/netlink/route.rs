@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -14,6 +15,29 @@ use super::error::NetlinkError;
 
 /// Metric of our IPv6 routes: the kernel's own choice when none is given.
 const IPV6_METRIC: u32 = 1024;
+
+/// Which routes a route is among.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    /// The kernel's own, of the namespace's addresses.
+    Local,
+    /// Ours, of the shared addresses as somebody beyond the interface has them.
+    Shared,
+    /// Ours, of the shared addresses as the namespace's own.
+    Own,
+}
+
+impl Table {
+    /// Its number in the kernel: "nr" in ASCII for ours, which no name in `/etc/iproute2/rt_tables`
+    /// stands for.
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Local => libc::RT_TABLE_LOCAL as u32,
+            Self::Shared => 0x6e72,
+            Self::Own => 0x6e73,
+        }
+    }
+}
 
 /// A route as the kernel lists it, or as it shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +57,41 @@ impl RouteFacts {
         let destination = RouteAttribute::Destination(network.network().into());
         route.0.attributes.push(destination);
         route
+    }
+
+    /// A route of [`Table::Shared`]: who sends to a shared address reaches it through the interface, by
+    /// way of `gateway`, from the same address. It carries our mark.
+    pub(crate) fn our_shared(address: IpAddr, interface: u32, gateway: IpAddr) -> Self {
+        let mut route = Self::ours(interface, address).of_table(Table::Shared, address);
+        route.0.header.scope = RouteScope::Universe;
+        // Nothing says that the gateway is on the link but this.
+        route.0.header.flags = RouteFlags::Onlink;
+        let gateway = RouteAttribute::Gateway(gateway.into());
+        route.0.attributes.push(gateway);
+        route
+    }
+
+    /// A route of [`Table::Own`]: who sends to a shared address from no address in particular does so
+    /// from `source` and stays inside. `lo` is the interface of both. It carries our mark.
+    pub(crate) fn our_own(address: IpAddr, lo: u32, source: IpAddr) -> Self {
+        let mut route = Self::ours(lo, source).of_table(Table::Own, address);
+        route.0.header.kind = RouteType::Local;
+        if address.is_ipv4() {
+            route.0.header.scope = RouteScope::Host;
+        }
+        route
+    }
+
+    /// The same to one address, in another table.
+    fn of_table(mut self, table: Table, address: IpAddr) -> Self {
+        self.0.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        self.0.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        let attributes = [
+            RouteAttribute::Table(table.number()),
+            RouteAttribute::Destination(address.into()),
+        ];
+        self.0.attributes.extend(attributes);
+        self
     }
 
     fn ours(interface: u32, source: IpAddr) -> Self {
@@ -110,15 +169,36 @@ impl RouteFacts {
 
     /// Whether it is a route of the main table that carries our mark.
     pub(crate) fn is_ours(&self) -> bool {
-        self.0.header.protocol == mark() && self.is_of_main_table()
+        self.is_marked() && self.is_of_main_table()
+    }
+
+    /// Whether it is a route of a table of ours that carries our mark.
+    pub(crate) fn is_ours_to_shared(&self) -> bool {
+        let tables = [Table::Shared, Table::Own].map(Table::number);
+        self.is_marked() && tables.contains(&self.table())
+    }
+
+    /// Whether it carries our mark, whatever its table.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.0.header.protocol == mark()
+    }
+
+    fn table(&self) -> u32 {
+        let number = self.attribute(|attribute| match attribute {
+            RouteAttribute::Table(number) => Some(*number),
+            _ => None,
+        });
+        number.unwrap_or(self.0.header.table.into())
     }
 
     /// Its destinations, if it is a unicast route of the main table.
     pub(crate) fn network(&self) -> Option<IpNet> {
+        let unicast = self.0.header.kind == RouteType::Unicast && self.is_of_main_table();
+        self.destinations().filter(|_| unicast)
+    }
+
+    fn destinations(&self) -> Option<IpNet> {
         let header = &self.0.header;
-        if header.kind != RouteType::Unicast || !self.is_of_main_table() {
-            return None;
-        }
         let unspecified = match header.address_family {
             AddressFamily::Inet => IpAddr::from([0; 4]),
             AddressFamily::Inet6 => IpAddr::from([0; 16]),
@@ -136,8 +216,11 @@ impl RouteFacts {
     /// Whether both send the same packets the same way.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.0.header.scope == other.0.header.scope
+            && self.0.header.kind == other.0.header.kind
+            && self.is_about_same(other)
             && self.interface() == other.interface()
             && self.source() == other.source()
+            && self.gateway() == other.gateway()
     }
 
     /// Whether it is preferred to our route to the same destinations, or as good.
@@ -149,23 +232,22 @@ impl RouteFacts {
         self.metric() <= ours
     }
 
+    /// Whether both lead to the same destinations in the same table.
+    pub(crate) fn is_about_same(&self, other: &Self) -> bool {
+        self.table() == other.table() && self.destinations() == other.destinations()
+    }
+
     /// What an error calls it.
     pub(crate) fn describe(&self) -> String {
         let family = match self.0.header.address_family {
             AddressFamily::Inet6 => "IPv6",
             _ => "IPv4",
         };
-        let gateway = self.attribute(|attribute| match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(format!(" via {address}")),
-            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => {
-                Some(format!(" via {address}"))
-            }
-            _ => None,
-        });
+        let gateway = self.gateway().map(|gateway| format!(" via {gateway}"));
         let output = self.interface();
         let output = output.map(|index| format!(" through interface {index}"));
         let [gateway, output] = [gateway, output].map(Option::unwrap_or_default);
-        let what = match self.network() {
+        let what = match self.destinations() {
             Some(network) if network.prefix_len() > 0 => format!("route to {network}"),
             _ => "default route".to_owned(),
         };
@@ -176,6 +258,14 @@ impl RouteFacts {
     fn interface(&self) -> Option<u32> {
         self.attribute(|attribute| match attribute {
             RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
+    }
+
+    fn gateway(&self) -> Option<IpAddr> {
+        self.attribute(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some((*address).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some((*address).into()),
             _ => None,
         })
     }

@@ -8,7 +8,8 @@
 
 use libc::{
     AF_UNSPEC, BPF_ABS, BPF_B, BPF_H, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, RT_TABLE_LOCAL,
-    RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
+    RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
+    RTM_NEWRULE,
 };
 use socket2::SockFilter;
 
@@ -42,8 +43,8 @@ pub(super) fn links() -> Vec<SockFilter> {
     ])
 }
 
-/// Passes changes of interfaces, of addresses, of default routes and of routes of ours, and the end of
-/// namespaces.
+/// Passes changes of interfaces, of addresses, of default routes and of routes of ours, of policy rules,
+/// and the end of namespaces.
 ///
 /// Default routes of policy tables pass as well. Table local repeats the addresses.
 pub(super) fn inside() -> Vec<SockFilter> {
@@ -55,6 +56,8 @@ pub(super) fn inside() -> Vec<SockFilter> {
         when_type(RTM_DELROUTE, Label::Route),
         when_type(RTM_NEWADDR, Label::Accept),
         when_type(RTM_DELADDR, Label::Accept),
+        when_type(RTM_NEWRULE, Label::Accept),
+        when_type(RTM_DELRULE, Label::Accept),
         when_type(RTM_DELNSID, Label::Accept),
         Step::Return(NOTHING),
         Step::Mark(Label::Link),
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_addresses_and_ends_pass_from_inside() {
+    fn interfaces_addresses_rules_and_ends_pass_from_inside() {
         const RTM_NEWNSID: u16 = 88;
         const RTM_NEWNEIGH: u16 = 28;
         let messages = [
@@ -227,8 +230,10 @@ mod tests {
             message(RTM_DELNSID, [0; 6]),
             message(RTM_NEWNSID, [0; 6]),
             message(RTM_NEWNEIGH, [INET, 0, 0, 0, 0, 0]),
+            message(RTM_NEWRULE, [INET, 0, 0, 0, 0, 0]),
+            message(RTM_DELRULE, [INET, 0, 32, 0, 0, 0]),
         ];
-        assert_eq!(passed(&inside(), &messages), [0, 1, 3, 4, 5]);
+        assert_eq!(passed(&inside(), &messages), [0, 1, 3, 4, 5, 8, 9]);
     }
 
     #[test]

@@ -77,6 +77,8 @@ impl Inside {
             Group::Ipv6Address,
             Group::Ipv4Route,
             Group::Ipv6Route,
+            Group::Ipv4Rule,
+            Group::Ipv6Rule,
             Group::NamespaceId,
         ];
         Namespace::anonymous("observer")?.run(|| {
@@ -198,6 +200,7 @@ fn read(datagram: &[u8], namespace: Option<i32>) -> Option<(Id, InsideChanges)> 
         libc::RTM_NEWLINK | libc::RTM_DELLINK => InsideChanges::LINKS,
         libc::RTM_NEWADDR | libc::RTM_DELADDR => InsideChanges::ADDRESSES,
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => InsideChanges::ROUTES,
+        libc::RTM_NEWRULE | libc::RTM_DELRULE => InsideChanges::RULES,
         // The observer's own identifiers only: other namespaces have some as well.
         RTM_DELNSID if namespace.is_none() => {
             let id = attribute(payload.get(RTGENMSG..)?, NETNSA_NSID)?;
@@ -299,6 +302,7 @@ mod tests {
             (libc::RTM_NEWLINK, InsideChanges::LINKS),
             (libc::RTM_DELADDR, InsideChanges::ADDRESSES),
             (libc::RTM_NEWROUTE, InsideChanges::ROUTES),
+            (libc::RTM_DELRULE, InsideChanges::RULES),
         ] {
             let message = notification(kind, &[0; 12]);
             assert_eq!(read(&message, Some(7)), Some((Id(7), changes)));

@@ -7,7 +7,7 @@
 //! | news of | from | file |
 //! |---|---|---|
 //! | the host's interfaces | rtnetlink | `links` |
-//! | interfaces, addresses, default routes and routes of ours inside of containers; the end of their namespaces | rtnetlink, one socket in an observer namespace | `inside` |
+//! | interfaces, addresses, default routes, routes of ours and policy rules inside of containers; the end of their namespaces | rtnetlink, one socket in an observer namespace | `inside` |
 //! | names of namespaces | inotify, mountinfo, pidfds | `names`, which uses `walk`, `directories`, `mounts`, `processes` |
 //!
 //! An event says where to look, and not what is there: several changes are one event. No change is
@@ -96,8 +96,10 @@ bitflags! {
         const ADDRESSES = 1 << 1;
         /// A default route of any table, or a route of ours, was added, replaced or removed.
         const ROUTES = 1 << 2;
+        /// A policy rule was added or removed.
+        const RULES = 1 << 3;
         /// The namespace has ended, and its interfaces with it. It is watched no longer.
-        const ENDED = 1 << 3;
+        const ENDED = 1 << 4;
     }
 }
 

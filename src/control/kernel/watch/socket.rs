@@ -22,8 +22,10 @@ pub(super) enum Group {
     Link = 1,
     Ipv4Address = 5,
     Ipv4Route = 7,
+    Ipv4Rule = 8,
     Ipv6Address = 9,
     Ipv6Route = 11,
+    Ipv6Rule = 19,
     NamespaceId = 28,
 }
 

@@ -6,6 +6,7 @@ mod datagram;
 mod ping;
 mod refusal;
 mod service;
+mod siblings;
 mod talk;
 
 use std::error::Error;
@@ -79,6 +80,7 @@ pub(super) fn all<'a>(demo: &'a Demo<'a>) -> Vec<Check<'a>> {
     checks.extend(ping::checks(demo));
     checks.extend(talk::checks(demo));
     checks.extend(service::checks(demo));
+    checks.extend(siblings::checks(demo));
     checks.extend(refusal::checks(demo));
     checks.extend(bulk::checks(demo));
     checks.extend(accounts::checks(demo));

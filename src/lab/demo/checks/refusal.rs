@@ -69,7 +69,8 @@ pub(super) fn checks<'a>(demo: &'a Demo<'a>) -> impl Iterator<Item = Check<'a>> 
     closed.chain(foreign).chain([clash])
 }
 
-fn refused(attempt: impl FnOnce() -> Result<(), LabError>, how: &str) -> Measured {
+/// Makes sure that `attempt` meets with nobody, and is told so.
+pub(super) fn refused(attempt: impl FnOnce() -> Result<(), LabError>, how: &str) -> Measured {
     let begin = Instant::now();
     match attempt() {
         Ok(()) => Err("somebody answered".into()),
