@@ -297,6 +297,26 @@ lab_test! {
 }
 
 lab_test! {
+    fn one_that_hangs_up_before_it_is_answered_leaves_nothing() {
+        let scenario = Scenario::new(Variant::PLAIN);
+        let daemon = &scenario.daemon;
+        for number in 1..=20 {
+            let mut stream = UnixStream::connect(daemon.files().control()).unwrap();
+            let line = json!({"version": 1, "request": add("23000", "connection")});
+            stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+            drop(stream);
+            // Nobody asks meanwhile, which would have the daemon look.
+            await_that("it has ended", || {
+                let log = daemon.log();
+                let ended = log.matches("what a connection held goes with it").count();
+                (ended == number).then_some(()).ok_or(log)
+            });
+        }
+        await_nothing_registered(daemon);
+    }
+}
+
+lab_test! {
     fn what_a_connection_holds_ends_with_the_daemon_too() {
         let topology = Topology::new(&["web", "db"]).unwrap();
         let daemon = Daemon::start(&topology.device, &config(&topology, Variant::PLAIN));

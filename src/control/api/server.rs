@@ -182,6 +182,12 @@ impl Server {
         self.requests.len()
     }
 
+    /// Whether there is a connection that held something and is over.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
     /// The next connection that held something and is over, by its [number](ConnectionId::number).
     pub fn poll_ended(&mut self) -> Option<u64> {
         self.ended.pop_front()

@@ -308,7 +308,8 @@ impl Daemon {
 
     /// How long there is nothing to do unless something happens.
     fn timeout(&self, server: &Server, more: bool) -> Option<Duration> {
-        if more {
+        // A connection may have ended as it was answered.
+        if more || server.has_ended() {
             return Some(Duration::ZERO);
         }
         let due = [server.poll_at(), self.count_at()].into_iter().flatten();

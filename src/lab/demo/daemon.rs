@@ -12,7 +12,7 @@ use super::belongings::Belongings;
 use super::error::DemoError;
 use super::network::Network;
 use crate::control::api::snapshot::Counters;
-use crate::control::api::{self, ControlError, Request, Response, Table};
+use crate::control::api::{self, ControlError, Held, Request, Response, Table};
 use crate::lab::process::{die_with_us, lines};
 
 const READY_LIMIT: Duration = Duration::from_secs(15);
@@ -72,6 +72,11 @@ impl<'a> Daemon<'a> {
                 why: format!("{other:?} instead of counters"),
             }),
         }
+    }
+
+    /// Asks for something that goes when what is returned is dropped.
+    pub(super) fn hold(&self, request: &Request) -> Result<(Response, Held), ControlError> {
+        api::hold(&self.control, None, request, QUERY_LIMIT)
     }
 
     /// How it ended, if it did.

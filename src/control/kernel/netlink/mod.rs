@@ -38,6 +38,5 @@ pub(crate) use route::{RouteFacts, Table};
 pub(crate) use rule::{RuleFacts, Selector};
 
 /// Marks addresses (IFA_PROTO, Linux 5.18), routes (rtm_protocol) and rules (FRA_PROTOCOL, Linux 4.17)
-/// as ours. Any value that no
-/// routing daemon in `/etc/iproute2/rt_protos` uses would do.
+/// as ours. Any value that no routing daemon in `/etc/iproute2/rt_protos` uses would do.
 pub(crate) const PROTOCOL: u8 = 206;

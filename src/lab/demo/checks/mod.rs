@@ -5,6 +5,7 @@ mod bulk;
 mod datagram;
 mod ping;
 mod refusal;
+mod registration;
 mod service;
 mod siblings;
 mod talk;
@@ -82,6 +83,7 @@ pub(super) fn all<'a>(demo: &'a Demo<'a>) -> Vec<Check<'a>> {
     checks.extend(service::checks(demo));
     checks.extend(siblings::checks(demo));
     checks.extend(refusal::checks(demo));
+    checks.extend(registration::checks(demo));
     checks.extend(bulk::checks(demo));
     checks.extend(accounts::checks(demo));
     checks
