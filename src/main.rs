@@ -43,6 +43,7 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
                 control: run.control.path.clone(),
                 state: run.state(),
                 strict: run.strict,
+                takeover: run.takeover,
             })?;
             Ok(Outcome::Success)
         }

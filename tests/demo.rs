@@ -129,7 +129,8 @@ fn assert_all_passed(output: &Output, least: usize) {
     assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
     assert!(!out.contains("FAIL"), "{out}");
     for group in [
-        "PING", "TCP", "UDP", "NOS", "SIBLINGS", "REFUSED", "REGISTER", "BULK", "ACCOUNTS",
+        "TAKEOVER", "PING", "TCP", "UDP", "NOS", "SIBLINGS", "REFUSED", "REGISTER", "BULK",
+        "ACCOUNTS",
     ] {
         assert!(
             out.lines().any(|line| line.trim_end() == group),

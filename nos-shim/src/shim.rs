@@ -32,10 +32,10 @@ use std::sync::Arc;
 use crate::channel::{Exchange, NosEnd, ToNos, ToRelay};
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
-use crate::flows::FlowStatus;
+use crate::flows::{FlowStatus, NewFlow};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
-use crate::ident::UplinkId;
+use crate::ident::{MacAddr, UplinkId};
 use crate::neighbor::NeighborStatus;
 use crate::offload::Capabilities;
 use crate::output::Output;
@@ -495,6 +495,34 @@ impl Shim {
     pub fn uplinks(&self, first: Option<usize>) -> Page<UplinkSnapshot, usize> {
         let row = |id, uplink: &Uplink| self.snapshot(id, uplink);
         self.tables.uplinks.page(first.unwrap_or(0), row)
+    }
+
+    /// Remembers flows that are under way, as they are known from elsewhere. What finds no place is
+    /// left out.
+    pub fn remember_flows(&mut self, flows: &[NewFlow], now: Instant) {
+        let Some(policed) = &mut self.worker.policed else {
+            return;
+        };
+        for flow in flows {
+            // An owner that has more than its share gives up its own.
+            let _ = policed.flows.open(flow, now);
+        }
+    }
+
+    /// Learns where neighbors of an uplink were when they were last heard of: see
+    /// [`NeighborCache::remember`](crate::neighbor::NeighborCache::remember).
+    pub fn remember_neighbors(
+        &mut self,
+        id: UplinkId,
+        neighbors: &[(IpAddr, MacAddr)],
+        now: Instant,
+    ) {
+        let Some(cache) = self.worker.neighbors.get_mut(id) else {
+            return;
+        };
+        for &(address, mac) in neighbors {
+            cache.remember(address, mac, now);
+        }
     }
 
     /// Some neighbors, each with its uplink.

@@ -45,7 +45,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Attach the containers and forward, until SIGTERM or SIGINT; SIGHUP reloads CONFIG.
+    /// Attach the containers and forward, until SIGTERM or SIGINT; SIGHUP reloads CONFIG, SIGUSR1 ends
+    /// it and leaves everything in place.
     Run(RunArgs),
     /// Say whether CONFIG is good, and all that is wrong with it.
     Check(CheckArgs),
@@ -94,6 +95,10 @@ pub struct RunArgs {
     /// it.
     #[arg(long)]
     pub strict: bool,
+    /// Take over from the nos-relay that runs at --control, without a gap. It goes on if anything
+    /// about that fails.
+    #[arg(long, conflicts_with = "strict")]
+    pub takeover: bool,
     /// Where to find the daemon.
     #[command(flatten)]
     pub control: ControlArgs,

@@ -33,6 +33,7 @@ pub fn table(response: &Response) -> String {
         Response::Registrations(rows) => registrations(rows),
         Response::Changed(applied) => self::applied(applied),
         Response::Watching {} => "Watching.".to_owned(),
+        Response::HandingOver(offer) => format!("Handing over {} devices.", offer.descriptors),
         Response::Refused(refusal) => refusal.to_string(),
     };
     format!("{text}\n")
@@ -52,6 +53,7 @@ pub fn json(response: &Response) -> String {
         Response::Registrations(rows) => serde_json::to_string_pretty(rows),
         Response::Changed(applied) => serde_json::to_string_pretty(applied),
         Response::Watching {} => Ok("{}".to_owned()),
+        Response::HandingOver(offer) => serde_json::to_string_pretty(offer),
         Response::Refused(refusal) => serde_json::to_string_pretty(refusal),
     };
     // Plain structs with text keys always serialise.
@@ -79,6 +81,7 @@ pub fn sort(response: &mut Response) {
         Response::Counters(_)
         | Response::Changed(_)
         | Response::Watching {}
+        | Response::HandingOver(_)
         | Response::Refused(_) => {}
     }
 }

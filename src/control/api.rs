@@ -30,12 +30,13 @@ pub mod snapshot;
 mod socket;
 mod watchers;
 
+pub(in crate::control) use client::converse;
 pub use client::{ControlError, Held, QUERY_TIMEOUT, Watch, ask, ask_for, hold, query, watch};
 pub use connection::Peer;
 pub use event::{Event, Subject, SubjectKind, Watched};
 pub use protocol::{
-    Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Refusal, RefusalCode, Request, Response,
-    Table, VERSION,
+    Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request,
+    Response, Table, VERSION,
 };
 pub use server::{
     Asked, ConnectionId, MAX_CONNECTIONS, MAX_HELD_REQUEST, MAX_HOLDERS, REQUEST_TIMEOUT,

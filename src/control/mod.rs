@@ -7,6 +7,7 @@
 //! | [`attach`] | a container's side of its link |
 //! | [`api`] | the control socket: protocol, server, client |
 //! | [`plan`] | what has to be done to get from one state to another |
+//! | [`handover`] | what one process hands over to the next |
 //! | [`store`] | what outlives the process |
 //! | [`daemon`] | the process |
 
@@ -14,6 +15,7 @@ pub mod api;
 pub mod attach;
 pub mod config;
 pub mod daemon;
+pub mod handover;
 pub mod kernel;
 pub mod plan;
 pub mod store;

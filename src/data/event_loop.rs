@@ -31,6 +31,8 @@
 //!   and sent there with the news. One that is down is left alone until frames raise an event.
 //! - **One command a round**: reading a table of a hundred pages is a hundred commands, and each
 //!   waits for the devices' turns between them.
+//! - **It can stand still** ([`Mode`]) while devices change hands between processes: frames stay
+//!   where they are, in the kernel's queues or in the engine's.
 //! - **A watchdog** ([`watchdog`]) measures turns, and counts those that took too long.
 
 mod devices;
@@ -71,6 +73,23 @@ const ROUNDS_PER_POLL: u32 = 8;
 
 /// How long a thread without free buffers waits for the other side to return some.
 const STARVED_WAIT: Duration = Duration::from_millis(1);
+
+/// How long a thread that stands still waits for the other side and the control thread, which ring
+/// for the latter alone.
+const STILL_WAIT: Duration = Duration::from_millis(1);
+
+/// What a data thread does with its devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// It receives and sends.
+    #[default]
+    Running,
+    /// It receives nothing, and sends what it has.
+    Draining,
+    /// It neither receives nor sends: the devices are still another process's. What the engine has to
+    /// send waits.
+    Still,
+}
 
 /// What the other data thread rings.
 struct Bell(Arc<Waker>);
@@ -120,6 +139,7 @@ pub struct EventLoop {
     held_back: usize,
     /// Since when the ring has been full.
     held_since: Option<Instant>,
+    mode: Mode,
 }
 
 impl std::fmt::Debug for EventLoop {
@@ -168,6 +188,7 @@ impl EventLoop {
             starved: false,
             held_back: 0,
             held_since: None,
+            mode: Mode::default(),
         };
         Ok((this, LoopHandle::new(sender, waker, registry)))
     }
@@ -239,6 +260,10 @@ impl EventLoop {
             Command::Uring(reply) => {
                 let _ = reply.try_send(self.uring.as_ref().map(Uring::report));
             }
+            Command::SetMode(mode, reply) => {
+                self.mode = mode;
+                let _ = reply.try_send(());
+            }
             Command::Stop => return false,
         }
         self.end_stage(Stage::Commands);
@@ -303,8 +328,13 @@ impl EventLoop {
 
     /// How long epoll may block; `None` in the outer option when it need not be asked at all.
     fn patience(&mut self) -> Option<Option<Duration>> {
+        if self.mode == Mode::Still {
+            // What has to be sent would keep the engine from sleeping.
+            return Some(Some(STILL_WAIT));
+        }
         let waits_for_room = self.held_back > 0 && self.held_back == self.ready.len();
-        let has_turns = !self.ready.is_empty() && !waits_for_room && !self.starved;
+        let running = self.mode == Mode::Running;
+        let has_turns = running && !self.ready.is_empty() && !waits_for_room && !self.starved;
         if has_turns || !self.commands.is_empty() {
             self.rounds += 1;
             let due = self.work >= TURN_WORK || self.rounds >= ROUNDS_PER_POLL;

@@ -89,11 +89,8 @@ pub(crate) fn program() -> PathBuf {
     }
 }
 
-fn run_command(files: &Files) -> Command {
-    run_command_with(files, &[])
-}
-
-fn run_command_with(files: &Files, options: &[&str]) -> Command {
+/// What starts it, with further options of `run`.
+pub(crate) fn run_command_with(files: &Files, options: &[&str]) -> Command {
     let mut command = Command::new(program());
     command
         .args(["--log", "info,nos_relay=debug", "run"])
@@ -133,10 +130,22 @@ impl Daemon {
 
     /// Starts it, and leaves it to the caller to wait.
     pub(crate) fn spawn(host: &LabNamespace, files: Files) -> Self {
+        Self::spawn_with(host, files, &[])
+    }
+
+    /// The same with further options of `run`.
+    pub(crate) fn spawn_with(host: &LabNamespace, files: Files, options: &[&str]) -> Self {
+        let mut command = run_command_with(&files, options);
+        host.hold(&mut command);
+        Self::spawn_command(files, command)
+    }
+
+    /// The same by a command of the caller's.
+    pub(crate) fn spawn_command(files: Files, mut command: Command) -> Self {
         let notify_path = files.path("notify");
         let _ = std::fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(notify_path).unwrap();
-        let mut child = host.spawn(run_command(&files)).unwrap();
+        let mut child = command.spawn().unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
         let lines = lines_of(child.stdout.take().unwrap());
         Self {
@@ -255,6 +264,39 @@ impl Daemon {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::mem::replace(&mut self.files, Files::new())
+    }
+
+    /// Has another process take over, and waits until it is ready and this one has ended.
+    pub(crate) fn replaced(self, host: &LabNamespace) -> Self {
+        let (old, next) = self.spawn_next(host);
+        next.await_ready();
+        assert!(old.wait().success(), "the one that was replaced");
+        next
+    }
+
+    /// Starts a process that is to take over from this one, which has no files meanwhile.
+    pub(crate) fn next(&mut self, host: &LabNamespace) -> Self {
+        let files = std::mem::replace(&mut self.files, Files::new());
+        Self::spawn_with(host, files, &["--takeover"])
+    }
+
+    /// Starts a process that is to take over from this one, which has no files any more.
+    fn spawn_next(mut self, host: &LabNamespace) -> (Self, Self) {
+        let next = self.next(host);
+        (self, next)
+    }
+
+    /// Gives a process that goes on its files back, of which another one could make nothing.
+    pub(crate) fn goes_on_with(&mut self, files: Files) {
+        self.files = files;
+    }
+
+    /// Waits until it ends by itself, and returns its files too.
+    pub(crate) fn wait_for_end(mut self) -> (ExitStatus, String, Files) {
+        let status = wait_with_limit(&mut self.child).expect("the daemon did not end");
+        self.ended = true;
+        let files = std::mem::replace(&mut self.files, Files::new());
+        (status, self.log(), files)
     }
 
     /// Waits until it ends by itself.

@@ -17,6 +17,8 @@ pub(crate) mod bulk;
 pub(crate) mod daemon;
 pub(crate) mod names;
 pub(crate) mod scenario;
+pub(crate) mod supervisor;
+pub(crate) mod traffic;
 pub(crate) mod wire;
 
 use std::io::Write;

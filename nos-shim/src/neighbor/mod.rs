@@ -59,7 +59,7 @@ use std::collections::VecDeque;
 use ipnet::IpNet;
 
 use self::addresses::Addresses;
-use self::entry::{Due, Entry, Use};
+use self::entry::{Due, Entry, Key, Use};
 use self::parked::{Held, Parked};
 use self::table::{KEEP_FAILED, Table};
 use crate::arp::Arp;
@@ -440,6 +440,19 @@ impl<T: Copy> NeighborCache<T> {
     #[inline]
     pub fn has_output(&self) -> bool {
         !self.outputs.is_empty()
+    }
+
+    /// Learns where a neighbor was when it was last heard of, as it is known from elsewhere: it is
+    /// used at once, and probed once it is in use (RFC 4861 §7.3.3: Stale). What is known already, no
+    /// neighbor of ours, and what finds no place, is left out.
+    pub fn remember(&mut self, address: IpAddr, mac: MacAddr, now: Instant) {
+        let key = Key::from(address);
+        if !self.addresses.may_be_neighbor(address) || self.table.find(key).is_some() {
+            return;
+        }
+        if let Some(slot) = self.insert(key, now) {
+            self.table.change(slot, |entry| entry.on_question(mac, now));
+        }
     }
 
     /// Tells all neighbors our addresses: gratuitous ARP (RFC 5227 §2.3) and unsolicited

@@ -13,8 +13,8 @@ use thiserror::Error;
 
 use super::event::Watched;
 use super::protocol::{
-    MAX_RESPONSE, Malformed, Refusal, Request, Response, VERSION, decode_response, decode_watched,
-    encode_request,
+    MAX_REQUEST, MAX_RESPONSE, Malformed, Refusal, Request, Response, VERSION, decode_response,
+    decode_watched, encode_request,
 };
 
 /// Time for a whole query, unless the daemon is faster.
@@ -172,6 +172,33 @@ fn asked(
     let deadline = Instant::now() + timeout;
     let line = read_line(&mut stream, deadline).map_err(|error| explain(path, timeout, error))?;
     Ok((answer(path, &line)?, stream))
+}
+
+/// Asks, and keeps the connection for what follows the answer, of which nothing was read.
+///
+/// # Errors
+///
+/// As [`query`].
+pub(in crate::control) fn converse(
+    path: &Path,
+    request: &Request,
+    timeout: Duration,
+) -> Result<(UnixStream, Response), ControlError> {
+    let error = |error: io::Error| explain(path, timeout, error);
+    let mut stream = send(path, None, request, None, timeout)?;
+    stream.set_read_timeout(Some(timeout)).map_err(error)?;
+    let mut line = Vec::new();
+    let mut octet = [0];
+    // What comes with descriptors must not be read together with the line.
+    while line.len() <= MAX_REQUEST && line.last() != Some(&b'\n') {
+        match stream.read(&mut octet) {
+            Ok(0) => break,
+            Ok(_) => line.extend(octet),
+            Err(interrupted) if interrupted.kind() == ErrorKind::Interrupted => {}
+            Err(other) => return Err(error(other)),
+        }
+    }
+    Ok((stream, answer(path, &line)?))
 }
 
 /// Connects, and asks.

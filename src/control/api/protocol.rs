@@ -33,6 +33,11 @@ pub enum Request {
     },
     /// To be told what happens from now on.
     Watch {},
+    /// To get everything that is open, see [`crate::control::handover`]. Not for other programs.
+    TakeOver {
+        /// The format in which it is to be said.
+        format: u32,
+    },
     /// [`Change::Attach`].
     Attach(Keys),
     /// [`Change::Detach`].
@@ -64,7 +69,7 @@ impl Request {
     #[must_use]
     pub fn change(&self) -> Option<(Change, &Keys)> {
         Some(match self {
-            Self::Show { .. } | Self::Watch {} => return None,
+            Self::Show { .. } | Self::Watch {} | Self::TakeOver { .. } => return None,
             Self::Attach(keys) => (Change::Attach, keys),
             Self::Detach(keys) => (Change::Detach, keys),
             Self::PortsAdd(keys) => (Change::Ports(PortsAction::Add), keys),
@@ -124,8 +129,19 @@ pub enum Response {
     Changed(Applied),
     /// To [`Request::Watch`]: lines with events follow.
     Watching {},
+    /// To [`Request::TakeOver`]: descriptors follow.
+    HandingOver(Offer),
     /// To a request that is not granted.
     Refused(Refusal),
+}
+
+/// What is handed over to another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The version of the program.
+    pub program: String,
+    /// How many descriptors follow one that describes them.
+    pub descriptors: u32,
 }
 
 /// What became of a change.

@@ -20,7 +20,7 @@
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -105,7 +105,7 @@ pub struct Server {
     /// Connections that held something and are over.
     ended: VecDeque<u64>,
     /// Last, so that the file goes after the listener.
-    _socket: ControlSocket,
+    socket: ControlSocket,
 }
 
 /// Connections that there is room for.
@@ -134,13 +134,39 @@ impl Server {
             error,
         };
         let (socket, listener) = ControlSocket::bind(path, access)?;
-        let mut listener = UnixListener::from(listener);
-        registry
-            .register(&mut listener, first, Interest::READABLE)
-            .map_err(io)?;
+        Self::listen(socket, listener, registry, first).map_err(io)
+    }
+
+    /// Goes on with the socket of another process, which has ended or leaves it: its listener, and
+    /// its lock, as [`Self::duplicate`] gave them.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub(in crate::control) fn received(
+        path: &Path,
+        [listener, lock]: [OwnedFd; 2],
+        registry: &Registry,
+        first: Token,
+    ) -> Result<Self, BindError> {
+        let socket = ControlSocket::received(path, lock)?;
+        Self::listen(socket, listener, registry, first).map_err(|error| BindError::Io {
+            path: path.to_owned(),
+            error,
+        })
+    }
+
+    fn listen(
+        socket: ControlSocket,
+        listener: OwnedFd,
+        registry: &Registry,
+        first: Token,
+    ) -> io::Result<Self> {
+        let mut listener = UnixListener::from_std(listener.into());
+        registry.register(&mut listener, first, Interest::READABLE)?;
         Ok(Self {
             listener,
-            registry: registry.try_clone().map_err(io)?,
+            registry: registry.try_clone()?,
             first,
             slots: (0..SLOTS).map(|_| None).collect(),
             accepted: 0,
@@ -148,8 +174,52 @@ impl Server {
             requests: VecDeque::new(),
             last_served: None,
             ended: VecDeque::new(),
-            _socket: socket,
+            socket,
         })
+    }
+
+    /// The listener and the lock, for another process.
+    ///
+    /// # Errors
+    ///
+    /// There is no descriptor left.
+    pub(in crate::control) fn duplicate(&self) -> io::Result<[OwnedFd; 2]> {
+        let listener = self.listener.as_fd().try_clone_to_owned()?;
+        Ok([listener, self.socket.duplicate_lock()?])
+    }
+
+    /// Ends without taking the files away, which are another process's now.
+    pub(in crate::control) fn leave(mut self) {
+        self.socket.leave();
+    }
+
+    /// Answers a request, and gives up its connection, which is watched as `token` from now on: whoever
+    /// gets it goes on with it.
+    ///
+    /// # Errors
+    ///
+    /// The connection has gone, or cannot be watched.
+    pub(in crate::control) fn release(
+        &mut self,
+        id: ConnectionId,
+        response: &Response,
+        token: Token,
+    ) -> io::Result<UnixStream> {
+        let waits = self.waiting(id).is_some();
+        let slot = self.slots.get_mut(id.slot).filter(|_| waits);
+        let Some(connection) = slot.and_then(Option::take) else {
+            return Err(ErrorKind::NotConnected.into());
+        };
+        let mut stream = connection.stream;
+        self.registry.deregister(&mut stream)?;
+        self.registry
+            .register(&mut stream, token, Interest::READABLE)?;
+        // Nothing was sent there before: a short answer finds room.
+        let octets = encode_response(response);
+        match stream.write(&octets)? == octets.len() {
+            true => Ok(stream),
+            false => Err(ErrorKind::WriteZero.into()),
+        }
     }
 
     /// Whether `token` is one of the server's.

@@ -122,6 +122,8 @@ pub(super) struct ControlSocket {
     path: PathBuf,
     identity: (u64, u64),
     lock: Lock,
+    /// Another process has the files now.
+    left: bool,
 }
 
 impl ControlSocket {
@@ -141,6 +143,7 @@ impl ControlSocket {
             path,
             identity,
             lock,
+            left: false,
         };
         give(&files.path, files.identity, group, access.mode)
             .map_err(|error| io_error(&files.path, error))?;
@@ -151,8 +154,36 @@ impl ControlSocket {
     }
 }
 
+impl ControlSocket {
+    /// The files of another process, which leaves them.
+    pub(super) fn received(path: &Path, lock: OwnedFd) -> Result<Self, BindError> {
+        let identity = fs::symlink_metadata(path).map_err(|error| io_error(path, error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            identity: self::identity(&identity),
+            lock: Lock {
+                path: lock_path(path),
+                file: File::from(lock),
+            },
+            left: false,
+        })
+    }
+
+    pub(super) fn duplicate_lock(&self) -> io::Result<OwnedFd> {
+        Ok(self.lock.file.try_clone()?.into())
+    }
+
+    /// Has the files stay.
+    pub(super) fn leave(&mut self) {
+        self.left = true;
+    }
+}
+
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         // Somebody may have put something else there.
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|it| identity(&it) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {
@@ -226,15 +257,13 @@ fn probe(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl Lock {
     /// Locks the file beside `socket`.
     fn acquire(socket: &Path) -> Result<Self, BindError> {
-        let mut path = socket.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
+        let path = lock_path(socket);
         loop {
             let file = open_private(&path).map_err(|error| io_error(&path, error))?;
             match file.try_lock() {
@@ -246,7 +275,7 @@ impl Lock {
             }
             // The last holder may have removed the file between our open and our lock.
             if is_at(&file, &path) {
-                return Ok(Self { path, _file: file });
+                return Ok(Self { path, file });
             }
         }
     }
@@ -257,6 +286,13 @@ impl Lock {
             tracing::warn!("{}: cannot be removed: {error}", self.path.display());
         }
     }
+}
+
+/// The lock file beside a socket.
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    PathBuf::from(path)
 }
 
 fn open_private(path: &Path) -> io::Result<File> {

@@ -1,5 +1,7 @@
 //! What all attachments share on the relay's side.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -53,6 +55,30 @@ impl Host {
             none => none.insert(Takeovers::open(&self.0.namespace)?),
         };
         takeovers.take(interface, index)
+    }
+
+    /// The socket that keeps the kernel off interfaces, for another process; `None` while none is
+    /// kept.
+    pub(crate) fn keeper(&self) -> io::Result<Option<OwnedFd>> {
+        let takeovers = self.0.takeovers.lock();
+        takeovers.as_ref().map(Takeovers::duplicate).transpose()
+    }
+
+    /// Whether there is such a socket.
+    pub(crate) fn is_keeping(&self) -> bool {
+        self.0.takeovers.lock().is_some()
+    }
+
+    /// Goes on with such a socket of another process.
+    pub(crate) fn receive_keeper(&self, socket: OwnedFd) {
+        let takeovers = Takeovers::received(&self.0.namespace, socket);
+        *self.0.takeovers.lock() = Some(takeovers);
+    }
+
+    /// An interface off which such a socket keeps the kernel.
+    pub(crate) fn taken(&self, interface: &str, index: u32) -> Option<Takeover> {
+        let takeovers = self.0.takeovers.lock();
+        Some(takeovers.as_ref()?.taken(interface, index))
     }
 
     /// What the kernel says of an interface; `None` where there is none by that name.

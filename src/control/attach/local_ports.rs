@@ -8,6 +8,7 @@
 use std::io;
 
 use nos_shim::ports::PortRange;
+use serde::{Deserialize, Serialize};
 
 use crate::control::kernel::sysctl::Setting;
 
@@ -26,7 +27,7 @@ pub(super) struct LocalPorts {
 }
 
 /// What was set before us; `None` where it has not been touched.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PortsBefore {
     range: Option<String>,
     reserved: Option<String>,
@@ -78,6 +79,21 @@ impl LocalPorts {
         let unreserved = self.unreserve(before)?;
         written.transpose()?;
         Ok(unreserved || range.is_some())
+    }
+
+    /// Takes away what a killed run has set, of which nobody knows what was set before.
+    pub(super) fn restore_leftover(&self) -> Result<(), Refused> {
+        // A kernel without the setting has reserved nothing.
+        if let Ok(present) = read(RESERVED, &self.reserved, "") {
+            let others = text(&self.of_others(&present));
+            if others != text(&ranges_in(&present)) {
+                write(RESERVED, &self.reserved, &others)?;
+            }
+        }
+        if read(RANGE, &self.range, RANGE_DEFAULT)? != RANGE_DEFAULT {
+            write(RANGE, &self.range, RANGE_DEFAULT)?;
+        }
+        Ok(())
     }
 
     fn set_range(

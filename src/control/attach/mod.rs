@@ -27,9 +27,14 @@
 //!
 //! How ours is told from others' without a file that could be stale: interfaces carry the alias
 //! `nos-relay:<attachment>`, host ends a name derived from the attachment's, addresses
-//! (Linux 5.18), routes and policy rules the protocol number 206. A leftover that carries a mark is replaced or
-//! adopted; a thing without one is never removed, and in our way it is an error that names it. A
-//! TAP dies with its process, so one with our alias has a living owner.
+//! (Linux 5.18), routes and policy rules the protocol number 206. A thing without a mark is never removed, and in
+//! our way it is an error that names it.
+//!
+//! What a killed run left is taken up again ([`leftovers`]): a veth pair stays by itself, and a TAP
+//! that was opened inside is made persistent once it is attached. Whoever attaches the same container
+//! by the same kind of interface gets the one that is there, with its index, addresses and routes. A
+//! leftover that is not wanted so is removed. Who still lives is told by what the kernel grants once:
+//! a TAP's only queue, and the [`Takeover`](crate::control::kernel::takeover::Takeover) of a host end.
 //!
 //! Limits: one attachment to a namespace. Calls block for about a millisecond, those that delete or
 //! close for some 20: for the control thread only.
@@ -39,6 +44,7 @@ mod error;
 mod host;
 mod injection;
 mod interior;
+mod leftovers;
 mod local_ports;
 mod mark;
 mod plan;
@@ -52,22 +58,24 @@ use std::collections::BTreeSet;
 use netlink_packet_route::AddressFamily;
 use nos_shim::ident::MacAddr;
 use nos_shim::offload::Capabilities;
+use tracing::warn;
 
 use crate::control::kernel::netlink::{LinkChange, Netlink};
 use crate::control::kernel::{LinkFacts, LinkStatistics, Namespace};
 use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
 use interior::Interior;
+use leftovers::{Kind, Place, open_left_tap, place_of, remove_host_end};
 use mark::{owner, tap_name};
-use veth::{make_room_through, remove_leftover_host_end};
 
 pub use detach::{Detachment, Pace, close_all, detach_all};
 pub use error::{AttachError, Warning};
 pub use host::Host;
+pub use leftovers::{make_room, remove_leftovers};
 pub use mark::host_end_name;
 pub use plan::Families;
-pub use side::{ContainerSide, ParkedSide, SideReport};
+pub use side::{ContainerSide, ParkedSide, SideFacts, SideReport};
 pub use spec::{AttachRequest, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Placement};
-pub use veth::{VethPair, make_room};
+pub use veth::VethPair;
 
 /// A container that is attached.
 pub struct Attached {
@@ -79,6 +87,8 @@ pub struct Attached {
     pub veth: Option<VethPair>,
     /// How the container's side is, with what is left out of it.
     pub report: SideReport,
+    /// The interface is one that a killed run had left.
+    pub adopted: bool,
 }
 
 impl std::fmt::Debug for Attached {
@@ -88,6 +98,7 @@ impl std::fmt::Debug for Attached {
             .field("side", &self.side)
             .field("veth", &self.veth)
             .field("report", &self.report)
+            .field("adopted", &self.adopted)
             .finish()
     }
 }
@@ -104,7 +115,8 @@ impl Attached {
     }
 }
 
-/// Attaches a container: makes its device and puts its side in place.
+/// Attaches a container: makes its device, or takes up the one that a killed run left, and puts its
+/// side in place.
 ///
 /// The container's namespace is entered once, and the host's where the calling thread is elsewhere.
 ///
@@ -140,20 +152,34 @@ fn attach_tap(
     } = request;
     let wanted = offloads(offload);
     // On an error from here on the device is dropped, and the TAP goes with it.
-    let (interior, device) = match placement {
+    let (interior, (device, adopted)) = match placement {
         Placement::Inside => Interior::visit(container, |netlink| {
-            make_room_through(host, netlink, container, &spec.interface)?;
-            Ok(open_tap(spec.interface.as_str(), wanted)?)
+            match place_of(host, netlink, container, &spec, Kind::Tap)? {
+                Place::Free => Ok((open_tap(spec.interface.as_str(), wanted)?, false)),
+                Place::Left(link) => Ok((open_left_tap(&link, container, wanted)?, true)),
+            }
         })?,
         Placement::Moved => {
             let interior = Interior::open(container)?;
-            make_room_through(host, &interior.netlink, container, &spec.interface)?;
+            make_room(host, container, &spec.interface)?;
             let device = open_tap(&tap_name(&spec.name), wanted)?;
             move_inside(host, container, &spec)?;
-            (interior, device)
+            (interior, (device, false))
         }
     };
-    finish(&interior, container, spec, device, None)
+    let mut attached = finish(&interior, container, spec, device, None)?;
+    attached.adopted = adopted;
+    // Opened again from elsewhere, one that was moved would keep its namespace alive.
+    if placement == Placement::Inside
+        && let Err(errno) = attached.device.set_persistent(true)
+    {
+        warn!(
+            "{}: goes with a killed nos-relay: {}",
+            attached.device.name(),
+            errno.desc()
+        );
+    }
+    Ok(attached)
 }
 
 fn attach_veth(
@@ -163,19 +189,29 @@ fn attach_veth(
     relay_mac: MacAddr,
 ) -> Result<Attached, AttachError> {
     let AttachRequest { spec, offload, .. } = request;
-    // First, since the container's end goes with it.
-    remove_leftover_host_end(host, &spec.name)?;
     let interior = Interior::open(container)?;
-    make_room_through(host, &interior.netlink, container, &spec.interface)?;
+    let place = place_of(host, &interior.netlink, container, &spec, Kind::Veth)?;
     // On an error from here on the pair is dropped, which deletes it.
-    let pair = VethPair::create_in_room(host, &interior.netlink, container, &spec, relay_mac)?;
+    let (pair, adopted) = match place {
+        Place::Left(_) => (VethPair::adopt(host, &spec, relay_mac)?, true),
+        Place::Free => {
+            remove_host_end(host, &spec.name)?;
+            let inside = &interior.netlink;
+            let pair = VethPair::create_in_room(host, inside, container, &spec, relay_mac)?;
+            (pair, false)
+        }
+    };
     let options = PacketOptions {
         offload: offloads(offload),
         injection: true,
         ..PacketOptions::default()
     };
     let device = Box::new(PacketSocket::open(pair.host_interface(), options)?);
-    finish(&interior, container, spec, device, Some(pair))
+    let attached = finish(&interior, container, spec, device, Some(pair))?;
+    Ok(Attached {
+        adopted,
+        ..attached
+    })
 }
 
 fn finish(
@@ -191,6 +227,7 @@ fn finish(
         side: side.park(),
         veth,
         report,
+        adopted: false,
     })
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 use super::interior::{Found, Interior};
@@ -44,6 +45,14 @@ struct SideState {
     ports_before: PortsBefore,
 }
 
+/// What another process needs to know of a container's side beside its [`ContainerSpec`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SideFacts {
+    index: u32,
+    added: BTreeSet<IpAddr>,
+    ports_before: PortsBefore,
+}
+
 /// How a container's side is, after it was put in place or looked after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SideReport {
@@ -75,6 +84,38 @@ impl ParkedSide {
             state: self.state.clone(),
             detached: false,
         })
+    }
+
+    /// What another process needs to go on with it.
+    #[must_use]
+    pub fn facts(&self) -> SideFacts {
+        let SideState {
+            index,
+            added,
+            ports_before,
+            ..
+        } = self.state.clone();
+        SideFacts {
+            index,
+            added,
+            ports_before,
+        }
+    }
+
+    /// Goes on with a side that another process has put in place as `spec` asks for.
+    pub fn received(name: NamespaceName, spec: ContainerSpec, facts: SideFacts) -> Self {
+        let SideFacts {
+            index,
+            added,
+            ports_before,
+        } = facts;
+        let state = SideState {
+            spec,
+            index,
+            added,
+            ports_before,
+        };
+        Self { name, state }
     }
 
     /// By what the container's namespace can be opened.
@@ -187,6 +228,27 @@ impl ContainerSide {
         let (lo, link) = interior.links_by_index(*index, &spec.name, spec.interface.as_str())?;
         self.state.index = link.index;
         self.apply(&interior, lo, link, Occasion::Update)
+    }
+
+    /// Removes addresses and routes of a killed run, and with `ports` its settings of them.
+    pub(super) fn undo_leftovers(
+        interior: &Interior,
+        namespace: &Namespace,
+        ports: bool,
+    ) -> Result<(), AttachError> {
+        if ports {
+            let restored = interior.ports.restore_leftover();
+            restored.map_err(|refused| refused.explain(namespace))?;
+        }
+        let steps = our_removal(interior, &BTreeSet::new())?;
+        let requests: Vec<&Request> = steps.iter().map(|step| &step.request).collect();
+        for (step, outcome) in steps.iter().zip(interior.netlink.submit(&requests)) {
+            match outcome {
+                Err(error) if !error.is(step.tolerated) => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Undoes it: routes, addresses and settings of ours go, those of others stay. What is gone
@@ -310,10 +372,7 @@ impl ContainerSide {
     }
 
     fn remove_ours(&mut self, interior: &Interior) -> Result<(), AttachError> {
-        let lo = interior.netlink.existing_link("lo")?.index;
-        let addresses = interior.netlink.addresses()?;
-        let (routes, rules) = (interior.our_routes()?, interior.our_rules()?);
-        let steps = Plan::undo(lo, &addresses, routes, &rules, &self.state.added);
+        let steps = our_removal(interior, &self.state.added)?;
         self.carry_out(interior, steps.iter())
     }
 
@@ -330,19 +389,30 @@ impl ContainerSide {
             spec, ports_before, ..
         } = &mut self.state;
         let set = interior.ports.set(&spec.ephemeral, ports_before, leftover);
-        set.map_err(|refused| self.refused(refused))
+        set.map_err(|refused| refused.explain(&self.namespace))
     }
 
     fn restore_ports(&mut self, interior: &Interior) -> Result<bool, AttachError> {
         let restored = interior.ports.restore(&mut self.state.ports_before);
-        restored.map_err(|refused| self.refused(refused))
+        restored.map_err(|refused| refused.explain(&self.namespace))
     }
+}
 
-    fn refused(&self, Refused { key, value, source }: Refused) -> AttachError {
+/// What takes our addresses and routes away.
+fn our_removal(interior: &Interior, added: &BTreeSet<IpAddr>) -> Result<Vec<Step>, AttachError> {
+    let lo = interior.netlink.existing_link("lo")?.index;
+    let addresses = interior.netlink.addresses()?;
+    let (routes, rules) = (interior.our_routes()?, interior.our_rules()?);
+    Ok(Plan::undo(lo, &addresses, routes, &rules, added))
+}
+
+impl Refused {
+    fn explain(self, namespace: &Namespace) -> AttachError {
+        let Self { key, value, source } = self;
         AttachError::Sysctl {
             key: key.to_owned(),
             value: value.replace('\t', " "),
-            namespace: self.namespace.to_string(),
+            namespace: namespace.to_string(),
             source,
         }
     }

@@ -1,15 +1,16 @@
-//! Veth pairs between the daemon and a container, and the removal of what is in their way.
+//! Veth pairs between the daemon and a container.
 
 use std::io;
 
 use nos_shim::ident::MacAddr;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use super::mark::{Mark, host_end_name, owner};
+use super::leftovers::{make_room, remove_host_end};
+use super::mark::{Mark, host_end_name};
 use super::{AttachError, ContainerSpec, Host};
-use crate::control::kernel::netlink::{LinkChange, LinkSelector, Netlink};
+use crate::control::kernel::netlink::{LinkChange, Netlink};
 use crate::control::kernel::takeover::{Takeover, TakeoverError, Takeovers};
-use crate::control::kernel::{InterfaceName, LinkFacts, Namespace, sysctl};
+use crate::control::kernel::{LinkFacts, Namespace, sysctl};
 
 /// The host end of a veth pair whose other end is a container's interface.
 ///
@@ -39,9 +40,9 @@ impl VethPair {
         spec: &ContainerSpec,
         host_mac: MacAddr,
     ) -> Result<Self, AttachError> {
-        remove_leftover_host_end(host, &spec.name)?;
+        remove_host_end(host, &spec.name)?;
         let inside = Netlink::open(container)?;
-        make_room_through(host, &inside, container, &spec.interface)?;
+        make_room(host, container, &spec.interface)?;
         Self::create_in_room(host, &inside, container, spec, host_mac)
     }
 
@@ -72,6 +73,53 @@ impl VethPair {
         let change = LinkChange::of(pair.index).mark(&spec.name).up();
         netlink.call(&change.request(&pair.interface))?;
         Ok(pair)
+    }
+
+    /// Takes up the pair that a killed run left; [`place_of`](super::leftovers::place_of) has found it.
+    pub(super) fn adopt(
+        host: &Host,
+        spec: &ContainerSpec,
+        host_mac: MacAddr,
+    ) -> Result<Self, AttachError> {
+        let name = host_end_name(&spec.name);
+        let link = host.netlink().existing_link(&name)?;
+        let takeover = match host.take(&name, link.index) {
+            Err(TakeoverError::Taken { .. }) => return Err(held(&name, host, &spec.name)),
+            taken => taken?,
+        };
+        let pair = Self {
+            host: host.clone(),
+            index: link.index,
+            interface: name,
+            takeover: Some(takeover),
+            abandoned: false,
+        };
+        silence(host.namespace(), &pair.interface)?;
+        if let Some(change) = repair(&link, spec, host_mac) {
+            host.netlink().call(&change.request(&pair.interface))?;
+        }
+        Ok(pair)
+    }
+
+    /// Goes on with a pair that another process has made.
+    pub(crate) fn received(
+        host: &Host,
+        interface: String,
+        index: u32,
+        takeover: Option<Takeover>,
+    ) -> Self {
+        Self {
+            host: host.clone(),
+            interface,
+            index,
+            takeover,
+            abandoned: false,
+        }
+    }
+
+    /// Whether the kernel is kept from the host end.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.takeover.is_some()
     }
 
     /// Name of the host end.
@@ -108,6 +156,14 @@ impl VethPair {
     /// Leaves the pair as a killed process would.
     pub fn abandon(mut self) {
         self.abandoned = true;
+    }
+
+    /// Leaves the pair, and the kernel kept from it, to another process.
+    pub(crate) fn leave(mut self) {
+        self.abandoned = true;
+        if let Some(takeover) = self.takeover.take() {
+            takeover.leave();
+        }
     }
 
     fn delete(&self) -> Result<(), AttachError> {
@@ -184,96 +240,27 @@ fn free_group(netlink: &Netlink) -> Result<Option<u32>, AttachError> {
     Ok((FIRST..=LAST).find(|group| !used.contains(group)))
 }
 
-/// Sees to it that `container` has no interface by this name, so that one can be made.
-///
-/// What a killed run left is deleted. `host` is where the other end of a veth would be.
-///
-/// # Errors
-/// The interface is not ours, or its owner lives.
-pub fn make_room(
-    host: &Host,
-    container: &Namespace,
-    interface: &InterfaceName,
-) -> Result<(), AttachError> {
-    make_room_through(host, &Netlink::open(container)?, container, interface)
-}
-
-/// The same, with a socket in the container.
-pub(super) fn make_room_through(
-    host: &Host,
-    netlink: &Netlink,
-    container: &Namespace,
-    interface: &InterfaceName,
-) -> Result<(), AttachError> {
-    let Some(link) = netlink.link(interface.as_str())? else {
-        return Ok(());
-    };
-    let Some(owner) = owner(&link) else {
-        return Err(foreign(&link, container));
-    };
-    if link.kind.as_deref() == Some("tun") || is_taken(host, &host_end_name(owner))? {
-        return Err(AttachError::Held {
-            interface: link.name.clone(),
-            namespace: container.to_string(),
-            owner: owner.to_owned(),
-        });
-    }
-    info!("replacing {interface} in {container}, left by an earlier run");
-    tolerate_gone(netlink.delete_link(&link))
-}
-
-/// Whether a living process keeps the kernel off an interface.
-fn is_taken(host: &Host, interface: &str) -> Result<bool, AttachError> {
-    match host.netlink().link(interface)? {
-        None => Ok(false),
-        Some(link) => Ok(is_link_taken(host, &link)),
-    }
-}
-
-fn is_link_taken(host: &Host, link: &LinkFacts) -> bool {
-    matches!(
-        host.take(&link.name, link.index),
-        Err(TakeoverError::Taken { .. })
-    )
-}
-
-/// Deletes the host end that a killed run left, and with it the container's end. It may lack its
-/// alias, so the name alone tells: nobody else makes such.
-pub(super) fn remove_leftover_host_end(host: &Host, attachment: &str) -> Result<(), AttachError> {
-    let name = host_end_name(attachment);
-    let found = host.netlink().links(&[LinkSelector::Name(&name)])?;
-    let Some(link) = found.into_iter().flatten().next() else {
-        return Ok(());
-    };
-    if link.kind.as_deref() != Some("veth") {
-        return Err(foreign(&link, host.namespace()));
-    }
-    if is_link_taken(host, &link) {
-        return Err(AttachError::Held {
-            interface: name,
-            namespace: host.namespace().to_string(),
-            owner: attachment.to_owned(),
-        });
-    }
-    info!("replacing {name}, left by an earlier run");
-    tolerate_gone(host.netlink().delete_link(&link))
-}
-
-fn foreign(link: &LinkFacts, namespace: &Namespace) -> AttachError {
-    AttachError::ForeignInterface {
-        interface: link.name.clone(),
-        kind: link.kind.clone(),
-        namespace: namespace.to_string(),
-    }
-}
-
 /// It went with the namespace of its other end, or in a group.
-fn tolerate_gone(
+pub(super) fn tolerate_gone(
     result: Result<(), crate::control::kernel::NetlinkError>,
 ) -> Result<(), AttachError> {
     match result {
         Err(error) if error.is(&[libc::ENODEV]) => Ok(()),
         result => Ok(result?),
+    }
+}
+
+/// What a host end that was left lacks of what it shall be.
+fn repair(link: &LinkFacts, spec: &ContainerSpec, mac: MacAddr) -> Option<LinkChange> {
+    let sound = link.mac == Some(mac) && link.mtu == spec.mtu && link.up;
+    (!sound).then(|| LinkChange::of(link.index).mac(mac).mtu(spec.mtu).up())
+}
+
+fn held(interface: &str, host: &Host, attachment: &str) -> AttachError {
+    AttachError::Held {
+        interface: interface.to_owned(),
+        namespace: host.namespace().to_string(),
+        owner: attachment.to_owned(),
     }
 }
 

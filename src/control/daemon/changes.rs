@@ -120,6 +120,10 @@ impl Daemon {
                 self.publish(server);
                 server.watch(connection, self.live.plane.now());
             }
+            Request::TakeOver { format } => {
+                self.settle(batch, server);
+                self.offer(&asked, *format, server);
+            }
             _ => self.take_change(asked, batch, server),
         }
     }
@@ -135,6 +139,12 @@ impl Daemon {
         let Some((change, keys)) = request.change() else {
             return;
         };
+        if self.giving.is_some() {
+            let why = "another process is taking over; ask it in a moment";
+            let refusal = Refusal::new(RefusalCode::Unavailable, why);
+            let now = self.live.plane.now();
+            return server.respond(connection, &Response::Refused(refusal), now);
+        }
         let holders = Holders {
             connection: Some(connection.number()),
             process: match &descriptor {

@@ -9,10 +9,10 @@ use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
 use tracing::{info, warn};
 
 use crate::control::attach::{
-    AttachError, AttachRequest, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Placement,
-    attach, detach_all,
+    AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest,
+    Placement, attach, detach_all, remove_leftovers,
 };
-use crate::control::config::{ContainerDevice, Name, NetnsRef};
+use crate::control::config::{Config, ContainerDevice, Name, NetnsRef};
 use crate::control::kernel::watch::{NameKind, NetnsName};
 use crate::control::kernel::{KernelError, Namespace, NamespaceError};
 use crate::control::plan::{Change, Claim, ContainerLink, Entity};
@@ -20,6 +20,7 @@ use crate::data::engine::EngineEvent;
 use crate::data::event_loop::{AddDeviceError, Event, LoopDevice};
 use crate::data::relay::{AttachmentConfig, AttachmentExchange, RelayEvent};
 
+use super::journal::Entry;
 use super::live::{Live, LiveContainer, LiveLink, StepError};
 
 /// How long the NOS may take to answer a registration.
@@ -147,19 +148,34 @@ impl Live {
                 "{namespace} is another one by now"
             )));
         }
-        let attached = attach(&self.host, &namespace, request(name, link));
-        let attached = attached.map_err(StepError::new)?;
-        let (device, side, veth, report) = (
-            attached.device,
-            attached.side,
-            attached.veth,
-            attached.report,
-        );
+        let entry = Entry {
+            netns: link.netns.clone(),
+            ports: !link.ephemeral.is_empty(),
+        };
+        self.journal.attached(name, entry);
+        let wanted = request(name, link);
+        let received =
+            self.receive_link(name, &namespace, wanted.spec.clone(), wanted.placement)?;
+        let (attached, descriptor) = match received {
+            Some(received) => received,
+            None => {
+                let attached = attach(&self.host, &namespace, wanted).map_err(StepError::new)?;
+                (attached, self.number_descriptor())
+            }
+        };
+        let Attached {
+            device,
+            side,
+            veth,
+            report,
+            adopted,
+        } = attached;
         let live = LiveLink {
             side,
             veth,
             inspector: device.inspector(),
             report,
+            descriptor,
         };
         let added = self
             .plane
@@ -175,7 +191,8 @@ impl Live {
         for warning in &live.report.warnings {
             warn!(container = %name, "{warning}");
         }
-        info!(container = %name, device = %link.device, netns = %link.netns, "attached");
+        let how = if adopted { "adopted" } else { "attached" };
+        info!(container = %name, device = %link.device, netns = %link.netns, "{how}");
         if let Some(container) = self.containers.get_mut(name) {
             container.link = Some(live);
         }
@@ -213,6 +230,28 @@ impl Live {
         Ok(())
     }
 
+    /// Removes what a run that was killed left of containers that `config` does not have, or has
+    /// elsewhere.
+    pub(super) fn remove_leftovers(&mut self, config: &Config) {
+        for (name, entry) in self.journal.entries().clone() {
+            let wanted = config.container(&name);
+            if wanted.is_some_and(|wanted| wanted.netns == entry.netns) {
+                continue;
+            }
+            // Without its namespace there is nothing left.
+            let removed = open(&entry.netns).map_or(Ok(()), |namespace| {
+                remove_leftovers(&self.host, &namespace, name.as_str(), entry.ports)
+            });
+            match removed {
+                Ok(()) => {
+                    info!(container = %name, netns = %entry.netns, "nothing is left of it");
+                    self.journal.detached(&name);
+                }
+                Err(error) => warn!(container = %name, %error, "an earlier run left it"),
+            }
+        }
+    }
+
     /// Gives up the interface of a container that has it no more, as somebody moved it to another
     /// namespace: its device would live on there.
     pub(super) fn give_up_link(&mut self, name: &Name) {
@@ -223,6 +262,11 @@ impl Live {
     /// Takes containers' interfaces away. What cannot be undone inside is logged, and the rest is
     /// undone: a container that goes can always go.
     pub(super) fn detach(&mut self, names: &[Name]) -> Vec<Result<(), StepError>> {
+        let links = names
+            .iter()
+            .filter_map(|name| self.containers.get(name)?.link.as_ref());
+        let descriptors: Vec<_> = links.map(|link| link.descriptor).collect();
+        self.keeping.forget(&descriptors);
         let mut detachments = Vec::with_capacity(names.len());
         for name in names {
             let container = self.containers.get_mut(name);
@@ -237,6 +281,7 @@ impl Live {
         let outcomes = detach_all(&self.host, detachments, self.pace);
         for (name, outcome) in names.iter().zip(outcomes) {
             log_detached(name, Some(outcome));
+            self.journal.detached(name);
         }
         names.iter().map(|_| Ok(())).collect()
     }

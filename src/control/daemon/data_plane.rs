@@ -2,6 +2,7 @@
 
 use std::io;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::Waker;
@@ -16,7 +17,7 @@ use crate::control::config::{IoUring, RelayConfig, Threads};
 use crate::data::device::{CaptureSink, Injection, Unavailable, Uring, UringReport};
 use crate::data::engine::Engine;
 use crate::data::event_loop::{
-    AddDeviceError, DeviceReport, Ended, Event, EventLoop, Listener, LoopDevice, LoopHandle,
+    AddDeviceError, DeviceReport, Ended, Event, EventLoop, Listener, LoopDevice, LoopHandle, Mode,
     SetCaptureError, Stopped, TurnTimes,
 };
 use crate::data::relay::Relay;
@@ -72,7 +73,7 @@ impl Listener for Queue {
 
 impl DataPlane {
     /// Starts one data thread or two. `waker` is called when there are events.
-    pub(super) fn start(settings: &RelayConfig, waker: Waker) -> io::Result<Self> {
+    pub(super) fn start(settings: &RelayConfig, waker: Arc<Waker>) -> io::Result<Self> {
         let buffers = usize::try_from(settings.buffers.get()).unwrap_or(usize::MAX);
         let ring = usize::try_from(settings.ring.get()).unwrap_or(usize::MAX);
         let pool = FramePool::new(buffers, MAX_FRAME);
@@ -80,7 +81,7 @@ impl DataPlane {
         let (sender, events) = unbounded();
         let listener = Queue {
             events: sender,
-            waker: Arc::new(waker),
+            waker,
         };
         let epoch = std::time::Instant::now();
         let spawn = |name: &str, event_loop: EventLoop| {
@@ -260,6 +261,29 @@ impl DataPlane {
     /// What happened on the data threads.
     pub(super) fn events(&self) -> &Receiver<Event> {
         &self.events
+    }
+
+    /// Has all data threads receive and send, or not.
+    pub(super) fn set_mode(&self, mode: Mode) -> Result<(), Stopped> {
+        self.relay.set_mode(mode)?;
+        self.nos.set_mode(mode)
+    }
+
+    /// Receives nothing from now on, and waits up to `limit` until all that was received is sent.
+    /// Returns whether it is.
+    pub(super) fn drain(&self, limit: Duration) -> Result<bool, Stopped> {
+        self.set_mode(Mode::Draining)?;
+        let deadline = std::time::Instant::now() + limit;
+        loop {
+            // What the relay takes from the NOS is for containers, and gives the NOS nothing to do.
+            if self.nos.is_quiet()? && self.relay.is_quiet()? {
+                return Ok(true);
+            }
+            if std::time::Instant::now() >= deadline {
+                return Ok(false);
+            }
+            thread::yield_now();
+        }
     }
 
     /// Ends the data threads, and returns the devices that they still had.

@@ -12,14 +12,18 @@ use tracing::error;
 
 use crate::control::attach::{Detachment, Host, Pace, ParkedSide, SideReport, VethPair, close_all};
 use crate::control::config::Name;
+use crate::control::handover::Descriptor;
 use crate::control::kernel::takeover::Takeover;
 use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceId};
 use crate::control::plan::{Entity, Network};
-use crate::data::device::{CaptureWriter, Inspector};
+use crate::data::device::{CaptureWriter, FrameDevice, Inspector};
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 
 use super::data_plane::DataPlane;
+use super::giving::{FIRST_DEVICE, Keeping};
 use super::identifiers::Identifiers;
+use super::inherited::Inherited;
+use super::journal::Journal;
 use super::routes::ToldRoutes;
 
 /// Why a step was refused, in words for the operator.
@@ -66,10 +70,18 @@ pub(super) struct Live {
     pub(super) moved: BTreeSet<Name>,
     /// How fast interfaces are taken away.
     pub(super) pace: Pace,
+    /// Where containers are attached, for the next run.
+    pub(super) journal: Journal,
+    /// What outlives us with the service manager.
+    pub(super) keeping: Keeping,
+    /// What an earlier process had open, and is not taken up yet.
+    pub(super) inherited: Inherited,
+    /// The greatest number of a descriptor so far.
+    pub(super) last_descriptor: Descriptor,
 }
 
 impl Live {
-    pub(super) fn new(host: Host, plane: DataPlane) -> Self {
+    pub(super) fn new(host: Host, plane: DataPlane, keeping: Keeping) -> Self {
         Self {
             host,
             plane,
@@ -84,6 +96,10 @@ impl Live {
             told_routes: ToldRoutes::default(),
             moved: BTreeSet::new(),
             pace: Pace::BesideTraffic,
+            journal: Journal::none(),
+            keeping,
+            inherited: Inherited::default(),
+            last_descriptor: FIRST_DEVICE,
         }
     }
 
@@ -133,6 +149,7 @@ impl Live {
 
     /// Ends the data threads, and closes what they had.
     pub(super) fn stop(self) {
+        self.journal.remove();
         let left = self.plane.stop();
         for (interface, _) in &left {
             error!(%interface, "its device was still open");
@@ -159,6 +176,8 @@ pub(super) struct LiveLink {
     pub(super) inspector: Inspector,
     /// How it was when it was looked at last.
     pub(super) report: SideReport,
+    /// By what the next process is told of it.
+    pub(super) descriptor: Descriptor,
 }
 
 impl LiveLink {
@@ -199,6 +218,16 @@ pub(super) struct LiveUplink {
     pub(super) device: Option<LiveDevice>,
 }
 
+/// The device of an uplink before a data thread has it.
+#[derive(Debug)]
+pub(super) struct OpenUplink {
+    pub(super) device: Box<dyn FrameDevice>,
+    pub(super) facts: LinkFacts,
+    pub(super) takeover: Option<Takeover>,
+    pub(super) descriptor: Descriptor,
+    pub(super) long_frames: bool,
+}
+
 /// The device of an uplink.
 #[derive(Debug)]
 pub(super) struct LiveDevice {
@@ -208,6 +237,9 @@ pub(super) struct LiveDevice {
     /// What the NOS was told last.
     pub(super) told: LinkState,
     /// Keeps the kernel from answering what is ours, as long as it lives.
-    #[expect(dead_code, reason = "lives as long as the device is open")]
     pub(super) takeover: Option<Takeover>,
+    /// By what the next process is told of it.
+    pub(super) descriptor: Descriptor,
+    /// It was opened for super-frames that are longer than a buffer.
+    pub(super) long_frames: bool,
 }

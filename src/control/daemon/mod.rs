@@ -30,6 +30,9 @@
 //! ([`leases`]).
 //!
 //! End (SIGTERM, SIGINT): nothing is wanted any more, and so everything is taken away.
+//!
+//! Replacement ([`crate::control::handover`]): the next process takes up what this one has open
+//! ([`giving`], [`inherited`]). SIGUSR1 ends this one for the next to come: everything stays in place.
 
 mod answers;
 mod captures;
@@ -37,8 +40,11 @@ mod changes;
 mod containers;
 mod data_plane;
 mod executor;
+mod giving;
 mod identifiers;
+mod inherited;
 mod injections;
+mod journal;
 mod leases;
 mod live;
 mod news;
@@ -55,11 +61,12 @@ mod watching;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token, Waker};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -67,13 +74,16 @@ use tracing::{error, info, warn};
 use crate::control::api::{self, Access, Peer, Server};
 use crate::control::attach::{AttachError, Host, Pace};
 use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
+use crate::control::handover::{self, HandoverError, Inheritance, Memory, Taking};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::control::plan::Entity;
 use crate::control::store::{Embedded, Store, StoreError};
-use crate::data::event_loop::Stopped;
+use crate::data::event_loop::{Mode, Stopped};
 
 use data_plane::DataPlane;
+use giving::{Giving, Keeping};
+use journal::Journal;
 use leases::Processes;
 use live::Live;
 use reconcile::Reconciler;
@@ -86,6 +96,7 @@ const KERNEL: Token = Token(2);
 const LEASES: Token = Token(3);
 /// The first of several.
 const CONTROL: Token = Token(4);
+const HANDOVER: Token = Token(CONTROL.0 + Server::TOKENS);
 
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, Error)]
@@ -116,6 +127,9 @@ pub enum DaemonError {
     /// What was registered at run time cannot be kept.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Nothing was taken over.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// A data thread has ended by itself.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -142,61 +156,211 @@ pub struct DaemonOptions {
     pub state: Option<PathBuf>,
     /// Whether something of the configuration that is missing or refused at start ends the process.
     pub strict: bool,
+    /// Whether everything is taken over from the process that runs.
+    pub takeover: bool,
 }
 
-/// Runs the daemon until a signal ends it.
+/// Runs the daemon until a signal ends it, or another process takes over.
 ///
 /// # Errors
 ///
-/// [`DaemonError`]; everything that was put in place has been undone.
+/// [`DaemonError`]; everything that was put in place has been undone. What could not be taken over is
+/// left as it was.
 pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let poll = Poll::new().map_err(DaemonError::start("create an epoll instance"))?;
     // Signals first: one that arrives while a large configuration is read must not kill us.
-    let mut signals =
-        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(DaemonError::start("catch signals"))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])
+        .map_err(DaemonError::start("catch signals"))?;
     poll.registry()
         .register(&mut signals, SIGNALS, Interest::READABLE)
         .map_err(DaemonError::start("watch signals"))?;
-    let file = ConfigFile::load(&options.config)?;
-    let config = file.config(&Overlay::default())?;
-    let server = Server::bind(&options.control, &config.control, poll.registry(), CONTROL)?;
-    let mut processes = Processes::new().map_err(DaemonError::start("watch processes"))?;
-    let registered = processes.register(poll.registry(), LEASES);
-    registered.map_err(DaemonError::start("watch processes"))?;
-    let registry = Registry::open(file, open_store(options)?, |process| {
-        processes.take_up(process)
-    })?;
-    let config = registry.file.config(&registry.overlay)?;
-    let waker =
-        Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
-    let namespace = Namespace::current()?;
-    let watch = KernelWatch::open(&namespace)?;
-    let registered = watch.register(poll.registry(), KERNEL);
-    registered.map_err(DaemonError::start("watch the kernel"))?;
-    let host = Host::open(namespace)?;
-    let plane =
-        DataPlane::start(&config.relay, waker).map_err(DaemonError::start("start data threads"))?;
-    yield_to_data_threads();
-    let mut daemon = Daemon {
-        live: Live::new(host, plane),
-        reconciler: Reconciler::new(),
-        watch,
-        config_path: options.config.clone(),
-        settings: config.relay.clone(),
-        access: config.control.clone(),
-        registry,
-        processes,
-        connections: BTreeMap::new(),
-        drops: DropWatch::default(),
+    let (mut daemon, server) = match options.takeover {
+        true => take_over(options, &poll)?,
+        false => start(options, &poll)?,
     };
-    daemon.follow(config);
     let result = daemon.check_strictness(options.strict).and_then(|()| {
         announce_ready();
         serve(&mut daemon, poll, signals, server)
     });
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    daemon.stop();
-    result
+    match result {
+        Ok(End::Left) => {
+            daemon.leave();
+            Ok(())
+        }
+        Ok(End::Stopped) => {
+            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            daemon.stop();
+            Ok(())
+        }
+        Err(error) => {
+            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            daemon.stop();
+            Err(error)
+        }
+    }
+}
+
+/// How the daemon ends.
+enum End {
+    /// Nothing is wanted any more.
+    Stopped,
+    /// Everything is the next process's.
+    Left,
+}
+
+/// Starts with what an earlier process has left, if anything.
+fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), DaemonError> {
+    let file = ConfigFile::load(&options.config)?;
+    let config = file.config(&Overlay::default())?;
+    let server = Server::bind(&options.control, &config.control, poll.registry(), CONTROL)?;
+    let (store, inheritance) = handover::received();
+    let mut base = Base::open(poll)?;
+    let mut registry = base.registry(file, open_store(options)?)?;
+    if let (None, Some(inheritance)) = (&options.state, &inheritance) {
+        registry.register(&overlay_of(inheritance));
+    }
+    let config = registry.file.config(&registry.overlay)?;
+    let keeping = Keeping::of(store);
+    let waker = Arc::clone(&base.waker);
+    let mut daemon = base.daemon(options, &config, registry, keeping)?;
+    if let Some(inheritance) = inheritance {
+        let memory = inheritance.manifest.memory.clone();
+        match daemon.inherit(inheritance) {
+            Ok(()) => daemon.go_on(memory)?,
+            Err(error) => {
+                warn!("{error}; starting anew");
+                let (keeping, registry, processes) = daemon.abandon();
+                let base = Base::with(poll, waker, processes)?;
+                daemon = base.daemon(options, &config, registry, keeping)?;
+            }
+        }
+    }
+    daemon.live.release_inherited();
+    daemon.live.journal = Journal::open(&options.control);
+    daemon.live.remove_leftovers(&config);
+    daemon.follow(config);
+    daemon.store();
+    Ok((daemon, server))
+}
+
+/// Takes over from the process that runs.
+fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), DaemonError> {
+    // A bad file is none of the running process's business.
+    let file = ConfigFile::load(&options.config)?;
+    let config = file.config(&Overlay::default())?;
+    let (mut taking, mut inheritance) = Taking::ask(&options.control)?;
+    let Some(control) = inheritance.take_control() else {
+        let why = "its control socket is missing".to_owned();
+        return Err(HandoverError::Unfit(why).into());
+    };
+    let registered = overlay_of(&inheritance);
+    let mut base = Base::open(poll)?;
+    let registry = base.registry(file, None)?;
+    let keeping = Keeping::of(handover::Store::of_environment());
+    let mut daemon = base.daemon(options, &config, registry, keeping)?;
+    let taken = daemon.inherit(inheritance).and_then(|()| {
+        let memory = taking.prepared()?;
+        taking.ready()?;
+        Ok(memory)
+    });
+    let begun = match taken {
+        Ok(memory) => daemon.go_on(memory),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = begun {
+        daemon.leave();
+        return Err(error);
+    }
+    info!("took over");
+    if let Err(error) = taking.wait_for_end() {
+        warn!(%error, "the process before takes long to end");
+    }
+    daemon.registered_again(options, &registered);
+    let server = Server::received(&options.control, control, poll.registry(), CONTROL)?;
+    let config = daemon.registry.file.config(&daemon.registry.overlay)?;
+    daemon.live.release_inherited();
+    daemon.live.journal = Journal::open(&options.control);
+    daemon.follow(config.clone());
+    daemon.live.remove_leftovers(&config);
+    daemon.store();
+    Ok((daemon, server))
+}
+
+/// What was registered beside the configuration of an earlier process.
+fn overlay_of(inheritance: &Inheritance) -> Overlay {
+    let handed = inheritance.manifest.overlay.iter();
+    let records = handed.map(|(name, json)| (name.as_str(), json.as_bytes()));
+    Overlay::of_records(records).unwrap_or_else(|bad| {
+        warn!("what was registered at run time is lost: {bad}");
+        Overlay::default()
+    })
+}
+
+/// What a daemon is made of before it has anything in place.
+struct Base {
+    watch: KernelWatch,
+    host: Host,
+    waker: Arc<Waker>,
+    processes: Processes,
+}
+
+impl Base {
+    fn open(poll: &Poll) -> Result<Self, DaemonError> {
+        let waker =
+            Waker::new(poll.registry(), EVENTS).map_err(DaemonError::start("create an eventfd"))?;
+        let processes = Processes::new().map_err(DaemonError::start("watch processes"))?;
+        let registered = processes.register(poll.registry(), LEASES);
+        registered.map_err(DaemonError::start("watch processes"))?;
+        Self::with(poll, Arc::new(waker), processes)
+    }
+
+    fn with(poll: &Poll, waker: Arc<Waker>, processes: Processes) -> Result<Self, DaemonError> {
+        let namespace = Namespace::current()?;
+        let watch = KernelWatch::open(&namespace)?;
+        let registered = watch.register(poll.registry(), KERNEL);
+        registered.map_err(DaemonError::start("watch the kernel"))?;
+        let host = Host::open(namespace)?;
+        Ok(Self {
+            watch,
+            host,
+            waker,
+            processes,
+        })
+    }
+
+    /// What `store` holds beside a file.
+    fn registry(
+        &mut self,
+        file: ConfigFile,
+        store: Option<Box<dyn Store>>,
+    ) -> Result<Registry, StoreError> {
+        Registry::open(file, store, |process| self.processes.take_up(process))
+    }
+
+    fn daemon(
+        self,
+        options: &DaemonOptions,
+        config: &Config,
+        registry: Registry,
+        keeping: Keeping,
+    ) -> Result<Daemon, DaemonError> {
+        let plane = DataPlane::start(&config.relay, self.waker)
+            .map_err(DaemonError::start("start data threads"))?;
+        yield_to_data_threads();
+        Ok(Daemon {
+            live: Live::new(self.host, plane, keeping),
+            reconciler: Reconciler::new(),
+            watch: self.watch,
+            config_path: options.config.clone(),
+            settings: config.relay.clone(),
+            access: config.control.clone(),
+            registry,
+            processes: self.processes,
+            connections: BTreeMap::new(),
+            drops: DropWatch::default(),
+            giving: None,
+        })
+    }
 }
 
 fn open_store(options: &DaemonOptions) -> Result<Option<Box<dyn Store>>, StoreError> {
@@ -236,7 +400,7 @@ fn serve(
     mut poll: Poll,
     mut signals: Signals,
     mut server: Server,
-) -> Result<(), DaemonError> {
+) -> Result<End, DaemonError> {
     let mut events = Events::with_capacity(64);
     let mut more = false;
     loop {
@@ -249,21 +413,38 @@ fn serve(
         for event in &events {
             server.handle_ready(event.token(), now);
         }
+        if daemon.advance_giving() {
+            info!("handed over");
+            server.leave();
+            return Ok(End::Left);
+        }
         // What happened comes before what is asked, so that answers are of the present.
         daemon.heal()?;
-        daemon.end_leases(&mut server);
+        if daemon.giving.is_none() {
+            daemon.end_leases(&mut server);
+        }
         more = daemon.take_requests(&mut server);
         daemon.write_again();
         for signal in signals.pending() {
             match signal {
                 SIGHUP => daemon.reload(),
+                SIGUSR1 => {
+                    info!("ending, and leaving everything in place");
+                    daemon.end_giving();
+                    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                    daemon.drain();
+                    daemon.store();
+                    return Ok(End::Left);
+                }
                 _ => {
                     info!(signal, "stopping");
-                    return Ok(());
+                    daemon.end_giving();
+                    return Ok(End::Stopped);
                 }
             }
         }
         daemon.publish(&mut server);
+        daemon.keep();
     }
 }
 
@@ -282,9 +463,61 @@ pub(crate) struct Daemon {
     /// Who made the connections that hold something.
     connections: BTreeMap<u64, Peer>,
     drops: DropWatch,
+    /// A conversation with the process that takes over.
+    giving: Option<Giving>,
 }
 
 impl Daemon {
+    /// Takes up what an earlier process had open, by the configuration that it followed. Nothing is
+    /// received or sent until [`Self::go_on`].
+    fn inherit(&mut self, inheritance: Inheritance) -> Result<(), HandoverError> {
+        let manifest = &inheritance.manifest;
+        let unfit = |errors: ConfigErrors| {
+            HandoverError::Unfit(format!(
+                "its configuration is not understood here:\n{errors}"
+            ))
+        };
+        let file = ConfigFile::parse(&manifest.file, &manifest.text).map_err(unfit)?;
+        let config = file.config(&overlay_of(&inheritance)).map_err(unfit)?;
+        let still = self.live.plane.set_mode(Mode::Still);
+        still.map_err(|stopped| HandoverError::Unfit(stopped.to_string()))?;
+        self.live.receive(inheritance)?;
+        self.reconciler.inherit(&config, &mut self.live)
+    }
+
+    /// Begins to receive and send.
+    fn go_on(&mut self, memory: Memory) -> Result<(), DaemonError> {
+        self.live.remember(memory);
+        Ok(self.live.plane.set_mode(Mode::Running)?)
+    }
+
+    /// How long the process that takes over is waited for.
+    fn patience(&self) -> Option<Duration> {
+        let giving = self.giving.as_ref()?;
+        Some(giving.deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Opens what keeps registrations, which the process before has closed. Without it they last as
+    /// long as this process.
+    fn registered_again(&mut self, options: &DaemonOptions, handed: &Overlay) {
+        let file = &self.registry.file;
+        let opened = ConfigFile::parse(file.name(), file.text());
+        let opened = opened.map_err(|error| error.to_string()).and_then(|file| {
+            let store = open_store(options).map_err(|error| error.to_string())?;
+            let processes = &mut self.processes;
+            let registry = Registry::open(file, store, |process| processes.take_up(process));
+            registry.map_err(|error| error.to_string())
+        });
+        match opened {
+            Ok(registry) if options.state.is_some() => self.registry = registry,
+            Ok(_) => self.registry.register(handed),
+            Err(error) => {
+                error!("{error}; what is registered at run time ends with this process");
+                self.registry.register(handed);
+            }
+        }
+    }
+
     /// Wants `config` from now on.
     fn follow(&mut self, config: Config) {
         self.reconciler.want(config, &mut self.watch);
@@ -297,6 +530,9 @@ impl Daemon {
 
     /// Looks at what happened, and puts it right.
     fn heal(&mut self) -> Result<(), DaemonError> {
+        if self.giving.is_some() {
+            return Ok(());
+        }
         let kernel = self.handle_kernel_events();
         let data = self.handle_data_events()?;
         let due = self.pause().is_some_and(|pause| pause.is_zero());
@@ -316,7 +552,8 @@ impl Daemon {
         let due = due.min().map(|at| at.since(self.live.plane.now()));
         let again = self.registry.again_at;
         let again = again.map(|at| at.saturating_duration_since(Instant::now()));
-        [due, self.pause(), again].into_iter().flatten().min()
+        let pauses = [due, self.pause(), again, self.patience(), self.keep_in()];
+        pauses.into_iter().flatten().min()
     }
 
     /// Writes what could not be written, if it is time.
@@ -358,6 +595,8 @@ impl Daemon {
 
     /// Reads the configuration again and follows it. A bad file changes nothing.
     fn reload(&mut self) {
+        self.end_giving();
+        self.keep_at_once();
         let _ = NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
         match self.load() {
@@ -387,6 +626,7 @@ impl Daemon {
     }
 
     fn stop(mut self) {
+        self.live.keeping.clear();
         self.live.pace = Pace::AtOnce;
         self.reconciler.undo_all(&mut self.live);
         self.live.stop();

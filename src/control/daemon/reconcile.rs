@@ -266,6 +266,28 @@ impl Reconciler {
         self.watch_refused(&config, live, watch);
     }
 
+    /// The state that `config` wants of what is there.
+    pub(super) fn wanted_of(&mut self, config: &Config, live: &Live) -> State {
+        let observed = self.observe(config, live);
+        Want::of(config, &observed).state
+    }
+
+    /// Carries out what differs from `wanted`, and says what is refused.
+    pub(super) fn take_up(
+        &mut self,
+        wanted: &State,
+        config: &Config,
+        live: &mut Live,
+    ) -> Result<(), String> {
+        let groups = plan(&self.state, wanted, &BTreeSet::new());
+        let outcome = carry_out(groups, &mut self.state, live);
+        if let Some(failure) = outcome.failed.first() {
+            return Err(format!("{}: {}", failure.entity, failure.cause));
+        }
+        self.set_routes(config, live);
+        Ok(())
+    }
+
     /// Watches inside of namespaces to which something denies us access, such as an interface or a
     /// route of somebody else: that it goes away is worth another attempt.
     fn watch_refused(&mut self, config: &Config, live: &Live, watch: &mut KernelWatch) {

@@ -101,6 +101,16 @@ impl Registry {
         Ok(registry)
     }
 
+    /// Registers what another process had registered, as far as it fits.
+    pub(super) fn register(&mut self, handed: &Overlay) {
+        let (adopted, notes) = self.file.adopt(handed, Orphans::Stay);
+        for note in notes {
+            info!("registered at run time no more: {note}");
+        }
+        let fitted = self.file.fit(&self.overlay, &adopted);
+        self.set(fitted);
+    }
+
     /// What is registered from now on.
     pub(super) fn set(&mut self, fitted: Fitted) {
         for (one, reason) in fitted.aside.registrations() {

@@ -11,13 +11,13 @@ use tracing::{info, warn};
 
 use crate::control::attach::{self, offloads};
 use crate::control::config::{Name, UplinkDevice};
+use crate::control::handover::Descriptor;
 use crate::control::kernel::LinkFacts;
-use crate::control::kernel::takeover::Takeover;
 use crate::control::plan::{Change, Network, OpenDevice};
 use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
 use crate::data::event_loop::{AddDeviceError, LoopDevice, Stopped};
 
-use super::live::{Live, LiveDevice, LiveUplink, StepError};
+use super::live::{Live, LiveDevice, LiveUplink, OpenUplink, StepError};
 
 /// Whether an interface carries packets.
 fn link_state(facts: &LinkFacts) -> LinkState {
@@ -143,12 +143,18 @@ impl Live {
         let Some(id) = self.uplinks.get(name).map(|uplink| uplink.id) else {
             return Err(StepError::new("the NOS does not know it"));
         };
-        let (device, takeover) = match &wanted.device {
-            UplinkDevice::Packet(_) => self.open_packet(wanted)?,
-            UplinkDevice::Tap(_) => (self.open_tap(wanted)?, None),
+        let opened = match self.receive_uplink(name, wanted)? {
+            Some(received) => received,
+            None => self.make(wanted)?,
         };
+        let OpenUplink {
+            device,
+            facts,
+            takeover,
+            descriptor,
+            long_frames,
+        } = opened;
         let inspector = device.inspector();
-        let facts = self.facts_of(wanted)?;
         let interface = Interface::Uplink(id);
         let added = self.plane.add_device(interface, LoopDevice::from(device));
         if let Err(AddDeviceError { device, source }) = added {
@@ -165,16 +171,33 @@ impl Live {
                 facts: facts.clone(),
                 told: LinkState::Down,
                 takeover,
+                descriptor,
+                long_frames,
             });
         }
         self.follow_link(name, facts);
         Ok(())
     }
 
+    fn make(&mut self, wanted: &OpenDevice) -> Result<OpenUplink, StepError> {
+        let descriptor = self.number_descriptor();
+        match &wanted.device {
+            UplinkDevice::Packet(_) => self.open_packet(wanted, descriptor),
+            UplinkDevice::Tap(_) => Ok(OpenUplink {
+                device: self.open_tap(wanted)?,
+                facts: self.facts_of(wanted)?,
+                takeover: None,
+                descriptor,
+                long_frames: false,
+            }),
+        }
+    }
+
     fn open_packet(
         &self,
         wanted: &OpenDevice,
-    ) -> Result<(Box<dyn FrameDevice>, Option<Takeover>), StepError> {
+        descriptor: Descriptor,
+    ) -> Result<OpenUplink, StepError> {
         let facts = self.facts_of(wanted)?;
         let takeover = self.host.take(&facts.name, facts.index);
         let takeover = takeover.map_err(StepError::new)?;
@@ -186,7 +209,13 @@ impl Live {
         };
         let open = || PacketSocket::open(&facts.name, options);
         let socket = self.host.namespace().run(open).map_err(StepError::new)?;
-        Ok((Box::new(socket.map_err(StepError::new)?), Some(takeover)))
+        Ok(OpenUplink {
+            device: Box::new(socket.map_err(StepError::new)?),
+            facts,
+            takeover: Some(takeover),
+            descriptor,
+            long_frames: options.long_frames,
+        })
     }
 
     fn open_tap(&self, wanted: &OpenDevice) -> Result<Box<dyn FrameDevice>, StepError> {
@@ -208,7 +237,7 @@ impl Live {
     }
 
     /// What the kernel says of the interface: under its present name, if it was renamed.
-    fn facts_of(&self, wanted: &OpenDevice) -> Result<LinkFacts, StepError> {
+    pub(super) fn facts_of(&self, wanted: &OpenDevice) -> Result<LinkFacts, StepError> {
         let name = wanted.device.interface().as_str();
         let by_name = self.host.link(name).map_err(StepError::new)?;
         let facts = match by_name {
@@ -228,6 +257,9 @@ impl Live {
         };
         let (id, open) = (uplink.id, uplink.device.take());
         self.leave_link(id);
+        if let Some(open) = &open {
+            self.keeping.forget(&[open.descriptor]);
+        }
         self.set_link(id, LinkState::Down);
         let device = self.take_device(Interface::Uplink(id));
         drop(device);

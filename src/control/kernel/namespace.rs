@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// An open network namespace.
@@ -31,7 +32,7 @@ pub struct NamespaceName {
 }
 
 /// What makes two handles the same namespace: device and inode of its file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NamespaceId {
     device: u64,
     inode: u64,

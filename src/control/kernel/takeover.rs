@@ -29,7 +29,9 @@ mod message;
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use netlink_sys::{Socket, SocketAddr};
 use parking_lot::Mutex;
@@ -66,6 +68,8 @@ pub struct Takeovers {
 struct Owner {
     namespace: String,
     socket: Mutex<Socket>,
+    /// Somebody else has the socket too, so that closing it removes nothing.
+    shared: AtomicBool,
 }
 
 /// Why an interface could not be taken from the kernel.
@@ -128,6 +132,7 @@ impl Takeovers {
                 owner: Arc::new(Owner {
                     namespace: namespace.to_string(),
                     socket: Mutex::new(socket),
+                    shared: AtomicBool::new(false),
                 }),
             }),
             Err(source) => Err(explain(
@@ -135,6 +140,42 @@ impl Takeovers {
                 &namespace.to_string(),
                 "an interface",
             )),
+        }
+    }
+
+    /// Goes on with the socket of another process, which was given by [`Self::duplicate`].
+    #[must_use]
+    pub fn received(namespace: &Namespace, socket: OwnedFd) -> Self {
+        // SAFETY: the descriptor is given up here, and belongs to the socket from now on.
+        let socket = unsafe { Socket::from_raw_fd(socket.into_raw_fd()) };
+        Self {
+            owner: Arc::new(Owner {
+                namespace: namespace.to_string(),
+                socket: Mutex::new(socket),
+                shared: AtomicBool::new(true),
+            }),
+        }
+    }
+
+    /// The socket, for another process: what was taken stays taken while any of the two has it.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.owner.shared.store(true, Ordering::Relaxed);
+        let socket = self.owner.socket.lock();
+        // SAFETY: the socket keeps its descriptor open for as long as it is borrowed.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+        descriptor.try_clone_to_owned()
+    }
+
+    /// An interface that was taken on this socket before, by another process.
+    pub(crate) fn taken(&self, interface: &str, index: u32) -> Takeover {
+        Takeover {
+            owner: Arc::clone(&self.owner),
+            interface: interface.to_owned(),
+            index,
+            held: true,
         }
     }
 
@@ -207,6 +248,11 @@ impl Takeover {
         Takeovers::open(namespace)?.take(interface, index)
     }
 
+    /// Leaves the interface taken for as long as the socket is open, here or in another process.
+    pub fn leave(mut self) {
+        self.held = false;
+    }
+
     /// The interface that was taken.
     #[must_use]
     pub fn interface(&self) -> &str {
@@ -217,7 +263,9 @@ impl Takeover {
 impl Drop for Takeover {
     fn drop(&mut self) {
         // The last one closes the socket, with which the kernel removes the table.
-        if self.held && Arc::strong_count(&self.owner) > 1 {
+        let stays_open =
+            Arc::strong_count(&self.owner) > 1 || self.owner.shared.load(Ordering::Relaxed);
+        if self.held && stays_open {
             let owner = Arc::clone(&self.owner);
             owner.remove(std::slice::from_mut(self));
         }

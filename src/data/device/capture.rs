@@ -36,6 +36,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
 use nos_shim::frame::{Burst, FramePool};
 use nos_shim::offload::Capabilities;
 use thiserror::Error;
@@ -174,6 +175,14 @@ impl<D: FrameDevice> FrameDevice for Captured<D> {
 
     fn set_coalescing(&mut self, on: bool) {
         self.device.set_coalescing(on);
+    }
+
+    fn set_persistent(&mut self, on: bool) -> Result<(), Errno> {
+        self.device.set_persistent(on)
+    }
+
+    fn leave(&mut self) {
+        self.device.leave();
     }
 
     fn asks_for_injection(&mut self) -> bool {

@@ -4,13 +4,14 @@
 //! So a data thread does not ask: whoever opens a device takes an [`Inspector`] first, and keeps it.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
-use tun_tap::Iface;
 
+use super::plain_tap::PlainInterface;
 use super::{memory, packet, tap};
 
 /// Whether an interface works.
@@ -47,7 +48,7 @@ pub struct Inspector {
 #[derive(Debug)]
 enum View {
     Tap(Weak<OwnedFd>),
-    PlainTap(Weak<Iface>),
+    PlainTap(Weak<PlainInterface>),
     Packet(Weak<OwnedFd>),
     Memory(Weak<memory::Queue>),
 }
@@ -57,7 +58,7 @@ impl Inspector {
         Self::new(View::Tap(Arc::downgrade(fd)))
     }
 
-    pub(super) fn of_plain_tap(interface: &Arc<Iface>) -> Self {
+    pub(super) fn of_plain_tap(interface: &Arc<PlainInterface>) -> Self {
         Self::new(View::PlainTap(Arc::downgrade(interface)))
     }
 
@@ -81,14 +82,32 @@ impl Inspector {
     pub fn link(&self) -> LinkState {
         let state = match &self.view {
             View::Tap(fd) => fd.upgrade().map(tap::link),
-            View::PlainTap(interface) => interface.upgrade().map(|interface| {
-                // SAFETY: the interface keeps its descriptor open for as long as it is borrowed.
-                tap::link(unsafe { BorrowedFd::borrow_raw(interface.as_raw_fd()) })
-            }),
+            View::PlainTap(interface) => {
+                let interface = interface.upgrade();
+                interface.map(|interface| tap::link(&*interface))
+            }
             View::Packet(fd) => fd.upgrade().map(|fd| packet::link(&fd)),
             View::Memory(incoming) => incoming.upgrade().map(|incoming| incoming.link()),
         };
         state.unwrap_or(LinkState::Gone)
+    }
+
+    /// Another descriptor of the device, for another process; `None` once the device is closed, or
+    /// if it has none.
+    ///
+    /// # Errors
+    ///
+    /// The process has no descriptor left.
+    pub fn duplicate(&self) -> io::Result<Option<OwnedFd>> {
+        let duplicate = match &self.view {
+            View::Tap(fd) | View::Packet(fd) => fd.upgrade().map(|fd| fd.try_clone()),
+            View::PlainTap(interface) => {
+                let interface = interface.upgrade();
+                interface.map(|interface| interface.as_fd().try_clone_to_owned())
+            }
+            View::Memory(_) => None,
+        };
+        duplicate.transpose()
     }
 
     /// Frames that the kernel had for us and lost because its queue was full, so far. Of a TAP

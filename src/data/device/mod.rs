@@ -39,6 +39,7 @@ mod inspector;
 mod memory;
 mod packet;
 mod plain_tap;
+mod received;
 #[cfg(test)]
 mod refusing;
 mod tap;
@@ -53,6 +54,7 @@ use nix::errno::Errno;
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::frame::{BATCH, Burst, Frame, FramePool};
 use nos_shim::offload::Capabilities;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::interface_name::InterfaceName;
@@ -66,6 +68,7 @@ pub use inspector::{Inspector, LinkState};
 pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
 pub use packet::{PacketOptions, PacketSocket};
 pub use plain_tap::PlainTap;
+pub use received::{DeviceFacts, received_device};
 pub use tap::Tap;
 pub use uring::{Batch, Slot, Unavailable, Uring, UringReport};
 pub use vnet::Refusals;
@@ -123,6 +126,20 @@ pub trait FrameDevice: fmt::Debug + Send {
     /// At first they are.
     fn set_coalescing(&mut self, _on: bool) {}
 
+    /// Says whether the interface outlives a process that is killed. A device that is dropped takes
+    /// it away all the same, unless it is told to [leave](Self::leave) it. Means nothing where the
+    /// interface is not made by the device.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses, as it does once the interface was deleted.
+    fn set_persistent(&mut self, _on: bool) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    /// Has a persistent interface stay when the device is dropped.
+    fn leave(&mut self) {}
+
     /// Whether the super-frames of tunnels could be sent whole with an [`Injection`], and one has come.
     /// True once; [`Self::send`] has returned [`Egress::Adapt`] then.
     fn asks_for_injection(&mut self) -> bool {
@@ -179,6 +196,14 @@ impl<D: FrameDevice + ?Sized> FrameDevice for Box<D> {
 
     fn set_coalescing(&mut self, on: bool) {
         (**self).set_coalescing(on);
+    }
+
+    fn set_persistent(&mut self, on: bool) -> Result<(), Errno> {
+        (**self).set_persistent(on)
+    }
+
+    fn leave(&mut self) {
+        (**self).leave();
     }
 
     fn asks_for_injection(&mut self) -> bool {
@@ -251,7 +276,8 @@ pub enum Egress {
 }
 
 /// The kinds of devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum DeviceKind {
     /// [`Tap`].
     Tap,

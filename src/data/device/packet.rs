@@ -59,7 +59,7 @@ use super::{
 use messages::{Messages, Refused, Sendmmsg};
 use reception::Reception;
 
-pub(super) use socket::{link, take_drops};
+pub(super) use socket::{index, link, take_drops};
 
 const TUNNELS: Capabilities = Capabilities::TUNNEL.union(Capabilities::IP_TUNNEL);
 
@@ -133,6 +133,33 @@ impl PacketSocket {
             reception: Reception::new(),
             counters: DeviceCounters::default(),
         })
+    }
+
+    /// Goes on with a socket that another process has opened on interface `name`, and may still use.
+    pub(super) fn received(
+        fd: OwnedFd,
+        name: String,
+        capabilities: Capabilities,
+        long_frames: bool,
+    ) -> Self {
+        let mut messages = Messages::new();
+        if long_frames {
+            messages.expect_long();
+        }
+        Self {
+            fd: Arc::new(fd),
+            name,
+            offloads: Offloads::new(capabilities - TUNNELS),
+            // What the other had for them is not handed over: the first that comes asks anew.
+            tunnels: match capabilities.contains(Capabilities::CHECKSUM) {
+                true => Tunnels::Unmet,
+                false => Tunnels::Cut,
+            },
+            invalid_tunnels: 0,
+            messages,
+            reception: Reception::new(),
+            counters: DeviceCounters::default(),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! TAP without virtio-net headers, which every kernel can give: no offload in either direction.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::unistd::{read, write};
 use nos_shim::frame::{Burst, Frame, FramePool, Offload};
 use nos_shim::offload::Capabilities;
 use tun_tap::{Iface, Mode};
@@ -14,7 +15,7 @@ use super::uring::{Batch, How};
 use super::vnet::Offloads;
 use super::{
     DeviceCounters, DeviceKind, FrameDevice, Inspector, OpenError, Received, Sending, Sent,
-    character, valid_name,
+    character, tap, valid_name,
 };
 
 /// A TAP interface without virtio-net headers.
@@ -22,11 +23,63 @@ use super::{
 /// The kernel completes checksums and cuts super-frames before we see them.
 #[derive(Debug)]
 pub struct PlainTap {
-    interface: Arc<Iface>,
+    interface: Arc<PlainInterface>,
     counters: DeviceCounters,
+    /// Made persistent by us.
+    persistent: bool,
+}
+
+/// The descriptor of a plain TAP, and its name.
+#[derive(Debug)]
+pub(super) enum PlainInterface {
+    Made(Iface),
+    /// Opened by another process.
+    Received(OwnedFd, String),
+}
+
+impl PlainInterface {
+    fn name(&self) -> &str {
+        match self {
+            Self::Made(interface) => interface.name(),
+            Self::Received(_, name) => name,
+        }
+    }
+
+    fn recv(&self, area: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Made(interface) => interface.recv(area).map_err(IntoErrno::into_errno),
+            Self::Received(fd, _) => read(fd, area),
+        }
+    }
+
+    fn send(&self, area: &[u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Made(interface) => interface.send(area).map_err(IntoErrno::into_errno),
+            Self::Received(fd, _) => write(fd, area),
+        }
+    }
+}
+
+impl AsFd for PlainInterface {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            // SAFETY: the interface keeps its descriptor open for as long as it is borrowed.
+            Self::Made(interface) => unsafe { BorrowedFd::borrow_raw(interface.as_raw_fd()) },
+            Self::Received(fd, _) => fd.as_fd(),
+        }
+    }
 }
 
 impl PlainTap {
+    /// Goes on with a descriptor that another process has opened.
+    pub(super) fn received(fd: OwnedFd, name: String) -> Self {
+        Self {
+            interface: Arc::new(PlainInterface::Received(fd, name)),
+            counters: DeviceCounters::default(),
+            persistent: false,
+        }
+    }
+
     /// Creates the TAP `name` in the namespace of the calling thread, or takes over a persistent
     /// one that nobody has open.
     ///
@@ -50,14 +103,18 @@ impl PlainTap {
             .set_non_blocking()
             .map_err(refused("make it non-blocking"))?;
         Ok(Self {
-            interface: Arc::new(interface),
+            interface: Arc::new(PlainInterface::Made(interface)),
             counters: DeviceCounters::default(),
+            persistent: false,
         })
     }
+}
 
-    fn borrowed(&self) -> BorrowedFd<'_> {
-        // SAFETY: the interface keeps its descriptor open for as long as it is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.interface.as_raw_fd()) }
+impl Drop for PlainTap {
+    fn drop(&mut self) {
+        if self.persistent {
+            tap::end_persistence(&*self.interface, self.interface.name());
+        }
     }
 }
 
@@ -66,9 +123,7 @@ impl FrameDevice for PlainTap {
         let interface = &self.interface;
         let traffic = &mut self.counters.received;
         character::recv_burst(pool, burst, limit, traffic, |frame| {
-            character::read_frame(frame, 0, |area| {
-                interface.recv(area).map_err(IntoErrno::into_errno)
-            })
+            character::read_frame(frame, 0, |area| interface.recv(area))
         })
     }
 
@@ -88,9 +143,7 @@ impl FrameDevice for PlainTap {
             }
             let Some(frame) = sending.front() else { break };
             let result = if is_finished(frame.offload()) {
-                character::write_frame(frame.bytes(), |area| {
-                    self.interface.send(area).map_err(IntoErrno::into_errno)
-                })
+                character::write_frame(frame.bytes(), |area| self.interface.send(area))
             } else {
                 Err(Errno::EINVAL)
             };
@@ -107,7 +160,7 @@ impl FrameDevice for PlainTap {
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.borrowed())
+        Some(self.interface.as_fd())
     }
 
     fn inspector(&self) -> Inspector {
@@ -124,6 +177,16 @@ impl FrameDevice for PlainTap {
 
     fn counters(&self) -> &DeviceCounters {
         &self.counters
+    }
+
+    fn set_persistent(&mut self, on: bool) -> Result<(), Errno> {
+        tap::set_persistent(&*self.interface, on)?;
+        self.persistent = on;
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.persistent = false;
     }
 }
 

@@ -30,7 +30,8 @@ const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 ///
 /// The interface is in the namespace in which it was opened, and vanishes when this value is
 /// dropped (unless it was made persistent by somebody else). The descriptor works in any
-/// namespace.
+/// namespace. One that [`FrameDevice::set_persistent`] has made persistent outlives a process that
+/// is killed.
 ///
 /// `TUNSETSNDBUF` is never used: with the default the kernel takes small frames on a fast path, and
 /// a write never has to wait.
@@ -42,6 +43,8 @@ pub struct Tap {
     header: usize,
     offloads: Offloads,
     counters: DeviceCounters,
+    /// Made persistent by us.
+    persistent: bool,
 }
 
 #[allow(unreachable_pub, reason = "the macros make public functions")]
@@ -52,7 +55,9 @@ mod ioctl {
     ioctl_read_bad!(interface, libc::TUNGETIFF, libc::ifreq);
     ioctl_read_bad!(features, libc::TUNGETFEATURES, libc::c_uint);
     ioctl_write_ptr_bad!(set_header_size, libc::TUNSETVNETHDRSZ, libc::c_int);
+    ioctl_read_bad!(header_size, libc::TUNGETVNETHDRSZ, libc::c_int);
     ioctl_write_int_bad!(set_offload, libc::TUNSETOFFLOAD);
+    ioctl_write_int_bad!(set_persistent, libc::TUNSETPERSIST);
 }
 
 impl Tap {
@@ -84,6 +89,24 @@ impl Tap {
         Self::prepare(fd, wanted)
     }
 
+    /// Goes on with a descriptor that another process has opened and may still use: nothing of it is
+    /// changed.
+    pub(super) fn received(fd: OwnedFd, capabilities: Capabilities) -> Result<Self, OpenError> {
+        let (name, flags) = interface(&fd).map_err(refused("fd", "ask which TAP it is"))?;
+        if flags & FLAGS != FLAGS {
+            return Err(OpenError::NoVnetHeader(name));
+        }
+        let header = received_header(&fd).map_err(refused(&name, "ask for its header"))?;
+        Ok(Self {
+            fd: Arc::new(fd),
+            name,
+            header,
+            offloads: Offloads::new(capabilities),
+            counters: DeviceCounters::default(),
+            persistent: false,
+        })
+    }
+
     /// Writes one frame, whose offload state the capabilities cover.
     pub(super) fn write_frame(&self, frame: &mut Frame) -> Result<(), Errno> {
         let area = vnet::put_header(frame, self.header).map_err(|_| Errno::EPROTO)?;
@@ -104,7 +127,16 @@ impl Tap {
             header,
             offloads: Offloads::new(capabilities),
             counters: DeviceCounters::default(),
+            persistent: false,
         })
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        if self.persistent {
+            end_persistence(&self.fd, &self.name);
+        }
     }
 }
 
@@ -162,6 +194,16 @@ impl FrameDevice for Tap {
 
     fn set_coalescing(&mut self, on: bool) {
         self.offloads.set_coalescing(on);
+    }
+
+    fn set_persistent(&mut self, on: bool) -> Result<(), Errno> {
+        set_persistent(&self.fd, on)?;
+        self.persistent = on;
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.persistent = false;
     }
 }
 
@@ -291,6 +333,21 @@ impl<F: File> Writer<'_, F> {
     }
 }
 
+/// Says whether a TAP's interface outlives its last descriptor.
+pub(super) fn set_persistent(fd: impl AsFd, on: bool) -> Result<(), Errno> {
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    unsafe { ioctl::set_persistent(fd.as_fd().as_raw_fd(), on.into()) }.map(drop)
+}
+
+/// Has the interface go with the descriptor, which is about to be closed.
+pub(super) fn end_persistence(fd: impl AsFd, name: &str) {
+    match set_persistent(fd, false) {
+        // It was deleted.
+        Ok(()) | Err(Errno::EBADFD) => {}
+        Err(errno) => tracing::warn!("TAP {name} stays: {}", errno.desc()),
+    }
+}
+
 /// Whether the descriptor of a TAP still has its interface.
 pub(super) fn link(fd: impl AsFd) -> LinkState {
     match interface(fd) {
@@ -362,7 +419,7 @@ fn set_interface(fd: &OwnedFd, name: &str) -> Result<(), Errno> {
 }
 
 /// Name and flags of the interface that the descriptor is attached to.
-fn interface(fd: impl AsFd) -> Result<(String, libc::c_int), Errno> {
+pub(super) fn interface(fd: impl AsFd) -> Result<(String, libc::c_int), Errno> {
     let mut request = request("", 0)?;
     // SAFETY: TUNGETIFF writes one ifreq to the address.
     unsafe { ioctl::interface(fd.as_fd().as_raw_fd(), &raw mut request) }?;
@@ -385,6 +442,16 @@ fn set_header_size(fd: &OwnedFd, octets: usize) -> Result<(), Errno> {
     let octets = libc::c_int::try_from(octets).map_err(|_| Errno::EINVAL)?;
     // SAFETY: TUNSETVNETHDRSZ reads one int from the address.
     unsafe { ioctl::set_header_size(fd.as_raw_fd(), &raw const octets) }.map(drop)
+}
+
+/// Octets of the header that a TAP has; only those that we set are known.
+fn received_header(fd: &OwnedFd) -> Result<usize, Errno> {
+    let mut octets = 0;
+    // SAFETY: TUNGETVNETHDRSZ writes one int to the address.
+    unsafe { ioctl::header_size(fd.as_raw_fd(), &raw mut octets) }?;
+    let known = [VNET_HEADER, VNET_TUNNEL_HEADER].into_iter();
+    let mut same = known.filter(|&known| libc::c_int::try_from(known) == Ok(octets));
+    same.next().ok_or(Errno::EPROTO)
 }
 
 /// Octets of the header with these offloads in use. The longer one is for tunnels alone.

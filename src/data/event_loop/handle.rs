@@ -18,6 +18,7 @@ use nos_shim::page::{Page, read_all};
 use thiserror::Error;
 use tracing::debug;
 
+use super::Mode;
 use super::devices::{DeviceCursor, DeviceReport, LoopDevice, token};
 use super::watchdog::TurnTimes;
 use crate::data::device::{CaptureSink, FrameDevice, Injection, UringReport};
@@ -73,6 +74,7 @@ pub(super) enum Command {
     ),
     TurnTimes(Sender<TurnTimes>),
     Uring(Sender<Option<UringReport>>),
+    SetMode(Mode, Sender<()>),
     Stop,
 }
 
@@ -296,6 +298,29 @@ impl LoopHandle {
     /// [`Stopped`] when the thread has ended.
     pub fn uring(&self) -> Result<Option<UringReport>, Stopped> {
         self.ask(Command::Uring)
+    }
+
+    /// Has the thread receive and send, or not, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn set_mode(&self, mode: Mode) -> Result<(), Stopped> {
+        self.ask(|reply| Command::SetMode(mode, reply))
+    }
+
+    /// Whether nothing is under way in the thread's engine: nothing waits for it in the channel, and
+    /// nothing that it has is to be sent.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] when the thread has ended.
+    pub fn is_quiet(&self) -> Result<bool, Stopped> {
+        self.call(|engine| {
+            let quiet = engine.try_sleep();
+            engine.awake();
+            quiet
+        })
     }
 
     /// Ends the thread. It returns its devices: see [`Ended`](super::Ended).

@@ -7,7 +7,7 @@ use nos_shim::frame::{BATCH, Frame, octets};
 use nos_shim::ident::Interface;
 
 use super::watchdog::Stage;
-use super::{Event, EventLoop};
+use super::{Event, EventLoop, Mode};
 use crate::data::device::{Egress, FrameDevice, Next};
 
 /// Work of a turn, as [`work_of`] counts it.
@@ -39,7 +39,10 @@ impl EventLoop {
     /// there were any.
     pub(super) fn serve_ready(&mut self) -> bool {
         (self.starved, self.held_back) = (false, 0);
-        let count = self.ready.len();
+        let count = match self.mode {
+            Mode::Running => self.ready.len(),
+            Mode::Draining | Mode::Still => 0,
+        };
         if count == 0 {
             self.held_since = None;
         }
@@ -109,7 +112,9 @@ impl EventLoop {
     pub(super) fn advance(&mut self) {
         self.engine.advance(self.now);
         self.end_stage(Stage::Engine);
-        self.transmit();
+        if self.mode != Mode::Still {
+            self.transmit();
+        }
         self.engine.ring();
         self.now = self.clock();
         self.watchdog.end_turn(Stage::Transmit, self.now);

@@ -27,6 +27,8 @@ pub(super) struct Belongings {
 struct Owned {
     directory: Option<PathBuf>,
     daemon: Option<Child>,
+    /// The one before, until it is known to have ended.
+    replaced: Option<Child>,
 }
 
 impl Belongings {
@@ -54,6 +56,23 @@ impl Belongings {
         let (daemon, result) = start()?;
         owned.daemon = Some(daemon);
         Ok(result)
+    }
+
+    /// Starts a process by `start` that is to take the daemon's place.
+    pub(super) fn succeed<T, E>(
+        &self,
+        start: impl FnOnce() -> Result<(Child, T), E>,
+    ) -> Result<T, E> {
+        let mut owned = self.owned.lock();
+        let (daemon, result) = start()?;
+        owned.replaced = owned.daemon.replace(daemon);
+        Ok(result)
+    }
+
+    /// Waits for the end of the one that was replaced, which must be near.
+    pub(super) fn wait_for_replaced(&self) -> io::Result<Option<ExitStatus>> {
+        let replaced = self.owned.lock().replaced.take();
+        replaced.map(|mut replaced| replaced.wait()).transpose()
     }
 
     /// Asks the daemon to end.
@@ -99,6 +118,10 @@ impl Drop for Belongings {
 
 impl Owned {
     fn kill(&mut self) -> io::Result<Option<ExitStatus>> {
+        if let Some(mut replaced) = self.replaced.take() {
+            let _ = replaced.kill();
+            let _ = replaced.wait();
+        }
         let Some(mut daemon) = self.daemon.take() else {
             return Ok(None);
         };

@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::belongings::Belongings;
 use super::error::DemoError;
@@ -25,7 +27,8 @@ const LOG_LINES: usize = 40;
 pub(super) struct Daemon<'a> {
     belongings: &'a Belongings,
     /// What it writes to stdout, until its end.
-    lines: Receiver<String>,
+    lines: Mutex<Receiver<String>>,
+    config: PathBuf,
     control: PathBuf,
     log: PathBuf,
 }
@@ -46,20 +49,40 @@ impl<'a> Daemon<'a> {
             .map_err(DemoError::io(format!("write {}", config.display())))?;
         let errors =
             File::create(&log).map_err(DemoError::io(format!("write {}", log.display())))?;
-        let stdout = belongings.start(|| {
-            let command = command(&config, &control, errors);
-            let mut child = network.topology.device.spawn(command)?;
-            let stdout = child.stdout.take();
-            Ok::<(Child, _), DemoError>((child, stdout))
-        })?;
+        let command = command(&config, &control, errors);
+        let stdout = belongings.start(|| spawn(network, command))?;
+        let lines = lines(stdout).map_err(DemoError::io("start a thread"))?;
         let daemon = Self {
             belongings,
-            lines: lines(stdout).map_err(DemoError::io("start a thread"))?,
+            lines: Mutex::new(lines),
+            config,
             control,
             log,
         };
         daemon.await_ready()?;
         Ok(daemon)
+    }
+
+    /// Has another process take over from it, and returns how long that took until it was ready.
+    pub(super) fn replace(&self, network: &Network) -> Result<Duration, DemoError> {
+        let begin = Instant::now();
+        let log = File::options().append(true).open(&self.log);
+        let errors = log.map_err(DemoError::io(format!("write {}", self.log.display())))?;
+        let mut command = command(&self.config, &self.control, errors);
+        command.arg("--takeover");
+        let stdout = self.belongings.succeed(|| spawn(network, command))?;
+        *self.lines.lock() = lines(stdout).map_err(DemoError::io("start a thread"))?;
+        self.await_ready()?;
+        let took = begin.elapsed();
+        let status = self.belongings.wait_for_replaced();
+        let status = status.map_err(DemoError::io("wait for the process before"))?;
+        match status.filter(|status| !status.success()) {
+            None => Ok(took),
+            Some(status) => Err(DemoError::Daemon {
+                how: format!("was replaced, and ended: {status}"),
+                log: self.log(),
+            }),
+        }
     }
 
     /// Its counters, as they are now.
@@ -101,7 +124,7 @@ impl<'a> Daemon<'a> {
         self.belongings.terminate()?;
         // Its stdout is closed when it has ended, not before.
         while let Some(left) = STOP_LIMIT.checked_sub(begin.elapsed()) {
-            if self.lines.recv_timeout(left) == Err(RecvTimeoutError::Disconnected) {
+            if self.lines.lock().recv_timeout(left) == Err(RecvTimeoutError::Disconnected) {
                 break;
             }
         }
@@ -116,7 +139,8 @@ impl<'a> Daemon<'a> {
     }
 
     fn await_ready(&self) -> Result<(), DemoError> {
-        let how = match self.lines.recv_timeout(READY_LIMIT) {
+        let said = self.lines.lock().recv_timeout(READY_LIMIT);
+        let how = match said {
             Ok(line) if line == "ready" => return Ok(()),
             Ok(line) => format!("says {line:?} instead of \"ready\""),
             Err(RecvTimeoutError::Timeout) => {
@@ -130,6 +154,12 @@ impl<'a> Daemon<'a> {
         let log = self.log();
         Err(DemoError::Daemon { how, log })
     }
+}
+
+fn spawn(network: &Network, command: Command) -> Result<(Child, Option<ChildStdout>), DemoError> {
+    let mut child = network.topology.device.spawn(command)?;
+    let stdout = child.stdout.take();
+    Ok((child, stdout))
 }
 
 fn command(config: &Path, control: &Path, errors: File) -> Command {

@@ -124,6 +124,18 @@ impl ConfigFile {
         report.finish(config)
     }
 
+    /// What errors call the file.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The text that was read.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     fn report(&self) -> Report<'_> {
         Report::new(&self.name, &self.text)
     }

@@ -59,7 +59,7 @@ pub(in super::super) fn link(fd: &OwnedFd) -> LinkState {
 }
 
 /// The index of the interface; `ENXIO` when it has gone.
-fn index(fd: &OwnedFd) -> Result<libc::c_int, Errno> {
+pub(in super::super) fn index(fd: &OwnedFd) -> Result<libc::c_int, Errno> {
     match address(fd)?.sll_ifindex {
         index if index > 0 => Ok(index),
         _ => Err(Errno::ENXIO),

@@ -3,6 +3,7 @@
 mod accounts;
 mod bulk;
 mod datagram;
+mod handover;
 mod ping;
 mod refusal;
 mod registration;
@@ -78,6 +79,7 @@ impl<'a> Check<'a> {
 /// All checks but [`ending`], in order.
 pub(super) fn all<'a>(demo: &'a Demo<'a>) -> Vec<Check<'a>> {
     let mut checks = Vec::new();
+    checks.extend(handover::checks(demo));
     checks.extend(ping::checks(demo));
     checks.extend(talk::checks(demo));
     checks.extend(service::checks(demo));

@@ -1,0 +1,60 @@
+//! Devices that another process has opened.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nos_shim::offload::Capabilities;
+use serde::{Deserialize, Serialize};
+
+use super::{DeviceKind, FrameDevice, OpenError, PacketSocket, PlainTap, Tap, packet, tap};
+
+/// What a process says of a device whose descriptor it hands to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceFacts {
+    /// What it is.
+    pub kind: DeviceKind,
+    /// The interface's name when it was opened.
+    pub name: String,
+    /// What it takes on egress, as bits of [`Capabilities`].
+    pub capabilities: u8,
+    /// Of a packet socket: [`PacketOptions::long_frames`](super::PacketOptions::long_frames).
+    pub long_frames: bool,
+    /// Of a packet socket: the index of the interface that it is bound to; 0 of others.
+    pub index: u32,
+}
+
+/// Goes on with a device that another process has opened, and may still use: nothing of it is changed.
+///
+/// # Errors
+///
+/// The descriptor is none of such a device. One whose interface has gone is an error too.
+pub fn received_device(
+    fd: OwnedFd,
+    facts: &DeviceFacts,
+) -> Result<Box<dyn FrameDevice>, OpenError> {
+    let refused = |action, source| OpenError::Refused {
+        kind: facts.kind,
+        name: facts.name.clone(),
+        action,
+        source,
+    };
+    let capabilities = Capabilities::from_bits_truncate(facts.capabilities);
+    match facts.kind {
+        DeviceKind::Tap => Ok(Box::new(Tap::received(fd, capabilities)?)),
+        DeviceKind::PlainTap => {
+            let found = tap::interface(&fd).map_err(|errno| refused("ask which TAP it is", errno));
+            let (name, _) = found?;
+            Ok(Box::new(PlainTap::received(fd, name)))
+        }
+        DeviceKind::Packet => {
+            let index = packet::index(&fd).map_err(|errno| refused("ask for its interface", errno));
+            if u32::try_from(index?) != Ok(facts.index) {
+                return Err(refused("find its interface", Errno::ENXIO));
+            }
+            let socket =
+                PacketSocket::received(fd, facts.name.clone(), capabilities, facts.long_frames);
+            Ok(Box::new(socket))
+        }
+        DeviceKind::Memory => Err(refused("receive it", Errno::EOPNOTSUPP)),
+    }
+}

@@ -1,0 +1,269 @@
+//! What a daemon that was killed leaves, and what the next one makes of it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::net::UdpSocket;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+use nos_relay::control::api::snapshot::LinkState;
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp};
+use support::daemon::{Daemon, Files, LIMIT, await_that};
+use support::lab_test;
+use support::names::{Mounted, add_name};
+use support::scenario::{FAMILIES, Scenario, Variant, edited, variant_tests};
+use support::traffic::{assert_alive, inside};
+
+/// Containers whose namespaces have names, as `ip netns` and container engines give them: the
+/// daemon opens TAPs inside.
+struct Named {
+    topology: Topology,
+    _mounted: Mounted,
+    config: String,
+}
+
+impl Named {
+    fn new(variant: Variant) -> Self {
+        let mounted = Mounted::new();
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let mut config = support::scenario::config(&topology, variant);
+        for (name, container) in ["web", "db"].into_iter().zip(&topology.containers) {
+            let path: PathBuf = mounted.at(name);
+            add_name(container, &path);
+            let [anonymous, named] = [container.path(), path].map(|it| it.display().to_string());
+            config = edited(&config, &anonymous, &named);
+        }
+        Self {
+            topology,
+            _mounted: mounted,
+            config,
+        }
+    }
+
+    fn web(&self) -> &LabNamespace {
+        &self.topology.containers[0]
+    }
+
+    fn each_inside(&self) -> Vec<String> {
+        self.topology.containers.iter().map(inside).collect()
+    }
+
+    /// A daemon in the place of the one that was killed.
+    fn start_on(&self, files: Files) -> Scenario {
+        Scenario {
+            daemon: Daemon::start_on(&self.topology.device, files),
+            topology: self.topology.clone(),
+            config: self.config.clone(),
+        }
+    }
+
+    fn start(&self) -> Scenario {
+        let files = Files::new();
+        files.write(&self.config);
+        let scenario = self.start_on(files);
+        assert_alive(&scenario);
+        scenario
+    }
+}
+
+/// What a namespace has that attaching touches, where nothing is attached.
+fn untouched(namespace: &LabNamespace) {
+    assert!(namespace.link("eth0").unwrap().is_none());
+    let range = namespace.read_sysctl("net/ipv4/ip_local_port_range");
+    assert_eq!(range.unwrap(), "32768\t60999");
+    let addresses = namespace.addresses("lo").unwrap();
+    assert!(
+        addresses.iter().all(|it| it.addr().is_loopback()),
+        "{addresses:?}"
+    );
+}
+
+/// What programs find that send while nobody forwards: no error that says that there is no network.
+fn assert_network_is_there(namespace: &LabNamespace) {
+    for family in FAMILIES {
+        let sent = namespace.run(|| {
+            let socket = UdpSocket::bind((family.any, 0)).unwrap();
+            (0..3)
+                .map(|_| socket.send_to(b"x", family.external_port(9)))
+                .collect::<Vec<_>>()
+        });
+        for sent in sent.unwrap() {
+            assert_eq!(sent.unwrap(), 1);
+        }
+    }
+}
+
+mod containers_keep_their_interface {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let named = Named::new(variant);
+        let scenario = named.start();
+        let before = named.each_inside();
+        let echo = |scenario: &Scenario| {
+            for family in FAMILIES {
+                let server =
+                    tcp::EchoServer::start(scenario.web(), family.nos_port(20_080)).unwrap();
+                tcp::exchange(scenario.external(), None, server.address(), b"x", LIMIT).unwrap();
+            }
+        };
+        echo(&scenario);
+        let mut files = scenario.daemon.kill();
+        for _ in 0..2 {
+            assert_eq!(named.each_inside(), before, "while there is no daemon");
+            named
+                .topology
+                .containers
+                .iter()
+                .for_each(assert_network_is_there);
+            let scenario = named.start_on(files);
+            assert_alive(&scenario);
+            assert_eq!(named.each_inside(), before);
+            let log = scenario.daemon.log();
+            assert_eq!(log.matches("adopted").count(), 2, "{log}");
+            echo(&scenario);
+            files = scenario.daemon.kill();
+        }
+        // One that ends in order takes everything away.
+        let scenario = named.start_on(files);
+        assert_alive(&scenario);
+        let files = scenario.daemon.stop_by(Signal::SIGTERM);
+        named.topology.containers.iter().for_each(untouched);
+        assert!(!files.path("control.sock.attached").exists());
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        tap_plain: ("tap", "split", [false, false]),
+        veth: ("veth", "split", [true, true]),
+    }
+}
+
+mod a_container_that_is_not_wanted_any_more_is_left_by_the_next {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let named = Named::new(variant);
+        let files = named.start().daemon.kill();
+        let [head, web, db]: [&str; 3] = named
+            .config
+            .split("[[container]]")
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap();
+        files.write(&format!("{head}[[container]]{db}"));
+        let daemon = Daemon::start_on(&named.topology.device, files);
+        untouched(named.web());
+        assert_eq!(daemon.attachments().len(), 1);
+        assert_eq!(daemon.attachment("db").link.state, LinkState::Up);
+        // It comes back under another name.
+        let web = web.replace("\"web\"", "\"shop\"");
+        daemon.reload(&format!("{head}[[container]]{web}[[container]]{db}"));
+        assert!(named.web().link("eth0").unwrap().is_some());
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        veth: ("veth", "single", [true, true]),
+    }
+}
+
+mod an_interface_of_another_kind_is_replaced {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let named = Named::new(variant);
+        let files = named.start().daemon.kill();
+        let (from, to) = match variant.device {
+            "tap" => ("\"tap\"", "\"veth\""),
+            _ => ("\"veth\"", "\"tap\""),
+        };
+        files.write(&edited(&named.config, from, to));
+        let scenario = named.start_on(files);
+        assert_alive(&scenario);
+        let scenario = named.start_on(scenario.daemon.kill());
+        assert_alive(&scenario);
+        let files = scenario.daemon.kill();
+        files.write(&named.config);
+        assert_alive(&named.start_on(files));
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        veth: ("veth", "single", [true, true]),
+    }
+}
+
+/// The descriptor of a TAP of another process, as one would still have it that is slow to die.
+fn tap_of(pid: u32) -> OwnedFd {
+    let directory = format!("/proc/{pid}/fd");
+    for entry in std::fs::read_dir(directory).unwrap().map_while(Result::ok) {
+        let Ok(target) = std::fs::read_link(entry.path()) else {
+            continue;
+        };
+        if target.to_string_lossy() != "/dev/net/tun" {
+            continue;
+        }
+        let number: libc::c_int = entry.file_name().to_string_lossy().parse().unwrap();
+        // SAFETY: the calls take plain numbers, and make a descriptor that is nobody else's.
+        return unsafe {
+            let process = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+            assert!(process >= 0, "{}", std::io::Error::last_os_error());
+            let process = OwnedFd::from_raw_fd(process.try_into().unwrap());
+            let raw = std::os::fd::AsRawFd::as_raw_fd(&process);
+            let tap = libc::syscall(libc::SYS_pidfd_getfd, raw, number, 0);
+            assert!(tap >= 0, "{}", std::io::Error::last_os_error());
+            OwnedFd::from_raw_fd(tap.try_into().unwrap())
+        };
+    }
+    panic!("process {pid} has no TAP");
+}
+
+lab_test! {
+    fn a_tap_that_somebody_still_has_open_is_adopted_when_it_is_free() {
+        let variant = Variant { device: "tap", ..Variant::PLAIN };
+        if !variant.is_possible() {
+            return;
+        }
+        let named = Named::new(variant);
+        let scenario = named.start();
+        let before = named.each_inside();
+        let tap = tap_of(scenario.daemon.pid());
+        let scenario = named.start_on(scenario.daemon.kill());
+        let web = scenario.daemon.attachment("web");
+        assert_eq!(web.link.state, LinkState::Refused);
+        let reason = web.link.reason.unwrap();
+        assert!(reason.contains("belongs to attachment 'web' of a running nos-relay"), "{reason}");
+        // The kernel tells that it is free.
+        drop(tap);
+        await_that("it is adopted", || {
+            let state = scenario.daemon.attachment("web").link.state;
+            (state == LinkState::Up).then_some(()).ok_or_else(|| state.to_string())
+        });
+        assert_alive(&scenario);
+        assert_eq!(named.each_inside(), before);
+    }
+}
+
+lab_test! {
+    fn one_that_ends_for_the_next_leaves_everything() {
+        let named = Named::new(Variant { device: "tap", ..Variant::PLAIN });
+        let scenario = named.start();
+        let before = named.each_inside();
+        scenario.daemon.signal(Signal::SIGUSR1);
+        let (status, said, files) = scenario.daemon.wait_for_end();
+        assert!(status.success(), "{said}");
+        assert_eq!(named.each_inside(), before);
+        let scenario = named.start_on(files);
+        assert_alive(&scenario);
+        assert_eq!(named.each_inside(), before);
+    }
+}
