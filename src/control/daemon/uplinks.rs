@@ -214,7 +214,7 @@ impl Live {
             facts,
             takeover: Some(takeover),
             descriptor,
-            long_frames: options.long_frames,
+            long_frames: true,
         })
     }
 
