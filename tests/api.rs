@@ -831,7 +831,9 @@ lab_test! {
             let answer = said_to(daemon, &request.to_string());
             assert_eq!(answer["response"]["type"], table);
             let data = &answer["response"]["data"];
-            assert!(data.is_object() || !data.as_array().unwrap().is_empty(), "{table} is empty");
+            // Without a policy no flow is remembered.
+            let may_be_empty = data.is_object() || table == "flows";
+            assert!(may_be_empty || !data.as_array().unwrap().is_empty(), "{table} is empty");
         }
         // Nothing else passes.
         for line in [

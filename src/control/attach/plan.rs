@@ -509,7 +509,6 @@ mod tests {
             name: name.to_owned(),
             mac: None,
             mtu: 1500,
-            gro_max_size: 65_536,
             up: false,
             operational: false,
             resolves: true,

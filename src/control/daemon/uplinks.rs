@@ -264,7 +264,6 @@ impl Live {
         let options = PacketOptions {
             offload: uplink_offloads(wanted.offload),
             promiscuous: facts.mac != Some(wanted.mac),
-            long_frames: facts.gro_max_size > ORDINARY_GRO,
             injection: true,
             ..PacketOptions::default()
         };
@@ -275,7 +274,7 @@ impl Live {
             facts,
             takeover: Some(takeover),
             descriptor,
-            long_frames: options.long_frames,
+            long_frames: true,
         })
     }
 
@@ -377,9 +376,6 @@ impl Live {
         }
     }
 }
-
-/// Linux's `gro_max_size` where nobody has changed it.
-const ORDINARY_GRO: u32 = 65_536;
 
 /// What is asked of an uplink's device. Behind it, a NIC or a bridge may cut what leaves.
 fn uplink_offloads(wanted: bool) -> Capabilities {

@@ -26,8 +26,8 @@
 //! was stored in the socket by the kernel, which polls as an error.
 //!
 //! Linux passes super-frames between interfaces that are longer than a buffer (BIG TCP). They are cut into
-//! ordinary ones ([`overflow`], [`nos_shim::offload::cut_long`]); where they are not expected, the first
-//! one is lost.
+//! ordinary ones ([`overflow`], [`nos_shim::offload::cut_long`]); one that comes after a long time without
+//! such is lost.
 //!
 //! When the interface goes down, the kernel stores `ENETDOWN` in the socket, once, and takes up
 //! delivery by itself when it comes up. When the interface is deleted, that is the same event
@@ -76,9 +76,6 @@ pub struct PacketOptions {
     /// Receive frames for other stations as well: needed where ours is not the interface's own MAC
     /// address. Multicast frames are received in any case.
     pub promiscuous: bool,
-    /// Super-frames are expected that are longer than [`MAX_FRAME`], as where the interface's own GRO
-    /// makes such. Elsewhere the first is lost.
-    pub long_frames: bool,
     /// Somebody is there to open an [`Injection`] when a tunnel's super-frame comes:
     /// [`FrameDevice::asks_for_injection`].
     pub injection: bool,
@@ -90,7 +87,6 @@ impl Default for PacketOptions {
             offload: Capabilities::all(),
             buffer: 16 << 20,
             promiscuous: false,
-            long_frames: false,
             injection: false,
         }
     }
@@ -121,9 +117,7 @@ impl PacketSocket {
         let name = valid_name(name)?;
         let fd = socket::open(name, options)?;
         let mut messages = Messages::new();
-        if options.long_frames {
-            messages.expect_long();
-        }
+        messages.expect_long();
         Ok(Self {
             fd: Arc::new(fd),
             name: name.to_owned(),

@@ -17,7 +17,7 @@ pub struct DeviceFacts {
     pub name: String,
     /// What it takes on egress, as bits of [`Capabilities`].
     pub capabilities: u8,
-    /// Of a packet socket: [`PacketOptions::long_frames`](super::PacketOptions::long_frames).
+    /// Of a packet socket: it begins with room for frames longer than [`MAX_FRAME`](nos_shim::frame::MAX_FRAME).
     pub long_frames: bool,
     /// Of a packet socket: the index of the interface that it is bound to; 0 of others.
     pub index: u32,

@@ -23,9 +23,6 @@ pub struct LinkFacts {
     pub mac: Option<MacAddr>,
     /// Largest layer 3 packet in octets.
     pub mtu: u32,
-    /// Octets of the longest super-frame that its own receive offload makes; 0 where the kernel does not
-    /// say (before Linux 5.19).
-    pub gro_max_size: u32,
     /// Administratively up.
     pub up: bool,
     /// Up, and the other end as well: frames can pass.
@@ -370,7 +367,6 @@ impl LinkFacts {
             name: String::new(),
             mac: None,
             mtu: 0,
-            gro_max_size: 0,
             up: flags.contains(LinkFlags::Up),
             operational: flags.contains(LinkFlags::LowerUp),
             resolves: !flags.contains(LinkFlags::Noarp),
@@ -395,9 +391,6 @@ impl LinkFacts {
                 self.mac = <[u8; 6]>::try_from(octets.as_slice()).ok().map(MacAddr);
             }
             LinkAttribute::Mtu(mtu) => self.mtu = *mtu,
-            LinkAttribute::GroMaxSize(octets) | LinkAttribute::GroIpv4MaxSize(octets) => {
-                self.gro_max_size = self.gro_max_size.max(*octets);
-            }
             LinkAttribute::TxQueueLen(length) => self.tx_queue_len = *length,
             LinkAttribute::IfAlias(alias) => self.alias = Some(alias.clone()),
             LinkAttribute::Link(index) => self.peer = Some(*index),

@@ -209,7 +209,7 @@ impl Messages {
         }
     }
 
-    /// Offers room for long frames before the first has come.
+    /// Offers room for long frames before the first has come, for as long as that is patient.
     pub(super) fn expect_long(&mut self) {
         self.overflow.begin();
     }

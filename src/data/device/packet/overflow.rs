@@ -1,9 +1,12 @@
 //! Room for frames that are longer than a buffer.
 //!
 //! An interface whose other end, or whose own GRO, makes super-frames of more than 64 KiB (BIG TCP)
-//! hands up frames that no buffer holds. To offer room for them with every call would cost every
-//! frame of every interface. So where they are not expected, the first one is lost. From then on each
-//! message has a second area, until there was no long frame for a long time.
+//! hands up frames that no buffer holds. How long a frame is can be told from nothing before it is read,
+//! and what a call has no room for is lost: so there has to be room before the first one comes. To have it
+//! with every call for ever would cost every frame of every interface: a second area takes the kernel 3 to
+//! 6 nanoseconds a frame more, and calls are for fewer messages, as areas are large. So each message has a
+//! second area from the beginning, until there was no long frame for a long time, and again from the
+//! next one on. That next one is lost.
 
 use nos_shim::frame::{BATCH, VNET_HEADER};
 use nos_shim::offload::MAX_LONG_FRAME;
@@ -39,7 +42,7 @@ impl Overflow {
         self.offered
     }
 
-    /// Long frames are expected, or one was lost for want of room: offers it from now on.
+    /// The interface is new, or a long frame was lost for want of room: offers it from now on.
     pub(super) fn begin(&mut self) {
         if self.octets.is_empty() {
             self.octets = vec![0; LONG_MESSAGES * AREA];
