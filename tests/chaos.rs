@@ -778,7 +778,7 @@ fn end(chaos: Chaos) {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| !name.contains(".pcapng"))
         .collect();
-    let known = ["control.sock.lock", "nos.toml", "notify"];
+    let known = ["control.sock.lock", "nos.toml", "notify", "state"];
     assert!(left.iter().all(|name| known.contains(&&**name)), "{left:?}");
 }
 
