@@ -44,7 +44,7 @@ impl FlowKey {
 }
 
 impl Hash for FlowKey {
-    /// In three words, as [`super::EchoKey`].
+    /// In three words, as [`EchoKey`](crate::flows::EchoKey).
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u128(bits(self.local));
         state.write_u128(bits(self.remote));
