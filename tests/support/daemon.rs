@@ -296,6 +296,7 @@ impl Daemon {
         let status = wait_with_limit(&mut self.child).expect("the daemon did not end");
         self.ended = true;
         let files = std::mem::replace(&mut self.files, Files::new());
+        self.log.await_end();
         (status, self.log(), files)
     }
 
@@ -522,21 +523,31 @@ fn lines_of(stdout: impl Read + Send + 'static) -> Receiver<String> {
 #[derive(Debug)]
 struct Log {
     text: Arc<Mutex<String>>,
-    _reader: JoinHandle<()>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Log {
     fn collect(stderr: impl Read + Send + 'static) -> Self {
         let text = Arc::new(Mutex::new(String::new()));
         let into = Arc::clone(&text);
-        let _reader = std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let mut text = into.lock().unwrap();
                 text.push_str(&line);
                 text.push('\n');
             }
         });
-        Self { text, _reader }
+        Self {
+            text,
+            reader: Some(reader),
+        }
+    }
+
+    /// Waits until all is read that a child wrote which has ended.
+    fn await_end(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
     }
 
     fn text(&self) -> String {

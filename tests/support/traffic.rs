@@ -15,14 +15,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use nos_relay::lab::testbed::LabNamespace;
 use nos_relay::lab::testbed::ping::ping;
 
 use super::daemon::{LIMIT, await_that};
 use super::scenario::{FAMILIES, Scenario};
 
-/// Datagrams of one flood that are under way: no queue on the way overflows by them.
-pub(crate) const WINDOW: u64 = 128;
+/// Datagrams of one flood that are under way: no queue on the way overflows by them, neither that of
+/// a kernel that asks for a neighbor nor that of a socket whose program gets no processor.
+pub(crate) const WINDOW: u64 = 64;
+
+/// Octets that the kernel is asked to keep for each socket.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// What a flood is told, and tells.
 #[derive(Debug, Default)]
@@ -49,6 +54,9 @@ impl Flood {
         let echo = server.run(|| UdpSocket::bind(bind).unwrap()).unwrap();
         let near = client.run(|| UdpSocket::bind(from).unwrap()).unwrap();
         near.connect(to).unwrap();
+        for socket in [&echo, &near] {
+            setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER).unwrap();
+        }
         std::thread::spawn(move || reflect(&echo));
         let control: &'static Control = Box::leak(Box::default());
         let thread = std::thread::spawn(move || flood(&near, control));
