@@ -1,12 +1,13 @@
 //! Commands that change what a running nos-relay does.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::AsFd;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::control::api::{self, ControlError, QUERY_TIMEOUT, Request, Response, Table};
 use crate::control::config::Keys;
+use crate::control::kernel::pidfd;
 use crate::outcome::Outcome;
 
 use super::{ControlArgs, show};
@@ -638,7 +639,7 @@ impl AskArgs {
     ) -> io::Result<Outcome> {
         let (path, id) = (&self.control.path, self.id.as_deref());
         if let Some(pid) = lease.holder_pid {
-            return match pidfd(pid) {
+            return match pidfd::open(pid) {
                 Ok(pidfd) => {
                     let holder = Some(pidfd.as_fd());
                     let answer = api::ask_for(path, id, request, holder, QUERY_TIMEOUT);
@@ -671,18 +672,6 @@ impl AskArgs {
     }
 }
 
-/// A descriptor that stands for the process which has this number now.
-fn pidfd(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes a number and flags, and no memory of ours.
-    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let descriptor = RawFd::try_from(descriptor).map_err(io::Error::other)?;
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call above has just returned this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
 /// Shows an answer.
 fn respond(
     answer: Result<Response, ControlError>,
@@ -692,10 +681,7 @@ fn respond(
 ) -> io::Result<Outcome> {
     let mut response = match answer {
         Ok(response) => response,
-        Err(error) => {
-            writeln!(err, "nos-relay: {error}")?;
-            return Ok(Outcome::Failure);
-        }
+        Err(error) => return failed(&error, err),
     };
     show::sort(&mut response);
     let render = if json { show::json } else { show::table };

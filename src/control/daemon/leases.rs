@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::control::config::{BootId, ProcessIdentity};
+use crate::control::kernel::pidfd;
 
 /// Processes that may hold something at a time: each costs a descriptor.
 pub(super) const MAX_PROCESSES: usize = 1024;
@@ -57,7 +57,7 @@ impl Processes {
     /// Which process a descriptor stands for, or why none.
     pub(super) fn identify(&self, pidfd: BorrowedFd<'_>) -> Result<ProcessIdentity, String> {
         let identity = identify(pidfd, self.boot)?;
-        match has_ended(pidfd) {
+        match pidfd::has_ended(pidfd) {
             true => Err("the process has ended".to_owned()),
             false => Ok(identity),
         }
@@ -94,7 +94,7 @@ impl Processes {
         if identity.boot != self.boot {
             return Err("the machine was booted since".to_owned());
         }
-        let pidfd = open(identity.pid).map_err(|_| "the process has ended".to_owned())?;
+        let pidfd = pidfd::open(identity.pid).map_err(|_| "the process has ended".to_owned())?;
         match self.identify(pidfd.as_fd()) {
             Ok(found) if found == identity => self.watch(identity, pidfd),
             Ok(_) => Err("the process has ended, and another one has its number".to_owned()),
@@ -169,26 +169,11 @@ fn started(stat: &str) -> Option<u64> {
     behind.split_whitespace().nth(19)?.parse().ok()
 }
 
-fn open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes a number and flags, and no memory of ours.
-    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let descriptor = i32::try_from(descriptor).map_err(io::Error::other)?;
-    // SAFETY: the call above has just returned this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-/// pidfds are readable once the process, with all its threads, has ended.
-fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
-    let mut descriptors = [PollFd::new(pidfd, PollFlags::POLLIN)];
-    matches!(poll(&mut descriptors, PollTimeout::ZERO), Ok(1))
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command, Stdio};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
 
@@ -213,7 +198,7 @@ mod tests {
         let mut processes = Processes::new().unwrap();
         let (mut one, mut two) = (child(), child());
         for child in [&one, &two] {
-            let pidfd = open(child.id()).unwrap();
+            let pidfd = pidfd::open(child.id()).unwrap();
             let identity = processes.identify(pidfd.as_fd()).unwrap();
             assert_eq!(identity.pid, child.id());
             processes
@@ -229,7 +214,7 @@ mod tests {
         assert_eq!(ended[0].pid, one.id());
         assert_eq!(processes.take_ended(), []);
         // It is not reaped yet, and has ended still.
-        let pidfd = open(one.id()).unwrap();
+        let pidfd = pidfd::open(one.id()).unwrap();
         assert!(
             processes
                 .identify(pidfd.as_fd())
@@ -247,7 +232,7 @@ mod tests {
         let mut processes = Processes::new().unwrap();
         let mut child = child();
         let identity = processes
-            .identify(open(child.id()).unwrap().as_fd())
+            .identify(pidfd::open(child.id()).unwrap().as_fd())
             .unwrap();
         let mut other = Processes::new().unwrap();
         other.take_up(identity).unwrap();

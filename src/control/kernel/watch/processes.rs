@@ -3,9 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::control::kernel::pidfd::{self, has_ended};
 
 use super::WatchKey;
 use super::poll::{Poll, Source};
@@ -36,7 +36,7 @@ impl Processes {
         key: WatchKey,
     ) -> io::Result<BTreeSet<WatchKey>> {
         if let Some(process) = self.by_id.get_mut(&pid)
-            && !has_ended(&process.fd)
+            && !has_ended(process.fd.as_fd())
         {
             process.keys.insert(key);
             return Ok(BTreeSet::new());
@@ -62,7 +62,7 @@ impl Processes {
     /// Who watched process `pid`, if it has ended; it is watched no longer then.
     pub(super) fn take_ended(&mut self, set: &Poll, pid: NonZeroU32) -> BTreeSet<WatchKey> {
         match self.by_id.get(&pid) {
-            Some(process) if has_ended(&process.fd) => self.remove(set, pid),
+            Some(process) if has_ended(process.fd.as_fd()) => self.remove(set, pid),
             _ => BTreeSet::new(),
         }
     }
@@ -77,30 +77,19 @@ impl Processes {
 }
 
 fn open(pid: NonZeroU32) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes a number and flags, and no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.get(), 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the call above has just returned this descriptor, and nobody else knows it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = pidfd::open(pid.get())?;
     // Its parent has not reaped it yet; the end of it would be an event for ever.
-    if has_ended(&fd) {
+    if has_ended(fd.as_fd()) {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     Ok(fd)
 }
 
-/// pidfds are readable once the process, with all its threads, has ended.
-fn has_ended(fd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1))
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
 
