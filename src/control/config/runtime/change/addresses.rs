@@ -100,8 +100,7 @@ impl ConfigFile {
         let request = read(&report, keys, "address", address_request);
         if let Some((uplink, address)) = &request {
             self.is_uplink(&report, uplink);
-            let mut uplinks = self.entries.uplinks.iter();
-            let entry = uplinks.find(|entry| entry.name.value == uplink.value);
+            let entry = self.uplink(&uplink.value);
             if let Some(entry) = entry.filter(|entry| has_address(entry, address.value)) {
                 let what = format!("address {}", address.value);
                 self.of_the_file(&report, address.place, &what, entry.name.place);
@@ -109,14 +108,7 @@ impl ConfigFile {
         }
         let (uplink, address) = report.finish(request)?;
         let withdrawal = Withdrawal::Address(uplink.value.clone(), address.value);
-        let mut new = overlay.clone();
-        new.withdraw(&withdrawal);
-        let touched = Touched::Uplink(uplink.value);
-        let changed = match new == *overlay {
-            true => unchanged(overlay, touched),
-            false => self.changed(new, touched)?,
-        };
-        Ok(changed.taking(withdrawal))
+        self.withdrawn(overlay, withdrawal, Touched::Uplink(uplink.value))
     }
 }
 

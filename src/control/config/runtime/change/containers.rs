@@ -86,12 +86,7 @@ impl ConfigFile {
         }
         let name = report.finish(name)?.value;
         let touched = Touched::Container(name.clone());
-        let withdrawal = Withdrawal::Container(name.clone());
-        if !overlay.has_container(&name) {
-            return Ok(unchanged(overlay, touched).taking(withdrawal));
-        }
-        let mut new = overlay.clone();
-        new.withdraw(&withdrawal);
-        Ok(self.changed(new, touched)?.taking(withdrawal))
+        let withdrawal = Withdrawal::Container(name);
+        self.withdrawn(overlay, withdrawal, touched)
     }
 }

@@ -63,14 +63,7 @@ impl ConfigFile {
         }
         let (uplink, group) = report.finish(request)?;
         let withdrawal = Withdrawal::Group(uplink.value.clone(), group.value);
-        let mut new = overlay.clone();
-        new.withdraw(&withdrawal);
-        let touched = Touched::Uplink(uplink.value);
-        let changed = match new == *overlay {
-            true => unchanged(overlay, touched),
-            false => self.changed(new, touched)?,
-        };
-        Ok(changed.taking(withdrawal))
+        self.withdrawn(overlay, withdrawal, Touched::Uplink(uplink.value))
     }
 }
 

@@ -77,13 +77,6 @@ impl Changed {
             None => aside.clone(),
         }
     }
-
-    fn taking(self, withdrawal: Withdrawal) -> Self {
-        Self {
-            withdrawal: Some(withdrawal),
-            ..self
-        }
-    }
 }
 
 impl Change {
@@ -157,6 +150,37 @@ impl ConfigFile {
             touched,
             withdrawal: None,
             range: None,
+        })
+    }
+
+    /// The overlay without what a request takes away.
+    fn withdrawn(
+        &self,
+        overlay: &Overlay,
+        withdrawal: Withdrawal,
+        touched: Touched,
+    ) -> Result<Changed, ConfigErrors> {
+        let mut new = overlay.clone();
+        new.withdraw(&withdrawal);
+        self.taken_away(overlay, new, withdrawal, touched)
+    }
+
+    /// `new` in the place of `overlay`, which may well be the same: what a request takes away may be
+    /// set aside, or nowhere.
+    fn taken_away(
+        &self,
+        overlay: &Overlay,
+        new: Overlay,
+        withdrawal: Withdrawal,
+        touched: Touched,
+    ) -> Result<Changed, ConfigErrors> {
+        let changed = match new == *overlay {
+            true => unchanged(overlay, touched),
+            false => self.changed(new, touched)?,
+        };
+        Ok(Changed {
+            withdrawal: Some(withdrawal),
+            ..changed
         })
     }
 

@@ -110,11 +110,8 @@ impl ConfigFile {
         asked: Ports,
     ) -> Result<Changed, ConfigErrors> {
         let touched = Touched::Container(name.clone());
-        let changed = match new == *overlay {
-            true => unchanged(overlay, touched),
-            false => self.changed(new, touched)?,
-        };
-        Ok(changed.taking(Withdrawal::Ports(name, asked)))
+        let withdrawal = Withdrawal::Ports(name, asked);
+        self.taken_away(overlay, new, withdrawal, touched)
     }
 
     /// Gives a holder exactly these ports, unless it has them.

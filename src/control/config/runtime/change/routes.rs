@@ -69,13 +69,6 @@ impl ConfigFile {
             self.of_the_file(&report, *place, &what, file);
         }
         let (name, _) = report.finish(named)?;
-        let held = overlay.route(&name).is_some();
-        let withdrawal = Withdrawal::Route(name);
-        if !held {
-            return Ok(unchanged(overlay, Touched::Routes).taking(withdrawal));
-        }
-        let mut new = overlay.clone();
-        new.withdraw(&withdrawal);
-        Ok(self.changed(new, Touched::Routes)?.taking(withdrawal))
+        self.withdrawn(overlay, Withdrawal::Route(name), Touched::Routes)
     }
 }
