@@ -92,19 +92,9 @@ impl Tap {
     /// Goes on with a descriptor that another process has opened and may still use: nothing of it is
     /// changed.
     pub(super) fn received(fd: OwnedFd, capabilities: Capabilities) -> Result<Self, OpenError> {
-        let (name, flags) = interface(&fd).map_err(refused("fd", "ask which TAP it is"))?;
-        if flags & FLAGS != FLAGS {
-            return Err(OpenError::NoVnetHeader(name));
-        }
+        let name = name_of(&fd)?;
         let header = received_header(&fd).map_err(refused(&name, "ask for its header"))?;
-        Ok(Self {
-            fd: Arc::new(fd),
-            name,
-            header,
-            offloads: Offloads::new(capabilities),
-            counters: DeviceCounters::default(),
-            persistent: false,
-        })
+        Ok(Self::of(fd, name, header, capabilities))
     }
 
     /// Writes one frame, whose offload state the capabilities cover.
@@ -114,21 +104,31 @@ impl Tap {
     }
 
     fn prepare(fd: OwnedFd, wanted: Capabilities) -> Result<Self, OpenError> {
-        let (name, flags) = interface(&fd).map_err(refused("fd", "ask which TAP it is"))?;
-        if flags & FLAGS != FLAGS {
-            return Err(OpenError::NoVnetHeader(name));
-        }
+        let name = name_of(&fd)?;
         set_nonblocking(&fd).map_err(refused(&name, "make it non-blocking"))?;
         let (header, capabilities) = negotiate(&fd, wanted - Capabilities::IP_TUNNEL)
             .map_err(refused(&name, "turn offloads on"))?;
-        Ok(Self {
+        Ok(Self::of(fd, name, header, capabilities))
+    }
+
+    fn of(fd: OwnedFd, name: String, header: usize, capabilities: Capabilities) -> Self {
+        Self {
             fd: Arc::new(fd),
             name,
             header,
             offloads: Offloads::new(capabilities),
             counters: DeviceCounters::default(),
             persistent: false,
-        })
+        }
+    }
+}
+
+/// The name of a TAP with virtio-net headers and without packet information.
+fn name_of(fd: &OwnedFd) -> Result<String, OpenError> {
+    let (name, flags) = interface(fd).map_err(refused("fd", "ask which TAP it is"))?;
+    match flags & FLAGS == FLAGS {
+        true => Ok(name),
+        false => Err(OpenError::NoVnetHeader(name)),
     }
 }
 
