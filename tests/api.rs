@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 use support::daemon::{Daemon, LIMIT, await_that, program};
 use support::lab_test;
 use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, edited, variant_tests};
+use support::traffic;
 
 /// What every line is to be like.
 fn schema() -> &'static Validator {
@@ -131,15 +132,7 @@ fn ranges(daemon: &Daemon, owner: &str) -> Vec<(Protocol, String, PortKind, Orig
 }
 
 fn assert_reached(scenario: &Scenario, container: &LabNamespace, family: Family, port: u16) {
-    let _server = tcp::EchoServer::start(container, family.nos_port(port)).unwrap();
-    tcp::exchange(
-        scenario.external(),
-        None,
-        family.nos_port(port),
-        b"x",
-        LIMIT,
-    )
-    .unwrap();
+    traffic::assert_reached(scenario.external(), container, family.nos_port(port));
     let _server = udp::EchoServer::start(container, family.nos_port(port)).unwrap();
     udp::exchange(
         scenario.external(),
@@ -480,21 +473,9 @@ lab_test! {
         assert_eq!((daemon.ports(), daemon.attachments().len()), shown);
         third.delete_link("eth0").unwrap();
         change(daemon, request);
-        assert_reached_tcp(&scenario, &third, V4, 24000);
+        traffic::assert_reached(scenario.external(), &third, V4.nos_port(24000));
         change(daemon, detach("third"));
     }
-}
-
-fn assert_reached_tcp(scenario: &Scenario, container: &LabNamespace, family: Family, port: u16) {
-    let _server = tcp::EchoServer::start(container, family.nos_port(port)).unwrap();
-    tcp::exchange(
-        scenario.external(),
-        None,
-        family.nos_port(port),
-        b"x",
-        LIMIT,
-    )
-    .unwrap();
 }
 
 lab_test! {
@@ -513,7 +494,7 @@ lab_test! {
         let second = asked(daemon, Some("a-2"), allocate(100)).unwrap();
         assert_eq!(second.range.as_deref(), Some("25100-25199"));
         assert_eq!(asked(daemon, None, allocate(10)).unwrap().range.as_deref(), Some("24000-24009"));
-        assert_reached_tcp(&scenario, scenario.web(), V4, 25199);
+        traffic::assert_reached(scenario.external(), scenario.web(), V4.nos_port(25199));
         let refusal = refused(daemon, allocate(801));
         assert_eq!(refusal.field.as_deref(), Some("allocate.size"));
         assert!(refusal.message.contains("no 801 ports in a row are free"));

@@ -37,6 +37,7 @@ use support::daemon::{Daemon, Files, LIMIT, await_that};
 use support::lab_test;
 use support::names::{Mounted, unmount};
 use support::scenario::{FAMILIES, Variant, config, edited};
+use support::traffic;
 
 /// What the daemon answers; `None` if it does not.
 fn answer(control: &Path, id: Option<&str>, request: &Value) -> Option<Result<Applied, Refusal>> {
@@ -97,8 +98,7 @@ fn added(daemon: &Daemon, container: &str) -> Vec<String> {
 
 fn assert_reached(external: &LabNamespace, container: &LabNamespace, port: u16) {
     for family in FAMILIES {
-        let _server = tcp::EchoServer::start(container, family.nos_port(port)).unwrap();
-        tcp::exchange(external, None, family.nos_port(port), b"x", LIMIT).unwrap();
+        traffic::assert_reached(external, container, family.nos_port(port));
     }
 }
 

@@ -30,6 +30,7 @@ use support::daemon::{Daemon, Files, LIMIT, await_that};
 use support::lab_test;
 use support::names::{Mounted, add_name, delete_name};
 use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, config, edited, variant_tests};
+use support::traffic;
 
 /// A container of the configuration, with ports of its own.
 fn container(name: &str, netns: &Path, device: &str, number: u16) -> String {
@@ -58,8 +59,7 @@ fn assert_connected(scenario: &Scenario, container: &LabNamespace, port: u16) {
 }
 
 fn assert_reached(scenario: &Scenario, container: &LabNamespace, family: Family, port: u16) {
-    let server = tcp::EchoServer::start(container, family.nos_port(port)).unwrap();
-    tcp::exchange(scenario.external(), None, server.address(), b"in", LIMIT).unwrap();
+    traffic::assert_reached(scenario.external(), container, family.nos_port(port));
 }
 
 fn assert_goes_out(scenario: &Scenario, container: &LabNamespace, family: Family) {

@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use support::daemon::{Daemon, LIMIT, await_that, program};
 use support::lab_test;
 use support::scenario::{FAMILIES, Scenario, V4, Variant, config};
+use support::traffic;
 
 fn request(request: Value) -> Request {
     serde_json::from_value(request).unwrap()
@@ -84,15 +85,7 @@ fn add(tcp: &str, lease: &str) -> Value {
 
 fn assert_reached(scenario: &Scenario, container: &LabNamespace, port: u16) {
     for family in FAMILIES {
-        let _server = tcp::EchoServer::start(container, family.nos_port(port)).unwrap();
-        tcp::exchange(
-            scenario.external(),
-            None,
-            family.nos_port(port),
-            b"x",
-            LIMIT,
-        )
-        .unwrap();
+        traffic::assert_reached(scenario.external(), container, family.nos_port(port));
     }
 }
 

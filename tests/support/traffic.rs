@@ -16,8 +16,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use nos_relay::lab::testbed::LabNamespace;
 use nos_relay::lab::testbed::ping::ping;
+use nos_relay::lab::testbed::{LabNamespace, tcp};
 
 use super::daemon::{LIMIT, await_that};
 use super::scenario::{FAMILIES, Scenario};
@@ -267,6 +267,12 @@ pub(crate) fn inside(namespace: &LabNamespace) -> String {
             .unwrap(),
         namespace.run(routes).unwrap(),
     )
+}
+
+/// A TCP exchange of somebody outside with a server of a container, which he knows by this address.
+pub(crate) fn assert_reached(external: &LabNamespace, container: &LabNamespace, to: SocketAddr) {
+    let _server = tcp::EchoServer::start(container, to).unwrap();
+    tcp::exchange(external, None, to, b"in", LIMIT).unwrap();
 }
 
 pub(crate) fn assert_alive(scenario: &Scenario) {
