@@ -44,7 +44,8 @@ impl AddressSet {
 
     /// The number of an address that is one of them.
     #[must_use]
-    #[inline]
+    // Asked twice for every packet of an uplink, and by cold callers.
+    #[inline(always)]
     pub fn number(&self, address: IpAddr) -> Option<usize> {
         match address {
             IpAddr::V4(address) => position(&self.v4, address),

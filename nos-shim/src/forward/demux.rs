@@ -59,7 +59,7 @@ pub(super) fn recipient(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn recipient_by_port(
     packet: &Packet,
     address: LocalAddressId,
@@ -72,9 +72,8 @@ fn recipient_by_port(
         return Recipient::NoProtocol;
     };
     match tables.ports.owner(address, transport, ports.destination) {
-        PortOwner::Nobody if tables.learns => {
-            let key = police::arrival(packet, transport, ports);
-            police::inbound_to_nobody(packet, &key, worker.policed.as_deref_mut(), now)
+        owner @ PortOwner::Nobody if tables.learns => {
+            recipient_by_policy(packet, owner, tables, worker, now)
         }
         PortOwner::Nobody => Recipient::NoListener,
         PortOwner::Nos => Recipient::Local,
@@ -94,17 +93,39 @@ fn recipient_by_port(
                 Recipient::Attachment(id)
             }
         }
-        // Policies are about others.
+        owner @ PortOwner::Watched { .. } => {
+            recipient_by_policy(packet, owner, tables, worker, now)
+        }
+    }
+}
+
+/// Who gets a packet that the port does not decide alone. Out of line: without policies, and for other
+/// ports, nobody comes here.
+#[inline(never)]
+fn recipient_by_policy(
+    packet: &Packet,
+    owner: PortOwner,
+    tables: &Tables,
+    worker: &mut Worker,
+    now: Instant,
+) -> Recipient {
+    let transport = Transport::from_protocol(packet.protocol());
+    let (Some(transport), Some(ports)) = (transport, packet.ports()) else {
+        return Recipient::NoProtocol;
+    };
+    let key = police::arrival(packet, transport, ports);
+    let policed = worker.policed.as_deref_mut();
+    match owner {
         PortOwner::Watched { id, .. }
+            // Policies are about others.
             if packet.frame().interface() == Some(Interface::Attachment(id)) =>
         {
             Recipient::Attachment(id)
         }
         PortOwner::Watched { id, kind } => {
-            let key = police::arrival(packet, transport, ports);
-            let policed = worker.policed.as_deref_mut();
             police::inbound(packet, (id, kind), &key, tables, policed, now)
         }
+        _ => police::inbound_to_nobody(packet, &key, policed, now),
     }
 }
 

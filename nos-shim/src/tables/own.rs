@@ -57,7 +57,8 @@ impl OwnAddresses {
     }
 
     /// The address that this is.
-    #[inline]
+    // Every packet of an uplink asks twice; who else asks is cold.
+    #[inline(always)]
     pub(super) fn find(&self, address: IpAddr) -> Option<LocalAddressId> {
         self.ids.get(self.addresses.number(address)?).copied()
     }
