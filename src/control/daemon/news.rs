@@ -249,7 +249,7 @@ impl Daemon {
         if let Some((name, uplink)) = of_uplink {
             let (name, id) = (name.clone(), uplink.id);
             if !deleted {
-                self.live.follow_link(&name, facts);
+                self.live.follow_link(&name, self.live.present(facts));
                 return true;
             }
             self.device_lost(Interface::Uplink(id));

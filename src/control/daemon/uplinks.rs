@@ -327,6 +327,16 @@ impl Live {
         info!(uplink = %name, "uplink closed");
     }
 
+    /// What the kernel says now of an interface of which it has told. What it told was true when it was
+    /// told: of an interface that was made and brought up since, it tells how each was.
+    pub(super) fn present(&self, told: LinkFacts) -> LinkFacts {
+        match self.host.link_by_index(told.index) {
+            Ok(Some(present)) => present,
+            // That it is gone is told next.
+            Ok(None) | Err(_) => told,
+        }
+    }
+
     /// Follows what the kernel says of an uplink's interface: its name, and whether it carries
     /// packets. While it does not, routes over it are withdrawn.
     pub(super) fn follow_link(&mut self, name: &Name, facts: LinkFacts) {
