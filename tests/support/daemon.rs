@@ -8,14 +8,14 @@
 )]
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -145,8 +145,8 @@ impl Daemon {
         let notify_path = files.path("notify");
         let _ = std::fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(notify_path).unwrap();
+        let log = Log::of(&mut command);
         let mut child = command.spawn().unwrap();
-        let log = Log::collect(child.stderr.take().unwrap());
         let lines = lines_of(child.stdout.take().unwrap());
         Self {
             child,
@@ -296,7 +296,6 @@ impl Daemon {
         let status = wait_with_limit(&mut self.child).expect("the daemon did not end");
         self.ended = true;
         let files = std::mem::replace(&mut self.files, Files::new());
-        self.log.await_end();
         (status, self.log(), files)
     }
 
@@ -519,39 +518,25 @@ fn lines_of(stdout: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
-/// What a child writes to its stderr.
+/// What a child writes to its stderr: a file, so that what it said before anything else that a test
+/// sees of it is there to be read.
 #[derive(Debug)]
-struct Log {
-    text: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
-}
+struct Log(File);
 
 impl Log {
-    fn collect(stderr: impl Read + Send + 'static) -> Self {
-        let text = Arc::new(Mutex::new(String::new()));
-        let into = Arc::clone(&text);
-        let reader = std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut text = into.lock().unwrap();
-                text.push_str(&line);
-                text.push('\n');
-            }
-        });
-        Self {
-            text,
-            reader: Some(reader),
-        }
-    }
-
-    /// Waits until all is read that a child wrote which has ended.
-    fn await_end(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            reader.join().unwrap();
-        }
+    /// Makes the stderr of what `command` starts one.
+    fn of(command: &mut Command) -> Self {
+        let file = tempfile::tempfile().unwrap();
+        command.stderr(file.try_clone().unwrap());
+        Self(file)
     }
 
     fn text(&self) -> String {
-        self.text.lock().unwrap().clone()
+        let length = usize::try_from(self.0.metadata().unwrap().len()).unwrap();
+        let mut text = vec![0; length];
+        // Not from the position, which is the child's.
+        self.0.read_exact_at(&mut text, 0).unwrap();
+        String::from_utf8_lossy(&text).into_owned()
     }
 }
 
