@@ -1,9 +1,7 @@
 //! Steps of containers: what they register with the NOS, and their interfaces.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use nos_shim::channel::RequestId;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
 use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
 use tracing::{info, warn};
@@ -16,15 +14,11 @@ use crate::control::config::{Config, ContainerDevice, Name, NetnsRef};
 use crate::control::kernel::watch::{NameKind, NetnsName};
 use crate::control::kernel::{KernelError, Namespace, NamespaceError};
 use crate::control::plan::{Change, Claim, ContainerLink, Entity};
-use crate::data::engine::EngineEvent;
-use crate::data::event_loop::{AddDeviceError, Event, LoopDevice};
-use crate::data::relay::{AttachmentConfig, AttachmentExchange, RelayEvent};
+use crate::data::event_loop::{AddDeviceError, LoopDevice};
+use crate::data::relay::{AttachmentConfig, AttachmentExchange};
 
 use super::journal::Entry;
 use super::live::{Live, LiveContainer, LiveLink, StepError};
-
-/// How long the NOS may take to answer a registration.
-const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Changes of what containers have registered.
 pub(super) type ClaimChanges = Vec<(Name, Change<Claim>)>;
@@ -102,30 +96,8 @@ impl Live {
         }
     }
 
-    fn exchange(&mut self, exchange: AttachmentExchange) -> Result<(), StepError> {
-        let asked = self.plane.on_relay(move |relay| relay.exchange(exchange))?;
-        self.await_answer(asked.map_err(StepError::new)?)
-    }
-
-    /// Waits for the NOS's decision. What else happens meanwhile is looked at later.
-    fn await_answer(&mut self, request: RequestId) -> Result<(), StepError> {
-        let deadline = Instant::now() + REGISTRATION_TIMEOUT;
-        loop {
-            let Ok(event) = self.plane.events().recv_deadline(deadline) else {
-                return Err(StepError::new("the NOS does not answer the registration"));
-            };
-            match event {
-                Event::Engine(EngineEvent::Relay(RelayEvent::Accepted(of))) if of == request => {
-                    return Ok(());
-                }
-                Event::Engine(EngineEvent::Relay(RelayEvent::Refused(of, refused)))
-                    if of == request =>
-                {
-                    return Err(StepError::new(refused));
-                }
-                other => self.backlog.push_back(other),
-            }
-        }
+    fn exchange(&self, exchange: AttachmentExchange) -> Result<(), StepError> {
+        self.plane.exchange(exchange).map_err(StepError::new)
     }
 
     pub(super) fn change_link(
