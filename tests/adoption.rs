@@ -21,7 +21,7 @@ use socket2::{Domain, Socket, Type};
 use support::daemon::{Daemon, Files, LIMIT, await_that};
 use support::lab_test;
 use support::names::{Mounted, add_name};
-use support::scenario::{FAMILIES, Family, Scenario, Variant, edited, variant_tests};
+use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, edited, variant_tests};
 use support::traffic::{assert_alive, inside, retransmitted};
 
 /// Containers whose namespaces have names, as `ip netns` and container engines give them: the
@@ -155,6 +155,39 @@ fn far(family: Family) -> SocketAddr {
     (address.parse::<IpAddr>().unwrap(), 9).into()
 }
 
+/// As if a long time passed at once: what is known of a neighbor from now on is doubted soon, and then
+/// given up.
+fn hasten_neighbors(container: &LabNamespace) {
+    for family in ["ipv4", "ipv6"] {
+        for (key, value) in [
+            ("base_reachable_time_ms", "10"),
+            ("delay_first_probe_time", "0"),
+            ("retrans_time_ms", "10"),
+        ] {
+            let key = format!("net/{family}/neigh/eth0/{key}");
+            container.sysctl(&key, value).unwrap();
+        }
+    }
+    // With this the kernel forgets all that it knows; the daemon puts it back.
+    container.set_arp_off("eth0").unwrap();
+    await_that("it asks for MAC addresses again", || {
+        let link = container.link("eth0").unwrap().unwrap();
+        link.resolves
+            .then_some(())
+            .ok_or_else(|| format!("{link:?}"))
+    });
+}
+
+/// Whether the kernel does not count on what it knows of a neighbor any more.
+fn given_up(container: &LabNamespace, neighbor: IpAddr) -> Result<(), String> {
+    let table = || std::fs::read_to_string("/proc/thread-self/net/arp").unwrap();
+    let table = container.run(table).unwrap();
+    let neighbor = format!("{neighbor} ");
+    let entry = table.lines().find(|line| line.starts_with(&neighbor));
+    let unknown = entry.is_some_and(|entry| entry.contains(" 0x0 "));
+    unknown.then_some(()).ok_or(table)
+}
+
 /// A program that has begun to connect.
 struct Connecting(Socket);
 
@@ -203,25 +236,14 @@ mod connections_begun_while_there_is_no_daemon_complete {
 
     fn scenario(variant: Variant) {
         let named = Named::new(variant);
+        let containers = &named.topology.containers;
         let scenario = named.start();
+        containers.iter().for_each(hasten_neighbors);
+        assert_alive(&scenario);
         let servers = FAMILIES.map(|family| {
             let address = family.external_port(8080);
             tcp::EchoServer::start(&named.topology.external, address).unwrap()
         });
-        let containers = &named.topology.containers;
-        // As if a long time passed: what is known of a neighbor is doubted at once, and given up soon.
-        for container in containers {
-            for family in ["ipv4", "ipv6"] {
-                for (key, value) in [
-                    ("base_reachable_time_ms", "10"),
-                    ("delay_first_probe_time", "0"),
-                    ("retrans_time_ms", "10"),
-                ] {
-                    let key = format!("net/{family}/neigh/eth0/{key}");
-                    container.sysctl(&key, value).unwrap();
-                }
-            }
-        }
         let before = named.each_inside();
         let files = scenario.daemon.kill();
         let mut waiting = Vec::new();
@@ -238,10 +260,19 @@ mod connections_begun_while_there_is_no_daemon_complete {
                 }
             }
         }
-        for (_, connecting) in &waiting {
+        let send = || {
             sockets.iter().for_each(|socket| {
                 assert_eq!(socket.send(b"x").unwrap(), 1);
             });
+        };
+        for container in containers {
+            await_that("its kernel has given the neighbor up", || {
+                send();
+                given_up(container, V4.external)
+            });
+        }
+        send();
+        for (_, connecting) in &waiting {
             connecting.await_another_try();
         }
         for socket in &sockets {
