@@ -151,7 +151,11 @@ mod containers_keep_their_interface {
 
 /// An address beyond the network of the uplink.
 fn far(family: Family) -> SocketAddr {
-    let address = if family.is_v6() { "2001:db8:9::9" } else { "198.51.100.9" };
+    let address = if family.is_v6() {
+        "2001:db8:9::9"
+    } else {
+        "198.51.100.9"
+    };
     (address.parse::<IpAddr>().unwrap(), 9).into()
 }
 
