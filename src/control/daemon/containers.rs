@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
-use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
+use nos_shim::ports::{
+    Claim as PortClaim, ClaimKind, ExchangeRefused, PortRange, RegistrationRefused, Transport,
+};
 use tracing::{info, warn};
 
 use crate::control::attach::{
     AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest,
     Placement, attach, detach_all, remove_leftovers,
 };
-use crate::control::config::{Config, ContainerDevice, Name, NetnsRef};
+use crate::control::config::{Config, ContainerDevice, Name, NetnsRef, VrfName};
 use crate::control::kernel::watch::{NameKind, NetnsName};
 use crate::control::kernel::{KernelError, Namespace, NamespaceError};
 use crate::control::plan::{Change, Claim, ContainerLink, Entity};
@@ -19,6 +21,7 @@ use crate::data::relay::{AttachmentConfig, AttachmentExchange};
 
 use super::journal::Entry;
 use super::live::{Live, LiveContainer, LiveLink, StepError};
+use super::nos::ExchangeError;
 
 /// Changes of what containers have registered.
 pub(super) type ClaimChanges = Vec<(Name, Change<Claim>)>;
@@ -97,7 +100,24 @@ impl Live {
     }
 
     fn exchange(&self, exchange: AttachmentExchange) -> Result<(), StepError> {
-        self.plane.exchange(exchange).map_err(StepError::new)
+        self.plane.exchange(exchange).map_err(|error| match error {
+            ExchangeError::Refused(refused) => self.explained(&refused),
+            other => StepError::new(other),
+        })
+    }
+
+    /// Why the NOS refuses, with the name of the VRF, of which it knows the number.
+    fn explained(&self, refused: &ExchangeRefused) -> StepError {
+        match refused.reason {
+            RegistrationRefused::UnknownAddress { address, vrf } => {
+                let names = self.vrfs.names();
+                let name = names.get(&vrf).unwrap_or(&VrfName::Default);
+                StepError::new(format_args!(
+                    "{address} is not an address of the NOS in VRF \"{name}\""
+                ))
+            }
+            _ => StepError::new(refused),
+        }
     }
 
     pub(super) fn change_link(
