@@ -1,5 +1,24 @@
 //! The contract between relay and NOS: two rings of bursts, control messages, and a doorbell.
 //!
+//! # What a NOS does
+//!
+//! It has the [`NosEnd`], on one thread, and in a loop
+//!
+//! 1. takes [control messages](NosEnd::recv_control) and answers each request, in order: see
+//!    [`ToNos`];
+//! 2. takes [bursts](NosEnd::recv_burst) of packets that containers send, and forwards them: to itself,
+//!    to another container, or out of an uplink of its own;
+//! 3. sends [bursts](NosEnd::send_burst) of packets for containers: of those that come to an address
+//!    that a container has registered, with a port that it has registered (a
+//!    [`PortTable`](crate::ports::PortTable) looks that up);
+//! 4. [rings](NosEnd::ring) once, and blocks if it [may](NosEnd::try_sleep).
+//!
+//! It may expect that every packet has passed the relay's checks: it was parsed
+//! ([`Packet`](crate::packet::Packet)), it comes from an address and a port that the attachment has
+//! registered, and checksums are right, partial, or were verified, as
+//! [its offload state](crate::frame::Frame::offload) says. Nothing else that it says of itself is
+//! checked.
+//!
 //! # Theory of operation
 //!
 //! [`pair`] makes the two ends. Each end sends bursts of up to 64 packets with
@@ -16,7 +35,24 @@
 //! [`Exchange`] of registrations before any packet of an attachment, and activates the attachment
 //! when the NOS has [accepted](ToRelay::Accepted) it; it withdraws the attachment after its last
 //! packet. Answers are matched by the request's number. An end handles control messages before
-//! the packets that were sent after them.
+//! the packets that were sent after them. The relay's control plane may configure the NOS by the same
+//! ring ([`Configuration`]), and reads its tables for `show` ([`Query`]); the NOS tells what happens
+//! ([`NosEvent`]).
+//!
+//! # Buffers
+//!
+//! Who has a packet owns its buffer: sending it gives it away, dropping it gives it back to the pool
+//! that it came from, on any thread. A NOS takes buffers for packets of its own from a clone of the
+//! pool ([`FramePool`](crate::frame::FramePool)). What it keeps for longer than a round is missing
+//! elsewhere: [`Budget`](crate::share::Budget) says how much each may keep.
+//!
+//! # Ends and generations
+//!
+//! An end is dropped when its side ends. The other side is woken, sees that it is
+//! [deserted](End::is_deserted), can take what was sent before, and counts what was not
+//! [taken](End::lost) of its own. A NOS that starts anew gets an end of a new pair, and the relay the
+//! other one: everything that was registered is asked for again. What still has an end of the old pair
+//! reaches nobody: its sends are refused, and its messages were never read.
 //!
 //! # The doorbell
 //!
