@@ -49,6 +49,7 @@ mod leases;
 mod live;
 mod news;
 mod nos;
+mod process;
 mod reconcile;
 mod registry;
 mod routes;
@@ -61,22 +62,19 @@ mod watched;
 mod watching;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Interest, Poll, Token, Waker};
-use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
-use signal_hook_mio::v1_0::Signals;
+use mio::{Events, Poll, Token, Waker};
 use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::control::api::{self, Access, Peer, Server};
 use crate::control::attach::{AttachError, Host, Pace};
 use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
-use crate::control::handover::{self, HandoverError, Inheritance, Memory, Taking};
+use crate::control::handover::{HandoverError, Inheritance, Memory};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::control::plan::Entity;
@@ -85,12 +83,13 @@ use crate::data::event_loop::{Mode, Stopped};
 
 use data_plane::DataPlane;
 use giving::{Giving, Keeping};
-use journal::Journal;
 use leases::Processes;
 use live::Live;
 use reconcile::Reconciler;
 use registry::Registry;
 use watching::DropWatch;
+
+pub use process::{DaemonOptions, run};
 
 const SIGNALS: Token = Token(0);
 const EVENTS: Token = Token(1);
@@ -146,62 +145,6 @@ impl DaemonError {
     }
 }
 
-/// Where the daemon finds what it needs, and what it is strict about.
-#[derive(Clone, Debug)]
-pub struct DaemonOptions {
-    /// The configuration file.
-    pub config: PathBuf,
-    /// The control socket.
-    pub control: PathBuf,
-    /// Where what is registered at run time outlives the process: a directory, which is made. Nowhere
-    /// when not given.
-    pub state: Option<PathBuf>,
-    /// Whether something of the configuration that is missing or refused at start ends the process.
-    pub strict: bool,
-    /// Whether everything is taken over from the process that runs.
-    pub takeover: bool,
-}
-
-/// Runs the daemon until a signal ends it, or another process takes over.
-///
-/// # Errors
-///
-/// [`DaemonError`]; everything that was put in place has been undone. What could not be taken over is
-/// left as it was.
-pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
-    let poll = Poll::new().map_err(DaemonError::start("create an epoll instance"))?;
-    // Signals first: one that arrives while a large configuration is read must not kill us.
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])
-        .map_err(DaemonError::start("catch signals"))?;
-    poll.registry()
-        .register(&mut signals, SIGNALS, Interest::READABLE)
-        .map_err(DaemonError::start("watch signals"))?;
-    let (mut daemon, server) = match options.takeover {
-        true => take_over(options, &poll)?,
-        false => start(options, &poll)?,
-    };
-    let result = daemon.check_strictness(options.strict).and_then(|()| {
-        announce_ready();
-        serve(&mut daemon, poll, signals, server)
-    });
-    match result {
-        Ok(End::Left) => {
-            daemon.leave();
-            Ok(())
-        }
-        Ok(End::Stopped) => {
-            let _ = sd_notify::notify(&[NotifyState::Stopping]);
-            daemon.stop();
-            Ok(())
-        }
-        Err(error) => {
-            let _ = sd_notify::notify(&[NotifyState::Stopping]);
-            daemon.stop();
-            Err(error)
-        }
-    }
-}
-
 /// How the daemon ends.
 enum End {
     /// Nothing is wanted any more.
@@ -210,82 +153,56 @@ enum End {
     Left,
 }
 
-/// Starts with what an earlier process has left, if anything.
-fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), DaemonError> {
-    let file = ConfigFile::load(&options.config)?;
-    let config = file.config(&Overlay::default())?;
-    let server = Server::bind(&options.control, &config.control, poll.registry(), CONTROL)?;
-    let (store, inheritance) = handover::received();
-    let mut base = Base::open(poll)?;
-    let mut registry = base.registry(file, open_store(options)?)?;
-    if let (None, Some(inheritance)) = (&options.state, &inheritance) {
-        registry.register(&overlay_of(inheritance));
-    }
-    let config = registry.file.config(&registry.overlay)?;
-    let keeping = Keeping::of(store);
-    let waker = Arc::clone(&base.waker);
-    let mut daemon = base.daemon(options, &config, registry, keeping)?;
-    if let Some(inheritance) = inheritance {
-        let memory = inheritance.manifest.memory.clone();
-        match daemon.inherit(inheritance) {
-            Ok(()) => daemon.go_on(memory)?,
-            Err(error) => {
-                warn!("{error}; starting anew");
-                let (keeping, registry, processes) = daemon.abandon();
-                let base = Base::with(poll, waker, processes)?;
-                daemon = base.daemon(options, &config, registry, keeping)?;
-            }
-        }
-    }
-    daemon.live.release_inherited();
-    daemon.live.journal = Journal::open(&options.control);
-    daemon.live.remove_leftovers(&config);
-    daemon.follow(config);
-    daemon.store();
-    Ok((daemon, server))
+/// What whoever runs the daemon may want of it at any time, besides requests.
+enum Order {
+    /// To follow this configuration, or to know why it cannot be read.
+    Reload(Result<ConfigFile, ConfigErrors>),
+    /// To end, and leave everything in place for the next process.
+    Leave,
+    /// To end, and take everything away.
+    Stop,
 }
 
-/// Takes over from the process that runs.
-fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), DaemonError> {
-    // A bad file is none of the running process's business.
-    let file = ConfigFile::load(&options.config)?;
-    let config = file.config(&Overlay::default())?;
-    let (mut taking, mut inheritance) = Taking::ask(&options.control)?;
-    let Some(control) = inheritance.take_control() else {
-        let why = "its control socket is missing".to_owned();
-        return Err(HandoverError::Unfit(why).into());
-    };
-    let registered = overlay_of(&inheritance);
-    let mut base = Base::open(poll)?;
-    let registry = base.registry(file, None)?;
-    let keeping = Keeping::of(handover::Store::of_environment());
-    let mut daemon = base.daemon(options, &config, registry, keeping)?;
-    let taken = daemon.inherit(inheritance).and_then(|()| {
-        let memory = taking.prepared()?;
-        taking.ready()?;
-        Ok(memory)
+/// How the daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// All that was there at the start is attached, or a reload is done.
+    Ready,
+    /// It follows another configuration.
+    Reloading,
+    /// It ends.
+    Stopping,
+}
+
+/// Whoever runs the daemon: a process of its own, or a program that embeds it.
+trait Owner {
+    /// The next order that has come, if any. It was woken for it.
+    fn next_order(&mut self) -> Option<Order>;
+
+    /// Is told how the daemon is.
+    fn tell(&mut self, phase: Phase);
+}
+
+/// Serves until the owner has it end, and ends. What was put in place is undone, unless it is left to
+/// another process.
+fn run_for(
+    mut daemon: Daemon,
+    strict: bool,
+    poll: Poll,
+    server: Server,
+    owner: &mut impl Owner,
+) -> Result<(), DaemonError> {
+    let result = daemon.check_strictness(strict).and_then(|()| {
+        owner.tell(Phase::Ready);
+        serve(&mut daemon, poll, server, owner)
     });
-    let begun = match taken {
-        Ok(memory) => daemon.go_on(memory),
-        Err(error) => Err(error.into()),
-    };
-    if let Err(error) = begun {
+    if let Ok(End::Left) = result {
         daemon.leave();
-        return Err(error);
+        return Ok(());
     }
-    info!("took over");
-    if let Err(error) = taking.wait_for_end() {
-        warn!(%error, "the process before takes long to end");
-    }
-    daemon.registered_again(options, &registered);
-    let server = Server::received(&options.control, control, poll.registry(), CONTROL)?;
-    let config = daemon.registry.file.config(&daemon.registry.overlay)?;
-    daemon.live.release_inherited();
-    daemon.live.journal = Journal::open(&options.control);
-    daemon.follow(config.clone());
-    daemon.live.remove_leftovers(&config);
-    daemon.store();
-    Ok((daemon, server))
+    owner.tell(Phase::Stopping);
+    daemon.stop();
+    result.map(drop)
 }
 
 /// What was registered beside the configuration of an earlier process.
@@ -341,7 +258,6 @@ impl Base {
 
     fn daemon(
         self,
-        options: &DaemonOptions,
         config: &Config,
         registry: Registry,
         keeping: Keeping,
@@ -353,7 +269,6 @@ impl Base {
             live: Live::new(self.host, plane, keeping),
             reconciler: Reconciler::new(),
             watch: self.watch,
-            config_path: options.config.clone(),
             settings: config.relay.clone(),
             access: config.control.clone(),
             registry,
@@ -365,8 +280,8 @@ impl Base {
     }
 }
 
-fn open_store(options: &DaemonOptions) -> Result<Option<Box<dyn Store>>, StoreError> {
-    let Some(directory) = &options.state else {
+fn open_store(state: Option<&Path>) -> Result<Option<Box<dyn Store>>, StoreError> {
+    let Some(directory) = state else {
         return Ok(None);
     };
     let store = Embedded::open(directory)?;
@@ -388,20 +303,12 @@ fn yield_to_data_threads() {
     }
 }
 
-fn announce_ready() {
-    let mut stdout = io::stdout().lock();
-    // Whoever started us may have closed our stdout; that is no reason to stop forwarding.
-    let _ = writeln!(stdout, "ready").and_then(|()| stdout.flush());
-    let _ = sd_notify::notify(&[NotifyState::Ready]);
-    info!("ready");
-}
-
-/// The control thread's loop. Returns when a signal says so.
+/// The control thread's loop. Returns when the owner says so.
 fn serve(
     daemon: &mut Daemon,
     mut poll: Poll,
-    mut signals: Signals,
     mut server: Server,
+    owner: &mut impl Owner,
 ) -> Result<End, DaemonError> {
     let mut events = Events::with_capacity(64);
     let mut more = false;
@@ -427,19 +334,23 @@ fn serve(
         }
         more = daemon.take_requests(&mut server);
         daemon.write_again();
-        for signal in signals.pending() {
-            match signal {
-                SIGHUP => daemon.reload(),
-                SIGUSR1 => {
+        while let Some(order) = owner.next_order() {
+            match order {
+                Order::Reload(file) => {
+                    owner.tell(Phase::Reloading);
+                    daemon.reload(file);
+                    owner.tell(Phase::Ready);
+                }
+                Order::Leave => {
                     info!("ending, and leaving everything in place");
                     daemon.end_giving();
-                    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                    owner.tell(Phase::Stopping);
                     daemon.drain();
                     daemon.store();
                     return Ok(End::Left);
                 }
-                _ => {
-                    info!(signal, "stopping");
+                Order::Stop => {
+                    info!("stopping");
                     daemon.end_giving();
                     return Ok(End::Stopped);
                 }
@@ -455,7 +366,6 @@ pub(crate) struct Daemon {
     live: Live,
     reconciler: Reconciler,
     watch: KernelWatch,
-    config_path: PathBuf,
     /// Settings with which the data threads were started.
     settings: RelayConfig,
     /// Who may ask, as the control socket was made.
@@ -501,17 +411,17 @@ impl Daemon {
 
     /// Opens what keeps registrations, which the process before has closed. Without it they last as
     /// long as this process.
-    fn registered_again(&mut self, options: &DaemonOptions, handed: &Overlay) {
+    fn registered_again(&mut self, state: Option<&Path>, handed: &Overlay) {
         let file = &self.registry.file;
         let opened = ConfigFile::parse(file.name(), file.text());
         let opened = opened.map_err(|error| error.to_string()).and_then(|file| {
-            let store = open_store(options).map_err(|error| error.to_string())?;
+            let store = open_store(state).map_err(|error| error.to_string())?;
             let processes = &mut self.processes;
             let registry = Registry::open(file, store, |process| processes.take_up(process));
             registry.map_err(|error| error.to_string())
         });
         match opened {
-            Ok(registry) if options.state.is_some() => self.registry = registry,
+            Ok(registry) if state.is_some() => self.registry = registry,
             Ok(_) => self.registry.register(handed),
             Err(error) => {
                 error!("{error}; what is registered at run time ends with this process");
@@ -595,13 +505,11 @@ impl Daemon {
         }
     }
 
-    /// Reads the configuration again and follows it. A bad file changes nothing.
-    fn reload(&mut self) {
+    /// Follows another configuration. A bad one changes nothing.
+    fn reload(&mut self, file: Result<ConfigFile, ConfigErrors>) {
         self.end_giving();
         self.keep_at_once();
-        let _ = NotifyState::monotonic_usec_now()
-            .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
-        match self.load() {
+        match file.and_then(|file| self.registry.reload(file)) {
             Ok(config) => {
                 let relay = RelayConfig::differences(&self.settings, &config.relay);
                 let control = Access::differences(&self.access, &config.control);
@@ -618,13 +526,6 @@ impl Daemon {
             }
             Err(errors) => error!("the configuration stays as it was:\n{errors}"),
         }
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
-    }
-
-    /// Reads the file, and makes it the one beside which the rest is registered.
-    fn load(&mut self) -> Result<Config, ConfigErrors> {
-        let file = ConfigFile::load(&self.config_path)?;
-        self.registry.reload(file)
     }
 
     fn stop(mut self) {
