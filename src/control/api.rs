@@ -32,6 +32,7 @@ mod watchers;
 
 pub(in crate::control) use client::converse;
 pub use client::{ControlError, Held, QUERY_TIMEOUT, Watch, ask, ask_for, hold, query, watch};
+pub(crate) use client::{query_on, watch_on};
 pub use connection::Peer;
 pub use event::{Event, Subject, SubjectKind, Watched};
 pub use protocol::{

@@ -195,16 +195,31 @@ pub enum UplinkDevice {
     Packet(InterfaceName),
     /// A TAP that is made under this name.
     Tap(InterfaceName),
+    /// An interface of the NOS, of which nothing is known here: where the NOS is not the one of this
+    /// program ([`NosPlace::Elsewhere`]).
+    Nos,
 }
 
 impl UplinkDevice {
-    /// The interface that is used or made.
+    /// The interface that is used or made here.
     #[must_use]
-    pub fn interface(&self) -> &InterfaceName {
+    pub fn interface(&self) -> Option<&InterfaceName> {
         match self {
-            Self::Packet(name) | Self::Tap(name) => name,
+            Self::Packet(name) | Self::Tap(name) => Some(name),
+            Self::Nos => None,
         }
     }
+}
+
+/// Where the NOS is for which containers are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NosPlace {
+    /// It is [`nos_shim::shim::Shim`], on a data thread.
+    #[default]
+    Here,
+    /// It is whoever has the other end of the channel. It has uplinks, routes and services of its own:
+    /// each uplink has `device = "nos"`, and says which addresses there are.
+    Elsewhere,
 }
 
 impl fmt::Display for UplinkDevice {
@@ -212,6 +227,7 @@ impl fmt::Display for UplinkDevice {
         match self {
             Self::Packet(name) => write!(f, "packet:{name}"),
             Self::Tap(name) => write!(f, "tap:{name}"),
+            Self::Nos => f.write_str("nos"),
         }
     }
 }

@@ -6,12 +6,14 @@
 //! | [`link`], [`responder`], [`guard`], [`port_set`] | a container's link: what is answered, what may be sent |
 //! | [`relay`] | the container side of the data path |
 //! | [`engine`], [`event_loop`] | what a data thread drives, and how |
+//! | [`nos_port`] | what a NOS gets that is not on a data thread |
 
 pub mod device;
 pub mod engine;
 pub mod event_loop;
 pub mod guard;
 pub mod link;
+pub mod nos_port;
 pub mod port_set;
 pub mod relay;
 pub mod responder;

@@ -115,6 +115,19 @@ pub fn ask_for(
     asked(path, id, request, holder, timeout).map(|(response, _)| response)
 }
 
+/// As [`query`], over a connection that is there, of which the daemon has the other end.
+pub(crate) fn query_on(
+    mut stream: UnixStream,
+    name: &Path,
+    request: &Request,
+    timeout: Duration,
+) -> Result<Response, ControlError> {
+    write_request(&mut stream, name, None, request, None, timeout)?;
+    let deadline = Instant::now() + timeout;
+    let line = read_line(&mut stream, deadline).map_err(|error| explain(name, timeout, error))?;
+    answer(name, &line)
+}
+
 /// What is held by a connection (`"lease":"connection"`), until this is dropped.
 #[derive(Debug)]
 pub struct Held {
@@ -209,15 +222,27 @@ fn send(
     along: Option<BorrowedFd<'_>>,
     timeout: Duration,
 ) -> Result<UnixStream, ControlError> {
-    let error = |error: io::Error| explain(path, timeout, error);
-    let mut stream = connect(path, timeout).map_err(error)?;
-    stream.set_write_timeout(Some(timeout)).map_err(error)?;
-    match write(&mut stream, &encode_request(id, request), along) {
-        // The daemon refuses without reading, and says why.
-        Err(broken) if broken.kind() == ErrorKind::BrokenPipe => {}
-        sent => sent.map_err(error)?,
-    }
+    let stream = connect(path, timeout);
+    let mut stream = stream.map_err(|error| explain(path, timeout, error))?;
+    write_request(&mut stream, path, id, request, along, timeout)?;
     Ok(stream)
+}
+
+fn write_request(
+    stream: &mut UnixStream,
+    path: &Path,
+    id: Option<&str>,
+    request: &Request,
+    along: Option<BorrowedFd<'_>>,
+    timeout: Duration,
+) -> Result<(), ControlError> {
+    let error = |error: io::Error| explain(path, timeout, error);
+    stream.set_write_timeout(Some(timeout)).map_err(error)?;
+    match write(stream, &encode_request(id, request), along) {
+        // The daemon refuses without reading, and says why.
+        Err(broken) if broken.kind() == ErrorKind::BrokenPipe => Ok(()),
+        sent => sent.map_err(error),
+    }
 }
 
 /// Writes all of it; a descriptor goes with the first octets.
@@ -265,8 +290,22 @@ pub struct Watch {
 ///
 /// As [`query`].
 pub fn watch(path: &Path, timeout: Duration) -> Result<Watch, ControlError> {
-    let error = |error: io::Error| explain(path, timeout, error);
     let stream = send(path, None, &Request::Watch {}, None, timeout)?;
+    watching(stream, path, timeout)
+}
+
+/// As [`watch`], over a connection that is there.
+pub(crate) fn watch_on(
+    mut stream: UnixStream,
+    name: &Path,
+    timeout: Duration,
+) -> Result<Watch, ControlError> {
+    write_request(&mut stream, name, None, &Request::Watch {}, None, timeout)?;
+    watching(stream, name, timeout)
+}
+
+fn watching(stream: UnixStream, path: &Path, timeout: Duration) -> Result<Watch, ControlError> {
+    let error = |error: io::Error| explain(path, timeout, error);
     stream.set_read_timeout(Some(timeout)).map_err(error)?;
     let mut lines = BufReader::new(stream);
     let mut line = Vec::new();

@@ -93,7 +93,8 @@ pub struct Asked {
 /// The control socket and its connections.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    /// None where only [adopted](Self::adopt) connections ask.
+    listener: Option<UnixListener>,
     registry: Registry,
     first: Token,
     slots: Vec<Option<Connection>>,
@@ -105,7 +106,7 @@ pub struct Server {
     /// Connections that held something and are over.
     ended: VecDeque<u64>,
     /// Last, so that the file goes after the listener.
-    socket: ControlSocket,
+    socket: Option<ControlSocket>,
 }
 
 /// Connections that there is room for.
@@ -164,8 +165,20 @@ impl Server {
     ) -> io::Result<Self> {
         let mut listener = UnixListener::from_std(listener.into());
         registry.register(&mut listener, first, Interest::READABLE)?;
+        let mut server = Self::without_socket(registry, first)?;
+        server.listener = Some(listener);
+        server.socket = Some(socket);
+        Ok(server)
+    }
+
+    /// A server at whose connections nobody arrives but by [`Self::adopt`].
+    ///
+    /// # Errors
+    ///
+    /// There is no descriptor left.
+    pub fn without_socket(registry: &Registry, first: Token) -> io::Result<Self> {
         Ok(Self {
-            listener,
+            listener: None,
             registry: registry.try_clone()?,
             first,
             slots: (0..SLOTS).map(|_| None).collect(),
@@ -174,8 +187,18 @@ impl Server {
             requests: VecDeque::new(),
             last_served: None,
             ended: VecDeque::new(),
-            socket,
+            socket: None,
         })
+    }
+
+    /// Serves a connection that somebody made by other means, as one that has been accepted.
+    pub fn adopt(&mut self, stream: OwnedFd, now: Instant) {
+        let stream = std::os::unix::net::UnixStream::from(stream);
+        if let Err(error) = stream.set_nonblocking(true) {
+            tracing::warn!("a connection cannot be served: {error}");
+            return;
+        }
+        self.admit(UnixStream::from_std(stream), now);
     }
 
     /// The listener and the lock, for another process.
@@ -184,13 +207,18 @@ impl Server {
     ///
     /// There is no descriptor left.
     pub(in crate::control) fn duplicate(&self) -> io::Result<[OwnedFd; 2]> {
-        let listener = self.listener.as_fd().try_clone_to_owned()?;
-        Ok([listener, self.socket.duplicate_lock()?])
+        let (Some(listener), Some(socket)) = (&self.listener, &self.socket) else {
+            return Err(ErrorKind::Unsupported.into());
+        };
+        let listener = listener.as_fd().try_clone_to_owned()?;
+        Ok([listener, socket.duplicate_lock()?])
     }
 
     /// Ends without taking the files away, which are another process's now.
     pub(in crate::control) fn leave(mut self) {
-        self.socket.leave();
+        if let Some(socket) = &mut self.socket {
+            socket.leave();
+        }
     }
 
     /// Answers a request, and gives up its connection, which is watched as `token` from now on: whoever
@@ -366,7 +394,10 @@ impl Server {
     fn accept(&mut self, now: Instant) {
         self.accept_again = None;
         for _ in 0..MAX_ACCEPTS {
-            match self.listener.accept() {
+            let Some(listener) = &self.listener else {
+                return;
+            };
+            match listener.accept() {
                 Ok((stream, _)) => self.admit(stream, now),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return,

@@ -12,8 +12,8 @@ use super::place::{At, Place};
 use super::report::Report;
 use super::vrf::{Vrf, Vrfs, in_vrf};
 use super::{
-    Config, Container, ContainerDevice, Mtu, ServiceConfig, Uplink, UplinkDevice, VrfName, claims,
-    routing,
+    Config, Container, ContainerDevice, Mtu, NosPlace, ServiceConfig, Uplink, UplinkDevice,
+    VrfName, claims, routing,
 };
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
@@ -64,7 +64,10 @@ fn uplinks(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     let names = uplinks.iter().map(|uplink| uplink.name.as_ref());
     unique(report, "name", names);
     let devices = uplinks.iter().map(|uplink| uplink.device.as_ref());
-    let interfaces = devices.map(|at| at.map(|device| device.interface()));
+    let interfaces = devices.filter_map(|at| {
+        let (value, place) = (at.value.interface()?, at.place);
+        Some(At { value, place })
+    });
     unique(report, "interface", interfaces);
     for Vrf { uplinks, .. } in vrfs.iter() {
         let networks = uplinks.iter().flat_map(|uplink| &uplink.addresses);
@@ -78,6 +81,44 @@ fn uplinks(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     }
     uplinks.iter().for_each(|uplink| groups(report, uplink));
     tap_mtus(report, uplinks);
+    match entries.place {
+        NosPlace::Here => no_foreign_uplinks(report, uplinks),
+        NosPlace::Elsewhere => foreign_nos(report, entries),
+    }
+}
+
+fn no_foreign_uplinks(report: &Report<'_>, uplinks: &[UplinkEntry]) {
+    for At { value, place } in uplinks.iter().map(|uplink| uplink.device.as_ref()) {
+        if *value == UplinkDevice::Nos {
+            let reason = "\"nos\" is an interface of a NOS that embeds nos-relay; here it is \
+                          \"packet:INTERFACE\" or \"tap:INTERFACE\"";
+            report.error(place, reason);
+        }
+    }
+}
+
+/// What a NOS that is not ours has is not for us to say.
+fn foreign_nos(report: &Report<'_>, entries: &Entries) {
+    for uplink in &entries.uplinks {
+        let At { value, place } = uplink.device.as_ref();
+        if *value != UplinkDevice::Nos {
+            let reason = format!("the NOS has interfaces of its own: \"nos\", not \"{value}\"");
+            report.error(place, reason);
+        }
+        if let Some(capture) = &uplink.capture {
+            let reason = "the frames of the NOS's own interfaces do not come here";
+            report.error(capture.place, reason);
+        }
+        if let Some(group) = uplink.groups.first() {
+            report.error(group.place, "the NOS has groups of its own");
+        }
+    }
+    if let Some(route) = entries.routes.first() {
+        report.error(route.prefix.place, "the NOS has routes of its own");
+    }
+    if let Some(services) = entries.nos.first() {
+        report.error(services.vrf.place, "the NOS has services of its own");
+    }
 }
 
 fn groups(report: &Report<'_>, uplink: &UplinkEntry) {

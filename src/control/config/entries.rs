@@ -21,8 +21,8 @@ use super::port_list::{self, PortLists};
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{
-    ContainerDevice, IoUring, Mtu, Name, NetnsRef, RelayConfig, RouteAction, Service, Threads,
-    UplinkDevice, VrfName,
+    ContainerDevice, IoUring, Mtu, Name, NetnsRef, NosPlace, RelayConfig, RouteAction, Service,
+    Threads, UplinkDevice, VrfName,
 };
 
 /// The entries that are sound.
@@ -40,6 +40,7 @@ pub(super) struct Entries {
     /// The container that a request is about: of two that want a port it is this one's request that
     /// is refused.
     pub(super) newest: Option<Name>,
+    pub(super) place: NosPlace,
 }
 
 #[derive(Clone, Debug)]
@@ -134,6 +135,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
         nos,
         pool,
         newest: None,
+        place: NosPlace::Here,
     }
 }
 

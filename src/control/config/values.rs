@@ -168,6 +168,9 @@ pub(super) fn mac(value: &DeValue<'_>) -> Result<MacAddr, String> {
 pub(super) fn uplink_device(value: &DeValue<'_>) -> Result<UplinkDevice, String> {
     const EXPECTED: &str = "\"packet:INTERFACE\" or \"tap:INTERFACE\"";
     let device = text(value, EXPECTED)?;
+    if device == "nos" {
+        return Ok(UplinkDevice::Nos);
+    }
     let wrong = |hint| format!("{} is not {EXPECTED}{hint}", quoted(device));
     let (kind, interface) = device.split_once(':').ok_or_else(|| wrong(String::new()))?;
     let make = match kind {

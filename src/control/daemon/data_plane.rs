@@ -6,20 +6,21 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::Waker;
-use nos_shim::channel;
+use nos_shim::channel::{self, NosEnd};
 use nos_shim::frame::{FramePool, MAX_FRAME};
 use nos_shim::share::Budget;
 use nos_shim::shim::{Shim, ShimConfig};
 use std::sync::Arc;
 use tracing::{error, info};
 
-use crate::control::config::{IoUring, RelayConfig, Threads};
+use crate::control::config::{IoUring, NosPlace, RelayConfig, Threads};
 use crate::data::device::{CaptureSink, Injection, Unavailable, Uring, UringReport};
 use crate::data::engine::Engine;
 use crate::data::event_loop::{
     AddDeviceError, DeviceReport, Ended, Event, EventLoop, Listener, LoopDevice, LoopHandle, Mode,
     SetCaptureError, Stopped, TurnTimes,
 };
+use crate::data::nos_port::NosPort;
 use crate::data::relay::{Relay, RelayEvent};
 use nos_shim::ident::Interface;
 use nos_shim::page::Page;
@@ -29,7 +30,13 @@ use nos_shim::time::Instant;
 #[derive(Debug)]
 pub(super) struct DataPlane {
     relay: LoopHandle,
-    nos: LoopHandle,
+    /// That of the NOS side, where it is here.
+    nos: Option<LoopHandle>,
+    pool: FramePool,
+    /// Bursts that each ring of a channel holds.
+    ring: usize,
+    /// The end of a NOS that is elsewhere, as long as it has not joined.
+    first: Option<NosEnd>,
     threads: Vec<JoinHandle<Ended>>,
     events: Receiver<Event>,
     answers: Receiver<RelayEvent>,
@@ -82,12 +89,18 @@ impl Listener for Queue {
 }
 
 impl DataPlane {
-    /// Starts one data thread or two. `waker` is called when there are events.
-    pub(super) fn start(settings: &RelayConfig, waker: Arc<Waker>) -> io::Result<Self> {
+    /// Starts one data thread or two. `waker` is called when there are events. A NOS that is elsewhere
+    /// is joined by [`Self::join`].
+    pub(super) fn start(
+        settings: &RelayConfig,
+        place: NosPlace,
+        waker: Arc<Waker>,
+    ) -> io::Result<Self> {
         let buffers = usize::try_from(settings.buffers.get()).unwrap_or(usize::MAX);
         let ring = usize::try_from(settings.ring.get()).unwrap_or(usize::MAX);
         let pool = FramePool::new(buffers, MAX_FRAME);
-        let (relay_end, nos_end) = channel::pair(Budget::of(buffers).ring(ring));
+        let ring = Budget::of(buffers).ring(ring);
+        let (relay_end, nos_end) = channel::pair(ring);
         let (sender, events) = unbounded();
         let (answer_sender, answers) = unbounded();
         let listener = Queue {
@@ -116,17 +129,36 @@ impl DataPlane {
         let seed = seed();
         let flows = usize::try_from(settings.flows.get()).unwrap_or(usize::MAX);
         let shim = |end, pool| Shim::new(end, pool, ShimConfig { seed, flows });
-        match settings.threads {
-            Threads::Single => {
+        match (place, settings.threads) {
+            (NosPlace::Elsewhere, _) => {
+                let engine = Engine::relay_side(Relay::new(relay_end, pool.clone()));
+                let (event_loop, relay) = new_loop(engine, pool.clone())?;
+                Ok(Self {
+                    relay,
+                    nos: None,
+                    pool,
+                    ring,
+                    first: Some(nos_end),
+                    threads: vec![spawn("relay", event_loop)?],
+                    events,
+                    answers,
+                    epoch,
+                    no_uring,
+                })
+            }
+            (NosPlace::Here, Threads::Single) => {
                 let engine = Engine::single(
                     Relay::new(relay_end, pool.clone()),
                     shim(nos_end, pool.clone()),
                 );
-                let (event_loop, handle) = new_loop(engine, pool)?;
+                let (event_loop, handle) = new_loop(engine, pool.clone())?;
                 let threads = vec![spawn("data", event_loop)?];
                 Ok(Self {
                     relay: handle.clone(),
-                    nos: handle,
+                    nos: Some(handle),
+                    pool,
+                    ring,
+                    first: None,
                     threads,
                     events,
                     answers,
@@ -134,15 +166,18 @@ impl DataPlane {
                     no_uring,
                 })
             }
-            Threads::Split => {
+            (NosPlace::Here, Threads::Split) => {
                 let engine = Engine::relay_side(Relay::new(relay_end, pool.clone()));
                 let (relay_loop, relay) = new_loop(engine, pool.clone())?;
                 let engine = Engine::nos_side(shim(nos_end, pool.clone()));
-                let (nos_loop, nos) = new_loop(engine, pool)?;
+                let (nos_loop, nos) = new_loop(engine, pool.clone())?;
                 let threads = vec![spawn("relay", relay_loop)?, spawn("nos", nos_loop)?];
                 Ok(Self {
                     relay,
-                    nos,
+                    nos: Some(nos),
+                    pool,
+                    ring,
+                    first: None,
                     threads,
                     events,
                     answers,
@@ -175,10 +210,30 @@ impl DataPlane {
         self.relay.pages(page)
     }
 
+    /// Where the NOS is.
+    pub(super) fn nos_place(&self) -> NosPlace {
+        match self.nos {
+            Some(_) => NosPlace::Here,
+            None => NosPlace::Elsewhere,
+        }
+    }
+
+    /// Has a NOS join that is elsewhere, in place of the one before.
+    pub(super) fn join(&mut self) -> io::Result<NosPort> {
+        if let Some(first) = self.first.take() {
+            return NosPort::new(first, self.pool.clone());
+        }
+        let (relay_end, nos_end) = channel::pair(self.ring);
+        let port = NosPort::new(nos_end, self.pool.clone())?;
+        let joined = self.on_relay(|relay| relay.rejoin(relay_end));
+        joined.map_err(io::Error::other)?;
+        Ok(port)
+    }
+
     fn side(&self, interface: Interface) -> &LoopHandle {
-        match interface {
-            Interface::Attachment(_) => &self.relay,
-            Interface::Uplink(_) => &self.nos,
+        match (interface, &self.nos) {
+            (Interface::Uplink(_), Some(nos)) => nos,
+            _ => &self.relay,
         }
     }
 
@@ -224,7 +279,8 @@ impl DataPlane {
             return Ok(vec![self.thread("data", &self.relay)?]);
         }
         let relay = self.thread("relay", &self.relay)?;
-        Ok(vec![relay, self.thread("nos", &self.nos)?])
+        let nos = self.nos.as_ref().map(|nos| self.thread("nos", nos));
+        Ok(vec![relay].into_iter().chain(nos.transpose()?).collect())
     }
 
     fn thread(&self, name: &'static str, handle: &LoopHandle) -> Result<ThreadReport, Stopped> {
@@ -244,8 +300,8 @@ impl DataPlane {
     /// The state of all devices.
     pub(super) fn devices(&self) -> Result<Vec<DeviceReport>, Stopped> {
         let mut devices = self.relay.devices()?;
-        if self.threads.len() > 1 {
-            devices.extend(self.nos.devices()?);
+        if let Some(nos) = self.nos.as_ref().filter(|_| self.threads.len() > 1) {
+            devices.extend(nos.devices()?);
         }
         Ok(devices)
     }
@@ -263,7 +319,7 @@ impl DataPlane {
     /// Has all data threads receive and send, or not.
     pub(super) fn set_mode(&self, mode: Mode) -> Result<(), Stopped> {
         self.relay.set_mode(mode)?;
-        self.nos.set_mode(mode)
+        self.nos.as_ref().map_or(Ok(()), |nos| nos.set_mode(mode))
     }
 
     /// Receives nothing from now on, and waits up to `limit` until all that was received is sent.
@@ -273,7 +329,8 @@ impl DataPlane {
         let deadline = std::time::Instant::now() + limit;
         loop {
             // What the relay takes from the NOS is for containers, and gives the NOS nothing to do.
-            if self.nos.is_quiet()? && self.relay.is_quiet()? {
+            let nos = self.nos.as_ref().map_or(Ok(true), LoopHandle::is_quiet)?;
+            if nos && self.relay.is_quiet()? {
                 return Ok(true);
             }
             if std::time::Instant::now() >= deadline {
@@ -286,7 +343,9 @@ impl DataPlane {
     /// Ends the data threads, and returns the devices that they still had.
     pub(super) fn stop(self) -> Vec<(Interface, LoopDevice)> {
         self.relay.stop();
-        self.nos.stop();
+        if let Some(nos) = &self.nos {
+            nos.stop();
+        }
         let mut devices = Vec::new();
         for thread in self.threads {
             match thread.join() {

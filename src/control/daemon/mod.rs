@@ -39,6 +39,7 @@ mod captures;
 mod changes;
 mod containers;
 mod data_plane;
+mod embedded;
 mod executor;
 mod giving;
 mod identifiers;
@@ -63,23 +64,26 @@ mod watching;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use mio::{Events, Poll, Token, Waker};
 use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::control::api::{self, Access, Peer, Server};
 use crate::control::attach::{AttachError, Host, Pace};
-use crate::control::config::{Config, ConfigErrors, ConfigFile, Overlay, RelayConfig};
+use crate::control::config::{Config, ConfigErrors, ConfigFile, NosPlace, Overlay, RelayConfig};
 use crate::control::handover::{HandoverError, Inheritance, Memory};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::control::plan::Entity;
 use crate::control::store::{Embedded, Store, StoreError};
 use crate::data::event_loop::{Mode, Stopped};
+use crate::data::nos_port::NosPort;
 
 use data_plane::DataPlane;
 use giving::{Giving, Keeping};
@@ -89,6 +93,7 @@ use reconcile::Reconciler;
 use registry::Registry;
 use watching::DropWatch;
 
+pub(crate) use embedded::{EmbeddedDaemon, EmbeddedOptions, Orders};
 pub use process::{DaemonOptions, run};
 
 const SIGNALS: Token = Token(0);
@@ -156,11 +161,15 @@ enum End {
 /// What whoever runs the daemon may want of it at any time, besides requests.
 enum Order {
     /// To follow this configuration, or to know why it cannot be read.
-    Reload(Result<ConfigFile, ConfigErrors>),
+    Reload(Result<Box<ConfigFile>, ConfigErrors>),
     /// To end, and leave everything in place for the next process.
     Leave,
     /// To end, and take everything away.
     Stop,
+    /// To answer a client that somebody has connected.
+    Serve(OwnedFd),
+    /// To have another NOS join, which is elsewhere.
+    Join(Sender<io::Result<NosPort>>),
 }
 
 /// How the daemon is.
@@ -258,13 +267,13 @@ impl Base {
 
     fn daemon(
         self,
+        place: NosPlace,
         config: &Config,
         registry: Registry,
         keeping: Keeping,
     ) -> Result<Daemon, DaemonError> {
-        let plane = DataPlane::start(&config.relay, self.waker)
+        let plane = DataPlane::start(&config.relay, place, self.waker)
             .map_err(DaemonError::start("start data threads"))?;
-        yield_to_data_threads();
         Ok(Daemon {
             live: Live::new(self.host, plane, keeping),
             reconciler: Reconciler::new(),
@@ -348,6 +357,14 @@ fn serve(
                     daemon.drain();
                     daemon.store();
                     return Ok(End::Left);
+                }
+                Order::Serve(client) => {
+                    server.adopt(client, daemon.live.plane.now());
+                    more = true;
+                }
+                Order::Join(answer) => {
+                    // Who asked may have given up.
+                    let _ = answer.send(daemon.live.plane.join());
                 }
                 Order::Stop => {
                     info!("stopping");
@@ -506,10 +523,10 @@ impl Daemon {
     }
 
     /// Follows another configuration. A bad one changes nothing.
-    fn reload(&mut self, file: Result<ConfigFile, ConfigErrors>) {
+    fn reload(&mut self, file: Result<Box<ConfigFile>, ConfigErrors>) {
         self.end_giving();
         self.keep_at_once();
-        match file.and_then(|file| self.registry.reload(file)) {
+        match file.and_then(|file| self.registry.reload(*file)) {
             Ok(config) => {
                 let relay = RelayConfig::differences(&self.settings, &config.relay);
                 let control = Access::differences(&self.access, &config.control);

@@ -49,6 +49,22 @@ impl Daemon {
                     port,
                     dropped,
                 }) => self.foreign_port(attachment, transport, port, dropped),
+                Event::Relay(RelayEvent::NosGone) => {
+                    // One that is elsewhere may not have come yet.
+                    info!("the NOS has ended; nothing is forwarded until another joins");
+                }
+                Event::Relay(RelayEvent::Rejoined) => {
+                    info!("the NOS has every registration");
+                    self.reconciler.look_at_all(Instant::now());
+                    any = true;
+                }
+                Event::Relay(RelayEvent::NotRejoined(id, refused)) => {
+                    let mut containers = self.live.containers.iter();
+                    let found = containers.find(|(_, container)| container.id == id);
+                    if let Some((name, _)) = found {
+                        error!(container = %name, %refused, "the NOS does not take it any more");
+                    }
+                }
                 Event::Relay(event) => {
                     debug!(?event, "nobody waits for this any more");
                 }
@@ -260,7 +276,10 @@ impl Daemon {
         let wanted = self.reconciler.wanted();
         let is_uplink = wanted.is_some_and(|wanted| {
             let mut uplinks = wanted.uplinks.iter();
-            uplinks.any(|uplink| uplink.device.interface().as_str() == facts.name)
+            uplinks.any(|uplink| {
+                let interface = uplink.device.interface();
+                interface.is_some_and(|name| name.as_str() == facts.name)
+            })
         });
         if is_uplink {
             self.reconciler.release_uplinks(now);

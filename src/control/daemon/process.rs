@@ -12,14 +12,14 @@ use signal_hook_mio::v1_0::Signals;
 use tracing::{info, warn};
 
 use crate::control::api::Server;
-use crate::control::config::{ConfigFile, Overlay};
+use crate::control::config::{ConfigFile, NosPlace, Overlay};
 use crate::control::handover::{self, HandoverError, Taking};
 
 use super::giving::Keeping;
 use super::journal::Journal;
 use super::{
     Base, CONTROL, Daemon, DaemonError, Order, Owner, Phase, SIGNALS, open_store, overlay_of,
-    run_for,
+    run_for, yield_to_data_threads,
 };
 
 /// Where the daemon finds what it needs, and what it is strict about.
@@ -56,6 +56,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         true => take_over(options, &poll)?,
         false => start(options, &poll)?,
     };
+    yield_to_data_threads();
     let mut process = Process {
         signals,
         config: options.config.clone(),
@@ -75,7 +76,7 @@ impl Owner for Process {
     fn next_order(&mut self) -> Option<Order> {
         let signal = self.signals.pending().next()?;
         Some(match signal {
-            SIGHUP => Order::Reload(ConfigFile::load(&self.config)),
+            SIGHUP => Order::Reload(ConfigFile::load(&self.config).map(Box::new)),
             SIGUSR1 => Order::Leave,
             _ => {
                 info!(signal, "a signal ends it");
@@ -118,7 +119,7 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
     let config = registry.file.config(&registry.overlay)?;
     let keeping = Keeping::of(store);
     let waker = Arc::clone(&base.waker);
-    let mut daemon = base.daemon(&config, registry, keeping)?;
+    let mut daemon = base.daemon(NosPlace::Here, &config, registry, keeping)?;
     if let Some(inheritance) = inheritance {
         let memory = inheritance.manifest.memory.clone();
         match daemon.inherit(inheritance) {
@@ -127,7 +128,7 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
                 warn!("{error}; starting anew");
                 let (keeping, registry, processes) = daemon.abandon();
                 let base = Base::with(poll, waker, processes)?;
-                daemon = base.daemon(&config, registry, keeping)?;
+                daemon = base.daemon(NosPlace::Here, &config, registry, keeping)?;
             }
         }
     }
@@ -153,7 +154,7 @@ fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), D
     let mut base = Base::open(poll)?;
     let registry = base.registry(file, None)?;
     let keeping = Keeping::of(handover::Store::of_environment());
-    let mut daemon = base.daemon(&config, registry, keeping)?;
+    let mut daemon = base.daemon(NosPlace::Here, &config, registry, keeping)?;
     let taken = daemon.inherit(inheritance).and_then(|()| {
         let memory = taking.prepared()?;
         taking.ready()?;

@@ -428,8 +428,9 @@ impl Daemon {
         let wanted = wanted.and_then(|wanted| wanted.uplink(name));
         let device = open.map(|open| &open.device);
         match device.or(wanted.map(|wanted| &wanted.device)) {
-            Some(device @ UplinkDevice::Packet(_)) => ("packet", device.interface().to_string()),
-            Some(device @ UplinkDevice::Tap(_)) => ("tap", device.interface().to_string()),
+            Some(UplinkDevice::Packet(interface)) => ("packet", interface.to_string()),
+            Some(UplinkDevice::Tap(interface)) => ("tap", interface.to_string()),
+            Some(UplinkDevice::Nos) => ("nos", String::new()),
             None => ("", String::new()),
         }
     }

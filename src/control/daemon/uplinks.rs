@@ -11,12 +11,13 @@ use nos_shim::shim::{LinkState, UplinkConfig};
 use tracing::{info, warn};
 
 use crate::control::attach::{self, offloads};
-use crate::control::config::{Name, UplinkDevice, VrfName};
+use crate::control::config::{Name, NosPlace, UplinkDevice, VrfName};
 use crate::control::handover::Descriptor;
 use crate::control::kernel::LinkFacts;
 use crate::control::plan::{Change, Network, OpenDevice};
 use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
 use crate::data::event_loop::{AddDeviceError, LoopDevice, Stopped};
+use crate::interface_name::InterfaceName;
 
 use super::live::{Live, LiveDevice, LiveUplink, OpenUplink, StepError};
 
@@ -144,6 +145,9 @@ impl Live {
         configs: Vec<UplinkConfig>,
         groups: Vec<(UplinkId, Vec<IpAddr>)>,
     ) -> Result<(), StepError> {
+        if self.plane.nos_place() == NosPlace::Elsewhere {
+            return Ok(());
+        }
         let wanted = Configuration::Uplinks {
             uplinks: configs,
             groups,
@@ -238,8 +242,9 @@ impl Live {
         let descriptor = self.number_descriptor();
         match &wanted.device {
             UplinkDevice::Packet(_) => self.open_packet(wanted, descriptor),
-            UplinkDevice::Tap(_) => Ok(OpenUplink {
-                device: self.open_tap(wanted)?,
+            UplinkDevice::Nos => Err(StepError::new("the NOS has it")),
+            UplinkDevice::Tap(name) => Ok(OpenUplink {
+                device: self.open_tap(wanted, name.as_str())?,
                 facts: self.facts_of(wanted)?,
                 takeover: None,
                 descriptor,
@@ -273,8 +278,7 @@ impl Live {
         })
     }
 
-    fn open_tap(&self, wanted: &OpenDevice) -> Result<Box<dyn FrameDevice>, StepError> {
-        let name = wanted.device.interface().as_str();
+    fn open_tap(&self, wanted: &OpenDevice, name: &str) -> Result<Box<dyn FrameDevice>, StepError> {
         let open = || open_tap(name, uplink_offloads(wanted.offload));
         let opened = self.host.namespace().run(open).map_err(StepError::new)?;
         let device = opened.map_err(StepError::new)?;
@@ -293,7 +297,7 @@ impl Live {
 
     /// What the kernel says of the interface: under its present name, if it was renamed.
     pub(super) fn facts_of(&self, wanted: &OpenDevice) -> Result<LinkFacts, StepError> {
-        let name = wanted.device.interface().as_str();
+        let name = wanted.device.interface().map_or("", InterfaceName::as_str);
         let by_name = self.host.link(name).map_err(StepError::new)?;
         let facts = match by_name {
             Some(facts) if wanted.index == 0 || facts.index == wanted.index => Some(facts),

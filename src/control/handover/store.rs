@@ -51,6 +51,18 @@ impl Store {
         }
     }
 
+    /// None, whatever the environment says.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            room: 0,
+            stored: BTreeMap::new(),
+            manifest: None,
+            last: 0,
+            said: false,
+        }
+    }
+
     /// Whether there is one.
     #[must_use]
     pub fn is_open(&self) -> bool {

@@ -209,13 +209,13 @@ fn interfaces(state: &State) -> Vec<(impl Hash + Eq + use<>, Entity)> {
 /// Interfaces behind uplinks. A device that is not open yet is an entity of its own.
 fn uplink_interfaces(state: &State) -> Vec<(impl Hash + Eq + use<>, Entity)> {
     let keys = |(name, open): (&Name, &OpenDevice)| {
-        let key = open.device.interface().clone();
-        [
+        let key = open.device.interface()?.clone();
+        Some([
             (key.clone(), Entity::Device(name.clone())),
             (key, Entity::Uplink(name.clone())),
-        ]
+        ])
     };
-    state.devices.iter().flat_map(keys).collect()
+    state.devices.iter().filter_map(keys).flatten().collect()
 }
 
 /// Files of captures. That of an uplink begins with its device.

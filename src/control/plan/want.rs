@@ -80,7 +80,7 @@ impl Want {
     fn uplink(&mut self, uplink: &Uplink, observed: &Observed) {
         let entity = Entity::Uplink(uplink.name.clone());
         let device = match wanted_device(uplink, observed) {
-            Ok(device) => Some(device),
+            Ok(device) => device,
             Err(missing) => {
                 self.waiting.insert(entity.clone(), missing);
                 None
@@ -159,7 +159,8 @@ fn conflict(
     ))
 }
 
-fn wanted_device(uplink: &Uplink, observed: &Observed) -> Result<OpenDevice, String> {
+/// The device that an uplink shall have open; none where the NOS has it.
+fn wanted_device(uplink: &Uplink, observed: &Observed) -> Result<Option<OpenDevice>, String> {
     let open = |index, mac, mtu| OpenDevice {
         device: uplink.device.clone(),
         index,
@@ -169,15 +170,17 @@ fn wanted_device(uplink: &Uplink, observed: &Observed) -> Result<OpenDevice, Str
     };
     let name = match &uplink.device {
         UplinkDevice::Tap(_) => {
-            return Ok(open(0, own_mac(uplink), uplink.mtu.octets().into()));
+            let open = open(0, own_mac(uplink), uplink.mtu.octets().into());
+            return Ok(Some(open));
         }
+        UplinkDevice::Nos => return Ok(None),
         UplinkDevice::Packet(name) => name,
     };
     match observed.links.get(&uplink.name) {
         Some(&LinkPresence::Here { index, mac, mtu }) => {
             let mac = uplink.mac.or(mac).filter(|mac| mac.is_unicast());
             let mac = mac.ok_or_else(|| format!("a MAC address of {name}; set `mac`"))?;
-            Ok(open(index, mac, mtu))
+            Ok(Some(open(index, mac, mtu)))
         }
         Some(LinkPresence::Missing(reason)) => Err(reason.clone()),
         None => Err(format!("interface {name}")),

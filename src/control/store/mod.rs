@@ -58,7 +58,7 @@ pub struct Write {
 }
 
 /// Where entries outlive the process.
-pub trait Store: fmt::Debug {
+pub trait Store: fmt::Debug + Send {
     /// Everything that is there.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ use super::document::{self, Section};
 use super::entries::{self, ContainerEntry, Entries, RouteEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
-use super::{Config, ConfigErrors, MAX_TEXT, Name, VrfName, check, read_text};
+use super::{Config, ConfigErrors, MAX_TEXT, Name, NosPlace, VrfName, check, read_text};
 use ports::Ports;
 
 /// A configuration file that was read and is good.
@@ -81,9 +81,19 @@ impl ConfigFile {
     ///
     /// As [`Config::parse`].
     pub fn parse(name: &str, text: &str) -> Result<Self, ConfigErrors> {
+        Self::parse_for(NosPlace::Here, name, text)
+    }
+
+    /// The same, where the NOS may be elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::parse`].
+    pub fn parse_for(place: NosPlace, name: &str, text: &str) -> Result<Self, ConfigErrors> {
         let report = Report::new(name, text);
         let entries = document::parse(&report, text).map(|document| {
-            let entries = entries::read(&report, &document);
+            let mut entries = entries::read(&report, &document);
+            entries.place = place;
             check::config(&report, entries.clone());
             entries
         });

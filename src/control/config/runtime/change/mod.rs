@@ -198,6 +198,7 @@ impl ConfigFile {
             nos: Vec::new(),
             pool: Vec::new(),
             newest: None,
+            place: self.entries.place,
         }
     }
 
