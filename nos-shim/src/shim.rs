@@ -530,7 +530,11 @@ impl Shim {
                 continue;
             };
             let mut flow = *flow;
-            flow.key.vrf = owner.vrf;
+            let link = owner.link_local.and_then(VrfId::of_link);
+            flow.key.vrf = match flow.key.vrf.link_index() {
+                Some(_) => link.unwrap_or(owner.vrf),
+                None => owner.vrf,
+            };
             // An owner that has more than its share gives up its own.
             let _ = policed.flows.open(&flow, now);
         }

@@ -65,7 +65,7 @@ use nos_shim::time::Instant;
 use nos_shim::transmit::TransmitQueues;
 use thiserror::Error;
 
-pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus};
+pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus, LinkLocal};
 
 use attachment::{Attachment, Guarded};
 use refusal::Refuser;
@@ -571,6 +571,7 @@ fn registration(config: &AttachmentConfig) -> Registration {
         name: Arc::clone(&config.name),
         vrf: config.vrf,
         addresses: config.addresses.clone(),
+        link_local: config.link_local.map(|shared| shared.uplink),
         policy: config.policy.clone(),
         claims: config.claims.clone(),
         router: config.relay_mac.link_local(),

@@ -15,7 +15,7 @@ use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
     self, Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Lease, Link,
-    LinkState, Neighbor, NeighborState, NextHop, Origin, Port, Ring, Route, RouteAction,
+    LinkLocal, LinkState, Neighbor, NeighborState, NextHop, Origin, Port, Ring, Route, RouteAction,
     RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
@@ -131,7 +131,7 @@ impl Daemon {
         let state = &self.reconciler.state;
         let wanted = self.reconciler.wanted();
         let wanted = wanted.and_then(|wanted| wanted.container(name));
-        let wanted = wanted.map(|wanted| (claim(wanted), wanted));
+        let wanted = wanted.map(|wanted| (claim(wanted, &state.networks), wanted));
         // What is in place, or else what is wanted.
         let claim = state
             .claims
@@ -157,6 +157,10 @@ impl Daemon {
             origin: Origin::of(self.registry.overlay.has_container(name)),
             container_mac: claim.mac,
             addresses: claim.addresses.clone(),
+            link_local: claim.link_local.as_ref().map(|shared| LinkLocal {
+                uplink: shared.uplink.to_string(),
+                address: shared.address,
+            }),
             link: Link {
                 device: kind.to_string(),
                 interface: inside

@@ -30,7 +30,7 @@ mod steps;
 mod tests;
 mod want;
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv6Addr};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -114,6 +114,8 @@ pub struct Claim {
     pub vrf: VrfName,
     /// NOS addresses that it uses as its own.
     pub addresses: Vec<IpAddr>,
+    /// The link-local address of an uplink that it uses besides.
+    pub link_local: Option<LinkLocal>,
     /// TCP ports that it listens on.
     pub tcp: Vec<PortRange>,
     /// UDP ports that it receives on.
@@ -126,6 +128,15 @@ pub struct Claim {
     pub mtu: Mtu,
     /// MAC address of its interface.
     pub mac: MacAddr,
+}
+
+/// The NOS's link-local address on the link of an uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkLocal {
+    /// The uplink.
+    pub uplink: Name,
+    /// The address, which follows from the uplink's MAC address.
+    pub address: Ipv6Addr,
 }
 
 /// A container's interface, and what its namespace got with it.
@@ -145,6 +156,8 @@ pub struct ContainerLink {
     pub offload: bool,
     /// Addresses on `lo`.
     pub addresses: Vec<IpAddr>,
+    /// The interface's link-local address, if it is an uplink's.
+    pub link_local: Option<Ipv6Addr>,
     /// Networks of the uplinks, to which it gets routes.
     pub networks: Arc<[IpNet]>,
     /// Those that the namespace gives to sockets; none for its own setting.

@@ -1,11 +1,11 @@
 //! One attachment: what it was given, and what went through it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::frame::Frame;
-use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
+use nos_shim::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
 use nos_shim::ports::{Claim, Policy};
@@ -33,12 +33,23 @@ pub struct AttachmentConfig {
     pub relay_mac: MacAddr,
     /// NOS addresses that the container uses as its own.
     pub addresses: Vec<IpAddr>,
+    /// The link-local address of an uplink of its VRF that it uses besides.
+    pub link_local: Option<LinkLocal>,
     /// Its ports on them.
     pub claims: Vec<Claim>,
     /// With whom it may talk.
     pub policy: Policy,
     /// Octets of the longest IP packet on the link.
     pub mtu: u16,
+}
+
+/// The NOS's link-local address on the link of an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkLocal {
+    /// The uplink.
+    pub uplink: UplinkId,
+    /// The address, which follows from the uplink's MAC address.
+    pub address: Ipv6Addr,
 }
 
 /// What went through an attachment.
@@ -73,6 +84,8 @@ pub struct AttachmentStatus {
 pub(super) struct Attachment {
     guard: Guard,
     vrf: VrfId,
+    /// Where packets from a link-local address that it shares are.
+    zone: Option<VrfId>,
     active: bool,
     /// What the device towards the container takes. It alone says so.
     pub(super) capabilities: Capabilities,
@@ -86,16 +99,23 @@ pub(super) struct Attachment {
 pub(super) struct Guarded {
     guard: Guard,
     vrf: VrfId,
+    zone: Option<VrfId>,
     name: Arc<str>,
 }
 
 impl Attachment {
     /// An attachment that has just been registered.
     pub(super) fn new(config: &AttachmentConfig) -> Self {
-        let Guarded { guard, vrf, name } = Guarded::new(config);
+        let Guarded {
+            guard,
+            vrf,
+            zone,
+            name,
+        } = Guarded::new(config);
         Self {
             guard,
             vrf,
+            zone,
             active: false,
             capabilities: Capabilities::empty(),
             counters: AttachmentCounters::default(),
@@ -105,9 +125,16 @@ impl Attachment {
     }
 
     /// Makes it what the NOS has accepted.
-    pub(super) fn activate(&mut self, Guarded { guard, vrf, name }: Guarded) {
+    pub(super) fn activate(&mut self, guarded: Guarded) {
+        let Guarded {
+            guard,
+            vrf,
+            zone,
+            name,
+        } = guarded;
         self.guard = guard;
         self.vrf = vrf;
+        self.zone = zone;
         self.name = name;
         self.active = true;
     }
@@ -154,9 +181,24 @@ impl Attachment {
         match answer_ip(self.guard.link(), packet) {
             Disposition::Forward(packet) => match self.check(&packet) {
                 Ok(()) => Disposition::Forward(packet),
-                Err(reason) => Disposition::Drop(packet.into_frame(), reason),
+                Err(reason) => self.judge_on_link(packet, reason),
             },
             answered => answered,
+        }
+    }
+
+    /// What becomes of a packet that may not leave by the VRF.
+    #[cold]
+    fn judge_on_link(&self, mut packet: Packet, reason: DropReason) -> Disposition {
+        let zone = self.zone.filter(|_| self.active);
+        let on_link = zone.and_then(|zone| Some((zone, self.guard.check_on_link(&packet)?)));
+        match on_link {
+            Some((zone, Ok(()))) => {
+                packet.set_vrf(zone);
+                Disposition::OnLink(packet)
+            }
+            Some((_, Err(reason))) => Disposition::Drop(packet.into_frame(), reason),
+            None => Disposition::Drop(packet.into_frame(), reason),
         }
     }
 
@@ -194,9 +236,12 @@ impl Attachment {
 impl Guarded {
     pub(super) fn new(config: &AttachmentConfig) -> Self {
         let link = ContainerLink::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
+        let shared = config.link_local;
+        let link = link.sharing(shared.map(|shared| shared.address));
         Self {
             guard: Guard::new(link, &config.claims, config.policy.outside),
             vrf: config.vrf,
+            zone: shared.and_then(|shared| VrfId::of_link(shared.uplink)),
             name: Arc::clone(&config.name),
         }
     }
