@@ -579,7 +579,8 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
                       mac 02:00:5e:10:00:01 of the NOS  dropped 4 source-port
                       203.0.113.1                       dropped 9 in the device's queue
                       2001:db8:1::1                     cut 5 super-frames over 64 KiB
-                      mtu 1500, vrf default             device refused 1 uso
+                      fe80::5eff:fe10:1 of up0          device refused 1 uso
+                      mtu 1500, vrf default
                       offload checksum tso4 tso6
 ";
 
