@@ -211,15 +211,15 @@ impl Plan {
         let up = LinkChange::of(link.index).up().request(&link.name);
         match (self.up, link.up) {
             (false, _) => {}
-            (true, true) if ipv6 => self.set_link_local(spec, found, added),
+            (true, true) if ipv6 => self.change_link_local(spec, found, added),
             (true, true) => {}
             (true, false) if ipv6 => self.set_up_with_link_local(up, spec, found, added),
             (true, false) => self.step(up),
         }
     }
 
-    /// Sets the interface up with the link-local address that the kernel would give it, but
-    /// without duplicate address detection: only the relay is at the other end, and until
+    /// Sets the interface up with the link-local address that the kernel would give it, or with an
+    /// uplink's, but without duplicate address detection: only the relay is at the other end, and until
     /// detection ends (1 s) the kernel would not resolve IPv6 neighbors.
     ///
     /// The kernel must not make one when the interface comes up, as that would be detected; nor
@@ -238,20 +238,46 @@ impl Plan {
             // Its MTU was too small until now.
             Ipv6State::Absent | Ipv6State::Disabled => In6AddrGenMode::Eui64,
         };
-        let made_by = |mode| {
-            let change = LinkChange::of(link.index).link_local_by(mode);
-            change.request(&link.name)
-        };
-        self.step(made_by(In6AddrGenMode::None));
+        self.generate_by(In6AddrGenMode::None, link);
         self.step(up);
         self.set_link_local(spec, found, added);
-        self.step(made_by(mode));
+        if spec.link_local.is_none() {
+            self.generate_by(mode, link);
+        }
+    }
+
+    /// The same for an interface that is up. Beside an uplink's address the kernel makes none of its own,
+    /// neither now nor when somebody sets the interface down and up.
+    fn change_link_local(&mut self, spec: &ContainerSpec, found: &Found, added: &BTreeSet<IpAddr>) {
+        let link = &found.link;
+        let generates = match link.ipv6 {
+            Ipv6State::Enabled(mode) => mode != In6AddrGenMode::None,
+            Ipv6State::Absent | Ipv6State::Disabled => false,
+        };
+        if spec.link_local.is_some() && generates {
+            self.generate_by(In6AddrGenMode::None, link);
+        }
+        let shared_before = self.set_link_local(spec, found, added);
+        if spec.link_local.is_none() && shared_before {
+            self.generate_by(In6AddrGenMode::Eui64, link);
+        }
+    }
+
+    /// How the kernel makes link-local addresses of the interface by itself.
+    fn generate_by(&mut self, mode: In6AddrGenMode, link: &LinkFacts) {
+        let change = LinkChange::of(link.index).link_local_by(mode);
+        self.step(change.request(&link.name));
     }
 
     /// Gives the interface its one link-local address. In the place of an uplink's, its own one would be
     /// what the kernel sends from to some neighbors; and one of an uplink that it was given before leads
-    /// nowhere any more.
-    fn set_link_local(&mut self, spec: &ContainerSpec, found: &Found, added: &BTreeSet<IpAddr>) {
+    /// nowhere any more. Returns whether there was such.
+    fn set_link_local(
+        &mut self,
+        spec: &ContainerSpec,
+        found: &Found,
+        added: &BTreeSet<IpAddr>,
+    ) -> bool {
         let address = spec.interface_address();
         let wanted = AddressFacts::new(found.link.index, address.into(), LINK_LOCAL_PREFIX);
         self.add_link_local(
@@ -262,13 +288,19 @@ impl Plan {
             found,
         );
         let own = IpAddr::V6(spec.mac.link_local());
-        let replaced = found.addresses.iter().filter(|facts| {
-            let here = facts.interface == found.link.index && facts.address != address;
-            here && (facts.address == own || is_shared_link_local(facts, added))
-        });
-        for facts in replaced {
-            self.remove_address(facts);
+        let others = found
+            .addresses
+            .iter()
+            .filter(|facts| facts.interface == found.link.index && facts.address != address);
+        let mut shared_before = false;
+        for facts in others {
+            let shared = is_shared_link_local(facts, added);
+            shared_before |= shared;
+            if shared || facts.address == own {
+                self.remove_address(facts);
+            }
         }
+        shared_before
     }
 
     fn add_link_local(&mut self, wanted: AddressFacts, found: &Found) {

@@ -322,7 +322,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let addresses = section.nonempty("addresses", advice, values::address);
     let link_local = section.optional("link_local", values::name);
     let ports = PortLists::read(&mut section);
-    let to = section.list("to", values::prefix);
+    let to = section.list("to", values::peers);
     let outside = section.optional("outside", values::outside);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
