@@ -298,6 +298,11 @@ each_variant! {
             assert!(matches!(echo, Echo::Reply { from, ttl: 64, .. } if from == NEIGHBOR), "{echo:?}");
         }
         assert!(web.ping(NEIGHBOR, Ping { size: 4000, ..patient() }).is_reply());
+        // From an address of the uplink's network as well.
+        let global = Some((Topology::EXTERNAL_V6, 0).into());
+        let server = tcp::EchoServer::start(lab.web(), any(20082)).unwrap();
+        let local = tcp::exchange(x.namespace, global, x.at(nos(), 20082), b"x", LIMIT).unwrap();
+        assert_eq!(server.peers(), [local]);
         // The NOS answers those who ask it.
         assert!(x.ping(nos(), patient()).is_reply());
         talks_both_ways(web, x, 20080, 40000..=44999);
@@ -355,6 +360,12 @@ mod ports_decide_on_the_link {
             ),
             "{echo:?}"
         );
+        // Who is elsewhere.
+        let _elsewhere = tcp::EchoServer::start(&lab.y, any(8080)).unwrap();
+        let elsewhere = "[2001:db8:2::2]:8080".parse().unwrap();
+        let from = Some(web.at(nos(), 0));
+        let tcp = tcp::exchange(web.namespace, from, elsewhere, b"x", LIMIT);
+        assert_eq!(refused(tcp), ErrorKind::NetworkUnreachable);
         // A container that has not asked for a link reaches nobody there.
         let db = inside(lab.db());
         let before = lab.daemon.dropped("relay", "source-address");

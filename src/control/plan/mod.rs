@@ -256,7 +256,7 @@ impl<T> Change<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Makes, changes or takes away a container's interface. From a value to the same: repair.
-    Link(Name, Change<ContainerLink>),
+    Link(Name, Box<Change<ContainerLink>>),
     /// Opens, changes or closes an uplink's device.
     Device(Name, Change<OpenDevice>),
     /// Begins or ends a capture.
@@ -312,7 +312,7 @@ impl Step {
             changes.into_iter().map(undo).collect()
         }
         match self {
-            Self::Link(name, change) => Self::Link(name, change.undo()),
+            Self::Link(name, change) => Self::Link(name, Box::new(change.undo())),
             Self::Device(name, change) => Self::Device(name, change.undo()),
             Self::Capture(of, change) => Self::Capture(of, change.undo()),
             Self::Networks(changes) => Self::Networks(all(changes)),

@@ -761,6 +761,6 @@ fn a_repair_is_a_step_from_what_is_to_the_same() {
     assert_eq!(groups.len(), 1);
     assert_eq!(
         groups[0].steps,
-        [(Phase::Attach, Step::Link(name("c", 1), same))]
+        [(Phase::Attach, Step::Link(name("c", 1), Box::new(same)))]
     );
 }
