@@ -17,8 +17,9 @@ use crate::icmp::IcmpError;
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::origin::Origin;
 use crate::packet::{Fragment, Packet};
-use crate::tables::{LinkState, Tables, Uplink};
+use crate::tables::{Tables, Uplink};
 use crate::time::Instant;
+use crate::uplink::LinkState;
 use crate::worker::{Holder, Worker};
 
 use super::deliver::holder;
