@@ -1,0 +1,150 @@
+//! Disks that fail at any moment of a change.
+
+use serde_json::json;
+
+use super::*;
+use crate::control::api::{Applied, Request, Response};
+use crate::control::config::{Change, Holders, Keys, PortsAction};
+use crate::control::daemon::answers::Asking;
+use crate::control::store::Embedded;
+use crate::control::store::faulty::{Disk, Fault};
+
+const FILE: &str = r#"
+[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = "203.0.113.1/24"
+[[container]]
+name = "web"
+netns = "/run/netns/web"
+device = "veth"
+tcp = 80
+"#;
+
+fn open(disk: &Disk) -> Registry {
+    let file = ConfigFile::parse("nos.toml", FILE).unwrap();
+    let store = Embedded::on(disk).unwrap();
+    let none = Overlay::default();
+    Registry::open(file, Some(Box::new(store)), &none, |_| Ok(())).unwrap()
+}
+
+fn keys(ports: &str) -> Keys {
+    serde_json::from_value(json!({"container": "web", "tcp": ports})).unwrap()
+}
+
+fn with(registry: &Registry, action: PortsAction, ports: &str) -> Overlay {
+    let holders = Holders {
+        connection: None,
+        process: Err(String::new()),
+    };
+    let change = Change::Ports(action);
+    let changed = registry
+        .file
+        .change(&registry.overlay, change, &keys(ports), &holders);
+    changed.unwrap().overlay
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Refused,
+    Uncertain,
+}
+
+/// What a request comes to that wants `overlay`, as it is carried out for a client.
+fn asked(registry: &mut Registry, overlay: Overlay) -> Outcome {
+    let before = std::mem::replace(&mut registry.overlay, overlay);
+    let answered = Answered {
+        id: "id".to_owned(),
+        asking: asking(),
+        response: Response::Changed(Applied {
+            changed: true,
+            waiting: None,
+            range: None,
+        }),
+    };
+    match registry.commit(vec![answered]) {
+        Ok(()) => Outcome::Done,
+        Err(_) => {
+            registry.overlay = before;
+            match registry.is_stored() {
+                true => Outcome::Refused,
+                false => Outcome::Uncertain,
+            }
+        }
+    }
+}
+
+fn asking() -> Asking {
+    Asking::new(&Request::PortsAdd(keys("81")), None)
+}
+
+/// What the next process finds: what is registered, and whether the request was answered.
+fn found(disk: &Disk) -> (Overlay, bool) {
+    let registry = open(disk);
+    let answered = registry.answers.of("id", &asking()).is_some();
+    (registry.overlay, answered)
+}
+
+#[test]
+fn a_disk_that_fails_at_any_moment_brings_nothing_back_that_was_refused() {
+    let template = Disk::default();
+    let mut registry = open(&template);
+    registry.overlay = with(&registry, PortsAction::Add, "8000-8009");
+    registry.commit(Vec::new()).unwrap();
+    drop(registry);
+    let mut outcomes = [0_u32; 3];
+    for fault in [Fault::Undone, Fault::Done] {
+        for (action, ports) in [(PortsAction::Add, "81"), (PortsAction::Remove, "8005")] {
+            for failures in [1, 2, 3, 5, 8, u64::MAX] {
+                for moment in 0.. {
+                    let disk = template.after_kill();
+                    let mut registry = open(&disk);
+                    let before = registry.overlay.clone();
+                    let after = with(&registry, action, ports);
+                    let first = disk.operations() + moment;
+                    disk.fail(first..first.saturating_add(failures), fault);
+                    let outcome = asked(&mut registry, after.clone());
+                    outcomes[outcome as usize] += 1;
+                    let what =
+                        format!("{fault:?} {action:?} {failures} from {moment}: {outcome:?}");
+                    let is_over = disk.operations() <= first;
+                    for left in [disk.after_kill(), disk.after_power_loss()] {
+                        let (overlay, answered) = found(&left);
+                        match outcome {
+                            Outcome::Done => {
+                                assert_eq!((&overlay, answered), (&after, true), "{what}")
+                            }
+                            Outcome::Refused => {
+                                assert_eq!((&overlay, answered), (&before, false), "{what}")
+                            }
+                            // Whole or not at all.
+                            Outcome::Uncertain => assert!(
+                                [(&after, true), (&before, false)].contains(&(&overlay, answered)),
+                                "{what}"
+                            ),
+                        }
+                    }
+                    // Once the disk can be used again, the store has what there is, and takes more.
+                    disk.fail(0..0, fault);
+                    registry.write();
+                    let expected = match outcome {
+                        Outcome::Done => &after,
+                        Outcome::Refused | Outcome::Uncertain => &before,
+                    };
+                    assert_eq!(registry.overlay, *expected, "{what}");
+                    assert_eq!(found(&disk.after_power_loss()).0, *expected, "{what}");
+                    let more = with(&registry, PortsAction::Add, "90");
+                    assert_eq!(asked(&mut registry, more.clone()), Outcome::Done, "{what}");
+                    assert_eq!(found(&disk.after_kill()).0, more, "{what}");
+                    if is_over {
+                        assert_eq!(outcome, Outcome::Done, "{what}");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    // Each was seen.
+    assert!(outcomes.iter().all(|&count| count > 0), "{outcomes:?}");
+}
