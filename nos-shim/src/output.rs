@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use core::net::IpAddr;
 
-use crate::channel::NosEnd;
+use crate::channel::{NosEnd, NosEvent, ToRelay};
 use crate::drop::{DropReason, Ledger};
 use crate::frame::{Burst, Frame, FramePool};
 use crate::id_table::IdTable;
@@ -13,39 +13,10 @@ use crate::offload::{Capabilities, adapt};
 use crate::packet::{Packet, PacketBurst, Rejected};
 use crate::share::Budget;
 use crate::transmit::TransmitQueues;
+use crate::uplink::UplinkCounters;
 
-/// Events that wait to be polled at most; others are not told.
+/// Events that wait for room towards the relay at most; others are not told.
 const EVENTS: usize = 64;
-
-/// Counters of one uplink. Octets include Ethernet headers, and count super-frames as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UplinkCounters {
-    /// Frames received.
-    pub rx_packets: u64,
-    /// Octets received.
-    pub rx_octets: u64,
-    /// Frames handed to the device.
-    pub tx_packets: u64,
-    /// Octets handed to the device.
-    pub tx_octets: u64,
-    /// Messages of ARP or Neighbor Discovery by which somebody else used an address of the NOS.
-    pub address_conflicts: u64,
-}
-
-/// News for the operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShimEvent {
-    /// Somebody else uses an address of the NOS. Told once for an address in
-    /// [`DEFEND_INTERVAL`](crate::neighbor::DEFEND_INTERVAL).
-    AddressConflict {
-        /// On whose link.
-        uplink: UplinkId,
-        /// The address.
-        address: IpAddr,
-        /// Who uses it.
-        mac: MacAddr,
-    },
-}
 
 /// See the [module](self).
 pub(crate) struct Output {
@@ -60,7 +31,7 @@ pub(crate) struct Output {
     pub(crate) pieces: VecDeque<Packet>,
     pub(crate) ledger: Ledger,
     pub(crate) counters: IdTable<UplinkId, UplinkCounters>,
-    events: VecDeque<ShimEvent>,
+    events: VecDeque<NosEvent>,
 }
 
 impl Output {
@@ -142,6 +113,9 @@ impl Output {
 
     /// Sends what waits for the relay. A full ring drops it.
     pub(crate) fn flush_to_relay(&mut self) {
+        if !self.events.is_empty() {
+            self.tell_events();
+        }
         let count = self.to_relay.len() as u64;
         if self.channel.send_burst(&mut self.to_relay) {
             self.ledger.sent += count;
@@ -218,7 +192,7 @@ impl Output {
             counters.address_conflicts += 1;
         }
         if news && self.events.len() < EVENTS {
-            self.events.push_back(ShimEvent::AddressConflict {
+            self.events.push_back(NosEvent::AddressConflict {
                 uplink,
                 address,
                 mac,
@@ -226,9 +200,15 @@ impl Output {
         }
     }
 
-    /// The oldest news that was not yet polled.
-    pub(crate) fn poll_event(&mut self) -> Option<ShimEvent> {
-        self.events.pop_front()
+    /// Tells the relay what happened.
+    #[cold]
+    fn tell_events(&mut self) {
+        while let Some(&event) = self.events.front() {
+            if self.channel.send_control(ToRelay::Event(event)).is_err() {
+                return;
+            }
+            self.events.pop_front();
+        }
     }
 
     /// Packets that wait.

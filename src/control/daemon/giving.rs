@@ -280,9 +280,7 @@ impl Daemon {
 
     /// Echo requests that wait for replies.
     fn known_echoes(&self) -> Result<Vec<EchoFacts>, Stopped> {
-        let now = self.live.plane.now();
-        let pages = move |nos: &mut nos_shim::shim::Shim, first| nos.echo_flows(first, now);
-        let flows = self.live.plane.nos_pages(pages)?.into_iter();
+        let flows = self.live.plane.echo_flows()?.into_iter();
         let known = flows.map(|EchoFlow { owner, key, id }| EchoFacts {
             owner: owner.to_string(),
             vrf: key.vrf.0,
@@ -296,9 +294,7 @@ impl Daemon {
 
     /// Flows that ports cannot decide.
     fn known_flows(&self) -> Result<Vec<FlowFacts>, Stopped> {
-        let now = self.live.plane.now();
-        let pages = move |nos: &mut nos_shim::shim::Shim, first| nos.flows(first, now);
-        let flows = self.live.plane.nos_pages(pages)?.into_iter();
+        let flows = self.live.plane.flows()?.into_iter();
         let known = flows.map(|(owner, flow)| FlowFacts {
             owner: owner.to_string(),
             vrf: flow.key.vrf.0,
@@ -319,9 +315,7 @@ impl Daemon {
             .iter()
             .map(|(name, uplink)| (uplink.id, name))
             .collect();
-        let now = self.live.plane.now();
-        let pages = move |nos: &mut nos_shim::shim::Shim, cursor| nos.neighbors(cursor, now);
-        let known = self.live.plane.nos_pages(pages)?;
+        let known = self.live.plane.neighbors()?;
         let known = known.into_iter().filter_map(|(uplink, status)| {
             Some(NeighborFacts {
                 uplink: names.get(&uplink)?.to_string(),

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use nos_shim::channel::Configuration;
 use nos_shim::flows::{EchoFlow, EchoKey, FlowKey, NewFlow, Opener};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::ports::Transport;
-use nos_shim::shim::Shim;
 use tracing::info;
 
 use crate::control::attach::{Attached, ParkedSide, Placement, SideReport, VethPair};
@@ -204,27 +204,23 @@ impl Live {
             let known = by_uplink.entry(neighbor.uplink).or_default();
             known.push((neighbor.address, neighbor.mac));
         }
-        let now = self.plane.now();
         for (name, uplink) in &self.uplinks {
             let Some(known) = by_uplink.remove(name.as_str()) else {
                 continue;
             };
             let id = uplink.id;
             // Who has stopped is noticed elsewhere.
-            let _ = self
-                .plane
-                .on_nos(move |nos| nos.remember_neighbors(id, &known, now));
+            let _ = self.plane.configure(Configuration::Neighbors(id, known));
         }
         let flows = flows.iter().filter_map(|flow| self.new_flow(flow));
         for some in flows.collect::<Vec<_>>().chunks(FLOWS) {
             let some = some.to_vec();
-            let _ = self.plane.on_nos(move |nos| nos.remember_flows(&some, now));
+            let _ = self.plane.configure(Configuration::Flows(some));
         }
         let echoes = echoes.iter().filter_map(|echo| self.echo_flow(echo));
         for some in echoes.collect::<Vec<_>>().chunks(FLOWS) {
             let some = some.to_vec();
-            let told = move |nos: &mut Shim| nos.remember_echo_flows(&some, now);
-            let _ = self.plane.on_nos(told);
+            let _ = self.plane.configure(Configuration::EchoFlows(some));
         }
     }
 

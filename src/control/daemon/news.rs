@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
+use nos_shim::channel::NosEvent;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
 use nos_shim::ports::Transport;
-use nos_shim::shim::ShimEvent;
 use tracing::{debug, error, info, warn};
 
 use crate::control::api::Event as WatchEvent;
@@ -12,7 +12,6 @@ use crate::control::attach::{Detachment, detach_all};
 use crate::control::config::Name;
 use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
 use crate::control::plan::Entity;
-use crate::data::engine::EngineEvent;
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 use crate::data::relay::RelayEvent;
 
@@ -39,18 +38,18 @@ impl Daemon {
                 }
                 Event::DeviceDown(interface) => debug!(%interface, "down"),
                 Event::TunnelMet(interface) => self.live.inject_tunnels(interface),
-                Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
+                Event::Relay(RelayEvent::Nos(NosEvent::AddressConflict {
                     uplink,
                     address,
                     mac,
                 })) => self.address_conflict(uplink, address, mac),
-                Event::Engine(EngineEvent::Relay(RelayEvent::ForeignPort {
+                Event::Relay(RelayEvent::ForeignPort {
                     attachment,
                     transport,
                     port,
                     dropped,
-                })) => self.foreign_port(attachment, transport, port, dropped),
-                Event::Engine(EngineEvent::Relay(event)) => {
+                }) => self.foreign_port(attachment, transport, port, dropped),
+                Event::Relay(event) => {
                     debug!(?event, "nobody waits for this any more");
                 }
                 Event::LoopFailed(why) => {
