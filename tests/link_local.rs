@@ -641,6 +641,17 @@ mod whom_it_may_talk_with_counts_on_the_link_too {
             tcp::exchange(web.namespace, None, web.at(third, 8080), b"x", LIMIT).unwrap_err();
         assert_eq!(refused.kind(), Some(ErrorKind::PermissionDenied));
         assert_eq!(server.peers().len(), 2);
+        let flows = lab.daemon.flows();
+        assert!(
+            flows
+                .iter()
+                .any(|flow| flow.local == (nos(), 30_000).into()),
+            "{flows:?}"
+        );
+        assert!(
+            flows.iter().all(|flow| flow.vrf_name == "default"),
+            "{flows:?}"
+        );
         assert_eq!(lab.daemon.dropped("nos", "policy-from"), 2);
         assert_eq!(lab.daemon.dropped("nos", "policy-to"), 1);
     }
