@@ -23,6 +23,7 @@
 //! change the tables as wholes, or not at all; then the other parts follow.
 
 mod requests;
+
 #[cfg(test)]
 mod tests;
 
@@ -33,15 +34,15 @@ use std::sync::Arc;
 use crate::channel::{Exchange, NosEnd};
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
-use crate::flows::{FlowStatus, NewFlow};
+use crate::flows::{EchoFlow, EchoKey, FlowStatus, NewFlow};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
-use crate::ident::{Interface, MacAddr, UplinkId, VrfId};
+use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::neighbor::{NeighborCursor, NeighborStatus};
 use crate::offload::Capabilities;
 use crate::output::Output;
 use crate::page::Page;
-use crate::ports::{ExchangeRefused, PortTable, RegistrationRefused};
+use crate::ports::{ExchangeRefused, Owner, PortTable, Registration, RegistrationRefused};
 use crate::services::ServiceConfig;
 use crate::share::Budget;
 use crate::tables::{Tables, Uplink, UplinkChange};
@@ -489,9 +490,27 @@ impl Shim {
                 continue;
             };
             let mut flow = *flow;
-            flow.key.vrf = owner.vrf;
+            flow.key.vrf = zone_here(owner, flow.key.vrf);
             // An owner that has more than its share gives up its own.
             let _ = policed.flows.open(&flow, now);
+        }
+    }
+
+    /// Remembers whose replies to echo requests are that are under way, as it is known from elsewhere.
+    /// What finds no place is left out.
+    pub fn remember_echo_flows(&mut self, flows: &[EchoFlow<AttachmentId>], now: Instant) {
+        for &EchoFlow { owner, key, id } in flows {
+            // Elsewhere, its VRF may have another number.
+            let Some(attachment) = self.tables.attachments.get(owner) else {
+                continue;
+            };
+            let vrf = zone_here(attachment, key.vrf);
+            let flow = EchoFlow {
+                owner: Owner::Attachment(owner),
+                key: EchoKey { vrf, ..key },
+                id,
+            };
+            self.worker.echo.remember(&flow, now);
         }
     }
 
@@ -555,6 +574,27 @@ impl Shim {
         }
     }
 
+    /// Some echo flows of attachments, from a place on, each with the name of its owner.
+    #[must_use]
+    pub fn echo_flows(&self, first: Option<u32>, now: Instant) -> Page<EchoFlow<Arc<str>>, u32> {
+        let Page { rows, next } = self.worker.echo.page(first.unwrap_or(0), now);
+        let named = |flow: EchoFlow<Owner>| {
+            let Owner::Attachment(id) = flow.owner else {
+                return None;
+            };
+            let owner = self.tables.attachments.get(id)?;
+            Some(EchoFlow {
+                owner: Arc::clone(&owner.name),
+                key: flow.key,
+                id: flow.id,
+            })
+        };
+        Page {
+            rows: rows.into_iter().filter_map(named).collect(),
+            next,
+        }
+    }
+
     /// How many flows policies have remembered; `None` while no attachment has a policy, and there is
     /// no table.
     #[must_use]
@@ -571,4 +611,11 @@ impl Shim {
             counters: self.output.counters.get(id).copied().unwrap_or_default(),
         }
     }
+}
+
+/// The number that the VRF of an attachment's flow has here: its own, or that of the link whose
+/// link-local address it shares.
+fn zone_here(owner: &Registration, elsewhere: VrfId) -> VrfId {
+    let link = elsewhere.link_index().and(owner.link_local);
+    link.and_then(VrfId::of_link).unwrap_or(owner.vrf)
 }

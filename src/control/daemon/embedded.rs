@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::{Poll, Waker};
 
 use crate::control::api::Server;
-use crate::control::config::{ConfigFile, NosPlace};
+use crate::control::config::{ConfigFile, NosPlace, Overlay};
 use crate::control::handover::Store as DescriptorStore;
 use crate::data::nos_port::NosPort;
 
@@ -118,7 +118,8 @@ impl EmbeddedDaemon {
         } = options;
         let poll = Poll::new().map_err(DaemonError::start("create an epoll instance"))?;
         let mut base = Base::open(&poll)?;
-        let registry = base.registry(file, open_store(state.as_deref())?)?;
+        let stored = open_store(state.as_deref())?;
+        let registry = base.registry(file, stored, &Overlay::default())?;
         let config = registry.file.config(&registry.overlay)?;
         let server = match &control {
             Some(path) => Server::bind(path, &config.control, poll.registry(), CONTROL)?,

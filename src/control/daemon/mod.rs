@@ -65,14 +65,14 @@ mod watching;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use mio::{Events, Poll, Token, Waker};
 use thiserror::Error;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::control::api::{self, Access, Peer, Server};
 use crate::control::attach::{AttachError, Host, Pace};
@@ -256,13 +256,15 @@ impl Base {
         })
     }
 
-    /// What `store` holds beside a file.
+    /// What `store` holds beside a file, and what was handed over.
     fn registry(
         &mut self,
         file: ConfigFile,
         store: Option<Box<dyn Store>>,
+        handed: &Overlay,
     ) -> Result<Registry, StoreError> {
-        Registry::open(file, store, |process| self.processes.take_up(process))
+        let processes = &mut self.processes;
+        Registry::open(file, store, handed, |process| processes.take_up(process))
     }
 
     fn daemon(
@@ -285,6 +287,7 @@ impl Base {
             connections: BTreeMap::new(),
             drops: DropWatch::default(),
             giving: None,
+            unopened: None,
         })
     }
 }
@@ -342,6 +345,7 @@ fn serve(
             daemon.end_leases(&mut server);
         }
         more = daemon.take_requests(&mut server);
+        daemon.open_again();
         daemon.write_again();
         while let Some(order) = owner.next_order() {
             match order {
@@ -394,7 +398,19 @@ pub(crate) struct Daemon {
     drops: DropWatch,
     /// A conversation with the process that takes over.
     giving: Option<Giving>,
+    /// The store that could not be opened after a takeover.
+    unopened: Option<UnopenedStore>,
 }
+
+/// A store that is tried again.
+struct UnopenedStore {
+    /// Where it is.
+    state: Option<PathBuf>,
+    at: Instant,
+}
+
+/// When a store that could not be opened is tried again.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
 impl Daemon {
     /// Takes up what an earlier process had open, by the configuration that it followed. Nothing is
@@ -426,23 +442,68 @@ impl Daemon {
         Some(giving.deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Opens what keeps registrations, which the process before has closed. Without it they last as
-    /// long as this process.
+    /// Opens what keeps registrations, which the process before has closed. Until it can be opened, what
+    /// was handed over stays, and changes are refused.
     fn registered_again(&mut self, state: Option<&Path>, handed: &Overlay) {
+        match self.reopened(state, handed) {
+            Ok(registry) => self.registry = registry,
+            Err(why) => {
+                error!("{why}; what is registered at run time stays, and changes are refused");
+                let kept = self.registry_of(None, handed);
+                match kept {
+                    Ok(registry) => self.registry = registry,
+                    Err(why) => error!("what was registered at run time is lost: {why}"),
+                }
+                self.registry.refuse_changes(why);
+                self.unopened = Some(UnopenedStore {
+                    state: state.map(Path::to_owned),
+                    at: Instant::now() + OPEN_AGAIN,
+                });
+            }
+        }
+    }
+
+    fn reopened(&mut self, state: Option<&Path>, handed: &Overlay) -> Result<Registry, String> {
+        let store = open_store(state).map_err(|error| error.to_string())?;
+        self.registry_of(store, handed)
+    }
+
+    /// The registry anew: beside the same file, of a store and what was handed over.
+    fn registry_of(
+        &mut self,
+        store: Option<Box<dyn Store>>,
+        handed: &Overlay,
+    ) -> Result<Registry, String> {
         let file = &self.registry.file;
-        let opened = ConfigFile::parse(file.name(), file.text());
-        let opened = opened.map_err(|error| error.to_string()).and_then(|file| {
-            let store = open_store(state).map_err(|error| error.to_string())?;
-            let processes = &mut self.processes;
-            let registry = Registry::open(file, store, |process| processes.take_up(process));
-            registry.map_err(|error| error.to_string())
-        });
-        match opened {
-            Ok(registry) if state.is_some() => self.registry = registry,
-            Ok(_) => self.registry.register(handed),
-            Err(error) => {
-                error!("{error}; what is registered at run time ends with this process");
-                self.registry.register(handed);
+        let file =
+            ConfigFile::parse(file.name(), file.text()).map_err(|error| error.to_string())?;
+        let processes = &mut self.processes;
+        let registry = Registry::open(file, store, handed, |process| processes.take_up(process));
+        registry.map_err(|error| error.to_string())
+    }
+
+    /// Tries to open the store again that could not be opened, if it is time.
+    fn open_again(&mut self) {
+        let due = |unopened: &mut UnopenedStore| unopened.at <= Instant::now();
+        let Some(mut unopened) = self.unopened.take_if(due) else {
+            return;
+        };
+        let before = self.registry.overlay.clone();
+        match self.reopened(unopened.state.as_deref(), &self.registry.all()) {
+            Ok(registry) => {
+                info!("the state directory can be used again");
+                self.registry = registry;
+                if self.registry.overlay != before
+                    && let Ok(config) = self.registry.file.config(&self.registry.overlay)
+                {
+                    self.follow(config);
+                }
+            }
+            Err(why) => {
+                debug!("{why}");
+                self.registry.refuse_changes(why);
+                unopened.at = Instant::now() + OPEN_AGAIN;
+                self.unopened = Some(unopened);
             }
         }
     }
@@ -479,7 +540,8 @@ impl Daemon {
         }
         let due = [server.poll_at(), self.count_at()].into_iter().flatten();
         let due = due.min().map(|at| at.since(self.live.plane.now()));
-        let again = self.registry.again_at;
+        let reopen = self.unopened.as_ref().map(|unopened| unopened.at);
+        let again = self.registry.again_at.into_iter().chain(reopen).min();
         let again = again.map(|at| at.saturating_duration_since(Instant::now()));
         let pauses = [due, self.pause(), again, self.patience(), self.keep_in()];
         pauses.into_iter().flatten().min()

@@ -112,10 +112,11 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
     let server = Server::bind(&options.control, &config.control, poll.registry(), CONTROL)?;
     let (store, inheritance) = handover::received();
     let mut base = Base::open(poll)?;
-    let mut registry = base.registry(file, open_store(options.state.as_deref())?)?;
-    if let (None, Some(inheritance)) = (&options.state, &inheritance) {
-        registry.register(&overlay_of(inheritance));
-    }
+    let handed = match (&options.state, &inheritance) {
+        (None, Some(inheritance)) => overlay_of(inheritance),
+        _ => Overlay::default(),
+    };
+    let registry = base.registry(file, open_store(options.state.as_deref())?, &handed)?;
     let config = registry.file.config(&registry.overlay)?;
     let keeping = Keeping::of(store);
     let waker = Arc::clone(&base.waker);
@@ -152,7 +153,7 @@ fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), D
     };
     let registered = overlay_of(&inheritance);
     let mut base = Base::open(poll)?;
-    let registry = base.registry(file, None)?;
+    let registry = base.registry(file, None, &Overlay::default())?;
     let keeping = Keeping::of(handover::Store::of_environment());
     let mut daemon = base.daemon(NosPlace::Here, &config, registry, keeping)?;
     let taken = daemon.inherit(inheritance).and_then(|()| {
