@@ -644,7 +644,10 @@ fn everything(config: &Config) -> Observed {
         NamespacePresence::Here(NamespaceId::new(1, inode.into()))
     };
     let link = |uplink: &Uplink| LinkPresence::Here {
-        index: number(uplink.device.interface().as_str()),
+        index: uplink
+            .device
+            .interface()
+            .map_or(0, |name| number(name.as_str())),
         mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
         mtu: 9000,
     };
