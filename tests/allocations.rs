@@ -244,6 +244,7 @@ impl Lab {
         let services = ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
+            ..ServiceConfig::default()
         };
         nos.set_services(VRF, &services).unwrap();
     }

@@ -13,8 +13,8 @@ use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
     Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Link, LinkState, Neighbor,
-    NeighborState, NextHop, Origin, Port, PortKind, Protocol, Ring, Route, RouteAction,
-    RouteSource, Stage, Traffic, TurnStage, Turns, Uplink,
+    NeighborState, NextHop, Origin, Outside, Port, PortKind, PortState, Protocol, Ring, Route,
+    RouteAction, RouteSource, Stage, Traffic, TurnStage, Turns, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
@@ -232,6 +232,12 @@ fn link(device: &str, interface: &str) -> Link {
     }
 }
 
+fn friends() -> Vec<ipnet::IpNet> {
+    ["198.51.100.0/24", "2001:db8:2::/48"]
+        .map(|prefix| prefix.parse().unwrap())
+        .into()
+}
+
 fn attachments() -> Response {
     let web = Attachment {
         id: Some(1),
@@ -243,6 +249,8 @@ fn attachments() -> Response {
             "203.0.113.1".parse().unwrap(),
             "2001:db8:1::1".parse().unwrap(),
         ],
+        to: None,
+        outside: Outside::Drop,
         link: link("tap", "eth0"),
     };
     let mut db = Attachment {
@@ -251,6 +259,8 @@ fn attachments() -> Response {
         netns: "pid 1234".to_owned(),
         origin: Origin::Runtime,
         addresses: vec!["203.0.113.1".parse().unwrap()],
+        to: Some(friends()),
+        outside: Outside::Learn,
         ..web.clone()
     };
     db.link = Link {
@@ -277,6 +287,8 @@ fn ports() -> Response {
         kind,
         owner: owner.to_owned(),
         origin: Origin::of(kind == PortKind::Ephemeral),
+        from: (kind == PortKind::Listen).then(friends),
+        state: (kind == PortKind::Ephemeral).then_some(PortState::Established),
     };
     Response::Ports(vec![
         port(Protocol::Udp, "20000-20999", PortKind::Listen, "web"),
@@ -657,6 +669,7 @@ fn the_port_tables_holdings_are_shown() {
         name: "echo".into(),
         vrf: VrfId::DEFAULT,
         claims: vec![claim(Transport::Udp, "7", ClaimKind::Listen)],
+        from: Vec::new(),
     };
     table.register_service(&service).unwrap();
     let web = Registration {

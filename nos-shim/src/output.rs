@@ -8,7 +8,7 @@ use crate::channel::NosEnd;
 use crate::drop::{DropReason, Ledger};
 use crate::frame::{Burst, Frame, FramePool};
 use crate::id_table::IdTable;
-use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId};
+use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::offload::{Capabilities, adapt};
 use crate::packet::{Packet, PacketBurst, Rejected};
 use crate::share::Budget;
@@ -45,6 +45,50 @@ pub enum ShimEvent {
         /// Who uses it.
         mac: MacAddr,
     },
+    /// A policy refuses packets. Of one owner of ports, one reason and one side, three times at once,
+    /// then once in ten seconds.
+    Refused(PolicyRefusal),
+}
+
+/// What a policy refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyRefusal {
+    /// Whose policy it is. But for [`DropReason::SourcePort`], the port is its own.
+    pub refuser: Refuser,
+    /// Who has sent the packet.
+    pub sender: Sender,
+    /// For what it was dropped.
+    pub reason: DropReason,
+    /// Its IP protocol.
+    pub protocol: u8,
+    /// The port on the refuser's side, if it is known.
+    pub port: Option<u16>,
+    /// The address on the other side.
+    pub remote: IpAddr,
+    /// The port there.
+    pub remote_port: Option<u16>,
+    /// Of [`DropReason::SourcePort`]: the container that has learnt the port.
+    pub holder: Option<AttachmentId>,
+    /// Packets that were dropped since the last event of this kind, this one included.
+    pub dropped: u64,
+}
+
+/// Whose policy refuses something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refuser {
+    /// A container's.
+    Attachment(AttachmentId),
+    /// That of the NOS's services in a VRF.
+    Services(VrfId),
+}
+
+/// Who has sent what is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The owner of the port.
+    Owner,
+    /// Who would talk to it.
+    Peer,
 }
 
 /// See the [module](self).

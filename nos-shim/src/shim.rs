@@ -47,7 +47,7 @@ use crate::tables::{Tables, Uplink, UplinkChange};
 use crate::time::Instant;
 use crate::worker::Worker;
 
-pub use crate::output::{ShimEvent, UplinkCounters};
+pub use crate::output::{PolicyRefusal, Refuser, Sender, ShimEvent, UplinkCounters};
 pub use crate::tables::{JoinRefused, LinkState, UplinkConfig};
 
 /// The model of a user-mode NOS.
@@ -181,7 +181,8 @@ impl Shim {
 
     /// The oldest news that was not yet polled.
     pub fn poll_event(&mut self) -> Option<ShimEvent> {
-        self.output.poll_event()
+        let refused = || self.worker.refusals.poll();
+        self.output.poll_event().or_else(refused)
     }
 
     /// The NOS's end of the channel, for its doorbell.

@@ -11,9 +11,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use nos_shim::ident::AttachmentId;
 
 use crate::control::api::snapshot::{
-    Attachment, Capture, Counters, Drops, Flow, Lease, Link, Neighbor, NeighborState, NextHop,
-    Origin, Port, PortKind, Protocol, Registration, RegistrationKind, Ring, Route, RouteAction,
-    RouteSource, Stage, Traffic, Turns, Uplink,
+    Attachment, Capture, Counters, Drops, Flow, FlowOpener, Lease, Link, Neighbor, NeighborState,
+    NextHop, Origin, Outside, Port, PortKind, PortState, Protocol, Registration, RegistrationKind,
+    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Applied, Event, Response, Subject, SubjectKind, Watched};
 
@@ -180,6 +180,28 @@ pub fn watched(watched: &Watched) -> String {
             let what = format!("{protocol} {port} of {owner}");
             format!("foreign-port {}: {what}, {dropped} dropped", of(subject))
         }
+        Event::Policy {
+            subject,
+            reason,
+            sender,
+            protocol,
+            port,
+            remote,
+            remote_port,
+            dropped,
+        } => {
+            let end = |port: &Option<u16>| port.map(|port| format!(" {port}")).unwrap_or_default();
+            let side = match sender {
+                FlowOpener::Owner => "to",
+                FlowOpener::Peer => "from",
+            };
+            format!(
+                "policy {}: {reason}, {protocol}{} {side} {remote}{}, {dropped} dropped",
+                of(subject),
+                end(port),
+                end(remote_port),
+            )
+        }
         Event::Drops { relay, nos } => {
             format!("drops{}{}", counts("relay", relay), counts("nos", nos))
         }
@@ -202,6 +224,7 @@ fn attachments(rows: &[Attachment]) -> String {
         ];
         interface.extend(row.addresses.iter().map(ToString::to_string));
         interface.extend(properties(&row.link));
+        interface.extend(policy(row));
         [
             row.id
                 .map(|id| AttachmentId(id).index().to_string())
@@ -220,6 +243,19 @@ fn attachments(rows: &[Attachment]) -> String {
         &[0],
         cells,
     )
+}
+
+/// Where a container may open flows to, and from which ports, if not as others may.
+fn policy(row: &Attachment) -> Vec<String> {
+    let mut lines = match row.to.as_deref() {
+        None => Vec::new(),
+        Some([]) => vec!["to nowhere".to_owned()],
+        Some(prefixes) => prefixes.iter().map(|it| format!("to {it}")).collect(),
+    };
+    if row.outside == Outside::Learn {
+        lines.push("outside learn".to_owned());
+    }
+    lines
 }
 
 fn uplinks(rows: &[Uplink]) -> String {
@@ -322,6 +358,7 @@ fn ports(rows: &[Port]) -> String {
             row.addresses
                 .as_deref()
                 .map_or_else(|| "all".to_owned(), lines),
+            rule(row),
         ]
     });
     plain(
@@ -333,10 +370,28 @@ fn ports(rows: &[Port]) -> String {
             "OWNER",
             "FROM",
             "ADDRESSES",
+            "RULE",
         ],
         &[],
         cells,
     )
+}
+
+/// Who may open flows to ports, and what comes to them.
+fn rule(row: &Port) -> String {
+    let of = |prefixes: &Vec<_>| {
+        lines(
+            &prefixes
+                .iter()
+                .map(|it| format!("from {it}"))
+                .collect::<Vec<_>>(),
+        )
+    };
+    match (&row.from, row.state) {
+        (Some(prefixes), _) => of(prefixes),
+        (None, Some(PortState::Established)) => "established".to_owned(),
+        (None, None) => "-".to_owned(),
+    }
 }
 
 fn routes(rows: &[Route]) -> String {

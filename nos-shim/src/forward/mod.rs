@@ -46,7 +46,7 @@ use crate::frame::{BATCH, Burst};
 use crate::icmp::IcmpError;
 use crate::ident::{AttachmentId, Interface, UplinkId, VrfId};
 use crate::origin::Origin;
-use crate::output::Output;
+use crate::output::{Output, Refuser, Sender};
 use crate::packet::{Addresses, Packet, PacketBurst};
 use crate::tables::Tables;
 use crate::time::Instant;
@@ -194,6 +194,9 @@ impl Forwarder<'_> {
                 Ok(()) => at += 1,
                 Err((id, refused)) => {
                     let packet = burst.remove(at);
+                    let who = (Refuser::Attachment(id), Sender::Owner);
+                    let refusals = &mut self.worker.refusals;
+                    refusals.note(&packet, who, refused.reason, refused.holder, self.now);
                     self.run(police::refuse(packet, id, refused));
                 }
             }

@@ -19,8 +19,8 @@ use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::offload::Capabilities;
 use crate::origin::Origin;
 use crate::ports::{
-    ClaimKind, ExchangeRefused, PortOwner, PortTable, Registration, RegistrationRefused,
-    ServiceRegistration,
+    ClaimKind, ExchangeRefused, Policy, PortOwner, PortTable, Registration, RegistrationRefused,
+    ServiceRegistration, Transport,
 };
 use crate::services::{Service, ServiceConfig};
 
@@ -44,6 +44,8 @@ pub(crate) struct Tables {
     pub(crate) attachments: IdTable<AttachmentId, Registration>,
     /// What the NOS offers, by VRF: of those in which it is not what is offered without saying.
     services: BTreeMap<VrfId, ServiceConfig>,
+    /// Who may open flows to services, by VRF: of those in which not everybody may.
+    service_policies: BTreeMap<VrfId, PolicyIndex>,
     /// Of the attachments that have one.
     pub(crate) policies: IdTable<AttachmentId, PolicyIndex>,
     /// Whether any attachment has a policy.
@@ -69,6 +71,7 @@ impl Tables {
             uplinks: IdTable::new(),
             attachments: IdTable::new(),
             services: BTreeMap::new(),
+            service_policies: BTreeMap::new(),
             policies: IdTable::new(),
             polices: false,
             learns: false,
@@ -112,7 +115,27 @@ impl Tables {
         self.services.get(&vrf).is_none_or(|config| config.ping)
     }
 
+    /// Whether `remote` may open flows to a service's port.
+    pub(crate) fn may_reach_service(
+        &self,
+        vrf: VrfId,
+        transport: Transport,
+        port: u16,
+        remote: IpAddr,
+    ) -> bool {
+        let policy = self.service_policies.get(&vrf);
+        policy.is_none_or(|policy| policy.may_open_from(transport, port, remote))
+    }
+
     fn note_services(&mut self, vrf: VrfId, config: &ServiceConfig) {
+        self.service_policies.remove(&vrf);
+        if !config.from.is_empty() {
+            let policy = Policy {
+                from: config.from.clone(),
+                ..Policy::default()
+            };
+            self.service_policies.insert(vrf, PolicyIndex::new(&policy));
+        }
         if *config == ServiceConfig::default() {
             self.services.remove(&vrf);
         } else {
@@ -319,5 +342,6 @@ fn service_registration(vrf: VrfId, config: &ServiceConfig) -> ServiceRegistrati
         name: "NOS".into(),
         vrf,
         claims: claims.collect(),
+        from: config.from.clone(),
     }
 }

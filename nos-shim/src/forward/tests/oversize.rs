@@ -69,6 +69,7 @@ impl Nos {
         let services = ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
+            ..ServiceConfig::default()
         };
         let exchange = Exchange {
             withdraw: Vec::new(),

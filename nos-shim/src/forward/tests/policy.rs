@@ -1,5 +1,9 @@
 //! What policies let pass, from both sides. The NOS answers and counts as in [`super::super::police`].
 
+mod news;
+#[cfg(feature = "stack")]
+mod services;
+
 use std::sync::Arc;
 
 use super::oversize::Nos;
@@ -348,6 +352,7 @@ fn ports_of_nobody_are_learnt_and_not_stolen() {
         let services = Some(ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
+            ..ServiceConfig::default()
         });
         let exchange = Exchange {
             services: services.map(|config| (VrfId::DEFAULT, config)),
