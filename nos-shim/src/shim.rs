@@ -35,7 +35,7 @@ use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
 use crate::flows::{FlowStatus, NewFlow};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
-use crate::ident::{Interface, MacAddr, UplinkId, VrfId};
+use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::neighbor::NeighborStatus;
 use crate::offload::Capabilities;
 use crate::output::Output;
@@ -519,21 +519,25 @@ impl Shim {
         self.tables.uplinks.page(first.unwrap_or(0), row)
     }
 
-    /// Remembers flows that are under way, as they are known from elsewhere. What finds no place is
-    /// left out.
+    /// Remembers flows that are under way, as they are known from elsewhere. Left out is what finds no
+    /// place, has an owner that is not here, or could not be opened now. Nobody loses a flow to what
+    /// another is said to have.
     pub fn remember_flows(&mut self, flows: &[NewFlow], now: Instant) {
         let Some(policed) = &mut self.worker.policed else {
             return;
         };
         for flow in flows {
-            // Elsewhere, its VRF may have another number.
-            let Some(owner) = self.tables.attachments.get(flow.owner) else {
+            let Some(flow) = self.tables.adopt(flow) else {
                 continue;
             };
-            let mut flow = *flow;
-            flow.key.vrf = owner.vrf;
+            let flows = &mut policed.flows;
+            let foreign = |it: Option<AttachmentId>| it.is_some_and(|it| it != flow.owner);
+            let learnt = flow.learnt.then(|| flows.learnt_by(&flow.key)).flatten();
+            if foreign(learnt) || foreign(flows.owner_of(&flow.key, now)) {
+                continue;
+            }
             // An owner that has more than its share gives up its own.
-            let _ = policed.flows.open(&flow, now);
+            let _ = flows.open(&flow, now);
         }
     }
 

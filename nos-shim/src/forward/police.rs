@@ -208,6 +208,7 @@ impl Outbound<'_> {
             opener: Opener::Owner,
             learnt: from == From::Nobody,
             segment,
+            confirmed: false,
         };
         let opened = policed.flows.open(&flow, now);
         opened.map_err(|_| Refused::silently(DropReason::FlowTableFull))
@@ -298,6 +299,7 @@ impl Outbound<'_> {
             opener: Opener::Peer,
             learnt,
             segment: None,
+            confirmed: false,
         };
         // Without room the server's connection is refused, as if it had not been announced.
         let _ = policed.flows.open(&flow, now);
@@ -394,6 +396,7 @@ pub(super) fn inbound(
                 opener: Opener::Peer,
                 learnt: false,
                 segment,
+                confirmed: false,
             };
             match policed.flows.open(&flow, now) {
                 Ok(()) => Recipient::Attachment(id),

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::channel::Exchange;
 use crate::fib::{Action, Adjacency, FibFull, FlowHasher, NextHop, RouteChange, Routing};
-use crate::flows::{FlowKey, Opener};
+use crate::flows::{FlowKey, NewFlow, Opener};
 use crate::id_table::IdTable;
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::offload::Capabilities;
@@ -313,6 +313,27 @@ impl Tables {
                 (None, _) => false,
             },
         }
+    }
+
+    /// A flow that is known from elsewhere, as it is here, if its owner may have it.
+    pub(crate) fn adopt(&self, flow: &NewFlow) -> Option<NewFlow> {
+        let owner = self.attachments.get(flow.owner)?;
+        let mut flow = *flow;
+        // Elsewhere, its VRF may have another number.
+        flow.key.vrf = owner.vrf;
+        let address = self.own_address(owner.vrf, flow.key.local)?;
+        let shares = owner.addresses.contains(&flow.key.local);
+        if !shares || !self.keeps(&flow.key, flow.owner, flow.opener) {
+            return None;
+        }
+        let FlowKey {
+            transport,
+            local_port,
+            ..
+        } = flow.key;
+        let port = self.ports.owner(address, transport, local_port);
+        flow.learnt = port == PortOwner::Nobody;
+        Some(flow)
     }
 
     /// Makes `config` all that the NOS itself offers in a VRF.

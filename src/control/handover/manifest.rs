@@ -162,6 +162,9 @@ pub struct FlowFacts {
     pub by_peer: bool,
     /// Whether its port is nobody's but for it.
     pub learnt: bool,
+    /// Whether both sides have spoken.
+    #[serde(default)]
+    pub confirmed: bool,
 }
 
 /// What changes from packet to packet.

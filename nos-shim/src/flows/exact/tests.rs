@@ -29,6 +29,7 @@ fn flow(owner: AttachmentId, key: FlowKey) -> NewFlow {
         opener: Opener::Owner,
         learnt: false,
         segment: None,
+        confirmed: false,
     }
 }
 

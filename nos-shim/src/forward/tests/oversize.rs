@@ -42,6 +42,11 @@ pub(super) struct Nos {
 impl Nos {
     /// With an outsider that is known.
     pub(super) fn new() -> Self {
+        Self::with(ShimConfig::default().flows)
+    }
+
+    /// The same with a table of so many flows.
+    pub(super) fn with(flows: usize) -> Self {
         let (relay, end) = pair(8);
         let pool = pool();
         let mut shim = Shim::new(
@@ -49,7 +54,7 @@ impl Nos {
             pool.clone(),
             ShimConfig {
                 seed: 1,
-                ..ShimConfig::default()
+                flows,
             },
         );
         let addresses = [(N4, 24), (OTHER4, 24), (N6, 64), (OTHER6, 64)];

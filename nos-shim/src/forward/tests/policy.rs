@@ -1,5 +1,7 @@
 //! What policies let pass, from both sides. The NOS answers and counts as in [`super::super::police`].
 
+mod floods;
+mod handed_over;
 mod news;
 #[cfg(feature = "stack")]
 mod services;
@@ -16,6 +18,7 @@ use crate::ports::{
 };
 use crate::prefix_set::PrefixSet;
 use crate::services::{Service, ServiceConfig};
+use crate::shim::ShimConfig;
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, ip};
 
 const WEB: AttachmentId = AttachmentId(2);
@@ -132,7 +135,12 @@ struct World {
 
 impl World {
     fn new(policy: Policy) -> Self {
-        let mut nos = Nos::new();
+        Self::with(policy, ShimConfig::default().flows)
+    }
+
+    /// With a table of so many flows.
+    fn with(policy: Policy, flows: usize) -> Self {
+        let mut nos = Nos::with(flows);
         let web = registration(WEB, &[OPEN, CLOSED], &[EPHEMERAL], policy);
         nos.shim.exchange(&register(vec![web])).unwrap();
         for family in Family::BOTH {
