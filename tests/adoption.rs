@@ -9,18 +9,20 @@
 
 mod support;
 
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use nos_relay::control::api::snapshot::LinkState;
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp};
+use socket2::{Domain, Socket, Type};
 use support::daemon::{Daemon, Files, LIMIT, await_that};
 use support::lab_test;
 use support::names::{Mounted, add_name};
-use support::scenario::{FAMILIES, Scenario, Variant, edited, variant_tests};
-use support::traffic::{assert_alive, inside};
+use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, edited, variant_tests};
+use support::traffic::{assert_alive, inside, retransmitted};
 
 /// Containers whose namespaces have names, as `ip netns` and container engines give them: the
 /// daemon opens TAPs inside.
@@ -143,6 +145,157 @@ mod containers_keep_their_interface {
     variant_tests! {
         tap: ("tap", "single", [true, true]),
         tap_plain: ("tap", "split", [false, false]),
+        veth: ("veth", "split", [true, true]),
+    }
+}
+
+/// An address beyond the network of the uplink.
+fn far(family: Family) -> SocketAddr {
+    let address = if family.is_v6() {
+        "2001:db8:9::9"
+    } else {
+        "198.51.100.9"
+    };
+    (address.parse::<IpAddr>().unwrap(), 9).into()
+}
+
+/// As if a long time passed at once: what is known of a neighbor from now on is doubted soon, and then
+/// given up.
+fn hasten_neighbors(container: &LabNamespace) {
+    for family in ["ipv4", "ipv6"] {
+        for (key, value) in [
+            ("base_reachable_time_ms", "10"),
+            ("delay_first_probe_time", "0"),
+            ("retrans_time_ms", "10"),
+        ] {
+            let key = format!("net/{family}/neigh/eth0/{key}");
+            container.sysctl(&key, value).unwrap();
+        }
+    }
+    // With this the kernel forgets all that it knows; the daemon puts it back.
+    container.set_arp_off("eth0").unwrap();
+    await_that("it asks for MAC addresses again", || {
+        let link = container.link("eth0").unwrap().unwrap();
+        link.resolves
+            .then_some(())
+            .ok_or_else(|| format!("{link:?}"))
+    });
+}
+
+/// Whether the kernel does not count on what it knows of a neighbor any more.
+fn given_up(container: &LabNamespace, neighbor: IpAddr) -> Result<(), String> {
+    let table = || std::fs::read_to_string("/proc/thread-self/net/arp").unwrap();
+    let table = container.run(table).unwrap();
+    let neighbor = format!("{neighbor} ");
+    let entry = table.lines().find(|line| line.starts_with(&neighbor));
+    let unknown = entry.is_some_and(|entry| entry.contains(" 0x0 "));
+    unknown.then_some(()).ok_or(table)
+}
+
+/// A program that has begun to connect.
+struct Connecting(Socket);
+
+impl Connecting {
+    fn start(from: &LabNamespace, to: SocketAddr) -> Self {
+        let open = || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let error = socket.connect(&to.into()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS), "{error}");
+            socket
+        };
+        Self(from.run(open).unwrap())
+    }
+
+    /// The kernel has asked again, so that it has long looked for a neighbor in vain if it looks for one.
+    fn await_another_try(&self) {
+        await_that("it is tried again", || {
+            let error = self.0.take_error().unwrap();
+            assert!(error.is_none(), "{error:?}");
+            match retransmitted(&self.0) {
+                0 => Err("it is not".to_owned()),
+                _ => Ok(()),
+            }
+        });
+    }
+
+    fn finish(self) {
+        let stream = TcpStream::from(self.0);
+        await_that("it is connected", || {
+            let error = stream.take_error().unwrap();
+            assert!(error.is_none(), "{error:?}");
+            stream.peer_addr().map_err(|error| error.to_string())
+        });
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        (&stream).write_all(b"late").unwrap();
+        let mut answer = [0; 4];
+        (&stream).read_exact(&mut answer).unwrap();
+        assert_eq!(answer, *b"late");
+    }
+}
+
+mod connections_begun_while_there_is_no_daemon_complete {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let named = Named::new(variant);
+        let containers = &named.topology.containers;
+        let scenario = named.start();
+        containers.iter().for_each(hasten_neighbors);
+        assert_alive(&scenario);
+        let servers = FAMILIES.map(|family| {
+            let address = family.external_port(8080);
+            tcp::EchoServer::start(&named.topology.external, address).unwrap()
+        });
+        let before = named.each_inside();
+        let files = scenario.daemon.kill();
+        let mut waiting = Vec::new();
+        let mut sockets = Vec::new();
+        for container in containers {
+            for family in FAMILIES {
+                // To a neighbor of the NOS, to somebody beyond, and to the address that is shared.
+                for to in [family.external_port(8080), far(family), family.nos_port(7)] {
+                    let socket = container.run(|| UdpSocket::bind((family.any, 0)).unwrap());
+                    let socket = socket.unwrap();
+                    socket.connect(to).unwrap();
+                    sockets.push(socket);
+                    waiting.push((to, Connecting::start(container, to)));
+                }
+            }
+        }
+        let send = || {
+            sockets.iter().for_each(|socket| {
+                assert_eq!(socket.send(b"x").unwrap(), 1);
+            });
+        };
+        for container in containers {
+            await_that("its kernel has given the neighbor up", || {
+                send();
+                given_up(container, V4.external)
+            });
+        }
+        send();
+        for (_, connecting) in &waiting {
+            connecting.await_another_try();
+        }
+        for socket in &sockets {
+            assert_eq!(socket.send(b"x").unwrap(), 1);
+            let error = socket.take_error().unwrap();
+            assert!(error.is_none(), "{error:?}");
+        }
+        assert_eq!(named.each_inside(), before);
+        let scenario = named.start_on(files);
+        for (to, connecting) in waiting {
+            if servers.iter().any(|server| server.address() == to) {
+                connecting.finish();
+            }
+        }
+        assert_alive(&scenario);
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
         veth: ("veth", "split", [true, true]),
     }
 }

@@ -360,7 +360,8 @@ fn neighbors() -> Response {
 
 fn flows() -> Response {
     let flow = |owner: &str, local: &str, remote: &str, state, learnt| Flow {
-        vrf: VrfId::DEFAULT,
+        vrf: VrfId(u16::from(owner == "db")),
+        vrf_name: if owner == "db" { "red" } else { "default" }.to_owned(),
         protocol: Protocol::Tcp,
         owner: owner.to_owned(),
         local: local.parse().unwrap(),
@@ -614,10 +615,10 @@ up0     fe80::1      -                  incomplete  0.5 s       3
 ";
 
 const FLOWS: &str = r"
-VRF  OWNER  PROTOCOL  LOCAL                  REMOTE                 STATE              IDLE   LEFT
-0    db     tcp       203.0.113.1:41000      198.51.100.2:443       established       1.5 s  3 min
-0    web    tcp       203.0.113.1:50000      198.51.100.2 any port  expected, learnt  1.5 s  3 min
-0    web    tcp       [2001:db8:1::1]:40000  [2001:db8:2::2]:443    closing           1.5 s  3 min
+VRF      OWNER  PROTO  LOCAL                  REMOTE                 STATE              IDLE   LEFT
+red      db     tcp    203.0.113.1:41000      198.51.100.2:443       established       1.5 s  3 min
+default  web    tcp    203.0.113.1:50000      198.51.100.2 any port  expected, learnt  1.5 s  3 min
+default  web    tcp    [2001:db8:1::1]:40000  [2001:db8:2::2]:443    closing           1.5 s  3 min
 ";
 
 const COUNTERS: &str = r"

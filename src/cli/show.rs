@@ -457,7 +457,7 @@ fn flows(rows: &[Flow]) -> String {
             state.push_str(", learnt");
         }
         [
-            row.vrf.0.to_string(),
+            row.vrf_name.clone(),
             row.owner.clone(),
             protocol.to_owned(),
             row.local.to_string(),
@@ -469,7 +469,7 @@ fn flows(rows: &[Flow]) -> String {
     });
     plain(
         &[
-            "VRF", "OWNER", "PROTOCOL", "LOCAL", "REMOTE", "STATE", "IDLE", "LEFT",
+            "VRF", "OWNER", "PROTO", "LOCAL", "REMOTE", "STATE", "IDLE", "LEFT",
         ],
         &[6, 7],
         cells,

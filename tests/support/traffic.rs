@@ -215,6 +215,17 @@ fn exchange(stream: &mut TcpStream, round: u64) {
 /// Segments that were sent again and had not arrived before: what arrives twice is told by the other
 /// end (RFC 2883). A pause alone has segments sent again, but loses none.
 fn lost(stream: &TcpStream) -> i64 {
+    let [retransmitted, twice] = sent_again(stream);
+    i64::from(retransmitted) - i64::from(twice)
+}
+
+/// How many segments were sent again, the first one of a connection too.
+pub(crate) fn retransmitted(socket: &impl AsRawFd) -> u32 {
+    sent_again(socket)[0]
+}
+
+/// Segments that were sent again, and those of which the other end said that they came twice.
+fn sent_again(socket: &impl AsRawFd) -> [u32; 2] {
     /// Where `tcp_info` of `tcp(7)` has `tcpi_total_retrans` and `tcpi_dsack_dups` (Linux 5.5).
     const RETRANSMITTED: usize = 100;
     const TWICE: usize = 216;
@@ -223,7 +234,7 @@ fn lost(stream: &TcpStream) -> i64 {
     // SAFETY: the pointers are those of `info` and its size, which outlive the call.
     let result = unsafe {
         libc::getsockopt(
-            stream.as_raw_fd(),
+            socket.as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_INFO,
             info.as_mut_ptr().cast(),
@@ -232,8 +243,7 @@ fn lost(stream: &TcpStream) -> i64 {
     };
     assert_eq!(result, 0);
     assert!(usize::try_from(size).unwrap() >= TWICE + 4);
-    let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap());
-    i64::from(number(RETRANSMITTED)) - i64::from(number(TWICE))
+    [RETRANSMITTED, TWICE].map(|at| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap()))
 }
 
 /// What somebody inside can see of the parts that attaching touches.

@@ -472,9 +472,12 @@ pub enum NeighborState {
 /// A flow that a policy has the NOS remember.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
-    /// The VRF that it is in.
+    /// The number of the VRF that it is in.
     #[serde(with = "VrfNumber")]
     pub vrf: VrfId,
+    /// The VRF's name.
+    #[serde(default = "default_vrf")]
+    pub vrf_name: String,
     /// The protocol.
     pub protocol: Protocol,
     /// The container's name.

@@ -12,7 +12,7 @@ use nos_shim::ports::{PortRange, Transport};
 use super::entries::{ContainerEntry, Entries};
 use super::place::{At, Place};
 use super::report::{PortClash, Report};
-use super::vrf::Vrfs;
+use super::vrf::{Vrfs, in_vrf};
 use super::{Name, Service, VrfName};
 
 /// Ranges below the one asked for are suggested from here on: lower ports are privileged in
@@ -182,17 +182,20 @@ impl<'a> Table<'a> {
         let (owner, spot) = (holder.owner, self.report.spot(holder.place));
         if let Owner::Service(service) = claim.owner {
             let port = claim.range;
-            let reason =
-                format!("\"{service}\" listens on {transport} {port}, as does {owner} ({spot})");
+            let reason = format!(
+                "\"{service}\" listens on {transport} {port}{}, as does {owner} ({spot})",
+                in_vrf(claim.vrf)
+            );
             self.report.error(claim.place, reason);
             return;
         }
         let free = self.free_range(claim);
         let suggested = free.map(|range| format!("; {range} is free"));
         let reason = format!(
-            "{transport} {} overlaps {} of {owner} ({spot}){}",
+            "{transport} {} overlaps {} of {owner} ({spot}){}{}",
             claim.range,
             holder.range,
+            in_vrf(claim.vrf),
             suggested.unwrap_or_default()
         );
         let clash = PortClash {

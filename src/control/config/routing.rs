@@ -9,7 +9,7 @@ use super::entries::{ActionEntry, Entries, RouteEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
 use super::values::{HopText, did_you_mean, is_link_local, not_a_host};
-use super::vrf::Vrfs;
+use super::vrf::{Vrfs, in_vrf};
 use super::{Name, NextHop, Route, RouteAction, VrfName};
 
 /// The routes with their next hops resolved. What does not resolve is reported, unless an uplink
@@ -43,8 +43,9 @@ fn distinct(report: &Report<'_>, routes: &[RouteEntry]) {
             continue;
         };
         let reason = format!(
-            "{} with metric {metric} is already {}; for ECMP list all next hops in one via",
+            "{}{} with metric {metric} is already {}; for ECMP list all next hops in one via",
             prefix.value,
+            in_vrf(&entry.vrf.value),
             report.on(earlier)
         );
         report.error(prefix.place, reason);

@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 
 use nos_shim::channel::RequestId;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
-use nos_shim::ports::{Claim as PortClaim, ClaimKind, PortRange, Transport};
+use nos_shim::ports::{
+    Claim as PortClaim, ClaimKind, ExchangeRefused, PortRange, RegistrationRefused, Transport,
+};
 use tracing::{info, warn};
 
 use crate::control::attach::{
     AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest,
     Placement, attach, detach_all, remove_leftovers,
 };
-use crate::control::config::{Config, ContainerDevice, Name, NetnsRef};
+use crate::control::config::{Config, ContainerDevice, Name, NetnsRef, VrfName};
 use crate::control::kernel::watch::{NameKind, NetnsName};
 use crate::control::kernel::{KernelError, Namespace, NamespaceError};
 use crate::control::plan::{Change, Claim, ContainerLink, Entity};
@@ -121,10 +123,24 @@ impl Live {
                 Event::Engine(EngineEvent::Relay(RelayEvent::Refused(of, refused)))
                     if of == request =>
                 {
-                    return Err(StepError::new(refused));
+                    return Err(self.explained(&refused));
                 }
                 other => self.backlog.push_back(other),
             }
+        }
+    }
+
+    /// Why the NOS refuses, with the name of the VRF, of which it knows the number.
+    fn explained(&self, refused: &ExchangeRefused) -> StepError {
+        match refused.reason {
+            RegistrationRefused::UnknownAddress { address, vrf } => {
+                let names = self.vrfs.names();
+                let name = names.get(&vrf).unwrap_or(&VrfName::Default);
+                StepError::new(format_args!(
+                    "{address} is not an address of the NOS in VRF \"{name}\""
+                ))
+            }
+            _ => StepError::new(refused),
         }
     }
 

@@ -283,7 +283,10 @@ impl Daemon {
             .live
             .plane
             .nos_pages(move |nos, cursor| nos.flows(cursor, now))?;
-        let shown = flows.iter().map(|(owner, status)| flow(owner, status));
+        let vrfs = self.live.vrfs.names();
+        let shown = flows
+            .iter()
+            .map(|(owner, status)| flow(owner, vrf_name(&vrfs, status.key.vrf), status));
         Ok(shown.collect())
     }
 
@@ -586,11 +589,12 @@ fn route(entry: &FibRoute, vrf: String, names: &[(UplinkId, String)]) -> Option<
     })
 }
 
-fn flow(owner: &str, status: &FlowStatus) -> Flow {
+fn flow(owner: &str, vrf: String, status: &FlowStatus) -> Flow {
     let FlowStatus { key, opener, .. } = status;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Flow {
         vrf: key.vrf,
+        vrf_name: vrf,
         protocol: key.transport.into(),
         owner: owner.to_owned(),
         local: SocketAddr::new(key.local, key.local_port),

@@ -8,6 +8,7 @@ use crate::control::config::document::Section;
 use crate::control::config::place::At;
 use crate::control::config::runtime::ports::Ports;
 use crate::control::config::values;
+use crate::control::config::vrf::in_vrf;
 use crate::control::config::{Config, ConfigErrors, Holder, Name, VrfName};
 
 use super::{Changed, ConfigFile, Holders, Keys, Overlay, holder, read};
@@ -127,7 +128,8 @@ fn free_in_pool(config: &Config, request: &Allocation) -> Result<PortRange, Stri
     };
     config.pool.iter().find_map(in_range).ok_or_else(|| {
         let pool: Vec<_> = config.pool.iter().map(ToString::to_string).collect();
-        format!("no {size} ports in a row are free in {}", pool.join(", "))
+        let (pool, vrf) = (pool.join(", "), in_vrf(vrf));
+        format!("no {size} ports in a row are free in {pool}{vrf}")
     })
 }
 

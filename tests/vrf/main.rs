@@ -7,177 +7,26 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../support/mod.rs"]
 mod support;
 
+mod network;
+mod run_time;
+
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use network::{Side, Twins, Uplinks, other_address};
 use nos_relay::control::api::snapshot::LinkState;
 use nos_relay::lab::testbed::ping::ping;
-use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp, veth};
+use nos_relay::lab::testbed::{LabNamespace, tcp, udp};
 use nos_shim::ident::MacAddr;
-use support::daemon::{Daemon, LIMIT, await_that, program};
+use support::daemon::{LIMIT, await_that, program};
 use support::lab_test;
 use support::scenario::{FAMILIES, Family, V4, Variant, edited, variant_tests};
 use support::wire::{self, Wire};
-
-/// Two VRFs, `default` with X and `red` with R, which have the same addresses. In each, one container
-/// has ports 20000 to 20999 of the NOS's address, and another one has the NOS's other address.
-struct Twins {
-    // First, so that it is stopped while the networks are there.
-    daemon: Daemon,
-    topology: Topology,
-    red: LabNamespace,
-    config: String,
-}
-
-/// One VRF.
-#[derive(Clone, Copy)]
-struct Side<'a> {
-    vrf: &'static str,
-    external: &'a LabNamespace,
-    /// The outsider's interface, and its MAC address.
-    interface: &'static str,
-    mac: MacAddr,
-    uplink: &'static str,
-    /// Has ports 20000 to 20999, and `only`.
-    web: &'a LabNamespace,
-    /// Has the NOS's other address.
-    db: &'a LabNamespace,
-    containers: [&'static str; 2],
-    /// A port that is somebody's here, and nobody's in the other VRF.
-    only: u16,
-}
-
-const RED_UPLINK: &str = "hr";
-const RED_INTERFACE: &str = "rh";
-
-/// The NOS's other address.
-fn other_address(family: Family) -> IpAddr {
-    match family.is_v6() {
-        false => Ipv4Addr::new(203, 0, 113, 9).into(),
-        true => Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 9).into(),
-    }
-}
-
-fn red_mac() -> MacAddr {
-    MacAddr::stable("lab R")
-}
-
-fn config(topology: &Topology, variant: Variant) -> String {
-    let container = |name: &str, place: usize, more: &str| {
-        let (netns, device) = (topology.containers[place].path(), variant.device);
-        let offload = variant.offload[0];
-        format!(
-            "[[container]]\nname = \"{name}\"\nnetns = \"{}\"\ndevice = \"{device}\"\n\
-             offload = {offload}\n{more}",
-            netns.display()
-        )
-    };
-    let first = "addresses = [\"203.0.113.1\", \"2001:db8:1::1\"]\nephemeral = \"40000-44999\"\n";
-    // All but what the NOS's services have.
-    let second = |services: &str| {
-        format!(
-            "addresses = [\"203.0.113.9\", \"2001:db8:1::9\"]\ntcp = [\"1-39999\", {services}]\n\
-             udp = [\"1-39999\", \"!7\"]\nephemeral = \"45000-49999\"\n"
-        )
-    };
-    let ports =
-        |only: u16| format!("tcp = [\"20000-20999\", {only}]\nudp = [\"20000-20999\", {only}]\n");
-    let uplink = |name: &str, interface: &str, more: &str| {
-        let offload = variant.offload[1];
-        format!(
-            "[[uplink]]\nname = \"{name}\"\ndevice = \"packet:{interface}\"\noffload = {offload}\n\
-             addresses = [\"203.0.113.1/24\", \"2001:db8:1::1/64\", \"203.0.113.9/24\", \
-             \"2001:db8:1::9/64\"]\n{more}"
-        )
-    };
-    let route =
-        |more: &str| format!("[[route]]\nprefix = \"0.0.0.0/0\"\nvia = \"203.0.113.2\"\n{more}");
-    [
-        format!("[relay]\nthreads = \"{}\"\n", variant.threads),
-        uplink("up0", Topology::UPLINK, ""),
-        uplink("up1", RED_UPLINK, "vrf = \"red\"\nmtu = 1500\n"),
-        route(""),
-        route("vrf = \"red\"\n"),
-        container("web", 0, &format!("{first}{}", ports(22000))),
-        container("db", 1, &second("\"!7\"")),
-        container("red-web", 2, &format!("{first}{}vrf = \"red\"\n", ports(23000))),
-        container(
-            "red-db",
-            3,
-            &format!("{}vrf = \"red\"\n", second("\"!7\", \"!8080\"")),
-        ),
-        "[[nos]]\nservices = \"echo\"\n[[nos]]\nvrf = \"red\"\nservices = [\"echo\", \"http:8080\"]\n"
-            .to_owned(),
-    ]
-    .join("\n")
-}
-
-impl Twins {
-    fn new(variant: Variant) -> Self {
-        let topology = Topology::new(&["web", "db", "red-web", "red-db"]).unwrap();
-        let red = LabNamespace::new("R").unwrap();
-        let device = &topology.device;
-        device
-            .sysctl("net/ipv6/conf/default/disable_ipv6", "1")
-            .unwrap();
-        veth((device, RED_UPLINK), (&red, RED_INTERFACE)).unwrap();
-        device
-            .sysctl("net/ipv6/conf/default/disable_ipv6", "0")
-            .unwrap();
-        red.set_mac(RED_INTERFACE, red_mac()).unwrap();
-        for address in Topology::external_addresses() {
-            red.add_address(RED_INTERFACE, address).unwrap();
-        }
-        let config = config(&topology, variant);
-        let daemon = Daemon::start(&topology.device, &config);
-        Self {
-            daemon,
-            topology,
-            red,
-            config,
-        }
-    }
-
-    fn sides(&self) -> [Side<'_>; 2] {
-        let [web, db, red_web, red_db] = &self.topology.containers[..] else {
-            panic!("four containers");
-        };
-        [
-            Side {
-                vrf: "default",
-                external: &self.topology.external,
-                interface: Topology::EXTERNAL_INTERFACE,
-                mac: Topology::external_mac(),
-                uplink: "up0",
-                web,
-                db,
-                containers: ["web", "db"],
-                only: 22000,
-            },
-            Side {
-                vrf: "red",
-                external: &self.red,
-                interface: RED_INTERFACE,
-                mac: red_mac(),
-                uplink: "up1",
-                web: red_web,
-                db: red_db,
-                containers: ["red-web", "red-db"],
-                only: 23000,
-            },
-        ]
-    }
-
-    /// Each VRF, with the other one.
-    fn pairs(&self) -> [(Side<'_>, Side<'_>); 2] {
-        let [one, other] = self.sides();
-        [(one, other), (other, one)]
-    }
-}
 
 /// What arrives at everybody in a VRF.
 struct Listeners([Wire; 3]);
@@ -254,6 +103,13 @@ mod nothing_of_one_vrf_is_seen_in_another {
             return;
         }
         let twins = Twins::new(variant);
+        nothing_is_seen(&twins);
+        for stage in twins.daemon.settle().stages {
+            assert_eq!(stage.drops.get("martian-source"), None, "{stage:?}");
+        }
+    }
+
+    fn nothing_is_seen(twins: &Twins) {
         for (here, there) in twins.pairs() {
             for family in FAMILIES {
                 let listeners = Listeners::of(there);
@@ -288,8 +144,23 @@ mod nothing_of_one_vrf_is_seen_in_another {
                 listeners.assert_silence(&what("errors of outsiders"));
             }
         }
-        for stage in twins.daemon.settle().stages {
-            assert_eq!(stage.drops.get("martian-source"), None, "{stage:?}");
+    }
+
+    fn over_taps(variant: Variant) {
+        if variant.is_possible() {
+            nothing_is_seen(&Twins::with(variant, Uplinks::Taps));
+        }
+    }
+
+    lab_test! {
+        fn tap_uplinks_single() {
+            over_taps(Variant { device: "tap", ..Variant::PLAIN });
+        }
+    }
+
+    lab_test! {
+        fn tap_uplinks_split_plain() {
+            over_taps(Variant { device: "tap", threads: "split", offload: [false, false] });
         }
     }
 
@@ -449,10 +320,19 @@ mod fragments_of_the_same_name_are_never_mixed {
     use super::*;
 
     fn scenario(variant: Variant) {
-        if !variant.is_possible() {
-            return;
+        keep_apart(&Twins::new(variant));
+    }
+
+    lab_test! {
+        fn tap_uplinks() {
+            let variant = Variant { device: "tap", ..Variant::PLAIN };
+            if variant.is_possible() {
+                keep_apart(&Twins::with(variant, Uplinks::Taps));
+            }
         }
-        let twins = Twins::new(variant);
+    }
+
+    fn keep_apart(twins: &Twins) {
         for family in FAMILIES {
             let sides = twins.sides();
             let sockets = sides.map(|side| {
@@ -463,7 +343,7 @@ mod fragments_of_the_same_name_are_never_mixed {
                 };
                 side.web.run(open).unwrap()
             });
-            let outside = sides.map(|side| Outside::of(&twins, side));
+            let outside = sides.map(|side| Outside::of(twins, side));
             let payloads = [[0xa0; 40], [0xb0; 40]];
             let datagrams = [0, 1].map(|place: usize| {
                 let frame = outside[place].udp(family, (5353, 20053), &payloads[place]);
