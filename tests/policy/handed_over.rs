@@ -17,7 +17,10 @@ impl Idle {
     fn start(scenario: &Scenario, family: Family) -> Self {
         let (web, x) = (scenario.web(), scenario.external());
         let bind = family.external_port(8080);
-        let listener = x.run(|| std::net::TcpListener::bind(bind)).unwrap().unwrap();
+        let listener = x
+            .run(|| std::net::TcpListener::bind(bind))
+            .unwrap()
+            .unwrap();
         let near = tcp::connect(web, local(family.nos, LEARNT), bind, LIMIT).unwrap();
         let (far, _) = listener.accept().unwrap();
         far.set_read_timeout(Some(LIMIT)).unwrap();
@@ -101,7 +104,10 @@ mod learnt_flows_go_on_with_the_next_process {
         let before = learnt(&scenario);
         let states: Vec<_> = before.iter().map(|flow| flow.2).collect();
         let both = [FlowState::Established, FlowState::Replied];
-        assert!(states.len() == 4 && states.iter().all(|it| both.contains(it)), "{before:#?}");
+        assert!(
+            states.len() == 4 && states.iter().all(|it| both.contains(it)),
+            "{before:#?}"
+        );
         // Twice: what was handed over is handed on.
         for _ in 0..2 {
             let config = scenario.config.clone();

@@ -37,7 +37,9 @@ impl Behind {
         }
         // It takes more than its link: what is too long is so for the router.
         for (family, gateway) in [("-4", "198.51.100.1"), ("-6", "2001:db8:2::1")] {
-            let route = [family, "route", "add", "default", "via", gateway, "advmss", "1460"];
+            let route = [
+                family, "route", "add", "default", "via", gateway, "advmss", "1460",
+            ];
             ip(&namespace, &route);
         }
         Self { namespace }
@@ -57,7 +59,11 @@ impl Behind {
 fn ip(namespace: &LabNamespace, arguments: &[&str]) -> String {
     let mut command = Command::new("ip");
     command.args(arguments).stdout(Stdio::piped());
-    let output = namespace.spawn(command).unwrap().wait_with_output().unwrap();
+    let output = namespace
+        .spawn(command)
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
     assert!(output.status.success(), "ip {arguments:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -82,14 +88,18 @@ mod a_narrow_link_is_heard_of_on_learnt_flows {
             };
             assert!(!known(2));
             // Segments of 1,460 octets are too long, and TCP goes on with shorter ones.
-            let server = tcp::EchoServer::start(&behind.namespace, Behind::port(family, 2, 8080)).unwrap();
+            let server =
+                tcp::EchoServer::start(&behind.namespace, Behind::port(family, 2, 8080)).unwrap();
             let from = local(family.any, 30_000);
             tcp::exchange(web, from, server.address(), &[7; 80_000], LIMIT).unwrap();
             assert!(known(2), "the container has not heard of it");
             // A datagram that may not be fragmented, to a peer of which nothing is known yet.
             let to = Behind::port(family, 3, 8053);
             let server = udp::EchoServer::start(&behind.namespace, to).unwrap();
-            let socket = web.run(|| UdpSocket::bind((family.any, 30_001))).unwrap().unwrap();
+            let socket = web
+                .run(|| UdpSocket::bind((family.any, 30_001)))
+                .unwrap()
+                .unwrap();
             never_fragment(&socket, family);
             socket.connect(server.address()).unwrap();
             socket.set_read_timeout(Some(LIMIT)).unwrap();
@@ -117,13 +127,27 @@ mod a_narrow_link_is_heard_of_on_learnt_flows {
 /// Has datagrams leave whole or not at all.
 fn never_fragment(socket: &UdpSocket, family: Family) {
     let (level, option, value): (_, _, libc::c_int) = match family.is_v6() {
-        false => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
-        true => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+        false => (
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DO,
+        ),
+        true => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DO,
+        ),
     };
     let size = libc::socklen_t::try_from(size_of_val(&value)).unwrap();
     // SAFETY: the pointer and the size are those of `value`, which outlives the call.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size,
+        )
     };
     nix::errno::Errno::result(result).unwrap();
 }

@@ -42,13 +42,18 @@ mod services_are_for_friends_alone {
         let rows = scenario.daemon.ports().into_iter();
         let rows: Vec<_> = rows.filter(|row| row.kind == PortKind::Service).collect();
         assert_eq!(rows.len(), 4, "{rows:#?}");
-        assert!(rows.iter().all(|row| row.from == Some(friends())), "{rows:#?}");
+        assert!(
+            rows.iter().all(|row| row.from == Some(friends())),
+            "{rows:#?}"
+        );
         // Open to all, and back; services that stay are not interrupted.
         let mut streams = FAMILIES.map(|family| {
             let friend = local(family.external, 0);
             tcp::connect(x, friend, echo(family), LIMIT).unwrap()
         });
-        scenario.daemon.reload(&edited(&scenario.config, &text, &services("").1));
+        scenario
+            .daemon
+            .reload(&edited(&scenario.config, &text, &services("").1));
         for family in FAMILIES {
             let other = local(stranger(family), 0);
             tcp::exchange(x, other, echo(family), b"x", LIMIT).unwrap();

@@ -145,7 +145,8 @@ mod both_ends_open_at_once {
         }
         let flows = scenario.daemon.flows();
         assert_eq!(flows.len(), 2, "{flows:#?}");
-        let opened = |flow: &Flow| flow.protocol == Protocol::Tcp && flow.opener == FlowOpener::Owner;
+        let opened =
+            |flow: &Flow| flow.protocol == Protocol::Tcp && flow.opener == FlowOpener::Owner;
         assert!(flows.iter().all(opened), "{flows:#?}");
         let established = |flow: &Flow| flow.state == FlowState::Established;
         assert!(flows.iter().all(established), "{flows:#?}");

@@ -93,17 +93,28 @@ fn assert_told(events: &mut Watch, scenario: &Scenario, expected: &Told<'_>) {
     else {
         panic!("{told:?}");
     };
-    assert_eq!((subject.kind, subject.name.as_deref()), (expected.kind, expected.name));
+    assert_eq!(
+        (subject.kind, subject.name.as_deref()),
+        (expected.kind, expected.name)
+    );
     assert_eq!((&*reason, sender), (expected.reason, expected.sender));
     assert_eq!((protocol, port), (EventProtocol::Udp, Some(expected.port)));
-    assert_eq!((remote, remote_port), (expected.remote.0, Some(expected.remote.1)));
+    assert_eq!(
+        (remote, remote_port),
+        (expected.remote.0, Some(expected.remote.1))
+    );
     assert_eq!(dropped, 1);
     let log = scenario.daemon.log();
     let port = format!("udp {}", expected.port);
-    let line = log.lines().rfind(|line| line.contains(expected.reason) && line.contains(&port));
+    let line = log
+        .lines()
+        .rfind(|line| line.contains(expected.reason) && line.contains(&port));
     let line = line.unwrap_or_else(|| panic!("{} {port} is not in {log}", expected.reason));
     let owner = expected.name.unwrap_or("services");
-    assert!(line.contains(owner) && line.contains(&expected.remote.0.to_string()), "{line}");
+    assert!(
+        line.contains(owner) && line.contains(&expected.remote.0.to_string()),
+        "{line}"
+    );
 }
 
 mod refusals_are_told_by_port_and_owner {
@@ -116,7 +127,12 @@ mod refusals_are_told_by_port_and_owner {
             "{DB_EPHEMERAL}\noutside = \"learn\"\n[nos]\n\
              services = {{ service = \"echo\", from = {FRIENDS} }}"
         );
-        let edits = [(TCP, &*tcp_from), (UDP, &udp_from), (EPHEMERAL, &web), (DB_EPHEMERAL, &db)];
+        let edits = [
+            (TCP, &*tcp_from),
+            (UDP, &udp_from),
+            (EPHEMERAL, &web),
+            (DB_EPHEMERAL, &db),
+        ];
         let scenario = super::scenario(variant, &edits);
         let mut events = watch(&scenario.daemon.files().control(), LIMIT).unwrap();
         let x = scenario.external();
@@ -136,10 +152,19 @@ mod refusals_are_told_by_port_and_owner {
             send(x, other.into(), family.nos_port(20_053));
             assert_told(&mut events, &scenario, &base);
             send(x, other.into(), family.nos_port(41_053));
-            let expected = Told { reason: "no-flow", port: 41_053, ..base };
+            let expected = Told {
+                reason: "no-flow",
+                port: 41_053,
+                ..base
+            };
             assert_told(&mut events, &scenario, &expected);
             send(x, other.into(), family.nos_port(7));
-            let expected = Told { kind: SubjectKind::Services, name: None, port: 7, ..base };
+            let expected = Told {
+                kind: SubjectKind::Services,
+                name: None,
+                port: 7,
+                ..base
+            };
             assert_told(&mut events, &scenario, &expected);
             let from = |port| SocketAddr::from((family.any, port));
             send(scenario.web(), from(20_100), (other.0, 53).into());
@@ -164,7 +189,14 @@ mod refusals_are_told_by_port_and_owner {
             for &(port, owner) in foreign {
                 send(scenario.web(), from(port), datagrams.address());
                 let told = next_refusal(&mut events);
-                let Event::ForeignPort { subject, port: foreign, owner: whose, dropped, .. } = told else {
+                let Event::ForeignPort {
+                    subject,
+                    port: foreign,
+                    owner: whose,
+                    dropped,
+                    ..
+                } = told
+                else {
                     panic!("{told:?}");
                 };
                 assert_eq!(subject.name.as_deref(), Some("web"));

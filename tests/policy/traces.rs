@@ -86,7 +86,9 @@ impl Lab {
 
     /// What a kernel does not get from the other: an expression of nftables, or nothing.
     fn hold(&self, at: Side, what: Option<&str>) {
-        let rule = what.map(|what| format!("{what} drop\n")).unwrap_or_default();
+        let rule = what
+            .map(|what| format!("{what} drop\n"))
+            .unwrap_or_default();
         let rules = format!(
             "table inet hold\nflush table inet hold\ntable inet hold {{\nchain input {{\n\
              type filter hook input priority 0;\n{rule}}}\n}}\n"
@@ -139,7 +141,12 @@ impl Lab {
         self.finish(&owner);
         let (peer, _) = listener.accept().unwrap();
         peer.set_read_timeout(Some(LIMIT)).unwrap();
-        self.mark(trace, [&owner, &peer], [Kernel::Established; 2], Phase::Established);
+        self.mark(
+            trace,
+            [&owner, &peer],
+            [Kernel::Established; 2],
+            Phase::Established,
+        );
         (owner, peer, listener)
     }
 
@@ -150,7 +157,11 @@ impl Lab {
                 continue;
             };
             let forged = false;
-            trace.entries.push(Entry::Segment { frame, side, forged });
+            trace.entries.push(Entry::Segment {
+                frame,
+                side,
+                forged,
+            });
         }
     }
 
@@ -192,13 +203,15 @@ impl Lab {
         });
         self.take(trace);
         let [owner, peer] = wanted;
-        trace.entries.push(Entry::Mark(format!("{owner:?} {peer:?}"), phase));
+        trace
+            .entries
+            .push(Entry::Mark(format!("{owner:?} {peer:?}"), phase));
     }
 
     /// Sends something that neither kernel has said, in a side's name.
-    fn forge(&self, trace: &mut Trace, frame: Vec<u8>) {
+    fn forge(&self, trace: &mut Trace, frame: &[u8]) {
         self.take(trace);
-        Wire::open(&self.owner, "eth0").send(&frame);
+        Wire::open(&self.owner, "eth0").send(frame);
         self.await_segment(trace, |side, _| side == Side::Owner);
         if let Some(Entry::Segment { forged, .. }) = trace.entries.last_mut() {
             *forged = true;
@@ -254,7 +267,9 @@ fn say(from: &Socket, to: &Socket, octets: usize) {
 }
 
 fn reset_on_close(socket: &Socket) {
-    SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    SockRef::from(socket)
+        .set_linger(Some(std::time::Duration::ZERO))
+        .unwrap();
 }
 
 fn end(socket: &Socket) {
@@ -268,7 +283,12 @@ fn one_side_ends_first(lab: &Lab, first: Side) -> Trace {
     let (owner, peer, _listener) = lab.connected(&mut trace);
     say(&owner, &peer, 100);
     say(&peer, &owner, 3000);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     let (one, second, states) = match first {
         Side::Owner => (&owner, &peer, [FinWait2, CloseWait]),
         Side::Peer => (&peer, &owner, [CloseWait, FinWait2]),
@@ -318,7 +338,9 @@ fn one_side_resets(lab: &Lab, which: Side) -> Trace {
     };
     reset_on_close(&one);
     drop(one);
-    lab.await_segment(&mut trace, |side, seen| side == which && flags_of(seen) & RST != 0);
+    lab.await_segment(&mut trace, |side, seen| {
+        side == which && flags_of(seen) & RST != 0
+    });
     lab.mark(&mut trace, [&left, &left], [Closed; 2], Phase::Closed);
     trace
 }
@@ -336,13 +358,17 @@ fn the_peer_aborts(lab: &Lab) -> Trace {
     let mut trace = Trace::default();
     let (owner, peer, _listener) = lab.connected(&mut trace);
     (&owner).write_all(&[7; 100]).unwrap();
-    lab.await_segment(&mut trace, |side, seen| side == Side::Owner && data(seen) == 100);
+    lab.await_segment(&mut trace, |side, seen| {
+        side == Side::Owner && data(seen) == 100
+    });
     await_that("the data is there", || {
         let waits = SockRef::from(&peer).peek(&mut [std::mem::MaybeUninit::uninit(); 100]);
         waits.map_err(|error| error.to_string())
     });
     drop(peer);
-    lab.await_segment(&mut trace, |side, seen| side == Side::Peer && flags_of(seen) & RST != 0);
+    lab.await_segment(&mut trace, |side, seen| {
+        side == Side::Peer && flags_of(seen) & RST != 0
+    });
     lab.mark(&mut trace, [&owner, &owner], [Closed; 2], Phase::Closed);
     trace
 }
@@ -367,7 +393,12 @@ fn a_syn_is_lost(lab: &Lab) -> Trace {
     lab.hold(Side::Peer, None);
     lab.finish(&owner);
     let (peer, _) = listener.accept().unwrap();
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     trace
 }
 
@@ -383,7 +414,12 @@ fn an_answer_to_a_syn_is_lost(lab: &Lab) -> Trace {
     lab.hold(Side::Owner, None);
     lab.finish(&owner);
     let (peer, _) = listener.accept().unwrap();
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     trace
 }
 
@@ -413,7 +449,12 @@ fn both_open_at_once(lab: &Lab) -> Trace {
     lab.finish(&owner);
     lab.finish(&peer);
     say(&owner, &peer, 100);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     trace
 }
 
@@ -426,7 +467,12 @@ fn a_window_closes_and_opens(lab: &Lab) -> Trace {
     lab.finish(&owner);
     let (peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(LIMIT)).unwrap();
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     owner.set_nonblocking(true).unwrap();
     let mut written = 0;
     while let Ok(octets) = (&owner).write(&[7; 16_384]) {
@@ -437,13 +483,25 @@ fn a_window_closes_and_opens(lab: &Lab) -> Trace {
         let window = u16::from_be_bytes(seen.transport()[14..16].try_into().unwrap());
         side == Side::Peer && window == 0
     });
-    lab.await_segment(&mut trace, |side, seen| side == Side::Owner && data(seen) == 0);
+    lab.await_segment(&mut trace, |side, seen| {
+        side == Side::Owner && data(seen) == 0
+    });
     lab.await_flags(&mut trace, Side::Peer, ACK);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     (&peer).read_exact(&mut vec![0; written]).unwrap();
     owner.set_nonblocking(false).unwrap();
     say(&owner, &peer, 20_000);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     trace
 }
 
@@ -455,9 +513,16 @@ fn a_connection_is_kept_alive(lab: &Lab) -> Trace {
     lab.take(&mut trace);
     owner.set_tcp_keepalive(&keepalive).unwrap();
     // It has the number of an octet that was acknowledged.
-    lab.await_segment(&mut trace, |side, seen| side == Side::Owner && data(seen) == 0);
+    lab.await_segment(&mut trace, |side, seen| {
+        side == Side::Owner && data(seen) == 0
+    });
     lab.await_flags(&mut trace, Side::Peer, ACK);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     trace
 }
 
@@ -465,12 +530,23 @@ fn a_connection_is_kept_alive(lab: &Lab) -> Trace {
 fn a_challenge_is_sent(lab: &Lab) -> Trace {
     let mut trace = Trace::default();
     // As often as there is reason to, not twice a second.
-    lab.peer.sysctl("net/ipv4/tcp_invalid_ratelimit", "0").unwrap();
+    lab.peer
+        .sysctl("net/ipv4/tcp_invalid_ratelimit", "0")
+        .unwrap();
     let (owner, peer, _listener) = lab.connected(&mut trace);
     say(&owner, &peer, 100);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     let last = trace.entries.iter().rev().find_map(|entry| match entry {
-        Entry::Segment { frame, side: Side::Owner, .. } => Seen::parse(frame).map(|seen| (frame, seen)),
+        Entry::Segment {
+            frame,
+            side: Side::Owner,
+            ..
+        } => Seen::parse(frame).map(|seen| (frame, seen)),
         _ => None,
     });
     let (frame, seen) = last.unwrap();
@@ -481,16 +557,29 @@ fn a_challenge_is_sent(lab: &Lab) -> Trace {
     let next = sequence(&seen).wrapping_add(u32::try_from(data(&seen)).unwrap());
     let ip = || wire::ip(macs, lab.addresses[0], lab.addresses[1]);
     let tcp = |number| ip().tcp(OWNER_PORT, PEER_PORT, number, 1000);
-    for forged in [tcp(next.wrapping_add(5000)).rst(), tcp(next.wrapping_add(77)).syn()] {
+    for forged in [
+        tcp(next.wrapping_add(5000)).rst(),
+        tcp(next.wrapping_add(77)).syn(),
+    ] {
         let mut frame = Vec::new();
         forged.write(&mut frame, b"").unwrap();
-        lab.forge(&mut trace, frame);
+        lab.forge(&mut trace, &frame);
         // The challenge.
         lab.await_flags(&mut trace, Side::Peer, ACK);
     }
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     say(&owner, &peer, 100);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     trace
 }
 
@@ -500,7 +589,12 @@ fn a_port_is_used_again(lab: &Lab) -> Trace {
     let (owner, peer, listener) = lab.connected(&mut trace);
     say(&owner, &peer, 100);
     end(&peer);
-    lab.mark(&mut trace, [&owner, &peer], [CloseWait, FinWait2], Phase::Closing);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [CloseWait, FinWait2],
+        Phase::Closing,
+    );
     end(&owner);
     lab.mark(&mut trace, [&owner, &peer], [Closed; 2], Phase::Closed);
     drop((owner, peer));
@@ -509,7 +603,12 @@ fn a_port_is_used_again(lab: &Lab) -> Trace {
     let (peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(LIMIT)).unwrap();
     say(&owner, &peer, 100);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     trace
 }
 
@@ -518,11 +617,18 @@ fn segments_are_lost(lab: &Lab) -> Trace {
     let (owner, peer, _listener) = lab.connected(&mut trace);
     lab.hold(Side::Peer, Some("meta l4proto tcp"));
     (&owner).write_all(&[7; 20_000]).unwrap();
-    lab.await_segment(&mut trace, |side, seen| side == Side::Owner && data(seen) > 0);
+    lab.await_segment(&mut trace, |side, seen| {
+        side == Side::Owner && data(seen) > 0
+    });
     lab.hold(Side::Peer, None);
     (&peer).read_exact(&mut [0; 20_000]).unwrap();
     say(&peer, &owner, 100);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     trace
 }
 
@@ -531,7 +637,12 @@ fn the_peer_has_forgotten(lab: &Lab) -> Trace {
     let mut trace = Trace::default();
     let (owner, peer, _listener) = lab.connected(&mut trace);
     say(&owner, &peer, 100);
-    lab.mark(&mut trace, [&owner, &peer], [Established; 2], Phase::Established);
+    lab.mark(
+        &mut trace,
+        [&owner, &peer],
+        [Established; 2],
+        Phase::Established,
+    );
     // Its farewell leaves its kernel, and nobody's wire.
     nft(
         &lab.peer,
@@ -552,7 +663,9 @@ impl Trace {
     fn first_of(&self, side: Side) -> Vec<u8> {
         let mut entries = self.entries.iter();
         let found = entries.find_map(|entry| match entry {
-            Entry::Segment { frame, side: from, .. } if *from == side => Some(frame),
+            Entry::Segment {
+                frame, side: from, ..
+            } if *from == side => Some(frame),
             _ => None,
         });
         wire::with_tcp_checksum(found.unwrap())
@@ -569,10 +682,18 @@ fn replay(name: &str, trace: &Trace) -> String {
             Entry::Mark(said, phase) => {
                 writeln!(text, "= {said}: {phase:?}").unwrap();
                 let followed = connection.map(|it| it.phase());
-                assert_eq!(followed, Some(*phase), "{name}: the kernels say {said}:\n{text}");
+                assert_eq!(
+                    followed,
+                    Some(*phase),
+                    "{name}: the kernels say {said}:\n{text}"
+                );
                 continue;
             }
-            Entry::Segment { frame, side, forged } => (frame, *side, *forged),
+            Entry::Segment {
+                frame,
+                side,
+                forged,
+            } => (frame, *side, *forged),
         };
         let packet = Packet::parse(pool.copy_from(frame).unwrap()).unwrap();
         let segment = Segment::of(&packet).unwrap();
@@ -588,7 +709,11 @@ fn replay(name: &str, trace: &Trace) -> String {
         let tcp = seen.transport();
         let header = &tcp[..tcp.len() - data(&seen)];
         let hex: String = header.iter().map(|octet| format!("{octet:02x}")).collect();
-        let verdict = if plausible { "plausible" } else { "implausible" };
+        let verdict = if plausible {
+            "plausible"
+        } else {
+            "implausible"
+        };
         writeln!(text, "{side:?} {hex} {} {verdict} {phase:?}", data(&seen)).unwrap();
         assert_eq!(plausible, !forged, "{name}: {side:?} has said it:\n{text}");
         pool.free(packet.into_frame());

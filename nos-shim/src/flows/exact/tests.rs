@@ -293,6 +293,32 @@ fn datagrams_make_way_for_their_owners_newer_ones() {
     assert_eq!(flows.owner_of(&udp(A, 5199, 53).key, at(0)), Some(A));
 }
 
+/// What the documentation of `relay.flows` says: a place with what leads to it. An owner and a learnt port
+/// have places of their own, of which there are as many.
+#[test]
+fn a_flow_takes_as_much_as_is_said() {
+    let number = size_of::<u32>();
+    println!(
+        "{} {} {}",
+        size_of::<Option<Slot>>(),
+        size_of::<Option<LearntPort>>(),
+        size_of::<Option<OwnerEntry>>()
+    );
+    // An index has two cells for each place, rounded up to a power of two.
+    let index = 2 * size_of::<u64>();
+    let links = 2 * number;
+    let slot = size_of::<Option<Slot>>() + number;
+    // In the list of its owner, and in the wheel.
+    let flow = slot + index + 2 * links;
+    let learnt = size_of::<Option<LearntPort>>() + number + index;
+    let owner = size_of::<Option<OwnerEntry>>() + number + index;
+    assert!(flow <= 250, "{flow}");
+    assert!(learnt <= 90, "{learnt}");
+    assert!(owner <= 100, "{owner}");
+    let flows = 65_536;
+    assert!(flows * (flow + learnt + owner) <= 28 << 20);
+}
+
 #[test]
 fn all_flows_are_read_in_pages() {
     let mut flows = ExactFlows::new(1000);

@@ -4,6 +4,23 @@ use super::*;
 
 const PLACES: usize = 1024;
 
+/// A segment with flags, sequence number and acknowledgment.
+fn numbered(
+    world: &mut World,
+    (source, from): (&str, u16),
+    (to, port): (&str, u16),
+    (flags, sequence, acknowledgment): (u8, u32, u32),
+) -> Packet {
+    let segment = Segment {
+        ports: (from, port),
+        flags,
+        sequence,
+        acknowledgment,
+        ..Segment::default()
+    };
+    Draft::new(source, to).tcp_packet(&mut world.nos.pool, &segment)
+}
+
 /// An outsider opens flows to a container whose answers need them, and never goes on.
 #[test]
 fn half_open_flows_of_outsiders_pin_nothing() {
@@ -26,10 +43,13 @@ fn half_open_flows_of_outsiders_pin_nothing() {
         world.nos.shim.exchange(&register(vec![db])).unwrap();
         // Each has a connection, WEB one of an outsider, and the other two that are theirs.
         let open = |world: &mut World, id, port: u16| {
-            let syn = world.segment((own, port), (friend, 80), SYN);
+            let (near, far) = ((own, port), (friend, 80));
+            let syn = numbered(world, near, far, (SYN, 100, 0));
             assert!(world.leaves(id, syn));
-            let answer = world.segment((friend, 80), (own, port), SYN | ACK);
+            let answer = numbered(world, far, near, (SYN | ACK, 500, 101));
             assert_eq!(world.arrives(answer), Some(id));
+            let ack = numbered(world, near, far, (ACK, 101, 501));
+            assert!(world.leaves(id, ack));
         };
         open(&mut world, WEB, EPHEMERAL);
         open(&mut world, DB, 31_000);
@@ -52,7 +72,11 @@ fn half_open_flows_of_outsiders_pin_nothing() {
             assert_eq!(world.arrives(more), Some(id));
         }
         let answer = world.segment((friend, 80), (own, 31_001), SYN | ACK);
-        assert_eq!(world.arrives(answer), Some(DB), "nobody else gives up anything");
+        assert_eq!(
+            world.arrives(answer),
+            Some(DB),
+            "nobody else gives up anything"
+        );
         world.nos.assert_balanced();
     }
 }

@@ -1,8 +1,8 @@
 //! Flows that are known from elsewhere: what is taken of them.
 
+use super::super::oversize::NOW;
 use super::*;
 use crate::flows::{FlowKey, FlowState, FlowStatus, NewFlow, Opener, Phase};
-use super::super::oversize::NOW;
 use crate::time::Duration;
 
 fn learning() -> Policy {
@@ -167,7 +167,10 @@ fn a_table_that_is_smaller_takes_what_fits() {
     let known = flows(&world);
     assert!(known.len() <= 34, "{}", known.len());
     assert!(known.iter().any(|it| it.key.remote_port == 1000));
-    assert!(known.iter().any(|it| it.owner == DB), "nobody loses a flow to another");
+    assert!(
+        known.iter().any(|it| it.owner == DB),
+        "nobody loses a flow to another"
+    );
     // Of connections none is given up: those that come later find no place.
     let many: Vec<_> = (1..=1000)
         .map(|port| given(WEB, Transport::Tcp, OUTSIDE + 2, port))
@@ -176,7 +179,11 @@ fn a_table_that_is_smaller_takes_what_fits() {
     let known = flows(&world);
     let first = known.iter().filter(|it| it.key.transport == Transport::Tcp);
     assert!(first.clone().any(|it| it.key.remote_port == 1));
-    assert!(first.into_iter().all(|it| it.key.remote_port < 64 || it.owner == DB));
+    assert!(
+        first
+            .into_iter()
+            .all(|it| it.key.remote_port < 64 || it.owner == DB)
+    );
     let datagram = world.datagram((N4, OUTSIDE), (X4, 53));
     assert!(world.leaves(DB, datagram), "there is room for another");
     world.nos.assert_balanced();

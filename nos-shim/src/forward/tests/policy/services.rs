@@ -4,13 +4,13 @@ use super::*;
 
 const SERVICE: u16 = 7;
 
-fn echo_for(from: Option<Arc<PrefixSet>>) -> ServiceConfig {
+fn echo_for(from: Option<&Arc<PrefixSet>>) -> ServiceConfig {
     let claims = Service::Echo.claims();
     let rule = |claim: Claim| {
         Some(Restriction {
             transport: claim.transport,
             range: claim.range,
-            from: Arc::clone(from.as_ref()?),
+            from: Arc::clone(from?),
         })
     };
     ServiceConfig {
@@ -20,7 +20,7 @@ fn echo_for(from: Option<Arc<PrefixSet>>) -> ServiceConfig {
     }
 }
 
-fn serve(world: &mut World, from: Option<Arc<PrefixSet>>) {
+fn serve(world: &mut World, from: Option<&Arc<PrefixSet>>) {
     let shim = &mut world.nos.shim;
     shim.set_services(VrfId::DEFAULT, &echo_for(from)).unwrap();
 }
@@ -46,7 +46,7 @@ fn answers(
 fn a_service_is_for_some_alone() {
     for family in Family::BOTH {
         let mut world = World::new(Policy::default());
-        serve(&mut world, Some(friends()));
+        serve(&mut world, Some(&friends()));
         let (friend, stranger) = (family.friend(), family.stranger());
         assert_eq!(
             answers(&mut world, family, friend),
@@ -81,7 +81,7 @@ fn containers_are_at_the_address_that_they_share() {
             (friends(), Some(family.pick((3, 3), (1, 4)))),
             (set([N4, N6]), None),
         ] {
-            serve(&mut world, Some(from));
+            serve(&mut world, Some(&from));
             let datagram = world.datagram((own, OPEN), (own, SERVICE));
             world.nos.outbound(WEB, datagram);
             let answer = world.nos.delivered();
@@ -94,7 +94,7 @@ fn containers_are_at_the_address_that_they_share() {
 #[test]
 fn a_datagram_in_fragments_is_refused_whole() {
     let mut world = World::new(Policy::default());
-    serve(&mut world, Some(friends()));
+    serve(&mut world, Some(&friends()));
     let draft = Draft {
         identification: 7,
         ..Draft::new(FAR4, N4)
