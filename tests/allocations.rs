@@ -23,7 +23,7 @@ use std::process::Command;
 
 use nos_relay::control::config::RelayConfig;
 use nos_relay::data::device::{CaptureOptions, CaptureWriter, Captured, FrameDevice, memory_pair};
-use nos_relay::data::engine::{Engine, EngineEvent};
+use nos_relay::data::engine::Engine;
 use nos_relay::data::relay::{AttachmentConfig, Relay, RelayEvent};
 use nos_shim::arp::{Arp, Operation};
 use nos_shim::channel::pair;
@@ -257,7 +257,7 @@ impl Lab {
         self.engine.advance(self.now);
         let event = self.engine.poll_event();
         let accepted = RelayEvent::Accepted(request);
-        assert_eq!(event, Some(EngineEvent::Relay(accepted)));
+        assert_eq!(event, Some(accepted));
     }
 
     /// Makes every device take nothing but whole packets.

@@ -581,6 +581,9 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
                       203.0.113.1
                       mtu 1500, vrf default
                       offload none
+                      to 198.51.100.0/24
+                      to 2001:db8:2::/48
+                      outside learn
 
  1  web        up     eth0 (tap) in /run/netns/C        received 7340032 packets, 10.7 GB
                       mac 02:00:5e:10:00:02             sent 3 packets, 222 B
@@ -592,12 +595,13 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
 ";
 
 const PORTS: &str = r"
-VRF      PROTOCOL  PORTS        KIND                OWNER  FROM     ADDRESSES
-default  tcp       7            service of the NOS  echo   config   all
-default  tcp       40000-44999  ephemeral           web    runtime  203.0.113.1
-                                                                    2001:db8:1::1
-default  udp       20000-20999  listen              web    config   203.0.113.1
-                                                                    2001:db8:1::1
+VRF      PROTOCOL  PORTS        KIND                  OWNER  FROM     ADDRESSES
+default  tcp       7            service of the NOS    echo   config   all
+default  tcp       40000-44999  ephemeral             web    runtime  203.0.113.1
+                                established                           2001:db8:1::1
+default  udp       20000-20999  listen                web    config   203.0.113.1
+                                from 198.51.100.0/24                  2001:db8:1::1
+                                from 2001:db8:2::/48
 ";
 
 const ROUTES: &str = r"

@@ -1,5 +1,24 @@
 //! The contract between relay and NOS: two rings of bursts, control messages, and a doorbell.
 //!
+//! # What a NOS does
+//!
+//! It has the [`NosEnd`], on one thread, and in a loop
+//!
+//! 1. takes [control messages](NosEnd::recv_control) and answers each request, in order: see
+//!    [`ToNos`];
+//! 2. takes [bursts](NosEnd::recv_burst) of packets that containers send, and forwards them: to itself,
+//!    to another container, or out of an uplink of its own;
+//! 3. sends [bursts](NosEnd::send_burst) of packets for containers: of those that come to an address
+//!    that a container has registered, with a port that it has registered (a
+//!    [`PortTable`](crate::ports::PortTable) looks that up);
+//! 4. [rings](NosEnd::ring) once, and blocks if it [may](NosEnd::try_sleep).
+//!
+//! It may expect that every packet has passed the relay's checks: it was parsed
+//! ([`Packet`](crate::packet::Packet)), it comes from an address and a port that the attachment has
+//! registered, and checksums are right, partial, or were verified, as
+//! [its offload state](crate::frame::Frame::offload) says. Nothing else that it says of itself is
+//! checked.
+//!
 //! # Theory of operation
 //!
 //! [`pair`] makes the two ends. Each end sends bursts of up to 64 packets with
@@ -16,7 +35,24 @@
 //! [`Exchange`] of registrations before any packet of an attachment, and activates the attachment
 //! when the NOS has [accepted](ToRelay::Accepted) it; it withdraws the attachment after its last
 //! packet. Answers are matched by the request's number. An end handles control messages before
-//! the packets that were sent after them.
+//! the packets that were sent after them. The relay's control plane may configure the NOS by the same
+//! ring ([`Configuration`]), and reads its tables for `show` ([`Query`]); the NOS tells what happens
+//! ([`NosEvent`]).
+//!
+//! # Buffers
+//!
+//! Who has a packet owns its buffer: sending it gives it away, dropping it gives it back to the pool
+//! that it came from, on any thread. A NOS takes buffers for packets of its own from a clone of the
+//! pool ([`FramePool`](crate::frame::FramePool)). What it keeps for longer than a round is missing
+//! elsewhere: [`Budget`](crate::share::Budget) says how much each may keep.
+//!
+//! # Ends and generations
+//!
+//! An end is dropped when its side ends. The other side is woken, sees that it is
+//! [deserted](End::is_deserted), can take what was sent before, and counts what was not
+//! [taken](End::lost) of its own. A NOS that starts anew gets an end of a new pair, and the relay the
+//! other one: everything that was registered is asked for again. What still has an end of the old pair
+//! reaches nobody: its sends are refused, and its messages were never read.
 //!
 //! # The doorbell
 //!
@@ -40,70 +76,25 @@
 //! with [`End::try_await_room`]: the taker's [`End::ring`] wakes it by the same protocol as soon as
 //! the ring is half empty.
 
+mod message;
 mod ring;
 mod spares;
 
 use core::fmt;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
-use self::ring::RingEnd;
+pub use self::message::{
+    Answer, Configuration, ConfigurationRefused, Exchange, NosCounters, NosEvent, PolicyRefusal,
+    Query, RefusedSide, Refuser, RequestId, ToNos, ToRelay,
+};
+use self::ring::{Farewell, RingEnd};
 use self::spares::Spares;
-use crate::ident::{AttachmentId, VrfId};
 use crate::packet::PacketBurst;
-use crate::ports::{ExchangeRefused, Registration};
-use crate::services::ServiceConfig;
 
 /// Control messages that a ring holds. They are rare; a full control ring is reported to whoever
 /// wanted to send.
 const CONTROL_CAPACITY: usize = 1024;
-
-/// Numbers a request of the relay, which chooses it; the answer bears it. No two requests that wait
-/// for their answers have the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RequestId(pub u64);
-
-impl RequestId {
-    /// The number of the next request.
-    #[must_use]
-    pub const fn next(self) -> Self {
-        Self(self.0.wrapping_add(1))
-    }
-}
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "request {}", self.0)
-    }
-}
-
-/// A change of who owns which addresses and ports. The NOS grants all of it at once, or nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Exchange {
-    /// Attachments that go, with their ports and flows. Those that are unknown do no harm.
-    pub withdraw: Vec<AttachmentId>,
-    /// Addresses, ports and MTU of attachments, in place of what each had before. None may be
-    /// there twice.
-    pub register: Vec<Registration>,
-    /// All that the NOS itself offers in a VRF from then on; `None` changes nothing of it.
-    pub services: Option<(VrfId, ServiceConfig)>,
-}
-
-/// Control messages from the relay to the NOS.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToNos {
-    /// Change who owns what. Answered by [`ToRelay::Accepted`] or [`ToRelay::Refused`].
-    Exchange(RequestId, Exchange),
-}
-
-/// Control messages from the NOS to the relay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToRelay {
-    /// The exchange holds from the next packet on.
-    Accepted(RequestId),
-    /// Nothing of the exchange was granted; what was before still holds.
-    Refused(RequestId, ExchangeRefused),
-}
 
 /// Wakes a thread that blocks, for example in `epoll_wait`. May be called from any thread, and at
 /// any time; waking a thread that does not block makes its next block return at once.
@@ -112,10 +103,28 @@ pub trait Wake: Send + Sync {
     fn wake(&self);
 }
 
-/// The other end of the channel has been dropped.
+impl fmt::Debug for dyn Wake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wake").finish_non_exhaustive()
+    }
+}
+
+impl<T: Wake + ?Sized> Wake for std::sync::Arc<T> {
+    fn wake(&self) {
+        (**self).wake();
+    }
+}
+
+/// Why a control message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the other end of the channel has gone, or does not read its control messages")]
-pub struct Disconnected;
+pub enum NotSent {
+    /// The other end has been dropped.
+    #[error("the other end of the channel has gone")]
+    Deserted,
+    /// It has not read the last 1024.
+    #[error("the other end of the channel does not read its control messages")]
+    Full,
+}
 
 /// One end of a channel. `Out` and `In` are the control messages that it sends and takes.
 pub struct End<Out, In> {
@@ -123,6 +132,10 @@ pub struct End<Out, In> {
     spares: Spares,
     control_out: Sender<Out>,
     control_in: Receiver<In>,
+    /// Packets that were sent.
+    sent: usize,
+    /// The last, as it is dropped after the others.
+    farewell: Farewell,
 }
 
 /// The relay's end.
@@ -138,12 +151,16 @@ pub fn pair(bursts: usize) -> (RelayEnd, NosEnd) {
     let (control_to_nos, control_from_relay) = bounded(CONTROL_CAPACITY);
     let (control_to_relay, control_from_nos) = bounded(CONTROL_CAPACITY);
     let relay = End {
+        farewell: relay_bursts.farewell(),
+        sent: 0,
         bursts: relay_bursts,
         spares: relay_spares,
         control_out: control_to_nos,
         control_in: control_from_nos,
     };
     let nos = End {
+        farewell: nos_bursts.farewell(),
+        sent: 0,
         bursts: nos_bursts,
         spares: nos_spares,
         control_out: control_to_relay,
@@ -161,9 +178,12 @@ impl<Out, In> End<Out, In> {
         if burst.is_empty() {
             return true;
         }
-        let empty = self.spares.take();
+        let (empty, count) = (self.spares.take(), burst.len());
         match self.bursts.send(core::mem::replace(burst, empty)) {
-            Ok(()) => true,
+            Ok(()) => {
+                self.sent = self.sent.wrapping_add(count);
+                true
+            }
             Err(back) => {
                 let empty = core::mem::replace(burst, back);
                 self.spares.put(empty);
@@ -176,7 +196,9 @@ impl<Out, In> End<Out, In> {
     /// emptied: otherwise the sender allocates another.
     #[inline]
     pub fn recv_burst(&mut self) -> Option<PacketBurst> {
-        self.bursts.recv()
+        let burst = self.bursts.recv()?;
+        self.farewell.taken = self.farewell.taken.wrapping_add(burst.len());
+        Some(burst)
     }
 
     /// Gives a burst back to be sent again. Packets that are still in it are freed.
@@ -192,15 +214,33 @@ impl<Out, In> End<Out, In> {
         self.bursts.has_room()
     }
 
+    /// Whether the other end has been dropped. What it sent before can still be taken; what is sent
+    /// to it is refused from now on.
+    #[inline]
+    pub fn is_deserted(&mut self) -> bool {
+        self.bursts.is_alone()
+    }
+
+    /// Packets that this end has sent, and the other never took before it was dropped; none while it
+    /// is there. They are freed when this end is dropped, too.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        let taken = self.bursts.taken_until_then();
+        taken.map_or(0, |taken| self.sent.wrapping_sub(taken))
+    }
+
     /// Sends a control message and rings.
     ///
     /// # Errors
     ///
-    /// [`Disconnected`] when nobody will read it.
-    pub fn send_control(&mut self, message: Out) -> Result<(), Disconnected> {
+    /// [`NotSent`]; the message is lost then.
+    pub fn send_control(&mut self, message: Out) -> Result<(), NotSent> {
         self.control_out
             .try_send(message)
-            .map_err(|_| Disconnected)?;
+            .map_err(|error| match error {
+                TrySendError::Full(_) => NotSent::Full,
+                TrySendError::Disconnected(_) => NotSent::Deserted,
+            })?;
         self.bursts.note_sent();
         self.ring();
         Ok(())
@@ -224,7 +264,7 @@ impl<Out, In> End<Out, In> {
     }
 
     /// Announces that this side is about to block. Returns `false` if it must not, because
-    /// something waits in a ring.
+    /// something waits in a ring, or the other end has gone and [`Self::is_deserted`] has not told yet.
     pub fn try_sleep(&mut self) -> bool {
         let Self {
             bursts, control_in, ..
@@ -233,7 +273,7 @@ impl<Out, In> End<Out, In> {
     }
 
     /// Announces that this side is about to block until the ring that it fills is half empty.
-    /// Returns `false` if it must not, because it is. It does not look for what came in: who wants
+    /// Returns `false` if it must not, because it is, or the other end has gone. It does not look for what came in: who wants
     /// to be woken for that too calls [`Self::try_sleep`] as well.
     pub fn try_await_room(&mut self) -> bool {
         self.bursts.try_await_room()
@@ -289,7 +329,7 @@ mod tests {
 
     fn withdrawal(id: u32) -> ToNos {
         let exchange = Exchange {
-            withdraw: vec![AttachmentId(id)],
+            withdraw: vec![crate::ident::AttachmentId(id)],
             ..Exchange::default()
         };
         ToNos::Exchange(RequestId(1), exchange)
@@ -436,6 +476,44 @@ mod tests {
     fn control_to_a_side_that_has_gone_is_an_error() {
         let (mut relay, nos) = pair(4);
         drop(nos);
-        assert_eq!(relay.send_control(withdrawal(1)), Err(Disconnected));
+        assert_eq!(relay.send_control(withdrawal(1)), Err(NotSent::Deserted));
+    }
+
+    #[test]
+    fn control_to_a_side_that_does_not_read_is_an_error() {
+        let (mut relay, _nos) = pair(4);
+        for id in 0..1024 {
+            relay.send_control(withdrawal(id)).unwrap();
+        }
+        assert_eq!(relay.send_control(withdrawal(1024)), Err(NotSent::Full));
+    }
+
+    #[test]
+    fn what_a_side_that_has_gone_did_not_take_is_known() {
+        let mut pool = FramePool::new(8, MAX_FRAME);
+        let (mut relay, mut nos) = pair(4);
+        let mut burst = PacketBurst::new();
+        for n in 0..3 {
+            burst.push(packet(&mut pool, n));
+            burst.push(packet(&mut pool, n));
+            assert!(relay.send_burst(&mut burst));
+        }
+        burst.push(packet(&mut pool, 3));
+        assert!(nos.send_burst(&mut burst));
+        assert!(nos.recv_burst().is_some());
+        assert!(!relay.is_deserted() && relay.lost() == 0);
+        drop(nos);
+        assert!(!relay.try_sleep(), "there is news");
+        assert!(relay.is_deserted());
+        assert_eq!(relay.lost(), 4);
+        assert_eq!(relay.recv_burst().map(|burst| burst.len()), Some(1));
+        burst.push(packet(&mut pool, 4));
+        assert!(!relay.send_burst(&mut burst) && burst.len() == 1);
+        assert!(!relay.try_await_room());
+        assert!(relay.try_sleep(), "it has been told");
+        drop((relay, burst));
+        // All buffers are there again.
+        let all: Vec<_> = (0..8).map(|_| pool.alloc()).collect();
+        assert!(all.iter().all(Option::is_some));
     }
 }

@@ -84,6 +84,8 @@ reasons! {
     RingFull = "ring-full",
     /// For an attachment that has gone, or has not been accepted yet.
     UnknownAttachment = "unknown-attachment",
+    /// The NOS had ended before it took the packet, or another took its place before the relay took it.
+    NosGone = "nos-gone",
 
     // Routing.
     /// No route to the destination.

@@ -53,6 +53,7 @@
 //! | [`multicast`] | which groups the NOS is in, and how others learn of it |
 //! | [`fib`] | where packets go: longest match, next hops, ECMP |
 //! | [`forward`] | the way of a packet through all of these |
+//! | [`uplink`] | interfaces of the NOS towards the network |
 //! | [`share`] | how the buffers are divided, and what one owner may hold of them |
 //! | [`transmit`] | queues towards devices |
 //! | [`services`], `local` | what the NOS itself offers; the stack that serves it (feature `stack`) |
@@ -115,5 +116,6 @@ mod test_tunnels;
 pub mod time;
 pub mod transmit;
 mod tunnel;
+pub mod uplink;
 pub mod vlan;
 mod worker;

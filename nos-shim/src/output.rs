@@ -4,92 +4,19 @@ use std::collections::VecDeque;
 
 use core::net::IpAddr;
 
-use crate::channel::NosEnd;
+use crate::channel::{NosEnd, NosEvent, ToRelay};
 use crate::drop::{DropReason, Ledger};
 use crate::frame::{Burst, Frame, FramePool};
 use crate::id_table::IdTable;
-use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
+use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId};
 use crate::offload::{Capabilities, adapt};
 use crate::packet::{Packet, PacketBurst, Rejected};
 use crate::share::Budget;
 use crate::transmit::TransmitQueues;
+use crate::uplink::UplinkCounters;
 
-/// Events that wait to be polled at most; others are not told.
+/// Events that wait for room towards the relay at most; others are not told.
 const EVENTS: usize = 64;
-
-/// Counters of one uplink. Octets include Ethernet headers, and count super-frames as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UplinkCounters {
-    /// Frames received.
-    pub rx_packets: u64,
-    /// Octets received.
-    pub rx_octets: u64,
-    /// Frames handed to the device.
-    pub tx_packets: u64,
-    /// Octets handed to the device.
-    pub tx_octets: u64,
-    /// Messages of ARP or Neighbor Discovery by which somebody else used an address of the NOS.
-    pub address_conflicts: u64,
-}
-
-/// News for the operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShimEvent {
-    /// Somebody else uses an address of the NOS. Told once for an address in
-    /// [`DEFEND_INTERVAL`](crate::neighbor::DEFEND_INTERVAL).
-    AddressConflict {
-        /// On whose link.
-        uplink: UplinkId,
-        /// The address.
-        address: IpAddr,
-        /// Who uses it.
-        mac: MacAddr,
-    },
-    /// A policy refuses packets. Of one owner of ports, one reason and one side, three times at once,
-    /// then once in ten seconds.
-    Refused(PolicyRefusal),
-}
-
-/// What a policy refuses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PolicyRefusal {
-    /// Whose policy it is. But for [`DropReason::SourcePort`], the port is its own.
-    pub refuser: Refuser,
-    /// Who has sent the packet.
-    pub sender: Sender,
-    /// For what it was dropped.
-    pub reason: DropReason,
-    /// Its IP protocol.
-    pub protocol: u8,
-    /// The port on the refuser's side, if it is known.
-    pub port: Option<u16>,
-    /// The address on the other side.
-    pub remote: IpAddr,
-    /// The port there.
-    pub remote_port: Option<u16>,
-    /// Of [`DropReason::SourcePort`]: the container that has learnt the port.
-    pub holder: Option<AttachmentId>,
-    /// Packets that were dropped since the last event of this kind, this one included.
-    pub dropped: u64,
-}
-
-/// Whose policy refuses something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refuser {
-    /// A container's.
-    Attachment(AttachmentId),
-    /// That of the NOS's services in a VRF.
-    Services(VrfId),
-}
-
-/// Who has sent what is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
-    /// The owner of the port.
-    Owner,
-    /// Who would talk to it.
-    Peer,
-}
 
 /// See the [module](self).
 pub(crate) struct Output {
@@ -104,7 +31,7 @@ pub(crate) struct Output {
     pub(crate) pieces: VecDeque<Packet>,
     pub(crate) ledger: Ledger,
     pub(crate) counters: IdTable<UplinkId, UplinkCounters>,
-    events: VecDeque<ShimEvent>,
+    events: VecDeque<NosEvent>,
 }
 
 impl Output {
@@ -186,6 +113,9 @@ impl Output {
 
     /// Sends what waits for the relay. A full ring drops it.
     pub(crate) fn flush_to_relay(&mut self) {
+        if !self.events.is_empty() {
+            self.tell_events();
+        }
         let count = self.to_relay.len() as u64;
         if self.channel.send_burst(&mut self.to_relay) {
             self.ledger.sent += count;
@@ -261,8 +191,8 @@ impl Output {
         if let Some(counters) = self.counters.get_mut(uplink) {
             counters.address_conflicts += 1;
         }
-        if news && self.events.len() < EVENTS {
-            self.events.push_back(ShimEvent::AddressConflict {
+        if news {
+            self.tell(NosEvent::AddressConflict {
                 uplink,
                 address,
                 mac,
@@ -270,9 +200,28 @@ impl Output {
         }
     }
 
-    /// The oldest news that was not yet polled.
-    pub(crate) fn poll_event(&mut self) -> Option<ShimEvent> {
-        self.events.pop_front()
+    /// Has the relay told of something with the next packets, if that finds room.
+    #[cold]
+    pub(crate) fn tell(&mut self, event: NosEvent) {
+        if self.takes_news() {
+            self.events.push_back(event);
+        }
+    }
+
+    /// Whether another event finds room.
+    pub(crate) fn takes_news(&self) -> bool {
+        self.events.len() < EVENTS
+    }
+
+    /// Tells the relay what happened.
+    #[cold]
+    fn tell_events(&mut self) {
+        while let Some(&event) = self.events.front() {
+            if self.channel.send_control(ToRelay::Event(event)).is_err() {
+                return;
+            }
+            self.events.pop_front();
+        }
     }
 
     /// Packets that wait.

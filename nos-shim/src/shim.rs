@@ -22,6 +22,7 @@
 //! Configuration changes touch only what differs, so that traffic of the rest does not notice. They
 //! change the tables as wholes, or not at all; then the other parts follow.
 
+mod requests;
 #[cfg(test)]
 mod tests;
 
@@ -29,14 +30,14 @@ use core::fmt;
 use core::net::IpAddr;
 use std::sync::Arc;
 
-use crate::channel::{Exchange, NosEnd, ToNos, ToRelay};
+use crate::channel::{Exchange, NosEnd};
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
 use crate::flows::{FlowStatus, NewFlow};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
-use crate::neighbor::NeighborStatus;
+use crate::neighbor::{NeighborCursor, NeighborStatus};
 use crate::offload::Capabilities;
 use crate::output::Output;
 use crate::page::Page;
@@ -47,8 +48,8 @@ use crate::tables::{Tables, Uplink, UplinkChange};
 use crate::time::Instant;
 use crate::worker::Worker;
 
-pub use crate::output::{PolicyRefusal, Refuser, Sender, ShimEvent, UplinkCounters};
-pub use crate::tables::{JoinRefused, LinkState, UplinkConfig};
+pub use crate::tables::JoinRefused;
+pub use crate::uplink::{LinkState, UplinkConfig, UplinkCounters, UplinkSnapshot};
 
 /// The model of a user-mode NOS.
 pub struct Shim {
@@ -85,28 +86,6 @@ impl Default for ShimConfig {
     }
 }
 
-/// One uplink.
-#[derive(Clone, Debug)]
-pub struct UplinkSnapshot {
-    /// What it is configured to be.
-    pub config: UplinkConfig,
-    /// Whether packets can leave by it.
-    pub link: LinkState,
-    /// The groups that others are told of.
-    pub groups: Vec<IpAddr>,
-    /// What went through it.
-    pub counters: UplinkCounters,
-}
-
-/// Where a page of neighbors begins: see [`Shim::neighbors`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NeighborCursor {
-    /// Index of the uplink.
-    uplink: usize,
-    /// Place in its cache.
-    place: usize,
-}
-
 impl Shim {
     /// A NOS without uplinks, with the relay at the other end of `channel`.
     #[must_use]
@@ -139,7 +118,7 @@ impl Shim {
     /// Takes packets of containers, and what the relay asks for, from the channel: at most `budget`
     /// bursts. Returns whether there were any.
     pub fn poll_channel(&mut self, now: Instant, budget: usize) -> bool {
-        let asked = self.poll_control();
+        let asked = self.poll_control(now);
         let mut forwarder = self.forwarder(now);
         let any = forwarder.poll_channel(budget) || asked;
         if any {
@@ -179,12 +158,6 @@ impl Shim {
         self.output.discard_unsent(reason);
     }
 
-    /// The oldest news that was not yet polled.
-    pub fn poll_event(&mut self) -> Option<ShimEvent> {
-        let refused = || self.worker.refusals.poll();
-        self.output.poll_event().or_else(refused)
-    }
-
     /// The NOS's end of the channel, for its doorbell.
     pub fn channel(&mut self) -> &mut NosEnd {
         &mut self.output.channel
@@ -206,21 +179,6 @@ impl Shim {
 
 /// Configuration.
 impl Shim {
-    /// Carries out what the relay asks for. Returns whether there was anything.
-    fn poll_control(&mut self) -> bool {
-        let mut any = false;
-        while let Some(ToNos::Exchange(request, exchange)) = self.output.channel.recv_control() {
-            any = true;
-            let answer = match self.exchange(&exchange) {
-                Ok(()) => ToRelay::Accepted(request),
-                Err(refused) => ToRelay::Refused(request, refused),
-            };
-            // A relay that does not listen has gone, and its attachments with it.
-            let _ = self.output.channel.send_control(answer);
-        }
-        any
-    }
-
     /// Changes who owns which addresses and ports, all at once or not at all.
     ///
     /// # Errors

@@ -352,13 +352,12 @@ fn ports(rows: &[Port]) -> String {
             row.vrf_name.clone(),
             protocol.to_owned(),
             row.range.to_string(),
-            kind.to_owned(),
+            [vec![kind.to_owned()], rules(row)].concat().join("\n"),
             row.owner.clone(),
             row.origin.to_string(),
             row.addresses
                 .as_deref()
                 .map_or_else(|| "all".to_owned(), lines),
-            rule(row),
         ]
     });
     plain(
@@ -370,28 +369,20 @@ fn ports(rows: &[Port]) -> String {
             "OWNER",
             "FROM",
             "ADDRESSES",
-            "RULE",
         ],
         &[],
         cells,
     )
 }
 
-/// Who may open flows to ports, and what comes to them.
-fn rule(row: &Port) -> String {
-    let of = |prefixes: &Vec<_>| {
-        lines(
-            &prefixes
-                .iter()
-                .map(|it| format!("from {it}"))
-                .collect::<Vec<_>>(),
-        )
-    };
-    match (&row.from, row.state) {
-        (Some(prefixes), _) => of(prefixes),
-        (None, Some(PortState::Established)) => "established".to_owned(),
-        (None, None) => "-".to_owned(),
-    }
+/// Who may open flows to ports, or what comes to them, if not as it does to others.
+fn rules(row: &Port) -> Vec<String> {
+    let from = row.from.iter().flatten();
+    let from = from.map(|prefix| format!("from {prefix}"));
+    let state = row
+        .state
+        .map(|PortState::Established| "established".to_owned());
+    from.chain(state).collect()
 }
 
 fn routes(rows: &[Route]) -> String {

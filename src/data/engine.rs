@@ -9,7 +9,7 @@ use nos_shim::drop::DropReason;
 use nos_shim::frame::Burst;
 use nos_shim::ident::Interface;
 use nos_shim::offload::Capabilities;
-use nos_shim::shim::{Shim, ShimEvent};
+use nos_shim::shim::Shim;
 use nos_shim::time::Instant;
 
 use crate::data::relay::{Relay, RelayEvent};
@@ -21,15 +21,6 @@ const PASSES: usize = 4;
 /// Bursts taken from the channel in one pass. What is taken waits for its device, and takes memory,
 /// as what is in the ring does; so no more is taken than makes passes worth their while.
 const CHANNEL_BUDGET: usize = 2;
-
-/// News for the control thread.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EngineEvent {
-    /// Of the container side.
-    Relay(RelayEvent),
-    /// Of the NOS side.
-    Nos(ShimEvent),
-}
 
 /// One side of the data path, or both.
 #[derive(Debug)]
@@ -155,13 +146,9 @@ impl Engine {
         }
     }
 
-    /// News for the control thread.
-    pub fn poll_event(&mut self) -> Option<EngineEvent> {
-        let of_relay = self.relay.as_mut().and_then(Relay::poll_event);
-        of_relay.map(EngineEvent::Relay).or_else(|| {
-            let of_nos = self.nos.as_mut().and_then(Shim::poll_event);
-            of_nos.map(EngineEvent::Nos)
-        })
+    /// News for the control thread. Those of the NOS come over the channel, too.
+    pub fn poll_event(&mut self) -> Option<RelayEvent> {
+        self.relay.as_mut().and_then(Relay::poll_event)
     }
 
     /// When [`Self::advance`] has something to do next.

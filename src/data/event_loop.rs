@@ -322,7 +322,7 @@ impl EventLoop {
 
     fn report(&mut self) {
         while let Some(event) = self.engine.poll_event() {
-            self.listener.notify(Event::Engine(event));
+            self.listener.notify(Event::Relay(event));
         }
     }
 

@@ -44,61 +44,34 @@
 //! is answered was consumed, and its answer originated.
 
 mod attachment;
+mod generation;
 mod refusal;
+mod requests;
 mod side;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use nos_shim::channel::{Disconnected, Exchange, RelayEnd, RequestId, ToNos, ToRelay, Wake};
+use nos_shim::channel::{Answer, ConfigurationRefused, NosEvent, RelayEnd, RequestId, Wake};
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::id_table::IdTable;
-use nos_shim::ident::{AttachmentId, Interface, VrfId};
+use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, PacketBurst};
 use nos_shim::page::Page;
-use nos_shim::ports::{ExchangeRefused, Registration, Transport};
-use nos_shim::services::ServiceConfig;
+use nos_shim::ports::{ExchangeRefused, Transport};
 use nos_shim::share::Budget;
 use nos_shim::time::Instant;
 use nos_shim::transmit::TransmitQueues;
-use thiserror::Error;
 
 pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus};
+pub use requests::{AttachmentExchange, RelayError};
 
-use attachment::{Attachment, Guarded};
+use attachment::Attachment;
 use refusal::Refuser;
+use requests::Asked;
 use side::Side;
-
-/// Why an attachment cannot be made or changed.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum RelayError {
-    /// The number is another attachment's.
-    #[error("{0} exists already")]
-    Exists(AttachmentId),
-    /// There is none with this number.
-    #[error("{0} does not exist")]
-    Unknown(AttachmentId),
-    /// One exchange names it twice.
-    #[error("{0} is in one exchange twice")]
-    Twice(AttachmentId),
-    /// The NOS does not listen.
-    #[error("the NOS cannot be told: {0}")]
-    Disconnected(#[from] Disconnected),
-}
-
-/// A change of attachments, which holds as a whole or not at all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AttachmentExchange {
-    /// Attachments that go.
-    pub detach: Vec<AttachmentId>,
-    /// Attachments that come, and those that change. A new one must have an index that is free
-    /// before the exchange.
-    pub attach: Vec<AttachmentConfig>,
-    /// All that the NOS itself offers in a VRF from then on; `None` changes nothing of it.
-    pub services: Option<(VrfId, ServiceConfig)>,
-}
 
 /// What the NOS has decided, and what a container was refused. Every request is answered once, unless
 /// all its attachments have been detached meanwhile.
@@ -109,6 +82,21 @@ pub enum RelayEvent {
     /// Nothing was granted. What was before still holds; an attachment that had nothing stays
     /// registered until it is detached.
     Refused(RequestId, ExchangeRefused),
+    /// What the NOS says to a [configuration](Relay::configure).
+    Configured(RequestId, Result<(), ConfigurationRefused>),
+    /// What the NOS says to a [query](Relay::query).
+    Answer(RequestId, Answer),
+    /// The NOS has ended, or another has taken its place, before it answered.
+    Unanswered(RequestId),
+    /// News of the NOS.
+    Nos(NosEvent),
+    /// The NOS has ended. Another may [take its place](Relay::rejoin).
+    NosGone,
+    /// The NOS that has taken the place of another has accepted all attachments that the one before
+    /// had accepted, but those of [`Self::NotRejoined`].
+    Rejoined,
+    /// It has refused this one.
+    NotRejoined(AttachmentId, ExchangeRefused),
     /// A container sends from a port that is not its own. It is told so once in a while, and not for
     /// every packet.
     ForeignPort {
@@ -124,6 +112,25 @@ pub enum RelayEvent {
     },
 }
 
+impl RelayEvent {
+    /// The request that it answers.
+    #[must_use]
+    pub fn request(&self) -> Option<RequestId> {
+        match self {
+            Self::Accepted(request)
+            | Self::Refused(request, _)
+            | Self::Configured(request, _)
+            | Self::Answer(request, _)
+            | Self::Unanswered(request) => Some(*request),
+            Self::Nos(_)
+            | Self::NosGone
+            | Self::Rejoined
+            | Self::NotRejoined(..)
+            | Self::ForeignPort { .. } => None,
+        }
+    }
+}
+
 /// The container side. See the [module](self).
 #[derive(Debug)]
 pub struct Relay {
@@ -137,29 +144,13 @@ pub struct Relay {
     /// What was asked of the NOS and not yet answered.
     asked: BTreeMap<RequestId, Asked>,
     last_request: RequestId,
+    /// Nobody has noticed that the NOS has ended.
+    has_nos: bool,
+    /// How this side is woken.
+    waker: Option<Arc<dyn Wake>>,
     events: VecDeque<RelayEvent>,
     refuser: Refuser,
     ledger: Ledger,
-}
-
-/// What happens when the NOS accepts a request.
-#[derive(Debug, Default)]
-struct Asked {
-    detach: Vec<AttachmentId>,
-    guards: Vec<(AttachmentId, Guarded)>,
-    /// It changes what the NOS itself offers.
-    services: bool,
-}
-
-impl Asked {
-    /// Leaves out an attachment that has gone. Returns whether there is anything left of what was
-    /// asked.
-    fn retain_others(&mut self, gone: AttachmentId) -> bool {
-        let before = self.guards.len();
-        self.guards.retain(|(id, _)| *id != gone);
-        let untouched = self.guards.len() == before;
-        untouched || self.services || !(self.guards.is_empty() && self.detach.is_empty())
-    }
 }
 
 impl Relay {
@@ -176,138 +167,12 @@ impl Relay {
             outgoing: PacketBurst::new(),
             asked: BTreeMap::new(),
             last_request: RequestId::default(),
+            has_nos: true,
+            waker: None,
             events: VecDeque::new(),
             refuser: Refuser::default(),
             ledger: Ledger::default(),
         }
-    }
-
-    /// Asks the NOS for a change of attachments. [`Self::poll_event`] tells what it decides.
-    ///
-    /// Devices say what they take by [`Self::set_capabilities`]; no change of an attachment touches
-    /// that. One that is new takes nothing yet.
-    ///
-    /// # Errors
-    ///
-    /// [`RelayError`]; nothing has changed then, but that after [`RelayError::Disconnected`] an
-    /// exchange that only detaches has done so.
-    pub fn exchange(&mut self, exchange: AttachmentExchange) -> Result<RequestId, RelayError> {
-        self.check(&exchange)?;
-        let AttachmentExchange {
-            detach,
-            attach,
-            services,
-        } = exchange;
-        let request = self.last_request.next();
-        let mut asked = Asked {
-            services: services.is_some(),
-            ..Asked::default()
-        };
-        if attach.is_empty() && services.is_none() {
-            // It cannot be refused.
-            detach.iter().for_each(|&id| self.remove(id));
-        } else {
-            asked.detach.clone_from(&detach);
-        }
-        let guards = attach
-            .iter()
-            .map(|config| (config.id, Guarded::new(config)));
-        asked.guards.extend(guards);
-        let wanted = Exchange {
-            withdraw: detach,
-            register: attach.iter().map(registration).collect(),
-            services,
-        };
-        self.channel
-            .send_control(ToNos::Exchange(request, wanted))?;
-        self.last_request = request;
-        self.asked.insert(request, asked);
-        for config in &attach {
-            if self.attachments.get(config.id).is_none() {
-                let attachment = Box::new(Attachment::new(config));
-                self.attachments.insert(config.id, attachment);
-            }
-        }
-        Ok(request)
-    }
-
-    /// Whether an exchange makes sense.
-    fn check(&self, exchange: &AttachmentExchange) -> Result<(), RelayError> {
-        let mut named = BTreeSet::new();
-        for &id in &exchange.detach {
-            self.attachments.get(id).ok_or(RelayError::Unknown(id))?;
-            if !named.insert(id.index()) {
-                return Err(RelayError::Twice(id));
-            }
-        }
-        for AttachmentConfig { id, .. } in &exchange.attach {
-            let holder = self.attachments.holder(*id);
-            if let Some(holder) = holder.filter(|holder| holder != id) {
-                return Err(RelayError::Exists(holder));
-            }
-            if !named.insert(id.index()) {
-                return Err(RelayError::Twice(*id));
-            }
-        }
-        Ok(())
-    }
-
-    /// Registers an attachment with the NOS: an [exchange](Self::exchange) of one that is new.
-    ///
-    /// # Errors
-    ///
-    /// [`RelayError`]; nothing has changed then.
-    pub fn attach(&mut self, config: AttachmentConfig) -> Result<RequestId, RelayError> {
-        if let Some(holder) = self.attachments.holder(config.id) {
-            return Err(RelayError::Exists(holder));
-        }
-        self.exchange_one(config)
-    }
-
-    /// Asks the NOS to accept a change of an attachment: an [exchange](Self::exchange) of one that
-    /// is there.
-    ///
-    /// # Errors
-    ///
-    /// [`RelayError`]; nothing has changed then.
-    pub fn update(&mut self, config: AttachmentConfig) -> Result<RequestId, RelayError> {
-        if self.attachments.get(config.id).is_none() {
-            return Err(RelayError::Unknown(config.id));
-        }
-        self.exchange_one(config)
-    }
-
-    fn exchange_one(&mut self, config: AttachmentConfig) -> Result<RequestId, RelayError> {
-        self.exchange(AttachmentExchange {
-            attach: vec![config],
-            ..AttachmentExchange::default()
-        })
-    }
-
-    /// Removes an attachment at once, and tells the NOS. What waits for it is dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`RelayError::Unknown`], and nothing has changed; or [`RelayError::Disconnected`], and the
-    /// attachment is removed all the same.
-    pub fn detach(&mut self, id: AttachmentId) -> Result<RequestId, RelayError> {
-        self.exchange(AttachmentExchange {
-            detach: vec![id],
-            ..AttachmentExchange::default()
-        })
-    }
-
-    /// Removes an attachment, what waits for it, and what was asked for it.
-    fn remove(&mut self, id: AttachmentId) {
-        self.settle();
-        if self.attachments.remove(id).is_none() {
-            return;
-        }
-        for frame in self.transmit.drain(id.0) {
-            self.drop_frame(frame, DropReason::UnknownAttachment);
-        }
-        // Nobody waits for an answer about attachments that are gone.
-        self.asked.retain(|_, asked| asked.retain_others(id));
     }
 
     /// Sets what the device towards a container takes, also for frames that wait already.
@@ -350,6 +215,7 @@ impl Relay {
     /// there may be more; whoever gets `true` calls again, after [`Self::poll_transmit`].
     pub fn poll_channel(&mut self, _now: Instant, budget: usize) -> bool {
         self.handle_controls();
+        self.look_for_nos();
         for _ in 0..budget {
             if self.transmit.held() >= self.transmit_high {
                 return true;
@@ -397,7 +263,8 @@ impl Relay {
 
     /// Sets how the NOS wakes this side. The first call counts.
     pub fn set_waker(&mut self, waker: Box<dyn Wake>) {
-        self.channel.set_waker(waker);
+        let waker = self.waker.get_or_insert(Arc::from(waker));
+        self.channel.set_waker(Box::new(Arc::clone(waker)));
     }
 
     /// Announces that this side is about to block. Returns `false` if it must not, because there
@@ -476,39 +343,6 @@ impl Relay {
         })
     }
 
-    fn handle_controls(&mut self) {
-        while let Some(message) = self.channel.recv_control() {
-            self.handle_control(message);
-        }
-    }
-
-    #[cold]
-    fn handle_control(&mut self, message: ToRelay) {
-        let (ToRelay::Accepted(request) | ToRelay::Refused(request, _)) = message;
-        // Answers that nobody waits for do no harm.
-        let Some(asked) = self.asked.remove(&request) else {
-            return;
-        };
-        let event = match message {
-            ToRelay::Accepted(request) => {
-                self.follow(asked);
-                RelayEvent::Accepted(request)
-            }
-            ToRelay::Refused(request, refused) => RelayEvent::Refused(request, refused),
-        };
-        self.events.push_back(event);
-    }
-
-    /// Does what the NOS has accepted.
-    fn follow(&mut self, asked: Asked) {
-        asked.detach.into_iter().for_each(|id| self.remove(id));
-        for (id, guarded) in asked.guards {
-            if let Some(attachment) = self.attachment(id) {
-                attachment.activate(guarded);
-            }
-        }
-    }
-
     /// Queues packets from the NOS for their containers.
     fn deliver_burst(&mut self, burst: &mut PacketBurst) {
         self.ledger.received += burst.len() as u64;
@@ -563,19 +397,6 @@ impl Relay {
         if let Some(mut side) = self.side(id) {
             frames.into_iter().for_each(|frame| side.adapt(frame));
         }
-    }
-}
-
-fn registration(config: &AttachmentConfig) -> Registration {
-    Registration {
-        attachment: config.id,
-        name: Arc::clone(&config.name),
-        vrf: config.vrf,
-        addresses: config.addresses.clone(),
-        policy: config.policy.clone(),
-        claims: config.claims.clone(),
-        router: config.relay_mac.link_local(),
-        mtu: config.mtu,
     }
 }
 

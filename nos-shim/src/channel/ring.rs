@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use crossbeam_channel::TrySendError;
 
 use super::Wake;
-use crate::sync::{AtomicBool, Receiver, Sender, bounded, fence};
+use crate::sync::{AtomicBool, AtomicUsize, Receiver, Sender, bounded, fence};
 
 /// The bell of one side.
 #[derive(Default)]
@@ -16,6 +16,10 @@ struct Doorbell {
     asleep: AtomicBool,
     /// Blocks until there is room for more.
     wants_room: AtomicBool,
+    /// Whoever would ring it has gone.
+    deserted: AtomicBool,
+    /// What that one took until then.
+    taken: AtomicUsize,
     waker: OnceLock<Box<dyn Wake>>,
 }
 
@@ -45,6 +49,24 @@ fn announce(what: &AtomicBool) {
     fence(Ordering::SeqCst);
 }
 
+/// Tells the other side when it is dropped, which has to be after everything else of an end.
+pub(super) struct Farewell {
+    theirs: Arc<Doorbell>,
+    /// What this end has taken.
+    pub(super) taken: usize,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let Self { theirs, taken } = self;
+        theirs.taken.store(*taken, Ordering::Relaxed);
+        theirs.deserted.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        theirs.answer(&theirs.asleep);
+        theirs.answer(&theirs.wants_room);
+    }
+}
+
 /// One end of two rings.
 pub(super) struct RingEnd<T> {
     outgoing: Sender<T>,
@@ -55,6 +77,8 @@ pub(super) struct RingEnd<T> {
     unrung: bool,
     /// Something was taken since the other side was last told of room.
     took: bool,
+    /// It is known that the other end has gone.
+    alone: bool,
 }
 
 /// Makes two ends whose rings hold `capacity` items each way (at least one).
@@ -69,6 +93,7 @@ pub(super) fn pair<T>(capacity: usize) -> (RingEnd<T>, RingEnd<T>) {
         theirs: Arc::clone(theirs),
         unrung: false,
         took: false,
+        alone: false,
     };
     (
         end(to_second, from_second, &first, &second),
@@ -134,11 +159,34 @@ impl<T> RingEnd<T> {
         let _ = self.mine.waker.set(waker);
     }
 
+    /// Whether the other end has gone.
+    #[inline]
+    pub(super) fn is_alone(&mut self) -> bool {
+        self.alone = self.mine.deserted.load(Ordering::Acquire);
+        self.alone
+    }
+
+    /// What the other end had taken when it went.
+    pub(super) fn taken_until_then(&self) -> Option<usize> {
+        let gone = self.mine.deserted.load(Ordering::Acquire);
+        gone.then(|| self.mine.taken.load(Ordering::Relaxed))
+    }
+
+    /// What tells the other end that this one has gone.
+    pub(super) fn farewell(&self) -> Farewell {
+        Farewell {
+            theirs: Arc::clone(&self.theirs),
+            taken: 0,
+        }
+    }
+
     /// Announces that this side is about to block. Returns `false` if it must not, because
-    /// something waits in the ring, or `idle` says so, which looks where else something may wait.
+    /// something waits in the ring, the other end has gone and [`Self::is_alone`] has not told yet, or
+    /// `idle` says so, which looks where else something may wait.
     pub(super) fn try_sleep(&mut self, idle: impl FnOnce() -> bool) -> bool {
         announce(&self.mine.asleep);
-        let idle = self.incoming.is_empty() && idle();
+        let news = !self.alone && self.mine.deserted.load(Ordering::Acquire);
+        let idle = self.incoming.is_empty() && !news && idle();
         if !idle {
             self.mine.awake();
         }
@@ -146,10 +194,11 @@ impl<T> RingEnd<T> {
     }
 
     /// Announces that this side is about to block until the ring that it fills is half empty.
-    /// Returns `false` if it must not, because it is.
+    /// Returns `false` if it must not, because it is, or nobody empties it any more.
     pub(super) fn try_await_room(&mut self) -> bool {
         announce(&self.mine.wants_room);
-        let full = self.outgoing.len() > self.capacity() / 2;
+        let deserted = self.mine.deserted.load(Ordering::Acquire);
+        let full = !deserted && self.outgoing.len() > self.capacity() / 2;
         if !full {
             self.mine.wants_room.store(false, Ordering::Relaxed);
         }
@@ -262,6 +311,29 @@ mod loom_models {
                 sender.ring();
             }
             taking.join().unwrap();
+        });
+    }
+
+    /// Who waits for an end that goes learns it, whenever it goes, and what it took.
+    #[test]
+    fn loom_nobody_waits_for_who_has_gone() {
+        crate::sync::model(|| {
+            let (mut stays, goes) = pair::<u32>(1);
+            let blocker = blocker(&mut stays);
+            let farewell = goes.farewell();
+            let going = thread::spawn(move || {
+                let mut farewell = farewell;
+                farewell.taken = 7;
+                drop(goes);
+            });
+            while !stays.is_alone() {
+                if stays.try_sleep(|| true) {
+                    blocker.wait();
+                    stays.awake();
+                }
+            }
+            assert_eq!(stays.taken_until_then(), Some(7));
+            going.join().unwrap();
         });
     }
 }

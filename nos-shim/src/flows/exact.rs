@@ -76,7 +76,7 @@ pub enum Opener {
 pub struct Full;
 
 /// What is asked to be remembered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewFlow {
     /// What tells it.
     pub key: FlowKey,

@@ -4,11 +4,11 @@
 //! decide, then sockets of the NOS and ranges of attachments (one table holds both), then nobody.
 //! Fragments come before all of it, in [`super::deliver`].
 
+use crate::channel::{RefusedSide, Refuser};
 use crate::drop::DropReason;
 use crate::flows::{Echo, EchoFlows, EchoKey};
 use crate::icmp::{self, Quote};
 use crate::ident::{AttachmentId, Interface, LocalAddressId};
-use crate::output::{Refuser, Sender};
 use crate::packet::{Fragment, Packet, protocol};
 use crate::ports::{ClaimKind, Owner, PortOwner, Transport};
 use crate::tables::Tables;
@@ -140,7 +140,7 @@ fn recipient_by_policy(
         Recipient::Refused(reason) | Recipient::Drop(reason) => reason,
         _ => return recipient,
     };
-    let who = (refuser, Sender::Peer);
+    let who = (refuser, RefusedSide::Peer);
     worker.refusals.note(packet, who, reason, None, now);
     recipient
 }

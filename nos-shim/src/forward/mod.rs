@@ -40,13 +40,14 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use crate::channel::{RefusedSide, Refuser};
 use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
 use crate::frame::{BATCH, Burst};
 use crate::icmp::IcmpError;
 use crate::ident::{AttachmentId, Interface, UplinkId, VrfId};
 use crate::origin::Origin;
-use crate::output::{Output, Refuser, Sender};
+use crate::output::Output;
 use crate::packet::{Addresses, Packet, PacketBurst};
 use crate::tables::Tables;
 use crate::time::Instant;
@@ -140,7 +141,19 @@ impl Forwarder<'_> {
         if local::is_due(self.worker, self.now) {
             self.poll_local();
         }
+        if self.worker.refusals.has_news() {
+            self.tell_refusals();
+        }
         self.output.flush_to_relay();
+    }
+
+    #[cold]
+    fn tell_refusals(&mut self) {
+        while self.output.takes_news()
+            && let Some(event) = self.worker.refusals.poll()
+        {
+            self.output.tell(event);
+        }
     }
 
     #[inline(never)]
@@ -194,7 +207,7 @@ impl Forwarder<'_> {
                 Ok(()) => at += 1,
                 Err((id, refused)) => {
                     let packet = burst.remove(at);
-                    let who = (Refuser::Attachment(id), Sender::Owner);
+                    let who = (Refuser::Attachment(id), RefusedSide::Owner);
                     let refusals = &mut self.worker.refusals;
                     refusals.note(&packet, who, refused.reason, refused.holder, self.now);
                     self.run(police::refuse(packet, id, refused));

@@ -234,6 +234,15 @@ pub enum NeighborState {
     Failed,
 }
 
+/// Where a page of the neighbors of all uplinks begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NeighborCursor {
+    /// Index of the uplink.
+    pub(crate) uplink: usize,
+    /// Place in its cache.
+    pub(crate) place: usize,
+}
+
 /// A neighbor, to be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeighborStatus {

@@ -3,10 +3,10 @@
 use core::net::IpAddr;
 use std::collections::BTreeMap;
 
-use super::UplinkConfig;
 use crate::address_set::AddressSet;
 use crate::ident::{LocalAddressId, VrfId};
 use crate::ports::PortTable;
+use crate::uplink::UplinkConfig;
 
 /// The addresses of the NOS in one VRF. Routes to them win over all others, being the longest and
 /// from the best source, so no route is looked up for what they have.

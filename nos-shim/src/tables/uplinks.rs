@@ -2,7 +2,6 @@
 //! addresses.
 
 use core::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -10,39 +9,11 @@ use thiserror::Error;
 use super::{OwnAddresses, Tables};
 use crate::fib::{Action, FibFull, InactiveReason, InactiveRoute, Protocol, Route, Source};
 use crate::id_table::IdTable;
-use crate::ident::{MacAddr, UplinkId, VrfId};
+use crate::ident::{UplinkId, VrfId};
 use crate::multicast::{igmp, solicited_node_groups};
 use crate::ndp::ALL_NODES;
 use crate::offload::Capabilities;
-
-/// An interface of the NOS towards the network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UplinkConfig {
-    /// Names it in tables; small numbers, as they index arrays.
-    pub id: UplinkId,
-    /// What operators call it.
-    pub name: Arc<str>,
-    /// Where packets that come in are looked up.
-    pub vrf: VrfId,
-    /// The NOS's MAC address on this link.
-    pub mac: MacAddr,
-    /// Addresses of the NOS, each with its network's prefix length.
-    pub addresses: Vec<IpNet>,
-    /// Octets of the longest IP packet.
-    pub mtu: usize,
-    /// Whether hosts on this link are told of better first hops there (RFC 1812 §5.2.7.2, RFC 4861
-    /// §8.2).
-    pub redirects: bool,
-}
-
-/// Whether a link carries packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LinkState {
-    /// It does.
-    Up,
-    /// It does not: what would leave by it has to go elsewhere.
-    Down,
-}
+use crate::uplink::{LinkState, UplinkConfig};
 
 /// An uplink, as forwarding has to know it.
 pub(crate) struct Uplink {

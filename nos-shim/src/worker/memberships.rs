@@ -6,8 +6,9 @@ use super::sooner;
 use crate::id_table::IdTable;
 use crate::ident::UplinkId;
 use crate::multicast::Membership;
-use crate::tables::{LinkState, Uplink};
+use crate::tables::Uplink;
 use crate::time::Instant;
+use crate::uplink::LinkState;
 
 /// Both families on one link.
 pub(crate) struct LinkMemberships {

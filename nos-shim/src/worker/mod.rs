@@ -23,8 +23,9 @@ use crate::output::Output;
 use crate::ports::{Owner, Registration};
 use crate::reassembly::{self, Reassembler};
 use crate::share::{Account, Budget, Shares};
-use crate::tables::{LinkState, Tables, Uplink, UplinkConfig};
+use crate::tables::{Tables, Uplink};
 use crate::time::Instant;
+use crate::uplink::{LinkState, UplinkConfig};
 
 pub(crate) use memberships::{LinkMemberships, Memberships};
 pub(crate) use policed::Policed;

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::channel::{NosEvent, PolicyRefusal, RefusedSide, Refuser};
 use crate::drop::DropReason;
 use crate::id_table::IdTable;
 use crate::ident::{AttachmentId, VrfId};
-use crate::output::{PolicyRefusal, Refuser, Sender, ShimEvent};
 use crate::packet::Packet;
 use crate::rate_limit::TokenBucket;
 use crate::time::{Duration, Instant};
@@ -22,14 +22,14 @@ const NEWS_BURST: u32 = 3;
 const EVENTS: usize = 64;
 
 /// What is told of, each by itself.
-const KINDS: [(DropReason, Sender); 7] = [
-    (DropReason::PolicyFrom, Sender::Peer),
-    (DropReason::NoFlow, Sender::Peer),
-    (DropReason::FlowTableFull, Sender::Peer),
-    (DropReason::PolicyTo, Sender::Owner),
-    (DropReason::NoFlow, Sender::Owner),
-    (DropReason::SourcePort, Sender::Owner),
-    (DropReason::FlowTableFull, Sender::Owner),
+const KINDS: [(DropReason, RefusedSide); 7] = [
+    (DropReason::PolicyFrom, RefusedSide::Peer),
+    (DropReason::NoFlow, RefusedSide::Peer),
+    (DropReason::FlowTableFull, RefusedSide::Peer),
+    (DropReason::PolicyTo, RefusedSide::Owner),
+    (DropReason::NoFlow, RefusedSide::Owner),
+    (DropReason::SourcePort, RefusedSide::Owner),
+    (DropReason::FlowTableFull, RefusedSide::Owner),
 ];
 
 /// Of one kind of refusal: how often it may be told, and how many packets were dropped since.
@@ -55,7 +55,7 @@ type Accounts = [Account; KINDS.len()];
 pub(crate) struct Refusals {
     attachments: IdTable<AttachmentId, Accounts>,
     services: BTreeMap<VrfId, Accounts>,
-    events: VecDeque<ShimEvent>,
+    events: VecDeque<NosEvent>,
 }
 
 impl Refusals {
@@ -64,7 +64,7 @@ impl Refusals {
     pub(crate) fn note(
         &mut self,
         packet: &Packet,
-        (refuser, sender): (Refuser, Sender),
+        (refuser, sender): (Refuser, RefusedSide),
         reason: DropReason,
         holder: Option<AttachmentId>,
         now: Instant,
@@ -89,7 +89,7 @@ impl Refusals {
             return;
         }
         let dropped = core::mem::take(&mut account.untold);
-        self.events.push_back(ShimEvent::Refused(refusal(
+        self.events.push_back(NosEvent::Refused(refusal(
             packet, refuser, sender, reason, holder, dropped,
         )));
     }
@@ -99,8 +99,14 @@ impl Refusals {
         self.attachments.remove(owner);
     }
 
+    /// Whether there is news.
+    #[inline]
+    pub(crate) fn has_news(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The oldest news that was not yet polled.
-    pub(crate) fn poll(&mut self) -> Option<ShimEvent> {
+    pub(crate) fn poll(&mut self) -> Option<NosEvent> {
         self.events.pop_front()
     }
 }
@@ -108,17 +114,17 @@ impl Refusals {
 fn refusal(
     packet: &Packet,
     refuser: Refuser,
-    sender: Sender,
+    sender: RefusedSide,
     reason: DropReason,
     holder: Option<AttachmentId>,
     dropped: u64,
 ) -> PolicyRefusal {
     let (remote, ports) = match sender {
-        Sender::Owner => {
+        RefusedSide::Owner => {
             let ports = packet.ports().map(|it| (it.source, it.destination));
             (packet.destination(), ports)
         }
-        Sender::Peer => {
+        RefusedSide::Peer => {
             let ports = packet.ports().map(|it| (it.destination, it.source));
             (packet.source(), ports)
         }
@@ -147,8 +153,8 @@ mod tests {
     fn told(refusals: &mut Refusals) -> Vec<u64> {
         let events = core::iter::from_fn(|| refusals.poll());
         let dropped = |event| match event {
-            ShimEvent::Refused(refusal) => Some(refusal.dropped),
-            ShimEvent::AddressConflict { .. } => None,
+            NosEvent::Refused(refusal) => Some(refusal.dropped),
+            NosEvent::AddressConflict { .. } => None,
         };
         events.filter_map(dropped).collect()
     }
@@ -164,7 +170,7 @@ mod tests {
             Refuser::Services(VrfId::DEFAULT),
         ];
         for owner in owners {
-            let who = (owner, Sender::Peer);
+            let who = (owner, RefusedSide::Peer);
             for _ in 0..20 {
                 refusals.note(&packet, who, FROM, None, at(0));
             }
@@ -188,11 +194,11 @@ mod tests {
         let mut refusals = Refusals::default();
         let now = Instant::from_millis(1_000_000);
         for id in 0..1000 {
-            let who = (Refuser::Attachment(AttachmentId(id)), Sender::Peer);
+            let who = (Refuser::Attachment(AttachmentId(id)), RefusedSide::Peer);
             refusals.note(&packet, who, FROM, None, now);
         }
         assert_eq!(told(&mut refusals).len(), EVENTS);
-        let who = (Refuser::Attachment(AttachmentId(999)), Sender::Peer);
+        let who = (Refuser::Attachment(AttachmentId(999)), RefusedSide::Peer);
         refusals.note(&packet, who, FROM, None, now);
         assert_eq!(told(&mut refusals), [2]);
         // A successor has not done what another did.

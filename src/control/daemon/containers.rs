@@ -1,9 +1,7 @@
 //! Steps of containers: what they register with the NOS, and their interfaces.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use nos_shim::channel::RequestId;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
 use nos_shim::ports::{
     Claim as PortClaim, ClaimKind, ExchangeRefused, PortRange, RegistrationRefused, Transport,
@@ -18,15 +16,12 @@ use crate::control::config::{Config, ContainerDevice, Name, NetnsRef, VrfName};
 use crate::control::kernel::watch::{NameKind, NetnsName};
 use crate::control::kernel::{KernelError, Namespace, NamespaceError};
 use crate::control::plan::{Change, Claim, ContainerLink, Entity};
-use crate::data::engine::EngineEvent;
-use crate::data::event_loop::{AddDeviceError, Event, LoopDevice};
-use crate::data::relay::{AttachmentConfig, AttachmentExchange, RelayEvent};
+use crate::data::event_loop::{AddDeviceError, LoopDevice};
+use crate::data::relay::{AttachmentConfig, AttachmentExchange};
 
 use super::journal::Entry;
 use super::live::{Live, LiveContainer, LiveLink, StepError};
-
-/// How long the NOS may take to answer a registration.
-const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
+use super::nos::ExchangeError;
 
 /// Changes of what containers have registered.
 pub(super) type ClaimChanges = Vec<(Name, Change<Claim>)>;
@@ -104,30 +99,11 @@ impl Live {
         }
     }
 
-    fn exchange(&mut self, exchange: AttachmentExchange) -> Result<(), StepError> {
-        let asked = self.plane.on_relay(move |relay| relay.exchange(exchange))?;
-        self.await_answer(asked.map_err(StepError::new)?)
-    }
-
-    /// Waits for the NOS's decision. What else happens meanwhile is looked at later.
-    fn await_answer(&mut self, request: RequestId) -> Result<(), StepError> {
-        let deadline = Instant::now() + REGISTRATION_TIMEOUT;
-        loop {
-            let Ok(event) = self.plane.events().recv_deadline(deadline) else {
-                return Err(StepError::new("the NOS does not answer the registration"));
-            };
-            match event {
-                Event::Engine(EngineEvent::Relay(RelayEvent::Accepted(of))) if of == request => {
-                    return Ok(());
-                }
-                Event::Engine(EngineEvent::Relay(RelayEvent::Refused(of, refused)))
-                    if of == request =>
-                {
-                    return Err(self.explained(&refused));
-                }
-                other => self.backlog.push_back(other),
-            }
-        }
+    fn exchange(&self, exchange: AttachmentExchange) -> Result<(), StepError> {
+        self.plane.exchange(exchange).map_err(|error| match error {
+            ExchangeError::Refused(refused) => self.explained(&refused),
+            other => StepError::new(other),
+        })
     }
 
     /// Why the NOS refuses, with the name of the VRF, of which it knows the number.

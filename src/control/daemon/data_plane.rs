@@ -20,7 +20,7 @@ use crate::data::event_loop::{
     AddDeviceError, DeviceReport, Ended, Event, EventLoop, Listener, LoopDevice, LoopHandle, Mode,
     SetCaptureError, Stopped, TurnTimes,
 };
-use crate::data::relay::Relay;
+use crate::data::relay::{Relay, RelayEvent};
 use nos_shim::ident::Interface;
 use nos_shim::page::Page;
 use nos_shim::time::Instant;
@@ -32,6 +32,7 @@ pub(super) struct DataPlane {
     nos: LoopHandle,
     threads: Vec<JoinHandle<Ended>>,
     events: Receiver<Event>,
+    answers: Receiver<RelayEvent>,
     epoch: std::time::Instant,
     /// Why the threads have no io_uring; `None` if they have.
     no_uring: Option<NoUring>,
@@ -59,12 +60,21 @@ pub(super) struct ThreadReport {
 #[derive(Clone)]
 struct Queue {
     events: Sender<Event>,
+    /// What the control thread waits for itself.
+    answers: Sender<RelayEvent>,
     waker: Arc<Waker>,
 }
 
 impl Listener for Queue {
     fn notify(&self, event: Event) {
         // Without a control thread nobody is left to tell.
+        let event = match event {
+            Event::Relay(answer) if answer.request().is_some() => {
+                let _ = self.answers.send(answer);
+                return;
+            }
+            event => event,
+        };
         if self.events.send(event).is_ok() {
             let _ = self.waker.wake();
         }
@@ -79,8 +89,10 @@ impl DataPlane {
         let pool = FramePool::new(buffers, MAX_FRAME);
         let (relay_end, nos_end) = channel::pair(Budget::of(buffers).ring(ring));
         let (sender, events) = unbounded();
+        let (answer_sender, answers) = unbounded();
         let listener = Queue {
             events: sender,
+            answers: answer_sender,
             waker,
         };
         let epoch = std::time::Instant::now();
@@ -117,6 +129,7 @@ impl DataPlane {
                     nos: handle,
                     threads,
                     events,
+                    answers,
                     epoch,
                     no_uring,
                 })
@@ -132,6 +145,7 @@ impl DataPlane {
                     nos,
                     threads,
                     events,
+                    answers,
                     epoch,
                     no_uring,
                 })
@@ -149,16 +163,6 @@ impl DataPlane {
             .ok_or(Stopped)
     }
 
-    /// Runs `work` on the NOS side.
-    pub(super) fn on_nos<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Shim) -> T + Send + 'static,
-    ) -> Result<T, Stopped> {
-        self.nos
-            .call(|engine| engine.nos().map(work))?
-            .ok_or(Stopped)
-    }
-
     /// Reads a table of the container side, page by page.
     pub(super) fn relay_pages<R: Send + 'static, C: Send + 'static>(
         &self,
@@ -169,18 +173,6 @@ impl DataPlane {
             None => Page::end(),
         };
         self.relay.pages(page)
-    }
-
-    /// Reads a table of the NOS side, page by page.
-    pub(super) fn nos_pages<R: Send + 'static, C: Send + 'static>(
-        &self,
-        read: impl Fn(&mut Shim, Option<C>) -> Page<R, C> + Clone + Send + 'static,
-    ) -> Result<Vec<R>, Stopped> {
-        let page = move |engine: &mut Engine, cursor| match engine.nos() {
-            Some(nos) => read(nos, cursor),
-            None => Page::end(),
-        };
-        self.nos.pages(page)
     }
 
     fn side(&self, interface: Interface) -> &LoopHandle {
@@ -256,6 +248,11 @@ impl DataPlane {
             devices.extend(self.nos.devices()?);
         }
         Ok(devices)
+    }
+
+    /// The answers of the NOS, each to one request, in no certain order.
+    pub(super) fn answers(&self) -> &Receiver<RelayEvent> {
+        &self.answers
     }
 
     /// What happened on the data threads.

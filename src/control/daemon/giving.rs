@@ -279,9 +279,7 @@ impl Daemon {
 
     /// Flows that ports cannot decide.
     fn known_flows(&self) -> Result<Vec<FlowFacts>, Stopped> {
-        let now = self.live.plane.now();
-        let pages = move |nos: &mut nos_shim::shim::Shim, first| nos.flows(first, now);
-        let flows = self.live.plane.nos_pages(pages)?.into_iter();
+        let flows = self.live.plane.flows()?.into_iter();
         let known = flows.map(|(owner, flow)| FlowFacts {
             owner: owner.to_string(),
             vrf: flow.key.vrf.0,
@@ -306,9 +304,7 @@ impl Daemon {
             .iter()
             .map(|(name, uplink)| (uplink.id, name))
             .collect();
-        let now = self.live.plane.now();
-        let pages = move |nos: &mut nos_shim::shim::Shim, cursor| nos.neighbors(cursor, now);
-        let known = self.live.plane.nos_pages(pages)?;
+        let known = self.live.plane.neighbors()?;
         let known = known.into_iter().filter_map(|(uplink, status)| {
             Some(NeighborFacts {
                 uplink: names.get(&uplink)?.to_string(),

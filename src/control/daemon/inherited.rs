@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use nos_shim::channel::Configuration;
 use nos_shim::flows::{FlowKey, NewFlow, Opener};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::Transport;
@@ -199,21 +200,18 @@ impl Live {
             let known = by_uplink.entry(neighbor.uplink).or_default();
             known.push((neighbor.address, neighbor.mac));
         }
-        let now = self.plane.now();
         for (name, uplink) in &self.uplinks {
             let Some(known) = by_uplink.remove(name.as_str()) else {
                 continue;
             };
             let id = uplink.id;
             // Who has stopped is noticed elsewhere.
-            let _ = self
-                .plane
-                .on_nos(move |nos| nos.remember_neighbors(id, &known, now));
+            let _ = self.plane.configure(Configuration::Neighbors(id, known));
         }
         let flows = flows.iter().filter_map(|flow| self.new_flow(flow));
         for some in flows.collect::<Vec<_>>().chunks(FLOWS) {
             let some = some.to_vec();
-            let _ = self.plane.on_nos(move |nos| nos.remember_flows(&some, now));
+            let _ = self.plane.configure(Configuration::Flows(some));
         }
     }
 

@@ -3,7 +3,7 @@
 //! `containers`, `uplinks`, `captures` and `services` are the steps of each kind; `executor` chooses
 //! among them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use nos_shim::ident::{AttachmentId, Interface, UplinkId};
@@ -65,8 +65,6 @@ pub(super) struct Live {
     /// Devices that the data threads gave up before they were asked to: the news of that is still
     /// on its way, and old by now.
     stale: HashMap<Interface, u32>,
-    /// Events that arrived while an answer was awaited.
-    pub(super) backlog: VecDeque<Event>,
     /// Next hops over uplinks that have gone were taken out of the FIB with them.
     pub(super) routes_lost: bool,
     pub(super) told_routes: ToldRoutes,
@@ -97,7 +95,6 @@ impl Live {
             left_behind: BTreeMap::new(),
             vrfs: VrfNumbers::default(),
             stale: HashMap::new(),
-            backlog: VecDeque::new(),
             routes_lost: false,
             told_routes: ToldRoutes::default(),
             moved: BTreeSet::new(),
@@ -149,8 +146,7 @@ impl Live {
 
     /// The next event of the data threads.
     pub(super) fn next_event(&mut self) -> Option<Event> {
-        let waiting = self.backlog.pop_front();
-        waiting.or_else(|| self.plane.events().try_recv().ok())
+        self.plane.events().try_recv().ok()
     }
 
     /// Ends the data threads, and closes what they had.

@@ -48,6 +48,7 @@ mod journal;
 mod leases;
 mod live;
 mod news;
+mod nos;
 mod reconcile;
 mod registry;
 mod routes;

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use nos_shim::channel::{NosEvent, PolicyRefusal, RefusedSide, Refuser};
 use nos_shim::drop::DropReason;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
 use nos_shim::packet::protocol;
 use nos_shim::ports::Transport;
-use nos_shim::shim::{PolicyRefusal, Refuser, Sender, ShimEvent};
 use tracing::{debug, error, info, warn};
 
 use crate::control::api::snapshot::FlowOpener;
@@ -15,7 +15,6 @@ use crate::control::attach::{Detachment, detach_all};
 use crate::control::config::Name;
 use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
 use crate::control::plan::Entity;
-use crate::data::engine::EngineEvent;
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 use crate::data::relay::RelayEvent;
 
@@ -42,21 +41,21 @@ impl Daemon {
                 }
                 Event::DeviceDown(interface) => debug!(%interface, "down"),
                 Event::TunnelMet(interface) => self.live.inject_tunnels(interface),
-                Event::Engine(EngineEvent::Nos(ShimEvent::AddressConflict {
+                Event::Relay(RelayEvent::Nos(NosEvent::AddressConflict {
                     uplink,
                     address,
                     mac,
                 })) => self.address_conflict(uplink, address, mac),
-                Event::Engine(EngineEvent::Nos(ShimEvent::Refused(refusal))) => {
+                Event::Relay(RelayEvent::Nos(NosEvent::Refused(refusal))) => {
                     self.policy_refusal(&refusal);
                 }
-                Event::Engine(EngineEvent::Relay(RelayEvent::ForeignPort {
+                Event::Relay(RelayEvent::ForeignPort {
                     attachment,
                     transport,
                     port,
                     dropped,
-                })) => self.foreign_port(attachment, (transport, port), None, dropped),
-                Event::Engine(EngineEvent::Relay(event)) => {
+                }) => self.foreign_port(attachment, (transport, port), None, dropped),
+                Event::Relay(event) => {
                     debug!(?event, "nobody waits for this any more");
                 }
                 Event::LoopFailed(why) => {
@@ -221,8 +220,8 @@ impl Daemon {
             ..
         } = *refusal;
         let sender = match refusal.sender {
-            Sender::Owner => FlowOpener::Owner,
-            Sender::Peer => FlowOpener::Peer,
+            RefusedSide::Owner => FlowOpener::Owner,
+            RefusedSide::Peer => FlowOpener::Peer,
         };
         let (own, theirs) = (of_port(port), of_port(remote_port));
         match sender {

@@ -1,5 +1,6 @@
 //! Steps of the NOS itself: its services, and static routes.
 
+use nos_shim::channel::Configuration;
 use nos_shim::fib::{Action, NextHop, NextHops, Route as FibRoute, Source};
 use nos_shim::ident::{UplinkId, VrfId};
 
@@ -24,7 +25,7 @@ impl Live {
         for changes in self.told_routes.difference(routes).chunks(CHANGES) {
             let changes = changes.to_vec();
             let asked = changes.clone();
-            let changed = self.plane.on_nos(move |nos| nos.change_routes(asked))?;
+            let changed = self.plane.configure(Configuration::Routes(asked))?;
             self.told_routes.note(changes, changed.is_ok());
             changed.map_err(StepError::new)?;
         }
@@ -38,9 +39,7 @@ impl Live {
         wanted: &ServiceConfig,
     ) -> Result<(), StepError> {
         let (vrf, config) = (self.vrfs.id(vrf)?, wanted.clone());
-        let set = self
-            .plane
-            .on_nos(move |nos| nos.set_services(vrf, &config))?;
+        let set = self.plane.configure(Configuration::Services(vrf, config))?;
         set.map_err(StepError::new)
     }
 }

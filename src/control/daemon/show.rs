@@ -221,10 +221,7 @@ impl Daemon {
     }
 
     fn ports(&self) -> Result<Vec<Port>, Stopped> {
-        let grants = self
-            .live
-            .plane
-            .nos_pages(|nos, after: Option<Grant>| nos.ports().page(after.as_ref()))?;
+        let grants = self.live.plane.ports()?;
         let vrfs = self.live.vrfs.names();
         let holdings = grants.iter().flat_map(Grant::holdings_with_rules);
         let ports = |(holding, parts): (Holding<'_>, Vec<_>)| {
@@ -255,10 +252,7 @@ impl Daemon {
     fn routes(&self) -> Result<Vec<Route>, Stopped> {
         let names = self.uplink_names();
         let vrfs = self.live.vrfs.names();
-        let read = self
-            .live
-            .plane
-            .nos_pages(|nos, cursor| nos.fib().page(cursor))?;
+        let read = self.live.plane.routes()?;
         // A route may have been read twice; the later one is the newer.
         let routes: BTreeMap<_, _> = read
             .into_iter()
@@ -278,11 +272,7 @@ impl Daemon {
     }
 
     fn flows(&self) -> Result<Vec<Flow>, Stopped> {
-        let now = self.live.plane.now();
-        let flows = self
-            .live
-            .plane
-            .nos_pages(move |nos, cursor| nos.flows(cursor, now))?;
+        let flows = self.live.plane.flows()?;
         let vrfs = self.live.vrfs.names();
         let shown = flows
             .iter()
@@ -292,11 +282,7 @@ impl Daemon {
 
     fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
         let names = self.uplink_names();
-        let now = self.live.plane.now();
-        let neighbors = self
-            .live
-            .plane
-            .nos_pages(move |nos, cursor| nos.neighbors(cursor, now))?;
+        let neighbors = self.live.plane.neighbors()?;
         let shown = neighbors.iter().map(|(uplink, status)| {
             let named = names.iter().find(|(id, _)| id == uplink);
             let name = named.map_or("", |(_, name)| name);
@@ -325,16 +311,9 @@ impl Daemon {
                 relay.capacity(),
             )
         })?;
-        let nos = self.live.plane.on_nos(|nos| {
-            (
-                *nos.ledger(),
-                nos.held(),
-                nos.channel().depth(),
-                nos.channel().capacity(),
-            )
-        })?;
+        let nos = self.live.plane.nos_counters()?;
         let devices = self.devices()?;
-        let snapshots = self.live.plane.nos_pages(|nos, first| nos.uplinks(first))?;
+        let snapshots = self.live.plane.uplinks()?;
         let uplinks = self.live.uplinks.iter().filter_map(|(name, uplink)| {
             let mut all = snapshots.iter();
             let snapshot = all.find(|snapshot| snapshot.config.id == uplink.id)?;
@@ -350,20 +329,20 @@ impl Daemon {
         Ok(Counters {
             stages: vec![
                 Stage::new("relay", &relay.0, relay.1 as u64),
-                Stage::new("nos", &nos.0, nos.1 as u64),
+                Stage::new("nos", &nos.ledger, nos.held as u64),
             ],
             rings: vec![
                 ring(
                     "relay-to-nos",
-                    nos.2,
-                    nos.3,
+                    nos.depth,
+                    nos.capacity,
                     relay.0.drops.of(DropReason::RingFull),
                 ),
                 ring(
                     "nos-to-relay",
                     relay.2,
                     relay.3,
-                    nos.0.drops.of(DropReason::RingFull),
+                    nos.ledger.drops.of(DropReason::RingFull),
                 ),
             ],
             uplinks: uplinks.collect(),

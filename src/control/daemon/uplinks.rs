@@ -4,7 +4,7 @@ use core::net::IpAddr;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use nos_shim::fib::FibFull;
+use nos_shim::channel::Configuration;
 use nos_shim::ident::{Interface, UplinkId, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::shim::{LinkState, UplinkConfig};
@@ -144,16 +144,11 @@ impl Live {
         configs: Vec<UplinkConfig>,
         groups: Vec<(UplinkId, Vec<IpAddr>)>,
     ) -> Result<(), StepError> {
-        let now = self.plane.now();
-        let set = self.plane.on_nos(move |nos| {
-            nos.set_uplinks(configs, now)?;
-            for (id, groups) in groups {
-                // The uplink is there, and the configuration has groups alone.
-                let _ = nos.set_groups(id, groups, now);
-            }
-            Ok(())
-        })?;
-        set.map_err(|error: FibFull| StepError::new(error))
+        let wanted = Configuration::Uplinks {
+            uplinks: configs,
+            groups,
+        };
+        self.plane.configure(wanted)?.map_err(StepError::new)
     }
 
     fn add_uplink(&mut self, name: &Name, id: UplinkId, changes: &[(Name, Change<Network>)]) {
@@ -373,14 +368,12 @@ impl Live {
     /// Switches and routers on the link are told that the NOS goes, while its device is there to tell
     /// them: a data thread sends what a command leaves before it carries out the next.
     fn leave_link(&self, id: UplinkId) {
-        let now = self.plane.now();
         // A data thread that has stopped has nobody to tell.
-        let _ = self.plane.on_nos(move |nos| nos.leave_link(id, now));
+        let _ = self.plane.configure(Configuration::LeaveLink(id));
     }
 
     fn set_link(&self, id: UplinkId, state: LinkState) {
-        let now = self.plane.now();
-        match self.plane.on_nos(move |nos| nos.set_link(id, state, now)) {
+        match self.plane.configure(Configuration::Link(id, state)) {
             Ok(Ok(())) | Err(Stopped) => {}
             Ok(Err(error)) => warn!(uplink = %id, %error, "routes are missing"),
         }

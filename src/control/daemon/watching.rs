@@ -111,7 +111,7 @@ impl Daemon {
         let plane = &self.live.plane;
         Ok(Dropped {
             relay: drops(&plane.on_relay(|relay| relay.ledger().drops)?),
-            nos: drops(&plane.on_nos(|nos| nos.ledger().drops)?),
+            nos: drops(&plane.nos_counters()?.ledger.drops),
         })
     }
 }

@@ -22,7 +22,8 @@ use super::Mode;
 use super::devices::{DeviceCursor, DeviceReport, LoopDevice, token};
 use super::watchdog::TurnTimes;
 use crate::data::device::{CaptureSink, FrameDevice, Injection, UringReport};
-use crate::data::engine::{Engine, EngineEvent};
+use crate::data::engine::Engine;
+use crate::data::relay::RelayEvent;
 
 /// How long the control thread waits for a data thread's answer. Data threads never block, so
 /// only one that has died takes this long.
@@ -31,8 +32,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What happened on a data thread that the control thread must know.
 #[derive(Debug)]
 pub enum Event {
-    /// The engine's news.
-    Engine(EngineEvent),
+    /// News of the container side, and of the NOS.
+    Relay(RelayEvent),
     /// A device went away by itself. It is not served any more; dropping it closes it.
     DeviceGone {
         /// Which interface it served.

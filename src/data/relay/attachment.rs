@@ -8,7 +8,7 @@ use nos_shim::frame::Frame;
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
-use nos_shim::ports::{Claim, Policy};
+use nos_shim::ports::{Claim, Policy, Registration};
 use nos_shim::vlan::parse_tagged;
 
 use crate::data::guard::Guard;
@@ -74,42 +74,73 @@ pub(super) struct Attachment {
     guard: Guard,
     vrf: VrfId,
     active: bool,
+    /// It is active, or waits for a NOS that is new to accept what the one before had accepted.
+    accepted: bool,
     /// What the device towards the container takes. It alone says so.
     pub(super) capabilities: Capabilities,
     pub(super) counters: AttachmentCounters,
     pub(super) refusals: RefusalLimits,
-    name: Arc<str>,
+    /// What the NOS was told of it, and accepted if it is active.
+    registration: Arc<Registration>,
 }
 
 /// What an attachment becomes when the NOS accepts it.
 #[derive(Debug)]
 pub(super) struct Guarded {
     guard: Guard,
-    vrf: VrfId,
-    name: Arc<str>,
+    registration: Arc<Registration>,
 }
 
 impl Attachment {
     /// An attachment that has just been registered.
     pub(super) fn new(config: &AttachmentConfig) -> Self {
-        let Guarded { guard, vrf, name } = Guarded::new(config);
+        let Guarded {
+            guard,
+            registration,
+        } = Guarded::new(config);
         Self {
             guard,
-            vrf,
+            vrf: registration.vrf,
             active: false,
+            accepted: false,
             capabilities: Capabilities::empty(),
             counters: AttachmentCounters::default(),
             refusals: RefusalLimits::default(),
-            name,
+            registration,
         }
     }
 
     /// Makes it what the NOS has accepted.
-    pub(super) fn activate(&mut self, Guarded { guard, vrf, name }: Guarded) {
-        self.guard = guard;
-        self.vrf = vrf;
-        self.name = name;
+    pub(super) fn activate(&mut self, accepted: Guarded) {
+        self.vrf = accepted.registration.vrf;
+        self.guard = accepted.guard;
+        self.registration = accepted.registration;
+        (self.active, self.accepted) = (true, true);
+    }
+
+    /// Has it wait for a NOS that is new.
+    pub(super) fn suspend(&mut self) {
+        self.active = false;
+    }
+
+    /// The NOS that is new has accepted it.
+    pub(super) fn resume(&mut self) {
         self.active = true;
+    }
+
+    /// The NOS that is new has refused it.
+    pub(super) fn reject(&mut self) {
+        self.accepted = false;
+    }
+
+    /// Whether the NOS, or the one before it, has accepted it.
+    pub(super) fn was_accepted(&self) -> bool {
+        self.accepted
+    }
+
+    /// What the NOS was told of it.
+    pub(super) fn registration(&self) -> &Registration {
+        &self.registration
     }
 
     /// Whether the NOS has accepted it.
@@ -133,7 +164,7 @@ impl Attachment {
     pub(super) fn status(&self, id: AttachmentId) -> AttachmentStatus {
         AttachmentStatus {
             id,
-            name: Arc::clone(&self.name),
+            name: Arc::clone(&self.registration.name),
             active: self.active,
             counters: self.counters,
         }
@@ -196,8 +227,25 @@ impl Guarded {
         let link = ContainerLink::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
         Self {
             guard: Guard::new(link, &config.claims, config.policy.outside),
-            vrf: config.vrf,
-            name: Arc::clone(&config.name),
+            registration: Arc::new(registration(config)),
         }
+    }
+
+    /// What the NOS is told.
+    pub(super) fn registration(&self) -> &Registration {
+        &self.registration
+    }
+}
+
+fn registration(config: &AttachmentConfig) -> Registration {
+    Registration {
+        attachment: config.id,
+        name: Arc::clone(&config.name),
+        vrf: config.vrf,
+        addresses: config.addresses.clone(),
+        policy: config.policy.clone(),
+        claims: config.claims.clone(),
+        router: config.relay_mac.link_local(),
+        mtu: config.mtu,
     }
 }

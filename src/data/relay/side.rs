@@ -76,8 +76,12 @@ impl Side<'_> {
             self.ledger.sent += count;
             return;
         }
+        let reason = match self.channel.is_deserted() {
+            true => DropReason::NosGone,
+            false => DropReason::RingFull,
+        };
         while let Some(packet) = self.outgoing.pop() {
-            self.drop(packet.into_frame(), DropReason::RingFull);
+            self.drop(packet.into_frame(), reason);
         }
     }
 

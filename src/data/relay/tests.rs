@@ -1,16 +1,18 @@
 //! Tests of the relay with a NOS that does what they say.
 
+mod generation;
 mod refusal;
 
 use super::*;
 use etherparse::{IpNumber, PacketBuilder, TcpOptionElement};
 use nos_shim::arp::Arp;
-use nos_shim::channel::{NosEnd, pair};
+use nos_shim::channel::{Exchange, NosEnd, NotSent, ToNos, ToRelay, pair};
 use nos_shim::frame::{BATCH, Checksum, Ecn, GsoKind, Offload, Segmentation};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::ports::{
-    Claim, ClaimKind, ClaimRefused, Owner, Policy, PortRange, RegistrationRefused, Transport,
+    Claim, ClaimKind, ClaimRefused, Owner, Policy, PortRange, Registration, RegistrationRefused,
+    Transport,
 };
 use proptest::prelude::*;
 use std::net::Ipv6Addr;
@@ -89,8 +91,10 @@ impl Setup {
 
     /// What the relay asks of the NOS.
     fn asked(&mut self) -> Option<(RequestId, Exchange)> {
-        let ToNos::Exchange(request, exchange) = self.nos.recv_control()?;
-        Some((request, exchange))
+        match self.nos.recv_control()? {
+            ToNos::Exchange(request, exchange) => Some((request, exchange)),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn frame(&mut self, octets: &[u8]) -> Frame {
@@ -280,7 +284,7 @@ fn errors_name_the_attachment() {
     assert_eq!(error.to_string(), "attachment 0 exists already");
     assert_eq!(setup.relay.detach(next), Err(RelayError::Unknown(next)));
     drop(setup.nos);
-    let gone = Err(RelayError::Disconnected(Disconnected));
+    let gone = Err(RelayError::NotSent(NotSent::Deserted));
     assert_eq!(setup.relay.attach(config(B)), gone);
     assert_eq!(setup.relay.update(config(A)), gone);
     assert_eq!(setup.relay.detach(A), gone);
@@ -776,6 +780,9 @@ enum Step {
     Poll(usize),
     /// The device takes so many frames; the rest is discarded or left.
     Transmit(usize, bool),
+    /// Another NOS takes the place of the one that is there, which has ended or not, and of which that
+    /// is noticed before or not.
+    Restart(bool, bool),
     Capabilities(AttachmentId, bool),
 }
 
@@ -825,6 +832,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..4_usize).prop_map(Step::Poll),
         6 => (0..BATCH, any::<bool>()).prop_map(|(take, discard)| Step::Transmit(take, discard)),
         1 => (id(), any::<bool>()).prop_map(|(id, all)| Step::Capabilities(id, all)),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(ends, told)| Step::Restart(ends, told)),
     ]
 }
 
@@ -887,6 +895,7 @@ proptest! {
                         setup.relay.discard(DropReason::DeviceGone);
                     }
                 }
+                Step::Restart(ends, told) => setup.restart(ends, told),
                 Step::Capabilities(id, all) => {
                     let capabilities = if all { Capabilities::all() } else { Capabilities::empty() };
                     let _ = setup.relay.set_capabilities(id, capabilities);

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 use core::num::NonZeroU16;
 
 use crate::arp::Arp;
-use crate::channel::{Exchange, RelayEnd, pair};
+use crate::channel::{Exchange, NosEvent, RelayEnd, ToRelay, pair};
 use crate::drop::DropReason;
 use crate::frame::{Burst, Checksum, Ecn, Frame, FramePool, GsoKind, Offload, Segmentation};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
@@ -138,6 +138,16 @@ impl Nos {
         core::iter::from_fn(|| self.relay.recv_burst())
             .flatten()
             .collect()
+    }
+
+    /// What the operator is to know.
+    pub(super) fn events(&mut self) -> Vec<NosEvent> {
+        let messages = core::iter::from_fn(|| self.relay.recv_control());
+        let events = messages.filter_map(|message| match message {
+            ToRelay::Event(event) => Some(event),
+            _ => None,
+        });
+        events.collect()
     }
 
     /// What leaves by the uplink.

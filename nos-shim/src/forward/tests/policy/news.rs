@@ -1,16 +1,15 @@
 //! What the operator is told of refusals.
 
 use super::*;
-use crate::output::{PolicyRefusal, Refuser, Sender, ShimEvent};
+use crate::channel::{NosEvent, PolicyRefusal, RefusedSide, Refuser};
 
 fn told(world: &mut World) -> Vec<PolicyRefusal> {
-    let events = core::iter::from_fn(|| world.nos.shim.poll_event());
-    events
-        .filter_map(|event| match event {
-            ShimEvent::Refused(refusal) => Some(refusal),
-            ShimEvent::AddressConflict { .. } => None,
-        })
-        .collect()
+    let events = world.nos.events().into_iter();
+    let refusals = events.filter_map(|event| match event {
+        NosEvent::Refused(refusal) => Some(refusal),
+        NosEvent::AddressConflict { .. } => None,
+    });
+    refusals.collect()
 }
 
 #[test]
@@ -31,7 +30,7 @@ fn every_refusal_names_port_and_owner() {
 
         let base = PolicyRefusal {
             refuser: Refuser::Attachment(WEB),
-            sender: Sender::Peer,
+            sender: RefusedSide::Peer,
             reason: DropReason::PolicyFrom,
             protocol: protocol::UDP,
             port: Some(CLOSED),
@@ -59,7 +58,7 @@ fn every_refusal_names_port_and_owner() {
         let packet = world.datagram((own, OPEN), (stranger, 53));
         assert!(!world.leaves(WEB, packet));
         let expected = PolicyRefusal {
-            sender: Sender::Owner,
+            sender: RefusedSide::Owner,
             reason: DropReason::PolicyTo,
             port: Some(OPEN),
             remote_port: Some(53),
@@ -82,7 +81,7 @@ fn every_refusal_names_port_and_owner() {
             assert!(!world.leaves(id, packet));
             let expected = PolicyRefusal {
                 refuser: Refuser::Attachment(id),
-                sender: Sender::Owner,
+                sender: RefusedSide::Owner,
                 reason: DropReason::SourcePort,
                 port: Some(port),
                 remote: ip(friend),
