@@ -12,69 +12,16 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use nos_relay::control::api::snapshot::LinkState;
-use nos_relay::lab::testbed::{LabNamespace, Topology, tcp};
+use nos_relay::lab::testbed::{LabNamespace, tcp};
 use socket2::{Domain, Socket, Type};
-use support::daemon::{Daemon, Files, LIMIT, await_that};
+use support::daemon::{Daemon, LIMIT, await_that};
 use support::lab_test;
-use support::names::{Mounted, add_name};
+use support::named::Named;
 use support::scenario::{FAMILIES, Family, Scenario, V4, Variant, edited, variant_tests};
-use support::traffic::{assert_alive, inside, retransmitted};
-
-/// Containers whose namespaces have names, as `ip netns` and container engines give them: the
-/// daemon opens TAPs inside.
-struct Named {
-    topology: Topology,
-    _mounted: Mounted,
-    config: String,
-}
-
-impl Named {
-    fn new(variant: Variant) -> Self {
-        let mounted = Mounted::new();
-        let topology = Topology::new(&["web", "db"]).unwrap();
-        let mut config = support::scenario::config(&topology, variant);
-        for (name, container) in ["web", "db"].into_iter().zip(&topology.containers) {
-            let path: PathBuf = mounted.at(name);
-            add_name(container, &path);
-            let [anonymous, named] = [container.path(), path].map(|it| it.display().to_string());
-            config = edited(&config, &anonymous, &named);
-        }
-        Self {
-            topology,
-            _mounted: mounted,
-            config,
-        }
-    }
-
-    fn web(&self) -> &LabNamespace {
-        &self.topology.containers[0]
-    }
-
-    fn each_inside(&self) -> Vec<String> {
-        self.topology.containers.iter().map(inside).collect()
-    }
-
-    /// A daemon in the place of the one that was killed.
-    fn start_on(&self, files: Files) -> Scenario {
-        Scenario {
-            daemon: Daemon::start_on(&self.topology.device, files),
-            topology: self.topology.clone(),
-            config: self.config.clone(),
-        }
-    }
-
-    fn start(&self) -> Scenario {
-        let files = Files::new();
-        files.write(&self.config);
-        let scenario = self.start_on(files);
-        assert_alive(&scenario);
-        scenario
-    }
-}
+use support::traffic::{assert_alive, retransmitted};
 
 /// What a namespace has that attaching touches, where nothing is attached.
 fn untouched(namespace: &LabNamespace) {

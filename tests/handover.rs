@@ -13,18 +13,24 @@ use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 use nos_relay::control::api::snapshot::{LinkState, Origin};
 use nos_relay::control::api::{ControlError, Refusal, RefusalCode, Request, Response, query};
 use nos_relay::control::config::Keys;
 use nos_relay::control::handover::{FORMAT, HandoverError, READY_LIMIT, Taking};
+use nos_relay::lab::testbed::ping::ping;
 use nos_relay::lab::testbed::{LabNamespace, Topology};
-use support::daemon::{Daemon, Files, LIMIT, await_that, run_command_with};
+use support::between::Between;
+use support::daemon::{Daemon, Files, LIMIT, await_that, program, run_command_with};
 use support::lab_test;
+use support::named::Named;
 use support::scenario::{FAMILIES, Family, Scenario, Variant, edited, variant_tests};
 use support::supervisor::Supervisor;
-use support::traffic::{Flood, Transfer, WINDOW, assert_alive, inside};
+use support::traffic::{Flood, Transfer, WINDOW, assert_alive, assert_reached, inside};
+use support::wire::{self, Seen, Wire};
 
 /// How often the daemon is replaced while traffic flows.
 const TIMES: usize = 3;
@@ -210,6 +216,263 @@ lab_test! {
         }
         assert!(READY_LIMIT < LIMIT);
         scenario.replaced();
+    }
+}
+
+/// What the new process says when it could forward.
+const READY: &[u8] = b"R";
+/// The last message: from then on the new process forwards, and the old one ends.
+const GO: &[u8] = b"G";
+
+/// Starts a process that is to take over, by way of somebody who can stop it.
+fn next_by_way_of(between: &Path, files: &Files, host: &LabNamespace) -> Child {
+    let mut command = Command::new(program());
+    command
+        .args(["run", "--takeover"])
+        .arg(files.config())
+        .arg("--control")
+        .arg(between)
+        .arg("--state")
+        .arg(files.state())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    host.spawn(command).unwrap()
+}
+
+mod a_new_process_that_is_killed_at_any_step_leaves_the_running_one {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let named = Named::new(variant);
+        let scenario = named.start();
+        let before = named.each_inside();
+        let control = scenario.daemon.files().control();
+        let path = scenario.daemon.files().path("between");
+        let between = Between::at(&path);
+        let flood = |outbound| flood_of(&scenario, FAMILIES[1], 20_100, scenario.web(), outbound);
+        let mut floods = vec![flood(false), flood(true)];
+        let mut said = Vec::new();
+        for step in 0.. {
+            if step > 0 {
+                // The one before may not have been missed yet.
+                await_that("the running one has given it up", || {
+                    let refused =
+                        query(&control, &Request::Detach(Keys::default()), LIMIT).unwrap_err();
+                    match refused {
+                        ControlError::Refused(refusal)
+                            if refusal.code == RefusalCode::BadRequest =>
+                        {
+                            Ok(())
+                        }
+                        other => Err(other.to_string()),
+                    }
+                });
+            }
+            if said == READY {
+                // The next message is the one behind which the old one is not there any more.
+                floods
+                    .drain(..)
+                    .for_each(|flood| assert!(flood.finish() > WINDOW));
+            }
+            let files = scenario.daemon.files();
+            let mut next = next_by_way_of(&path, files, &scenario.topology.device);
+            let kill = || {
+                next.kill().unwrap();
+                next.wait().unwrap();
+            };
+            said = between.pass(&control, step, kill);
+            if said == GO {
+                assert!(step > 5, "{step}");
+                break;
+            }
+            assert_alive(&scenario);
+            assert_eq!(named.each_inside(), before, "{said:?}");
+        }
+        // It was not told to go on: the old one has ended, and everything is in place for the next.
+        let (status, log, files) = scenario.daemon.wait_for_end();
+        assert!(status.success(), "{log}");
+        assert_eq!(named.each_inside(), before);
+        let scenario = named.start_on(files);
+        assert_alive(&scenario);
+        assert_eq!(named.each_inside(), before);
+    }
+
+    variant_tests! {
+        tap: ("tap", "split", [true, true]),
+        veth: ("veth", "single", [true, true]),
+    }
+}
+
+mod an_old_process_that_is_killed_at_any_step_leaves_everything_to_the_next {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let named = Named::new(variant);
+        let mut daemon = named.start().daemon;
+        let before = named.each_inside();
+        for step in 0.. {
+            let control = daemon.files().control();
+            let path = daemon.files().path("between");
+            let between = Between::at(&path);
+            let next = next_by_way_of(&path, daemon.files(), &named.topology.device);
+            let message = between.pass(&control, step, || daemon.kill_now());
+            let ended = next.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert!(!ended.status.success(), "{message:?}: {said}");
+            assert_eq!(named.each_inside(), before, "{message:?}: {said}");
+            let scenario = named.start_on(daemon.kill());
+            assert_alive(&scenario);
+            assert_eq!(named.each_inside(), before, "{message:?}: {said}");
+            daemon = scenario.daemon;
+            if message == GO {
+                break;
+            }
+        }
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        veth: ("veth", "split", [true, true]),
+    }
+}
+
+/// What an outsider would answer to the next echo request.
+fn reply_to(wire: &Wire, family: Family) -> Vec<u8> {
+    let request = if family.is_v6() { 128 } else { 8 };
+    wire.await_octets(LIMIT, |frame| {
+        let seen = Seen::parse(frame)?;
+        if seen.icmp() != Some((request, 0)) || seen.destination != family.external {
+            return None;
+        }
+        let ip = wire::ip(
+            (Topology::external_mac(), seen.source_mac),
+            seen.destination,
+            seen.source,
+        );
+        let transport = seen.transport();
+        let word = |at: usize| u16::from_be_bytes(transport[at..at + 2].try_into().unwrap());
+        let (identifier, number) = (word(4), word(6));
+        let mut reply = Vec::new();
+        let written = match family.is_v6() {
+            false => ip
+                .icmpv4_echo_reply(identifier, number)
+                .write(&mut reply, &transport[8..]),
+            true => ip
+                .icmpv6_echo_reply(identifier, number)
+                .write(&mut reply, &transport[8..]),
+        };
+        written.unwrap();
+        Some(reply)
+    })
+}
+
+mod a_ping_that_is_under_way_is_answered {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        let mut scenario = Scenario::new(variant);
+        let external = scenario.external().clone();
+        for key in [
+            "net/ipv4/icmp_echo_ignore_all",
+            "net/ipv6/icmp/echo_ignore_all",
+        ] {
+            external.sysctl(key, "1").unwrap();
+        }
+        let wire = Wire::open(&external, Topology::EXTERNAL_INTERFACE);
+        for family in FAMILIES {
+            let [web, db] = [scenario.web().clone(), scenario.db().clone()];
+            let pings = [web, db].map(|container| {
+                let ping = std::thread::spawn(move || {
+                    ping(&container, family.external, 1, LIMIT).unwrap()[0]
+                });
+                (ping, reply_to(&wire, family))
+            });
+            scenario = scenario.replaced();
+            for (ping, reply) in pings {
+                wire.send(&reply);
+                let echo = ping.join().unwrap();
+                assert!(echo.is_reply(), "{echo:?}");
+            }
+        }
+    }
+
+    variant_tests! {
+        tap: ("tap", "split", [true, true]),
+        veth: ("veth", "single", [true, true]),
+    }
+}
+
+lab_test! {
+    fn what_was_registered_stays_where_the_state_directory_cannot_be_opened() {
+        let mut scenario = Scenario::new(Variant::PLAIN);
+        let ports = |action: &str, tcp: &str| {
+            let request = serde_json::json!({"type": format!("ports-{action}"), "container": "web", "tcp": tcp});
+            serde_json::from_value::<Request>(request).unwrap()
+        };
+        let ask = |daemon: &Daemon, request: &Request| match query(&daemon.files().control(), request, LIMIT) {
+            Ok(Response::Changed(applied)) => Ok(applied.changed),
+            Err(ControlError::Refused(refusal)) => Err(refusal),
+            other => panic!("{other:?}"),
+        };
+        let reaches = |scenario: &Scenario, port: u16| {
+            for family in FAMILIES {
+                assert_reached(scenario.external(), scenario.web(), family.nos_port(port));
+            }
+        };
+        ask(&scenario.daemon, &ports("add", "30000-30009")).unwrap();
+        let state = scenario.daemon.files().state();
+        let file = state.join("state.redb");
+        // It is there, and cannot be used: somebody else has it, or it is damaged.
+        for damage in [false, true] {
+            let whole = std::fs::read(&file).unwrap();
+            let elsewhere = scenario.daemon.files().path("elsewhere");
+            // What the running one has open stays open.
+            std::fs::rename(&state, &elsewhere).unwrap();
+            std::fs::create_dir(&state).unwrap();
+            let mut taken = None;
+            if damage {
+                std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+            } else {
+                taken = Some(std::fs::File::open(&state).unwrap());
+                taken.as_ref().unwrap().lock().unwrap();
+            }
+            scenario = scenario.replaced();
+            let log = scenario.daemon.log();
+            let why = if damage { "is damaged" } else { "another nos-relay uses it" };
+            assert!(log.contains(why) && log.contains("what is registered at run time stays, and changes are refused"), "{log}");
+            reaches(&scenario, 30_000);
+            let refusal = ask(&scenario.daemon, &ports("add", "31000")).unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::Storage);
+            assert!(refusal.message.contains(why) && refusal.message.ends_with("; nothing was changed"), "{refusal}");
+            let refusal = ask(&scenario.daemon, &ports("remove", "30000")).unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::Storage);
+            reaches(&scenario, 30_000);
+            // Another process takes that over as well.
+            scenario = scenario.replaced();
+            reaches(&scenario, 30_000);
+            // Whole again, it is taken up, and what is registered with it.
+            drop(taken);
+            std::fs::remove_dir_all(&state).unwrap();
+            std::fs::rename(&elsewhere, &state).unwrap();
+            await_that("it is stored again", || {
+                let port = if damage { "32001" } else { "32000" };
+                ask(&scenario.daemon, &ports("add", port)).map(drop).map_err(|refusal| refusal.to_string())
+            });
+            let Scenario { daemon, topology, config } = scenario;
+            let daemon = Daemon::start_on(&topology.device, daemon.kill());
+            scenario = Scenario { daemon, topology, config };
+            reaches(&scenario, 30_009);
+            reaches(&scenario, if damage { 32_001 } else { 32_000 });
+        }
+        // It is gone, and made anew.
+        std::fs::rename(&state, scenario.daemon.files().path("gone")).unwrap();
+        scenario = scenario.replaced();
+        reaches(&scenario, 30_000);
+        let Scenario { daemon, topology, config } = scenario;
+        let daemon = Daemon::start_on(&topology.device, daemon.kill());
+        let scenario = Scenario { daemon, topology, config };
+        reaches(&scenario, 30_000);
     }
 }
 

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use crate::channel::{Exchange, NosEnd};
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{Fib, FibFull, InactiveRoute, RouteChange};
-use crate::flows::{FlowStatus, NewFlow};
+use crate::flows::{EchoFlow, EchoKey, FlowStatus, NewFlow};
 use crate::forward::Forwarder;
 use crate::frame::{Burst, FramePool};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
@@ -41,7 +41,7 @@ use crate::neighbor::{NeighborCursor, NeighborStatus};
 use crate::offload::Capabilities;
 use crate::output::Output;
 use crate::page::Page;
-use crate::ports::{ExchangeRefused, PortTable, RegistrationRefused};
+use crate::ports::{ExchangeRefused, Owner, PortTable, RegistrationRefused};
 use crate::services::ServiceConfig;
 use crate::share::Budget;
 use crate::tables::{Tables, Uplink, UplinkChange};
@@ -499,6 +499,24 @@ impl Shim {
         }
     }
 
+    /// Remembers whose replies to echo requests are that are under way, as it is known from elsewhere.
+    /// What finds no place is left out.
+    pub fn remember_echo_flows(&mut self, flows: &[EchoFlow<AttachmentId>], now: Instant) {
+        for &EchoFlow { owner, key, id } in flows {
+            // Elsewhere, its VRF may have another number.
+            let Some(attachment) = self.tables.attachments.get(owner) else {
+                continue;
+            };
+            let vrf = attachment.vrf;
+            let flow = EchoFlow {
+                owner: Owner::Attachment(owner),
+                key: EchoKey { vrf, ..key },
+                id,
+            };
+            self.worker.echo.remember(&flow, now);
+        }
+    }
+
     /// Learns where neighbors of an uplink were when they were last heard of: see
     /// [`NeighborCache::remember`](crate::neighbor::NeighborCache::remember).
     pub fn remember_neighbors(
@@ -552,6 +570,27 @@ impl Shim {
         let named = |flow: FlowStatus| {
             let owner = self.tables.attachments.get(flow.owner)?;
             Some((Arc::clone(&owner.name), flow))
+        };
+        Page {
+            rows: rows.into_iter().filter_map(named).collect(),
+            next,
+        }
+    }
+
+    /// Some echo flows of attachments, from a place on, each with the name of its owner.
+    #[must_use]
+    pub fn echo_flows(&self, first: Option<u32>, now: Instant) -> Page<EchoFlow<Arc<str>>, u32> {
+        let Page { rows, next } = self.worker.echo.page(first.unwrap_or(0), now);
+        let named = |flow: EchoFlow<Owner>| {
+            let Owner::Attachment(id) = flow.owner else {
+                return None;
+            };
+            let owner = self.tables.attachments.get(id)?;
+            Some(EchoFlow {
+                owner: Arc::clone(&owner.name),
+                key: flow.key,
+                id: flow.id,
+            })
         };
         Page {
             rows: rows.into_iter().filter_map(named).collect(),

@@ -22,7 +22,7 @@
 //!  │◄─── answer, manifest, descriptors ──────────│ changes nothing meanwhile
 //!  │ takes everything up, reads nothing          │
 //!  │─── prepared ───────────────────────────────►│ stops reading, sends what it has
-//!  │◄─── stopped, neighbors, flows────────────────────│
+//!  │◄─── stopped, neighbors, flows ──────────────│
 //!  │─── ready ──────────────────────────────────►│
 //!  │◄─── go ─────────────────────────────────────│ ends, and touches nothing
 //!  │ reads                                       │
@@ -46,7 +46,7 @@ pub use conversation::{
     send_stopped,
 };
 pub use manifest::{
-    ContainerFacts, Descriptor, FORMAT, FlowFacts, Inheritance, Manifest, Memory, NeighborFacts,
-    Place, UplinkFacts, VethFacts,
+    ContainerFacts, Descriptor, EchoFacts, FORMAT, FlowFacts, Inheritance, Manifest, Memory,
+    NeighborFacts, Place, UplinkFacts, VethFacts,
 };
 pub use store::{Store, received};

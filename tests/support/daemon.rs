@@ -266,6 +266,13 @@ impl Daemon {
         std::mem::replace(&mut self.files, Files::new())
     }
 
+    /// Kills it, and leaves its files with it.
+    pub(crate) fn kill_now(&mut self) {
+        self.ended = true;
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Has another process take over, and waits until it is ready and this one has ended.
     pub(crate) fn replaced(self, host: &LabNamespace) -> Self {
         let (old, next) = self.spawn_next(host);

@@ -13,8 +13,10 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub(crate) mod between;
 pub(crate) mod bulk;
 pub(crate) mod daemon;
+pub(crate) mod named;
 pub(crate) mod names;
 pub(crate) mod scenario;
 pub(crate) mod supervisor;

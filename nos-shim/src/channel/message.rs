@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{FibFull, Route, RouteChange, RouteCursor};
-use crate::flows::{FlowStatus, NewFlow};
+use crate::flows::{EchoFlow, FlowStatus, NewFlow};
 use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
 use crate::neighbor::{NeighborCursor, NeighborStatus};
 use crate::page::Page;
@@ -81,6 +81,8 @@ pub enum Configuration {
     Neighbors(UplinkId, Vec<(IpAddr, MacAddr)>),
     /// Flows that are under way.
     Flows(Vec<NewFlow>),
+    /// Echo requests to which replies are under way.
+    EchoFlows(Vec<EchoFlow<AttachmentId>>),
 }
 
 /// Why a NOS is not as it was to be.
@@ -116,6 +118,8 @@ pub enum Query {
     Neighbors(Option<NeighborCursor>),
     /// Flows that policies have remembered.
     Flows(Option<u32>),
+    /// Echo requests of attachments that wait for replies.
+    EchoFlows(Option<u32>),
 }
 
 /// What a NOS did with all packets.
@@ -146,6 +150,8 @@ pub enum Answer {
     Neighbors(Page<(UplinkId, NeighborStatus), NeighborCursor>),
     /// To [`Query::Flows`]: each with what operators call its owner.
     Flows(Page<(Arc<str>, FlowStatus), u32>),
+    /// To [`Query::EchoFlows`]: each with what operators call its owner.
+    EchoFlows(Page<EchoFlow<Arc<str>>, u32>),
     /// This NOS has no such table, or nobody can read it.
     Unsupported,
 }

@@ -16,6 +16,7 @@ use super::table::{Flow, FlowId, FlowTable, Limits, NotInserted};
 use crate::drop::DropReason;
 use crate::ident::VrfId;
 use crate::index::Index;
+use crate::page::{PAGE, PLACES, Page};
 use crate::ports::Owner;
 use crate::time::{Duration, Instant};
 
@@ -56,6 +57,17 @@ pub struct Echo {
     /// Who sent the request.
     pub owner: Owner,
     /// The identifier in the request as its owner sent it.
+    pub id: u16,
+}
+
+/// An echo flow, as it is told to another table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EchoFlow<O> {
+    /// Who sends the requests.
+    pub owner: O,
+    /// By what replies are known: the identifier is the one on the wire.
+    pub key: EchoKey,
+    /// The identifier as the owner sends it.
     pub id: u16,
 }
 
@@ -141,6 +153,43 @@ impl EchoFlows {
         let (flow, &id) = self.flows.lookup(&reply, now)?;
         let owner = self.flows.get(flow)?.owner;
         Some(Echo { owner, id })
+    }
+
+    /// Some flows that are not idle, from a place on.
+    #[must_use]
+    pub fn page(&self, first: u32, now: Instant) -> Page<EchoFlow<Owner>, u32> {
+        let mut rows = Vec::with_capacity(PAGE);
+        for number in first..self.flows.places() {
+            if rows.len() == PAGE || (number - first) as usize >= PLACES {
+                let next = Some(number);
+                return Page { rows, next };
+            }
+            let flow = FlowId(number);
+            let used = self
+                .flows
+                .get(flow)
+                .filter(|_| !self.flows.is_idle(flow, now));
+            rows.extend(used.map(|Flow { owner, key, value }| EchoFlow {
+                owner,
+                key,
+                id: *value,
+            }));
+        }
+        Page { rows, next: None }
+    }
+
+    /// Takes up a flow that another table had, as if it was used `now`. One that finds no place, or
+    /// whose identifiers are in use here by now, is left out.
+    pub fn remember(&mut self, flow: &EchoFlow<Owner>, now: Instant) {
+        let &EchoFlow { owner, key, id } = flow;
+        let request = EchoKey { id, ..key };
+        let hash = self.hasher.hash_one((owner, request));
+        if self.find_request(hash, owner, request).is_some() {
+            return;
+        }
+        if let Ok(flow) = self.flows.insert(owner, key, id, now) {
+            self.requests.insert(hash, flow.0);
+        }
     }
 
     /// Forgets all flows of `owner`. Returns how many there were.

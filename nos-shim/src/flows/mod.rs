@@ -6,7 +6,7 @@ mod follow;
 mod table;
 mod wheel;
 
-pub use echo::{Echo, EchoFlows, EchoKey};
+pub use echo::{Echo, EchoFlow, EchoFlows, EchoKey};
 pub use exact::{ExactFlows, FlowKey, FlowState, FlowStatus, Full, NewFlow, Opener};
 pub use follow::{Connection, Phase, Segment, Side};
 pub(crate) use table::OwnerSlot;

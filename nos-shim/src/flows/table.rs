@@ -172,6 +172,11 @@ impl<O: Copy + Eq + Hash, K: Copy + Eq + Hash, V> FlowTable<O, K, V> {
         })
     }
 
+    /// Numbers of flows are below this.
+    pub(super) fn places(&self) -> u32 {
+        self.slots.places()
+    }
+
     /// Whether a flow has not been used for so long that it is to be forgotten.
     #[must_use]
     pub fn is_idle(&self, id: FlowId, now: Instant) -> bool {

@@ -52,6 +52,7 @@ impl Shim {
             Configuration::Services(vrf, config) => self.set_services(vrf, &config)?,
             Configuration::Neighbors(id, known) => self.remember_neighbors(id, &known, now),
             Configuration::Flows(flows) => self.remember_flows(&flows, now),
+            Configuration::EchoFlows(flows) => self.remember_echo_flows(&flows, now),
         }
         Ok(())
     }
@@ -64,6 +65,7 @@ impl Shim {
             Query::Uplinks(first) => Answer::Uplinks(self.uplinks(first)),
             Query::Neighbors(cursor) => Answer::Neighbors(self.neighbors(cursor, now)),
             Query::Flows(first) => Answer::Flows(self.flows(first, now)),
+            Query::EchoFlows(first) => Answer::EchoFlows(self.echo_flows(first, now)),
         };
         ToRelay::Answer(request, answer)
     }

@@ -215,6 +215,9 @@ pub enum RefusalCode {
     IdReused,
     /// The state directory cannot take it; all is as it was.
     Storage,
+    /// The state directory failed in the middle: all is as it was, but what was asked for may be there
+    /// after a restart.
+    Uncertain,
 }
 
 impl Refusal {

@@ -244,7 +244,7 @@ impl Daemon {
     ) -> Response {
         let changed = match self.checked(change, keys, holders) {
             Ok(changed) => changed,
-            Err(refusal) => return self.stored(id, Response::Refused(refusal)),
+            Err(refusal) => return self.answer_stored(id, Response::Refused(refusal)),
         };
         let aside = changed.aside(&self.registry.aside);
         let is_new = changed.config.is_some() || aside != self.registry.aside;
@@ -263,18 +263,17 @@ impl Daemon {
             overlay: changed.overlay,
             aside,
         });
-        let response = self.stored(id, response);
-        if matches!(response, Response::Refused(_)) {
-            // The store has not taken it. Nothing has happened yet.
+        if let Err(error) = self.store_answer(id, &response) {
+            // Nothing has happened yet.
             (self.registry.overlay, self.registry.aside) = (before.overlay, before.aside);
-            return response;
+            return Response::Refused(self.not_stored(&error));
         }
         if let Some(config) = changed.config {
             self.apply(&config, std::slice::from_ref(&changed.touched));
             if let Some(reason) = self.refused(&changed.touched) {
                 self.go_back(before);
                 let refusal = Refusal::new(RefusalCode::Refused, reason);
-                return self.stored(id, Response::Refused(refusal));
+                return self.answer_stored(id, Response::Refused(refusal));
             }
         }
         if is_new {
@@ -284,15 +283,42 @@ impl Daemon {
     }
 
     /// The answer once it is stored with what is registered: itself, or that it could not be.
-    fn stored(&mut self, id: Option<&AskedAs>, response: Response) -> Response {
+    fn answer_stored(&mut self, id: Option<&AskedAs>, response: Response) -> Response {
+        match self.store_answer(id, &response) {
+            Ok(()) => response,
+            Err(error) => Response::Refused(self.not_stored(&error)),
+        }
+    }
+
+    /// Stores what is registered, and an answer that is remembered.
+    fn store_answer(
+        &mut self,
+        id: Option<&AskedAs>,
+        response: &Response,
+    ) -> Result<(), StoreError> {
         let answered = id.cloned().map(|(id, asking)| Answered {
             id,
             asking,
             response: response.clone(),
         });
-        match self.registry.commit(answered.into_iter().collect()) {
-            Ok(()) => response,
-            Err(error) => Response::Refused(not_stored(&error)),
+        self.registry.commit(answered.into_iter().collect())
+    }
+
+    /// That the store could not take what was asked for, which is not done here any more. A disk that
+    /// fails may have taken it all the same: it is asked, and if it does not tell, this is said.
+    fn not_stored(&mut self, error: &StoreError) -> Refusal {
+        match self.registry.is_stored() {
+            true => Refusal::new(
+                RefusalCode::Storage,
+                format!("{error}; nothing was changed"),
+            ),
+            false => Refusal::new(
+                RefusalCode::Uncertain,
+                format!(
+                    "{error}; nothing is changed now, but what was asked for may be there after a \
+                     restart: look then, or ask again"
+                ),
+            ),
         }
     }
 
@@ -310,13 +336,18 @@ impl Daemon {
                 response: pending.response.clone(),
             })
         });
-        let failed = self.registry.commit(remembered.collect()).err();
-        if let (Some(_), Some(before)) = (&failed, before) {
-            self.go_back(before);
-        }
+        let refusal = match (self.registry.commit(remembered.collect()), before) {
+            (Ok(()), _) => None,
+            (Err(error), before) => {
+                if let Some(before) = before {
+                    self.go_back(before);
+                }
+                Some(self.not_stored(&error))
+            }
+        };
         for mut pending in answers {
-            if let (Some(error), false) = (&failed, pending.settled) {
-                pending.response = Response::Refused(not_stored(error));
+            if let (Some(refusal), false) = (&refusal, pending.settled) {
+                pending.response = Response::Refused(refusal.clone());
             }
             self.respond(&pending, server);
         }
@@ -515,14 +546,6 @@ fn may_hold(
         }
         _ => Ok(()),
     }
-}
-
-/// That the store could not take what was asked for, so that it is not done.
-fn not_stored(error: &StoreError) -> Refusal {
-    Refusal::new(
-        RefusalCode::Storage,
-        format!("{error}; nothing was changed"),
-    )
 }
 
 /// Each request for a change is logged with who asked.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::UnixStream;
 use nix::unistd::geteuid;
-use nos_shim::flows::{FlowState, Opener, Phase};
+use nos_shim::flows::{EchoFlow, FlowState, Opener, Phase};
 use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::ports::Transport;
 use tracing::{error, info, warn};
@@ -18,9 +18,9 @@ use tracing::{error, info, warn};
 use crate::control::api::{Asked, Offer, Refusal, RefusalCode, Response, Server};
 use crate::control::config::{Name, Overlay};
 use crate::control::handover::{
-    ContainerFacts, Descriptor, FORMAT, FlowFacts, Manifest, Memory, NeighborFacts, Offered,
-    PREPARE_LIMIT, Place, READY_LIMIT, Store, UplinkFacts, VethFacts, offer, read_signal, send_go,
-    send_stopped,
+    ContainerFacts, Descriptor, EchoFacts, FORMAT, FlowFacts, Manifest, Memory, NeighborFacts,
+    Offered, PREPARE_LIMIT, Place, READY_LIMIT, Store, UplinkFacts, VethFacts, offer, read_signal,
+    send_go, send_stopped,
 };
 use crate::control::plan::ContainerLink;
 use crate::data::device::DeviceFacts;
@@ -274,7 +274,22 @@ impl Daemon {
         Ok(Memory {
             neighbors: self.known_neighbors()?,
             flows: self.known_flows()?,
+            echoes: self.known_echoes()?,
         })
+    }
+
+    /// Echo requests that wait for replies.
+    fn known_echoes(&self) -> Result<Vec<EchoFacts>, Stopped> {
+        let flows = self.live.plane.echo_flows()?.into_iter();
+        let known = flows.map(|EchoFlow { owner, key, id }| EchoFacts {
+            owner: owner.to_string(),
+            vrf: key.vrf.0,
+            local: key.local,
+            remote: key.remote,
+            wire_id: key.id,
+            id,
+        });
+        Ok(known.collect())
     }
 
     /// Flows that ports cannot decide.

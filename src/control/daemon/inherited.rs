@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use nos_shim::channel::Configuration;
-use nos_shim::flows::{FlowKey, NewFlow, Opener};
-use nos_shim::ident::{MacAddr, VrfId};
+use nos_shim::flows::{EchoFlow, EchoKey, FlowKey, NewFlow, Opener};
+use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::ports::Transport;
 use tracing::info;
 
@@ -18,7 +18,8 @@ use crate::control::attach::{Attached, ParkedSide, Placement, SideReport, VethPa
 use crate::control::attach::{ContainerSpec, Families};
 use crate::control::config::{Config, Name};
 use crate::control::handover::{
-    ContainerFacts, Descriptor, FlowFacts, HandoverError, Inheritance, Memory, UplinkFacts,
+    ContainerFacts, Descriptor, EchoFacts, FlowFacts, HandoverError, Inheritance, Memory,
+    UplinkFacts,
 };
 use crate::control::kernel::Namespace;
 use crate::control::plan::{OpenDevice, State};
@@ -194,7 +195,11 @@ impl Live {
 
     /// Tells the NOS what it remembered.
     pub(super) fn remember(&self, memory: Memory) {
-        let Memory { neighbors, flows } = memory;
+        let Memory {
+            neighbors,
+            flows,
+            echoes,
+        } = memory;
         let mut by_uplink = BTreeMap::<_, Vec<(IpAddr, MacAddr)>>::new();
         for neighbor in neighbors {
             let known = by_uplink.entry(neighbor.uplink).or_default();
@@ -213,6 +218,25 @@ impl Live {
             let some = some.to_vec();
             let _ = self.plane.configure(Configuration::Flows(some));
         }
+        let echoes = echoes.iter().filter_map(|echo| self.echo_flow(echo));
+        for some in echoes.collect::<Vec<_>>().chunks(FLOWS) {
+            let some = some.to_vec();
+            let _ = self.plane.configure(Configuration::EchoFlows(some));
+        }
+    }
+
+    fn echo_flow(&self, echo: &EchoFacts) -> Option<EchoFlow<AttachmentId>> {
+        let owner = echo.owner.parse().ok()?;
+        Some(EchoFlow {
+            owner: self.containers.get::<Name>(&owner)?.id,
+            key: EchoKey {
+                vrf: VrfId(echo.vrf),
+                local: echo.local,
+                remote: echo.remote,
+                id: echo.wire_id,
+            },
+            id: echo.id,
+        })
     }
 
     fn new_flow(&self, flow: &FlowFacts) -> Option<NewFlow> {

@@ -71,7 +71,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 use thiserror::Error;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::control::api::{self, Access, Peer, Server};
 use crate::control::attach::{AttachError, Host, Pace};
@@ -217,10 +217,11 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
     let server = Server::bind(&options.control, &config.control, poll.registry(), CONTROL)?;
     let (store, inheritance) = handover::received();
     let mut base = Base::open(poll)?;
-    let mut registry = base.registry(file, open_store(options)?)?;
-    if let (None, Some(inheritance)) = (&options.state, &inheritance) {
-        registry.register(&overlay_of(inheritance));
-    }
+    let handed = match (&options.state, &inheritance) {
+        (None, Some(inheritance)) => overlay_of(inheritance),
+        _ => Overlay::default(),
+    };
+    let registry = base.registry(file, open_store(options)?, &handed)?;
     let config = registry.file.config(&registry.overlay)?;
     let keeping = Keeping::of(store);
     let waker = Arc::clone(&base.waker);
@@ -257,7 +258,7 @@ fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), D
     };
     let registered = overlay_of(&inheritance);
     let mut base = Base::open(poll)?;
-    let registry = base.registry(file, None)?;
+    let registry = base.registry(file, None, &Overlay::default())?;
     let keeping = Keeping::of(handover::Store::of_environment());
     let mut daemon = base.daemon(options, &config, registry, keeping)?;
     let taken = daemon.inherit(inheritance).and_then(|()| {
@@ -330,13 +331,15 @@ impl Base {
         })
     }
 
-    /// What `store` holds beside a file.
+    /// What `store` holds beside a file, and what was handed over.
     fn registry(
         &mut self,
         file: ConfigFile,
         store: Option<Box<dyn Store>>,
+        handed: &Overlay,
     ) -> Result<Registry, StoreError> {
-        Registry::open(file, store, |process| self.processes.take_up(process))
+        let processes = &mut self.processes;
+        Registry::open(file, store, handed, |process| processes.take_up(process))
     }
 
     fn daemon(
@@ -361,6 +364,7 @@ impl Base {
             connections: BTreeMap::new(),
             drops: DropWatch::default(),
             giving: None,
+            unopened: None,
         })
     }
 }
@@ -426,6 +430,7 @@ fn serve(
             daemon.end_leases(&mut server);
         }
         more = daemon.take_requests(&mut server);
+        daemon.open_again();
         daemon.write_again();
         for signal in signals.pending() {
             match signal {
@@ -467,7 +472,18 @@ pub(crate) struct Daemon {
     drops: DropWatch,
     /// A conversation with the process that takes over.
     giving: Option<Giving>,
+    /// The store that could not be opened after a takeover.
+    unopened: Option<UnopenedStore>,
 }
+
+/// A store that is tried again.
+struct UnopenedStore {
+    options: DaemonOptions,
+    at: Instant,
+}
+
+/// When a store that could not be opened is tried again.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
 impl Daemon {
     /// Takes up what an earlier process had open, by the configuration that it followed. Nothing is
@@ -499,23 +515,68 @@ impl Daemon {
         Some(giving.deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Opens what keeps registrations, which the process before has closed. Without it they last as
-    /// long as this process.
+    /// Opens what keeps registrations, which the process before has closed. Until it can be opened, what
+    /// was handed over stays, and changes are refused.
     fn registered_again(&mut self, options: &DaemonOptions, handed: &Overlay) {
+        match self.reopened(options, handed) {
+            Ok(registry) => self.registry = registry,
+            Err(why) => {
+                error!("{why}; what is registered at run time stays, and changes are refused");
+                let kept = self.registry_of(None, handed);
+                match kept {
+                    Ok(registry) => self.registry = registry,
+                    Err(why) => error!("what was registered at run time is lost: {why}"),
+                }
+                self.registry.refuse_changes(why);
+                self.unopened = Some(UnopenedStore {
+                    options: options.clone(),
+                    at: Instant::now() + OPEN_AGAIN,
+                });
+            }
+        }
+    }
+
+    fn reopened(&mut self, options: &DaemonOptions, handed: &Overlay) -> Result<Registry, String> {
+        let store = open_store(options).map_err(|error| error.to_string())?;
+        self.registry_of(store, handed)
+    }
+
+    /// The registry anew: beside the same file, of a store and what was handed over.
+    fn registry_of(
+        &mut self,
+        store: Option<Box<dyn Store>>,
+        handed: &Overlay,
+    ) -> Result<Registry, String> {
         let file = &self.registry.file;
-        let opened = ConfigFile::parse(file.name(), file.text());
-        let opened = opened.map_err(|error| error.to_string()).and_then(|file| {
-            let store = open_store(options).map_err(|error| error.to_string())?;
-            let processes = &mut self.processes;
-            let registry = Registry::open(file, store, |process| processes.take_up(process));
-            registry.map_err(|error| error.to_string())
-        });
-        match opened {
-            Ok(registry) if options.state.is_some() => self.registry = registry,
-            Ok(_) => self.registry.register(handed),
-            Err(error) => {
-                error!("{error}; what is registered at run time ends with this process");
-                self.registry.register(handed);
+        let file =
+            ConfigFile::parse(file.name(), file.text()).map_err(|error| error.to_string())?;
+        let processes = &mut self.processes;
+        let registry = Registry::open(file, store, handed, |process| processes.take_up(process));
+        registry.map_err(|error| error.to_string())
+    }
+
+    /// Tries to open the store again that could not be opened, if it is time.
+    fn open_again(&mut self) {
+        let due = |unopened: &mut UnopenedStore| unopened.at <= Instant::now();
+        let Some(mut unopened) = self.unopened.take_if(due) else {
+            return;
+        };
+        let before = self.registry.overlay.clone();
+        match self.reopened(&unopened.options, &self.registry.all()) {
+            Ok(registry) => {
+                info!("the state directory can be used again");
+                self.registry = registry;
+                if self.registry.overlay != before
+                    && let Ok(config) = self.registry.file.config(&self.registry.overlay)
+                {
+                    self.follow(config);
+                }
+            }
+            Err(why) => {
+                debug!("{why}");
+                self.registry.refuse_changes(why);
+                unopened.at = Instant::now() + OPEN_AGAIN;
+                self.unopened = Some(unopened);
             }
         }
     }
@@ -552,7 +613,8 @@ impl Daemon {
         }
         let due = [server.poll_at(), self.count_at()].into_iter().flatten();
         let due = due.min().map(|at| at.since(self.live.plane.now()));
-        let again = self.registry.again_at;
+        let reopen = self.unopened.as_ref().map(|unopened| unopened.at);
+        let again = self.registry.again_at.into_iter().chain(reopen).min();
         let again = again.map(|at| at.saturating_duration_since(Instant::now()));
         let pauses = [due, self.pause(), again, self.patience(), self.keep_in()];
         pauses.into_iter().flatten().min()

@@ -7,7 +7,7 @@ use nos_shim::channel::{
     Answer, Configuration, ConfigurationRefused, NosCounters, Query, RequestId,
 };
 use nos_shim::fib::Route;
-use nos_shim::flows::FlowStatus;
+use nos_shim::flows::{EchoFlow, FlowStatus};
 use nos_shim::ident::UplinkId;
 use nos_shim::neighbor::NeighborStatus;
 use nos_shim::page::{Page, read_all};
@@ -132,6 +132,14 @@ impl DataPlane {
     pub(super) fn neighbors(&self) -> Result<Vec<(UplinkId, NeighborStatus)>, Stopped> {
         self.table(Query::Neighbors, |answer| match answer {
             Answer::Neighbors(page) => Some(page),
+            _ => None,
+        })
+    }
+
+    /// Echo requests that wait for replies, each with what operators call its owner.
+    pub(super) fn echo_flows(&self) -> Result<Vec<EchoFlow<Arc<str>>>, Stopped> {
+        self.table(Query::EchoFlows, |answer| match answer {
+            Answer::EchoFlows(page) => Some(page),
             _ => None,
         })
     }

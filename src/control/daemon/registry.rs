@@ -13,7 +13,7 @@ use crate::control::config::{
     Aside, Config, ConfigErrors, ConfigFile, Fitted, Holder, Orphans, Overlay, ProcessIdentity,
     Record,
 };
-use crate::control::store::{Contents, Section, Store, StoreError, Write};
+use crate::control::store::{CommitError, Contents, Section, Store, StoreError, Unopened, Write};
 
 use super::answers::{Answered, Answers};
 
@@ -46,8 +46,9 @@ struct Stored {
 }
 
 impl Registry {
-    /// What `store` holds, as far as it fits beside `file`; the rest is set aside. What is held by
-    /// processes that have ended is gone: `take_up` says why one has, or takes it up.
+    /// What `store` holds and what another process has handed over, as far as it fits beside `file`;
+    /// the rest is set aside. What is held by processes that have ended is gone: `take_up` says why one
+    /// has, or takes it up.
     ///
     /// # Errors
     ///
@@ -55,6 +56,7 @@ impl Registry {
     pub(super) fn open(
         file: ConfigFile,
         mut store: Option<Box<dyn Store>>,
+        handed: &Overlay,
         mut take_up: impl FnMut(ProcessIdentity) -> Result<(), String>,
     ) -> Result<Self, StoreError> {
         let (mut registered, mut answers) = match &mut store {
@@ -66,6 +68,7 @@ impl Registry {
             answers: answers.lasting(),
             unknown: false,
         };
+        registered = registered.with(handed);
         let holders: BTreeSet<_> = registered.holders().chain(answers.holders()).collect();
         let mut ended = BTreeSet::new();
         for holder in holders {
@@ -101,14 +104,19 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Registers what another process had registered, as far as it fits.
-    pub(super) fn register(&mut self, handed: &Overlay) {
-        let (adopted, notes) = self.file.adopt(handed, Orphans::Stay);
-        for note in notes {
-            info!("registered at run time no more: {note}");
-        }
-        let fitted = self.file.fit(&self.overlay, &adopted);
-        self.set(fitted);
+    /// Has nothing changed at run time, as the store cannot be opened: what there is stays.
+    pub(super) fn refuse_changes(&mut self, why: String) {
+        self.stored = Stored {
+            registered: self.all(),
+            answers: self.answers.lasting(),
+            unknown: false,
+        };
+        self.store = Some(Box::new(Unopened::new(why)));
+    }
+
+    /// Everything that is registered, whether it fits or not.
+    pub(super) fn all(&self) -> Overlay {
+        self.overlay.with(&self.aside.overlay())
     }
 
     /// What is registered from now on.
@@ -153,6 +161,7 @@ impl Registry {
     }
 
     fn commit_all(&mut self) -> Result<(), StoreError> {
+        let all = self.all();
         let Some(store) = &mut self.store else {
             return Ok(());
         };
@@ -164,20 +173,29 @@ impl Registry {
                 unknown: false,
             };
         }
-        let all = self.overlay.with(&self.aside.overlay());
         let records = all.records_since(&self.stored.registered).into_iter();
         let mut writes: Vec<_> = records.map(write).collect();
         writes.extend(self.answers.writes_since(&self.stored.answers));
         if writes.is_empty() {
             return Ok(());
         }
-        if let Err(error) = store.commit(&writes) {
-            self.stored.unknown = true;
-            return Err(error);
+        match store.commit(&writes) {
+            Ok(_) => {}
+            Err(CommitError::NotMade(error)) => return Err(error),
+            Err(CommitError::Unknown(error)) => {
+                self.stored.unknown = true;
+                return Err(error);
+            }
         }
         self.stored.registered = all;
         self.stored.answers = self.answers.lasting();
         Ok(())
+    }
+
+    /// Whether the store has what there is, and nothing else, after a commit that failed was taken back
+    /// here: it is looked at, and what it has of that commit is taken back there as well.
+    pub(super) fn is_stored(&mut self) -> bool {
+        self.commit(Vec::new()).is_ok()
     }
 
     /// Writes what nobody waits for. What cannot be written is tried again.
@@ -254,3 +272,6 @@ fn write(Record { name, json }: Record) -> Write {
         value: json,
     }
 }
+
+#[cfg(test)]
+mod tests;

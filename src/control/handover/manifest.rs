@@ -167,6 +167,23 @@ pub struct FlowFacts {
     pub confirmed: bool,
 }
 
+/// An echo request to which a reply may be on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EchoFacts {
+    /// The name of the container that has sent it.
+    pub owner: String,
+    /// In which VRF.
+    pub vrf: u16,
+    /// The container's address.
+    pub local: IpAddr,
+    /// Whom it asks.
+    pub remote: IpAddr,
+    /// The identifier on the wire.
+    pub wire_id: u16,
+    /// The identifier as the container has sent it.
+    pub id: u16,
+}
+
 /// What changes from packet to packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
@@ -174,6 +191,9 @@ pub struct Memory {
     pub neighbors: Vec<NeighborFacts>,
     /// Flows that ports cannot decide.
     pub flows: Vec<FlowFacts>,
+    /// Echo requests.
+    #[serde(default)]
+    pub echoes: Vec<EchoFacts>,
 }
 
 /// MAC addresses as people write them.

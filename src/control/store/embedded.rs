@@ -18,11 +18,12 @@ use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 use redb::{
-    Builder, CommitError, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError,
-    TableDefinition, TableError, TransactionError, WriteTransaction,
+    Builder, CommitError as RedbCommitError, Database, DatabaseError, ReadableDatabase,
+    ReadableTable, StorageBackend, StorageError, TableDefinition, TableError, TransactionError,
+    WriteTransaction,
 };
 
-use super::{Contents, Section, Store, StoreError, VERSION, Write};
+use super::{CommitError, Contents, Section, Store, StoreError, VERSION, Write};
 
 /// The file in the state directory.
 const FILE: &str = "state.redb";
@@ -44,10 +45,32 @@ type Entries = TableDefinition<'static, &'static str, &'static [u8]>;
 #[derive(Debug)]
 pub struct Embedded {
     path: PathBuf,
+    medium: Medium,
     /// None after an error, until it is opened again.
     database: Option<Database>,
     /// Locked while this is open.
-    _directory: File,
+    _directory: Option<File>,
+}
+
+/// What a database is on.
+#[derive(Debug)]
+enum Medium {
+    /// The file at the path.
+    File,
+    /// A disk that fails when a test wants it to.
+    #[cfg(test)]
+    Faulty(super::faulty::Disk),
+}
+
+impl Medium {
+    /// Opens a database that is there, and checks it.
+    fn open(&self, path: &Path) -> Result<Database, StoreError> {
+        match self {
+            Self::File => open(path),
+            #[cfg(test)]
+            Self::Faulty(disk) => built(path, disk.clone()),
+        }
+    }
 }
 
 impl Embedded {
@@ -86,8 +109,27 @@ impl Embedded {
         let database = Some(open(&path)?);
         Ok(Self {
             path,
+            medium: Medium::File,
             database,
-            _directory: opened,
+            _directory: Some(opened),
+        })
+    }
+
+    /// A store on a disk that fails; one that is empty is made.
+    #[cfg(test)]
+    pub(crate) fn on(disk: &super::faulty::Disk) -> Result<Self, StoreError> {
+        let path = PathBuf::from("a disk");
+        if disk.is_empty() {
+            let database = built(&path, disk.clone())?;
+            write(&path, &database, &[]).unwrap();
+        }
+        let medium = Medium::Faulty(disk.clone());
+        let database = Some(medium.open(&path)?);
+        Ok(Self {
+            path,
+            medium,
+            database,
+            _directory: None,
         })
     }
 
@@ -95,18 +137,13 @@ impl Embedded {
     fn database(&mut self) -> Result<&Database, StoreError> {
         let database = match self.database.take() {
             Some(database) => database,
-            None => open(&self.path)?,
+            None => self.medium.open(&self.path)?,
         };
         Ok(self.database.insert(database))
     }
 
-    /// Does something with the database, which is given up if that fails.
-    fn with<T>(
-        &mut self,
-        work: impl FnOnce(&Path, &Database) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let path = self.path.clone();
-        let done = work(&path, self.database()?);
+    /// What was done with the database, which is given up if that failed.
+    fn given_up_if_failed<T, E>(&mut self, done: Result<T, E>) -> Result<T, E> {
         if done.is_err() {
             self.database = None;
         }
@@ -116,11 +153,16 @@ impl Embedded {
 
 impl Store for Embedded {
     fn load(&mut self) -> Result<Contents, StoreError> {
-        self.with(read)
+        let path = self.path.clone();
+        let done = read(&path, self.database()?);
+        self.given_up_if_failed(done)
     }
 
-    fn commit(&mut self, writes: &[Write]) -> Result<u64, StoreError> {
-        self.with(|path, database| write(path, database, writes))
+    fn commit(&mut self, writes: &[Write]) -> Result<u64, CommitError> {
+        let path = self.path.clone();
+        let database = self.database().map_err(CommitError::NotMade)?;
+        let done = write(&path, database, writes);
+        self.given_up_if_failed(done)
     }
 
     fn damaged(&self, why: &str) -> StoreError {
@@ -151,7 +193,10 @@ fn make(path: &Path) -> Result<(), StoreError> {
     if made.is_err() {
         let _ = fs::remove_file(path);
     }
-    made.map(|_| ())
+    match made {
+        Ok(_) => Ok(()),
+        Err(CommitError::NotMade(error) | CommitError::Unknown(error)) => Err(error),
+    }
 }
 
 /// Opens a database that is there, and checks it.
@@ -177,10 +222,14 @@ fn open(path: &Path) -> Result<Database, StoreError> {
 }
 
 fn opened(path: &Path, file: File) -> Result<Database, StoreError> {
+    let backend = FileBackend::new(file).map_err(|error| of_database(path, error))?;
+    built(path, backend)
+}
+
+fn built(path: &Path, backend: impl StorageBackend) -> Result<Database, StoreError> {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE);
     builder.set_check_integrity_on_open(true);
-    let backend = FileBackend::new(file).map_err(|error| of_database(path, error))?;
     let database = builder.create_with_backend(backend);
     database.map_err(|error| of_database(path, error))
 }
@@ -221,14 +270,24 @@ fn read(path: &Path, database: &Database) -> Result<Contents, StoreError> {
     })
 }
 
-fn write(path: &Path, database: &Database, writes: &[Write]) -> Result<u64, StoreError> {
+fn write(path: &Path, database: &Database, writes: &[Write]) -> Result<u64, CommitError> {
+    let (transaction, revision) = filled(path, database, writes).map_err(CommitError::NotMade)?;
+    let committed = transaction.commit();
+    committed.map_err(|error| CommitError::Unknown(of_commit(path, error)))?;
+    Ok(revision)
+}
+
+/// A transaction in which all is done, and which is forgotten unless it is committed.
+fn filled(
+    path: &Path,
+    database: &Database,
+    writes: &[Write],
+) -> Result<(WriteTransaction, u64), StoreError> {
     let transaction = database.begin_write();
     let mut transaction = transaction.map_err(|error| of_transaction(path, error))?;
     transaction.set_two_phase_commit(true);
     let revision = fill(path, &transaction, writes)?;
-    let committed = transaction.commit();
-    committed.map_err(|error| of_commit(path, error))?;
-    Ok(revision)
+    Ok((transaction, revision))
 }
 
 fn fill(path: &Path, transaction: &WriteTransaction, writes: &[Write]) -> Result<u64, StoreError> {
@@ -305,9 +364,9 @@ fn of_table(path: &Path, error: TableError) -> StoreError {
     }
 }
 
-fn of_commit(path: &Path, error: CommitError) -> StoreError {
+fn of_commit(path: &Path, error: RedbCommitError) -> StoreError {
     match error {
-        CommitError::Storage(error) => of_storage(path, &error),
+        RedbCommitError::Storage(error) => of_storage(path, &error),
         other => said(path, "write it", &other),
     }
 }

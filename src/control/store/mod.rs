@@ -13,7 +13,10 @@
 
 mod embedded;
 #[cfg(test)]
+pub(crate) mod faulty;
+#[cfg(test)]
 mod tests;
+mod unopened;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +25,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use embedded::Embedded;
+pub use unopened::Unopened;
 
 /// The version of what is stored. A store of a later one is left alone.
 pub const VERSION: u64 = 1;
@@ -70,12 +74,23 @@ pub trait Store: fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. None of the writes is made, unless the disk failed just as it was asked to
-    /// make them last: what there is then is what [`Store::load`] says. The store can be used on.
-    fn commit(&mut self, writes: &[Write]) -> Result<u64, StoreError>;
+    /// [`CommitError`]. The store can be used on.
+    fn commit(&mut self, writes: &[Write]) -> Result<u64, CommitError>;
 
     /// The error that an entry makes no sense, which only who wrote it can tell.
     fn damaged(&self, why: &str) -> StoreError;
+}
+
+/// Why writes were not made.
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// None of them is.
+    #[error(transparent)]
+    NotMade(StoreError),
+    /// The disk failed just as it was asked to make them last: all of them are there, or none is.
+    /// [`Store::load`] says what is, if the disk can be read.
+    #[error(transparent)]
+    Unknown(StoreError),
 }
 
 /// Why a store cannot be used.
@@ -91,6 +106,9 @@ pub enum StoreError {
         /// What the system says.
         reason: String,
     },
+    /// It could not be opened, and this was the reason.
+    #[error("{0}; nothing can be stored until it can be used")]
+    Unopened(String),
     /// Another process has it.
     #[error(
         "state directory {}: another nos-relay uses it; stop that one, or choose another directory \

@@ -51,6 +51,50 @@ fn the_first_keeps_its_identifier_and_the_second_gets_another() {
 }
 
 #[test]
+fn another_table_takes_flows_up_as_they_are() {
+    let mut flows = EchoFlows::default();
+    let rewritten = {
+        flows.outbound(A, key(2, 7), seconds(0)).unwrap();
+        flows.outbound(B, key(2, 7), seconds(50)).unwrap()
+    };
+    for remote in 0..200 {
+        flows.outbound(A, key(remote, 9), seconds(50)).unwrap();
+    }
+    let now = seconds(65);
+    let mut other = EchoFlows::default();
+    // Here A has asked already, by the identifier that B has there.
+    other.outbound(A, key(3, 9), now).unwrap();
+    let mut cursor = Some(0);
+    let mut told = 0;
+    while let Some(first) = cursor {
+        let page = flows.page(first, now);
+        told += page.rows.len();
+        page.rows.iter().for_each(|flow| other.remember(flow, now));
+        cursor = page.next;
+    }
+    assert_eq!(told, 201, "all but the one that is idle");
+    assert_eq!(other.len(), 201);
+    let echo = other.inbound(key(2, rewritten), now);
+    assert_eq!(echo, Some(Echo { owner: B, id: 7 }));
+    assert_eq!(other.outbound(B, key(2, 7), now), Ok(rewritten));
+    assert_eq!(other.outbound(A, key(2, 9), now), Ok(9));
+    assert_eq!(other.len(), 201);
+    assert_eq!(other.inbound(key(2, 7), now), None);
+    // An identifier on the wire that is somebody else's by now stays his.
+    assert_eq!(other.outbound(B, key(2, 11), now), Ok(11));
+    let late = EchoFlow {
+        owner: A,
+        key: key(2, 11),
+        id: 12,
+    };
+    other.remember(&late, now);
+    assert_eq!(
+        other.inbound(key(2, 11), now),
+        Some(Echo { owner: B, id: 11 })
+    );
+}
+
+#[test]
 fn a_mapping_lasts_sixty_seconds_from_the_last_request() {
     let mut flows = EchoFlows::default();
     flows.outbound(A, key(2, 7), seconds(0)).unwrap();
