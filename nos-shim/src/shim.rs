@@ -23,6 +23,7 @@
 //! change the tables as wholes, or not at all; then the other parts follow.
 
 mod requests;
+
 #[cfg(test)]
 mod tests;
 
@@ -44,7 +45,7 @@ use crate::page::Page;
 use crate::ports::{ExchangeRefused, Owner, PortTable, RegistrationRefused};
 use crate::services::ServiceConfig;
 use crate::share::Budget;
-use crate::tables::{Tables, Uplink, UplinkChange};
+use crate::tables::{Tables, Uplink, UplinkChange, zone_here};
 use crate::time::Instant;
 use crate::worker::Worker;
 
@@ -507,7 +508,7 @@ impl Shim {
             let Some(attachment) = self.tables.attachments.get(owner) else {
                 continue;
             };
-            let vrf = attachment.vrf;
+            let vrf = zone_here(attachment, key.vrf);
             let flow = EchoFlow {
                 owner: Owner::Attachment(owner),
                 key: EchoKey { vrf, ..key },

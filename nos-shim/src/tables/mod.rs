@@ -88,6 +88,27 @@ impl Tables {
         self.own_addresses.get(usize::from(vrf.0))?.find(address)
     }
 
+    /// The NOS's own address that this is, in a VRF or on a [link](VrfId::of_link).
+    pub(crate) fn address_in(&self, vrf: VrfId, address: IpAddr) -> Option<LocalAddressId> {
+        let Some(index) = vrf.link_index() else {
+            return self.own_address(vrf, address);
+        };
+        let (id, uplink) = self.uplinks.iter_from(index).next()?;
+        let own = id.index() == index && address == IpAddr::V6(uplink.link_local());
+        uplink.shared.filter(|_| own)
+    }
+
+    /// Notes whose link-local addresses are shared: with an attachment in the uplink's VRF.
+    fn follow_shared_links(&mut self) {
+        let sharing = self.attachments.values();
+        let sharing = sharing.filter_map(|it| Some((it.link_local?, it.vrf)));
+        let sharing: BTreeSet<(UplinkId, VrfId)> = sharing.collect();
+        for (id, uplink) in self.uplinks.iter_mut() {
+            let shared = sharing.contains(&(id, uplink.config.vrf));
+            uplink.shared = self.ports.link(id).filter(|_| shared);
+        }
+    }
+
     /// All addresses of the NOS in a VRF.
     pub(crate) fn addresses(&self, vrf: VrfId) -> impl Iterator<Item = IpAddr> + '_ {
         let own = self.own_addresses.get(usize::from(vrf.0));
@@ -280,6 +301,7 @@ impl Tables {
                     .map(|(id, _)| id),
             );
         }
+        self.follow_shared_links();
         let mtus = self.attachments.values().map(|it| usize::from(it.mtu));
         self.attachment_mtu = mtus.min().unwrap_or(usize::MAX);
         let policies = || self.policies.values();
@@ -291,7 +313,7 @@ impl Tables {
     pub(crate) fn keeps(&self, key: &FlowKey, owner: AttachmentId, opener: Opener) -> bool {
         let (Some(policy), Some(address)) = (
             self.policies.get(owner),
-            self.own_address(key.vrf, key.local),
+            self.address_in(key.vrf, key.local),
         ) else {
             return false;
         };
@@ -320,9 +342,10 @@ impl Tables {
         let owner = self.attachments.get(flow.owner)?;
         let mut flow = *flow;
         // Elsewhere, its VRF may have another number.
-        flow.key.vrf = owner.vrf;
-        let address = self.own_address(owner.vrf, flow.key.local)?;
-        let shares = owner.addresses.contains(&flow.key.local);
+        flow.key.vrf = zone_here(owner, flow.key.vrf);
+        let address = self.address_in(flow.key.vrf, flow.key.local)?;
+        let on_link = flow.key.vrf.link_index().is_some();
+        let shares = on_link || owner.addresses.contains(&flow.key.local);
         if !shares || !self.keeps(&flow.key, flow.owner, flow.opener) {
             return None;
         }
@@ -353,8 +376,16 @@ impl Tables {
     }
 }
 
+/// The number that the VRF of an attachment's flow has here: its own, or that of the link whose
+/// link-local address it shares.
+pub(crate) fn zone_here(owner: &Registration, elsewhere: VrfId) -> VrfId {
+    let link = elsewhere.link_index().and(owner.link_local);
+    link.and_then(VrfId::of_link).unwrap_or(owner.vrf)
+}
+
 fn same_place(one: &Registration, other: &Registration) -> bool {
-    (one.vrf, &one.addresses) == (other.vrf, &other.addresses)
+    let place = |it: &Registration| (it.vrf, it.link_local);
+    place(one) == place(other) && one.addresses == other.addresses
 }
 
 fn service_registration(vrf: VrfId, config: &ServiceConfig) -> ServiceRegistration {
