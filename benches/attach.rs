@@ -138,6 +138,7 @@ fn request(number: usize, veth: bool) -> AttachRequest {
                 "2001:db8:1::/64".parse().expect("a network"),
             ]
             .into(),
+            link_local: None,
             router: MacAddr::stable("relay").link_local(),
             ephemeral: vec![PortRange::new(first, first + 31).expect("a range")],
             opens_flows: true,

@@ -325,6 +325,7 @@ impl Path {
                 name: format!("c{id}").into(),
                 vrf: VrfId::DEFAULT,
                 mac: CONTAINER,
+                link_local: None,
                 relay_mac: RELAY,
                 addresses: vec![OWN_V4.into(), OWN_V6.into()],
                 policy: Policy::default(),

@@ -49,6 +49,7 @@ fn registration(id: u32, claims: Vec<Claim>) -> Registration {
         addresses: vec![OWN4.into()],
         policy: Policy::default(),
         claims,
+        link_local: None,
         router: Ipv6Addr::UNSPECIFIED,
         mtu: 1500,
     }
@@ -225,6 +226,7 @@ fn attachment(claims: &[Claim]) -> AttachmentConfig {
         name: "web".into(),
         vrf: VRF,
         mac: MacAddr([2, 0, 0, 0, 0, 2]),
+        link_local: None,
         relay_mac: MacAddr([2, 0, 0, 0, 0, 3]),
         addresses: vec![OWN4.into()],
         policy: Policy::default(),

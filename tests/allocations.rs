@@ -96,6 +96,7 @@ fn attachment(id: u32, claims: Vec<Claim>) -> AttachmentConfig {
         name: format!("c{id}").into(),
         vrf: VRF,
         mac: CONTAINER,
+        link_local: None,
         relay_mac: RELAY,
         addresses: vec![OWN4.into(), OWN6.into()],
         policy: Policy::default(),

@@ -148,6 +148,7 @@ fn spec() -> ContainerSpec {
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: addresses(&["203.0.113.1", "2001:db8:1::1"]),
         networks: networks(&["203.0.113.0/24", "2001:db8:1::/64"]),
+        link_local: None,
         router: MacAddr::stable("relay").link_local(),
         ephemeral: ports(&["40000-44999"]),
         opens_flows: true,

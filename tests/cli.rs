@@ -12,9 +12,9 @@ use clap::{CommandFactory, Parser};
 use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
-    Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Link, LinkState, Neighbor,
-    NeighborState, NextHop, Origin, Port, PortKind, Protocol, Ring, Route, RouteAction,
-    RouteSource, Stage, Traffic, TurnStage, Turns, Uplink,
+    Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Link, LinkLocal,
+    LinkState, Neighbor, NeighborState, NextHop, Origin, Port, PortKind, Protocol, Ring, Route,
+    RouteAction, RouteSource, Stage, Traffic, TurnStage, Turns, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
@@ -243,6 +243,10 @@ fn attachments() -> Response {
             "203.0.113.1".parse().unwrap(),
             "2001:db8:1::1".parse().unwrap(),
         ],
+        link_local: Some(LinkLocal {
+            uplink: "up0".to_owned(),
+            address: "fe80::5eff:fe10:1".parse().unwrap(),
+        }),
         link: link("tap", "eth0"),
     };
     let mut db = Attachment {
@@ -251,6 +255,7 @@ fn attachments() -> Response {
         netns: "pid 1234".to_owned(),
         origin: Origin::Runtime,
         addresses: vec!["203.0.113.1".parse().unwrap()],
+        link_local: None,
         ..web.clone()
     };
     db.link = Link {
@@ -575,7 +580,8 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
                       mac 02:00:5e:10:00:01 of the NOS  dropped 4 source-port
                       203.0.113.1                       dropped 9 in the device's queue
                       2001:db8:1::1                     cut 5 super-frames over 64 KiB
-                      mtu 1500, vrf default             device refused 1 uso
+                      fe80::5eff:fe10:1 of up0          device refused 1 uso
+                      mtu 1500, vrf default
                       offload checksum tso4 tso6
 ";
 
@@ -670,6 +676,7 @@ fn the_port_tables_holdings_are_shown() {
             claim(Transport::Tcp, "80", ClaimKind::Listen),
             claim(Transport::Tcp, "40000-44999", ClaimKind::Ephemeral),
         ],
+        link_local: None,
         router: "fe80::1".parse().unwrap(),
         mtu: 1500,
     };

@@ -59,6 +59,7 @@ impl Setup {
             name: "c".into(),
             vrf: VrfId::DEFAULT,
             mac: CONTAINER,
+            link_local: None,
             relay_mac: RELAY,
             addresses: vec![OWN.into()],
             policy: Policy::default(),

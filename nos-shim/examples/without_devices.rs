@@ -130,6 +130,7 @@ impl World {
             addresses: vec![NOS.1.into()],
             policy: Policy::default(),
             claims: vec![claim(Transport::Tcp), claim(Transport::Udp)],
+            link_local: None,
             router: Ipv6Addr::LOCALHOST,
             mtu: 1500,
         };

@@ -79,6 +79,9 @@ generational!(AttachmentId);
 generational!(UplinkId);
 
 /// Identifies a routing and forwarding instance. Every table is keyed by it.
+///
+/// Numbers below [`VrfId::COUNT`] are VRFs. Those above stand for the links of uplinks, each of which is
+/// a zone of its own for link-local addresses (RFC 4007 §6): see [`VrfId::of_link`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VrfId(pub u16);
 
@@ -89,6 +92,23 @@ pub struct LocalAddressId(pub u32);
 impl VrfId {
     /// The VRF of everything that names none.
     pub const DEFAULT: Self = Self(0);
+    /// VRFs have lower numbers than this.
+    pub const COUNT: u16 = 1 << 15;
+
+    /// The zone of link-local addresses that an uplink's link is. An uplink whose index is
+    /// [`Self::COUNT`] or more has none.
+    #[must_use]
+    pub fn of_link(uplink: UplinkId) -> Option<Self> {
+        let index = u16::try_from(uplink.index()).ok()?;
+        (index < Self::COUNT).then(|| Self(Self::COUNT + index))
+    }
+
+    /// The index of the uplink whose link this is; `None` of a VRF.
+    #[must_use]
+    #[inline]
+    pub fn link_index(self) -> Option<usize> {
+        self.0.checked_sub(Self::COUNT).map(usize::from)
+    }
 }
 
 impl fmt::Display for AttachmentId {
@@ -264,6 +284,17 @@ mod tests {
             MacAddr::stable("web").to_string(),
             MacAddr::stable("web").to_string()
         );
+    }
+
+    #[test]
+    fn the_link_of_each_uplink_is_a_zone_of_its_own() {
+        let zone = |index, generation| VrfId::of_link(UplinkId::new(index, generation));
+        assert_eq!(zone(0, 0).unwrap().link_index(), Some(0));
+        assert_eq!(zone(7, 3).unwrap().link_index(), Some(7));
+        assert_eq!(zone(VrfId::COUNT - 1, 0), Some(VrfId(u16::MAX)));
+        assert_eq!(zone(VrfId::COUNT, 0), None);
+        assert_eq!(VrfId::DEFAULT.link_index(), None);
+        assert_eq!(VrfId(VrfId::COUNT - 1).link_index(), None);
     }
 
     #[test]

@@ -23,6 +23,7 @@
 //! change the tables as wholes, or not at all; then the other parts follow.
 
 mod requests;
+
 #[cfg(test)]
 mod tests;
 
@@ -41,7 +42,7 @@ use crate::neighbor::{NeighborCursor, NeighborStatus};
 use crate::offload::Capabilities;
 use crate::output::Output;
 use crate::page::Page;
-use crate::ports::{ExchangeRefused, Owner, PortTable, RegistrationRefused};
+use crate::ports::{ExchangeRefused, Owner, PortTable, Registration, RegistrationRefused};
 use crate::services::ServiceConfig;
 use crate::share::Budget;
 use crate::tables::{Tables, Uplink, UplinkChange};
@@ -489,7 +490,7 @@ impl Shim {
                 continue;
             };
             let mut flow = *flow;
-            flow.key.vrf = owner.vrf;
+            flow.key.vrf = zone_here(owner, flow.key.vrf);
             // An owner that has more than its share gives up its own.
             let _ = policed.flows.open(&flow, now);
         }
@@ -503,7 +504,7 @@ impl Shim {
             let Some(attachment) = self.tables.attachments.get(owner) else {
                 continue;
             };
-            let vrf = attachment.vrf;
+            let vrf = zone_here(attachment, key.vrf);
             let flow = EchoFlow {
                 owner: Owner::Attachment(owner),
                 key: EchoKey { vrf, ..key },
@@ -610,4 +611,11 @@ impl Shim {
             counters: self.output.counters.get(id).copied().unwrap_or_default(),
         }
     }
+}
+
+/// The number that the VRF of an attachment's flow has here: its own, or that of the link whose
+/// link-local address it shares.
+fn zone_here(owner: &Registration, elsewhere: VrfId) -> VrfId {
+    let link = elsewhere.link_index().and(owner.link_local);
+    link.and_then(VrfId::of_link).unwrap_or(owner.vrf)
 }

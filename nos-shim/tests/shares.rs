@@ -104,6 +104,7 @@ impl World {
                 range: PortRange::new(port, port).unwrap(),
                 kind: ClaimKind::Listen,
             }],
+            link_local: None,
             router: Ipv6Addr::LOCALHOST,
             mtu: 1500,
         };

@@ -96,6 +96,9 @@ pub struct AttachArgs {
     /// MAC address of its interface.
     #[arg(long, value_name = "MAC")]
     pub mac: Option<String>,
+    /// An uplink whose link-local address it uses as its own.
+    #[arg(long, value_name = "UPLINK")]
+    pub link_local: Option<String>,
     /// Use neither checksum nor segmentation offload.
     #[arg(long)]
     pub no_offload: bool,
@@ -434,6 +437,7 @@ impl AttachArgs {
             .value("device", text(&self.device))
             .value("interface", self.interface.clone())
             .list("addresses", &self.addresses)
+            .value("link_local", self.link_local.clone())
             .ports(&self.ports)
             .value("mac", self.mac.clone())
             .value("offload", self.no_offload.then_some(false))

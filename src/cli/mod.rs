@@ -53,7 +53,7 @@ pub enum Command {
     /// Show the state of a running nos-relay.
     Show(ShowArgs),
     /// Attach a container.
-    Attach(AttachArgs),
+    Attach(Box<AttachArgs>),
     /// Detach a container that was attached at run time.
     Detach(DetachArgs),
     /// Give ports to containers, and take them away.

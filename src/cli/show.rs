@@ -201,6 +201,8 @@ fn attachments(rows: &[Attachment]) -> String {
             format!("mac {} of the NOS", row.link.mac),
         ];
         interface.extend(row.addresses.iter().map(ToString::to_string));
+        let shared = row.link_local.iter();
+        interface.extend(shared.map(|it| format!("{} of {}", it.address, it.uplink)));
         interface.extend(properties(&row.link));
         [
             row.id

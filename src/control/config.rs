@@ -263,6 +263,9 @@ pub struct Container {
     /// NOS addresses in its VRF that it uses as its own; the first of each family is the preferred
     /// source.
     pub addresses: Vec<IpAddr>,
+    /// The uplink of its VRF whose link-local address it uses as its own, to talk with the neighbors on
+    /// that link.
+    pub link_local: Option<Name>,
     /// Networks of the uplinks of its VRF, each once, without host bits; the same of all containers
     /// of the VRF.
     pub networks: Arc<[IpNet]>,

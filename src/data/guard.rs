@@ -18,6 +18,10 @@
 //! | other protocols | never: none is registered; but see below |
 //! | IPv6 headers at fault | always: the NOS tells the container, and sends no such packet on |
 //!
+//! A container that shares the link-local address of an uplink talks from it with that link:
+//! [`Guard::check_on_link`] judges such packets by the rules above, but that their destination may be
+//! link-local, though not the relay's.
+//!
 //! TTL and hop limit are the container's business: outside, it *is* the NOS host.
 //!
 //! What a container sends to its own addresses comes here as well. Other protocols and other ICMP go
@@ -86,6 +90,35 @@ impl Guard {
             Some(_) => self.check_foreign_port(packet.protocol()),
             None => self.check_without_ports(packet, addresses),
         }
+    }
+
+    /// Whether the container may send `packet` on the link whose link-local address it shares. `None`
+    /// of a packet that does not come from that address, or goes to the relay itself.
+    pub fn check_on_link(&self, packet: &Packet) -> Option<Result<(), DropReason>> {
+        let addresses = packet.addresses();
+        let Addresses::V6 {
+            source,
+            destination,
+        } = addresses
+        else {
+            return None;
+        };
+        let shared = self.link.shared_link_local() == Some(source);
+        let to_relay = destination == self.link.relay_link_local();
+        (shared && !to_relay).then(|| {
+            self.link.check_unicast(packet.frame())?;
+            if martian::is_group(destination.into()) {
+                return Err(DropReason::Multicast);
+            }
+            if martian::source_is_martian(destination.into()) {
+                return Err(DropReason::MartianDestination);
+            }
+            match packet.ports() {
+                Some(ports) if self.owns(packet.protocol(), ports.source) => Ok(()),
+                Some(_) => self.check_foreign_port(packet.protocol()),
+                None => self.check_without_ports(packet, addresses),
+            }
+        })
     }
 
     /// Whether the source is the container's, and the destination a unicast address beyond the
@@ -164,10 +197,7 @@ impl Guard {
     fn was_sent_error(&self, packet: &Packet, addresses: Addresses) -> bool {
         Quote::parse(packet).is_some_and(|quote| {
             quote.addresses.source() == addresses.destination()
-                && self
-                    .link
-                    .addresses()
-                    .contains(quote.addresses.destination())
+                && self.link.shares(quote.addresses.destination())
                 && self.was_addressed(&quote)
         })
     }

@@ -13,6 +13,7 @@ pub struct ContainerLink {
     /// The Ethernet addresses of a frame from the container to the relay.
     outbound: [u8; 12],
     relay_link_local: Ipv6Addr,
+    shared_link_local: Option<Ipv6Addr>,
     addresses: AddressSet,
     mtu: u16,
 }
@@ -28,8 +29,18 @@ impl ContainerLink {
         Self {
             outbound,
             relay_link_local: relay_mac.link_local(),
+            shared_link_local: None,
             addresses: AddressSet::new(addresses.iter().copied()),
             mtu,
+        }
+    }
+
+    /// The same, where the container uses the NOS's link-local address on an uplink as its own.
+    #[must_use]
+    pub fn sharing(self, link_local: Option<Ipv6Addr>) -> Self {
+        Self {
+            shared_link_local: link_local,
+            ..self
         }
     }
 
@@ -55,7 +66,20 @@ impl ContainerLink {
         self.relay_link_local
     }
 
-    /// What the container may use as its own.
+    /// The link-local address of an uplink that the container uses as its own.
+    #[must_use]
+    pub fn shared_link_local(&self) -> Option<Ipv6Addr> {
+        self.shared_link_local
+    }
+
+    /// Whether the container has this address, which is the NOS's as well.
+    #[must_use]
+    pub fn shares(&self, address: IpAddr) -> bool {
+        let link_local = self.shared_link_local.map(IpAddr::V6);
+        self.addresses.contains(address) || link_local == Some(address)
+    }
+
+    /// What the container may use as its own, beside a link-local address.
     #[must_use]
     #[inline]
     pub fn addresses(&self) -> &AddressSet {

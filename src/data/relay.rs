@@ -65,7 +65,7 @@ use nos_shim::share::Budget;
 use nos_shim::time::Instant;
 use nos_shim::transmit::TransmitQueues;
 
-pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus};
+pub use attachment::{AttachmentConfig, AttachmentCounters, AttachmentStatus, LinkLocal};
 pub use requests::{AttachmentExchange, RelayError};
 
 use attachment::Attachment;

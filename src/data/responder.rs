@@ -60,6 +60,9 @@ const ECHO_REPLY: u8 = 129;
 pub enum Disposition {
     /// It is not for the relay itself, and goes on to the NOS.
     Forward(Packet),
+    /// The same on the link whose link-local address the container shares. It bears the
+    /// [zone](nos_shim::ident::VrfId::of_link) of that link.
+    OnLink(Packet),
     /// It was a question; this goes back to the container.
     Reply(Frame),
     /// It was understood, and asks for nothing.
@@ -209,9 +212,8 @@ fn check_link_layer(link: &ContainerLink, option: Option<MacAddr>) -> Result<(),
 fn neighbor_wish(link: &ContainerLink, source: Ipv6Addr, target: Ipv6Addr) -> Wish {
     let detection = source.is_unspecified();
     let ours = target == link.relay_link_local();
-    let theirs = link.addresses().contains(target.into())
-        || target == link.mac().link_local()
-        || target == source;
+    let theirs =
+        link.shares(target.into()) || target == link.mac().link_local() || target == source;
     if (theirs || detection) && !ours || martian::destination_is_martian(target.into()) {
         return Wish::Nothing;
     }
@@ -356,7 +358,7 @@ mod tests {
             Disposition::Reply(frame) => Outcome::Reply(read(frame)),
             Disposition::Consumed(_) => Outcome::Silence,
             Disposition::Drop(_, reason) => Outcome::Drop(reason),
-            Disposition::Forward(_) => Outcome::NotMine,
+            Disposition::Forward(_) | Disposition::OnLink(_) => Outcome::NotMine,
         }
     }
 

@@ -495,6 +495,7 @@ fn attachment(id: AttachmentId, flavour: u8) -> AttachmentConfig {
         name: format!("c{}", id.0).into(),
         vrf: VrfId::DEFAULT,
         mac: container_mac(id),
+        link_local: None,
         relay_mac: relay_mac(id),
         addresses: addresses
             .flat_map(|(v4, v6)| [v4.into(), v6.into()])

@@ -19,6 +19,7 @@ use crate::worker::{Holder, Worker};
 
 use super::demux::{Recipient, put_back_echo_id, recipient};
 use super::groups;
+use super::link_local;
 use super::local;
 use super::oversize::{Size, cut, size};
 use super::step::{Refusal, Step, ToAttachment};
@@ -82,10 +83,7 @@ fn carry_out(
     match recipient {
         Recipient::Query => answer(packet, None, origin, worker, output, now),
         Recipient::NoListener => Step::Refuse(Refusal::no_listener(packet, origin)),
-        Recipient::Refused(reason) => Step::Refuse(Refusal {
-            reason,
-            ..Refusal::no_listener(packet, origin)
-        }),
+        Recipient::Refused(reason) => Step::no_listener(packet, origin, reason),
         Recipient::NoProtocol => match origin {
             Origin::Uplink(id) if igmp::is_igmp(&packet) => {
                 groups::receive(packet, id, worker, output, now)
@@ -167,7 +165,7 @@ fn deliver_fragment(
 }
 
 /// Who gets the datagram that starts with this fragment.
-fn holder(recipient: Recipient, first: &mut Packet, address: LocalAddressId) -> Holder {
+pub(super) fn holder(recipient: Recipient, first: &mut Packet, address: LocalAddressId) -> Holder {
     match recipient {
         Recipient::Attachment(id) => Holder::Attachment(id),
         Recipient::Echo(id, own) => {
@@ -247,8 +245,8 @@ fn answer(
     }
 }
 
-/// A packet to the NOS's own link-local address, or to a group of IPv6 that it is in: the NOS has no
-/// services there, but it is a host.
+/// A packet to the NOS's own link-local address, or to a group of IPv6 that it is in: where no container
+/// shares that address, or none owns the port. The NOS has no services there, but it is a host.
 #[inline(never)]
 pub(super) fn deliver_link_local(
     packet: Packet,
@@ -258,6 +256,11 @@ pub(super) fn deliver_link_local(
     output: &mut Output,
     now: Instant,
 ) -> Step {
+    // A container's own kernel looks at options.
+    let packet = match link_local::inbound(packet, id, tables, worker, now) {
+        Ok(step) => return step,
+        Err(packet) => packet,
+    };
     let origin = Origin::Uplink(id);
     let packet = match take_options(packet, origin, now) {
         Ok(packet) => packet,

@@ -20,6 +20,9 @@
 //! It ends: a step leads to a later stage, or to `Refuse` and from there to a packet of the NOS's
 //! own; and nobody is told of an error about one of those ([`Origin::Nos`]).
 //!
+//! A container's packet from a link-local address is not looked up: it leaves by the uplink whose
+//! address it is ([`link_local`]).
+//!
 //! A packet that leaves by the uplink where it came in makes a redirect besides, to its sender on that
 //! link; it goes on all the same.
 //!
@@ -32,6 +35,7 @@ mod egress;
 mod ftp;
 mod groups;
 mod ingress;
+mod link_local;
 mod local;
 mod oversize;
 mod police;
@@ -225,6 +229,9 @@ impl Forwarder<'_> {
         let Some(Interface::Attachment(id)) = packet.frame().interface() else {
             return self.output.discard(packet, DropReason::UnknownAttachment);
         };
+        if packet.frame().vrf().link_index().is_some() {
+            return self.run(link_local::outbound(packet, id, self.tables));
+        }
         self.run(Step::Follow(packet, adjacency, Origin::Attachment(id)));
         egress::prepare_rewrite(adjacency, self.tables, self.worker);
     }
@@ -268,7 +275,7 @@ impl Forwarder<'_> {
                     egress::leave(packet, hop, origin, tables, worker, output, now)
                 }
                 Step::Refuse(refusal) => respond::refuse(refusal, tables, worker, output, now),
-                Step::Return(packet, origin) => respond::send_back(packet, origin),
+                Step::Return(packet, origin) => respond::send_back(packet, origin, tables),
                 Step::Drop(packet, reason) => {
                     output.discard(packet, reason);
                     Step::Done

@@ -298,7 +298,7 @@ impl Outbound<'_> {
 
 /// Who owns the local port of a flow; `None` if its address is none of the NOS's now.
 fn port_owner(key: &FlowKey, tables: &Tables) -> Option<PortOwner> {
-    let address = tables.own_address(key.vrf, key.local)?;
+    let address = tables.address_in(key.vrf, key.local)?;
     Some(tables.ports.owner(address, key.transport, key.local_port))
 }
 

@@ -149,10 +149,14 @@ fn router_of(id: AttachmentId, ipv6: bool, tables: &Tables) -> IpAddr {
 }
 
 /// Where the NOS sends what it says about a packet: where that came from.
-pub(super) fn send_back(mut packet: Packet, origin: Origin) -> Step {
+pub(super) fn send_back(mut packet: Packet, origin: Origin, tables: &Tables) -> Step {
     // Whoever makes us answer is charged if the answer has to wait.
     if let Origin::Uplink(id) = origin {
         packet.set_interface(Interface::Uplink(id));
+        // About a packet on the link, it goes where the link is.
+        if let Some(uplink) = tables.uplinks.get(id) {
+            packet.set_vrf(uplink.config.vrf);
+        }
     }
     match (origin, packet.destination()) {
         (Origin::Attachment(to), _) => Step::ToAttachment(ToAttachment {

@@ -65,6 +65,14 @@ impl Step {
     ) -> Self {
         Self::Refuse(Refusal::new(packet, origin, error, reason))
     }
+
+    /// A refusal of what a container is not told of, as if nobody listened.
+    pub(super) fn no_listener(packet: Packet, origin: Origin, reason: DropReason) -> Self {
+        Self::Refuse(Refusal {
+            reason,
+            ..Refusal::no_listener(packet, origin)
+        })
+    }
 }
 
 /// A packet that does not go on, and what its sender is told if that is proper and the rate allows.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::{Policy, PortRange};
-use crate::ident::{AttachmentId, VrfId};
+use crate::ident::{AttachmentId, UplinkId, VrfId};
 
 /// Attachments with higher numbers cannot own ports: the map of ports has 28 bits for them.
 pub(super) const LAST_OWNER: u32 = (1 << 28) - 1;
@@ -111,6 +111,9 @@ pub enum RegistrationRefused {
         /// The VRF of the registration.
         vrf: VrfId,
     },
+    /// The NOS has no such uplink, or none whose link-local address can be shared.
+    #[error("the NOS has no link-local address to share on {0}")]
+    UnknownLink(UplinkId),
     /// An exchange registers the attachment twice.
     #[error("{0} is in one exchange twice")]
     Twice(AttachmentId),
@@ -148,6 +151,10 @@ pub struct Registration {
     pub vrf: VrfId,
     /// NOS addresses that it shares.
     pub addresses: Vec<IpAddr>,
+    /// The uplink, in its VRF, whose link-local address it shares besides: it talks with the neighbors on
+    /// that link. Its packets from there bear the [zone](VrfId::of_link) of the link in the place of its
+    /// VRF.
+    pub link_local: Option<UplinkId>,
     /// Ports that it owns on them. All are granted, or none.
     pub claims: Vec<Claim>,
     /// With whom it may talk.

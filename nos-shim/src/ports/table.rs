@@ -4,7 +4,9 @@
 //!
 //! Ownership is per VRF, address, transport and port. An attachment's [`Registration`] names
 //! addresses of the NOS and claims ports on all of them; a [`ServiceRegistration`] claims ports on
-//! every address of its VRF. The claims themselves are the truth. They are painted into a flat map
+//! every address of its VRF. The link-local address of an uplink is one more address for those who
+//! [share](Registration::link_local) it; which one it is, as it follows the uplink's MAC address, does
+//! not matter here. The claims themselves are the truth. They are painted into a flat map
 //! ([`map`](super::map)) in which a packet finds its port's owner in two loads, whatever the number
 //! of claims.
 //!
@@ -31,7 +33,7 @@ use super::{
     Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, PortRange, Registration,
     RegistrationRefused, ServiceRegistration, Transport,
 };
-use crate::ident::{AttachmentId, LocalAddressId, VrfId};
+use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::page::{PAGE, Page};
 
 /// Suggestions prefer ports from here on: lower ones are well-known (RFC 6335 §6).
@@ -83,6 +85,8 @@ pub struct Holding<'a> {
     /// On which addresses, whether the NOS has them now or not; `None` is every address of the
     /// VRF.
     pub addresses: Option<&'a [IpAddr]>,
+    /// And on the link-local address of this uplink.
+    pub link_local: Option<UplinkId>,
     /// Which ports, and what for.
     pub claim: Claim,
 }
@@ -117,6 +121,8 @@ impl Grant {
 pub struct PortTable {
     map: PortMap,
     addresses: HashMap<(VrfId, IpAddr), LocalAddressId, RandomState>,
+    /// The link-local addresses of uplinks.
+    links: BTreeMap<UplinkId, LocalAddressId>,
     unused_ids: Vec<LocalAddressId>,
     registrations: Registrations,
     services: Services,
@@ -138,6 +144,7 @@ impl PortTable {
         Self {
             map: PortMap::new(),
             addresses: HashMap::default(),
+            links: BTreeMap::new(),
             unused_ids: Vec::new(),
             registrations: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -164,12 +171,8 @@ impl PortTable {
         if let Some(known) = self.address(vrf, address) {
             return known;
         }
-        let id = self.unused_ids.pop().unwrap_or_else(|| {
-            // Each takes 2 KiB, so there are never 2^32 of them.
-            LocalAddressId(u32::try_from(self.addresses.len()).unwrap_or(u32::MAX))
-        });
+        let id = self.fresh_id();
         self.addresses.insert((vrf, address), id);
-        self.map.add(id);
         let named = |holding: &Holding<'_>| holding.vrf == vrf && holding.covers(address);
         let services = self
             .services
@@ -186,6 +189,54 @@ impl PortTable {
             }
         }
         id
+    }
+
+    /// An index that no address has, whose ports are nobody's.
+    fn fresh_id(&mut self) -> LocalAddressId {
+        let used = self.addresses.len() + self.links.len();
+        let id = self.unused_ids.pop().unwrap_or_else(|| {
+            // Each takes 2 KiB, so there are never 2^32 of them.
+            LocalAddressId(u32::try_from(used).unwrap_or(u32::MAX))
+        });
+        self.map.add(id);
+        id
+    }
+
+    /// The index of the link-local address of an uplink.
+    #[must_use]
+    pub fn link(&self, uplink: UplinkId) -> Option<LocalAddressId> {
+        self.links.get(&uplink).copied()
+    }
+
+    /// Makes the link-local address of an uplink one of the NOS's. The claims of all who share it hold
+    /// from now on.
+    ///
+    /// Adding it again changes nothing and returns the same index.
+    pub fn add_link(&mut self, uplink: UplinkId) -> LocalAddressId {
+        if let Some(known) = self.link(uplink) {
+            return known;
+        }
+        let id = self.fresh_id();
+        self.links.insert(uplink, id);
+        let sharing = self.registrations.values();
+        for registration in sharing.filter(|it| it.link_local == Some(uplink)) {
+            for claim in &registration.claims {
+                let owner = packed(registration, claim);
+                self.map.fill(id, claim.transport, claim.range, owner);
+            }
+        }
+        id
+    }
+
+    /// Takes the link-local address of an uplink away, as [`Self::remove_address`] does others. Returns
+    /// whether it was there.
+    pub fn remove_link(&mut self, uplink: UplinkId) -> bool {
+        let removed = self.links.remove(&uplink);
+        if let Some(id) = removed {
+            self.map.clear(id);
+            self.unused_ids.push(id);
+        }
+        removed.is_some()
     }
 
     /// Makes `address` none of the NOS's. Returns whether it was one.
@@ -384,11 +435,16 @@ impl PortTable {
             let unknown = RegistrationRefused::UnknownAddress { address, vrf };
             ids.push(self.address(vrf, address).ok_or(unknown)?);
         }
+        if let Some(uplink) = wanted.link_local {
+            let unknown = RegistrationRefused::UnknownLink(uplink);
+            ids.push(self.link(uplink).ok_or(unknown)?);
+        }
         let wish = Wish {
             owner: Owner::Attachment(wanted.attachment),
             name: &wanted.name,
             vrf: wanted.vrf,
             addresses: Some(&wanted.addresses),
+            link_local: wanted.link_local,
             claims: &wanted.claims,
         };
         // The flat map tells whether there may be a clash; only then are all claims searched. It
@@ -409,6 +465,7 @@ impl PortTable {
             name: &wanted.name,
             vrf: wanted.vrf,
             addresses: None,
+            link_local: None,
             claims: &wanted.claims,
         };
         // Not by the flat map: it lacks the addresses that are away.
@@ -479,10 +536,10 @@ impl PortTable {
         if registration.attachment.0 > LAST_OWNER {
             return;
         }
-        for &address in &registration.addresses {
-            let Some(address) = self.address(registration.vrf, address) else {
-                continue;
-            };
+        let addresses = registration.addresses.iter();
+        let addresses = addresses.filter_map(|&it| self.address(registration.vrf, it));
+        let link = registration.link_local.and_then(|it| self.link(it));
+        for address in addresses.chain(link) {
             let stripe = |claim: &Claim| stripe(address, claim, packed(registration, claim));
             stripes.extend(registration.claims.iter().map(stripe));
         }
@@ -520,6 +577,7 @@ struct Wish<'a> {
     name: &'a Arc<str>,
     vrf: VrfId,
     addresses: Option<&'a [IpAddr]>,
+    link_local: Option<UplinkId>,
     claims: &'a [Claim],
 }
 
@@ -542,7 +600,8 @@ impl Wish<'_> {
             (Some(some), None) | (None, Some(some)) => !some.is_empty(),
             (None, None) => true,
         };
-        self.vrf == holding.vrf && !same_owner && meet
+        let on_link = self.link_local.is_some() && self.link_local == holding.link_local;
+        !same_owner && (self.vrf == holding.vrf && meet || on_link)
     }
 
     /// Two claims of the wish that want the same port.
@@ -576,6 +635,7 @@ fn of_service(service: &ServiceRegistration) -> impl Iterator<Item = Holding<'_>
         name: &service.name,
         vrf: service.vrf,
         addresses: None,
+        link_local: None,
         claim,
     })
 }
@@ -586,6 +646,7 @@ fn of_registration(registration: &Registration) -> impl Iterator<Item = Holding<
         name: &registration.name,
         vrf: registration.vrf,
         addresses: Some(&registration.addresses),
+        link_local: registration.link_local,
         claim,
     })
 }

@@ -85,6 +85,27 @@ impl Tables {
         self.own_addresses.get(usize::from(vrf.0))?.find(address)
     }
 
+    /// The NOS's own address that this is, in a VRF or on a [link](VrfId::of_link).
+    pub(crate) fn address_in(&self, vrf: VrfId, address: IpAddr) -> Option<LocalAddressId> {
+        let Some(index) = vrf.link_index() else {
+            return self.own_address(vrf, address);
+        };
+        let (id, uplink) = self.uplinks.iter_from(index).next()?;
+        let own = id.index() == index && address == IpAddr::V6(uplink.link_local());
+        uplink.shared.filter(|_| own)
+    }
+
+    /// Notes whose link-local addresses are shared: with an attachment in the uplink's VRF.
+    fn follow_shared_links(&mut self) {
+        let sharing = self.attachments.values();
+        let sharing = sharing.filter_map(|it| Some((it.link_local?, it.vrf)));
+        let sharing: BTreeSet<(UplinkId, VrfId)> = sharing.collect();
+        for (id, uplink) in self.uplinks.iter_mut() {
+            let shared = sharing.contains(&(id, uplink.config.vrf));
+            uplink.shared = self.ports.link(id).filter(|_| shared);
+        }
+    }
+
     /// All addresses of the NOS in a VRF.
     pub(crate) fn addresses(&self, vrf: VrfId) -> impl Iterator<Item = IpAddr> + '_ {
         let own = self.own_addresses.get(usize::from(vrf.0));
@@ -257,6 +278,7 @@ impl Tables {
                     .map(|(id, _)| id),
             );
         }
+        self.follow_shared_links();
         let mtus = self.attachments.values().map(|it| usize::from(it.mtu));
         self.attachment_mtu = mtus.min().unwrap_or(usize::MAX);
         let policies = || self.policies.values();
@@ -268,7 +290,7 @@ impl Tables {
     pub(crate) fn keeps(&self, key: &FlowKey, owner: AttachmentId, opener: Opener) -> bool {
         let (Some(policy), Some(address)) = (
             self.policies.get(owner),
-            self.own_address(key.vrf, key.local),
+            self.address_in(key.vrf, key.local),
         ) else {
             return false;
         };
@@ -310,7 +332,8 @@ impl Tables {
 }
 
 fn same_place(one: &Registration, other: &Registration) -> bool {
-    (one.vrf, &one.addresses) == (other.vrf, &other.addresses)
+    let place = |it: &Registration| (it.vrf, it.link_local);
+    place(one) == place(other) && one.addresses == other.addresses
 }
 
 fn service_registration(vrf: VrfId, config: &ServiceConfig) -> ServiceRegistration {

@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::{OwnAddresses, Tables};
 use crate::fib::{Action, FibFull, InactiveReason, InactiveRoute, Protocol, Route, Source};
 use crate::id_table::IdTable;
-use crate::ident::{UplinkId, VrfId};
+use crate::ident::{LocalAddressId, UplinkId, VrfId};
 use crate::multicast::{igmp, solicited_node_groups};
 use crate::ndp::ALL_NODES;
 use crate::offload::Capabilities;
@@ -26,6 +26,8 @@ pub(crate) struct Uplink {
     borrowed: Vec<IpNet>,
     /// Groups that the NOS is in besides those of its addresses.
     joined: Vec<IpAddr>,
+    /// The index of its link-local address, if an attachment shares that.
+    pub(crate) shared: Option<LocalAddressId>,
 }
 
 impl Uplink {
@@ -167,12 +169,14 @@ impl Tables {
         let gone: Vec<UplinkId> = gone.collect();
         for &id in &gone {
             self.uplinks.remove(id);
+            self.ports.remove_link(id);
             self.routing.remove_uplink(id);
         }
         let mut changes: Vec<_> = gone.into_iter().map(UplinkChange::Gone).collect();
         let borrowed: Vec<_> = wanted.iter().map(|it| borrowed(it, &wanted)).collect();
         let wanted = wanted.into_iter().zip(borrowed);
         changes.extend(wanted.filter_map(|(it, borrowed)| self.set_config(it, borrowed)));
+        self.follow_shared_links();
         let moved = |change: &UplinkChange| matches!(change, UplinkChange::Vrf(_));
         if changes.iter().any(moved) {
             // No route of the VRF that it leaves may use it any more.
@@ -184,6 +188,9 @@ impl Tables {
 
     fn set_config(&mut self, config: UplinkConfig, borrowed: Vec<IpNet>) -> Option<UplinkChange> {
         let id = config.id;
+        if VrfId::of_link(id).is_some() {
+            self.ports.add_link(id);
+        }
         let Some(uplink) = self.uplinks.get_mut(id) else {
             let fresh = Uplink {
                 config,
@@ -191,6 +198,7 @@ impl Tables {
                 capabilities: Capabilities::empty(),
                 borrowed,
                 joined: Vec::new(),
+                shared: None,
             };
             self.uplinks.insert(id, fresh);
             return Some(UplinkChange::New(id));

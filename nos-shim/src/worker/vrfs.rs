@@ -35,6 +35,8 @@ impl VrfState {
 pub(crate) struct Vrfs {
     /// By number of the VRF.
     known: Vec<Option<Box<VrfState>>>,
+    /// By index of the uplink: the VRF that its link is in.
+    links: Vec<VrfId>,
     /// That of packets on their way in a VRF that is no more. Its local stack gets none of them.
     none: Box<VrfState>,
     /// No local stack has something to do before.
@@ -47,6 +49,7 @@ impl Vrfs {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             known: vec![Some(Box::new(VrfState::new(seed)))],
+            links: Vec::new(),
             none: Box::new(VrfState::new(!seed)),
             local_at: None,
             seed,
@@ -60,9 +63,11 @@ impl Vrfs {
         state.as_mut().map(|state| &mut state.local)
     }
 
-    /// What is remembered of a VRF.
+    /// What is remembered of a VRF, or of the one that a link is in.
     #[inline]
     pub(crate) fn of(&mut self, vrf: VrfId) -> &mut VrfState {
+        let around = |link: usize| self.links.get(link).copied();
+        let vrf = vrf.link_index().and_then(around).unwrap_or(vrf);
         match self.known.get_mut(usize::from(vrf.0)) {
             Some(Some(state)) => state,
             _ => &mut self.none,
@@ -84,6 +89,11 @@ impl Vrfs {
             if !vrfs.contains(&VrfId(number)) {
                 *state = None;
             }
+        }
+        self.links.clear();
+        for (id, uplink) in tables.uplinks.iter() {
+            self.links.resize(id.index() + 1, VrfId::DEFAULT);
+            self.links[id.index()] = uplink.config.vrf;
         }
         for vrf in vrfs {
             let state = self.enter(vrf);

@@ -3,7 +3,7 @@
 //! Field names are those of the JSON and part of the interface: they may be added to, not changed.
 //! Directions are seen from the NOS's side: what a container sends is received.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -158,9 +158,21 @@ pub struct Attachment {
     pub container_mac: MacAddr,
     /// NOS addresses that it uses as its own.
     pub addresses: Vec<IpAddr>,
+    /// The link-local address of an uplink that it uses besides.
+    #[serde(default)]
+    pub link_local: Option<LinkLocal>,
     /// Its device.
     #[serde(flatten)]
     pub link: Link,
+}
+
+/// The NOS's link-local address on the link of an uplink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkLocal {
+    /// The uplink's name.
+    pub uplink: String,
+    /// The address.
+    pub address: Ipv6Addr,
 }
 
 /// An interface of the NOS towards the network.

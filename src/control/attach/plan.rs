@@ -27,6 +27,9 @@ pub(super) enum Occasion {
     Update,
 }
 
+/// Of link-local addresses (RFC 4291 §2.5.6).
+const LINK_LOCAL_PREFIX: u8 = 64;
+
 /// One request, with what becomes of it.
 pub(super) struct Step {
     pub(super) request: Request,
@@ -99,7 +102,7 @@ impl Plan {
             plan.step(LinkChange::of(found.lo.index).up().request("lo"));
         }
         plan.add_addresses(&addresses, found);
-        plan.set_link(spec, &addresses, found);
+        plan.set_link(spec, &addresses, found, added);
         for family in [
             Family {
                 source: addresses.iter().copied().find(IpAddr::is_ipv4),
@@ -190,7 +193,13 @@ impl Plan {
         self.steps.push(removal(*facts));
     }
 
-    fn set_link(&mut self, spec: &ContainerSpec, addresses: &[IpAddr], found: &Found) {
+    fn set_link(
+        &mut self,
+        spec: &ContainerSpec,
+        addresses: &[IpAddr],
+        found: &Found,
+        added: &BTreeSet<IpAddr>,
+    ) {
         let link = &found.link;
         let change = link_change(spec, link);
         if !change.is_empty() {
@@ -202,39 +211,100 @@ impl Plan {
         let up = LinkChange::of(link.index).up().request(&link.name);
         match (self.up, link.up) {
             (false, _) => {}
-            (true, true) if ipv6 => self.add_link_local(spec.mac.link_local().into(), found),
+            (true, true) if ipv6 => self.change_link_local(spec, found, added),
             (true, true) => {}
-            (true, false) if ipv6 => self.set_up_with_link_local(up, spec, found),
+            (true, false) if ipv6 => self.set_up_with_link_local(up, spec, found, added),
             (true, false) => self.step(up),
         }
     }
 
-    /// Sets the interface up with the link-local address that the kernel would give it, but
-    /// without duplicate address detection: only the relay is at the other end, and until
+    /// Sets the interface up with the link-local address that the kernel would give it, or with an
+    /// uplink's, but without duplicate address detection: only the relay is at the other end, and until
     /// detection ends (1 s) the kernel would not resolve IPv6 neighbors.
     ///
     /// The kernel must not make one when the interface comes up, as that would be detected; nor
     /// may ours be there before, as the kernel would then announce it (by an MLD report and a
     /// router solicitation) while the interface is still down, and count two dropped packets.
-    fn set_up_with_link_local(&mut self, up: Request, spec: &ContainerSpec, found: &Found) {
+    fn set_up_with_link_local(
+        &mut self,
+        up: Request,
+        spec: &ContainerSpec,
+        found: &Found,
+        added: &BTreeSet<IpAddr>,
+    ) {
         let link = &found.link;
         let mode = match link.ipv6 {
             Ipv6State::Enabled(mode) => mode,
             // Its MTU was too small until now.
             Ipv6State::Absent | Ipv6State::Disabled => In6AddrGenMode::Eui64,
         };
-        let made_by = |mode| {
-            let change = LinkChange::of(link.index).link_local_by(mode);
-            change.request(&link.name)
-        };
-        self.step(made_by(In6AddrGenMode::None));
+        self.generate_by(In6AddrGenMode::None, link);
         self.step(up);
-        self.add_link_local(spec.mac.link_local().into(), found);
-        self.step(made_by(mode));
+        self.set_link_local(spec, found, added);
+        if spec.link_local.is_none() {
+            self.generate_by(mode, link);
+        }
     }
 
-    fn add_link_local(&mut self, address: IpAddr, found: &Found) {
-        let wanted = AddressFacts::new(found.link.index, address, 64);
+    /// The same for an interface that is up. Beside an uplink's address the kernel makes none of its own,
+    /// neither now nor when somebody sets the interface down and up.
+    fn change_link_local(&mut self, spec: &ContainerSpec, found: &Found, added: &BTreeSet<IpAddr>) {
+        let link = &found.link;
+        let generates = match link.ipv6 {
+            Ipv6State::Enabled(mode) => mode != In6AddrGenMode::None,
+            Ipv6State::Absent | Ipv6State::Disabled => false,
+        };
+        if spec.link_local.is_some() && generates {
+            self.generate_by(In6AddrGenMode::None, link);
+        }
+        let shared_before = self.set_link_local(spec, found, added);
+        if spec.link_local.is_none() && shared_before {
+            self.generate_by(In6AddrGenMode::Eui64, link);
+        }
+    }
+
+    /// How the kernel makes link-local addresses of the interface by itself.
+    fn generate_by(&mut self, mode: In6AddrGenMode, link: &LinkFacts) {
+        let change = LinkChange::of(link.index).link_local_by(mode);
+        self.step(change.request(&link.name));
+    }
+
+    /// Gives the interface its one link-local address. In the place of an uplink's, its own one would be
+    /// what the kernel sends from to some neighbors; and one of an uplink that it was given before leads
+    /// nowhere any more. Returns whether there was such.
+    fn set_link_local(
+        &mut self,
+        spec: &ContainerSpec,
+        found: &Found,
+        added: &BTreeSet<IpAddr>,
+    ) -> bool {
+        let address = spec.interface_address();
+        let wanted = AddressFacts::new(found.link.index, address.into(), LINK_LOCAL_PREFIX);
+        self.add_link_local(
+            match spec.link_local {
+                Some(_) => wanted.marked(),
+                None => wanted,
+            },
+            found,
+        );
+        let own = IpAddr::V6(spec.mac.link_local());
+        let others = found
+            .addresses
+            .iter()
+            .filter(|facts| facts.interface == found.link.index && facts.address != address);
+        let mut shared_before = false;
+        for facts in others {
+            let shared = is_shared_link_local(facts, added);
+            shared_before |= shared;
+            if shared || facts.address == own {
+                self.remove_address(facts);
+            }
+        }
+        shared_before
+    }
+
+    fn add_link_local(&mut self, wanted: AddressFacts, found: &Found) {
+        let address = wanted.address;
         match found.address(wanted.interface, address) {
             Some(present) if !present.tentative => return,
             // The kernel made it when somebody set the interface up, and detects.
@@ -242,8 +312,11 @@ impl Plan {
             None => {}
         }
         self.fresh_on_link = Some(address);
-        let add = Step::tolerant(wanted.add(), THERE, Effect::None);
-        self.steps.push(add);
+        let effect = match wanted.marked {
+            true => Effect::Added(address),
+            false => Effect::None,
+        };
+        self.steps.push(Step::tolerant(wanted.add(), THERE, effect));
     }
 
     fn set_default_route(&mut self, family: &Family<'_>, found: &Found) {
@@ -424,6 +497,13 @@ fn removal(facts: AddressFacts) -> Step {
     Step::tolerant(facts.remove(), GONE, Effect::Removed(facts.address))
 }
 
+/// Whether we have given an interface this link-local address, which is not its own.
+fn is_shared_link_local(facts: &AddressFacts, added: &BTreeSet<IpAddr>) -> bool {
+    let link_local = matches!(facts.address, IpAddr::V6(it) if it.is_unicast_link_local());
+    let ours = facts.marked || added.contains(&facts.address);
+    ours && link_local && facts.prefix_length == LINK_LOCAL_PREFIX
+}
+
 fn is_our_address(facts: &AddressFacts, lo: u32, added: &BTreeSet<IpAddr>) -> bool {
     facts.interface == lo
         && facts.prefix_length == host_prefix(facts.address)
@@ -497,6 +577,7 @@ mod tests {
                 "2001:db8:1::/64".parse().unwrap(),
             ]
             .into(),
+            link_local: None,
             router: ROUTER.parse().unwrap(),
             ephemeral: Vec::new(),
             opens_flows: true,

@@ -175,6 +175,7 @@ mod tests {
             tx_queue_len: 4096,
             addresses: [V4, V6].map(|text| text.parse().unwrap()).into(),
             networks: [].into(),
+            link_local: None,
             router: "fe80::ff".parse().unwrap(),
             ephemeral: Vec::new(),
             opens_flows,

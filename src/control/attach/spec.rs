@@ -32,6 +32,9 @@ pub struct ContainerSpec {
     pub tx_queue_len: u32,
     /// Shared addresses. The first of each family is the source of what the container sends.
     pub addresses: Vec<IpAddr>,
+    /// The link-local address that the interface has in the place of its own one: an uplink's, from
+    /// which the container talks with the neighbors on that link.
+    pub link_local: Option<Ipv6Addr>,
     /// Networks of the NOS's uplinks: routing daemons look for their neighbors there, and programs
     /// send to them from the shared address that is in the network, if one is.
     pub networks: Arc<[IpNet]>,
@@ -45,6 +48,11 @@ pub struct ContainerSpec {
 }
 
 impl ContainerSpec {
+    /// The link-local address of the interface.
+    pub(super) fn interface_address(&self) -> Ipv6Addr {
+        self.link_local.unwrap_or_else(|| self.mac.link_local())
+    }
+
     pub(super) fn validate(&self) -> Result<(), AttachError> {
         for address in &self.addresses {
             if !is_host_address(*address) {

@@ -10,10 +10,11 @@ use ipnet::IpNet;
 use super::entries::{ContainerEntry, Entries, NosEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
+use super::values::suggestion;
 use super::vrf::{Vrf, Vrfs, in_vrf};
 use super::{
-    Config, Container, ContainerDevice, Mtu, ServiceConfig, Uplink, UplinkDevice, VrfName, claims,
-    routing,
+    Config, Container, ContainerDevice, Mtu, Name, ServiceConfig, Uplink, UplinkDevice, VrfName,
+    claims, routing,
 };
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
@@ -197,6 +198,43 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
         if entries.all_uplinks && !nos.is_empty() {
             addresses().for_each(|address| of_the_nos(report, *address, vrf, nos));
         }
+        if entries.all_uplinks
+            && let Some(uplink) = &container.link_local
+        {
+            link_local(report, container, uplink, &entries.uplinks, nos);
+        }
+    }
+}
+
+/// A container talks with the neighbors of one uplink of its VRF, by IPv6.
+fn link_local(
+    report: &Report<'_>,
+    container: &ContainerEntry,
+    At { value: name, place }: &At<Name>,
+    uplinks: &[UplinkEntry],
+    nos: &[IpAddr],
+) {
+    let of = &container.name.value;
+    let vrf = &container.vrf.value;
+    let Some(uplink) = uplinks.iter().find(|uplink| uplink.name.value == *name) else {
+        let names: Vec<_> = uplinks.iter().map(|it| it.name.value.as_str()).collect();
+        let hint = suggestion(name.as_str(), &names);
+        let reason =
+            format!("container \"{of}\" asks for uplink \"{name}\", which does not exist{hint}");
+        return report.error(*place, reason);
+    };
+    if uplink.vrf != *vrf {
+        let reason = format!(
+            "container \"{of}\" is in VRF \"{vrf}\", and uplink \"{name}\" in VRF \"{}\"",
+            uplink.vrf
+        );
+        report.error(*place, reason);
+    } else if !container.addresses_among(nos).iter().any(IpAddr::is_ipv6) {
+        let reason = format!(
+            "container \"{of}\" has no IPv6 address, without which it has no link-local address of \
+             uplink \"{name}\" either"
+        );
+        report.error(*place, reason);
     }
 }
 
@@ -288,6 +326,7 @@ fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
         device: entry.device,
         interface: entry.interface,
         addresses,
+        link_local: entry.link_local.map(|at| at.value),
         networks: Arc::clone(&vrf.networks),
         tcp: values(entry.tcp),
         udp: values(entry.udp),

@@ -23,6 +23,8 @@ const FIRST_UNPRIVILEGED: u32 = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Scope<'a> {
     Address(&'a VrfName, IpAddr),
+    /// The link-local address of an uplink.
+    Link(&'a Name),
     /// A container of which it is not known what addresses it shares.
     Container(Place),
     /// The NOS's services in a VRF, which count for all there.
@@ -85,7 +87,8 @@ fn scopes<'a>(container: &'a ContainerEntry, all_uplinks: bool, vrfs: &Vrfs<'_>)
         return vec![Scope::Container(container.name.place)];
     }
     let scope = |address| Scope::Address(vrf, address);
-    addresses.into_iter().map(scope).collect()
+    let link = container.link_local.iter().map(|at| Scope::Link(&at.value));
+    addresses.into_iter().map(scope).chain(link).collect()
 }
 
 /// Of all VRFs.

@@ -84,6 +84,8 @@ pub(super) struct ContainerEntry {
     pub(super) interface: InterfaceName,
     /// Every NOS address of its VRF when `None`.
     pub(super) addresses: Option<Vec<At<IpAddr>>>,
+    /// The uplink whose link-local address it uses.
+    pub(super) link_local: Option<At<Name>>,
     pub(super) tcp: Vec<At<PortRange>>,
     pub(super) udp: Vec<At<PortRange>>,
     pub(super) ephemeral: Vec<At<PortRange>>,
@@ -318,8 +320,9 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let vrf = vrf(&mut section);
     let advice = "leave it out for every address of the NOS";
     let addresses = section.nonempty("addresses", advice, values::address);
+    let link_local = section.optional("link_local", values::name);
     let ports = PortLists::read(&mut section);
-    let to = section.list("to", values::prefix);
+    let to = section.list("to", values::peers);
     let outside = section.optional("outside", values::outside);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
@@ -334,6 +337,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         device: device?.value,
         interface: interface.map_or_else(default_interface, |at| at.value),
         addresses,
+        link_local,
         policy: Policy {
             from: ports.restrictions(),
             established: ports.ephemeral.established,

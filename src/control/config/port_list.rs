@@ -111,7 +111,7 @@ fn read_with_rules(section: &mut Section<'_>, key: &'static str, name: &'static 
 
 fn rule(table: &mut Section<'_>, key: &'static str) -> Rule {
     let advice = "leave it out for everybody";
-    let from = table.nonempty("from", advice, values::prefix);
+    let from = table.nonempty("from", advice, values::peers);
     let state = table.optional("state", values::flow_state);
     match key {
         "ephemeral" => {

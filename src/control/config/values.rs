@@ -247,6 +247,19 @@ pub(super) fn lease(value: &DeValue<'_>) -> Result<Lease, String> {
 
 /// A route's destinations.
 pub(super) fn prefix(value: &DeValue<'_>) -> Result<IpNet, String> {
+    prefix_but_for(value, |kind| kind)
+}
+
+/// Hosts with whom a container may talk: neighbors on a link too.
+pub(super) fn peers(value: &DeValue<'_>) -> Result<IpNet, String> {
+    prefix_but_for(value, |kind| kind.filter(|&kind| kind != LINK_LOCAL))
+}
+
+/// A prefix, unless it is of a kind that is refused.
+fn prefix_but_for(
+    value: &DeValue<'_>,
+    refused: fn(Option<&'static str>) -> Option<&'static str>,
+) -> Result<IpNet, String> {
     const EXPECTED: &str = "a prefix, as in \"198.51.100.0/24\"";
     let written = text(value, EXPECTED)?;
     let prefix = network(written, EXPECTED, (32, 128))?;
@@ -258,7 +271,7 @@ pub(super) fn prefix(value: &DeValue<'_>) -> Result<IpNet, String> {
             prefix.trunc()
         ));
     }
-    match unroutable(prefix) {
+    match refused(unroutable(prefix)) {
         Some(kind) => Err(format!(
             "{} is {kind}, which is not routed",
             quoted(written)
@@ -510,6 +523,8 @@ pub(super) fn not_a_host(network: IpNet, address: IpAddr) -> Option<&'static str
     }
 }
 
+const LINK_LOCAL: &str = "link-local";
+
 fn unroutable(prefix: IpNet) -> Option<&'static str> {
     let within = |text: &str| text.parse::<IpNet>().is_ok_and(|net| net.contains(&prefix));
     [
@@ -517,7 +532,7 @@ fn unroutable(prefix: IpNet) -> Option<&'static str> {
         ("::1/128", "loopback"),
         ("224.0.0.0/4", "multicast"),
         ("ff00::/8", "multicast"),
-        ("fe80::/10", "link-local"),
+        ("fe80::/10", LINK_LOCAL),
     ]
     .into_iter()
     .find(|(net, _)| within(net))

@@ -17,7 +17,7 @@ use crate::control::kernel::watch::{NameKind, NetnsName};
 use crate::control::kernel::{KernelError, Namespace, NamespaceError};
 use crate::control::plan::{Change, Claim, ContainerLink, Entity};
 use crate::data::event_loop::{AddDeviceError, LoopDevice};
-use crate::data::relay::{AttachmentConfig, AttachmentExchange};
+use crate::data::relay::{AttachmentConfig, AttachmentExchange, LinkLocal};
 
 use super::journal::Entry;
 use super::live::{Live, LiveContainer, LiveLink, StepError};
@@ -58,8 +58,8 @@ impl Live {
                 exchange.detach.extend(known);
                 continue;
             };
-            let vrf = match self.vrfs.id(&new.vrf) {
-                Ok(vrf) => vrf,
+            let place = match self.place_of(new) {
+                Ok(place) => place,
                 Err(error) => {
                     self.release(&fresh);
                     return Err(error);
@@ -72,7 +72,7 @@ impl Live {
             if known.is_none() {
                 fresh.push((name.clone(), id));
             }
-            exchange.attach.push(attachment(id, name, vrf, new));
+            exchange.attach.push(attachment(id, name, place, new));
         }
         if let Err(error) = self.exchange(exchange) {
             self.release(&fresh);
@@ -88,6 +88,21 @@ impl Live {
             }
         }
         Ok(())
+    }
+
+    /// The numbers of what a container is in.
+    fn place_of(&self, claim: &Claim) -> Result<(VrfId, Option<LinkLocal>), StepError> {
+        let vrf = self.vrfs.id(&claim.vrf)?;
+        let Some(shared) = &claim.link_local else {
+            return Ok((vrf, None));
+        };
+        let missing = || StepError::new(format_args!("there is no uplink '{}'", shared.uplink));
+        let uplink = self.uplinks.get(&shared.uplink).ok_or_else(missing)?;
+        let link_local = LinkLocal {
+            uplink: uplink.id,
+            address: shared.address,
+        };
+        Ok((vrf, Some(link_local)))
     }
 
     /// Gives back identifiers whose attachments were refused; the relay lets go of them.
@@ -299,7 +314,12 @@ fn log_detached(name: &Name, outcome: Option<Result<(), AttachError>>) {
 }
 
 /// What the relay has to know of a container.
-fn attachment(id: AttachmentId, name: &Name, vrf: VrfId, claim: &Claim) -> AttachmentConfig {
+fn attachment(
+    id: AttachmentId,
+    name: &Name,
+    (vrf, link_local): (VrfId, Option<LinkLocal>),
+    claim: &Claim,
+) -> AttachmentConfig {
     AttachmentConfig {
         id,
         name: Arc::from(name.as_str()),
@@ -307,6 +327,7 @@ fn attachment(id: AttachmentId, name: &Name, vrf: VrfId, claim: &Claim) -> Attac
         mac: claim.mac,
         relay_mac: relay_mac(name),
         addresses: claim.addresses.clone(),
+        link_local,
         policy: claim.policy.clone(),
         claims: port_claims(claim),
         mtu: claim.mtu.octets(),
@@ -344,6 +365,7 @@ fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
         mtu: u32::from(link.mtu.octets()),
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         addresses: link.addresses.clone(),
+        link_local: link.link_local,
         networks: Arc::clone(&link.networks),
         router: relay_mac(name).link_local(),
         ephemeral: link.ephemeral.clone(),

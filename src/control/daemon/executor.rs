@@ -5,7 +5,7 @@
 //! together where many come at once: containers that go, captures that end, and claims.
 
 use crate::control::config::Name;
-use crate::control::plan::{Change, ContainerLink, Entity, Executor, Phase, Step};
+use crate::control::plan::{Change, Entity, Executor, Phase, Step};
 
 use super::containers::ClaimChanges;
 use super::live::{Live, StepError};
@@ -49,13 +49,9 @@ impl Executor for Live {
 /// The containers, if all steps are of containers that go.
 fn all_leaving(steps: &[&Step]) -> Option<Vec<Name>> {
     let leaving = |step: &&Step| match step {
-        Step::Link(
-            name,
-            Change::<ContainerLink> {
-                old: Some(_),
-                new: None,
-            },
-        ) => Some(name.clone()),
+        Step::Link(name, change) if change.old.is_some() && change.new.is_none() => {
+            Some(name.clone())
+        }
         _ => None,
     };
     steps.iter().map(leaving).collect()

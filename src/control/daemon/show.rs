@@ -15,7 +15,7 @@ use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
     self, Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Lease, Link,
-    LinkState, Neighbor, NeighborState, NextHop, Origin, Port, Ring, Route, RouteAction,
+    LinkLocal, LinkState, Neighbor, NeighborState, NextHop, Origin, Port, Ring, Route, RouteAction,
     RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
@@ -131,7 +131,7 @@ impl Daemon {
         let state = &self.reconciler.state;
         let wanted = self.reconciler.wanted();
         let wanted = wanted.and_then(|wanted| wanted.container(name));
-        let wanted = wanted.map(|wanted| (claim(wanted), wanted));
+        let wanted = wanted.map(|wanted| (claim(wanted, &state.networks), wanted));
         // What is in place, or else what is wanted.
         let claim = state
             .claims
@@ -157,6 +157,10 @@ impl Daemon {
             origin: Origin::of(self.registry.overlay.has_container(name)),
             container_mac: claim.mac,
             addresses: claim.addresses.clone(),
+            link_local: claim.link_local.as_ref().map(|shared| LinkLocal {
+                uplink: shared.uplink.to_string(),
+                address: shared.address,
+            }),
             link: Link {
                 device: kind.to_string(),
                 interface: inside
@@ -268,10 +272,25 @@ impl Daemon {
     fn flows(&self) -> Result<Vec<Flow>, Stopped> {
         let flows = self.live.plane.flows()?;
         let vrfs = self.live.vrfs.names();
-        let shown = flows
-            .iter()
-            .map(|(owner, status)| flow(owner, vrf_name(&vrfs, status.key.vrf), status));
+        let shown = flows.iter().map(|(owner, status)| {
+            let vrf = self.vrf_of_flow(owner, status.key.vrf);
+            flow(owner, (vrf, vrf_name(&vrfs, vrf)), status)
+        });
         Ok(shown.collect())
+    }
+
+    /// The VRF of a flow: its owner's, where it is on the link of an uplink.
+    fn vrf_of_flow(&self, owner: &str, vrf: VrfId) -> VrfId {
+        let claim = || {
+            let name: Name = owner.parse().ok()?;
+            self.reconciler.state.claims.get(&name)
+        };
+        match vrf.link_index() {
+            None => vrf,
+            Some(_) => claim()
+                .and_then(|claim| self.live.vrfs.number(&claim.vrf))
+                .unwrap_or_default(),
+        }
     }
 
     fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
@@ -562,12 +581,12 @@ fn route(entry: &FibRoute, vrf: String, names: &[(UplinkId, String)]) -> Option<
     })
 }
 
-fn flow(owner: &str, vrf: String, status: &FlowStatus) -> Flow {
+fn flow(owner: &str, (vrf, vrf_name): (VrfId, String), status: &FlowStatus) -> Flow {
     let FlowStatus { key, opener, .. } = status;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Flow {
-        vrf: key.vrf,
-        vrf_name: vrf,
+        vrf,
+        vrf_name,
         protocol: key.transport.into(),
         owner: owner.to_owned(),
         local: SocketAddr::new(key.local, key.local_port),

@@ -17,7 +17,7 @@ pub(super) struct VrfNumbers {
 
 impl VrfNumbers {
     /// Gives those of these VRFs that have no number the lowest free ones, in this order. When all
-    /// 65,535 are taken, the others have none.
+    /// 32,767 are taken, the others have none.
     pub(super) fn assign<'a>(&mut self, names: impl IntoIterator<Item = &'a VrfName>) {
         let fresh: Vec<_> = names
             .into_iter()
@@ -27,7 +27,7 @@ impl VrfNumbers {
             return;
         }
         let taken: BTreeSet<u16> = self.by_name.values().map(|id| id.0).collect();
-        let mut free = (1..=u16::MAX).filter(|number| !taken.contains(number));
+        let mut free = (1..VrfId::COUNT).filter(|number| !taken.contains(number));
         for name in fresh {
             if !self.by_name.contains_key(name)
                 && let Some(number) = free.next()
@@ -52,7 +52,7 @@ impl VrfNumbers {
 
     /// The number of a VRF, for a step that needs it.
     pub(super) fn id(&self, name: &VrfName) -> Result<VrfId, StepError> {
-        let missing = || StepError::new(format_args!("VRF '{name}': all 65,535 are in use"));
+        let missing = || StepError::new(format_args!("VRF '{name}': all 32,767 are in use"));
         self.number(name).ok_or_else(missing)
     }
 
@@ -120,10 +120,10 @@ mod tests {
     fn without_a_number_a_vrf_is_refused() {
         let mut numbers = VrfNumbers::default();
         let name = |n: u32| -> VrfName { format!("v{n}").parse().unwrap() };
-        let all: Vec<_> = (0..=65_535).map(name).collect();
+        let all: Vec<_> = (0..=32_767).map(name).collect();
         numbers.assign(&all);
-        assert_eq!(numbers.id(&name(65_534)), Ok(VrfId(65_535)));
-        let refused = numbers.id(&name(65_535)).unwrap_err();
-        assert!(refused.to_string().contains("'v65535'"), "{refused}");
+        assert_eq!(numbers.id(&name(32_766)), Ok(VrfId(32_767)));
+        let refused = numbers.id(&name(32_767)).unwrap_err();
+        assert!(refused.to_string().contains("'v32767'"), "{refused}");
     }
 }

@@ -30,7 +30,7 @@ mod steps;
 mod tests;
 mod want;
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv6Addr};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -114,6 +114,8 @@ pub struct Claim {
     pub vrf: VrfName,
     /// NOS addresses that it uses as its own.
     pub addresses: Vec<IpAddr>,
+    /// The link-local address of an uplink that it uses besides.
+    pub link_local: Option<LinkLocal>,
     /// TCP ports that it listens on.
     pub tcp: Vec<PortRange>,
     /// UDP ports that it receives on.
@@ -126,6 +128,15 @@ pub struct Claim {
     pub mtu: Mtu,
     /// MAC address of its interface.
     pub mac: MacAddr,
+}
+
+/// The NOS's link-local address on the link of an uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkLocal {
+    /// The uplink.
+    pub uplink: Name,
+    /// The address, which follows from the uplink's MAC address.
+    pub address: Ipv6Addr,
 }
 
 /// A container's interface, and what its namespace got with it.
@@ -145,6 +156,8 @@ pub struct ContainerLink {
     pub offload: bool,
     /// Addresses on `lo`.
     pub addresses: Vec<IpAddr>,
+    /// The interface's link-local address, if it is an uplink's.
+    pub link_local: Option<Ipv6Addr>,
     /// Networks of the uplinks, to which it gets routes.
     pub networks: Arc<[IpNet]>,
     /// Those that the namespace gives to sockets; none for its own setting.
@@ -243,7 +256,7 @@ impl<T> Change<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Makes, changes or takes away a container's interface. From a value to the same: repair.
-    Link(Name, Change<ContainerLink>),
+    Link(Name, Box<Change<ContainerLink>>),
     /// Opens, changes or closes an uplink's device.
     Device(Name, Change<OpenDevice>),
     /// Begins or ends a capture.
@@ -299,7 +312,7 @@ impl Step {
             changes.into_iter().map(undo).collect()
         }
         match self {
-            Self::Link(name, change) => Self::Link(name, change.undo()),
+            Self::Link(name, change) => Self::Link(name, Box::new(change.undo())),
             Self::Device(name, change) => Self::Device(name, change.undo()),
             Self::Capture(of, change) => Self::Capture(of, change.undo()),
             Self::Networks(changes) => Self::Networks(all(changes)),

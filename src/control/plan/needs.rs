@@ -39,6 +39,7 @@ pub(super) fn circles(state: &State, wanted: &State, differing: &BTreeSet<Entity
     needs.by_services(state, wanted);
     needs.by_networks(state, wanted);
     needs.by_addresses(state, wanted);
+    needs.by_links(state, wanted);
     needs.by_devices(wanted);
     needs.into_circles()
 }
@@ -188,6 +189,25 @@ impl<'a> Needs<'a> {
         }
     }
 
+    /// An uplink has to be there, in the container's VRF, as long as a container shares its link-local
+    /// address; and the container follows that.
+    fn by_links(&mut self, state: &State, wanted: &State) {
+        for (name, claim) in &wanted.claims {
+            if let Some(shared) = &claim.link_local {
+                let uplink = Entity::Uplink(shared.uplink.clone());
+                self.add(&Entity::Container(name.clone()), &uplink);
+            }
+        }
+        for (name, claim) in &state.claims {
+            if let Some(shared) = &claim.link_local
+                && !is_in(wanted, &shared.uplink, &claim.vrf)
+            {
+                let uplink = Entity::Uplink(shared.uplink.clone());
+                self.add(&uplink, &Entity::Container(name.clone()));
+            }
+        }
+    }
+
     /// A device needs what the NOS shall know of its uplink.
     fn by_devices(&mut self, wanted: &State) {
         for name in wanted.devices.keys() {
@@ -195,6 +215,12 @@ impl<'a> Needs<'a> {
             self.add(&device, &Entity::Uplink(name.clone()));
         }
     }
+}
+
+/// Whether the NOS has an uplink in a VRF.
+fn is_in(state: &State, uplink: &Name, vrf: &VrfName) -> bool {
+    let network = state.networks.get(uplink);
+    network.is_some_and(|network| network.vrf == *vrf)
 }
 
 /// Interfaces of namespaces.
@@ -231,13 +257,25 @@ fn capture_files(state: &State) -> Vec<(impl Hash + Eq + use<>, Entity)> {
 }
 
 /// Ranges by their first port, for each address and transport.
-type Holdings<'a> = HashMap<(&'a VrfName, Transport, IpAddr), BTreeMap<u16, (PortRange, Entity)>>;
+type Holdings<'a> = HashMap<(Place<'a>, Transport), BTreeMap<u16, (PortRange, Entity)>>;
 
-fn ranges(claim: &Claim) -> impl Iterator<Item = ((&VrfName, Transport, IpAddr), PortRange)> {
+/// Where a port is owned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place<'a> {
+    Address(&'a VrfName, IpAddr),
+    /// The link-local address of an uplink.
+    Link(&'a Name),
+}
+
+fn ranges(claim: &Claim) -> impl Iterator<Item = ((Place<'_>, Transport), PortRange)> {
     let all = transports_and_ranges(claim);
     all.flat_map(move |(transport, range)| {
         let addresses = claim.addresses.iter();
-        addresses.map(move |&address| ((&claim.vrf, transport, address), range))
+        let addresses = addresses.map(|&address| Place::Address(&claim.vrf, address));
+        let link = claim.link_local.iter();
+        let link = link.map(|shared| Place::Link(&shared.uplink));
+        let places = addresses.chain(link);
+        places.map(move |place| ((place, transport), range))
     })
 }
 
@@ -252,7 +290,7 @@ pub(super) fn transports_and_ranges(claim: &Claim) -> impl Iterator<Item = (Tran
 /// Who holds ports of `range`. Ranges that are held do not overlap.
 fn overlapping<'a>(
     held: &'a Holdings<'a>,
-    key: (&'a VrfName, Transport, IpAddr),
+    key: (Place<'a>, Transport),
     range: PortRange,
 ) -> impl Iterator<Item = &'a Entity> {
     let held = held.get(&key).into_iter();

@@ -150,16 +150,16 @@ fn link_steps(
         _ => false,
     };
     if stays {
-        let step = Step::Link(name.clone(), Change::between(old, new));
+        let step = Step::Link(name.clone(), Box::new(Change::between(old, new)));
         steps.push((Phase::Attach, step));
         return;
     }
     if let Some(old) = old {
-        let gone = Step::Link(name.clone(), Change::between(Some(old), None));
+        let gone = Step::Link(name.clone(), Box::new(Change::between(Some(old), None)));
         steps.push((Phase::Detach, gone));
     }
     if let Some(new) = new {
-        let fresh = Step::Link(name.clone(), Change::between(None, Some(new)));
+        let fresh = Step::Link(name.clone(), Box::new(Change::between(None, Some(new))));
         steps.push((Phase::Attach, fresh));
     }
 }

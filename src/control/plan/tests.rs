@@ -70,6 +70,8 @@ struct DraftContainer {
     mac: u8,
     veth: bool,
     mtu: u16,
+    /// The uplink whose link-local address it shares, if that is in its VRF.
+    link_local: Option<u8>,
 }
 
 fn draft_container() -> impl Strategy<Value = DraftContainer> {
@@ -78,18 +80,22 @@ fn draft_container() -> impl Strategy<Value = DraftContainer> {
         0..2_u8,
         any::<bool>(),
         prop_oneof![Just(1500_u16), Just(1400)],
+        proptest::option::of(0..UPLINKS),
     );
     (0..VRFS, 0..CONTAINERS, any::<u8>(), ports, link).prop_map(
-        |(vrf, namespace, addresses, (tcp, udp, ephemeral), (mac, veth, mtu))| DraftContainer {
-            vrf,
-            namespace,
-            addresses,
-            tcp,
-            udp,
-            ephemeral,
-            mac,
-            veth,
-            mtu,
+        |(vrf, namespace, addresses, (tcp, udp, ephemeral), (mac, veth, mtu, link_local))| {
+            DraftContainer {
+                vrf,
+                namespace,
+                addresses,
+                tcp,
+                udp,
+                ephemeral,
+                mac,
+                veth,
+                mtu,
+                link_local,
+            }
         },
     )
 }
@@ -211,6 +217,14 @@ fn add_container(
     if addresses.is_empty() || !taken.insert(namespace) {
         return;
     }
+    let shared = draft.link_local.and_then(|number| {
+        let uplink = name("up", number);
+        let network = state.networks.get(&uplink)?;
+        (network.vrf == vrf).then(|| LinkLocal {
+            address: network.mac.link_local(),
+            uplink,
+        })
+    });
     let blocks = |bits: u8| {
         (0..BLOCKS)
             .filter(move |block| bits >> block & 1 == 1)
@@ -219,6 +233,7 @@ fn add_container(
     let mut claim = Claim {
         vrf,
         addresses: addresses.clone(),
+        link_local: shared.clone(),
         tcp: blocks(draft.tcp).collect(),
         udp: blocks(draft.udp).collect(),
         ephemeral: draft.ephemeral.map(block).into_iter().collect(),
@@ -255,6 +270,7 @@ fn add_container(
         mac: mac(draft.mac),
         offload: true,
         addresses,
+        link_local: shared.map(|shared| shared.address),
         networks: [].into(),
         ephemeral: claim.ephemeral.clone(),
         opens_flows: !claim.ephemeral.is_empty(),
@@ -310,6 +326,11 @@ impl World {
         {
             return Some(format!("{unknown} is unknown"));
         }
+        if let Some(shared) = &claim.link_local
+            && !self.is.networks.contains_key(&shared.uplink)
+        {
+            return Some(format!("there is no {}", shared.uplink));
+        }
         let others = self.is.claims.iter().filter(|(name, _)| *name != of);
         for (other, held) in others {
             if clash(held, claim) {
@@ -333,6 +354,8 @@ impl World {
                 .expect("registered before attached");
             if old.is_none() {
                 assert_eq!((claim.mac, claim.mtu), (new.mac, new.mtu));
+                let shared = claim.link_local.as_ref().map(|shared| shared.address);
+                assert_eq!(shared, new.link_local);
             }
             let others = self.is.links.iter().filter(|(other, _)| *other != name);
             for (other, link) in others {
@@ -399,6 +422,10 @@ impl World {
                 let key = (claim.vrf.clone(), address);
                 assert!(here.contains(&key), "{name} still has {address}");
             }
+            if let Some(shared) = &claim.link_local {
+                let there = after.networks.contains_key(&shared.uplink);
+                assert!(there, "{name} still shares a link with {}", shared.uplink);
+            }
         }
     }
 
@@ -446,6 +473,8 @@ fn clash(one: &Claim, other: &Claim) -> bool {
     let mut addresses = one.addresses.iter();
     let address =
         one.vrf == other.vrf && addresses.any(|address| other.addresses.contains(address));
+    let uplink = |claim: &Claim| Some(claim.link_local.as_ref()?.uplink.clone());
+    let link = uplink(one).is_some() && uplink(one) == uplink(other);
     let meet = |these: &[PortRange], those: &[PortRange]| {
         these
             .iter()
@@ -456,7 +485,7 @@ fn clash(one: &Claim, other: &Claim) -> bool {
         all.extend(&claim.ephemeral);
         all
     };
-    address
+    (address || link)
         && (meet(&with(&one.tcp, one), &with(&other.tcp, other))
             || meet(&with(&one.udp, one), &with(&other.udp, other)))
 }
@@ -618,6 +647,7 @@ fn two() -> State {
             mac: namespace,
             veth: false,
             mtu: 1500,
+            link_local: None,
         })
     };
     Draft {
@@ -731,6 +761,6 @@ fn a_repair_is_a_step_from_what_is_to_the_same() {
     assert_eq!(groups.len(), 1);
     assert_eq!(
         groups[0].steps,
-        [(Phase::Attach, Step::Link(name("c", 1), same))]
+        [(Phase::Attach, Step::Link(name("c", 1), Box::new(same)))]
     );
 }

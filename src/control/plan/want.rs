@@ -1,12 +1,13 @@
 //! What is wanted, of a configuration, as far as it is there.
 
+use core::net::Ipv6Addr;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{Outside, PortRange};
 
-use super::{Claim, ContainerLink, Entity, Network, OpenDevice, State};
+use super::{Claim, ContainerLink, Entity, LinkLocal, Network, OpenDevice, State};
 use crate::control::config::{
     Config, Container, Name, NextHop, Route, RouteAction, Uplink, UplinkDevice,
 };
@@ -131,8 +132,12 @@ impl Want {
         }
         taken.insert(namespace, &container.name);
         let name = container.name.clone();
-        self.state.claims.insert(name.clone(), claim(container));
-        self.state.links.insert(name, link(container, namespace));
+        // Uplinks come before containers.
+        let claim = claim(container, &self.state.networks);
+        let link_local = claim.link_local.as_ref().map(|shared| shared.address);
+        let link = link(container, namespace, link_local);
+        self.state.claims.insert(name.clone(), claim);
+        self.state.links.insert(name, link);
         if let Some(file) = &container.capture {
             self.state.captures.insert(entity, file.clone());
         }
@@ -190,12 +195,20 @@ fn own_mac(uplink: &Uplink) -> MacAddr {
     uplink.mac.unwrap_or_else(stable)
 }
 
-/// What a container shall have registered.
+/// What a container shall have registered, where the NOS has these uplinks.
 #[must_use]
-pub fn claim(container: &Container) -> Claim {
+pub fn claim(container: &Container, networks: &BTreeMap<Name, Network>) -> Claim {
+    let link_local = container.link_local.as_ref().and_then(|uplink| {
+        let network = networks.get(uplink)?;
+        Some(LinkLocal {
+            uplink: uplink.clone(),
+            address: network.mac.link_local(),
+        })
+    });
     Claim {
         vrf: container.vrf.clone(),
         addresses: container.addresses.clone(),
+        link_local,
         tcp: container.tcp.clone(),
         udp: container.udp.clone(),
         ephemeral: container.ephemeral.clone(),
@@ -205,7 +218,11 @@ pub fn claim(container: &Container) -> Claim {
     }
 }
 
-fn link(container: &Container, namespace: NamespaceId) -> ContainerLink {
+fn link(
+    container: &Container,
+    namespace: NamespaceId,
+    link_local: Option<Ipv6Addr>,
+) -> ContainerLink {
     ContainerLink {
         netns: container.netns.clone(),
         namespace,
@@ -214,6 +231,7 @@ fn link(container: &Container, namespace: NamespaceId) -> ContainerLink {
         mac: container_mac(container),
         offload: container.offload,
         addresses: container.addresses.clone(),
+        link_local,
         networks: Arc::clone(&container.networks),
         ephemeral: container.ephemeral.clone(),
         opens_flows: opens_flows(container),

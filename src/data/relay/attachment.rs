@@ -1,11 +1,11 @@
 //! One attachment: what it was given, and what went through it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::frame::Frame;
-use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
+use nos_shim::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
 use nos_shim::ports::{Claim, Policy, Registration};
@@ -33,12 +33,23 @@ pub struct AttachmentConfig {
     pub relay_mac: MacAddr,
     /// NOS addresses that the container uses as its own.
     pub addresses: Vec<IpAddr>,
+    /// The link-local address of an uplink of its VRF that it uses besides.
+    pub link_local: Option<LinkLocal>,
     /// Its ports on them.
     pub claims: Vec<Claim>,
     /// With whom it may talk.
     pub policy: Policy,
     /// Octets of the longest IP packet on the link.
     pub mtu: u16,
+}
+
+/// The NOS's link-local address on the link of an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkLocal {
+    /// The uplink.
+    pub uplink: UplinkId,
+    /// The address, which follows from the uplink's MAC address.
+    pub address: Ipv6Addr,
 }
 
 /// What went through an attachment.
@@ -73,6 +84,8 @@ pub struct AttachmentStatus {
 pub(super) struct Attachment {
     guard: Guard,
     vrf: VrfId,
+    /// Where packets from a link-local address that it shares are.
+    zone: Option<VrfId>,
     active: bool,
     /// It is active, or waits for a NOS that is new to accept what the one before had accepted.
     accepted: bool,
@@ -101,6 +114,7 @@ impl Attachment {
         Self {
             guard,
             vrf: registration.vrf,
+            zone: zone_of(&registration),
             active: false,
             accepted: false,
             capabilities: Capabilities::empty(),
@@ -113,6 +127,7 @@ impl Attachment {
     /// Makes it what the NOS has accepted.
     pub(super) fn activate(&mut self, accepted: Guarded) {
         self.vrf = accepted.registration.vrf;
+        self.zone = zone_of(&accepted.registration);
         self.guard = accepted.guard;
         self.registration = accepted.registration;
         (self.active, self.accepted) = (true, true);
@@ -185,9 +200,24 @@ impl Attachment {
         match answer_ip(self.guard.link(), packet) {
             Disposition::Forward(packet) => match self.check(&packet) {
                 Ok(()) => Disposition::Forward(packet),
-                Err(reason) => Disposition::Drop(packet.into_frame(), reason),
+                Err(reason) => self.judge_on_link(packet, reason),
             },
             answered => answered,
+        }
+    }
+
+    /// What becomes of a packet that may not leave by the VRF.
+    #[cold]
+    fn judge_on_link(&self, mut packet: Packet, reason: DropReason) -> Disposition {
+        let zone = self.zone.filter(|_| self.active);
+        let on_link = zone.and_then(|zone| Some((zone, self.guard.check_on_link(&packet)?)));
+        match on_link {
+            Some((zone, Ok(()))) => {
+                packet.set_vrf(zone);
+                Disposition::OnLink(packet)
+            }
+            Some((_, Err(reason))) => Disposition::Drop(packet.into_frame(), reason),
+            None => Disposition::Drop(packet.into_frame(), reason),
         }
     }
 
@@ -225,6 +255,8 @@ impl Attachment {
 impl Guarded {
     pub(super) fn new(config: &AttachmentConfig) -> Self {
         let link = ContainerLink::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
+        let shared = config.link_local;
+        let link = link.sharing(shared.map(|shared| shared.address));
         Self {
             guard: Guard::new(link, &config.claims, config.policy.outside),
             registration: Arc::new(registration(config)),
@@ -237,12 +269,18 @@ impl Guarded {
     }
 }
 
+/// Where packets from a link-local address that it shares are.
+fn zone_of(registration: &Registration) -> Option<VrfId> {
+    registration.link_local.and_then(VrfId::of_link)
+}
+
 fn registration(config: &AttachmentConfig) -> Registration {
     Registration {
         attachment: config.id,
         name: Arc::clone(&config.name),
         vrf: config.vrf,
         addresses: config.addresses.clone(),
+        link_local: config.link_local.map(|shared| shared.uplink),
         policy: config.policy.clone(),
         claims: config.claims.clone(),
         router: config.relay_mac.link_local(),

@@ -42,6 +42,7 @@ impl Side<'_> {
         for frame in burst.drain(..) {
             match self.attachment.judge(frame) {
                 Disposition::Forward(packet) => self.forward(packet),
+                Disposition::OnLink(packet) => self.send_later(packet),
                 Disposition::Reply(frame) => self.reply(frame),
                 Disposition::Consumed(frame) => self.consume(frame),
                 Disposition::Drop(frame, reason) => self.refuse(frame, reason, now),
@@ -52,8 +53,13 @@ impl Side<'_> {
 
     #[inline]
     fn forward(&mut self, mut packet: Packet) {
-        packet.set_interface(Interface::Attachment(self.id));
         packet.set_vrf(self.attachment.vrf());
+        self.send_later(packet);
+    }
+
+    #[inline]
+    fn send_later(&mut self, mut packet: Packet) {
+        packet.set_interface(Interface::Attachment(self.id));
         // There is room: no burst is longer than another.
         self.outgoing.push(packet);
     }

@@ -42,6 +42,7 @@ fn config(id: AttachmentId) -> AttachmentConfig {
         name: format!("c{}", id.0).into(),
         vrf: VrfId(7),
         mac: MAC,
+        link_local: None,
         relay_mac: RELAY,
         addresses: vec![OWN.into(), OWN6.into()],
         policy: Policy::default(),
@@ -237,6 +238,7 @@ fn an_attachment_forwards_once_the_nos_has_accepted_it() {
         addresses: vec![OWN.into(), OWN6.into()],
         policy: Policy::default(),
         claims: vec![claim(40000, 40999)],
+        link_local: None,
         router: config(A).relay_mac.link_local(),
         mtu: 1500,
     };

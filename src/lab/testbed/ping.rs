@@ -1,7 +1,7 @@
 //! ICMP and ICMPv6 echo on raw sockets, one request after the other.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,8 @@ pub struct Ping {
     pub ttl: u8,
     /// Source address; `None` lets the kernel choose.
     pub source: Option<IpAddr>,
+    /// The index of the interface on whose link a link-local address is; zero of any other address.
+    pub scope: u32,
 }
 
 impl Default for Ping {
@@ -79,6 +81,7 @@ impl Default for Ping {
             dont_fragment: false,
             ttl: 64,
             source: None,
+            scope: 0,
         }
     }
 }
@@ -139,6 +142,7 @@ struct Pinger {
     socket: Socket,
     types: &'static Types,
     address: IpAddr,
+    scope: u32,
     identifier: u16,
     timeout: Duration,
     size: usize,
@@ -166,6 +170,7 @@ impl Pinger {
             socket,
             types,
             address,
+            scope: how.scope,
             identifier: next_identifier(),
             timeout: how.timeout,
             size: how.size,
@@ -175,7 +180,10 @@ impl Pinger {
     fn echo(&self, number: u16) -> io::Result<Echo> {
         let request = self.request(number);
         let sent = Instant::now();
-        let to = SocketAddr::new(self.address, 0).into();
+        let to = match self.address {
+            IpAddr::V6(address) => SocketAddrV6::new(address, 0, 0, self.scope).into(),
+            IpAddr::V4(_) => SocketAddr::new(self.address, 0).into(),
+        };
         match self.socket.send_to(&request, &to) {
             Ok(_) => self.wait(number, &request, sent),
             Err(error) => match error.raw_os_error() {

@@ -39,6 +39,7 @@ fn registration(at: usize) -> Registration {
         vrf: VrfId::DEFAULT,
         addresses: vec![ip(N4), ip(N6)],
         claims: both.concat(),
+        link_local: None,
         router: MacAddr([2; 6]).link_local(),
         mtu: 1500,
         policy: Policy::default(),

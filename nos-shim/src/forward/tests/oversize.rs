@@ -171,6 +171,7 @@ fn registration(id: AttachmentId, port: u16, mtu: u16) -> Registration {
         addresses: vec![ip(N4), ip(N6)],
         policy: Policy::default(),
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),
+        link_local: None,
         router: MacAddr([2; 6]).link_local(),
         mtu,
     }

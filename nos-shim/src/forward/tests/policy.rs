@@ -99,6 +99,7 @@ fn registration(
         addresses: vec![ip(N4), ip(N6)],
         claims,
         policy,
+        link_local: None,
         router: MacAddr([2; 6]).link_local(),
         mtu: 9000,
     }

@@ -30,6 +30,7 @@ fn registration(id: u32, addresses: &[u8], claims: &[Claim]) -> Registration {
         addresses: addresses.iter().map(|&n| ip(n)).collect(),
         policy: Policy::default(),
         claims: claims.to_vec(),
+        link_local: None,
         router: core::net::Ipv6Addr::LOCALHOST,
         mtu: 1500,
     }

@@ -25,6 +25,7 @@ fn registration(draft: &Draft, port: u16) -> ToNos {
             range: PortRange::new(port, port).unwrap(),
             kind: ClaimKind::Listen,
         }],
+        link_local: None,
         router: MacAddr([2; 6]).link_local(),
         mtu: 1500,
     };

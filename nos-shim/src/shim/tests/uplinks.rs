@@ -73,6 +73,7 @@ fn register(shim: &mut Shim, address: &str) {
             range: PortRange::new(80, 80).unwrap(),
             kind: ClaimKind::Listen,
         }],
+        link_local: None,
         router: MacAddr([2; 6]).link_local(),
         mtu: 1500,
     };

@@ -65,6 +65,7 @@ fn registration(id: u32, vrf: u16) -> Registration {
         vrf: VrfId(vrf),
         addresses: vec![ip(N4), ip(N6)],
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),
+        link_local: None,
         router: MacAddr([2; 6]).link_local(),
         mtu: 1500,
         policy: Policy::default(),
