@@ -398,6 +398,7 @@ impl Path {
                 addresses: vec![OWN_V4.into(), OWN_V6.into()],
                 policy: Policy::default(),
                 claims: Size::ONE.claims(0),
+                link_local: None,
                 mtu: 1500,
             };
             let relay = path.engine.relay().unwrap();
