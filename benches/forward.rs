@@ -345,13 +345,76 @@ impl Path {
             taken,
         };
         path.engine.advance(NOW);
-        path.meet_gateway();
+        path.meet_gateway(UPLINK);
         path.take();
         path
     }
 
+    /// The same in each of so many VRFs.
+    fn with_vrfs(vrfs: u16) -> Self {
+        let mut path = Self::new(default_routes(), Size::ONE);
+        for number in 1..vrfs {
+            let (vrf, id) = (VrfId(number), UplinkId(number.into()));
+            let nos = path.engine.nos().unwrap();
+            let uplink = UplinkConfig {
+                id,
+                name: format!("up{number}").into(),
+                vrf,
+                mac: NOS,
+                addresses: vec![
+                    "203.0.113.1/24".parse().unwrap(),
+                    "2001:db8:1::1/64".parse().unwrap(),
+                ],
+                mtu: 1500,
+                redirects: true,
+            };
+            nos.set_uplink(uplink, NOW).unwrap();
+            nos.set_link(id, LinkState::Up, NOW).unwrap();
+            nos.set_capabilities(id, Capabilities::all());
+            let routes = [
+                (IpNet::V4(Ipv4Net::default()), GATEWAY_V4.into()),
+                (IpNet::V6(Ipv6Net::default()), GATEWAY_V6.into()),
+            ];
+            let routes = routes.map(|(prefix, gateway)| {
+                let hop = NextHop {
+                    gateway,
+                    uplink: id,
+                };
+                RouteChange::Set(Route {
+                    vrf,
+                    prefix,
+                    source: fib::Source::Static { metric: 0 },
+                    action: Action::Via(hop.into()),
+                })
+            });
+            nos.change_routes(routes.into()).unwrap();
+            let attachment = AttachmentId(number.into());
+            let config = AttachmentConfig {
+                id: attachment,
+                name: format!("c{number}").into(),
+                vrf,
+                mac: CONTAINER,
+                relay_mac: RELAY,
+                addresses: vec![OWN_V4.into(), OWN_V6.into()],
+                policy: Policy::default(),
+                claims: Size::ONE.claims(0),
+                link_local: None,
+                mtu: 1500,
+            };
+            let relay = path.engine.relay().unwrap();
+            relay.attach(config).unwrap();
+            relay
+                .set_capabilities(attachment, Capabilities::all())
+                .unwrap();
+            path.engine.advance(NOW);
+            path.meet_gateway(Interface::Uplink(id));
+            path.take();
+        }
+        path
+    }
+
     /// The gateway asks for the NOS, and so becomes known to it.
-    fn meet_gateway(&mut self) {
+    fn meet_gateway(&mut self, uplink: Interface) {
         let mut arp = self.pool.alloc().unwrap();
         Arp::request(GATEWAY, GATEWAY_V4, OWN_V4)
             .write(&mut arp, MacAddr::BROADCAST)
@@ -367,7 +430,7 @@ impl Path {
         )
         .unwrap();
         let mut burst = [arp, ndp].into_iter().collect();
-        self.engine.handle_burst(UPLINK, &mut burst, NOW);
+        self.engine.handle_burst(uplink, &mut burst, NOW);
         self.engine.advance(NOW);
     }
 
@@ -620,6 +683,21 @@ fn growth(c: &mut Criterion) {
         });
         bench_one(c, &format!("{name} mixed"), path, BATCH, Inbound, || {
             size.sources(Inbound, true)
+        });
+    }
+    for vrfs in [1, 2, 100] {
+        let path = &LazyCell::new(|| RefCell::new(Path::with_vrfs(vrfs)));
+        let name = format!("growth/{vrfs} VRFs");
+        bench(c, &name, path, BATCH, |direction| {
+            let sources = (0..u32::from(vrfs)).map(|number| {
+                let from = match direction {
+                    Outbound => Interface::Attachment(AttachmentId(number)),
+                    Inbound | Transit => Interface::Uplink(UplinkId(number)),
+                };
+                let template = datagram(direction, PORT, OWN_V4.into(), FAR_V4.into(), 60);
+                Source::new(from, vec![template])
+            });
+            sources.collect()
         });
     }
     for ranges in [1, 100, 10_000] {

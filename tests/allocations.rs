@@ -530,6 +530,74 @@ fn inbound_packets_allocate_nothing() {
     }
 }
 
+/// The VRF of [`Lab::in_two_vrfs`] that is not the default one.
+const RED: VrfId = VrfId(7);
+
+impl Lab {
+    /// The second uplink and the second container are in a VRF of their own, where they have what the
+    /// first ones have.
+    fn in_two_vrfs() -> Self {
+        let mut lab = Self::with_pool(FramePool::new(2048, MAX_FRAME));
+        let now = lab.now;
+        let nos = lab.nos();
+        let up1 = UplinkConfig {
+            vrf: RED,
+            ..uplink(UP1, ["203.0.113.1/24", "2001:db8:1::1/64"])
+        };
+        nos.set_uplink(up1, now).unwrap();
+        let routes = [
+            ("0.0.0.0/0", hop(STATION4, UP1)),
+            ("2001:db8:9::/48", hop(STATION6, UP1)),
+        ];
+        let routes = routes.map(|(prefix, hop)| {
+            RouteChange::Set(Route {
+                vrf: RED,
+                prefix: prefix.parse().unwrap(),
+                source: Source::Static { metric: 0 },
+                action: Action::Via(hop.into()),
+            })
+        });
+        nos.change_routes(routes.into()).unwrap();
+        let services = ServiceConfig {
+            ping: true,
+            services: vec![Service::Echo],
+        };
+        nos.set_services(RED, &services).unwrap();
+        for (id, vrf) in [(0, VRF), (1, RED)] {
+            let attachment = attachment(id, claims(20_000, 40_000, 1000));
+            lab.attach(AttachmentConfig { vrf, ..attachment });
+        }
+        lab
+    }
+}
+
+/// The same packets in both, in turn.
+#[test]
+fn packets_of_several_vrfs_allocate_nothing() {
+    let mut lab = Lab::in_two_vrfs();
+    let places = [(TO_A, TO_UP0), (TO_B, TO_UP1)];
+    for (out, inbound) in families() {
+        for (container, uplink) in places {
+            let back = inbound.clone().with_ports([443, 40_000]);
+            for template in [out.udp(SMALL), out.tcp_super(), out.echo_request(7, SMALL)] {
+                Traffic::new(container, &[template]).arrives(&mut lab, uplink, 1);
+            }
+            for template in [inbound.udp(SMALL), inbound.tcp_super(), back.tcp(FULL)] {
+                Traffic::new(uplink, &[template]).arrives(&mut lab, container, 1);
+            }
+            // What the NOS says by itself, in each at its own rate.
+            let nobody = [inbound.clone().with_ports([443, 5000]).udp(SMALL)];
+            Traffic::new(uplink, &nobody)
+                .slow()
+                .is_refused(&mut lab, DropReason::NoListener);
+            let foreign = [out.clone().with_ports([21_000, 443]).udp(SMALL)];
+            Traffic::new(container, &foreign)
+                .slow()
+                .is_refused(&mut lab, DropReason::SourcePort);
+        }
+    }
+}
+
 /// Flows that are there, new ones, and those that make way for them.
 #[test]
 fn policed_packets_allocate_nothing() {
@@ -979,6 +1047,91 @@ fn ten_thousand_attachments_and_a_million_flows_take_less_than_400_mib() {
         (all - attached) / isize::try_from(FLOWS).unwrap(),
         all as f64 / f64::from(1 << 20),
     );
+    assert!(all <= LIMIT, "{all} octets");
+}
+
+/// With an uplink, a default route for each family and a container, that have had packets.
+#[test]
+fn each_of_a_hundred_vrfs_takes_less_than_3_mib() {
+    const VRFS: u16 = 100;
+    const LIMIT: isize = 3 << 20;
+    let mut lab = Lab::with_pool(FramePool::new(256, 2000));
+    let now = lab.now;
+    // What an uplink takes anyhow.
+    let empty = live::octets();
+    for n in 1..=VRFS {
+        let address = format!("198.18.{n}.1/24").parse().unwrap();
+        let more = UplinkConfig {
+            addresses: vec![address],
+            ..uplink(
+                UplinkId(u32::from(n) + 1000),
+                ["203.0.113.1/24", "2001:db8:1::1/64"],
+            )
+        };
+        lab.nos().set_uplink(more, now).unwrap();
+    }
+    let before = live::octets();
+    let uplink_alone = (before - empty) / isize::try_from(VRFS).unwrap();
+    let mut had = [before; 4];
+    for n in 1..=VRFS {
+        let (id, vrf) = (UplinkId(u32::from(n) + 1), VrfId(n));
+        let addresses = ["203.0.113.1/24", "2001:db8:1::1/64"];
+        let nos = lab.nos();
+        nos.set_uplink(
+            UplinkConfig {
+                vrf,
+                ..uplink(id, addresses)
+            },
+            now,
+        )
+        .unwrap();
+        nos.set_link(id, LinkState::Up, now).unwrap();
+        let route = |prefix: &str, hop: NextHop| {
+            RouteChange::Set(Route {
+                vrf,
+                prefix: prefix.parse().unwrap(),
+                source: Source::Static { metric: 0 },
+                action: Action::Via(hop.into()),
+            })
+        };
+        let routes = [
+            route("0.0.0.0/0", hop(STATION4, id)),
+            route("::/0", hop(STATION6, id)),
+        ];
+        nos.change_routes(routes.into()).unwrap();
+    }
+    had[1] = live::octets();
+    for n in 1..=VRFS {
+        let attachment = attachment(n.into(), claims(20_000, 40_000, 1000));
+        lab.attach(AttachmentConfig {
+            vrf: VrfId(n),
+            ..attachment
+        });
+    }
+    had[2] = live::octets();
+    // Nobody has that port, so that errors are limited as well.
+    for n in 1..=VRFS {
+        for (_, inbound) in families() {
+            let template = inbound.with_ports([443, 5000]).udp(SMALL);
+            let mut burst = template.burst(1, &mut lab.pool);
+            let from = Interface::Uplink(UplinkId(u32::from(n) + 1));
+            lab.engine.handle_burst(from, &mut burst, lab.now);
+            lab.engine.advance(lab.now);
+            while let Some((_, burst)) = lab.engine.poll_transmit() {
+                lab.pool.free_all(burst);
+            }
+        }
+    }
+    had[3] = live::octets();
+    let each = |at: usize| (had[at] - had[at - 1]) / isize::try_from(VRFS).unwrap();
+    println!(
+        "each of {VRFS} VRFs: uplink and routes {} octets ({uplink_alone} of an uplink in any VRF), \
+         container {}, errors {}",
+        each(1),
+        each(2),
+        each(3),
+    );
+    let all = (had[3] - before) / isize::try_from(VRFS).unwrap();
     assert!(all <= LIMIT, "{all} octets");
 }
 

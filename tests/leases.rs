@@ -271,6 +271,34 @@ lab_test! {
 }
 
 lab_test! {
+    fn what_a_process_holds_stays_across_a_takeover_and_what_a_connection_holds_is_asked_for_again() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let text = config(&topology, Variant::PLAIN);
+        let daemon = Daemon::start(&topology.device, &text);
+        let mut process = Process::start();
+        let pid = process.0.id().to_string();
+        let arguments = ["ports", "add", "web", "--tcp", "23001", "--holder-pid", &pid];
+        let output = command(&daemon, &arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let (_, held_by_us) = held(&daemon, add("23002", "connection")).unwrap();
+        let daemon = daemon.replaced(&topology.device);
+        let rows = registrations(&daemon);
+        let listed: Vec<_> = rows.iter().map(|row| (row.lease, row.what.join(" "))).collect();
+        assert_eq!(listed, [(Some(Lease::Pidfd), "tcp 23001".to_owned())]);
+        // Who held something by a connection hears that it has ended, and asks again.
+        held_by_us.wait().unwrap();
+        let (applied, _held) = held(&daemon, add("23002", "connection")).unwrap();
+        assert!(applied.changed);
+        process.kill();
+        await_that("what the process held has gone", || {
+            let rows = registrations(&daemon);
+            let left: Vec<_> = rows.iter().map(|row| row.what.join(" ")).collect();
+            (left == ["tcp 23002"]).then_some(()).ok_or_else(|| left.join(", "))
+        });
+    }
+}
+
+lab_test! {
     fn a_command_that_is_killed_leaves_nothing() {
         let scenario = Scenario::new(Variant::PLAIN);
         let daemon = &scenario.daemon;
