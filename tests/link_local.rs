@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nos_relay::control::api::{Response, query};
+use nos_relay::control::api::query;
 use nos_relay::lab::testbed::ping::{Echo, Ping};
 use nos_relay::lab::testbed::tcp::{Direction, Transfer};
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp, veth};
@@ -684,11 +684,8 @@ lab_test! {
         let before = traces(&fresh);
         let ask = |request: serde_json::Value| {
             let request = serde_json::from_value(request).unwrap();
-            match query(&lab.daemon.files().control(), &request, LIMIT).unwrap() {
-                Response::Changed(_) => Ok(()),
-                Response::Refused(refusal) => Err(refusal.message),
-                other => panic!("{other:?}"),
-            }
+            let answer = query(&lab.daemon.files().control(), &request, LIMIT);
+            answer.map(|_| ()).map_err(|error| error.to_string())
         };
         let attach = |uplink: &str, tcp: &str| ask(serde_json::json!({
             "type": "attach",
