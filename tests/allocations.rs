@@ -245,6 +245,7 @@ impl Lab {
         let services = ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
+            ..ServiceConfig::default()
         };
         nos.set_services(VRF, &services).unwrap();
     }
@@ -561,6 +562,7 @@ impl Lab {
         let services = ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
+            ..ServiceConfig::default()
         };
         nos.set_services(RED, &services).unwrap();
         for (id, vrf) in [(0, VRF), (1, RED)] {

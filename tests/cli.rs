@@ -13,8 +13,8 @@ use nos_relay::cli::show;
 use nos_relay::cli::{CheckArgs, Cli, Command, ControlArgs, ShowArgs};
 use nos_relay::control::api::snapshot::{
     Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Link, LinkLocal,
-    LinkState, Neighbor, NeighborState, NextHop, Origin, Port, PortKind, Protocol, Ring, Route,
-    RouteAction, RouteSource, Stage, Traffic, TurnStage, Turns, Uplink,
+    LinkState, Neighbor, NeighborState, NextHop, Origin, Outside, Port, PortKind, PortState,
+    Protocol, Ring, Route, RouteAction, RouteSource, Stage, Traffic, TurnStage, Turns, Uplink,
 };
 use nos_relay::control::api::{Response, Table};
 use nos_relay::outcome::Outcome;
@@ -232,6 +232,12 @@ fn link(device: &str, interface: &str) -> Link {
     }
 }
 
+fn friends() -> Vec<ipnet::IpNet> {
+    ["198.51.100.0/24", "2001:db8:2::/48"]
+        .map(|prefix| prefix.parse().unwrap())
+        .into()
+}
+
 fn attachments() -> Response {
     let web = Attachment {
         id: Some(1),
@@ -243,6 +249,8 @@ fn attachments() -> Response {
             "203.0.113.1".parse().unwrap(),
             "2001:db8:1::1".parse().unwrap(),
         ],
+        to: None,
+        outside: Outside::Drop,
         link_local: Some(LinkLocal {
             uplink: "up0".to_owned(),
             address: "fe80::5eff:fe10:1".parse().unwrap(),
@@ -255,6 +263,8 @@ fn attachments() -> Response {
         netns: "pid 1234".to_owned(),
         origin: Origin::Runtime,
         addresses: vec!["203.0.113.1".parse().unwrap()],
+        to: Some(friends()),
+        outside: Outside::Learn,
         link_local: None,
         ..web.clone()
     };
@@ -282,6 +292,8 @@ fn ports() -> Response {
         kind,
         owner: owner.to_owned(),
         origin: Origin::of(kind == PortKind::Ephemeral),
+        from: (kind == PortKind::Listen).then(friends),
+        state: (kind == PortKind::Ephemeral).then_some(PortState::Established),
     };
     Response::Ports(vec![
         port(Protocol::Udp, "20000-20999", PortKind::Listen, "web"),
@@ -574,6 +586,9 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
                       203.0.113.1
                       mtu 1500, vrf default
                       offload none
+                      to 198.51.100.0/24
+                      to 2001:db8:2::/48
+                      outside learn
 
  1  web        up     eth0 (tap) in /run/netns/C        received 7340032 packets, 10.7 GB
                       mac 02:00:5e:10:00:02             sent 3 packets, 222 B
@@ -586,12 +601,13 @@ ID  CONTAINER  STATE  INTERFACE                         TRAFFIC
 ";
 
 const PORTS: &str = r"
-VRF      PROTOCOL  PORTS        KIND                OWNER  FROM     ADDRESSES
-default  tcp       7            service of the NOS  echo   config   all
-default  tcp       40000-44999  ephemeral           web    runtime  203.0.113.1
-                                                                    2001:db8:1::1
-default  udp       20000-20999  listen              web    config   203.0.113.1
-                                                                    2001:db8:1::1
+VRF      PROTOCOL  PORTS        KIND                  OWNER  FROM     ADDRESSES
+default  tcp       7            service of the NOS    echo   config   all
+default  tcp       40000-44999  ephemeral             web    runtime  203.0.113.1
+                                established                           2001:db8:1::1
+default  udp       20000-20999  listen                web    config   203.0.113.1
+                                from 198.51.100.0/24                  2001:db8:1::1
+                                from 2001:db8:2::/48
 ";
 
 const ROUTES: &str = r"
@@ -664,6 +680,7 @@ fn the_port_tables_holdings_are_shown() {
         name: "echo".into(),
         vrf: VrfId::DEFAULT,
         claims: vec![claim(Transport::Udp, "7", ClaimKind::Listen)],
+        from: Vec::new(),
     };
     table.register_service(&service).unwrap();
     let web = Registration {

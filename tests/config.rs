@@ -225,6 +225,29 @@ fn a_service_listens_on_a_list_of_ports() {
 }
 
 #[test]
+fn services_may_be_for_some_alone() {
+    let text = format!(
+        "{UPLINK}[nos]\nservices = [\"http:81\", {{ service = \"discard\", from = \"192.0.2.0/24\" }}, \
+         {{ service = \"http\", ports = [\"8080-8082\", \"!8081\"], from = [\"198.51.100.0/25\", \
+         \"198.51.100.128/25\"] }}]\n"
+    );
+    let config = config(&text);
+    let nos = &config.services[&VrfName::Default];
+    let rules = nos.from.iter();
+    let rules: Vec<_> = rules
+        .map(|it| format!("{} {} from {}", it.transport, it.range, it.from))
+        .collect();
+    let expected = [
+        "tcp 9 from 192.0.2.0/24",
+        "udp 9 from 192.0.2.0/24",
+        "tcp 8080 from 198.51.100.0/24",
+        "tcp 8082 from 198.51.100.0/24",
+    ];
+    assert_eq!(rules, expected);
+    assert_eq!(nos.services.len(), 4);
+}
+
+#[test]
 fn next_hops_are_resolved_to_uplinks() {
     let config = config(FULL);
     let hops = |route: usize| {

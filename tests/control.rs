@@ -47,6 +47,8 @@ fn ports() -> Response {
         kind: PortKind::Listen,
         owner: "web".to_owned(),
         origin: Origin::Config,
+        from: None,
+        state: None,
     }])
 }
 

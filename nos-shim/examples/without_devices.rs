@@ -111,6 +111,7 @@ impl World {
                 &ServiceConfig {
                     ping: true,
                     services: vec![Service::Echo],
+                    ..ServiceConfig::default()
                 },
             )
             .unwrap();

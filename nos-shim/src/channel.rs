@@ -85,8 +85,8 @@ use core::fmt;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 pub use self::message::{
-    Answer, Configuration, ConfigurationRefused, Exchange, NosCounters, NosEvent, Query, RequestId,
-    ToNos, ToRelay,
+    Answer, Configuration, ConfigurationRefused, Exchange, NosCounters, NosEvent, PolicyRefusal,
+    Query, RefusedSide, Refuser, RequestId, ToNos, ToRelay,
 };
 use self::ring::{Farewell, RingEnd};
 use self::spares::Spares;

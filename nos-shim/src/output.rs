@@ -191,13 +191,26 @@ impl Output {
         if let Some(counters) = self.counters.get_mut(uplink) {
             counters.address_conflicts += 1;
         }
-        if news && self.events.len() < EVENTS {
-            self.events.push_back(NosEvent::AddressConflict {
+        if news {
+            self.tell(NosEvent::AddressConflict {
                 uplink,
                 address,
                 mac,
             });
         }
+    }
+
+    /// Has the relay told of something with the next packets, if that finds room.
+    #[cold]
+    pub(crate) fn tell(&mut self, event: NosEvent) {
+        if self.takes_news() {
+            self.events.push_back(event);
+        }
+    }
+
+    /// Whether another event finds room.
+    pub(crate) fn takes_news(&self) -> bool {
+        self.events.len() < EVENTS
     }
 
     /// Tells the relay what happened.

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::num::NonZeroU16;
 
-use crate::ports::{Claim, ClaimKind, PortRange, Transport};
+use crate::ports::{Claim, ClaimKind, PortRange, Restriction, Transport};
 
 /// A service of the NOS's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,6 +67,8 @@ pub struct ServiceConfig {
     /// What listens, each at most once. Without the feature `stack` their ports are the NOS's, and
     /// what comes to them is dropped.
     pub services: Vec<Service>,
+    /// Ports of services to which not everybody may open flows. They do not overlap.
+    pub from: Vec<Restriction>,
 }
 
 impl Default for ServiceConfig {
@@ -75,6 +77,7 @@ impl Default for ServiceConfig {
         Self {
             ping: true,
             services: Vec::new(),
+            from: Vec::new(),
         }
     }
 }

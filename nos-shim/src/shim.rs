@@ -42,10 +42,10 @@ use crate::neighbor::{NeighborCursor, NeighborStatus};
 use crate::offload::Capabilities;
 use crate::output::Output;
 use crate::page::Page;
-use crate::ports::{ExchangeRefused, Owner, PortTable, Registration, RegistrationRefused};
+use crate::ports::{ExchangeRefused, Owner, PortTable, RegistrationRefused};
 use crate::services::ServiceConfig;
 use crate::share::Budget;
-use crate::tables::{Tables, Uplink, UplinkChange};
+use crate::tables::{Tables, Uplink, UplinkChange, zone_here};
 use crate::time::Instant;
 use crate::worker::Worker;
 
@@ -478,21 +478,25 @@ impl Shim {
         self.tables.uplinks.page(first.unwrap_or(0), row)
     }
 
-    /// Remembers flows that are under way, as they are known from elsewhere. What finds no place is
-    /// left out.
+    /// Remembers flows that are under way, as they are known from elsewhere. Left out is what finds no
+    /// place, has an owner that is not here, or could not be opened now. Nobody loses a flow to what
+    /// another is said to have.
     pub fn remember_flows(&mut self, flows: &[NewFlow], now: Instant) {
         let Some(policed) = &mut self.worker.policed else {
             return;
         };
         for flow in flows {
-            // Elsewhere, its VRF may have another number.
-            let Some(owner) = self.tables.attachments.get(flow.owner) else {
+            let Some(flow) = self.tables.adopt(flow) else {
                 continue;
             };
-            let mut flow = *flow;
-            flow.key.vrf = zone_here(owner, flow.key.vrf);
+            let flows = &mut policed.flows;
+            let foreign = |it: Option<AttachmentId>| it.is_some_and(|it| it != flow.owner);
+            let learnt = flow.learnt.then(|| flows.learnt_by(&flow.key)).flatten();
+            if foreign(learnt) || foreign(flows.owner_of(&flow.key, now)) {
+                continue;
+            }
             // An owner that has more than its share gives up its own.
-            let _ = policed.flows.open(&flow, now);
+            let _ = flows.open(&flow, now);
         }
     }
 
@@ -611,11 +615,4 @@ impl Shim {
             counters: self.output.counters.get(id).copied().unwrap_or_default(),
         }
     }
-}
-
-/// The number that the VRF of an attachment's flow has here: its own, or that of the link whose
-/// link-local address it shares.
-fn zone_here(owner: &Registration, elsewhere: VrfId) -> VrfId {
-    let link = elsewhere.link_index().and(owner.link_local);
-    link.and_then(VrfId::of_link).unwrap_or(owner.vrf)
 }

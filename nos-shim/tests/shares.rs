@@ -334,6 +334,7 @@ fn fragments_without_the_rest_starve_nobody() {
         let config = ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
+            ..ServiceConfig::default()
         };
         world.nos.set_services(VrfId::DEFAULT, &config).unwrap();
     }

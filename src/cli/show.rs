@@ -11,9 +11,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use nos_shim::ident::AttachmentId;
 
 use crate::control::api::snapshot::{
-    Attachment, Capture, Counters, Drops, Flow, Lease, Link, Neighbor, NeighborState, NextHop,
-    Origin, Port, PortKind, Protocol, Registration, RegistrationKind, Ring, Route, RouteAction,
-    RouteSource, Stage, Traffic, Turns, Uplink,
+    Attachment, Capture, Counters, Drops, Flow, FlowOpener, Lease, Link, Neighbor, NeighborState,
+    NextHop, Origin, Outside, Port, PortKind, PortState, Protocol, Registration, RegistrationKind,
+    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Applied, Event, Response, Subject, SubjectKind, Watched};
 
@@ -180,6 +180,28 @@ pub fn watched(watched: &Watched) -> String {
             let what = format!("{protocol} {port} of {owner}");
             format!("foreign-port {}: {what}, {dropped} dropped", of(subject))
         }
+        Event::Policy {
+            subject,
+            reason,
+            sender,
+            protocol,
+            port,
+            remote,
+            remote_port,
+            dropped,
+        } => {
+            let end = |port: &Option<u16>| port.map(|port| format!(" {port}")).unwrap_or_default();
+            let side = match sender {
+                FlowOpener::Owner => "to",
+                FlowOpener::Peer => "from",
+            };
+            format!(
+                "policy {}: {reason}, {protocol}{} {side} {remote}{}, {dropped} dropped",
+                of(subject),
+                end(port),
+                end(remote_port),
+            )
+        }
         Event::Drops { relay, nos } => {
             format!("drops{}{}", counts("relay", relay), counts("nos", nos))
         }
@@ -204,6 +226,7 @@ fn attachments(rows: &[Attachment]) -> String {
         let shared = row.link_local.iter();
         interface.extend(shared.map(|it| format!("{} of {}", it.address, it.uplink)));
         interface.extend(properties(&row.link));
+        interface.extend(policy(row));
         [
             row.id
                 .map(|id| AttachmentId(id).index().to_string())
@@ -222,6 +245,19 @@ fn attachments(rows: &[Attachment]) -> String {
         &[0],
         cells,
     )
+}
+
+/// Where a container may open flows to, and from which ports, if not as others may.
+fn policy(row: &Attachment) -> Vec<String> {
+    let mut lines = match row.to.as_deref() {
+        None => Vec::new(),
+        Some([]) => vec!["to nowhere".to_owned()],
+        Some(prefixes) => prefixes.iter().map(|it| format!("to {it}")).collect(),
+    };
+    if row.outside == Outside::Learn {
+        lines.push("outside learn".to_owned());
+    }
+    lines
 }
 
 fn uplinks(rows: &[Uplink]) -> String {
@@ -318,7 +354,7 @@ fn ports(rows: &[Port]) -> String {
             row.vrf_name.clone(),
             protocol.to_owned(),
             row.range.to_string(),
-            kind.to_owned(),
+            [vec![kind.to_owned()], rules(row)].concat().join("\n"),
             row.owner.clone(),
             row.origin.to_string(),
             row.addresses
@@ -339,6 +375,16 @@ fn ports(rows: &[Port]) -> String {
         &[],
         cells,
     )
+}
+
+/// Who may open flows to ports, or what comes to them, if not as it does to others.
+fn rules(row: &Port) -> Vec<String> {
+    let from = row.from.iter().flatten();
+    let from = from.map(|prefix| format!("from {prefix}"));
+    let state = row
+        .state
+        .map(|PortState::Established| "established".to_owned());
+    from.chain(state).collect()
 }
 
 fn routes(rows: &[Route]) -> String {

@@ -33,7 +33,7 @@ mod watchers;
 pub(in crate::control) use client::converse;
 pub use client::{ControlError, Held, QUERY_TIMEOUT, Watch, ask, ask_for, hold, query, watch};
 pub use connection::Peer;
-pub use event::{Event, Subject, SubjectKind, Watched};
+pub use event::{Event, EventProtocol, Subject, SubjectKind, Watched};
 pub use protocol::{
     Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request,
     Response, Table, VERSION,

@@ -106,7 +106,8 @@ pub enum RelayEvent {
         transport: Transport,
         /// The port that it came from.
         port: u16,
-        /// How many packets of this attachment came from foreign ports so far.
+        /// How many packets of this attachment came from foreign ports since the last such event, this
+        /// one included.
         dropped: u64,
     },
 }

@@ -39,6 +39,16 @@ impl Wire {
         }
     }
 
+    /// One that sees what leaves by the interface as well, but for what it sends itself.
+    pub(crate) fn open_both_ways(namespace: &LabNamespace, interface: &str) -> Self {
+        let link = namespace.link(interface).unwrap().unwrap();
+        let fd = namespace.run(|| open_for(link.index, true)).unwrap();
+        Self {
+            fd,
+            mac: link.mac.unwrap(),
+        }
+    }
+
     /// The interface's own MAC address.
     pub(crate) fn mac(&self) -> MacAddr {
         self.mac
@@ -79,6 +89,11 @@ impl Wire {
     /// Forgets all frames that arrived so far.
     pub(crate) fn drain(&self) {
         while self.receive(Instant::now()).is_some() {}
+    }
+
+    /// All frames so far.
+    pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.receive(Instant::now())).collect()
     }
 
     /// All IP packets that arrived so far.
@@ -162,10 +177,16 @@ pub(crate) fn observe(namespace: &LabNamespace, interface: &str) -> OwnedFd {
 }
 
 fn open(index: u32) -> OwnedFd {
+    open_for(index, false)
+}
+
+fn open_for(index: u32, outgoing: bool) -> OwnedFd {
     let all = SockProtocol::EthAll;
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Packet, SockType::Raw, flags, all).unwrap();
-    ignore_outgoing(&fd);
+    if !outgoing {
+        ignore_outgoing(&fd);
+    }
     bind(fd.as_raw_fd(), &link_address(index)).unwrap();
     fd
 }
@@ -381,6 +402,27 @@ pub(crate) fn fix_ipv4_checksum(frame: &mut [u8]) {
     frame[24..26].fill(0);
     let sum = sum(&frame[14..14 + length]);
     frame[24..26].copy_from_slice(&(!sum).to_be_bytes());
+}
+
+/// A TCP segment in a frame as it is on a wire: a kernel that leaves checksums to the device has not
+/// made the one that a packet socket sees.
+pub(crate) fn with_tcp_checksum(frame: &[u8]) -> Vec<u8> {
+    let seen = Seen::parse(frame).unwrap();
+    let length = u16::try_from(seen.transport().len()).unwrap();
+    let mut covered = match (seen.source, seen.destination) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => [from.octets(), to.octets()].concat(),
+        (IpAddr::V6(from), IpAddr::V6(to)) => [from.octets(), to.octets()].concat(),
+        other => panic!("{other:?}"),
+    };
+    covered.extend([0, TCP]);
+    covered.extend(length.to_be_bytes());
+    let mut segment = seen.transport().to_vec();
+    segment[16..18].fill(0);
+    covered.extend(&segment);
+    let checksum = !sum(&covered);
+    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+    let headers = 14 + seen.ip.len() - segment.len();
+    [&frame[..headers], &segment].concat()
 }
 
 /// RFC 1071, not complemented.

@@ -607,6 +607,7 @@ fn services(flavour: u8) -> ServiceConfig {
     ServiceConfig {
         ping: flavour & 8 == 0,
         services,
+        from: Vec::new(),
     }
 }
 

@@ -15,7 +15,7 @@ use core::fmt;
 use core::net::IpAddr;
 use std::sync::Arc;
 
-use crate::drop::Ledger;
+use crate::drop::{DropReason, Ledger};
 use crate::fib::{FibFull, Route, RouteChange, RouteCursor};
 use crate::flows::{EchoFlow, FlowStatus, NewFlow};
 use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
@@ -195,4 +195,48 @@ pub enum NosEvent {
         /// Who uses it.
         mac: MacAddr,
     },
+    /// A policy refuses packets. Of one owner of ports, one reason and one side, three times at once,
+    /// then once in ten seconds.
+    Refused(PolicyRefusal),
+}
+
+/// What a policy refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyRefusal {
+    /// Whose policy it is. But for [`DropReason::SourcePort`], the port is its own.
+    pub refuser: Refuser,
+    /// Who has sent the packet.
+    pub sender: RefusedSide,
+    /// For what it was dropped.
+    pub reason: DropReason,
+    /// Its IP protocol.
+    pub protocol: u8,
+    /// The port on the refuser's side, if it is known.
+    pub port: Option<u16>,
+    /// The address on the other side.
+    pub remote: IpAddr,
+    /// The port there.
+    pub remote_port: Option<u16>,
+    /// Of [`DropReason::SourcePort`]: the container that has learnt the port.
+    pub holder: Option<AttachmentId>,
+    /// Packets that were dropped since the last event of this kind, this one included.
+    pub dropped: u64,
+}
+
+/// Whose policy refuses something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refuser {
+    /// A container's.
+    Attachment(AttachmentId),
+    /// That of the NOS's services in a VRF.
+    Services(VrfId),
+}
+
+/// Who has sent what is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedSide {
+    /// The owner of the port.
+    Owner,
+    /// Who would talk to it.
+    Peer,
 }

@@ -88,6 +88,8 @@ pub struct NewFlow {
     pub learnt: bool,
     /// Its first segment, if it is a TCP flow and that is known.
     pub segment: Option<Segment>,
+    /// Whether both sides have spoken already, as is known from elsewhere.
+    pub confirmed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +99,11 @@ enum State {
         replied: bool,
     },
     Connection(Connection),
-    /// TCP of which no whole segment has been seen.
-    Fragmented,
+    /// TCP of which no whole segment has been seen here.
+    Unseen {
+        /// Whether it was established elsewhere.
+        established: bool,
+    },
 }
 
 /// What an owner gives up first, and last.
@@ -271,7 +276,9 @@ impl ExactFlows {
         }
         let state = match (flow.key.transport, flow.key.remote_port, &flow.segment) {
             (_, 0, _) => State::Expected,
-            (Transport::Udp, ..) => State::Datagrams { replied: false },
+            (Transport::Udp, ..) => State::Datagrams {
+                replied: flow.confirmed,
+            },
             (Transport::Tcp, _, Some(segment)) => {
                 let side = match flow.opener {
                     Opener::Owner => Side::Owner,
@@ -279,7 +286,9 @@ impl ExactFlows {
                 };
                 State::Connection(Connection::new(side, segment))
             }
-            (Transport::Tcp, _, None) => State::Fragmented,
+            (Transport::Tcp, _, None) => State::Unseen {
+                established: flow.confirmed,
+            },
         };
         self.make_room(flow.owner)?;
         let owner = self
@@ -402,7 +411,8 @@ impl ExactFlows {
                 State::Datagrams { replied: false } => FlowState::Unreplied,
                 State::Datagrams { replied: true } => FlowState::Replied,
                 State::Connection(connection) => FlowState::Tcp(connection.phase()),
-                State::Fragmented => FlowState::Tcp(Phase::Opening),
+                State::Unseen { established: false } => FlowState::Tcp(Phase::Opening),
+                State::Unseen { established: true } => FlowState::Tcp(Phase::Established),
             },
             idle,
             left: lifetime(&slot.state).saturating_sub(idle),
@@ -416,7 +426,7 @@ impl ExactFlows {
         };
         let counts = match (&mut slot.state, segment) {
             (State::Connection(connection), Some(segment)) => connection.follow(side, segment),
-            (State::Fragmented, Some(segment)) => {
+            (State::Unseen { .. }, Some(segment)) => {
                 slot.state = State::Connection(Connection::new(side, segment));
                 true
             }
@@ -470,6 +480,7 @@ impl ExactFlows {
             opener: Opener::Peer,
             learnt: slot.learnt.is_some(),
             segment: segment.copied(),
+            confirmed: false,
         };
         // Its place is free then, and so is room for this one.
         self.remove(expected);
@@ -636,6 +647,7 @@ fn class_of(state: &State) -> Class {
         State::Connection(connection) if connection.phase() == Phase::Established => {
             Class::Connections
         }
+        State::Unseen { established: true } => Class::Connections,
         _ => Class::Passing,
     }
 }

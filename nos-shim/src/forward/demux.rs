@@ -4,11 +4,12 @@
 //! decide, then sockets of the NOS and ranges of attachments (one table holds both), then nobody.
 //! Fragments come before all of it, in [`super::deliver`].
 
+use crate::channel::{RefusedSide, Refuser};
 use crate::drop::DropReason;
 use crate::flows::{Echo, EchoFlows, EchoKey};
 use crate::icmp::{self, Quote};
 use crate::ident::{AttachmentId, Interface, LocalAddressId};
-use crate::packet::{Packet, protocol};
+use crate::packet::{Fragment, Packet, protocol};
 use crate::ports::{ClaimKind, Owner, PortOwner, Transport};
 use crate::tables::Tables;
 use crate::time::Instant;
@@ -77,6 +78,7 @@ fn recipient_by_port(
         }
         PortOwner::Nobody => Recipient::NoListener,
         PortOwner::Nos => Recipient::Local,
+        owner @ PortOwner::WatchedNos => recipient_by_policy(packet, owner, tables, worker, now),
         PortOwner::Attachment {
             id,
             kind: ClaimKind::Listen,
@@ -115,18 +117,32 @@ fn recipient_by_policy(
     };
     let key = police::arrival(packet, transport, ports);
     let policed = worker.policed.as_deref_mut();
-    match owner {
+    let (recipient, refuser) = match owner {
         PortOwner::Watched { id, .. }
             // Policies are about others.
             if packet.frame().interface() == Some(Interface::Attachment(id)) =>
         {
-            Recipient::Attachment(id)
+            return Recipient::Attachment(id);
         }
         PortOwner::Watched { id, kind } => {
-            police::inbound(packet, (id, kind), &key, tables, policed, now)
+            let recipient = police::inbound(packet, (id, kind), &key, tables, policed, now);
+            (recipient, Refuser::Attachment(id))
         }
-        _ => police::inbound_to_nobody(packet, &key, policed, now),
-    }
+        PortOwner::WatchedNos => {
+            let recipient = police::inbound_to_service(&key, tables);
+            (recipient, Refuser::Services(key.vrf))
+        }
+        _ => return police::inbound_to_nobody(packet, &key, policed, now),
+    };
+    let reason = match recipient {
+        // It comes again when it is whole.
+        Recipient::Refused(_) if packet.fragment() != Fragment::Whole => return recipient,
+        Recipient::Refused(reason) | Recipient::Drop(reason) => reason,
+        _ => return recipient,
+    };
+    let who = (refuser, RefusedSide::Peer);
+    worker.refusals.note(packet, who, reason, None, now);
+    recipient
 }
 
 #[inline(never)]
@@ -188,7 +204,7 @@ fn recipient_of_error(
     };
     match owner {
         PortOwner::Attachment { id, .. } => Recipient::Attachment(id),
-        PortOwner::Nos => Recipient::Local,
+        PortOwner::Nos | PortOwner::WatchedNos => Recipient::Local,
         PortOwner::Nobody if !tables.learns => Recipient::Drop(DropReason::IcmpUnmatched),
         PortOwner::Nobody | PortOwner::Watched { .. } => {
             let quoted = transport.zip(quote.ports);

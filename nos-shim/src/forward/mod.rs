@@ -44,6 +44,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use crate::channel::{RefusedSide, Refuser};
 use crate::drop::DropReason;
 use crate::fib::{Action, AdjacencyId};
 use crate::frame::{BATCH, Burst};
@@ -144,7 +145,19 @@ impl Forwarder<'_> {
         if local::is_due(self.worker, self.now) {
             self.poll_local();
         }
+        if self.worker.refusals.has_news() {
+            self.tell_refusals();
+        }
         self.output.flush_to_relay();
+    }
+
+    #[cold]
+    fn tell_refusals(&mut self) {
+        while self.output.takes_news()
+            && let Some(event) = self.worker.refusals.poll()
+        {
+            self.output.tell(event);
+        }
     }
 
     #[inline(never)]
@@ -198,6 +211,9 @@ impl Forwarder<'_> {
                 Ok(()) => at += 1,
                 Err((id, refused)) => {
                     let packet = burst.remove(at);
+                    let who = (Refuser::Attachment(id), RefusedSide::Owner);
+                    let refusals = &mut self.worker.refusals;
+                    refusals.note(&packet, who, refused.reason, refused.holder, self.now);
                     self.run(police::refuse(packet, id, refused));
                 }
             }

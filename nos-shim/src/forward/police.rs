@@ -1,10 +1,11 @@
 //! What policies say of a packet: whether it may open a flow, and whether it belongs to one.
 //!
 //! Only packets of containers with a [policy](crate::ports::Policy) come here, packets to ports on which
-//! one has something to say, and, where a container may learn ports, those to ports of nobody.
+//! one has something to say, those to services of the NOS with `from`, and, where a container may learn ports, those to ports of nobody.
 //!
 //! | packet to | passes if |
 //! |---|---|
+//! | a port of a service with `from` | its sender is among those |
 //! | a listen port with `from` | its sender is among those, or it belongs to a flow that the container has opened |
 //! | an `established` port | it belongs to a flow that the container has opened, or that active FTP has announced |
 //! | a port of nobody | it belongs to a flow that a container has opened from there |
@@ -46,6 +47,8 @@ pub(super) struct Refused {
     pub(super) reason: DropReason,
     /// Whether its sender is told.
     pub(super) told: bool,
+    /// Who has learnt the port that it comes from.
+    pub(super) holder: Option<AttachmentId>,
 }
 
 impl Refused {
@@ -53,6 +56,7 @@ impl Refused {
         Self {
             reason,
             told: false,
+            holder: None,
         }
     }
 
@@ -62,6 +66,7 @@ impl Refused {
         Self {
             reason,
             told: opens && packet.transport_checksum_ok(),
+            holder: None,
         }
     }
 }
@@ -203,6 +208,7 @@ impl Outbound<'_> {
             opener: Opener::Owner,
             learnt: from == From::Nobody,
             segment,
+            confirmed: false,
         };
         let opened = policed.flows.open(&flow, now);
         opened.map_err(|_| Refused::silently(DropReason::FlowTableFull))
@@ -236,7 +242,10 @@ impl Outbound<'_> {
             }
             Some(PortOwner::Nobody) if policy.learns && key.local_port != 0 => {
                 match policed.flows.learnt_by(&key) {
-                    Some(other) if other != self.owner => Err(foreign()),
+                    Some(other) if other != self.owner => Err(Refused {
+                        holder: Some(other),
+                        ..foreign()
+                    }),
                     _ => Ok(From::Nobody),
                 }
             }
@@ -290,6 +299,7 @@ impl Outbound<'_> {
             opener: Opener::Peer,
             learnt,
             segment: None,
+            confirmed: false,
         };
         // Without room the server's connection is refused, as if it had not been announced.
         let _ = policed.flows.open(&flow, now);
@@ -318,6 +328,7 @@ fn without_ports(
             false => Err(Refused {
                 reason: DropReason::PolicyTo,
                 told: true,
+                holder: None,
             }),
         };
     };
@@ -385,6 +396,7 @@ pub(super) fn inbound(
                 opener: Opener::Peer,
                 learnt: false,
                 segment,
+                confirmed: false,
             };
             match policed.flows.open(&flow, now) {
                 Ok(()) => Recipient::Attachment(id),
@@ -393,6 +405,16 @@ pub(super) fn inbound(
         }
         ClaimKind::Listen if of_flow() => Recipient::Attachment(id),
         ClaimKind::Listen => Recipient::Refused(DropReason::PolicyFrom),
+    }
+}
+
+/// Who gets a packet to a port of a service to which not everybody may open flows. Whoever may has all
+/// its packets pass, so no flows are needed.
+#[cold]
+pub(super) fn inbound_to_service(key: &FlowKey, tables: &Tables) -> Recipient {
+    match tables.may_reach_service(key.vrf, key.transport, key.local_port, key.remote) {
+        true => Recipient::Local,
+        false => Recipient::Refused(DropReason::PolicyFrom),
     }
 }
 

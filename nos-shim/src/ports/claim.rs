@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{Policy, PortRange};
+use super::{Policy, PortRange, Restriction};
 use crate::ident::{AttachmentId, UplinkId, VrfId};
 
 /// Attachments with higher numbers cannot own ports: the map of ports has 28 bits for them.
@@ -43,7 +43,7 @@ impl fmt::Display for Transport {
 }
 
 /// What an owner may do with its ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ClaimKind {
     /// Outsiders may open flows to these ports.
     Listen,
@@ -175,6 +175,8 @@ pub struct ServiceRegistration {
     pub vrf: VrfId,
     /// Its ports. All are granted, or none.
     pub claims: Vec<Claim>,
+    /// Those of them to which not everybody may open flows. They do not overlap.
+    pub from: Vec<Restriction>,
 }
 
 /// Why nothing of an exchange was granted: the first registration that cannot be.

@@ -24,9 +24,11 @@ pub(super) struct PackedOwner(u32);
 impl PackedOwner {
     pub(super) const NOBODY: Self = Self(0);
     pub(super) const NOS: Self = Self(1);
+    /// A service to which not everybody may open flows.
+    pub(super) const WATCHED_NOS: Self = Self(Self::WATCHED | 1);
     const LISTEN: u32 = 2;
     const EPHEMERAL: u32 = 3;
-    /// Of the two above: the attachment's policy has something to say.
+    /// A policy has something to say.
     const WATCHED: u32 = 4;
 
     /// `id` must be [`LAST_OWNER`] at most.
@@ -50,6 +52,7 @@ impl PackedOwner {
             Self::EPHEMERAL => (ClaimKind::Ephemeral, false),
             Self::WATCHED_LISTEN => (ClaimKind::Listen, true),
             Self::WATCHED_EPHEMERAL => (ClaimKind::Ephemeral, true),
+            Self::WATCHED_SERVICE => return PortOwner::WatchedNos,
             _ => return PortOwner::Nos,
         };
         match watched {
@@ -60,6 +63,12 @@ impl PackedOwner {
 
     const WATCHED_LISTEN: u32 = Self::WATCHED | Self::LISTEN;
     const WATCHED_EPHEMERAL: u32 = Self::WATCHED | Self::EPHEMERAL;
+    const WATCHED_SERVICE: u32 = Self::WATCHED_NOS.0;
+
+    /// Whether it is a service of the NOS.
+    pub(super) fn is_nos(self) -> bool {
+        matches!(self, Self::NOS | Self::WATCHED_NOS)
+    }
 
     /// The attachment, if the owner is neither nobody nor the NOS.
     pub(super) fn attachment(self) -> Option<AttachmentId> {

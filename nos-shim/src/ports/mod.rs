@@ -11,6 +11,6 @@ pub use claim::{
     Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, Registration, RegistrationRefused,
     ServiceRegistration, Transport,
 };
-pub use policy::{Outside, Policy, Restriction};
+pub use policy::{Outside, Policy, PortRule, Restriction};
 pub use range::{PortRange, PortRangeError};
 pub use table::{Grant, Holding, PortOwner, PortTable};

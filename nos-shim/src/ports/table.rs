@@ -29,8 +29,9 @@ use hashbrown::HashMap;
 use super::claim::LAST_OWNER;
 use super::exchange::{Stripe, late_comers, repaint};
 use super::map::{PackedOwner, PortMap};
+use super::policy::{Rules, narrows};
 use super::{
-    Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, PortRange, Registration,
+    Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, PortRange, PortRule, Registration,
     RegistrationRefused, ServiceRegistration, Transport,
 };
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
@@ -46,6 +47,8 @@ pub enum PortOwner {
     Nobody,
     /// A service of the NOS.
     Nos,
+    /// A service of the NOS to which not everybody may open flows.
+    WatchedNos,
     /// A container.
     Attachment {
         /// Which one.
@@ -68,7 +71,7 @@ impl PortOwner {
     pub fn attachment(self) -> Option<(AttachmentId, ClaimKind)> {
         match self {
             Self::Attachment { id, kind } | Self::Watched { id, kind } => Some((id, kind)),
-            Self::Nobody | Self::Nos => None,
+            Self::Nobody | Self::Nos | Self::WatchedNos => None,
         }
     }
 }
@@ -113,6 +116,23 @@ impl Grant {
         };
         let of_service = service.into_iter().flat_map(|it| of_service(it));
         of_service.chain(registration.into_iter().flat_map(|it| of_registration(it)))
+    }
+
+    /// The same, each with the parts of its range under different rules.
+    pub fn holdings_with_rules(
+        &self,
+    ) -> impl Iterator<Item = (Holding<'_>, Vec<(PortRange, PortRule)>)> {
+        let rules = match self {
+            Self::Service(service) => Rules::new(&service.from, &[]),
+            Self::Attachment(registration) => {
+                let policy = &registration.policy;
+                Rules::new(&policy.from, &policy.established)
+            }
+        };
+        self.holdings().map(move |holding| {
+            let parts = rules.cut(&holding.claim);
+            (holding, parts)
+        })
     }
 }
 
@@ -174,13 +194,11 @@ impl PortTable {
         let id = self.fresh_id();
         self.addresses.insert((vrf, address), id);
         let named = |holding: &Holding<'_>| holding.vrf == vrf && holding.covers(address);
-        let services = self
-            .services
-            .values()
-            .flat_map(|service| of_service(service));
-        for Holding { claim, .. } in services.filter(named) {
-            self.map
-                .fill(id, claim.transport, claim.range, PackedOwner::NOS);
+        for service in self.services.values() {
+            for Holding { claim, .. } in of_service(service).filter(named) {
+                let owner = packed_service(service, &claim);
+                self.map.fill(id, claim.transport, claim.range, owner);
+            }
         }
         for registration in self.registrations.values() {
             for Holding { claim, .. } in of_registration(registration).filter(named) {
@@ -478,7 +496,7 @@ impl PortTable {
     fn is_taken(&self, id: LocalAddressId, claim: &Claim, by: &Registration) -> bool {
         let foreign = |owner: PackedOwner| match owner.attachment() {
             Some(id) => id != by.attachment && self.registrations.contains_key(&id),
-            None => owner == PackedOwner::NOS,
+            None => owner.is_nos(),
         };
         let found = self.map.find(id, claim.transport, claim.range, foreign);
         found.is_some()
@@ -525,7 +543,7 @@ impl PortTable {
         };
         let addresses = self.addresses.iter();
         for (_, &address) in addresses.filter(|((vrf, _), _)| *vrf == service.vrf) {
-            let stripe = |claim: &Claim| stripe(address, claim, PackedOwner::NOS);
+            let stripe = |claim: &Claim| stripe(address, claim, packed_service(service, claim));
             stripes.extend(service.claims.iter().map(stripe));
         }
         stripes
@@ -658,6 +676,13 @@ fn packed(registration: &Registration, claim: &Claim) -> PackedOwner {
         ClaimKind::Ephemeral => policy.watches_ephemeral(claim.range),
     };
     PackedOwner::of(registration.attachment, claim.kind, watched)
+}
+
+fn packed_service(service: &ServiceRegistration, claim: &Claim) -> PackedOwner {
+    match narrows(&service.from, claim.transport, claim.range) {
+        true => PackedOwner::WATCHED_NOS,
+        false => PackedOwner::NOS,
+    }
 }
 
 fn overlap(a: Claim, b: Claim) -> bool {

@@ -13,14 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::channel::Exchange;
 use crate::fib::{Action, Adjacency, FibFull, FlowHasher, NextHop, RouteChange, Routing};
-use crate::flows::{FlowKey, Opener};
+use crate::flows::{FlowKey, NewFlow, Opener};
 use crate::id_table::IdTable;
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::offload::Capabilities;
 use crate::origin::Origin;
 use crate::ports::{
-    ClaimKind, ExchangeRefused, PortOwner, PortTable, Registration, RegistrationRefused,
-    ServiceRegistration,
+    ClaimKind, ExchangeRefused, Policy, PortOwner, PortTable, Registration, RegistrationRefused,
+    ServiceRegistration, Transport,
 };
 use crate::services::{Service, ServiceConfig};
 
@@ -44,6 +44,8 @@ pub(crate) struct Tables {
     pub(crate) attachments: IdTable<AttachmentId, Registration>,
     /// What the NOS offers, by VRF: of those in which it is not what is offered without saying.
     services: BTreeMap<VrfId, ServiceConfig>,
+    /// Who may open flows to services, by VRF: of those in which not everybody may.
+    service_policies: BTreeMap<VrfId, PolicyIndex>,
     /// Of the attachments that have one.
     pub(crate) policies: IdTable<AttachmentId, PolicyIndex>,
     /// Whether any attachment has a policy.
@@ -69,6 +71,7 @@ impl Tables {
             uplinks: IdTable::new(),
             attachments: IdTable::new(),
             services: BTreeMap::new(),
+            service_policies: BTreeMap::new(),
             policies: IdTable::new(),
             polices: false,
             learns: false,
@@ -133,7 +136,27 @@ impl Tables {
         self.services.get(&vrf).is_none_or(|config| config.ping)
     }
 
+    /// Whether `remote` may open flows to a service's port.
+    pub(crate) fn may_reach_service(
+        &self,
+        vrf: VrfId,
+        transport: Transport,
+        port: u16,
+        remote: IpAddr,
+    ) -> bool {
+        let policy = self.service_policies.get(&vrf);
+        policy.is_none_or(|policy| policy.may_open_from(transport, port, remote))
+    }
+
     fn note_services(&mut self, vrf: VrfId, config: &ServiceConfig) {
+        self.service_policies.remove(&vrf);
+        if !config.from.is_empty() {
+            let policy = Policy {
+                from: config.from.clone(),
+                ..Policy::default()
+            };
+            self.service_policies.insert(vrf, PolicyIndex::new(&policy));
+        }
         if *config == ServiceConfig::default() {
             self.services.remove(&vrf);
         } else {
@@ -314,6 +337,28 @@ impl Tables {
         }
     }
 
+    /// A flow that is known from elsewhere, as it is here, if its owner may have it.
+    pub(crate) fn adopt(&self, flow: &NewFlow) -> Option<NewFlow> {
+        let owner = self.attachments.get(flow.owner)?;
+        let mut flow = *flow;
+        // Elsewhere, its VRF may have another number.
+        flow.key.vrf = zone_here(owner, flow.key.vrf);
+        let address = self.address_in(flow.key.vrf, flow.key.local)?;
+        let on_link = flow.key.vrf.link_index().is_some();
+        let shares = on_link || owner.addresses.contains(&flow.key.local);
+        if !shares || !self.keeps(&flow.key, flow.owner, flow.opener) {
+            return None;
+        }
+        let FlowKey {
+            transport,
+            local_port,
+            ..
+        } = flow.key;
+        let port = self.ports.owner(address, transport, local_port);
+        flow.learnt = port == PortOwner::Nobody;
+        Some(flow)
+    }
+
     /// Makes `config` all that the NOS itself offers in a VRF.
     ///
     /// # Errors
@@ -331,6 +376,13 @@ impl Tables {
     }
 }
 
+/// The number that the VRF of an attachment's flow has here: its own, or that of the link whose
+/// link-local address it shares.
+pub(crate) fn zone_here(owner: &Registration, elsewhere: VrfId) -> VrfId {
+    let link = elsewhere.link_index().and(owner.link_local);
+    link.and_then(VrfId::of_link).unwrap_or(owner.vrf)
+}
+
 fn same_place(one: &Registration, other: &Registration) -> bool {
     let place = |it: &Registration| (it.vrf, it.link_local);
     place(one) == place(other) && one.addresses == other.addresses
@@ -342,5 +394,6 @@ fn service_registration(vrf: VrfId, config: &ServiceConfig) -> ServiceRegistrati
         name: "NOS".into(),
         vrf,
         claims: claims.collect(),
+        from: config.from.clone(),
     }
 }

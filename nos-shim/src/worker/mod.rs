@@ -8,6 +8,7 @@ mod memberships;
 #[cfg(not(feature = "stack"))]
 mod no_stack;
 mod policed;
+mod refusals;
 mod rewrites;
 mod vrfs;
 
@@ -28,6 +29,7 @@ use crate::uplink::{LinkState, UplinkConfig};
 
 pub(crate) use memberships::{LinkMemberships, Memberships};
 pub(crate) use policed::Policed;
+pub(crate) use refusals::Refusals;
 pub(crate) use rewrites::{Rewrite, Rewrites};
 pub(crate) use vrfs::{VrfState, Vrfs};
 
@@ -53,6 +55,8 @@ pub(crate) struct Worker {
     pub(crate) echo: EchoFlows,
     /// While any attachment has a policy.
     pub(crate) policed: Option<Box<Policed>>,
+    /// What policies have refused, for the operator.
+    pub(crate) refusals: Refusals,
     /// Flows that policies may have remembered.
     flows: usize,
     pub(crate) fragments: FragmentTable<Holder>,
@@ -83,6 +87,7 @@ impl Worker {
             memberships: Memberships::new(seed),
             echo: EchoFlows::default(),
             policed: None,
+            refusals: Refusals::default(),
             flows,
             fragments: FragmentTable::new(fragments),
             reassembler: Reassembler::new(reassembly, seed),
@@ -100,6 +105,7 @@ impl Worker {
         if let Some(policed) = &mut self.policed {
             policed.forget(id);
         }
+        self.refusals.forget(id);
         self.forget_fragments(Interface::Attachment(id), output);
     }
 

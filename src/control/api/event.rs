@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use nos_shim::ident::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::{Drops, Protocol, text};
+use super::snapshot::{Drops, FlowOpener, Protocol, text};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,28 @@ pub enum Event {
         /// Packets of the container that were dropped for this since the last such event about it.
         dropped: u64,
     },
+    /// The policy of a container, or of the NOS's services, refuses packets.
+    Policy {
+        /// Whose policy it is, and the port with it.
+        #[serde(flatten)]
+        subject: Subject,
+        /// The drop's counter, as in `policy-from`.
+        reason: String,
+        /// Who has sent the packet.
+        sender: FlowOpener,
+        /// The protocol.
+        protocol: EventProtocol,
+        /// The port of the policy's owner; none of what has no ports, or does not show them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// The address on the other side.
+        remote: IpAddr,
+        /// The port there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        remote_port: Option<u16>,
+        /// Packets that were dropped since the last such event about this owner, reason and sender.
+        dropped: u64,
+    },
     /// Packets were dropped since the last such event.
     Drops {
         /// By the relay, by reason.
@@ -70,6 +92,28 @@ pub enum Event {
         /// By the NOS, by reason.
         nos: Drops,
     },
+}
+
+/// The protocol of a packet that an event tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP, of either family.
+    Icmp,
+}
+
+impl core::fmt::Display for EventProtocol {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        })
+    }
 }
 
 /// What an event is about.

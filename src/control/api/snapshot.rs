@@ -11,7 +11,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use nos_shim::drop::{DropCounters, Ledger};
 use nos_shim::ident::{MacAddr, VrfId};
-use nos_shim::ports::{ClaimKind, Holding, Owner, PortRange, Transport};
+use nos_shim::ports::{ClaimKind, Holding, Owner, PortRange, PortRule, Transport};
 use serde::{Deserialize, Serialize};
 
 use crate::control::config::VrfName;
@@ -158,6 +158,12 @@ pub struct Attachment {
     pub container_mac: MacAddr,
     /// NOS addresses that it uses as its own.
     pub addresses: Vec<IpAddr>,
+    /// Where it may open flows to; everywhere if `None`.
+    #[serde(default)]
+    pub to: Option<Vec<IpNet>>,
+    /// What becomes of what it sends from ports that are not its own.
+    #[serde(default)]
+    pub outside: Outside,
     /// The link-local address of an uplink that it uses besides.
     #[serde(default)]
     pub link_local: Option<LinkLocal>,
@@ -275,6 +281,53 @@ pub struct Port {
     /// Where it comes from.
     #[serde(default)]
     pub origin: Origin,
+    /// Who may open flows to them; everybody if `None`.
+    #[serde(default)]
+    pub from: Option<Vec<IpNet>>,
+    /// Of which packets they get some alone; all if `None`.
+    #[serde(default)]
+    pub state: Option<PortState>,
+}
+
+/// Packets that ports get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortState {
+    /// Those of flows that the owner has opened.
+    Established,
+}
+
+/// What becomes of what a container sends from ports that are not its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outside {
+    /// It is refused.
+    #[default]
+    Drop,
+    /// It opens flows, as long as nobody else has the port.
+    Learn,
+}
+
+impl From<nos_shim::ports::Outside> for Outside {
+    fn from(outside: nos_shim::ports::Outside) -> Self {
+        match outside {
+            nos_shim::ports::Outside::Drop => Self::Drop,
+            nos_shim::ports::Outside::Learn => Self::Learn,
+        }
+    }
+}
+
+impl Port {
+    /// Ports of one holding for which one rule holds.
+    #[must_use]
+    pub fn under(self, range: PortRange, rule: &PortRule) -> Self {
+        Self {
+            range,
+            from: rule.from.as_ref().map(|from| from.prefixes().to_vec()),
+            state: rule.established.then_some(PortState::Established),
+            ..self
+        }
+    }
 }
 
 impl From<&Holding<'_>> for Port {
@@ -293,6 +346,8 @@ impl From<&Holding<'_>> for Port {
             kind,
             owner: holding.name.to_string(),
             origin: Origin::Config,
+            from: None,
+            state: None,
         }
     }
 }

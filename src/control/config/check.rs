@@ -47,8 +47,12 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
 fn services(entries: Vec<NosEntry>) -> BTreeMap<VrfName, ServiceConfig> {
     let config = |entry: NosEntry| {
         let services = entry.services.into_iter().map(|at| at.value).collect();
-        let ping = entry.ping;
-        (entry.vrf.value, ServiceConfig { ping, services })
+        let config = ServiceConfig {
+            ping: entry.ping,
+            services,
+            from: entry.from,
+        };
+        (entry.vrf.value, config)
     };
     let all = entries.into_iter().map(config);
     all.filter(|(_, config)| *config != ServiceConfig::default())

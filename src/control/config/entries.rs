@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::{Outside, Policy, PortRange};
+use nos_shim::ports::{Outside, Policy, PortRange, Restriction};
 use nos_shim::prefix_set::PrefixSet;
 use toml::Spanned;
 use toml::de::DeTable;
@@ -101,6 +101,8 @@ pub(super) struct ContainerEntry {
 pub(super) struct NosEntry {
     pub(super) vrf: At<VrfName>,
     pub(super) services: Vec<At<Service>>,
+    /// Who may open flows to which of their ports, if not everybody.
+    pub(super) from: Vec<Restriction>,
     pub(super) ping: bool,
 }
 
@@ -393,13 +395,14 @@ fn pool(mut section: Section<'_>) -> Vec<PortRange> {
 }
 
 fn nos(mut section: Section<'_>) -> Option<NosEntry> {
-    let services = services(&mut section);
+    let Services { services, from } = services(&mut section);
     let ping = section.optional("ping", values::boolean);
     let vrf = vrf(&mut section);
     section.finish();
     Some(NosEntry {
         vrf,
         services,
+        from,
         ping: ping.is_none_or(|at| at.value),
     })
 }
@@ -407,31 +410,75 @@ fn nos(mut section: Section<'_>) -> Option<NosEntry> {
 /// Ports of one entry at most: services are searched one after the other.
 const MAX_SERVICE_PORTS: u32 = 256;
 
-/// Services by name, and tables of one with a list of ports.
-fn services(section: &mut Section<'_>) -> Vec<At<Service>> {
-    let mut all = Vec::new();
-    for entry in section.mixed("services", "nos.services", values::service) {
-        let mut table = match entry {
-            Entry::Value(service) => {
-                all.push(service);
-                continue;
-            }
-            Entry::Table(table) => table,
-        };
-        table.required("service", "\"http\"", values::service_of_ports);
-        table.require("ports", "\"8080-8089\"");
-        let ports = port_list::read_nonempty(&mut table, "ports", "give a port");
-        let count: u32 = ports.iter().map(|at| at.value.len()).sum();
-        if count > MAX_SERVICE_PORTS {
-            let reason = format!("names {count} ports; {MAX_SERVICE_PORTS} are the most");
-            let place = table.header("ports");
-            table.error(place, reason);
-        } else {
-            all.extend(ports.iter().flat_map(listening));
+/// What the NOS offers in a VRF, and to whom.
+#[derive(Default)]
+struct Services {
+    services: Vec<At<Service>>,
+    from: Vec<Restriction>,
+}
+
+impl Services {
+    /// Adds services that are for `from` alone, if that is given.
+    fn add(&mut self, services: Vec<At<Service>>, from: Option<&Arc<PrefixSet>>) {
+        let claims = services.iter().flat_map(|at| at.value.claims());
+        if let Some(from) = from {
+            self.from.extend(claims.map(|claim| Restriction {
+                transport: claim.transport,
+                range: claim.range,
+                from: Arc::clone(from),
+            }));
         }
-        section.close(table);
+        self.services.extend(services);
+    }
+}
+
+/// Services by name, and tables that say more of one.
+fn services(section: &mut Section<'_>) -> Services {
+    let mut all = Services::default();
+    for entry in section.mixed("services", "nos.services", values::service) {
+        match entry {
+            Entry::Value(service) => all.services.push(service),
+            Entry::Table(mut table) => {
+                let services = of_table(&mut table);
+                let from = table.nonempty("from", "leave it out for everybody", values::prefix);
+                all.add(services, from.map(prefixes).as_ref());
+                section.close(table);
+            }
+        }
     }
     all
+}
+
+/// The services of a table: those with ports of their own on the ports that it lists.
+fn of_table(table: &mut Section<'_>) -> Vec<At<Service>> {
+    let service = table.required("service", "\"http\"", values::service_name);
+    let wants_ports = service.as_ref().is_some_and(|at| at.value.is_none());
+    if wants_ports {
+        table.require("ports", "\"8080-8089\"");
+    }
+    let ports = port_list::read_nonempty(table, "ports", "give a port");
+    if let Some(At {
+        value: Some(service),
+        place,
+    }) = service
+    {
+        if let Some(at) = ports.first() {
+            let port = service.port();
+            let reason = format!("is for \"http\"; \"{service}\" listens on port {port}");
+            table.error(at.place, reason);
+            return Vec::new();
+        }
+        let value = service;
+        return vec![At { value, place }];
+    }
+    let count: u32 = ports.iter().map(|at| at.value.len()).sum();
+    if count > MAX_SERVICE_PORTS {
+        let reason = format!("names {count} ports; {MAX_SERVICE_PORTS} are the most");
+        let place = table.header("ports");
+        table.error(place, reason);
+        return Vec::new();
+    }
+    ports.iter().flat_map(listening).collect()
 }
 
 /// A status page on each port of a range.

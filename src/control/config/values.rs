@@ -374,9 +374,14 @@ pub(super) fn service(value: &DeValue<'_>) -> Result<Service, String> {
     }
 }
 
-/// A service that may be asked for on several ports.
-pub(super) fn service_of_ports(value: &DeValue<'_>) -> Result<(), String> {
-    choice(value, &[("http", ())])
+/// A service of which a table says more; `None` for that which listens on the ports that are given.
+pub(super) fn service_name(value: &DeValue<'_>) -> Result<Option<Service>, String> {
+    let options = [
+        ("echo", Some(Service::Echo)),
+        ("discard", Some(Service::Discard)),
+        ("http", None),
+    ];
+    choice(value, &options)
 }
 
 fn http(written: &str, port: &str) -> Result<Service, String> {

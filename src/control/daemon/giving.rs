@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::UnixStream;
 use nix::unistd::geteuid;
-use nos_shim::flows::{EchoFlow, Opener};
+use nos_shim::flows::{EchoFlow, FlowState, Opener, Phase};
 use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::ports::Transport;
 use tracing::{error, info, warn};
@@ -303,6 +303,10 @@ impl Daemon {
             remote: (flow.key.remote, flow.key.remote_port).into(),
             by_peer: flow.opener == Opener::Peer,
             learnt: flow.learnt,
+            confirmed: matches!(
+                flow.state,
+                FlowState::Replied | FlowState::Tcp(Phase::Established)
+            ),
         });
         Ok(known.collect())
     }

@@ -28,6 +28,7 @@ use crate::data::device::{FrameDevice, received_device};
 use super::giving::FIRST_DEVICE;
 use super::live::{Live, OpenUplink, StepError};
 use super::reconcile::Reconciler;
+use super::vrfs::named;
 
 /// Flows that the NOS is told of at a time, between bursts.
 const FLOWS: usize = 1024;
@@ -261,6 +262,7 @@ impl Live {
             },
             learnt: flow.learnt,
             segment: None,
+            confirmed: flow.confirmed,
         })
     }
 
@@ -291,6 +293,7 @@ impl Reconciler {
         config: &Config,
         live: &mut Live,
     ) -> Result<(), HandoverError> {
+        live.vrfs.assign(named(config));
         let mut wanted = self.wanted_of(config, live);
         live.inherited.restrict(&mut wanted);
         self.take_up(&wanted, config, live)

@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use nos_shim::channel::NosEvent;
+use nos_shim::channel::{NosEvent, PolicyRefusal, RefusedSide, Refuser};
+use nos_shim::drop::DropReason;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
+use nos_shim::packet::protocol;
 use nos_shim::ports::Transport;
 use tracing::{debug, error, info, warn};
 
-use crate::control::api::Event as WatchEvent;
+use crate::control::api::snapshot::FlowOpener;
+use crate::control::api::{Event as WatchEvent, EventProtocol};
 use crate::control::attach::{Detachment, detach_all};
 use crate::control::config::Name;
 use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
@@ -43,12 +46,15 @@ impl Daemon {
                     address,
                     mac,
                 })) => self.address_conflict(uplink, address, mac),
+                Event::Relay(RelayEvent::Nos(NosEvent::Refused(refusal))) => {
+                    self.policy_refusal(&refusal);
+                }
                 Event::Relay(RelayEvent::ForeignPort {
                     attachment,
                     transport,
                     port,
                     dropped,
-                }) => self.foreign_port(attachment, transport, port, dropped),
+                }) => self.foreign_port(attachment, (transport, port), None, dropped),
                 Event::Relay(event) => {
                     debug!(?event, "nobody waits for this any more");
                 }
@@ -147,16 +153,22 @@ impl Daemon {
         });
     }
 
-    /// The relay tells it once in a while, so this may be logged each time.
-    fn foreign_port(&mut self, id: AttachmentId, transport: Transport, port: u16, dropped: u64) {
-        let mut containers = self.live.containers.iter();
+    /// The relay tells it once in a while, so this may be logged each time; and so does the NOS, of
+    /// containers that may use ports of nobody. Of those `holder` may have learnt the port.
+    fn foreign_port(
+        &mut self,
+        id: AttachmentId,
+        (transport, port): (Transport, u16),
+        holder: Option<AttachmentId>,
+        dropped: u64,
+    ) {
         // It may have gone meanwhile.
-        let Some((name, _)) = containers.find(|(_, container)| container.id == id) else {
+        let Some(name) = self.container_by_id(id) else {
             return;
         };
-        let name = name.clone();
         let owner = self.reconciler.state.owner_of(&name, transport, port);
-        let owner = owner.map(|owner| owner.to_string());
+        let holder = || self.container_by_id(holder?).map(Entity::Container);
+        let owner = owner.or_else(holder).map(|owner| owner.to_string());
         warn!(
             container = %name,
             port = format_args!("{transport} {port}"),
@@ -169,6 +181,67 @@ impl Daemon {
             protocol: transport.into(),
             port,
             owner,
+            dropped,
+        });
+    }
+
+    fn container_by_id(&self, id: AttachmentId) -> Option<Name> {
+        let mut containers = self.live.containers.iter();
+        let (name, _) = containers.find(|(_, container)| container.id == id)?;
+        Some(name.clone())
+    }
+
+    /// The NOS tells it once in a while, so this may be logged each time.
+    fn policy_refusal(&mut self, refusal: &PolicyRefusal) {
+        let ports = (refusal.refuser, refusal.port);
+        if let (DropReason::SourcePort, (Refuser::Attachment(id), Some(port))) =
+            (refusal.reason, ports)
+            && let Some(transport) = Transport::from_protocol(refusal.protocol)
+        {
+            return self.foreign_port(id, (transport, port), refusal.holder, refusal.dropped);
+        }
+        let owner = match refusal.refuser {
+            Refuser::Attachment(id) => self.container_by_id(id).map(Entity::Container),
+            Refuser::Services(vrf) => {
+                let names = self.live.vrfs.names();
+                names.get(&vrf).cloned().map(Entity::Services)
+            }
+        };
+        // It may have gone meanwhile; and containers send nothing else.
+        let (Some(owner), Some(protocol)) = (owner, protocol_of(refusal.protocol)) else {
+            return;
+        };
+        let PolicyRefusal {
+            reason,
+            port,
+            remote,
+            remote_port,
+            dropped,
+            ..
+        } = *refusal;
+        let sender = match refusal.sender {
+            RefusedSide::Owner => FlowOpener::Owner,
+            RefusedSide::Peer => FlowOpener::Peer,
+        };
+        let (own, theirs) = (of_port(port), of_port(remote_port));
+        match sender {
+            FlowOpener::Owner => warn!(
+                %owner, port = %format_args!("{protocol}{own}"), to = %format_args!("{remote}{theirs}"),
+                %reason, dropped, "its policy refuses what it sends"
+            ),
+            FlowOpener::Peer => info!(
+                %owner, port = %format_args!("{protocol}{own}"), from = %format_args!("{remote}{theirs}"),
+                %reason, dropped, "its policy refuses what comes from outside"
+            ),
+        }
+        self.reconciler.tell(WatchEvent::Policy {
+            subject: subject(&owner),
+            reason: reason.to_string(),
+            sender,
+            protocol,
+            port,
+            remote,
+            remote_port,
             dropped,
         });
     }
@@ -293,6 +366,20 @@ impl Daemon {
                 self.live.follow_link(&name, facts);
             }
         }
+    }
+}
+
+/// A port behind what it belongs to, if it is known.
+fn of_port(port: Option<u16>) -> String {
+    port.map(|port| format!(" {port}")).unwrap_or_default()
+}
+
+fn protocol_of(number: u8) -> Option<EventProtocol> {
+    match number {
+        protocol::TCP => Some(EventProtocol::Tcp),
+        protocol::UDP => Some(EventProtocol::Udp),
+        protocol::ICMP | protocol::ICMPV6 => Some(EventProtocol::Icmp),
+        _ => None,
     }
 }
 

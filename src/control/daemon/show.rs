@@ -157,6 +157,8 @@ impl Daemon {
             origin: Origin::of(self.registry.overlay.has_container(name)),
             container_mac: claim.mac,
             addresses: claim.addresses.clone(),
+            to: claim.policy.to.as_ref().map(|to| to.prefixes().to_vec()),
+            outside: claim.policy.outside.into(),
             link_local: claim.link_local.as_ref().map(|shared| LinkLocal {
                 uplink: shared.uplink.to_string(),
                 address: shared.address,
@@ -225,13 +227,17 @@ impl Daemon {
     fn ports(&self) -> Result<Vec<Port>, Stopped> {
         let grants = self.live.plane.ports()?;
         let vrfs = self.live.vrfs.names();
-        let holdings = grants.iter().flat_map(Grant::holdings);
-        let port = |holding: Holding<'_>| Port {
-            vrf_name: vrf_name(&vrfs, holding.vrf),
-            origin: Origin::of(self.is_added(&holding)),
-            ..Port::from(&holding)
+        let holdings = grants.iter().flat_map(Grant::holdings_with_rules);
+        let ports = |(holding, parts): (Holding<'_>, Vec<_>)| {
+            let port = Port {
+                vrf_name: vrf_name(&vrfs, holding.vrf),
+                origin: Origin::of(self.is_added(&holding)),
+                ..Port::from(&holding)
+            };
+            let parts = parts.into_iter();
+            parts.map(move |(range, rule)| port.clone().under(range, &rule))
         };
-        Ok(holdings.map(port).collect())
+        Ok(holdings.flat_map(ports).collect())
     }
 
     /// Whether ports were given to a container at run time.

@@ -162,6 +162,9 @@ pub struct FlowFacts {
     pub by_peer: bool,
     /// Whether its port is nobody's but for it.
     pub learnt: bool,
+    /// Whether both sides have spoken.
+    #[serde(default)]
+    pub confirmed: bool,
 }
 
 /// An echo request to which a reply may be on its way.

@@ -185,7 +185,8 @@ fn device_steps(name: &Name, change: Change<OpenDevice>, steps: &mut Vec<(Phase,
     }
 }
 
-/// Services that stay are left alone. Whether pings are answered changes with those that begin.
+/// Services that stay are left alone. Who may reach them, and whether pings are answered, changes with
+/// those that begin.
 fn service_steps(
     vrf: &VrfName,
     old: &ServiceConfig,
@@ -196,6 +197,11 @@ fn service_steps(
     fewer
         .services
         .retain(|service| new.services.contains(service));
+    let left = fewer.services.iter().flat_map(|service| service.claims());
+    let left: Vec<_> = left.map(|it| (it.transport, it.range)).collect();
+    fewer
+        .from
+        .retain(|rule| left.contains(&(rule.transport, rule.range)));
     for (phase, old, new) in [
         (Phase::EndServices, old, &fewer),
         (Phase::BeginServices, &fewer, new),

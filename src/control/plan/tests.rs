@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use nos_shim::ports::Outside;
+use nos_shim::ports::{Outside, Restriction};
 use proptest::prelude::*;
 
 use super::*;
@@ -52,8 +52,8 @@ struct Draft {
     /// By uplink: interface, MAC address, MTU of the device; whether it is there; the VRF.
     devices: Vec<(u8, u8, u16, bool, u8)>,
     containers: Vec<Option<DraftContainer>>,
-    /// By VRF and block: a service on its first port.
-    services: Vec<bool>,
+    /// By VRF and block: a service on its first port; whether it is for some alone.
+    services: Vec<Option<bool>>,
     /// By file: who captures to it, of uplinks and containers.
     captures: Vec<Option<u8>>,
     ping: bool,
@@ -117,7 +117,10 @@ fn draft() -> impl Strategy<Value = Draft> {
         ),
         prop::collection::vec(device, UPLINKS as usize),
         prop::collection::vec(containers, CONTAINERS as usize),
-        prop::collection::vec(prop::bool::weighted(0.2), usize::from(VRFS * BLOCKS)),
+        prop::collection::vec(
+            proptest::option::weighted(0.2, any::<bool>()),
+            usize::from(VRFS * BLOCKS),
+        ),
         prop::collection::vec(
             proptest::option::of(0..UPLINKS + CONTAINERS),
             FILES as usize,
@@ -141,12 +144,21 @@ impl Draft {
     fn state(&self) -> State {
         let mut state = State::default();
         for (of_vrf, number) in self.services.chunks(BLOCKS.into()).zip(0..) {
-            let services = of_vrf.iter().zip(0..).filter(|(listens, _)| **listens);
-            let services = services
-                .map(|(_, number)| Service::Http(block(number).first().try_into().unwrap()));
+            let port = |number| block(number).first();
+            let services = of_vrf.iter().zip(0..);
+            let services = services.filter_map(|(it, number)| Some(((*it)?, port(number))));
+            let guarded = services.clone().filter(|(guarded, _)| *guarded);
+            let rule = |(_, port)| Restriction {
+                transport: Transport::Tcp,
+                range: PortRange::new(port, port).unwrap(),
+                from: Arc::default(),
+            };
             let config = ServiceConfig {
-                services: services.collect(),
+                services: services
+                    .map(|(_, port)| Service::Http(port.try_into().unwrap()))
+                    .collect(),
                 ping: self.ping,
+                from: guarded.map(rule).collect(),
             };
             state.set_services(&vrf(number), &config);
         }

@@ -65,6 +65,8 @@ impl Default for Refuser {
 pub(super) struct RefusalLimits {
     errors: TokenBucket,
     news: TokenBucket,
+    /// Packets that were dropped since there was news.
+    untold: u64,
 }
 
 impl Default for RefusalLimits {
@@ -72,6 +74,7 @@ impl Default for RefusalLimits {
         Self {
             errors: IcmpLimits::default().total(),
             news: TokenBucket::new(NEWS_INTERVAL, NEWS_BURST),
+            untold: 0,
         }
     }
 }
@@ -105,10 +108,10 @@ impl Refuser {
         &mut self,
         attachment: AttachmentId,
         packet: &Packet,
-        dropped: u64,
         limits: &mut RefusalLimits,
         now: Instant,
     ) {
+        limits.untold += 1;
         let transport = Transport::from_protocol(packet.protocol());
         let Some((transport, ports)) = transport.zip(packet.ports()) else {
             return;
@@ -118,7 +121,7 @@ impl Refuser {
                 attachment,
                 transport,
                 port: ports.source,
-                dropped,
+                dropped: core::mem::take(&mut limits.untold),
             });
         }
     }

@@ -183,8 +183,7 @@ impl Side<'_> {
         let link = attachment.link();
         let (mac, relay_mac, router) = (link.mac(), link.relay_mac(), link.relay_link_local());
         let limits = &mut attachment.refusals;
-        let dropped = attachment.counters.drops.of(DropReason::SourcePort) + 1;
-        refuser.tell(self.id, packet, dropped, limits, now);
+        refuser.tell(self.id, packet, limits, now);
         if let Some(mut error) = refuser.answer(packet, router, limits, pool, now) {
             error.set_link(mac, relay_mac);
             self.ledger.originated += 1;

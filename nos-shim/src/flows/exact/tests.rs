@@ -29,6 +29,7 @@ fn flow(owner: AttachmentId, key: FlowKey) -> NewFlow {
         opener: Opener::Owner,
         learnt: false,
         segment: None,
+        confirmed: false,
     }
 }
 
@@ -290,6 +291,22 @@ fn datagrams_make_way_for_their_owners_newer_ones() {
     }
     assert_eq!(flows.count(A), 32);
     assert_eq!(flows.owner_of(&udp(A, 5199, 53).key, at(0)), Some(A));
+}
+
+/// What the documentation of `relay.flows` says: a place with what leads to it. An owner and a learnt port
+/// have places of their own, of which there are as many.
+#[test]
+fn a_flow_takes_as_much_as_is_said() {
+    let number = size_of::<u32>();
+    // An index has two cells for each place, rounded up to a power of two.
+    let index = 2 * size_of::<u64>();
+    let links = 2 * number;
+    let slot = size_of::<Option<Slot>>() + number;
+    // In the list of its owner, and in the wheel.
+    let flow = slot + index + 2 * links;
+    let learnt = size_of::<Option<LearntPort>>() + number + index;
+    let owner = size_of::<Option<OwnerEntry>>() + number + index;
+    assert_eq!((flow, learnt, owner), (188, 52, 84));
 }
 
 #[test]

@@ -247,6 +247,8 @@ fn options_are_read_up_to_their_end() {
     }
 }
 
+mod traces;
+
 proptest! {
     #[test]
     fn any_octets_are_read(octets in prop::collection::vec(any::<u8>(), 0..80)) {

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 use core::num::NonZeroU16;
 
 use crate::arp::Arp;
-use crate::channel::{Exchange, RelayEnd, pair};
+use crate::channel::{Exchange, NosEvent, RelayEnd, ToRelay, pair};
 use crate::drop::DropReason;
 use crate::frame::{Burst, Checksum, Ecn, Frame, FramePool, GsoKind, Offload, Segmentation};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
@@ -42,16 +42,14 @@ pub(super) struct Nos {
 impl Nos {
     /// With an outsider that is known.
     pub(super) fn new() -> Self {
+        Self::with(ShimConfig::default().flows)
+    }
+
+    /// The same with a table of so many flows.
+    pub(super) fn with(flows: usize) -> Self {
         let (relay, end) = pair(8);
         let pool = pool();
-        let mut shim = Shim::new(
-            end,
-            pool.clone(),
-            ShimConfig {
-                seed: 1,
-                ..ShimConfig::default()
-            },
-        );
+        let mut shim = Shim::new(end, pool.clone(), ShimConfig { seed: 1, flows });
         let addresses = [(N4, 24), (OTHER4, 24), (N6, 64), (OTHER6, 64)];
         let uplink = UplinkConfig {
             id: UPLINK,
@@ -69,6 +67,7 @@ impl Nos {
         let services = ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
+            ..ServiceConfig::default()
         };
         let exchange = Exchange {
             withdraw: Vec::new(),
@@ -139,6 +138,16 @@ impl Nos {
         core::iter::from_fn(|| self.relay.recv_burst())
             .flatten()
             .collect()
+    }
+
+    /// What the operator is to know.
+    pub(super) fn events(&mut self) -> Vec<NosEvent> {
+        let messages = core::iter::from_fn(|| self.relay.recv_control());
+        let events = messages.filter_map(|message| match message {
+            ToRelay::Event(event) => Some(event),
+            _ => None,
+        });
+        events.collect()
     }
 
     /// What leaves by the uplink.

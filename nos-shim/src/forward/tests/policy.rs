@@ -1,5 +1,11 @@
 //! What policies let pass, from both sides. The NOS answers and counts as in [`super::super::police`].
 
+mod floods;
+mod handed_over;
+mod news;
+#[cfg(feature = "stack")]
+mod services;
+
 use std::sync::Arc;
 
 use super::oversize::Nos;
@@ -12,6 +18,7 @@ use crate::ports::{
 };
 use crate::prefix_set::PrefixSet;
 use crate::services::{Service, ServiceConfig};
+use crate::shim::ShimConfig;
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, ip};
 
 const WEB: AttachmentId = AttachmentId(2);
@@ -129,7 +136,12 @@ struct World {
 
 impl World {
     fn new(policy: Policy) -> Self {
-        let mut nos = Nos::new();
+        Self::with(policy, ShimConfig::default().flows)
+    }
+
+    /// With a table of so many flows.
+    fn with(policy: Policy, flows: usize) -> Self {
+        let mut nos = Nos::with(flows);
         let web = registration(WEB, &[OPEN, CLOSED], &[EPHEMERAL], policy);
         nos.shim.exchange(&register(vec![web])).unwrap();
         for family in Family::BOTH {
@@ -349,6 +361,7 @@ fn ports_of_nobody_are_learnt_and_not_stolen() {
         let services = Some(ServiceConfig {
             ping: true,
             services: vec![Service::Echo],
+            ..ServiceConfig::default()
         });
         let exchange = Exchange {
             services: services.map(|config| (VrfId::DEFAULT, config)),

@@ -41,6 +41,7 @@ fn service(name: &str, claims: &[Claim]) -> ServiceRegistration {
         name: name.into(),
         vrf: VRF,
         claims: claims.to_vec(),
+        from: Vec::new(),
     }
 }
 
@@ -200,6 +201,46 @@ fn a_refused_change_leaves_what_was_there() {
     refused(table.register(&registration(2, &[1], &[tcp("82"), tcp("80")])));
     assert_eq!(table.owner(a, Transport::Tcp, 81), listener(2));
     assert_eq!(table.owner(a, Transport::Tcp, 82), PortOwner::Nobody);
+}
+
+#[test]
+fn ports_of_services_that_are_for_some_are_marked() {
+    let mut table = PortTable::new();
+    let a = table.add_address(VRF, ip(1));
+    let mut wanted = service("NOS", &[tcp("80"), tcp("81")]);
+    let marked = |table: &PortTable, address| {
+        [80, 81].map(|port| match table.owner(address, Transport::Tcp, port) {
+            PortOwner::WatchedNos => true,
+            owner => {
+                assert_eq!(owner, PortOwner::Nos);
+                false
+            }
+        })
+    };
+    table.register_service(&wanted).unwrap();
+    assert_eq!(marked(&table, a), [false, false]);
+    wanted.from = vec![Restriction {
+        transport: Transport::Tcp,
+        range: range("81"),
+        from: Arc::default(),
+    }];
+    table.register_service(&wanted).unwrap();
+    assert_eq!(marked(&table, a), [false, true]);
+    // An address that comes later has them too, and they are as taken as others.
+    let b = table.add_address(VRF, ip(2));
+    assert_eq!(marked(&table, b), [false, true]);
+    let refused = table.register(&registration(1, &[2], &[tcp("81")]));
+    assert!(matches!(refused, Err(RegistrationRefused::Claim(_))));
+    let grant = table.page(None).rows.remove(0);
+    let rules = grant.holdings_with_rules();
+    let rules: Vec<_> = rules
+        .flat_map(|(_, parts)| parts)
+        .map(|(range, rule)| (range, rule.from.is_some()))
+        .collect();
+    assert_eq!(rules, [(range("80"), false), (range("81"), true)]);
+    wanted.from.clear();
+    table.register_service(&wanted).unwrap();
+    assert_eq!(marked(&table, b), [false, false]);
 }
 
 /// Also where only the policy changes, and where an address comes back.

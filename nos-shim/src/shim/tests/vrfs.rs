@@ -417,11 +417,13 @@ fn what_the_nos_offers_is_each_vrfs_own() {
     let silent = ServiceConfig {
         ping: false,
         services: Vec::new(),
+        ..ServiceConfig::default()
     };
     twins.shim.set_services(VrfId(VRFS[0]), &silent).unwrap();
     let echo = ServiceConfig {
         ping: true,
         services: vec![Service::Echo],
+        ..ServiceConfig::default()
     };
     twins.shim.set_services(VrfId(VRFS[1]), &echo).unwrap();
     for (draft, request) in [(Draft::v4(), 8), (Draft::v6(), 128)] {
@@ -458,6 +460,7 @@ fn connections_of_services_are_apart() {
     let echo = ServiceConfig {
         ping: true,
         services: vec![Service::Echo],
+        ..ServiceConfig::default()
     };
     for vrf in VRFS {
         twins.shim.set_services(VrfId(vrf), &echo).unwrap();

@@ -7,19 +7,29 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../support/mod.rs"]
 mod support;
 
+mod handed_over;
+mod path_mtu;
+mod services;
+mod simultaneous;
+mod told;
+mod traces;
+
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use nos_relay::control::api::snapshot::{Flow, FlowOpener, FlowState};
-use nos_relay::lab::testbed::{Privileges, Topology, privileges, tcp, udp};
+use ipnet::IpNet;
+use nos_relay::control::api::snapshot::{Flow, FlowOpener, FlowState, PortKind};
+use nos_relay::lab::testbed::{LabNamespace, Privileges, Topology, privileges, tcp, udp};
 use nos_shim::ident::MacAddr;
-use support::daemon::{Files, LIMIT, await_that};
+use support::daemon::{Files, LIMIT, await_that, program};
 use support::scenario::{FAMILIES, Family, Scenario, Variant, config, edited, variant_tests};
-use support::wire::{self, Wire};
+use support::wire::{self, Seen, Wire};
 use support::{lab_test, skip};
 
 /// Another host on X's link; it is X that has its addresses.
@@ -69,6 +79,14 @@ fn scenario(variant: Variant, edits: &[(&str, &str)]) -> Scenario {
 const TCP: &str = "tcp = [\"20000-20999\", \"179\"]";
 const UDP: &str = "udp = [\"20000-20999\"]";
 const EPHEMERAL: &str = "ephemeral = \"40000-44999\"";
+/// The last line of `db`'s entry, and of all.
+const DB_EPHEMERAL: &str = "ephemeral = \"45000-49999\"";
+
+fn friends() -> Vec<IpNet> {
+    ["203.0.113.2/32", "2001:db8:1::2/128"]
+        .map(|prefix| prefix.parse().unwrap())
+        .into()
+}
 
 fn listen_from_friends() -> [String; 2] {
     ["tcp", "udp"]
@@ -76,6 +94,17 @@ fn listen_from_friends() -> [String; 2] {
 }
 
 const ESTABLISHED: &str = "ephemeral = { ports = \"40000-44999\", state = \"established\" }";
+
+/// Gives a namespace's kernel rules of nftables.
+fn nft(namespace: &LabNamespace, rules: &str) {
+    let mut nft = Command::new("nft");
+    nft.args(["-f", "-"]).stdin(Stdio::piped());
+    let mut nft = namespace.spawn(nft).unwrap();
+    let mut stdin = nft.stdin.take().unwrap();
+    stdin.write_all(rules.as_bytes()).unwrap();
+    drop(stdin);
+    assert!(nft.wait().unwrap().success(), "{rules}");
+}
 
 fn local(address: IpAddr, port: u16) -> Option<SocketAddr> {
     Some((address, port).into())
