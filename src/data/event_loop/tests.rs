@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
-use nos_shim::channel::pair;
+use nos_shim::channel::{NosEnd, pair};
 use nos_shim::frame::MAX_FRAME;
 use nos_shim::ident::AttachmentId;
 use nos_shim::offload::Capabilities;
@@ -35,12 +35,14 @@ struct Setup {
     events: mpsc::Receiver<Event>,
     thread: JoinHandle<Ended>,
     pool: FramePool,
+    /// The relay hears if it goes.
+    _nos: NosEnd,
 }
 
 impl Setup {
     fn new() -> Self {
         let pool = FramePool::new(256, MAX_FRAME);
-        let (relay, _nos) = pair(4);
+        let (relay, nos) = pair(4);
         let engine = Engine::relay_side(Relay::new(relay, pool.clone()));
         let (sender, events) = mpsc::channel();
         let epoch = std::time::Instant::now();
@@ -52,6 +54,7 @@ impl Setup {
             events,
             thread,
             pool,
+            _nos: nos,
         }
     }
 
