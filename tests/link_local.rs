@@ -9,20 +9,24 @@
 
 mod support;
 
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nos_relay::control::api::query;
 use nos_relay::lab::testbed::ping::{Echo, Ping};
 use nos_relay::lab::testbed::tcp::{Direction, Transfer};
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp, veth};
 use nos_shim::ident::MacAddr;
 use support::daemon::{Daemon, LIMIT, await_that};
-use support::lab_test;
 use support::scenario::{Variant, each_variant, edited, variant_tests};
 use support::wire::{self, Wire};
+use support::{lab_test, skip};
 
 /// The neighbor on either link.
 const NEIGHBOR: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
@@ -654,6 +658,149 @@ mod whom_it_may_talk_with_counts_on_the_link_too {
         );
         assert_eq!(lab.daemon.dropped("nos", "policy-from"), 2);
         assert_eq!(lab.daemon.dropped("nos", "policy-to"), 1);
+    }
+
+    variant_tests! {
+        tap_single: ("tap", "single", [true, true]),
+        veth_split: ("veth", "split", [true, true]),
+    }
+}
+
+/// What a namespace has of all that attaching touches.
+fn traces(namespace: &LabNamespace) -> String {
+    let commands = ["link", "address", "rule", "-6 rule", "route", "-6 route"];
+    let shown = commands.map(|arguments| {
+        let mut command = Command::new("ip");
+        let command = command.args(arguments.split(' ')).arg("show");
+        String::from_utf8(namespace.hold(command).output().unwrap().stdout).unwrap()
+    });
+    shown.join("")
+}
+
+lab_test! {
+    fn a_container_comes_and_goes_at_run_time() {
+        let lab = Lab::new(Variant::PLAIN, &Plan::default());
+        let fresh = LabNamespace::new("fresh").unwrap();
+        let before = traces(&fresh);
+        let ask = |request: serde_json::Value| {
+            let request = serde_json::from_value(request).unwrap();
+            let answer = query(&lab.daemon.files().control(), &request, LIMIT);
+            answer.map(|_| ()).map_err(|error| error.to_string())
+        };
+        let attach = |uplink: &str, tcp: &str| ask(serde_json::json!({
+            "type": "attach",
+            "container": {
+                "name": "fresh", "netns": fresh.path(), "device": "veth", "tcp": tcp,
+                "ephemeral": "50000-50999", "link_local": uplink,
+            },
+        }));
+        let error = attach("up7", "22000").unwrap_err();
+        assert!(error.contains("\"fresh\"") && error.contains("\"up7\""), "{error}");
+        attach("up1", "22000").unwrap();
+        let host = inside(&fresh);
+        assert_eq!(link_locals(&fresh), [IpAddr::V6(nos())]);
+        assert!(host.ping(NEIGHBOR, patient()).is_reply());
+        let _server = tcp::EchoServer::start(&fresh, any(22_000)).unwrap();
+        let y = lab.y();
+        tcp::exchange(y.namespace, None, y.at(nos(), 22_000), b"x", LIMIT).unwrap();
+        lab.daemon.forget_counters();
+        let detached = ask(serde_json::json!({"type": "detach", "name": "fresh"}));
+        detached.unwrap();
+        assert_eq!(traces(&fresh), before);
+        let refused = tcp::exchange(y.namespace, None, y.at(nos(), 22_000), b"x", LIMIT).unwrap_err();
+        assert_eq!(refused.kind(), Some(ErrorKind::ConnectionRefused));
+    }
+}
+
+/// Where Debian has BIRD.
+const BIRD: &str = "/usr/sbin/bird";
+
+/// A BGP speaker with one session on a link, guarded by MD5 (RFC 2385), that announces a prefix and
+/// installs what it hears. Ended with the value.
+struct Bird(Child);
+
+impl Bird {
+    fn start(
+        host: Host<'_>,
+        directory: &Path,
+        own: u32,
+        to: Ipv6Addr,
+        gtsm: bool,
+        prefix: &str,
+    ) -> Self {
+        let (peer, gtsm) = (130_003 - own, if gtsm { "on" } else { "off" });
+        let interface = host.interface;
+        let config = format!(
+            "log stderr all;
+            router id 192.0.2.{id};
+            protocol device {{ }}
+            protocol static {{ ipv6; route {prefix} unreachable; }}
+            protocol kernel {{ ipv6 {{ export where source = RTS_BGP; }}; }}
+            protocol bgp peer {{
+                local as {own};
+                neighbor {to}%{interface} as {peer};
+                password \"secret\";
+                ttl security {gtsm};
+                connect delay time 1;
+                connect retry time 1;
+                error wait time 1, 1;
+                ipv6 {{ import all; export where source = RTS_STATIC; }};
+            }}",
+            id = own - 65_000,
+        );
+        let [conf, control] = ["conf", "ctl"].map(|kind| directory.join(format!("{own}.{kind}")));
+        std::fs::write(&conf, config).unwrap();
+        let mut command = Command::new(BIRD);
+        command.arg("-f").arg("-c").arg(conf).arg("-s").arg(control);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        Self(host.namespace.spawn(command).unwrap())
+    }
+}
+
+impl Drop for Bird {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The routes that BIRD has installed in a namespace's kernel.
+fn bird_routes(host: Host<'_>) -> String {
+    let mut command = Command::new("ip");
+    command.args(["-6", "route", "show", "proto", "bird"]);
+    let output = host.namespace.hold(&mut command).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A session between link-local addresses comes up, and routes arrive whose next hops are those.
+mod bgp_between_link_local_addresses_comes_up {
+    use super::*;
+
+    fn scenario(variant: Variant) {
+        if !Path::new(BIRD).exists() {
+            return skip(&format!(
+                "BGP between link-local addresses: {BIRD} is not there"
+            ));
+        }
+        // Packets are sent with TTL 1, or with 255 and taken with nothing less (RFC 5082).
+        let gtsm = variant.device == "veth";
+        let lab = Lab::new(variant, &Plan::default());
+        let (web, x) = (inside(lab.web()), lab.x());
+        let directory = tempfile::tempdir().unwrap();
+        let (outside, announced) = ("2001:db8:a::/48", "2001:db8:b::/48");
+        let _birds = [
+            Bird::start(x, directory.path(), 65_002, nos(), gtsm, outside),
+            Bird::start(web, directory.path(), 65_001, NEIGHBOR, gtsm, announced),
+        ];
+        for (host, prefix, via) in [(web, outside, NEIGHBOR), (x, announced, nos())] {
+            await_that("the route arrives", || {
+                let routes = bird_routes(host);
+                let wanted = format!("{prefix} via {via} dev {}", host.interface);
+                let there = routes.lines().any(|route| route.starts_with(&wanted));
+                there.then_some(()).ok_or(routes)
+            });
+        }
+        assert_eq!(lab.daemon.dropped("relay", "source-port"), 0);
     }
 
     variant_tests! {

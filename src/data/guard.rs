@@ -438,6 +438,41 @@ mod tests {
     }
 
     #[test]
+    fn on_a_link_the_shared_address_talks_from_own_ports() {
+        let own = "fe80::c";
+        let relay = RELAY.link_local().to_string();
+        let link = ContainerLink::new(MAC, RELAY, &[OWN6.parse().unwrap()], 1500)
+            .sharing(Some(own.parse().unwrap()));
+        let guard = Guard { link, ..guard() };
+        let mut pool = FramePool::new(4, MAX_FRAME);
+        let mut check = |octets: &[u8]| {
+            let packet = Packet::parse(pool.copy_from(octets).unwrap()).unwrap();
+            (guard.check(&packet), guard.check_on_link(&packet))
+        };
+        let martian = Err(DropReason::MartianDestination);
+        for (source, destination, port, on_link) in [
+            (own, "fe80::2", 40_000, Some(Ok(()))),
+            (own, "fe80::2", 20_000, Some(Ok(()))),
+            (own, FAR6, 40_000, Some(Ok(()))),
+            (own, "fe80::2", 30_000, Some(Err(DropReason::SourcePort))),
+            (own, "ff02::5", 40_000, Some(Err(DropReason::Multicast))),
+            (own, "::1", 40_000, Some(martian)),
+            // The relay itself, and other sources.
+            (own, relay.as_str(), 40_000, None),
+            ("fe80::d", "fe80::2", 40_000, None),
+            (OWN6, "fe80::2", 40_000, None),
+        ] {
+            let (routed, found) = check(&syn(source, destination, port));
+            assert!(routed.is_err(), "{source} to {destination} {port}");
+            assert_eq!(found, on_link, "{source} to {destination} {port}");
+        }
+        // From elsewhere than the link.
+        let mut octets = syn(own, "fe80::2", 40_000);
+        octets[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 0x0d]);
+        assert_eq!(check(&octets).1, Some(Err(DropReason::SourceMac)));
+    }
+
+    #[test]
     fn addresses_are_judged() {
         use DropReason::{MartianDestination, MartianSource, Multicast, SourceAddress};
         for (source, destination, reason) in [

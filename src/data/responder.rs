@@ -511,6 +511,28 @@ mod tests {
     }
 
     #[test]
+    fn on_a_link_all_neighbors_but_the_shared_address_are_the_relays() {
+        let shared: Ipv6Addr = "fe80::c".parse().unwrap();
+        let neighbor: Ipv6Addr = "fe80::2".parse().unwrap();
+        let link = link().sharing(Some(shared));
+        for (source, target, answered) in [
+            (shared, neighbor, true),
+            (shared, RELAY.link_local(), true),
+            (own6(), neighbor, true),
+            (own6(), shared, false),
+            (shared, shared, false),
+        ] {
+            let mut frame = pool().alloc().unwrap();
+            let envelope = Envelope::to_group(MAC, source, solicited_node(target));
+            let question = solicit(target, Some(MAC));
+            question.write(&mut frame, &envelope).unwrap();
+            let answer = answer_ip(&link, Packet::parse(frame).unwrap());
+            let replied = matches!(answer, Disposition::Reply(_));
+            assert_eq!(replied, answered, "{source} asks for {target}");
+        }
+    }
+
+    #[test]
     fn every_neighbor_solicitation_is_treated_by_the_rules() {
         use Outcome::{Drop, Silence};
         let local = MAC.link_local();

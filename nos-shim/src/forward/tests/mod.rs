@@ -2,6 +2,7 @@
 
 mod east_west;
 mod host;
+mod link_local;
 mod oversize;
 mod policy;
 mod redirects;

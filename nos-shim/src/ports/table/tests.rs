@@ -60,6 +60,54 @@ fn refused(result: Result<(), RegistrationRefused>) -> ClaimRefused {
 }
 
 #[test]
+fn the_link_of_an_uplink_has_ports_of_its_own() {
+    let (uplink, other) = (UplinkId::new(0, 0), UplinkId::new(1, 0));
+    let mut table = PortTable::new();
+    let on = |id, address, link_local| Registration {
+        link_local: Some(link_local),
+        ..registration(id, &[address], &[tcp("179")])
+    };
+    let unknown = table.register(&on(1, 1, uplink)).unwrap_err();
+    table.add_address(VRF, ip(1));
+    let unknown_link = table.register(&on(1, 1, uplink)).unwrap_err();
+    assert!(matches!(
+        unknown,
+        RegistrationRefused::UnknownAddress { .. }
+    ));
+    assert_eq!(unknown_link, RegistrationRefused::UnknownLink(uplink));
+    let address = table.add_address(VRF, ip(2));
+    let [link, elsewhere] = [uplink, other].map(|uplink| table.add_link(uplink));
+    assert_eq!(table.add_link(uplink), link);
+    table.register(&on(1, 1, uplink)).unwrap();
+    // Whatever other addresses they have, and in whatever VRF they are.
+    let mut rival = on(2, 2, uplink);
+    assert_eq!(&*refused(table.register(&rival)).owner, "c1");
+    rival.vrf = VrfId(VRF.0 + 1);
+    table.add_address(rival.vrf, ip(2));
+    assert_eq!(&*refused(table.register(&rival)).owner, "c1");
+    table.register(&on(2, 2, other)).unwrap();
+    // A service is on no link.
+    table.register_service(&service("s", &[tcp("80")])).unwrap();
+    let owner = |table: &PortTable, address, port| table.owner(address, Transport::Tcp, port);
+    for (address, port, expected) in [
+        (address, 179, listener(2)),
+        (link, 179, listener(1)),
+        (elsewhere, 179, listener(2)),
+        (address, 80, PortOwner::Nos),
+        (link, 80, PortOwner::Nobody),
+    ] {
+        assert_eq!(owner(&table, address, port), expected, "{port}");
+    }
+    // Claims hold again when the link comes back.
+    assert!(table.remove_link(uplink) && !table.remove_link(uplink));
+    assert_eq!(owner(&table, link, 179), PortOwner::Nobody);
+    let link = table.add_link(uplink);
+    assert_eq!(owner(&table, link, 179), listener(1));
+    assert!(table.withdraw(AttachmentId(1)));
+    assert_eq!(owner(&table, link, 179), PortOwner::Nobody);
+}
+
+#[test]
 fn pages_are_whole_owners_and_together_all_claims() {
     let mut table = PortTable::new();
     table.add_address(VRF, ip(1));
