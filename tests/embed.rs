@@ -183,6 +183,10 @@ lab_test! {
             let shown = relay.request(&Request::Show { table: Table::Attachments }, LIMIT).unwrap();
             let Response::Attachments(shown) = shown else { panic!("{shown:?}") };
             assert_eq!(shown.len(), 1);
+            // This NOS does not tell.
+            let table = Table::Ports;
+            let shown = relay.request(&Request::Show { table }, LIMIT).unwrap();
+            assert_eq!(shown, Response::Ports(Vec::new()));
         }
         for (lab, (relay, nos)) in labs.iter().zip(running) {
             relay.stop().unwrap();
@@ -347,5 +351,27 @@ lab_test! {
         let _nos = Nos::start(port, &["2001:db8:1::1"]);
         let error = relay.await_ready(LIMIT).unwrap_err().to_string();
         assert!(error.contains("203.0.113.1 is not an address of the NOS"), "{error}");
+    }
+}
+
+lab_test! {
+    fn one_that_nobody_has_a_hold_on_ends() {
+        let lab = Topology::new(&["web"]).unwrap();
+        let builder = Relay::builder()
+            .interface(interface())
+            .container(container("web", &lab.containers[0]));
+        let (relay, port) = start(&lab.device, &builder).unwrap();
+        let nos = Nos::start(port, &[OWN, "2001:db8:1::1"]);
+        relay.await_ready(LIMIT).unwrap();
+        let other = relay.clone();
+        drop(relay);
+        assert_sends(&lab.containers[0], &nos, 40_000);
+        drop(other);
+        // It ends by itself once the relay has.
+        assert!(nos.thread.join().unwrap().channel().is_deserted());
+        await_that("nothing is left", || {
+            let link = lab.containers[0].link("eth0").unwrap();
+            link.is_none().then_some(()).ok_or_else(|| "eth0 is there".to_owned())
+        });
     }
 }
