@@ -49,8 +49,7 @@ use crate::tables::{Tables, Uplink, UplinkChange, zone_here};
 use crate::time::Instant;
 use crate::worker::Worker;
 
-pub use crate::tables::JoinRefused;
-pub use crate::uplink::{LinkState, UplinkConfig, UplinkCounters, UplinkSnapshot};
+pub use crate::uplink::{JoinRefused, LinkState, UplinkConfig, UplinkCounters, UplinkSnapshot};
 
 /// The model of a user-mode NOS.
 pub struct Shim {

@@ -4,6 +4,7 @@ use core::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use thiserror::Error;
 
 use crate::ident::{MacAddr, UplinkId, VrfId};
 
@@ -62,4 +63,15 @@ pub struct UplinkSnapshot {
     pub groups: Vec<IpAddr>,
     /// What went through it.
     pub counters: UplinkCounters,
+}
+
+/// Why the NOS does not join a group.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum JoinRefused {
+    /// It is no multicast address.
+    #[error("{0} is not the address of a group")]
+    NotAGroup(IpAddr),
+    /// There is no such uplink.
+    #[error("{0} does not exist")]
+    UnknownUplink(UplinkId),
 }

@@ -23,8 +23,7 @@ use crate::neighbor::{NeighborCursor, NeighborStatus};
 use crate::page::Page;
 use crate::ports::{ExchangeRefused, Grant, Registration, RegistrationRefused};
 use crate::services::ServiceConfig;
-use crate::tables::JoinRefused;
-use crate::uplink::{LinkState, UplinkConfig, UplinkSnapshot};
+use crate::uplink::{JoinRefused, LinkState, UplinkConfig, UplinkSnapshot};
 
 /// Numbers a request of the relay, which chooses it; the answer bears it. No two requests that wait
 /// for their answers have the same.

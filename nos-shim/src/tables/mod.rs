@@ -26,7 +26,6 @@ use crate::services::{Service, ServiceConfig};
 
 use own::OwnAddresses;
 pub(crate) use policy::PolicyIndex;
-pub use uplinks::JoinRefused;
 pub(crate) use uplinks::{Uplink, UplinkChange};
 
 /// The least MTU of an IPv6 link (RFC 8200 §5).

@@ -4,7 +4,6 @@
 use core::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use thiserror::Error;
 
 use super::{OwnAddresses, Tables};
 use crate::fib::{Action, FibFull, InactiveReason, InactiveRoute, Protocol, Route, Source};
@@ -13,7 +12,7 @@ use crate::ident::{LocalAddressId, UplinkId, VrfId};
 use crate::multicast::{igmp, solicited_node_groups};
 use crate::ndp::ALL_NODES;
 use crate::offload::Capabilities;
-use crate::uplink::{LinkState, UplinkConfig};
+use crate::uplink::{JoinRefused, LinkState, UplinkConfig};
 
 /// An uplink, as forwarding has to know it.
 pub(crate) struct Uplink {
@@ -81,17 +80,6 @@ impl Uplink {
         };
         everybody || self.groups().any(|joined| joined == group)
     }
-}
-
-/// Why the NOS does not join a group.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum JoinRefused {
-    /// It is no multicast address.
-    #[error("{0} is not the address of a group")]
-    NotAGroup(IpAddr),
-    /// There is no such uplink.
-    #[error("{0} does not exist")]
-    UnknownUplink(UplinkId),
 }
 
 /// What a change of uplinks means for what is kept of them elsewhere.
