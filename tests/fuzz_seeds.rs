@@ -1,4 +1,5 @@
-//! The seeds of the fuzz targets `config` and `relay` are valid, and do what they are for.
+//! What the fuzz targets check, with their seeds and with the inputs that fuzzing has found; and that
+//! the seeds of `config` and `relay` are valid, and do what they are for.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,11 +16,29 @@ use std::path::{Path, PathBuf};
     missing_docs,
     missing_debug_implementations,
     clippy::cast_possible_truncation,
-    reason = "a part of the fuzz target, whose numbers are small"
+    clippy::cast_possible_wrap,
+    clippy::needless_pass_by_value,
+    reason = "a part of the fuzz targets, whose numbers are small"
 )]
-#[path = "../fuzz/fuzz_targets/relay"]
-mod relay {
+#[path = "../fuzz/bodies"]
+mod bodies {
+    pub mod arp_ndp;
+    pub mod config;
+    pub mod control;
+    pub mod differential;
+    pub mod fib;
+    pub mod flows;
+    pub mod fragments;
+    pub mod framed;
     pub mod frames;
+    pub mod icmp;
+    pub mod network;
+    pub mod offload;
+    pub mod packet;
+    pub mod pools;
+    pub mod ports;
+    pub mod reload;
+    pub mod seen;
     pub mod world;
 }
 
@@ -27,6 +46,70 @@ fn directory(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz/seeds")
         .join(target)
+}
+
+/// Runs a target with its seeds and with what is kept of the inputs that were found.
+fn replay(target: &str, run: impl Fn(&[u8])) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let mut count = 0;
+    for kind in ["seeds", "corpus"] {
+        let Ok(entries) = std::fs::read_dir(root.join(kind).join(target)) else {
+            continue;
+        };
+        for entry in entries {
+            run(&std::fs::read(entry.unwrap().path()).unwrap());
+            count += 1;
+        }
+    }
+    assert!(count > 0, "no inputs of the target {target}");
+}
+
+macro_rules! replays {
+    ($($target:ident: $run:expr,)*) => {
+        mod replay {
+            use super::*;
+
+            $(#[test]
+            fn $target() {
+                replay(stringify!($target), $run);
+            })*
+
+            #[test]
+            fn none_is_left_out() {
+                let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
+                let targets = std::fs::read_dir(root).unwrap();
+                let targets = targets.map(|entry| entry.unwrap().path());
+                let mut targets: Vec<String> = targets
+                    .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+                    .collect();
+                targets.sort();
+                let mut here = vec![$(stringify!($target)),*];
+                here.sort_unstable();
+                assert_eq!(targets, here);
+            }
+        }
+    };
+}
+
+replays! {
+    arp_ndp: bodies::arp_ndp::run,
+    config: |input| {
+        if let Ok(text) = std::str::from_utf8(input) {
+            bodies::config::run(text);
+        }
+    },
+    control: bodies::control::run,
+    fib: bodies::fib::run,
+    flows: bodies::flows::run,
+    fragments: bodies::fragments::run,
+    icmp: bodies::icmp::run,
+    offload: bodies::offload::run,
+    packet: bodies::packet::run,
+    ports: bodies::ports::run,
+    relay: |input| {
+        bodies::world::run(input);
+    },
+    reload: bodies::reload::run,
 }
 
 #[test]
@@ -143,7 +226,7 @@ fn seeds_of_the_target_relay_move_packets() {
     let write = std::env::var_os("NOS_RELAY_WRITE_SEEDS").is_some();
     let scripts = scripts();
     for (name, script, least) in &scripts {
-        let sent = relay::world::run(script);
+        let sent = bodies::world::run(script);
         assert!(
             sent.to_containers >= least.0 && sent.to_uplinks >= least.1,
             "{name}: {sent:?}, less than {least:?}"

@@ -1,17 +1,16 @@
-//! Relay and NOS together, without devices: whatever comes in whatever order, no panic, no packet
-//! unaccounted for, no buffer lost, nothing sent to who is not there, and no timer that spins.
-//!
-//! Input: a script; see `world`.
+//! See `bodies/world.rs`.
 
 #![no_main]
 
-#[path = "relay/frames.rs"]
-mod frames;
-#[path = "relay/world.rs"]
-mod world;
+#[allow(dead_code, reason = "each target uses a part")]
+#[path = "../bodies"]
+mod bodies {
+    pub mod frames;
+    pub mod network;
+    pub mod pools;
+    pub mod world;
+}
 
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|script: &[u8]| {
-    world::run(script);
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    bodies::world::run(data);
 });

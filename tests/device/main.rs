@@ -14,6 +14,7 @@ mod bulk;
 mod capture;
 mod coalesce;
 mod data_thread;
+mod errno;
 mod harness;
 mod injection;
 mod refusal;

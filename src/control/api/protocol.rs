@@ -65,6 +65,15 @@ pub enum Request {
 }
 
 impl Request {
+    /// Reads a request and its id from a line, without the newline.
+    ///
+    /// # Errors
+    ///
+    /// What the daemon answers where the line is no request of this version.
+    pub fn from_line(octets: &[u8]) -> Result<(Option<String>, Self), Refusal> {
+        decode_request(octets)
+    }
+
     /// What it changes, with its keys; `None` where it only asks.
     #[must_use]
     pub fn change(&self) -> Option<(Change, &Keys)> {
@@ -133,6 +142,20 @@ pub enum Response {
     HandingOver(Offer),
     /// To a request that is not granted.
     Refused(Refusal),
+}
+
+impl Response {
+    /// The response as a line, newline included; a refusal if it is longer than [`MAX_RESPONSE`].
+    #[must_use]
+    pub fn to_line(&self) -> Vec<u8> {
+        encode_response(self)
+    }
+
+    /// Reads a response from a line, without the newline. `None` if it is none of this version.
+    #[must_use]
+    pub fn from_line(octets: &[u8]) -> Option<Self> {
+        decode_response(octets).ok()
+    }
 }
 
 /// What is handed over to another process.

@@ -215,6 +215,20 @@ mod tests {
         assert_eq!((received.next, burst.len()), (Next::More, 32));
     }
 
+    /// A signal is no answer, to a read or to a write.
+    #[test]
+    fn an_interrupted_call_is_made_again() {
+        let interrupted = Err(Errno::EINTR);
+        let (received, burst, _) = script(&[interrupted, interrupted, Ok(60)], 64, 2000);
+        assert_eq!((received.next, burst.len()), (Next::Drained, 1));
+        for answer in [Ok(60), Err(Errno::EAGAIN), Err(Errno::EBADFD)] {
+            let mut answers = [interrupted, interrupted, answer].into_iter();
+            let written = write_frame(&[0; 60], |_| answers.next().unwrap());
+            assert_eq!(written, answer.map(drop));
+            assert_eq!(answers.next(), None);
+        }
+    }
+
     #[test]
     fn an_empty_pool_is_said() {
         let mut pool = FramePool::new(1, 2000);

@@ -372,3 +372,30 @@ fn retry(mut call: impl FnMut() -> libc::c_int) -> Result<usize, Errno> {
 fn count(messages: usize) -> libc::c_uint {
     libc::c_uint::try_from(messages).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A signal is no answer; whatever comes behind it is.
+    #[test]
+    fn an_interrupted_call_is_made_again_and_no_other() {
+        for errno in (1..=133).map(Errno::from_raw) {
+            let mut calls = 0;
+            let result = retry(|| {
+                calls += 1;
+                match (calls, errno) {
+                    (1..=3, _) => Errno::EINTR.set(),
+                    // Not for ever: it would not end.
+                    (_, Errno::EINTR) => return 7,
+                    _ => errno.set(),
+                }
+                -1
+            });
+            assert_eq!(calls, 4);
+            let expected = if errno == Errno::EINTR { Ok(7) } else { Err(errno) };
+            // Numbers that mean nothing are all alike.
+            assert!(result == expected || errno == Errno::UnknownErrno);
+        }
+    }
+}

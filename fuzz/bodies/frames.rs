@@ -1,9 +1,13 @@
 //! Frames for [`super::world`]: crafted, completed, turned round and quoted.
 
+use std::cell::RefCell;
+
 use nos_shim::checksum::Sum;
-use nos_shim::frame::{ETHERNET_HEADER, FramePool, MAX_FRAME};
+use nos_shim::frame::{ETHERNET_HEADER, Frame, FramePool};
 use nos_shim::ident::MacAddr;
 use nos_shim::packet::{Fragment, Packet, protocol};
+
+pub use super::pools::ROOM;
 
 /// What a crafted packet is made of.
 #[derive(Clone, Copy, Debug)]
@@ -80,10 +84,19 @@ impl Draft {
     }
 }
 
+thread_local! {
+    /// For one packet at a time, which is soon gone. To make a pool takes longer than to read it.
+    static SPARE: RefCell<FramePool> = RefCell::new(FramePool::new(4, ROOM));
+}
+
+/// A buffer for a frame that is looked at, if it fits.
+pub fn spare(octets: &[u8]) -> Option<Frame> {
+    SPARE.with_borrow_mut(|pool| pool.copy_from(octets).ok())
+}
+
 /// Reads a frame as the NOS will; `None` if that is impossible.
 pub fn parse(octets: &[u8]) -> Option<Packet> {
-    let mut pool = FramePool::new(1, MAX_FRAME);
-    Packet::parse(pool.copy_from(octets).ok()?).ok()
+    Packet::parse(spare(octets)?).ok()
 }
 
 /// The frame with right checksums, lest every mutation end there.

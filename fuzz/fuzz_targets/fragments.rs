@@ -1,0 +1,15 @@
+//! See `bodies/fragments.rs`.
+
+#![no_main]
+
+#[allow(dead_code, reason = "each target uses a part")]
+#[path = "../bodies"]
+mod bodies {
+    pub mod fragments;
+    pub mod pools;
+    pub mod seen;
+}
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    bodies::fragments::run(data);
+});

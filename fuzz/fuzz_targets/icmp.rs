@@ -1,0 +1,16 @@
+//! See `bodies/icmp.rs`.
+
+#![no_main]
+
+#[allow(dead_code, reason = "each target uses a part")]
+#[path = "../bodies"]
+mod bodies {
+    pub mod framed;
+    pub mod icmp;
+    pub mod pools;
+    pub mod seen;
+}
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    bodies::icmp::run(data);
+});

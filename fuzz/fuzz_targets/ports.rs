@@ -1,0 +1,13 @@
+//! See `bodies/ports.rs`.
+
+#![no_main]
+
+#[allow(dead_code, reason = "each target uses a part")]
+#[path = "../bodies"]
+mod bodies {
+    pub mod ports;
+}
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    bodies::ports::run(data);
+});
