@@ -11,6 +11,7 @@
 //! | more than 8 extension headers, two fragment headers | refused | accepted | - |
 //! | extension headers behind a later fragment's | are payload | are followed | - |
 //! | fragments of odd length (IPv6), or ending beyond 65,535 octets | refused | accepted | - |
+//! | first fragments in IPv6 of which nothing follows the headers (RFC 7112 §3) | refused | accepted | accepted |
 //! | IPv6 payload length zero | nothing follows | up to the frame's end | nothing follows |
 //! | UDP length zero | IPv6 only | accepted | refused |
 //! | ICMP timestamps of odd length, short IGMP, AH below 12 octets | accepted | refused | accepted |
@@ -239,8 +240,14 @@ fn transport_by_smoltcp(ip: &[u8], protocol: u8, transport: &[u8]) -> Option<Tra
 }
 
 /// Whether this parser may refuse what both others accept.
-fn stricter(octets: &[u8], reason: DropReason, (extensions, fragments): (usize, usize)) -> bool {
+fn stricter(
+    octets: &[u8],
+    seen: View,
+    reason: DropReason,
+    (extensions, fragments): (usize, usize),
+) -> bool {
     match reason {
+        DropReason::TinyFragment => fragments > 0 && seen.l4 == seen.len,
         DropReason::Ipv6Header => extensions > MAX_EXTENSION_HEADERS || fragments > 1,
         // Of odd length, or ending beyond 65,535 octets: the unit tests of the parser have a table.
         DropReason::IpLength => fragments > 0 || is_ipv4_fragment(octets),
@@ -264,7 +271,7 @@ pub fn check(octets: &[u8], pool: &mut FramePool) {
             if let (Some(one), Smoltcp::Sees(other, counts)) = (etherparse, smoltcp) {
                 let agree = one == other;
                 assert!(
-                    !agree || stricter(octets, rejected.reason, counts),
+                    !agree || stricter(octets, one, rejected.reason, counts),
                     "{:?}: {one:?}",
                     rejected.reason
                 );

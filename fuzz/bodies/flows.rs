@@ -50,7 +50,9 @@ struct Flags(u8, u8, u8);
 #[derive(Clone, Copy, Debug)]
 struct Known {
     owner: AttachmentId,
+    opener: Opener,
     learnt: bool,
+    /// The other than who opened it has sent something.
     replied: bool,
     used_at: Instant,
 }
@@ -218,6 +220,7 @@ impl Tables {
                 if udp && new.key.remote_port != 0 {
                     let known = Known {
                         owner: new.owner,
+                        opener: new.opener,
                         learnt: new.learnt,
                         replied: false,
                         used_at: now,
@@ -240,6 +243,7 @@ impl Tables {
         assert_eq!(self.exact.outbound(owner, &key, None, self.now), known.is_some());
         if let Some(known) = known {
             known.used_at = self.now;
+            known.replied |= known.opener == Opener::Peer;
         }
     }
 
@@ -252,7 +256,7 @@ impl Tables {
         assert_eq!(self.exact.inbound(&key, None, self.now), owner);
         if let Some(known) = known {
             known.used_at = self.now;
-            known.replied = true;
+            known.replied |= known.opener == Opener::Owner;
         }
     }
 

@@ -267,8 +267,8 @@ fn owned(steps: &[Step], tight: bool, pool: &mut FramePool) {
     for (number, step) in steps.iter().enumerate() {
         now = now + step.passes;
         if step.expires {
+            // It may be late by a little; what it forgets later would be dropped for the same reason.
             table.expire(now);
-            model.expire(now, None);
             assert!(table.poll_at().is_none_or(|at| at > now));
         }
         if let Some(packet) = step.packet(number, pool) {
@@ -284,7 +284,7 @@ fn owned(steps: &[Step], tight: bool, pool: &mut FramePool) {
         assert!(table.held() <= room);
         assert_eq!(table.held(), shares.held());
     }
-    table.expire(now + LIFETIME);
+    table.expire(now + 2 * LIFETIME);
     model.expire(now + LIFETIME, None);
     while let Some(fate) = table.poll_fate(&mut shares) {
         back = note(fate, pool);
