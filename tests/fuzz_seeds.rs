@@ -126,6 +126,27 @@ fn seeds_of_the_target_config_are_valid() {
     assert!(count > 0, "no seeds in {}", directory.display());
 }
 
+/// Each line of the first two is granted, and each of the last refused; all are answered as the schema
+/// says.
+#[test]
+fn seeds_of_the_target_control_are_requests() {
+    let schema = std::fs::read_to_string("docs/control.schema.json").unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
+    let valid = jsonschema::validator_for(&schema).unwrap();
+    for (name, granted) in [("changes", true), ("leases", true), ("questions", false)] {
+        let lines = std::fs::read(directory("control").join(name)).unwrap();
+        let lines = lines.strip_suffix(b"\n").unwrap();
+        let answers = bodies::control::answers(lines);
+        assert_eq!(answers.len(), lines.split(|&octet| octet == b'\n').count());
+        for answer in answers {
+            let json: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+            assert!(valid.is_valid(&json), "{name}: {json}");
+            let kind = json["response"]["type"].as_str().unwrap();
+            assert_eq!(kind == "changed", granted, "{name}: {json}");
+        }
+    }
+}
+
 /// Uplinks 0 and 1, a default route, all services, and containers 0 and 1.
 const NETWORK: &[u8] = &[3, 0, 0, 3, 1, 0x80, 5, 0, 6, 7, 0, 0, 0xf0, 0, 1, 0x04, 11];
 const CONTAINER_0: u8 = 0;

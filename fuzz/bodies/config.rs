@@ -34,7 +34,9 @@ pub fn say_why(errors: &ConfigErrors, text: &str) {
     for error in errors.errors() {
         assert!(!error.reason.is_empty());
         // An error at the end of the text lies on the line that would follow.
-        let placed = error.line.is_none_or(|line| (1..=lines + 1).contains(&line));
+        let placed = error
+            .line
+            .is_none_or(|line| (1..=lines + 1).contains(&line));
         assert!(placed, "{error:?}");
     }
 }

@@ -9,9 +9,7 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 
 use nos_relay::control::api::{Applied, Refusal, RefusalCode, Request, Response};
-use nos_relay::control::config::{
-    BootId, ConfigFile, Holders, Overlay, ProcessIdentity,
-};
+use nos_relay::control::config::{BootId, ConfigFile, Holders, Overlay, ProcessIdentity};
 
 /// Requests of a run.
 const LINES: usize = 16;
@@ -134,9 +132,18 @@ fn stored(before: &Overlay, after: &Overlay) {
         .iter()
         .filter_map(|record| Some((record.name.as_str(), record.json.as_deref()?)))
         .collect();
-    assert_eq!(texts.len(), records.len(), "an overlay has no record of what is gone");
+    assert_eq!(
+        texts.len(),
+        records.len(),
+        "an overlay has no record of what is gone"
+    );
     let read = Overlay::of_records(texts).expect("its own records");
     assert!(read.records_since(after).is_empty() && after.records_since(&read).is_empty());
     assert!(after.records_since(after).is_empty());
-    assert!(!before.records_since(before).iter().any(|record| record.json.is_some()));
+    assert!(
+        !before
+            .records_since(before)
+            .iter()
+            .any(|record| record.json.is_some())
+    );
 }

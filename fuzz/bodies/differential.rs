@@ -256,7 +256,9 @@ fn stricter(
 }
 
 fn is_ipv4_fragment(octets: &[u8]) -> bool {
-    let field = octets.get(20..22).filter(|_| ether_type(octets) == Some(ETHERTYPE_IPV4));
+    let field = octets
+        .get(20..22)
+        .filter(|_| ether_type(octets) == Some(ETHERTYPE_IPV4));
     field.is_some_and(|field| field[0] & 0x3f != 0 || field[1] != 0)
 }
 
@@ -294,8 +296,8 @@ fn accepted(packet: &Packet, etherparse: Option<View>, smoltcp: Smoltcp) {
         Smoltcp::CannotTell => {}
         Smoltcp::Refuses => {
             // It wants whole datagrams, lengths in them, and known types of ICMPv6.
-            let udp = ours.protocol == protocol::UDP
-                && (packet.is_ipv6() || fragment == Fragment::First);
+            let udp =
+                ours.protocol == protocol::UDP && (packet.is_ipv6() || fragment == Fragment::First);
             assert!(udp || packet.icmp().is_some(), "{ours:?}");
         }
     }

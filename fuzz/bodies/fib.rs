@@ -133,7 +133,8 @@ impl List {
     fn remove(&mut self, vrf: VrfId, prefix: IpNet, source: Source) -> bool {
         let before = self.0.len();
         let key = (vrf, prefix.trunc(), source);
-        self.0.retain(|&(vrf, prefix, source, _)| (vrf, prefix, source) != key);
+        self.0
+            .retain(|&(vrf, prefix, source, _)| (vrf, prefix, source) != key);
         self.0.len() < before
     }
 
@@ -170,14 +171,19 @@ pub fn run(data: &[u8]) {
     for (vrf, prefix, source, _) in list.0 {
         assert!(fib.remove(vrf, &prefix, source));
     }
-    assert_eq!(fib.vrfs().map(|vrf| fib.routes(vrf).count()).sum::<usize>(), 0);
+    assert_eq!(
+        fib.vrfs().map(|vrf| fib.routes(vrf).count()).sum::<usize>(),
+        0
+    );
 }
 
 fn take(step: Step, fib: &mut Fib, list: &mut List) {
     match step {
         Step::Insert(place, prefix, from, to) => {
-            let (vrf, prefix, source, action) = (place.vrf(), prefix.net(), from.source(), to.action());
-            fib.insert(vrf, prefix, source, &action).expect("few routes");
+            let (vrf, prefix, source, action) =
+                (place.vrf(), prefix.net(), from.source(), to.action());
+            fib.insert(vrf, prefix, source, &action)
+                .expect("few routes");
             list.insert(vrf, prefix, source, action);
         }
         Step::Remove(place, prefix, from) => {
@@ -217,7 +223,10 @@ fn burst(fib: &Fib, vrf: VrfId, to: &[IpAddr]) {
     let v4: Vec<Ipv4Addr> = v4.collect();
     let mut found = vec![AdjacencyId::NO_ROUTE; v4.len()];
     fib.lookup_burst_v4(vrf, v4.iter().copied(), &mut found);
-    let singly: Vec<_> = v4.iter().map(|&address| fib.lookup_v4(vrf, address)).collect();
+    let singly: Vec<_> = v4
+        .iter()
+        .map(|&address| fib.lookup_v4(vrf, address))
+        .collect();
     assert_eq!(found, singly);
     let v6 = to.iter().filter_map(|address| match address {
         IpAddr::V6(address) => Some(*address),
@@ -226,7 +235,10 @@ fn burst(fib: &Fib, vrf: VrfId, to: &[IpAddr]) {
     let v6: Vec<Ipv6Addr> = v6.collect();
     let mut found = vec![AdjacencyId::NO_ROUTE; v6.len()];
     fib.lookup_burst_v6(vrf, v6.iter().copied(), &mut found);
-    let singly: Vec<_> = v6.iter().map(|&address| fib.lookup_v6(vrf, address)).collect();
+    let singly: Vec<_> = v6
+        .iter()
+        .map(|&address| fib.lookup_v6(vrf, address))
+        .collect();
     assert_eq!(found, singly);
 }
 
@@ -236,7 +248,11 @@ fn listed(fib: &Fib, list: &List) {
     let mut cursor = None;
     loop {
         let page = fib.page(cursor);
-        paged.extend(page.rows.into_iter().map(|route| (route.vrf, route.prefix, route.source)));
+        paged.extend(
+            page.rows
+                .into_iter()
+                .map(|route| (route.vrf, route.prefix, route.source)),
+        );
         match page.next {
             Some(next) => cursor = Some(next),
             None => break,
@@ -253,7 +269,10 @@ fn listed(fib: &Fib, list: &List) {
     paged.dedup();
     let mut all: Vec<_> = fib
         .vrfs()
-        .flat_map(|vrf| fib.routes(vrf).map(move |route| (vrf, route.prefix, route.source)))
+        .flat_map(|vrf| {
+            fib.routes(vrf)
+                .map(move |route| (vrf, route.prefix, route.source))
+        })
         .collect();
     all.sort();
     assert_eq!(all, expected);

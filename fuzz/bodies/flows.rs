@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use arbitrary::{Arbitrary, Unstructured};
-use nos_shim::flows::{Echo, EchoFlows, EchoKey, ExactFlows, FlowKey, Limits, NewFlow, Opener, Segment};
+use nos_shim::flows::{
+    Echo, EchoFlows, EchoKey, ExactFlows, FlowKey, Limits, NewFlow, Opener, Segment,
+};
 use nos_shim::frame::FramePool;
 use nos_shim::ident::{AttachmentId, VrfId};
 use nos_shim::packet::Packet;
@@ -32,10 +34,30 @@ const PINGS: Limits = Limits {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    Open { owner: u8, port: u8, peer: u8, tcp: bool, learnt: bool, by_peer: bool },
-    Outbound { owner: u8, port: u8, peer: u8, tcp: Option<Flags> },
-    Inbound { port: u8, peer: u8, tcp: Option<Flags> },
-    Ping { owner: u8, remote: u8, id: u8 },
+    Open {
+        owner: u8,
+        port: u8,
+        peer: u8,
+        tcp: bool,
+        learnt: bool,
+        by_peer: bool,
+    },
+    Outbound {
+        owner: u8,
+        port: u8,
+        peer: u8,
+        tcp: Option<Flags>,
+    },
+    Inbound {
+        port: u8,
+        peer: u8,
+        tcp: Option<Flags>,
+    },
+    Ping {
+        owner: u8,
+        remote: u8,
+        id: u8,
+    },
     Wait(u16),
     Flush(u8),
     Expire,
@@ -136,9 +158,17 @@ fn segment(flags: Flags, pool: &mut FramePool) -> Option<Segment> {
 impl Tables {
     fn take(&mut self, step: Step, pool: &mut FramePool) {
         let now = self.now;
-        self.known.retain(|_, known| now.since(known.used_at) < DATAGRAM);
+        self.known
+            .retain(|_, known| now.since(known.used_at) < DATAGRAM);
         match step {
-            Step::Open { owner, port, peer, tcp, learnt, by_peer } => {
+            Step::Open {
+                owner,
+                port,
+                peer,
+                tcp,
+                learnt,
+                by_peer,
+            } => {
                 let transport = if tcp { Transport::Tcp } else { Transport::Udp };
                 let opener = if by_peer { Opener::Peer } else { Opener::Owner };
                 self.open(&NewFlow {
@@ -150,7 +180,12 @@ impl Tables {
                     confirmed: false,
                 });
             }
-            Step::Outbound { owner, port, peer, tcp } => {
+            Step::Outbound {
+                owner,
+                port,
+                peer,
+                tcp,
+            } => {
                 let owner = attachment(owner);
                 let Some(flags) = tcp else {
                     return self.datagram_out(owner, key(Transport::Udp, port, peer));
@@ -158,7 +193,10 @@ impl Tables {
                 let key = key(Transport::Tcp, port, peer);
                 let its_own = self.exact.owner_of(&key, now) == Some(owner);
                 let segment = segment(flags, pool);
-                assert_eq!(self.exact.outbound(owner, &key, segment.as_ref(), now), its_own);
+                assert_eq!(
+                    self.exact.outbound(owner, &key, segment.as_ref(), now),
+                    its_own
+                );
             }
             Step::Inbound { port, peer, tcp } => {
                 let Some(flags) = tcp else {
@@ -204,7 +242,10 @@ impl Tables {
         let udp = new.key.transport == Transport::Udp;
         self.known.remove(&new.key);
         let opened = exact.open(new, now);
-        let gone = self.known.iter().filter(|(key, _)| exact.owner_of(key, now).is_none());
+        let gone = self
+            .known
+            .iter()
+            .filter(|(key, _)| exact.owner_of(key, now).is_none());
         let gone: Vec<_> = gone.map(|(key, known)| (*key, *known)).collect();
         for (key, known) in &gone {
             assert_eq!(known.owner, new.owner, "a flow was lost to another owner");
@@ -239,8 +280,14 @@ impl Tables {
         if key.remote_port == 0 {
             return;
         }
-        let known = self.known.get_mut(&key).filter(|known| known.owner == owner);
-        assert_eq!(self.exact.outbound(owner, &key, None, self.now), known.is_some());
+        let known = self
+            .known
+            .get_mut(&key)
+            .filter(|known| known.owner == owner);
+        assert_eq!(
+            self.exact.outbound(owner, &key, None, self.now),
+            known.is_some()
+        );
         if let Some(known) = known {
             known.used_at = self.now;
             known.replied |= known.opener == Opener::Peer;
@@ -282,7 +329,12 @@ impl Tables {
         };
         assert!(!in_use(wire), "two flows have one identifier");
         assert_eq!(wire == sent.id, !in_use(sent.id));
-        self.pings.push(Ping { owner, sent, wire, used_at: now });
+        self.pings.push(Ping {
+            owner,
+            sent,
+            wire,
+            used_at: now,
+        });
     }
 
     /// Another table takes up the echo flows of this one.
@@ -312,10 +364,19 @@ impl Tables {
                 assert_eq!(self.exact.learnt_by(key), Some(known.owner));
             }
         }
-        let pings = self.pings.iter().filter(|ping| now.since(ping.used_at) < ECHO);
+        let pings = self
+            .pings
+            .iter()
+            .filter(|ping| now.since(ping.used_at) < ECHO);
         for ping in pings {
-            let reply = EchoKey { id: ping.wire, ..ping.sent };
-            let echo = Echo { owner: ping.owner, id: ping.sent.id };
+            let reply = EchoKey {
+                id: ping.wire,
+                ..ping.sent
+            };
+            let echo = Echo {
+                owner: ping.owner,
+                id: ping.sent.id,
+            };
             assert_eq!(self.echo.inbound(reply, now), Some(echo));
         }
     }

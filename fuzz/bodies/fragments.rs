@@ -89,7 +89,9 @@ impl Step {
 
     /// The fragment, numbered by its source MAC address; `None` if it is none, or is refused.
     fn packet(&self, number: usize, pool: &mut FramePool) -> Option<Packet> {
-        let mut frame = pool.copy_from(&self.octets(number)).expect("a buffer for each");
+        let mut frame = pool
+            .copy_from(&self.octets(number))
+            .expect("a buffer for each");
         if self.attached {
             frame.set_interface(Interface::Attachment(AttachmentId(u32::from(self.key.0))));
         }
@@ -202,13 +204,20 @@ impl Owners {
         }
         // In front of others, IPv4 hosts use multiples of eight octets.
         let whole = !step.more || step.key.2;
-        let end = if whole { step.end() } else { step.end() / 8 * 8 };
+        let end = if whole {
+            step.end()
+        } else {
+            step.end() / 8 * 8
+        };
         let start = step.start;
         if known.spans.contains(&(start, end)) && step.more != (known.length == Some(end)) {
             self.lots.insert(number, Err(DropReason::FragmentDuplicate));
             return;
         }
-        let meets = known.spans.iter().any(|&(from, to)| start < to && from < end || (from, to) == (start, end));
+        let meets = known
+            .spans
+            .iter()
+            .any(|&(from, to)| start < to && from < end || (from, to) == (start, end));
         let furthest = known.spans.iter().map(|&(_, to)| to).max().unwrap_or(0);
         let two_ends = match known.length {
             Some(length) => !step.more || end > length,
@@ -217,7 +226,8 @@ impl Owners {
         if start >= end || meets || two_ends {
             known.dead = Some(DropReason::FragmentOverlap);
             let waiting = known.waiting.drain(..).chain([number]);
-            self.lots.extend(waiting.map(|it| (it, Err(DropReason::FragmentOverlap))));
+            self.lots
+                .extend(waiting.map(|it| (it, Err(DropReason::FragmentOverlap))));
             return;
         }
         known.spans.push((start, end));
@@ -289,12 +299,19 @@ fn owned(steps: &[Step], tight: bool, pool: &mut FramePool) {
     while let Some(fate) = table.poll_fate(&mut shares) {
         back = note(fate, pool);
     }
-    assert_eq!((back, table.held(), table.len(), shares.held()), (given, 0, 0, 0));
+    assert_eq!(
+        (back, table.held(), table.len(), shares.held()),
+        (given, 0, 0, 0)
+    );
     assert!(tight || lots == model.lots, "{lots:?} {:?}", model.lots);
 }
 
 fn owner_of(packet: &Packet) -> u8 {
-    let [_, source] = packet.ports().expect("it has a transport header").source.to_be_bytes();
+    let [_, source] = packet
+        .ports()
+        .expect("it has a transport header")
+        .source
+        .to_be_bytes();
     source
 }
 
@@ -325,13 +342,22 @@ fn assemble(parts: &mut Parts, step: &Step) -> Outcome {
     if start == end {
         return Outcome::Contradiction;
     }
-    if parts.spans.iter().any(|&(from, to)| from <= start && end <= to) {
+    if parts
+        .spans
+        .iter()
+        .any(|&(from, to)| from <= start && end <= to)
+    {
         return Outcome::Duplicate;
     }
-    let meets = parts.spans.iter().any(|&(from, to)| start < to && from < end);
+    let meets = parts
+        .spans
+        .iter()
+        .any(|&(from, to)| start < to && from < end);
     let furthest = parts.spans.iter().map(|&(_, to)| to).max().unwrap_or(0);
     let last = !step.more;
-    let two_ends = parts.length.is_some_and(|length| end > length || last && end != length)
+    let two_ends = parts
+        .length
+        .is_some_and(|length| end > length || last && end != length)
         || last && furthest > end;
     parts.marks |= 1 << step.mark;
     // A sender without congestion marks, and one with them.
@@ -364,7 +390,10 @@ fn reassembled(steps: &[Step], tight: bool, pool: &mut FramePool) {
     for (number, step) in steps.iter().enumerate() {
         now = now + step.passes;
         if step.expires {
-            let late = |reassembler: &mut Reassembler, ledger: &mut Ledger, shares: &mut Shares, pool: &mut FramePool| {
+            let late = |reassembler: &mut Reassembler,
+                        ledger: &mut Ledger,
+                        shares: &mut Shares,
+                        pool: &mut FramePool| {
                 reassembler.poll_timeout(now, pool, ledger, shares)
             };
             while let Some(first) = late(&mut reassembler, &mut ledger, &mut shares, pool) {
@@ -414,7 +443,11 @@ fn reassembled(steps: &[Step], tight: bool, pool: &mut FramePool) {
             ledger.sent += 1;
             pool.free(whole.into_frame());
         }
-        assert_eq!(ledger.unaccounted(), reassembler.held() as i128, "{ledger:?}");
+        assert_eq!(
+            ledger.unaccounted(),
+            reassembler.held() as i128,
+            "{ledger:?}"
+        );
         assert!(reassembler.held() <= room.max(2));
         assert_eq!(reassembler.held(), shares.held());
     }
@@ -423,5 +456,8 @@ fn reassembled(steps: &[Step], tight: bool, pool: &mut FramePool) {
         ledger.drop(DropReason::FragmentTimeout);
         pool.free(first.into_frame());
     }
-    assert_eq!((ledger.unaccounted(), reassembler.held(), shares.held()), (0, 0, 0));
+    assert_eq!(
+        (ledger.unaccounted(), reassembler.held(), shares.held()),
+        (0, 0, 0)
+    );
 }

@@ -94,7 +94,8 @@ impl<'a> Naive<'a> {
         if fixed[0] & 0xf0 != 0x40 || words < 5 {
             return None;
         }
-        let address = |at: usize| Ipv4Addr::new(fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]);
+        let address =
+            |at: usize| Ipv4Addr::new(fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]);
         let later = fixed[6] & 0x1f != 0 || fixed[7] != 0;
         Some(Self {
             source: address(12).into(),
@@ -220,7 +221,10 @@ fn built(
     // A chain of extension headers may be longer than the quote.
     if offending.tunnel().is_none() && offending.transport_offset() < 14 + 400 {
         assert_eq!(quote.protocol, offending.protocol());
-        assert_eq!(quote.later_fragment, offending.fragment() == Fragment::Later);
+        assert_eq!(
+            quote.later_fragment,
+            offending.fragment() == Fragment::Later
+        );
         assert_eq!(quote.ports, offending.ports());
         assert_eq!(quote.echo_id, offending.echo_id());
     }

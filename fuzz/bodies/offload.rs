@@ -5,8 +5,8 @@
 //!
 //! Input: see [`super::framed`].
 
-use nos_shim::frame::{Checksum, FramePool};
 use nos_shim::fragment_ipv6::fragment_ipv6;
+use nos_shim::frame::{Checksum, FramePool};
 use nos_shim::offload::{Adapted, adapt, complete_checksum, fragment_ipv4};
 use nos_shim::packet::{Packet, protocol};
 
@@ -120,7 +120,8 @@ fn fragmented_ipv6(
     spare: &mut FramePool,
 ) {
     let offload = packet.frame().offload();
-    let own = packet.is_ipv6() && packet.transport_offset() == 54 && packet.fragment_place().is_none();
+    let own =
+        packet.is_ipv6() && packet.transport_offset() == 54 && packet.fragment_place().is_none();
     if !own || offload.segmentation.is_some() || input.mtu < 1280 {
         return pool.free(packet.into_frame());
     }

@@ -2,9 +2,9 @@
 //!
 //! Input: see [`super::framed`]; capabilities, buffers and MTU mean nothing here.
 
+use nos_shim::frame::FramePool;
 use nos_shim::offload::complete_checksum;
 use nos_shim::packet::{Fragment, Packet};
-use nos_shim::frame::FramePool;
 
 use super::differential;
 use super::framed::Framed;

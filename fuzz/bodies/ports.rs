@@ -78,7 +78,10 @@ impl Ports {
                 let first = u16::from(block % 4) * 256;
                 (first, first + u16::from(more % 4) * 256 + 255)
             }
-            Self::Near(first, more) => (250 + u16::from(first % 16), 250 + u16::from(first % 16) + u16::from(more % 16)),
+            Self::Near(first, more) => (
+                250 + u16::from(first % 16),
+                250 + u16::from(first % 16) + u16::from(more % 16),
+            ),
             Self::Any(one, other) => (one.min(other), one.max(other)),
         };
         PortRange::new(first.max(1), last.max(1)).expect("ascending")
@@ -115,7 +118,9 @@ fn link(number: u8) -> UplinkId {
 
 /// Restrictions of the ranges that are claimed, which do not overlap.
 fn restrictions(claims: &[Claim], policed: bool) -> Vec<Restriction> {
-    let first = claims.first().filter(|claim| policed && claim.kind == ClaimKind::Listen);
+    let first = claims
+        .first()
+        .filter(|claim| policed && claim.kind == ClaimKind::Listen);
     let restriction = first.map(|claim| Restriction {
         transport: claim.transport,
         range: claim.range,
@@ -174,7 +179,8 @@ fn meet(one: &Claim, other: &Claim) -> bool {
 }
 
 fn any_meet(one: &[Claim], other: &[Claim]) -> bool {
-    one.iter().any(|one| other.iter().any(|other| meet(one, other)))
+    one.iter()
+        .any(|one| other.iter().any(|other| meet(one, other)))
 }
 
 fn meet_themselves(claims: &[Claim]) -> bool {
@@ -209,8 +215,12 @@ impl Lists {
         // On every address of the VRF that there is or may be.
         let attachments = attachments.filter(|it| it.vrf == wanted.vrf && !it.addresses.is_empty());
         let free = !meet_themselves(&wanted.claims)
-            && !services.map(|it| &it.claims).any(|it| any_meet(it, &wanted.claims))
-            && !attachments.map(|it| &it.claims).any(|it| any_meet(it, &wanted.claims));
+            && !services
+                .map(|it| &it.claims)
+                .any(|it| any_meet(it, &wanted.claims))
+            && !attachments
+                .map(|it| &it.claims)
+                .any(|it| any_meet(it, &wanted.claims));
         if free {
             self.services.insert(key, wanted.clone());
         }
@@ -219,10 +229,15 @@ impl Lists {
 
     fn register(&mut self, wanted: &Registration) -> bool {
         let here = |address: &IpAddr| self.addresses.contains(&(wanted.vrf, *address));
-        let linked = wanted.link_local.is_none_or(|link| self.links.contains(&link));
+        let linked = wanted
+            .link_local
+            .is_none_or(|link| self.links.contains(&link));
         let rival = |other: &Registration| {
             let shared = other.vrf == wanted.vrf
-                && other.addresses.iter().any(|it| wanted.addresses.contains(it));
+                && other
+                    .addresses
+                    .iter()
+                    .any(|it| wanted.addresses.contains(it));
             let on_link = wanted.link_local.is_some() && other.link_local == wanted.link_local;
             (shared || on_link) && any_meet(&other.claims, &wanted.claims)
         };
@@ -244,7 +259,12 @@ impl Lists {
     }
 
     /// Owners on an address, or on a link, of the VRF.
-    fn owner(&self, at: Result<(VrfId, IpAddr), UplinkId>, transport: Transport, port: u16) -> PortOwner {
+    fn owner(
+        &self,
+        at: Result<(VrfId, IpAddr), UplinkId>,
+        transport: Transport,
+        port: u16,
+    ) -> PortOwner {
         let has = |claim: &&Claim| claim.transport == transport && claim.range.contains(port);
         for registration in self.attachments.values() {
             let covered = match at {
@@ -255,8 +275,8 @@ impl Lists {
             };
             if let Some(claim) = registration.claims.iter().find(has).filter(|_| covered) {
                 let (id, kind) = (registration.attachment, claim.kind);
-                let watched = kind == ClaimKind::Listen
-                    && watched(&registration.policy.from, claim);
+                let watched =
+                    kind == ClaimKind::Listen && watched(&registration.policy.from, claim);
                 return match watched {
                     true => PortOwner::Watched { id, kind },
                     false => PortOwner::Attachment { id, kind },
@@ -277,7 +297,8 @@ impl Lists {
 }
 
 fn watched(from: &[Restriction], claim: &Claim) -> bool {
-    from.iter().any(|it| it.transport == claim.transport && it.range.overlaps(claim.range))
+    from.iter()
+        .any(|it| it.transport == claim.transport && it.range.overlaps(claim.range))
 }
 
 pub fn run(data: &[u8]) {
@@ -384,7 +405,11 @@ fn owners(table: &PortTable, lists: &Lists) {
         for &port in &ports {
             for transport in [Transport::Tcp, Transport::Udp] {
                 let owner = table.owner(id, transport, port);
-                assert_eq!(owner, lists.owner(at, transport, port), "{at:?} {transport} {port}");
+                assert_eq!(
+                    owner,
+                    lists.owner(at, transport, port),
+                    "{at:?} {transport} {port}"
+                );
             }
         }
     }
@@ -404,5 +429,8 @@ fn paged(table: &PortTable, lists: &Lists) {
     assert_eq!(grants, lists.attachments.len() + lists.services.len());
     let claims = lists.attachments.values().map(|it| it.claims.len());
     let services = lists.services.values().map(|it| it.claims.len());
-    assert_eq!(table.claims().count(), claims.chain(services).sum::<usize>());
+    assert_eq!(
+        table.claims().count(),
+        claims.chain(services).sum::<usize>()
+    );
 }

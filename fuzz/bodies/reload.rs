@@ -155,7 +155,10 @@ impl Draft {
                 container.write(number, &mut text);
             }
         }
-        self.routes.iter().flatten().for_each(|route| route.write(&mut text));
+        self.routes
+            .iter()
+            .flatten()
+            .for_each(|route| route.write(&mut text));
         for (red, nos) in [false, true].into_iter().zip(&self.nos) {
             if let Some(nos) = nos {
                 nos.write(red, &mut text);
@@ -180,11 +183,15 @@ fn quoted(text: impl std::fmt::Display) -> String {
 }
 
 fn mac(number: Option<u8>) -> String {
-    number.map_or_else(String::new, |number| quoted(format_args!("02:00:00:00:00:{number:02x}")))
+    number.map_or_else(String::new, |number| {
+        quoted(format_args!("02:00:00:00:00:{number:02x}"))
+    })
 }
 
 fn capture(number: Option<u8>) -> String {
-    number.map_or_else(String::new, |number| quoted(format_args!("/tmp/{}.pcapng", number % 3)))
+    number.map_or_else(String::new, |number| {
+        quoted(format_args!("/tmp/{}.pcapng", number % 3))
+    })
 }
 
 impl Uplink {
@@ -246,18 +253,27 @@ impl Container {
             "[[container]]",
             &[
                 ("name", quoted(format_args!("c{number}"))),
-                ("netns", quoted(format_args!("/run/netns/n{}", self.netns % 8))),
+                (
+                    "netns",
+                    quoted(format_args!("/run/netns/n{}", self.netns % 8)),
+                ),
                 ("device", quoted(if self.veth { "veth" } else { "tap" })),
                 ("vrf", quoted(vrf(self.red))),
                 ("addresses", addresses),
-                ("link_local", self.link_local.map_or_else(String::new, uplink)),
+                (
+                    "link_local",
+                    self.link_local.map_or_else(String::new, uplink),
+                ),
                 ("tcp", tcp),
                 ("udp", ports(self.udp)),
                 ("ephemeral", ephemeral),
                 ("mac", mac(self.mac)),
                 ("offload", self.offload.to_string()),
                 ("to", self.to.map_or_else(String::new, from)),
-                ("outside", quoted(if self.learns { "learn" } else { "drop" })),
+                (
+                    "outside",
+                    quoted(if self.learns { "learn" } else { "drop" }),
+                ),
                 ("capture", capture(self.capture)),
             ],
         );
@@ -267,14 +283,20 @@ impl Container {
 impl Route {
     fn write(&self, text: &mut String) {
         let to = match self.via {
-            Some(net) => ("via", quoted(format_args!("10.0.{}.{}", net % 16, 2 + net / 16))),
+            Some(net) => (
+                "via",
+                quoted(format_args!("10.0.{}.{}", net % 16, 2 + net / 16)),
+            ),
             None => ("type", quoted("blackhole")),
         };
         add(
             text,
             "[[route]]",
             &[
-                ("prefix", quoted(format_args!("192.0.{}.0/24", self.prefix % 4))),
+                (
+                    "prefix",
+                    quoted(format_args!("192.0.{}.0/24", self.prefix % 4)),
+                ),
                 to,
                 ("metric", (self.metric % 3).to_string()),
                 ("vrf", quoted(vrf(self.red))),
@@ -286,7 +308,9 @@ impl Route {
 impl Nos {
     fn write(&self, red: bool, text: &mut String) {
         let echo = self.echo.then(|| "echo".to_owned());
-        let http = self.http.map(|block| format!("http:{}", 1000 + 100 * u32::from(block % 8)));
+        let http = self
+            .http
+            .map(|block| format!("http:{}", 1000 + 100 * u32::from(block % 8)));
         add(
             text,
             "[[nos]]",

@@ -203,7 +203,9 @@ impl Site {
     /// Changes to those routes of a VRF, from those that it has.
     fn route_changes(&mut self, flavour: u8, of: VrfId) -> Vec<RouteChange> {
         let wanted = routes(flavour, of);
-        let keys = wanted.iter().map(|route| (route.vrf, route.prefix, route.source));
+        let keys = wanted
+            .iter()
+            .map(|route| (route.vrf, route.prefix, route.source));
         let keys: Vec<RouteKey> = keys.collect();
         let (here, others) = mem::take(&mut self.routes)
             .into_iter()
@@ -212,7 +214,11 @@ impl Site {
         let gone: Vec<_> = gone.map(RouteChange::Remove).collect();
         self.routes = others;
         self.routes.extend(keys);
-        wanted.into_iter().map(RouteChange::Set).chain(gone).collect()
+        wanted
+            .into_iter()
+            .map(RouteChange::Set)
+            .chain(gone)
+            .collect()
     }
 
     fn attach(&mut self, config: AttachmentConfig, capabilities: Capabilities) {
@@ -471,13 +477,21 @@ impl World {
             }
             5 | 19 => {
                 let flavour = script.octet();
-                let of = if step == 19 { vrf(script.octet()) } else { default };
+                let of = if step == 19 {
+                    vrf(script.octet())
+                } else {
+                    default
+                };
                 let changes = site.route_changes(flavour, of);
                 site.nos().change_routes(changes).expect("few routes");
             }
             6 | 20 => {
                 let config = services(script.octet());
-                let of = if step == 20 { vrf(script.octet()) } else { default };
+                let of = if step == 20 {
+                    vrf(script.octet())
+                } else {
+                    default
+                };
                 // A container may have the port.
                 let _ = site.nos().set_services(of, &config);
             }

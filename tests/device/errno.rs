@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nos_relay::data::device::{
-    DeviceKind, Egress, FrameDevice, LinkState, Next, OpenError, PacketOptions, PacketSocket, Uring,
-    open_tap,
+    DeviceKind, Egress, FrameDevice, LinkState, Next, OpenError, PacketOptions, PacketSocket,
+    Uring, open_tap,
 };
 use nos_relay::data::engine::Engine;
 use nos_relay::data::event_loop::{Event, EventLoop, Listener};
@@ -60,7 +60,11 @@ fn filter(calls: &[Call], errno: Errno) -> Vec<libc::sock_filter> {
     const EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
     const NUMBER: u32 = 0;
-    const FIRST_ARGUMENT: u32 = if cfg!(target_endian = "little") { 16 } else { 20 };
+    const FIRST_ARGUMENT: u32 = if cfg!(target_endian = "little") {
+        16
+    } else {
+        20
+    };
     const ALLOW: u32 = 0x7fff_0000;
     const ERRNO: u32 = 0x0005_0000;
     let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
@@ -94,7 +98,12 @@ fn install(program: &[libc::sock_filter]) {
     assert_eq!(bound, 0, "{}", Errno::last());
     // SAFETY: the kernel copies the program, which outlives the call.
     let set = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
     };
     assert_eq!(set, 0, "{}", Errno::last());
 }

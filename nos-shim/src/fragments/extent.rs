@@ -164,8 +164,16 @@ mod tests {
             });
             let mut model = octets.clone();
             let placed = model.place(fragment);
-            assert_eq!(tried.place(fragment), placed, "{fragment:?} after {extent:?}");
-            assert_eq!(tried.is_complete(), model.is_complete(), "{fragment:?} after {extent:?}");
+            assert_eq!(
+                tried.place(fragment),
+                placed,
+                "{fragment:?} after {extent:?}"
+            );
+            assert_eq!(
+                tried.is_complete(),
+                model.is_complete(),
+                "{fragment:?} after {extent:?}"
+            );
             *seen += 1;
             if placed == Placed::New {
                 let more = [extent, &[fragment]].concat();

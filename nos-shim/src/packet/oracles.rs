@@ -7,11 +7,7 @@ use proptest::prelude::*;
 use super::craft::{Craft, crafts, naive_sum};
 use crate::frame::FramePool;
 
-#[allow(
-    unreachable_pub,
-    missing_docs,
-    reason = "a part of the fuzz target"
-)]
+#[allow(unreachable_pub, missing_docs, reason = "a part of the fuzz target")]
 #[path = "../../../fuzz/bodies/differential.rs"]
 mod differential;
 

@@ -45,10 +45,11 @@ fn check(target: &str, seeds: &Seeds) {
     }
 }
 
-/// The input of the target `packet`; see there.
+/// The input of the targets `packet`, `offload` and `icmp`; see there.
 fn input(frame: &[u8], offload: Offload, capabilities: Capabilities, mtu: u16) -> Vec<u8> {
     let mut input = offload.to_virtio(0).to_vec();
-    input.extend([capabilities.bits(), 0x80 | 63]);
+    // All buffers, and a right header checksum.
+    input.extend([capabilities.bits(), 0x80 | 7]);
     input.extend(mtu.to_be_bytes());
     input.extend(frame);
     input
@@ -177,7 +178,9 @@ fn seeds_of_the_target_packet_are_packets() {
         frame.set_offload(Offload::from_virtio(header).unwrap());
         assert!(Packet::parse(frame).is_ok(), "{name}");
     }
-    check("packet", &seeds);
+    for target in ["packet", "offload", "icmp"] {
+        check(target, &seeds);
+    }
 }
 
 fn arps() -> Vec<(&'static str, Arp)> {

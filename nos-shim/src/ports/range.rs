@@ -218,12 +218,20 @@ mod tests {
 
     /// Ports at either end of what there is, by number from zero, as bits.
     fn small(low: bool) -> impl Fn(u16) -> u16 {
-        move |number| if low { 1 + number } else { u16::MAX - 8 + number }
+        move |number| {
+            if low {
+                1 + number
+            } else {
+                u16::MAX - 8 + number
+            }
+        }
     }
 
     fn bits(ranges: &[PortRange], place: &impl Fn(u16) -> u16) -> u16 {
         let in_any = |number: &u16| ranges.iter().any(|range| range.contains(place(*number)));
-        (0..9).filter(in_any).fold(0, |all, number| all | 1 << number)
+        (0..9)
+            .filter(in_any)
+            .fold(0, |all, number| all | 1 << number)
     }
 
     /// All ranges of nine ports, alone, in pairs and in threes, at the lowest ports and at the highest.

@@ -281,13 +281,25 @@ proptest! {
 /// Whatever number is the first: no number is special, those about which arithmetic wraps included.
 #[test]
 fn sequence_numbers_are_compared_alike_everywhere() {
-    let edges = [0, 1, (1 << 31) - 1, 1 << 31, (1 << 31) + 1, u32::MAX - 1, u32::MAX];
+    let edges = [
+        0,
+        1,
+        (1 << 31) - 1,
+        1 << 31,
+        (1 << 31) + 1,
+        u32::MAX - 1,
+        u32::MAX,
+    ];
     let distances = (0..=u16::MAX.into()).chain((1 << 31) - 300..=(1 << 31) + 300);
     let distances = distances.chain(u32::MAX - 300..=u32::MAX);
     for distance in distances {
         let expected = i64::from(distance) < 1 << 31;
         for from in edges {
-            assert_eq!(reaches(from.wrapping_add(distance), from), expected, "{from} {distance}");
+            assert_eq!(
+                reaches(from.wrapping_add(distance), from),
+                expected,
+                "{from} {distance}"
+            );
         }
     }
 }

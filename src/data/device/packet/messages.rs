@@ -393,7 +393,11 @@ mod tests {
                 -1
             });
             assert_eq!(calls, 4);
-            let expected = if errno == Errno::EINTR { Ok(7) } else { Err(errno) };
+            let expected = if errno == Errno::EINTR {
+                Ok(7)
+            } else {
+                Err(errno)
+            };
             // Numbers that mean nothing are all alike.
             assert!(result == expected || errno == Errno::UnknownErrno);
         }

@@ -344,7 +344,10 @@ fn a_link_is_as_the_last_answer_says() {
 /// Every error of a completion: all frames are refused with it, or one in the middle.
 #[test]
 fn every_answer_to_a_frame_is_counted_for_what_it_means() {
-    for errno in (1..=133).map(Errno::from_raw).filter(|&it| it != Errno::UnknownErrno) {
+    for errno in (1..=133)
+        .map(Errno::from_raw)
+        .filter(|&it| it != Errno::UnknownErrno)
+    {
         let (reason, egress) = match verdict(errno) {
             Verdict::Dropped(reason) => (reason, Egress::Ready),
             Verdict::Full => (DropReason::DeviceFull, Egress::Ready),
@@ -352,12 +355,20 @@ fn every_answer_to_a_frame_is_counted_for_what_it_means() {
         };
         let all: Vec<_> = (0..8).map(|n| (n, errno)).collect();
         let (device, sent) = send_plain(8, refusing(&all));
-        assert_eq!((sent.frames, sent.dropped, sent.egress), (0, 8, egress), "{errno}");
+        assert_eq!(
+            (sent.frames, sent.dropped, sent.egress),
+            (0, 8, egress),
+            "{errno}"
+        );
         assert_eq!(device.traffic.drops.of(reason), 8, "{errno}");
         let (device, sent) = send_plain(8, refusing(&[(4, errno)]));
         let gone = matches!(egress, Egress::Gone(_));
         let expected = if gone { egress } else { Egress::Ready };
-        assert_eq!((sent.frames, sent.dropped, sent.egress), (7, 1, expected), "{errno}");
+        assert_eq!(
+            (sent.frames, sent.dropped, sent.egress),
+            (7, 1, expected),
+            "{errno}"
+        );
         assert_eq!(device.traffic.drops.of(reason), 1, "{errno}");
     }
 }
