@@ -146,9 +146,11 @@ struct Network {
     counts: (usize, usize),
 }
 
-fn ipv4_by_smoltcp(ip: &[u8]) -> Option<Network> {
-    let ip = wire::Ipv4Packet::new_checked(ip).ok()?;
-    (ip.version() == 4 && ip.verify_checksum()).then(|| Network {
+fn ipv4_by_smoltcp(octets: &[u8]) -> Option<Network> {
+    let ip = wire::Ipv4Packet::new_checked(octets).ok()?;
+    let right = adds_up(&[], octets.get(..usize::from(ip.header_len()))?);
+    assert!(cfg!(fuzzing) || right == ip.verify_checksum());
+    (ip.version() == 4 && right).then(|| Network {
         addresses: (ip.src_addr().into(), ip.dst_addr().into()),
         header: usize::from(ip.header_len()),
         end: usize::from(ip.total_len()),
@@ -281,18 +283,18 @@ pub fn check(octets: &[u8], pool: &mut FramePool) {
             pool.free(rejected.frame);
         }
         Ok(packet) => {
-            accepted(&packet, etherparse, smoltcp);
+            accepted(&packet, etherparse, &smoltcp);
             pool.free(packet.into_frame());
         }
     }
 }
 
 /// Neither of the others contradicts what is seen here.
-fn accepted(packet: &Packet, etherparse: Option<View>, smoltcp: Smoltcp) {
+fn accepted(packet: &Packet, etherparse: Option<View>, smoltcp: &Smoltcp) {
     let ours = View::of(packet);
     let fragment = packet.fragment();
     match smoltcp {
-        Smoltcp::Sees(theirs, _) => assert_eq!(ours, theirs),
+        Smoltcp::Sees(theirs, _) => assert_eq!(ours, *theirs),
         Smoltcp::CannotTell => {}
         Smoltcp::Refuses => {
             // It wants whole datagrams, lengths in them, and known types of ICMPv6.
@@ -314,36 +316,82 @@ fn accepted(packet: &Packet, etherparse: Option<View>, smoltcp: Smoltcp) {
     checksum_agrees(packet);
 }
 
-/// [`Packet::transport_checksum_ok`] against smoltcp's.
+/// [`Packet::transport_checksum_ok`] against the sum of one word after the other, and against smoltcp's,
+/// which takes every sum for right where `cfg(fuzzing)` is set.
 fn checksum_agrees(packet: &Packet) {
     if packet.fragment() != Fragment::Whole || packet.has_segments_left() {
         assert!(packet.transport_checksum_ok());
         return;
     }
-    let (source, destination) = (packet.source().into(), packet.destination().into());
     let transport = packet.transport();
-    let theirs = match (packet.protocol(), packet.source(), packet.destination()) {
-        (protocol::TCP, ..) => {
-            wire::TcpPacket::new_unchecked(transport).verify_checksum(&source, &destination)
+    let (naive, theirs) = match (packet.protocol(), packet.is_ipv6()) {
+        (protocol::TCP, _) => {
+            let tcp = wire::TcpPacket::new_unchecked(transport);
+            let (source, destination) = addresses(packet);
+            let theirs = tcp.verify_checksum(&source, &destination);
+            (adds_up(&pseudo(packet, transport), transport), theirs)
         }
-        (protocol::UDP, ..) => {
+        (protocol::UDP, ipv6) => {
             let udp = wire::UdpPacket::new_unchecked(transport);
             match (udp.checksum(), udp.len()) {
                 // smoltcp tolerates none in IPv6, RFC 8200 §8.1 does not.
-                (0, _) => !packet.is_ipv6(),
+                (0, _) => (!ipv6, !ipv6),
                 (_, 0) => return,
-                _ => udp.verify_checksum(&source, &destination),
+                (_, len) => {
+                    let datagram = &transport[..usize::from(len)];
+                    let (source, destination) = addresses(packet);
+                    let theirs = udp.verify_checksum(&source, &destination);
+                    (adds_up(&pseudo(packet, datagram), datagram), theirs)
+                }
             }
         }
-        (protocol::ICMP, IpAddr::V4(_), _) => {
-            wire::Icmpv4Packet::new_unchecked(transport).verify_checksum()
+        (protocol::ICMP, false) => {
+            let icmp = wire::Icmpv4Packet::new_unchecked(transport);
+            (adds_up(&[], transport), icmp.verify_checksum())
         }
-        (protocol::ICMPV6, IpAddr::V6(source), IpAddr::V6(destination)) => {
-            wire::Icmpv6Packet::new_unchecked(transport).verify_checksum(&source, &destination)
+        (protocol::ICMPV6, true) => {
+            let (IpAddr::V6(source), IpAddr::V6(destination)) =
+                (packet.source(), packet.destination())
+            else {
+                unreachable!("both are of the packet's version");
+            };
+            let icmp = wire::Icmpv6Packet::new_unchecked(transport);
+            let theirs = icmp.verify_checksum(&source, &destination);
+            (adds_up(&pseudo(packet, transport), transport), theirs)
         }
-        _ => true,
+        _ => (true, true),
     };
-    assert_eq!(packet.transport_checksum_ok(), theirs);
+    assert_eq!(packet.transport_checksum_ok(), naive);
+    assert!(cfg!(fuzzing) || theirs == naive);
+}
+
+fn addresses(packet: &Packet) -> (wire::IpAddress, wire::IpAddress) {
+    (packet.source().into(), packet.destination().into())
+}
+
+/// The pseudo-header of RFC 9293 §3.1 and RFC 8200 §8.1.
+fn pseudo(packet: &Packet, transport: &[u8]) -> Vec<u8> {
+    let mut octets = Vec::with_capacity(40);
+    for address in [packet.source(), packet.destination()] {
+        match address {
+            IpAddr::V4(address) => octets.extend(address.octets()),
+            IpAddr::V6(address) => octets.extend(address.octets()),
+        }
+    }
+    octets.extend((transport.len() as u32).to_be_bytes());
+    octets.extend([0, packet.protocol()]);
+    octets
+}
+
+/// Whether what includes its checksum adds up (RFC 1071 §1), one word after the other.
+fn adds_up(front: &[u8], octets: &[u8]) -> bool {
+    let words = front.chunks(2).chain(octets.chunks(2));
+    let sum = words.fold(0_u32, |sum, word| {
+        let word = [word[0], word.get(1).copied().unwrap_or(0)];
+        let sum = sum + u32::from(u16::from_be_bytes(word));
+        (sum & 0xffff) + (sum >> 16)
+    });
+    sum == 0xffff
 }
 
 /// What both others see in a frame, if they agree; for tests of this module.

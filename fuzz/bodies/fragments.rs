@@ -43,7 +43,7 @@ pub fn run(data: &[u8]) {
         return;
     };
     let steps = rest.chunks_exact(4).take(FRAGMENTS);
-    let steps: Vec<Step> = steps.filter_map(|octets| Step::read(octets)).collect();
+    let steps: Vec<Step> = steps.filter_map(Step::read).collect();
     with_pool(BUFFERS, |pool| {
         let tight = first & 1 != 0;
         owned(&steps, tight, pool);
@@ -85,6 +85,14 @@ impl Step {
 
     fn end(&self) -> usize {
         self.start + self.len
+    }
+
+    /// In front of others, IPv4 hosts use multiples of eight octets. In IPv6 they are refused.
+    fn usable_end(&self) -> usize {
+        match self.more {
+            true => self.end() / 8 * 8,
+            false => self.end(),
+        }
     }
 
     /// The fragment, numbered by its source MAC address; `None` if it is none, or is refused.
@@ -202,13 +210,7 @@ impl Owners {
             self.lots.insert(number, Err(reason));
             return;
         }
-        // In front of others, IPv4 hosts use multiples of eight octets.
-        let whole = !step.more || step.key.2;
-        let end = if whole {
-            step.end()
-        } else {
-            step.end() / 8 * 8
-        };
+        let end = step.usable_end();
         let start = step.start;
         if known.spans.contains(&(start, end)) && step.more != (known.length == Some(end)) {
             self.lots.insert(number, Err(DropReason::FragmentDuplicate));
@@ -284,7 +286,7 @@ fn owned(steps: &[Step], tight: bool, pool: &mut FramePool) {
         if let Some(packet) = step.packet(number, pool) {
             given += 1;
             model.handle(step, number, now);
-            let fate = table.handle(packet, now, &mut shares, |packet| owner_of(packet));
+            let fate = table.handle(packet, now, &mut shares, owner_of);
             back = fate.map_or(back, |fate| note(fate, pool));
         }
         while let Some(fate) = table.poll_fate(&mut shares) {
@@ -338,7 +340,7 @@ enum Outcome {
 }
 
 fn assemble(parts: &mut Parts, step: &Step) -> Outcome {
-    let (start, end) = (step.start, step.end());
+    let (start, end) = (step.start, step.usable_end());
     if start == end {
         return Outcome::Contradiction;
     }
