@@ -174,7 +174,7 @@ fn wanted_device(uplink: &Uplink, observed: &Observed) -> Result<Option<OpenDevi
         mtu,
     };
     let name = match &uplink.device {
-        UplinkDevice::Tap(_) => {
+        UplinkDevice::Tap(_) | UplinkDevice::Memif(_) => {
             let open = open(0, own_mac(uplink), uplink.mtu.octets().into());
             return Ok(Some(open));
         }
