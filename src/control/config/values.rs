@@ -18,11 +18,11 @@ use crate::interface_name::InterfaceName;
 
 use super::port_list::PortEntry;
 use super::runtime::Lease;
-use crate::control::memif::{self, Address, MAX_RINGS, Secret, Side};
 use super::{
     ContainerDevice, IoUring, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
     VrfName,
 };
+use crate::control::memif::{self, Address, MAX_RINGS, Secret, Side};
 
 /// Characters of a value that errors quote.
 const MAX_QUOTED: usize = 60;
@@ -230,8 +230,12 @@ pub(super) fn memif_secret(value: &DeValue<'_>) -> Result<Secret, String> {
     const EXPECTED: &str = "a secret of 1 to 24 octets";
     let written = text(value, EXPECTED)?;
     // What is wrong is not shown: it may be right elsewhere.
-    Secret::new(written.as_bytes())
-        .ok_or_else(|| format!("has {} octets, or a zero among them; it is {EXPECTED}", written.len()))
+    Secret::new(written.as_bytes()).ok_or_else(|| {
+        format!(
+            "has {} octets, or a zero among them; it is {EXPECTED}",
+            written.len()
+        )
+    })
 }
 
 /// Rings of each direction.

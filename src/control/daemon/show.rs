@@ -511,7 +511,9 @@ fn kernel_drops(
 ) -> Option<u64> {
     match device?.kind {
         DeviceKind::Tap | DeviceKind::PlainTap => Some(inside?.statistics.tx_dropped),
-        DeviceKind::Packet | DeviceKind::Memory | DeviceKind::Memif => Some(live?.inspector.kernel_drops()),
+        DeviceKind::Packet | DeviceKind::Memory | DeviceKind::Memif => {
+            Some(live?.inspector.kernel_drops())
+        }
     }
 }
 

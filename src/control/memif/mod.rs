@@ -135,7 +135,9 @@ impl Sockets {
     ) -> Result<Memif, OpenError> {
         let (reply, answer) = bounded(1);
         let command = Command::Open(interface, name.to_owned(), options, reply);
-        self.commands.send(command).map_err(|_| OpenError::Stopped)?;
+        self.commands
+            .send(command)
+            .map_err(|_| OpenError::Stopped)?;
         self.waker.wake()?;
         answer.recv().map_err(|_| OpenError::Stopped)?
     }

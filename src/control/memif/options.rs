@@ -61,7 +61,11 @@ impl Secret {
 
     /// Whether it is `shown`. How long that takes says nothing of where they differ.
     pub(super) fn is(&self, shown: &[u8]) -> bool {
-        let difference = self.0.iter().zip(shown).fold(0, |all, (a, b)| all | (a ^ b));
+        let difference = self
+            .0
+            .iter()
+            .zip(shown)
+            .fold(0, |all, (a, b)| all | (a ^ b));
         self.0.len() == shown.len() && difference == 0
     }
 

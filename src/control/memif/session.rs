@@ -30,7 +30,7 @@ use crate::data::device::memif::{Fault, MAX_LOG2_RING_SIZE, RegionError};
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The most regions of a peer.
-pub const MAX_REGIONS: u16 = 16;
+pub(super) const MAX_REGIONS: u16 = 16;
 
 /// The most rings of a direction.
 pub const MAX_RINGS: u16 = 16;

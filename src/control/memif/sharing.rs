@@ -75,11 +75,7 @@ impl Given {
     }
 }
 
-fn made(
-    rx: Vec<RxRing>,
-    tx: Vec<TxQueue>,
-    rung_by: Vec<Arc<OwnedFd>>,
-) -> Result<Made, Refusal> {
+fn made(rx: Vec<RxRing>, tx: Vec<TxQueue>, rung_by: Vec<Arc<OwnedFd>>) -> Result<Made, Refusal> {
     let connection = Connection::new(rx, tx).ok_or(Refusal::NoRing("each way"))?;
     Ok(Made {
         connection: Box::new(connection),

@@ -159,7 +159,11 @@ impl Watched {
             }
             turn = 1;
             self.poll.poll(&mut self.events, Some(LIMIT)).unwrap();
-            assert!(!self.events.is_empty(), "no edge after {} frames", all.len());
+            assert!(
+                !self.events.is_empty(),
+                "no edge after {} frames",
+                all.len()
+            );
         }
     }
 }
@@ -311,7 +315,9 @@ fn no_two_are_the_same_and_no_file_is_left() {
     let fixture = Fixture::new();
     let server = fixture.open(Side::Server);
     let options = fixture.options(Side::Server);
-    let twice = fixture.sockets.open(interface(Side::Client), "up1", options);
+    let twice = fixture
+        .sockets
+        .open(interface(Side::Client), "up1", options);
     assert!(matches!(twice, Err(OpenError::Twice(_))));
     // Another number, behind the same socket.
     let mut options = fixture.options(Side::Server);
@@ -486,7 +492,13 @@ fn a_peer_that_lies_in_a_ring_is_refused() {
     let shared = hand.share();
     fixture.await_news(interface(Side::Server), |carrier| !down(carrier));
     // All of the peer's memory becomes nonsense.
-    let memory = std::fs::File::from(shared.attached(Attached::Region).unwrap().try_clone().unwrap());
+    let memory = std::fs::File::from(
+        shared
+            .attached(Attached::Region)
+            .unwrap()
+            .try_clone()
+            .unwrap(),
+    );
     let nonsense = vec![0xff; usize::try_from(memory.metadata().unwrap().len()).unwrap()];
     memory.write_all_at(&nonsense, 0).unwrap();
     let mut burst = Burst::new();

@@ -348,7 +348,9 @@ impl Worker {
     fn listen_no_more(&mut self) {
         let ports = self.ports.values();
         let servers = ports.filter(|served| served.options.side == Side::Server);
-        let used: Vec<_> = servers.map(|served| served.options.address.path()).collect();
+        let used: Vec<_> = servers
+            .map(|served| served.options.address.path())
+            .collect();
         let registry = self.poll.registry();
         self.listeners.retain(|path, listening| {
             let stays = used.contains(&path.as_path());
@@ -393,7 +395,12 @@ impl Worker {
                 // The server may have spoken before the socket was watched.
                 return self.read(token);
             }
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) =>
+            {
                 format!("nobody listens at {}", path.display())
             }
             Err(error) => format!("cannot connect to {}: {error}", path.display()),
@@ -455,7 +462,8 @@ impl Worker {
 
     fn greet(&mut self, socket: OwnedFd, at: PathBuf) {
         let strangers = self.peers.values();
-        let strangers = strangers.filter(|peer| peer.port.is_none() && peer.at.as_ref() == Some(&at));
+        let strangers =
+            strangers.filter(|peer| peer.port.is_none() && peer.at.as_ref() == Some(&at));
         if strangers.count() >= MAX_STRANGERS {
             debug!("{}: too many at a time", at.display());
             return;
@@ -591,9 +599,8 @@ impl Worker {
             return Ok(());
         };
         let number = served.port.connect(Some(connection), &rung_by);
-        let number = number.map_err(|error| {
-            Refusal::System(format!("the eventfds cannot be watched: {error}"))
-        })?;
+        let number = number
+            .map_err(|error| Refusal::System(format!("the eventfds cannot be watched: {error}")))?;
         served.link = Some(Link {
             number,
             peer: peer.to_owned(),
@@ -650,7 +657,10 @@ impl Worker {
         };
         match kind {
             NoticeKind::Fault(number, fault) => {
-                let current = served.link.as_ref().is_some_and(|link| link.number == number);
+                let current = served
+                    .link
+                    .as_ref()
+                    .is_some_and(|link| link.number == number);
                 if let Some(token) = served.peer.filter(|_| current) {
                     self.end(token, End::Refused(fault.into()));
                 }
@@ -663,7 +673,10 @@ impl Worker {
             NoticeKind::Returned(connection) => {
                 let frames = connection.untaken();
                 if frames > 0 {
-                    info!(interface = served.name, frames, "lost in a ring that nobody reads");
+                    info!(
+                        interface = served.name,
+                        frames, "lost in a ring that nobody reads"
+                    );
                 }
             }
             NoticeKind::Closed => {

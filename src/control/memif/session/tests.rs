@@ -64,7 +64,13 @@ fn client_and_server_agree() {
     let (given, of_client, of_server) = talk(2, 2).unwrap();
     let order: Vec<_> = given.iter().map(Message::name).collect();
     let expected = [
-        "init", "add region", "add ring", "add ring", "add ring", "add ring", "connect",
+        "init",
+        "add region",
+        "add ring",
+        "add ring",
+        "add ring",
+        "add ring",
+        "connect",
     ];
     assert_eq!(order, expected);
     assert_eq!(of_client.octets(), b"up0");
@@ -107,7 +113,10 @@ fn a_client_wants_no_more_than_a_server_has() {
         to_client: 1,
         log2_ring_size: 8,
     };
-    assert_eq!(client.handle(hello(0, 8), 0, at(1)), Ok(Step::Share(agreed)));
+    assert_eq!(
+        client.handle(hello(0, 8), 0, at(1)),
+        Ok(Step::Share(agreed))
+    );
 }
 
 #[test]
@@ -131,7 +140,11 @@ fn other_versions_modes_and_secrets_are_refused() {
         secret: Text::new("0pen"),
         name: Text::new(""),
     };
-    let refused = |init| Session::server(at(0)).0.handle(Message::Init(init), 0, at(1));
+    let refused = |init| {
+        Session::server(at(0))
+            .0
+            .handle(Message::Init(init), 0, at(1))
+    };
     let old = Init {
         version: 0x0100,
         ..init

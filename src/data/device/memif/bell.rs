@@ -65,7 +65,9 @@ impl Bell {
                 let mut room = [PollFd::new(eventfd.as_fd(), PollFlags::POLLOUT)];
                 // One that has overflown is "writable" and an error.
                 if poll(&mut room, PollTimeout::ZERO) == Ok(1)
-                    && room.iter().all(|it| it.revents() == Some(PollFlags::POLLOUT))
+                    && room
+                        .iter()
+                        .all(|it| it.revents() == Some(PollFlags::POLLOUT))
                 {
                     let _ = write(eventfd, &1_u64.to_ne_bytes());
                 }
@@ -109,10 +111,7 @@ mod tests {
     #[test]
     fn each_ring_is_heard_either_way() {
         let eventfd = eventfd();
-        for mut bell in [
-            Bell::new(&eventfd),
-            Bell(Way::Write(Arc::clone(&eventfd))),
-        ] {
+        for mut bell in [Bell::new(&eventfd), Bell(Way::Write(Arc::clone(&eventfd)))] {
             for _ in 0..5 {
                 bell.ring();
                 assert_eq!(count(&eventfd), 1, "{bell:?}");
@@ -124,10 +123,7 @@ mod tests {
     fn a_full_counter_makes_nobody_wait() {
         let eventfd = eventfd();
         fcntl(&*eventfd, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-        let mut bells = [
-            Bell::new(&eventfd),
-            Bell(Way::Write(Arc::clone(&eventfd))),
-        ];
+        let mut bells = [Bell::new(&eventfd), Bell(Way::Write(Arc::clone(&eventfd)))];
         write(&*eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         for bell in &mut bells {
             for _ in 0..5 {
@@ -141,6 +137,8 @@ mod tests {
         assert!(is_eventfd(&eventfd()));
         let (pipe, _write) = nix::unistd::pipe().unwrap();
         assert!(!is_eventfd(&pipe));
-        assert!(!is_eventfd(&std::fs::File::open("/dev/null").unwrap().into()));
+        assert!(!is_eventfd(
+            &std::fs::File::open("/dev/null").unwrap().into()
+        ));
     }
 }

@@ -100,7 +100,10 @@ impl Connection {
     /// Frames, or pieces of such, that the peer has not taken, as far as that is known.
     #[must_use]
     pub fn untaken(&self) -> u64 {
-        self.tx.iter().map(|queue| u64::from(queue.ring.untaken())).sum()
+        self.tx
+            .iter()
+            .map(|queue| u64::from(queue.ring.untaken()))
+            .sum()
     }
 
     /// The rings to send by, for somebody to look whether the peer takes anything.

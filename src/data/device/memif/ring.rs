@@ -268,7 +268,10 @@ impl Ring {
         // multiple of eight (`at`), and so does each word.
         unsafe {
             let first = self.base.as_ptr().add(place).cast::<u64>();
-            [AtomicU64::from_ptr(first), AtomicU64::from_ptr(first.add(1))]
+            [
+                AtomicU64::from_ptr(first),
+                AtomicU64::from_ptr(first.add(1)),
+            ]
         }
     }
 

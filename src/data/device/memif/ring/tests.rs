@@ -20,9 +20,8 @@ impl Pair {
         let theirs = Region::of_peer(0, &file, u64::from(rings + 2 * u32::from(SIZE) * BUFFER));
         let memory = Arc::new(Memory::new(vec![ours]));
         let mapped = Arc::new(Memory::new(vec![theirs.unwrap()]));
-        let at = |memory, side, n: u32| {
-            Ring::at(memory, side, 0, n * ring_octets(LOG2), LOG2).unwrap()
-        };
+        let at =
+            |memory, side, n: u32| Ring::at(memory, side, 0, n * ring_octets(LOG2), LOG2).unwrap();
         let rings_of = |memory, side| (at(memory, side, 0), at(memory, side, 1));
         let (to_server, to_client) = rings_of(&memory, Side::Client);
         to_server.initialise();
@@ -46,7 +45,11 @@ impl Pair {
         }
     }
 
-    fn receive(&mut self, side: Side, limit: usize) -> (Vec<Vec<u8>>, Traffic, Result<Rest, Fault>) {
+    fn receive(
+        &mut self,
+        side: Side,
+        limit: usize,
+    ) -> (Vec<Vec<u8>>, Traffic, Result<Rest, Fault>) {
         let (mut burst, mut traffic) = (Burst::new(), Traffic::default());
         let end = match side {
             Side::Client => &mut self.client.0,
@@ -350,13 +353,38 @@ fn a_ring_has_to_lie_in_its_region() {
 /// What a hostile peer does to a ring.
 #[derive(Clone, Debug)]
 enum Hostility {
-    Words { ring: u32, slot: u16, words: [u64; 2] },
-    Descriptor { ring: u32, slot: u16, near: (u16, u16, u32, u32) },
-    Index { ring: u32, tail: bool, value: u16 },
-    Nudge { ring: u32, tail: bool, by: u16 },
-    Flags { ring: u32, flags: u16 },
-    Receive { client: bool, limit: usize },
-    Send { client: bool, length: usize },
+    Words {
+        ring: u32,
+        slot: u16,
+        words: [u64; 2],
+    },
+    Descriptor {
+        ring: u32,
+        slot: u16,
+        near: (u16, u16, u32, u32),
+    },
+    Index {
+        ring: u32,
+        tail: bool,
+        value: u16,
+    },
+    Nudge {
+        ring: u32,
+        tail: bool,
+        by: u16,
+    },
+    Flags {
+        ring: u32,
+        flags: u16,
+    },
+    Receive {
+        client: bool,
+        limit: usize,
+    },
+    Send {
+        client: bool,
+        length: usize,
+    },
 }
 
 fn hostility() -> impl Strategy<Value = Hostility> {
@@ -365,12 +393,18 @@ fn hostility() -> impl Strategy<Value = Hostility> {
     prop_oneof![
         (ring.clone(), 0..SIZE, any::<[u64; 2]>())
             .prop_map(|(ring, slot, words)| Hostility::Words { ring, slot, words }),
-        (ring.clone(), 0..SIZE, near)
-            .prop_map(|(ring, slot, near)| Hostility::Descriptor { ring, slot, near }),
+        (ring.clone(), 0..SIZE, near).prop_map(|(ring, slot, near)| Hostility::Descriptor {
+            ring,
+            slot,
+            near
+        }),
         (ring.clone(), any::<bool>(), any::<u16>())
             .prop_map(|(ring, tail, value)| Hostility::Index { ring, tail, value }),
-        (ring.clone(), any::<bool>(), 0..SIZE)
-            .prop_map(|(ring, tail, by)| Hostility::Nudge { ring, tail, by }),
+        (ring.clone(), any::<bool>(), 0..SIZE).prop_map(|(ring, tail, by)| Hostility::Nudge {
+            ring,
+            tail,
+            by
+        }),
         (ring, any::<u16>()).prop_map(|(ring, flags)| Hostility::Flags { ring, flags }),
         (any::<bool>(), 1..70_usize)
             .prop_map(|(client, limit)| Hostility::Receive { client, limit }),
