@@ -391,6 +391,7 @@ fn the_documentation_has_every_key_and_no_other() {
     for (section, probe) in [
         ("relay", "[relay]\nqqqqqqqqqqqqq = 1"),
         ("uplink", "[[uplink]]\nqqqqqqqqqqqqq = 1"),
+        ("memif", "[[uplink]]\n[uplink.memif]\nqqqqqqqqqqqqq = 1"),
         ("route", "[[route]]\nqqqqqqqqqqqqq = 1"),
         ("container", "[[container]]\nqqqqqqqqqqqqq = 1"),
         ("nos", "[nos]\nqqqqqqqqqqqqq = 1"),

@@ -174,6 +174,7 @@ pub fn watched(watched: &Watched) -> String {
         } => {
             let state = match state {
                 Carrier::Up => "up",
+                Carrier::Stalled => "stalled",
                 Carrier::Down => "down",
             };
             let why = peer.as_ref().or(reason.as_ref());

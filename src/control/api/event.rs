@@ -114,6 +114,8 @@ pub enum Event {
 pub enum Carrier {
     /// They do.
     Up,
+    /// A peer is there, and takes none.
+    Stalled,
     /// They do not.
     Down,
 }

@@ -8,7 +8,7 @@ use nos_shim::ident::{Interface, UplinkId};
 use tracing::{info, warn};
 
 use crate::control::api::{Carrier as WatchCarrier, Event as WatchEvent};
-use crate::control::memif::{Carrier, News, Options, Sockets};
+use crate::control::memif::{Carrier, News, Options, Sockets, TAKES_NOTHING};
 use crate::control::plan::Entity;
 use crate::data::device::memif::Memif;
 
@@ -83,6 +83,10 @@ impl Daemon {
                 info!(uplink = %name, peer, "a memif peer takes frames");
                 (WatchCarrier::Up, Some(peer), None)
             }
+            Carrier::Stalled => {
+                warn!(uplink = %name, "the memif peer takes nothing");
+                (WatchCarrier::Stalled, None, Some(TAKES_NOTHING.to_owned()))
+            }
             Carrier::Down(why) => {
                 warn!(uplink = %name, why, "no memif peer takes frames");
                 (WatchCarrier::Down, None, Some(why))
@@ -90,7 +94,7 @@ impl Daemon {
         };
         device.down.clone_from(&reason);
         let mut facts = device.facts.clone();
-        facts.operational = state == WatchCarrier::Up;
+        facts.operational = state != WatchCarrier::Down;
         self.live.follow_link(&name, facts);
         self.reconciler.tell(WatchEvent::Carrier {
             subject: subject(&Entity::Uplink(name)),

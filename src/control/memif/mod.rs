@@ -41,7 +41,7 @@ pub use crate::data::device::memif::Side;
 pub use listener::ListenError;
 pub use options::{Address, Identity, Options, Secret};
 pub use session::{Agreed, Attached, MAX_RINGS, PATIENCE, Refusal, Session, Step};
-pub use stall::STALL;
+pub use stall::{LOSS, STALL};
 
 use worker::{WAKE, Worker};
 
@@ -59,9 +59,14 @@ pub struct News {
 pub enum Carrier {
     /// A peer of this name takes them.
     Up(String),
+    /// A peer is there, and has taken nothing for [`STALL`], though it could have.
+    Stalled,
     /// None does, for this reason. Told again when the reason changes.
     Down(String),
 }
+
+/// What is said of a peer that has stalled.
+pub(crate) const TAKES_NOTHING: &str = "the peer takes nothing";
 
 /// Why there is no interface.
 #[derive(Debug, Error)]
@@ -114,7 +119,10 @@ impl Sockets {
         let worker = Worker::new(poll, asked, told, Box::new(news));
         let thread = thread::Builder::new()
             .name("memif".to_owned())
-            .spawn(move || worker.run())?;
+            .spawn(move || {
+                at_full_priority();
+                worker.run();
+            })?;
         Ok(Self {
             commands,
             waker,
@@ -140,6 +148,17 @@ impl Sockets {
             .map_err(|_| OpenError::Stopped)?;
         self.waker.wake()?;
         answer.recv().map_err(|_| OpenError::Stopped)?
+    }
+}
+
+/// Undoes what the thread may have from the control thread, which yields to others: a peer that has gone
+/// is to be noticed soon. Without the right to do so it stays as it is.
+fn at_full_priority() {
+    // SAFETY: the call takes plain numbers. Zero is the calling thread: on Linux a nice value is a
+    // thread's own.
+    let raised = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+    if raised != 0 {
+        tracing::debug!("memif sockets are served at the control thread's priority");
     }
 }
 

@@ -1,7 +1,8 @@
 //! Whether a peer takes what is sent.
 //!
 //! A ring that is full says nothing yet: it is full for a moment whenever more comes than the peer can
-//! take. If the peer's indices stand still for [`STALL`] since, it does not take anything.
+//! take. If the peer's indices stand still for [`STALL`] since, it has stalled, which is told; a peer that
+//! has no processor for a while does so too. If they stand still for [`LOSS`], it is as good as gone.
 
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// 100 ms.
 pub const STALL: Duration = Duration::from_millis(60);
 
+/// A peer that has taken nothing for so long is taken for gone, until it takes something.
+pub const LOSS: Duration = Duration::from_secs(1);
+
 /// What a look has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
@@ -23,6 +27,8 @@ pub(super) enum Found {
     Moves,
     /// It has taken nothing for [`STALL`]; said once.
     Stalled,
+    /// It has taken nothing for [`LOSS`]; said once.
+    Lost,
     /// It has taken something after it had stalled.
     Recovered,
 }
@@ -34,7 +40,7 @@ pub(super) struct Stall {
     /// Since when they are so.
     since: Instant,
     looked: Instant,
-    stalled: bool,
+    said: Found,
 }
 
 impl Stall {
@@ -44,7 +50,7 @@ impl Stall {
             indices,
             since: now,
             looked: now,
-            stalled: false,
+            said: Found::Same,
         }
     }
 
@@ -57,16 +63,19 @@ impl Stall {
     pub(super) fn look(&mut self, indices: &[u16], now: Instant) -> Found {
         self.looked = now;
         if indices != self.indices {
-            return match self.stalled {
-                true => Found::Recovered,
-                false => Found::Moves,
+            return match self.said {
+                Found::Same => Found::Moves,
+                _ => Found::Recovered,
             };
         }
-        if self.stalled || now.since(self.since) < STALL {
-            return Found::Same;
-        }
-        self.stalled = true;
-        Found::Stalled
+        let still = now.since(self.since);
+        let found = match self.said {
+            Found::Same if still >= STALL => Found::Stalled,
+            Found::Stalled if still >= LOSS => Found::Lost,
+            _ => return Found::Same,
+        };
+        self.said = found;
+        found
     }
 }
 
@@ -75,7 +84,7 @@ mod tests {
     use super::*;
 
     fn at(milliseconds: u64) -> Instant {
-        Instant::ZERO + Duration::from_millis(milliseconds)
+        Instant::from_millis(milliseconds)
     }
 
     #[test]
@@ -87,16 +96,17 @@ mod tests {
     }
 
     #[test]
-    fn one_that_stands_still_has_stalled_once_and_recovers() {
+    fn one_that_stands_still_has_stalled_once_is_lost_once_and_recovers() {
         let mut stall = Stall::new(vec![7], at(0));
         let mut found = Vec::new();
-        while stall.poll_at() < at(200) {
+        while stall.poll_at() < at(3000) {
             let now = stall.poll_at();
-            if stall.look(&[7], now) == Found::Stalled {
-                found.push(now);
+            match stall.look(&[7], now) {
+                Found::Same => {}
+                other => found.push((other, now)),
             }
         }
-        assert_eq!(found, [at(60)]);
-        assert_eq!(stall.look(&[8], at(200)), Found::Recovered);
+        assert_eq!(found, [(Found::Stalled, at(60)), (Found::Lost, at(1000))]);
+        assert_eq!(stall.look(&[8], at(3000)), Found::Recovered);
     }
 }

@@ -525,7 +525,9 @@ fn a_peer_that_takes_nothing_is_told_and_forgiven() {
     }
     let full = server.counters().sent.drops.of(DropReason::DeviceFull);
     assert!(full > 0);
-    let told = fixture.await_news(interface(Side::Server), down);
+    let stalled = |carrier: &Carrier| *carrier == Carrier::Stalled;
+    fixture.await_news(interface(Side::Server), stalled);
+    let told = fixture.await_news(interface(Side::Server), |carrier| !stalled(carrier));
     assert_eq!(told, Carrier::Down("the peer takes nothing".to_owned()));
     assert_eq!(server.inspector().link(), LinkState::Down);
     let taken = usize::try_from(server.counters().sent.frames).unwrap();

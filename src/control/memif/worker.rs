@@ -21,7 +21,7 @@ use super::session::{Agreed, Attached, Refusal, Session, Step};
 use super::sharing::{Given, Made, Shared};
 use super::socket::{self, Packet};
 use super::stall::{Found, Stall};
-use super::{Carrier, Command, News, OpenError};
+use super::{Carrier, Command, News, OpenError, TAKES_NOTHING};
 use crate::data::device::memif::{Memif, Notice, NoticeKind, Port, Ring, Side};
 
 /// The token of the thread's own waker.
@@ -259,10 +259,11 @@ impl Worker {
         }
         let carrier = match found {
             Found::Same | Found::Moves => return,
-            Found::Stalled => Carrier::Down("the peer takes nothing".to_owned()),
+            Found::Stalled => Carrier::Stalled,
+            Found::Lost => Carrier::Down(TAKES_NOTHING.to_owned()),
             Found::Recovered => Carrier::Up(link.peer.clone()),
         };
-        served.port.set_up(found == Found::Recovered);
+        served.port.set_up(found != Found::Lost);
         self.tell(id, carrier);
     }
 
@@ -617,13 +618,13 @@ impl Worker {
         let Some(peer) = self.peers.remove(&token) else {
             return;
         };
-        let why = match &end {
+        let why = match end {
             End::Refused(refusal) => {
                 // It may have gone.
                 let _ = socket::send(&peer.socket, &refusal.message(), None);
                 format!("the peer is refused: {refusal}")
             }
-            End::Gone(why) => why.clone(),
+            End::Gone(why) => why,
         };
         let descriptor = peer.socket.as_fd().as_raw_fd();
         let _ = self.poll.registry().deregister(&mut SourceFd(&descriptor));

@@ -23,7 +23,7 @@ pub struct Bell(Way);
 
 enum Way {
     /// The ring's completions are added to the eventfd.
-    Ring(IoUring),
+    Ring(Box<IoUring>),
     Write(Arc<OwnedFd>),
 }
 
@@ -41,7 +41,7 @@ impl Bell {
     #[must_use]
     pub fn new(eventfd: &Arc<OwnedFd>) -> Self {
         Self(match ring_of(eventfd) {
-            Ok(ring) => Way::Ring(ring),
+            Ok(ring) => Way::Ring(Box::new(ring)),
             Err(error) => {
                 tracing::debug!(%error, "no io_uring to wake a memif peer by");
                 Way::Write(Arc::clone(eventfd))

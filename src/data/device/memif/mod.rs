@@ -312,9 +312,11 @@ impl Port {
         self.watched.store(false, Ordering::Relaxed);
         self.up.store(connection.is_some(), Ordering::Relaxed);
         let mut waiting = self.waiting.lock();
-        *waiting = connection;
+        let before = std::mem::replace(&mut *waiting, connection);
         let number = self.number.fetch_add(1, Ordering::Release).wrapping_add(1);
         drop(waiting);
+        // Unmapping takes time: the data thread does not wait for the lock meanwhile.
+        drop(before);
         // Fails only when it has been rung 2^64 - 2 times.
         let _ = self.changed.write(1);
         Ok(number)

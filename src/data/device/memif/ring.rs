@@ -204,7 +204,7 @@ impl Ring {
             offset,
             log2_size,
         };
-        if log2_size > MAX_LOG2_RING_SIZE || offset % 8 != 0 {
+        if log2_size > MAX_LOG2_RING_SIZE || !offset.is_multiple_of(8) {
             return Err(misplaced);
         }
         let base = memory.window(region, offset, ring_octets(log2_size));
