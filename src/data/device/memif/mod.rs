@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! Who connects shares a [region](region) with rings and buffers in it; who listens maps it. Both are
+//! Who connects shares a [`region`] with rings and buffers in it; who listens maps it. Both are
 //! agreed on over a socket, which is the [control side's](crate::control::memif) matter, as is all else
 //! that takes system calls: it makes a [`Connection`] and leaves it at the device's [`Port`], or takes it
 //! away from there, and rings. The device finds out by a number that goes up, and sends what it does not
