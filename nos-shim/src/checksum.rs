@@ -148,6 +148,48 @@ mod tests {
         }
     }
 
+    /// Words about which carries and both zeros turn.
+    const EDGES: [u16; 12] = [
+        0, 1, 2, 0x00ff, 0x0100, 0x7fff, 0x8000, 0x8001, 0xff00, 0xfffd, 0xfffe, 0xffff,
+    ];
+
+    /// Every word in the place of an edge, and every edge in the place of a word, beside each edge.
+    #[test]
+    fn every_word_is_updated_as_if_summed_anew() {
+        let sum = |one: u16, other: u16| {
+            let [a, b] = one.to_be_bytes();
+            let [c, d] = other.to_be_bytes();
+            naive(&[a, b, c, d])
+        };
+        // All-zero data has two representations of zero; no real header is all zero.
+        for beside in EDGES.into_iter().filter(|&beside| beside != 0) {
+            for edge in EDGES {
+                let of_edge = sum(edge, beside);
+                for word in 0..=u16::MAX {
+                    let of_word = sum(word, beside);
+                    assert_eq!(updated(of_edge, edge, word), of_word);
+                    assert_eq!(updated(of_word, word, edge), of_edge);
+                }
+            }
+        }
+    }
+
+    /// Whatever the checksum is: a change and its opposite are none, but for the kind of zero.
+    #[test]
+    fn every_checksum_survives_a_change_and_its_opposite() {
+        let zero = |checksum: u16| if checksum == 0xffff { 0 } else { checksum };
+        for checksum in 0..=u16::MAX {
+            for old in EDGES {
+                for new in EDGES {
+                    let there = updated(checksum, old, new);
+                    assert_eq!(zero(updated(there, new, old)), zero(checksum));
+                    let sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
+                    assert_eq!(u32::from(!there) % 0xffff, sum % 0xffff);
+                }
+            }
+        }
+    }
+
     #[test]
     fn long_data_does_not_overflow() {
         let octets = vec![0xff; 65_535];

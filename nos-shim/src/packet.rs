@@ -46,6 +46,8 @@ const TCP_FLAGS: usize = 13;
 const CWR: u8 = 0x80;
 /// Octets from a UDP header's start to its checksum (RFC 768).
 pub(crate) const UDP_CHECKSUM: u16 = 6;
+/// Of ICMP (RFC 792) and ICMPv6 (RFC 4443 §2.1): octets from the header's start to its checksum.
+const ICMP_CHECKSUM: u16 = 2;
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -1103,13 +1105,16 @@ fn partial_is_right(parsed: &Parsed, len: usize, start: u16, offset: u16) -> boo
     let expected = match parsed.protocol {
         protocol::TCP => Some(TCP_CHECKSUM),
         protocol::UDP => Some(UDP_CHECKSUM),
-        protocol::ICMPV6 => Some(2),
+        protocol::ICMP | protocol::ICMPV6 => Some(ICMP_CHECKSUM),
         _ => None,
     };
+    // A message of ICMP has no other packet in it that is to be completed. What is judged by its type,
+    // its identifier or its quote would be another one behind the device.
+    let icmp = matches!(parsed.protocol, protocol::ICMP | protocol::ICMPV6);
     let placed = match start.cmp(&parsed.l4) {
         Ordering::Less => false,
         Ordering::Equal => expected.is_none_or(|expected| expected == offset),
-        Ordering::Greater => start >= parsed.payload,
+        Ordering::Greater => start >= parsed.payload && !icmp,
     };
     placed && usize::from(start) + usize::from(offset) + 2 <= len
 }

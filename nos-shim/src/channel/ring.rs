@@ -337,3 +337,37 @@ mod loom_models {
         });
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// All sequences of sending and taking, so long that rings of up to five items come round several
+    /// times, beside a queue.
+    #[test]
+    fn every_short_history_is_that_of_a_queue() {
+        const STEPS: u32 = 14;
+        for capacity in 1..=5 {
+            for history in 0..1_u32 << STEPS {
+                let (mut sender, mut taker) = pair(capacity);
+                let mut queue = VecDeque::new();
+                for step in 0..STEPS {
+                    if history >> step & 1 == 0 {
+                        let room = queue.len() < capacity;
+                        assert_eq!(sender.has_room(), room);
+                        let sent = sender.send(step);
+                        assert_eq!(sent, if room { Ok(()) } else { Err(step) });
+                        queue.extend(sent.is_ok().then_some(step));
+                    } else {
+                        assert_eq!(taker.recv(), queue.pop_front());
+                    }
+                    assert_eq!(taker.depth(), queue.len());
+                }
+                assert_eq!((sender.capacity(), taker.capacity()), (capacity, capacity));
+            }
+        }
+    }
+}

@@ -93,3 +93,99 @@ impl Extent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Octets of the longest datagram here.
+    const LONGEST: u32 = 4;
+
+    /// A datagram octet by octet: which fragment brought each, and which of them was the last.
+    #[derive(Clone, Default)]
+    struct Octets {
+        fragments: Vec<FragmentSpan>,
+        len: Option<u32>,
+    }
+
+    impl Octets {
+        fn holder(&self, octet: u32) -> Option<&FragmentSpan> {
+            let mut fragments = self.fragments.iter();
+            fragments.find(|it| (it.start..it.end).contains(&octet))
+        }
+
+        fn place(&mut self, fragment: FragmentSpan) -> Placed {
+            let FragmentSpan { start, end, last } = fragment;
+            let same = |it: &&FragmentSpan| (it.start, it.end) == (start, end);
+            if let Some(before) = self.fragments.iter().find(same) {
+                return match before.last == last {
+                    true => Placed::Duplicate,
+                    false => Placed::Clash,
+                };
+            }
+            let taken = (start..end).any(|octet| self.holder(octet).is_some());
+            let behind = self.len.is_some_and(|len| end > len);
+            let cuts_off = last && (end..=LONGEST).any(|octet| self.holder(octet).is_some());
+            let ends_twice = last && self.len.is_some();
+            if start >= end || taken || behind || cuts_off || ends_twice {
+                return Placed::Clash;
+            }
+            self.fragments.push(fragment);
+            if last {
+                self.len = Some(end);
+            }
+            Placed::New
+        }
+
+        fn is_complete(&self) -> bool {
+            let all = |len| (0..len).all(|octet| self.holder(octet).is_some());
+            self.len.is_some_and(all)
+        }
+    }
+
+    fn all() -> Vec<FragmentSpan> {
+        let starts = 0..LONGEST;
+        let pairs = starts.flat_map(|start| (start..=LONGEST).map(move |end| (start, end)));
+        let marked = pairs.flat_map(|pair| [false, true].map(|last| (pair, last)));
+        marked
+            .map(|((start, end), last)| FragmentSpan { start, end, last })
+            .collect()
+    }
+
+    /// All sequences of up to four fragments, until one clashes, which ends the datagram.
+    fn follow(extent: &[FragmentSpan], octets: &Octets, left: usize, seen: &mut usize) {
+        if left == 0 {
+            return;
+        }
+        for fragment in all() {
+            let mut tried = Extent::default();
+            extent.iter().for_each(|&before| {
+                tried.place(before);
+            });
+            let mut model = octets.clone();
+            let placed = model.place(fragment);
+            assert_eq!(
+                tried.place(fragment),
+                placed,
+                "{fragment:?} after {extent:?}"
+            );
+            assert_eq!(
+                tried.is_complete(),
+                model.is_complete(),
+                "{fragment:?} after {extent:?}"
+            );
+            *seen += 1;
+            if placed == Placed::New {
+                let more = [extent, &[fragment]].concat();
+                follow(&more, &model, left - 1, seen);
+            }
+        }
+    }
+
+    #[test]
+    fn every_fragment_after_every_other() {
+        let mut seen = 0;
+        follow(&[], &Octets::default(), 4, &mut seen);
+        assert!(seen > 4_000, "{seen}");
+    }
+}

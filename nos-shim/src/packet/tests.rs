@@ -617,6 +617,40 @@ fn fragments_know_their_place() {
     );
 }
 
+/// A device writes the sum wherever it is told. In a message of ICMP that is the checksum or nothing: the
+/// type that was judged, the identifier and the quote stay what they are.
+#[test]
+fn a_partial_checksum_of_icmp_is_where_its_checksum_is() {
+    let mut pool = FramePool::new(1, 4_000);
+    for (craft, start) in [
+        (Craft::v4(Transport::Icmp(8, 0, [0, 7, 0, 1]), &[7; 60]), 34),
+        (
+            Craft::v6(vec![], Transport::Icmp(128, 0, [0, 7, 0, 1]), &[7; 60]),
+            54,
+        ),
+    ] {
+        let octets = craft.frame();
+        let mut takes = |at: u16, offset: u16| {
+            let mut frame = pool.copy_from(&octets).unwrap();
+            frame.set_offload(Offload {
+                checksum: Checksum::Partial { start: at, offset },
+                segmentation: None,
+            });
+            Packet::parse(frame).map_err(|rejected| rejected.reason)
+        };
+        for at in start..start + 60 {
+            for offset in 0..8 {
+                let taken = takes(at, offset).map(drop);
+                let expected = match (at == start, offset) {
+                    (true, 2) => Ok(()),
+                    _ => Err(DropReason::OffloadHeader),
+                };
+                assert_eq!(taken, expected, "{at}, {offset}");
+            }
+        }
+    }
+}
+
 #[test]
 fn offload_state_must_fit_the_packet() {
     let mut pool = FramePool::new(1, 4_000);

@@ -216,6 +216,73 @@ mod tests {
         }
     }
 
+    /// Ports at either end of what there is, by number from zero, as bits.
+    fn small(low: bool) -> impl Fn(u16) -> u16 {
+        move |number| {
+            if low {
+                1 + number
+            } else {
+                u16::MAX - 8 + number
+            }
+        }
+    }
+
+    fn bits(ranges: &[PortRange], place: &impl Fn(u16) -> u16) -> u16 {
+        let in_any = |number: &u16| ranges.iter().any(|range| range.contains(place(*number)));
+        (0..9)
+            .filter(in_any)
+            .fold(0, |all, number| all | 1 << number)
+    }
+
+    /// All ranges of nine ports, alone, in pairs and in threes, at the lowest ports and at the highest.
+    #[test]
+    fn every_range_among_nine_ports() {
+        for low in [true, false] {
+            let place = small(low);
+            let pairs = (0..9).flat_map(|first| (first..9).map(move |last| (first, last)));
+            let all: Vec<_> = pairs
+                .map(|(first, last)| PortRange::new(place(first), place(last)).unwrap())
+                .collect();
+            assert_eq!(all.len(), 45);
+            for &one in &all {
+                assert_eq!(one.len(), bits(&[one], &place).count_ones());
+                for &two in &all {
+                    let (of_one, of_two) = (bits(&[one], &place), bits(&[two], &place));
+                    assert_eq!(one.overlaps(two), of_one & of_two != 0);
+                    assert_eq!(bits(&one.without([two]), &place), of_one & !of_two);
+                    for &three in &all {
+                        let some = [one, two, three];
+                        let merged = PortRange::merged(some.to_vec());
+                        assert_eq!(bits(&merged, &place), bits(&some, &place));
+                        let gap = |pair: &[PortRange]| pair[1].first() - pair[0].last() > 1;
+                        assert!(merged.windows(2).all(gap), "{some:?}: {merged:?}");
+                        if two < three && !two.overlaps(three) {
+                            let left = one.without([two, three]);
+                            let taken = of_two | bits(&[three], &place);
+                            assert_eq!(bits(&left, &place), of_one & !taken);
+                            assert!(left.windows(2).all(|pair| pair[0] < pair[1]));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is accepted of all pairs of ports near either end.
+    #[test]
+    fn a_range_begins_at_a_port_and_does_not_end_before() {
+        let near = || (0..16).chain(u16::MAX - 15..=u16::MAX);
+        for first in near() {
+            for last in near() {
+                let range = PortRange::new(first, last);
+                assert_eq!(range.is_ok(), 0 < first && first <= last, "{first}-{last}");
+                if let Ok(range) = range {
+                    assert_eq!(range.to_string().parse(), Ok(range));
+                }
+            }
+        }
+    }
+
     #[test]
     fn overlap_is_symmetric_and_inclusive() {
         let range = |text: &str| text.parse::<PortRange>().unwrap();

@@ -277,3 +277,56 @@ proptest! {
         prop_assert!(it.follow(Peer, &segment(ACK, b + 1, a + 101, 0)));
     }
 }
+
+/// Whatever number is the first: no number is special, those about which arithmetic wraps included.
+#[test]
+fn sequence_numbers_are_compared_alike_everywhere() {
+    let edges = [
+        0,
+        1,
+        (1 << 31) - 1,
+        1 << 31,
+        (1 << 31) + 1,
+        u32::MAX - 1,
+        u32::MAX,
+    ];
+    let distances = (0..=u16::MAX.into()).chain((1 << 31) - 300..=(1 << 31) + 300);
+    let distances = distances.chain(u32::MAX - 300..=u32::MAX);
+    for distance in distances {
+        let expected = i64::from(distance) < 1 << 31;
+        for from in edges {
+            assert_eq!(
+                reaches(from.wrapping_add(distance), from),
+                expected,
+                "{from} {distance}"
+            );
+        }
+    }
+}
+
+/// The same connection from any initial numbers: at all of them near the wrap, and where data crosses it.
+#[test]
+fn a_connection_may_wrap_at_any_octet() {
+    let near = || (u32::MAX - 140..=u32::MAX).chain(0..4);
+    for owner in near() {
+        for peer in [0, 7, u32::MAX - 1, u32::MAX, owner] {
+            let mut it = established(owner, peer);
+            let (mut a, mut b) = (owner.wrapping_add(1), peer.wrapping_add(1));
+            for len in [1, 60, 77] {
+                assert!(it.follow(Owner, &segment(ACK, a, b, len)), "{owner} {peer}");
+                a = a.wrapping_add(len);
+                assert!(it.follow(Peer, &segment(ACK, b, a, len)), "{owner} {peer}");
+                b = b.wrapping_add(len);
+            }
+            // Before what was acknowledged last.
+            let early = reset(b.wrapping_sub(78), a);
+            assert!(!it.follow(Peer, &early), "a reset that is not exact");
+            assert!(it.follow(Owner, &segment(FIN, a, b, 0)));
+            a = a.wrapping_add(1);
+            assert!(it.follow(Peer, &segment(FIN, b, a, 0)));
+            b = b.wrapping_add(1);
+            assert!(it.follow(Owner, &segment(ACK, a, b, 0)));
+            assert_eq!(it.phase(), Phase::Closed, "{owner} {peer}");
+        }
+    }
+}
