@@ -349,7 +349,7 @@ fn an_ordinary_user_sees_it_in_a_user_namespace() {
     let out = text(&output.stdout);
     assert!(out.contains("in a user namespace"), "{out}");
     assert!(
-        out.contains("web (TAP") || out.contains("web has no TAP here: /dev/net/tun"),
+        out.contains("web (tap)") || out.contains("web has no TAP here: /dev/net/tun"),
         "{out}"
     );
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

@@ -12,19 +12,19 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use nos_relay::Relay;
-use nos_relay::control::api::{RefusalCode, Table};
+use nos_relay::control::api::{Event, RefusalCode, SubjectKind, Table, Watched};
 use nos_relay::embed::{
     Builder, Container, ControlError, Device, Interface, Keys, Netns, NosPort, RelayError, Request,
     Response,
 };
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp};
-use nos_shim::channel::{Answer, ConfigurationRefused, ToNos, ToRelay};
+use nos_shim::channel::{Answer, ConfigurationRefused, NosInterface, ToNos, ToRelay};
 use nos_shim::ident::{LocalAddressId, VrfId};
 use nos_shim::packet::Packet;
 use nos_shim::ports::PortTable;
@@ -47,7 +47,8 @@ fn container(name: &str, lab: &LabNamespace) -> Container {
 /// containers.
 struct Nos {
     thread: JoinHandle<NosPort>,
-    stop: Sender<()>,
+    /// Interfaces that it has from then on. It stops when this is dropped.
+    has: Sender<Vec<NosInterface>>,
     packets: Receiver<(IpAddr, u16)>,
 }
 
@@ -58,10 +59,22 @@ impl Nos {
             .iter()
             .map(|address| ports.add_address(VrfId::DEFAULT, address.parse().unwrap()))
             .collect();
-        let (stop, stopped) = channel::<()>();
+        let (has, changes) = channel::<Vec<NosInterface>>();
         let (shown, packets) = channel();
         let thread = std::thread::spawn(move || {
-            while stopped.try_recv().is_err() && !port.channel().is_deserted() {
+            while !port.channel().is_deserted() {
+                match changes.try_recv() {
+                    Ok(interfaces) => {
+                        let addresses = interfaces.iter().flat_map(|it| &it.addresses);
+                        for address in addresses {
+                            ports.add_address(VrfId::DEFAULT, address.addr());
+                        }
+                        let told = ToRelay::Interfaces(interfaces);
+                        port.channel().send_control(told).unwrap();
+                    }
+                    Err(TryRecvError::Empty) => {}
+                    Err(TryRecvError::Disconnected) => break,
+                }
                 while let Some(message) = port.channel().recv_control() {
                     let answer = answer(message, &mut ports);
                     port.channel().send_control(answer).unwrap();
@@ -79,13 +92,13 @@ impl Nos {
         });
         Self {
             thread,
-            stop,
+            has,
             packets,
         }
     }
 
     fn stop(self) -> NosPort {
-        let _ = self.stop.send(());
+        drop(self.has);
         self.thread.join().unwrap()
     }
 }
@@ -410,5 +423,76 @@ lab_test! {
             let link = lab.containers[0].link("eth0").unwrap();
             link.is_none().then_some(()).ok_or_else(|| "eth0 is there".to_owned())
         });
+    }
+}
+
+lab_test! {
+    fn containers_follow_the_interfaces_of_the_nos() {
+        let lab = Topology::new(&["web"]).unwrap();
+        let web = &lab.containers[0];
+        let builder = Relay::builder()
+            .interface(interface())
+            .container(container("web", web).tcp("80"));
+        let (relay, port) = start(&lab.device, &builder).unwrap();
+        let nos = Nos::start(port, &[OWN, "2001:db8:1::1"]);
+        relay.await_ready(LIMIT).unwrap();
+        let mut watch = relay.watch(LIMIT).unwrap();
+        let has = |name: &str, addresses: &[&str], mtu| NosInterface {
+            name: name.into(),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            mtu,
+            vrf: None,
+        };
+        let index = || web.link("eth0").unwrap().unwrap().index;
+        let before = index();
+
+        // Another address, and a shorter MTU.
+        nos.has.send(vec![
+            has("up0", &["203.0.113.1/24", "2001:db8:1::1/64"], 1400),
+            has("up1", &["192.0.2.9/25"], 1500),
+        ]).unwrap();
+        await_that("the container may send from the new address", || {
+            let socket = web.run(|| UdpSocket::bind("192.0.2.9:40001")).unwrap();
+            let socket = socket.map_err(|error| error.to_string())?;
+            socket.send_to(b"abc", FAR).map_err(|error| error.to_string())?;
+            let got = nos.packets.recv_timeout(Duration::from_millis(100));
+            let expected = ("192.0.2.9".parse().unwrap(), 40_001);
+            (got == Ok(expected)).then_some(()).ok_or(format!("{got:?}"))
+        });
+        assert_eq!(web.link("eth0").unwrap().unwrap().mtu, 1400);
+
+        // What it cannot be is said, and changes nothing.
+        let bad = [
+            (Vec::new(), "there is none"),
+            (vec![has("up 0", &["203.0.113.1/24"], 1500)], "contains ' '"),
+            (vec![has("up0", &["203.0.113.1/24"], 9)], "mtu"),
+            (vec![has("up0", &["203.0.113.1/24"], 1500), has("up0", &["192.0.2.9/25"], 1500)], "is already on line"),
+            (vec![has("up0", &["203.0.113.1/24"], 1500), has("up1", &["203.0.113.1/24"], 1500)], "203.0.113.1"),
+        ];
+        for (interfaces, said) in bad {
+            nos.has.send(interfaces).unwrap();
+            let reason = loop {
+                let (_, line) = watch.next_line().unwrap().unwrap();
+                if let Watched::Event { event: Event::Refused { subject, reason }, .. } = line
+                    && subject.kind == SubjectKind::Interfaces
+                {
+                    break reason;
+                }
+            };
+            assert!(reason.contains(said), "{reason} does not say {said}");
+        }
+        assert_eq!(web.link("eth0").unwrap().unwrap().mtu, 1400);
+        assert_sends(web, &nos, 40_002);
+
+        // The address that it has no more.
+        nos.has.send(vec![has("up1", &["192.0.2.9/25"], 1500)]).unwrap();
+        await_that("the container has the other address alone", || {
+            let old = web.run(|| UdpSocket::bind((OWN, 40_003))).unwrap();
+            let new = web.run(|| UdpSocket::bind("192.0.2.9:40003")).unwrap();
+            let as_it_is_to_be = old.is_err() && new.is_ok();
+            as_it_is_to_be.then_some(()).ok_or_else(|| format!("{old:?} {new:?}"))
+        });
+        assert_eq!(index(), before, "it is the same interface");
+        relay.stop().unwrap();
     }
 }

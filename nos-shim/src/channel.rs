@@ -37,7 +37,8 @@
 //! packet. Answers are matched by the request's number. An end handles control messages before
 //! the packets that were sent after them. The relay's control plane may configure the NOS by the same
 //! ring ([`Configuration`]), and reads its tables for `show` ([`Query`]); the NOS tells what happens
-//! ([`NosEvent`]).
+//! ([`NosEvent`]), and, where the relay does not configure it, which interfaces it has
+//! ([`NosInterface`]).
 //!
 //! # Buffers
 //!
@@ -85,8 +86,8 @@ use core::fmt;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 pub use self::message::{
-    Answer, Configuration, ConfigurationRefused, Exchange, NosCounters, NosEvent, PolicyRefusal,
-    Query, RefusedSide, Refuser, RequestId, ToNos, ToRelay,
+    Answer, Configuration, ConfigurationRefused, Exchange, NosCounters, NosEvent, NosInterface,
+    PolicyRefusal, Query, RefusedSide, Refuser, RequestId, ToNos, ToRelay,
 };
 use self::ring::{Farewell, RingEnd};
 use self::spares::Spares;

@@ -144,6 +144,7 @@ pub fn watched(watched: &Watched) -> String {
             SubjectKind::Uplink => "uplink",
             SubjectKind::Services => "services",
             SubjectKind::Routes => "routes",
+            SubjectKind::Interfaces => "interfaces of the NOS",
         };
         match &subject.name {
             Some(name) => format!("{kind} {name}"),

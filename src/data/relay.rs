@@ -52,7 +52,9 @@ mod side;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use nos_shim::channel::{Answer, ConfigurationRefused, NosEvent, RelayEnd, RequestId, Wake};
+use nos_shim::channel::{
+    Answer, ConfigurationRefused, NosEvent, NosInterface, RelayEnd, RequestId, Wake,
+};
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{Burst, Frame, FramePool};
 use nos_shim::id_table::IdTable;
@@ -90,6 +92,8 @@ pub enum RelayEvent {
     Unanswered(RequestId),
     /// News of the NOS.
     Nos(NosEvent),
+    /// All interfaces that the NOS has from now on.
+    Interfaces(Vec<NosInterface>),
     /// The NOS has ended. Another may [take its place](Relay::rejoin).
     NosGone,
     /// The NOS that has taken the place of another has accepted all attachments that the one before
@@ -123,6 +127,7 @@ impl RelayEvent {
             | Self::Answer(request, _)
             | Self::Unanswered(request) => Some(*request),
             Self::Nos(_)
+            | Self::Interfaces(_)
             | Self::NosGone
             | Self::Rejoined
             | Self::NotRejoined(..)

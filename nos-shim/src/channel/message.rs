@@ -10,10 +10,14 @@
 //!
 //! A NOS that has a configuration of its own, or a table that nobody can read, says so:
 //! [`ConfigurationRefused::Unsupported`], [`Answer::Unsupported`]. Nothing else depends on it.
+//!
+//! Such a NOS tells by itself which [interfaces](ToRelay::Interfaces) it has, whenever they change.
 
 use core::fmt;
 use core::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::drop::{DropReason, Ledger};
 use crate::fib::{FibFull, Route, RouteChange, RouteCursor};
@@ -179,6 +183,25 @@ pub enum ToRelay {
     Answer(RequestId, Answer),
     /// Something happened that nobody asked for.
     Event(NosEvent),
+    /// All interfaces of the NOS from now on, at least one. Containers follow: their addresses, routes
+    /// and MTU, by exchanges that the relay asks for. The NOS has a new address before it says so, and
+    /// an old one until the relay has asked for its withdrawal. What the relay cannot follow changes
+    /// nothing; its log and `watch` say why. Not for a NOS that the relay [configures](Configuration).
+    Interfaces(Vec<NosInterface>),
+}
+
+/// An interface of the NOS towards the network, as far as containers are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NosInterface {
+    /// What operators call it, unique.
+    pub name: Arc<str>,
+    /// Its addresses, each with its network's prefix length; no two interfaces of a VRF share one.
+    /// Where it has none, containers get nothing of it.
+    pub addresses: Vec<IpNet>,
+    /// Octets of the longest IP packet that it sends, 576 to 65535, at least 1280 where it has IPv6.
+    pub mtu: u16,
+    /// The name of its VRF; none is the default one.
+    pub vrf: Option<Arc<str>>,
 }
 
 /// News of a NOS for the operator.

@@ -121,7 +121,8 @@ impl core::fmt::Display for EventProtocol {
 pub struct Subject {
     /// Its kind.
     pub kind: SubjectKind,
-    /// Its name; of services the VRF's, unless it is the default one; none of the routes.
+    /// Its name; of services the VRF's, unless it is the default one; none of the routes and
+    /// interfaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -138,6 +139,8 @@ pub enum SubjectKind {
     Services,
     /// The static routes.
     Routes,
+    /// The interfaces of a NOS that is configured elsewhere.
+    Interfaces,
 }
 
 /// A line in place of events that were not read in time.

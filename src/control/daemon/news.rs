@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use nos_shim::channel::{NosEvent, PolicyRefusal, RefusedSide, Refuser};
+use nos_shim::channel::{NosEvent, NosInterface, PolicyRefusal, RefusedSide, Refuser};
 use nos_shim::drop::DropReason;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId};
 use nos_shim::packet::protocol;
@@ -10,7 +10,7 @@ use nos_shim::ports::{ExchangeRefused, Transport};
 use tracing::{debug, error, info, warn};
 
 use crate::control::api::snapshot::FlowOpener;
-use crate::control::api::{Event as WatchEvent, EventProtocol};
+use crate::control::api::{Event as WatchEvent, EventProtocol, Subject, SubjectKind};
 use crate::control::attach::{Detachment, detach_all};
 use crate::control::config::Name;
 use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
@@ -55,6 +55,7 @@ impl Daemon {
                     port,
                     dropped,
                 }) => self.foreign_port(attachment, (transport, port), None, dropped),
+                Event::Relay(RelayEvent::Interfaces(all)) => self.follow_interfaces(&all),
                 Event::Relay(RelayEvent::NosGone) => {
                     // One that is elsewhere may not have come yet.
                     info!("the NOS has ended; nothing is forwarded until another joins");
@@ -148,6 +149,28 @@ impl Daemon {
         self.live.capture_lost(of, device.sink.take());
         self.reconciler.state.captures.remove(of);
         then(device)
+    }
+
+    /// A NOS that is configured elsewhere has these interfaces from now on.
+    fn follow_interfaces(&mut self, all: &[NosInterface]) {
+        let told = self.registry.file.with_interfaces(all);
+        let followed = told.and_then(|file| self.registry.reload(file));
+        match followed {
+            Ok(config) => {
+                info!(interfaces = all.len(), "following the NOS's interfaces");
+                self.follow(config);
+            }
+            Err(errors) => {
+                error!("the NOS's interfaces are not followed:\n{errors}");
+                self.reconciler.tell(WatchEvent::Refused {
+                    subject: Subject {
+                        kind: SubjectKind::Interfaces,
+                        name: None,
+                    },
+                    reason: errors.to_string(),
+                });
+            }
+        }
     }
 
     /// A NOS that is new refuses what the one before had accepted.

@@ -257,6 +257,9 @@ impl Relay {
     fn handle_control(&mut self, message: ToRelay) {
         let request = match message {
             ToRelay::Event(event) => return self.events.push_back(RelayEvent::Nos(event)),
+            ToRelay::Interfaces(all) => {
+                return self.events.push_back(RelayEvent::Interfaces(all));
+            }
             ToRelay::Accepted(request)
             | ToRelay::Refused(request, _)
             | ToRelay::Configured(request, _)

@@ -17,6 +17,7 @@ mod change;
 mod fit;
 mod groups;
 mod holder;
+mod interfaces;
 mod keys;
 mod listing;
 mod overlay;

@@ -7,7 +7,10 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod run_time;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -18,7 +21,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nos_relay::control::api::query;
 use nos_relay::lab::testbed::ping::{Echo, Ping};
 use nos_relay::lab::testbed::tcp::{Direction, Transfer};
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp, veth};
@@ -663,52 +665,6 @@ mod whom_it_may_talk_with_counts_on_the_link_too {
     variant_tests! {
         tap_single: ("tap", "single", [true, true]),
         veth_split: ("veth", "split", [true, true]),
-    }
-}
-
-/// What a namespace has of all that attaching touches.
-fn traces(namespace: &LabNamespace) -> String {
-    let commands = ["link", "address", "rule", "-6 rule", "route", "-6 route"];
-    let shown = commands.map(|arguments| {
-        let mut command = Command::new("ip");
-        let command = command.args(arguments.split(' ')).arg("show");
-        String::from_utf8(namespace.hold(command).output().unwrap().stdout).unwrap()
-    });
-    shown.join("")
-}
-
-lab_test! {
-    fn a_container_comes_and_goes_at_run_time() {
-        let lab = Lab::new(Variant::PLAIN, &Plan::default());
-        let fresh = LabNamespace::new("fresh").unwrap();
-        let before = traces(&fresh);
-        let ask = |request: serde_json::Value| {
-            let request = serde_json::from_value(request).unwrap();
-            let answer = query(&lab.daemon.files().control(), &request, LIMIT);
-            answer.map(|_| ()).map_err(|error| error.to_string())
-        };
-        let attach = |uplink: &str, tcp: &str| ask(serde_json::json!({
-            "type": "attach",
-            "container": {
-                "name": "fresh", "netns": fresh.path(), "device": "veth", "tcp": tcp,
-                "ephemeral": "50000-50999", "link_local": uplink,
-            },
-        }));
-        let error = attach("up7", "22000").unwrap_err();
-        assert!(error.contains("\"fresh\"") && error.contains("\"up7\""), "{error}");
-        attach("up1", "22000").unwrap();
-        let host = inside(&fresh);
-        assert_eq!(link_locals(&fresh), [IpAddr::V6(nos())]);
-        assert!(host.ping(NEIGHBOR, patient()).is_reply());
-        let _server = tcp::EchoServer::start(&fresh, any(22_000)).unwrap();
-        let y = lab.y();
-        tcp::exchange(y.namespace, None, y.at(nos(), 22_000), b"x", LIMIT).unwrap();
-        lab.daemon.forget_counters();
-        let detached = ask(serde_json::json!({"type": "detach", "name": "fresh"}));
-        detached.unwrap();
-        assert_eq!(traces(&fresh), before);
-        let refused = tcp::exchange(y.namespace, None, y.at(nos(), 22_000), b"x", LIMIT).unwrap_err();
-        assert_eq!(refused.kind(), Some(ErrorKind::ConnectionRefused));
     }
 }
 
