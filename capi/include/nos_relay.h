@@ -16,11 +16,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Of the interface that this header describes. It grows with every change; programs that were made for another
-// NOS_RELAY_ABI_MAJOR do not work with this library.
+// Of the interface that this header describes. Programs that were made for another major number do not work with
+// this library.
 #define NOS_RELAY_ABI_MAJOR 0
 
-// Of the interface that this header describes: functions and constants are added.
+// Of the interface that this header describes. It grows where functions or constants are added.
 #define NOS_RELAY_ABI_MINOR 1
 
 // A TAP inside of the container's namespace.
@@ -638,7 +638,13 @@ int nos_relay_builder_start(struct nos_relay_builder *builder,
                             struct nos_relay **relay,
                             struct nos_relay_port **port);
 
-// The same, with the control thread's work left to a thread of the caller's: nos_relay_runner_run().
+// Starts a relay with what a configuration file has (docs/configuration.md) and nothing else: as
+// nos_relay_builder_config() and nos_relay_builder_start().
+//
+// Threads: any. The port belongs to the first thread that uses it.
+int nos_relay_start(const char *toml, struct nos_relay **relay, struct nos_relay_port **port);
+
+// Starts a relay as nos_relay_builder_start() does, with the control thread's work left to a thread of the caller's: nos_relay_runner_run().
 //
 // Threads: any.
 int nos_relay_builder_prepare(struct nos_relay_builder *builder,
@@ -700,6 +706,16 @@ int nos_relay_port_address_conflict(struct nos_relay_port *port,
                                     uint32_t link,
                                     const struct nos_relay_address *address,
                                     const uint8_t *mac);
+
+// Tells the relay all interfaces of the NOS from now on, at least one, and with the same names as before where they
+// are the same. Containers follow: their addresses, routes and MTU, by exchanges that the relay asks for. The
+// NOS has a new address before it says so, and an old one until the relay has asked for its withdrawal. What
+// the relay cannot follow changes nothing; its log says why.
+//
+// Threads: the port's.
+int nos_relay_port_interfaces(struct nos_relay_port *port,
+                              const struct nos_relay_interface *interfaces,
+                              size_t count);
 
 // Tells the operator what a policy refuses; of one container and one reason now and then, not for every packet.
 //
@@ -1159,7 +1175,13 @@ int nos_relay_builder_start(struct nos_relay_builder *builder,
                             struct nos_relay **relay,
                             struct nos_relay_port **port);
 
-// The same, with the control thread's work left to a thread of the caller's: nos_relay_runner_run().
+// Starts a relay with what a configuration file has (docs/configuration.md) and nothing else: as
+// nos_relay_builder_config() and nos_relay_builder_start().
+//
+// Threads: any. The port belongs to the first thread that uses it.
+int nos_relay_start(const char *toml, struct nos_relay **relay, struct nos_relay_port **port);
+
+// Starts a relay as nos_relay_builder_start() does, with the control thread's work left to a thread of the caller's: nos_relay_runner_run().
 //
 // Threads: any.
 int nos_relay_builder_prepare(struct nos_relay_builder *builder,
@@ -1596,6 +1618,16 @@ int nos_relay_port_address_conflict(struct nos_relay_port *port,
                                     uint32_t link,
                                     const struct nos_relay_address *address,
                                     const uint8_t *mac);
+
+// Tells the relay all interfaces of the NOS from now on, at least one, and with the same names as before where they
+// are the same. Containers follow: their addresses, routes and MTU, by exchanges that the relay asks for. The
+// NOS has a new address before it says so, and an old one until the relay has asked for its withdrawal. What
+// the relay cannot follow changes nothing; its log says why.
+//
+// Threads: the port's.
+int nos_relay_port_interfaces(struct nos_relay_port *port,
+                              const struct nos_relay_interface *interfaces,
+                              size_t count);
 
 // Tells the operator what a policy refuses; of one container and one reason now and then, not for every packet.
 //

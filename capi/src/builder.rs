@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use ::nos_relay::Relay;
 use ::nos_relay::embed::{Builder, Container, Device, Interface, Netns, RelayError};
+use ipnet::IpNet;
 use parking_lot::Mutex;
 
 use crate::failure::{Code, Failure, call};
@@ -149,24 +150,47 @@ pub unsafe extern "C" fn nos_relay_builder_interface(
 ) -> c_int {
     call(|| {
         // SAFETY: it begins with its size, and its pointers are texts.
-        let from = unsafe { sized(interface, "interface") }?;
-        // SAFETY: as above.
-        let (name, addresses, vrf) = unsafe {
-            (
-                text(from.name, "interface->name")?,
-                text(from.addresses, "interface->addresses")?,
-                optional_text(from.vrf, "interface->vrf")?,
-            )
-        };
-        let addresses = prefixes_of(addresses, "interface->addresses")?;
-        let mut interface = Interface::new(name, &addresses);
-        if from.mtu != 0 {
-            interface = interface.mtu(from.mtu);
+        let read = unsafe { read_interface(interface) }?;
+        let mut interface = Interface::new(read.name, &read.addresses);
+        if let Some(mtu) = read.mtu {
+            interface = interface.mtu(mtu);
         }
-        if let Some(vrf) = vrf {
+        if let Some(vrf) = read.vrf {
             interface = interface.vrf(vrf);
         }
         change(builder, |builder| builder.interface(interface))
+    })
+}
+
+/// What an interface is made of.
+pub(crate) struct InterfaceRead<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) addresses: Vec<IpNet>,
+    pub(crate) mtu: Option<u16>,
+    pub(crate) vrf: Option<&'a str>,
+}
+
+/// # Safety
+///
+/// It begins with its size, and its pointers are NULL or texts, which stay for as long as this is used.
+pub(crate) unsafe fn read_interface<'a>(
+    interface: *const nos_relay_interface,
+) -> Result<InterfaceRead<'a>, Failure> {
+    // SAFETY: as the caller says, here and below.
+    let from = unsafe { sized(interface, "interface") }?;
+    // SAFETY: as above.
+    let (name, addresses, vrf) = unsafe {
+        (
+            text(from.name, "interface->name")?,
+            text(from.addresses, "interface->addresses")?,
+            optional_text(from.vrf, "interface->vrf")?,
+        )
+    };
+    Ok(InterfaceRead {
+        name,
+        addresses: prefixes_of(addresses, "interface->addresses")?,
+        mtu: Some(from.mtu).filter(|&mtu| mtu != 0),
+        vrf,
     })
 }
 
@@ -354,7 +378,34 @@ pub unsafe extern "C" fn nos_relay_builder_start(
     })
 }
 
-/// The same, with the control thread's work left to a thread of the caller's: nos_relay_runner_run().
+/// Starts a relay with what a configuration file has (docs/configuration.md) and nothing else: as
+/// nos_relay_builder_config() and nos_relay_builder_start().
+///
+/// Threads: any. The port belongs to the first thread that uses it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nos_relay_start(
+    toml: *const c_char,
+    relay: *mut *mut nos_relay,
+    port: *mut *mut nos_relay_port,
+) -> c_int {
+    call(|| {
+        // SAFETY: they are text, and where results go.
+        let (toml, to_relay, to_port) = unsafe {
+            (
+                text(toml, "toml")?,
+                place(relay, "relay")?,
+                place(port, "port")?,
+            )
+        };
+        let started = Relay::builder().config(toml).start();
+        let (relay, end) = started.map_err(|error| relay_failure(&error))?;
+        to_port.write(port::add(end)?);
+        to_relay.write(relay::add(relay));
+        Ok(())
+    })
+}
+
+/// Starts a relay as nos_relay_builder_start() does, with the control thread's work left to a thread of the caller's: nos_relay_runner_run().
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

@@ -173,7 +173,7 @@ pub(crate) unsafe fn slice<'a, T>(
     Ok(unsafe { core::slice::from_raw_parts(pointer, count) })
 }
 
-/// Where several results go, at least one.
+/// Where several results go. For none, the pointer may be anything.
 ///
 /// # Safety
 ///
@@ -186,12 +186,35 @@ pub(crate) unsafe fn places<'a, T>(
     name: &'static str,
 ) -> Result<&'a mut [MaybeUninit<T>], Failure> {
     if count == 0 {
-        let message = format_args!("{name}: there is no room for any");
-        return Err(Failure::new(Code::NOS_RELAY_E_SIZE, message));
+        return Ok(&mut []);
     }
     check_many(pointer, count, name)?;
     // SAFETY: as the caller says, and checked; what is there may be anything.
     Ok(unsafe { core::slice::from_raw_parts_mut(pointer.cast(), count) })
+}
+
+/// Where as many results go as there is room for, at least one.
+///
+/// # Safety
+///
+/// As [`places`].
+#[inline]
+pub(crate) unsafe fn room<'a, T>(
+    pointer: *mut T,
+    capacity: usize,
+    name: &'static str,
+) -> Result<&'a mut [MaybeUninit<T>], Failure> {
+    if capacity == 0 {
+        return Err(no_room(name));
+    }
+    // SAFETY: as the caller says.
+    unsafe { places(pointer, capacity, name) }
+}
+
+#[cold]
+fn no_room(name: &'static str) -> Failure {
+    let message = format_args!("{name}: there is no room for any");
+    Failure::new(Code::NOS_RELAY_E_SIZE, message)
 }
 
 /// Text.

@@ -42,10 +42,10 @@ pub mod table;
 
 use core::ffi::c_char;
 
-/// Of the interface that this header describes. It grows with every change; programs that were made for another
-/// NOS_RELAY_ABI_MAJOR do not work with this library.
+/// Of the interface that this header describes. Programs that were made for another major number do not work with
+/// this library.
 pub const NOS_RELAY_ABI_MAJOR: u32 = 0;
-/// Of the interface that this header describes: functions and constants are added.
+/// Of the interface that this header describes. It grows where functions or constants are added.
 pub const NOS_RELAY_ABI_MINOR: u32 = 1;
 
 /// The version of the interface in the library: NOS_RELAY_ABI_MAJOR << 16 | NOS_RELAY_ABI_MINOR. A program

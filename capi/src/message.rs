@@ -4,14 +4,15 @@ use core::ffi::{c_char, c_int};
 use std::sync::Arc;
 
 use nos_shim::channel::{
-    Answer, ConfigurationRefused, NosCounters, NosEvent, NotSent, PolicyRefusal, Query,
-    RefusedSide, Refuser, RequestId, ToNos, ToRelay,
+    Answer, ConfigurationRefused, NosCounters, NosEvent, NosInterface, NotSent, PolicyRefusal,
+    Query, RefusedSide, Refuser, RequestId, ToNos, ToRelay,
 };
 use nos_shim::drop::{DropCounters, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, UplinkId};
 use nos_shim::ports::{ClaimRefused, ExchangeRefused, Owner, PortTable, RegistrationRefused};
 
 use crate::address::{self, nos_relay_address};
+use crate::builder::{nos_relay_interface, read_interface};
 use crate::failure::{Code, Failure, Outcome, call};
 use crate::input::{Name, optional_place, place, read, sized, slice, text, value};
 use crate::packet::reason_of;
@@ -497,6 +498,42 @@ pub unsafe extern "C" fn nos_relay_port_address_conflict(
         with(port, |port| port.tell(ToRelay::Event(event)))
     })
 }
+
+/// Tells the relay all interfaces of the NOS from now on, at least one, and with the same names as before where they
+/// are the same. Containers follow: their addresses, routes and MTU, by exchanges that the relay asks for. The
+/// NOS has a new address before it says so, and an old one until the relay has asked for its withdrawal. What
+/// the relay cannot follow changes nothing; its log says why.
+///
+/// Threads: the port's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nos_relay_port_interfaces(
+    port: *mut nos_relay_port,
+    interfaces: *const nos_relay_interface,
+    count: usize,
+) -> c_int {
+    call(|| {
+        // SAFETY: there are so many of them.
+        let from = unsafe { slice(interfaces, count, "interfaces") }?;
+        if from.is_empty() {
+            return Err(value("count", "a NOS has an interface at least"));
+        }
+        let read = |interface: &nos_relay_interface| {
+            // SAFETY: it begins with its size, and its pointers are texts.
+            let read = unsafe { read_interface(interface) }?;
+            Ok(NosInterface {
+                name: read.name.into(),
+                addresses: read.addresses,
+                mtu: read.mtu.unwrap_or(DEFAULT_MTU),
+                vrf: read.vrf.map(Into::into),
+            })
+        };
+        let interfaces = from.iter().map(read).collect::<Result<_, Failure>>()?;
+        with(port, |port| port.tell(ToRelay::Interfaces(interfaces)))
+    })
+}
+
+/// Of an interface that says none, as the builder has it.
+const DEFAULT_MTU: u16 = 1500;
 
 /// Packets that a container's policy refuses.
 #[repr(C)]

@@ -13,7 +13,7 @@ use nos_shim::packet::{Packet, PacketBurst, Rejected};
 use crate::device;
 use crate::failure::{Code, Failure, Outcome, call};
 use crate::handle::{Bound, Kind};
-use crate::input::{Name, optional, optional_place, place, places, slice, value};
+use crate::input::{Name, optional, optional_place, place, room, slice, value};
 use crate::message::Taken;
 use crate::packet::{self, lend, lend_raw, nos_relay_offload, nos_relay_packet, take, take_frame};
 
@@ -68,6 +68,12 @@ pub(crate) struct Port {
 }
 
 static PORTS: Bound<Port> = Bound::new(Kind::Port);
+
+/// A port for C, of a Rust program that parts with its own; `None` where there are too many.
+#[must_use]
+pub fn of(nos: NosPort) -> Option<*mut nos_relay_port> {
+    add(nos).ok()
+}
 
 pub(crate) fn add(nos: NosPort) -> Result<*mut nos_relay_port, Failure> {
     let port = Port {
@@ -138,12 +144,7 @@ pub unsafe extern "C" fn nos_relay_port_rx_burst(
 ) -> c_int {
     call(|| {
         // SAFETY: they are where results go.
-        let (to, count) = unsafe {
-            (
-                places(packets, capacity, "packets")?,
-                place(count, "count")?,
-            )
-        };
+        let (to, count) = unsafe { (room(packets, capacity, "packets")?, place(count, "count")?) };
         with(port, |port| {
             count.write(port.receive(to));
             Ok(())
@@ -378,12 +379,7 @@ pub unsafe extern "C" fn nos_relay_port_adapted(
 ) -> c_int {
     call(|| {
         // SAFETY: they are where results go.
-        let (to, count) = unsafe {
-            (
-                places(packets, capacity, "packets")?,
-                place(count, "count")?,
-            )
-        };
+        let (to, count) = unsafe { (room(packets, capacity, "packets")?, place(count, "count")?) };
         with(port, |port| {
             let number = port.pieces.len().min(to.len());
             for (place, packet) in to.iter_mut().zip(port.pieces.drain(..number)) {
@@ -415,7 +411,7 @@ pub unsafe extern "C" fn nos_relay_port_read(
         // SAFETY: they are where results go.
         let (to, count, malformed) = unsafe {
             (
-                places(packets, capacity, "packets")?,
+                room(packets, capacity, "packets")?,
                 place(count, "count")?,
                 optional_place(malformed, "malformed")?,
             )

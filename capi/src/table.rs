@@ -407,3 +407,159 @@ fn without_port(table: &PortTable, address: LocalAddressId, packet: &Packet) -> 
         _ => nos_relay_owner::of(NOS_RELAY_UNMATCHED),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::{Ipv4Addr, Ipv6Addr};
+    use nos_shim::checksum::Sum;
+    use nos_shim::frame::{FramePool, MAX_FRAME};
+    use nos_shim::ident::VrfId;
+    use nos_shim::ports::{Claim, Policy, PortRange, ServiceRegistration};
+
+    const OWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+    const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+
+    /// An IPv4 packet without its Ethernet header. `fragment`: flags and offset.
+    fn ipv4(ends: [Ipv4Addr; 2], protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+        let total = u16::try_from(20 + payload.len()).unwrap();
+        let mut ip = vec![0x45, 0];
+        ip.extend(total.to_be_bytes());
+        ip.extend([0, 1]);
+        ip.extend(fragment.to_be_bytes());
+        ip.extend([64, protocol, 0, 0]);
+        ip.extend(ends.into_iter().flat_map(|end| end.octets()));
+        let sum = Sum::ZERO.plus(&ip).checksum();
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        ip.extend(payload);
+        ip
+    }
+
+    fn tcp(ports: [u16; 2], flags: u8) -> Vec<u8> {
+        let mut tcp: Vec<u8> = ports.into_iter().flat_map(u16::to_be_bytes).collect();
+        tcp.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0, 9, 0, 0, 0, 0]);
+        tcp
+    }
+
+    fn udp(ports: [u16; 2]) -> Vec<u8> {
+        let mut udp: Vec<u8> = ports.into_iter().flat_map(u16::to_be_bytes).collect();
+        udp.extend([0, 8, 0, 0]);
+        udp
+    }
+
+    /// A port unreachable about this packet.
+    fn unreachable(about: &[u8]) -> Vec<u8> {
+        let mut icmp = vec![3, 3, 0, 0, 0, 0, 0, 0];
+        icmp.extend(about);
+        let sum = Sum::ZERO.plus(&icmp).checksum();
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+        icmp
+    }
+
+    fn table() -> PortTable {
+        let claim = |transport, first, last, kind| Claim {
+            transport,
+            range: PortRange::new(first, last).unwrap(),
+            kind,
+        };
+        let mut table = PortTable::new();
+        table.add_address(VrfId::DEFAULT, OWN.into());
+        let registration = Registration {
+            attachment: AttachmentId(5),
+            name: "web".into(),
+            vrf: VrfId::DEFAULT,
+            addresses: vec![OWN.into()],
+            link_local: None,
+            claims: vec![
+                claim(Transport::Tcp, 80, 80, ClaimKind::Listen),
+                claim(Transport::Tcp, 40_000, 40_099, ClaimKind::Ephemeral),
+                claim(Transport::Udp, 53, 53, ClaimKind::Listen),
+            ],
+            policy: Policy::default(),
+            router: Ipv6Addr::UNSPECIFIED,
+            mtu: 1500,
+        };
+        let service = ServiceRegistration {
+            name: "status".into(),
+            vrf: VrfId::DEFAULT,
+            claims: vec![claim(Transport::Tcp, 8080, 8080, ClaimKind::Listen)],
+            from: Vec::new(),
+        };
+        table
+            .exchange(&[], &[registration], Some(&service))
+            .unwrap();
+        table
+    }
+
+    /// What [`nos_relay_table_recipients`] says, and what a container would be.
+    fn kind_of(ip: &[u8], from: Option<AttachmentId>) -> (u8, u8) {
+        let mut octets = vec![0; 12];
+        octets.extend([8, 0]);
+        octets.extend(ip);
+        let mut pool = FramePool::new(1, MAX_FRAME);
+        let mut packet = Packet::parse(pool.copy_from(&octets).unwrap()).unwrap();
+        if let Some(id) = from {
+            packet.set_interface(Interface::Attachment(id));
+        }
+        let owner = recipient(&table(), &packet);
+        let named = owner.attachment == 5;
+        assert_eq!(named, owner.kind == NOS_RELAY_ATTACHMENT, "{owner:?}");
+        (owner.kind, owner.claim)
+    }
+
+    #[test]
+    fn recipients_are_those_of_the_shim() {
+        let inward = |payload: &[u8], protocol| ipv4([FAR, OWN], protocol, 0, payload);
+        let listen = (NOS_RELAY_ATTACHMENT, registration::NOS_RELAY_LISTEN);
+        let ephemeral = (NOS_RELAY_ATTACHMENT, registration::NOS_RELAY_EPHEMERAL);
+        let sent = |port| ipv4([OWN, FAR], 17, 0, &udp([port, 53]));
+        let opened = ipv4([OWN, FAR], 6, 0, &tcp([40_001, 443], SYN));
+        let cases = [
+            (inward(&tcp([443, 80], SYN), 6), listen),
+            (inward(&tcp([443, 81], SYN), 6), (NOS_RELAY_NOBODY, 0)),
+            (inward(&tcp([443, 8080], SYN), 6), (NOS_RELAY_NOS, 0)),
+            // Outsiders may only answer.
+            (inward(&tcp([443, 40_001], SYN), 6), (NOS_RELAY_NOBODY, 0)),
+            (inward(&tcp([443, 40_001], SYN | ACK), 6), ephemeral),
+            (inward(&udp([443, 53]), 17), listen),
+            (inward(&udp([443, 80]), 17), (NOS_RELAY_NOBODY, 0)),
+            (
+                ipv4([FAR, FAR], 17, 0, &udp([443, 53])),
+                (NOS_RELAY_ELSEWHERE, 0),
+            ),
+            // The first part of a datagram has ports, the others have none.
+            (
+                ipv4(
+                    [FAR, OWN],
+                    17,
+                    0x2000,
+                    &[&udp([443, 53])[..], &[0; 8]].concat(),
+                ),
+                listen,
+            ),
+            (ipv4([FAR, OWN], 17, 1, &[0; 8]), (NOS_RELAY_FRAGMENT, 0)),
+            (inward(&[0; 8], 47), (NOS_RELAY_OTHER_PROTOCOL, 0)),
+            // An echo request; errors about what the container has sent, and about what nobody has.
+            (
+                inward(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0], 1),
+                (NOS_RELAY_ICMP, 0),
+            ),
+            (inward(&unreachable(&sent(53)), 1), listen),
+            (inward(&unreachable(&opened), 1), ephemeral),
+            (inward(&unreachable(&sent(54)), 1), (NOS_RELAY_UNMATCHED, 0)),
+            (
+                inward(&unreachable(&ipv4([FAR, OWN], 17, 0, &udp([53, 53]))), 1),
+                (NOS_RELAY_UNMATCHED, 0),
+            ),
+        ];
+        for (n, (ip, expected)) in cases.iter().enumerate() {
+            assert_eq!(kind_of(ip, None), *expected, "case {n}");
+        }
+        // Its own programs may well listen there.
+        let own = inward(&tcp([443, 40_001], SYN), 6);
+        assert_eq!(kind_of(&own, Some(AttachmentId(5))), ephemeral);
+        assert_eq!(kind_of(&own, Some(AttachmentId(6))), (NOS_RELAY_NOBODY, 0));
+    }
+}

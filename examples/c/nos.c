@@ -13,8 +13,7 @@
 
 #define DO(call) ((call) ? errx(1, "%s: %s", #call, nos_relay_last_error()) : (void)0)
 #define SYSTEM(call) ((call) < 0 ? err(1, "%s", #call) : (void)0)
-
-static nos_relay_port *port;
+static nos_relay_port *port; // it and the table are used by the thread of forward() alone
 static nos_relay_table *table;
 static int uplink, arps; // packet sockets
 static struct sockaddr_ll own_link = {.sll_family = AF_PACKET, .sll_halen = 6};
@@ -30,10 +29,11 @@ static void send_arp(uint16_t operation, const uint8_t *mac, const uint8_t *addr
 }
 
 static void take_arps(void) {
-  for (struct ether_arp arp; recv(arps, &arp, sizeof arp, 0) == sizeof arp;) {
-    memcpy(neighbors[arp.arp_spa[3]].mac, arp.arp_sha, 6), neighbors[arp.arp_spa[3]].known = true;
-    if (arp.ea_hdr.ar_op == htons(ARPOP_REQUEST) && !memcmp(arp.arp_tpa, own.octets, 4))
-      send_arp(ARPOP_REPLY, arp.arp_sha, arp.arp_spa);
+  for (struct ether_arp a; recv(arps, &a, sizeof a, 0) == sizeof a;) {
+    if (memcmp(a.arp_spa, own.octets, 3)) continue;
+    memcpy(neighbors[a.arp_spa[3]].mac, a.arp_sha, 6), neighbors[a.arp_spa[3]].known = true;
+    bool asked = a.ea_hdr.ar_op == htons(ARPOP_REQUEST) && !memcmp(a.arp_tpa, own.octets, 4);
+    if (asked) send_arp(ARPOP_REPLY, a.arp_sha, a.arp_spa);
   }
 }
 
@@ -62,8 +62,7 @@ static void route(nos_relay_packet **packets, size_t count, bool from_containers
 }
 
 static void *forward(void *unused) {
-  DO(nos_relay_table_new(&table));
-  DO(nos_relay_table_add_address(table, 0, &own, NULL));
+  DO(nos_relay_table_new(&table) || nos_relay_table_add_address(table, 0, &own, NULL));
   for (bool ended = false; !ended;) {
     nos_relay_packet *packets[NOS_RELAY_BURST];
     size_t count;
@@ -75,8 +74,7 @@ static void *forward(void *unused) {
     take_arps();
     DO(nos_relay_port_wait(port, (int[]){uplink, arps}, 2, -1, &ended));
   }
-  DO(nos_relay_port_free(port));
-  DO(nos_relay_table_free(table));
+  DO(nos_relay_port_free(port) || nos_relay_table_free(table));
   return unused;
 }
 
@@ -85,21 +83,17 @@ int main(int count, char **arguments) {
   own_link.sll_ifindex = (int)if_nametoindex(arguments[1]);
   SYSTEM(uplink = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, htons(ETHERTYPE_IP)));
   SYSTEM(arps = socket(AF_PACKET, SOCK_DGRAM | SOCK_NONBLOCK, htons(ETHERTYPE_ARP)));
-  SYSTEM(bind(uplink, (void *)&own_link, sizeof own_link));
-  SYSTEM(bind(arps, (void *)&own_link, sizeof own_link));
+  SYSTEM(bind(uplink, (void *)&own_link, sizeof own_link) | bind(arps, (void *)&own_link, sizeof own_link));
   SYSTEM(setsockopt(uplink, SOL_PACKET, PACKET_VNET_HDR, &(int){1}, sizeof(int)));
   SYSTEM(getsockname(arps, (void *)&own_link, &(socklen_t){sizeof own_link})); // with MAC address and protocol
-  nos_relay_builder *builder;
   nos_relay *relay;
   pthread_t thread;
-  DO(nos_relay_builder_new(&builder));
-  DO(nos_relay_builder_config(builder, arguments[3])); // see docs/configuration.md
-  DO(nos_relay_builder_start(builder, &relay, &port));
+  DO(nos_relay_start(arguments[3], &relay, &port)); // see docs/configuration.md
   pthread_create(&thread, NULL, forward, NULL);
-  DO(nos_relay_await_ready(relay, 10000));
+  DO(nos_relay_await_ready(relay, 60000));
   SYSTEM(write(1, "ready\n", 6));
   for (char octet; read(0, &octet, 1) > 0;);
   DO(nos_relay_stop(relay));
   pthread_join(thread, NULL);
-  return nos_relay_free(relay) || nos_relay_builder_free(builder);
+  return nos_relay_free(relay);
 }

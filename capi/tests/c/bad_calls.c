@@ -86,6 +86,9 @@ static void builders(void) {
   EXPECT(NOS_RELAY_E_CONFIG, "2", nos_relay_builder_start(builder, &relay, &port)); // the line
   DO(nos_relay_builder_free(builder));
 
+  EXPECT(NOS_RELAY_E_NULL, "toml is NULL", nos_relay_start(NULL, &relay, &port));
+  EXPECT(NOS_RELAY_E_CONFIG, "embedded:1", nos_relay_start("x", &relay, &port));
+
   EXPECT(NOS_RELAY_E_NULL, "relay is NULL", nos_relay_free(NULL));
   EXPECT(NOS_RELAY_E_NULL, "relay is NULL", nos_relay_stop(NULL));
   EXPECT(NOS_RELAY_E_HANDLE, "relay: ", nos_relay_await_ready((void *)8, 0));
@@ -232,6 +235,7 @@ static void tables(void) {
   HOLDS(owner.kind == NOS_RELAY_NOBODY && owner.attachment == NOS_RELAY_NO_ATTACHMENT);
 
   nos_relay_packet *packets[2] = {NULL, NULL};
+  DO(nos_relay_table_recipients(table, NULL, 0, NULL)); // nothing to tell
   EXPECT(NOS_RELAY_E_NULL, "packets is NULL", nos_relay_table_recipients(table, NULL, 1, &owner));
   EXPECT(NOS_RELAY_E_NULL, "packets[0] is NULL", nos_relay_table_recipients(table, packets, 1, &owner));
   packets[0] = (void *)12;
@@ -249,6 +253,7 @@ static void packets(void) {
   bool may;
   EXPECT(NOS_RELAY_E_NULL, "packet is NULL", nos_relay_packet_free(NULL));
   EXPECT(NOS_RELAY_E_ALIGNMENT, "packet: 0x21", nos_relay_packet_free((void *)0x21));
+  DO(nos_relay_packet_views(NULL, 0, NULL));
   EXPECT(NOS_RELAY_E_NULL, "packets is NULL", nos_relay_packet_views(NULL, 1, &view));
   EXPECT(NOS_RELAY_E_NULL, "packet is NULL", nos_relay_packet_set_attachment(NULL, 1));
   EXPECT(NOS_RELAY_E_NULL, "packet is NULL", nos_relay_packet_set_vrf(NULL, 1));
