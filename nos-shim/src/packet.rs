@@ -188,6 +188,30 @@ pub struct FragmentSpan {
 }
 
 /// A frame whose headers have been validated.
+///
+/// ```
+/// use nos_shim::drop::DropReason;
+/// use nos_shim::frame::{FramePool, MAX_FRAME};
+/// use nos_shim::packet::{Packet, Ports, protocol};
+///
+/// let mut pool = FramePool::new(8, MAX_FRAME);
+/// // A datagram of three octets from 192.0.2.1, port 4000, to 203.0.113.1, port 53.
+/// let mut octets = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+/// octets.extend([0x45, 0, 0, 31, 0, 0, 0x40, 0, 64, 17, 0x3c, 0xcb, 192, 0, 2, 1, 203, 0, 113, 1]);
+/// octets.extend([0x0f, 0xa0, 0, 53, 0, 11, 0, 0, b'a', b'b', b'c']);
+///
+/// let packet = Packet::parse(pool.copy_from(&octets)?).map_err(|rejected| rejected.reason)?;
+/// assert_eq!(packet.destination().to_string(), "203.0.113.1");
+/// assert_eq!(packet.protocol(), protocol::UDP);
+/// assert_eq!(packet.ports(), Some(Ports { source: 4000, destination: 53 }));
+/// assert_eq!(packet.payload_offset(), 42);
+///
+/// // A wrong header checksum.
+/// octets[24] ^= 1;
+/// let rejected = Packet::parse(pool.copy_from(&octets)?).unwrap_err();
+/// assert_eq!(rejected.reason, DropReason::Ipv4Checksum);
+/// # Ok::<(), DropReason>(())
+/// ```
 pub struct Packet(Frame);
 
 /// A frame that is no valid packet, and why.

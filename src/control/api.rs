@@ -33,16 +33,13 @@ mod watchers;
 pub(in crate::control) use client::converse;
 pub use client::{ControlError, Held, QUERY_TIMEOUT, Watch, ask, ask_for, hold, query, watch};
 pub(crate) use client::{query_on, watch_on};
-pub use connection::Peer;
+pub use connection::{MAX_HELD_REQUEST, Peer, REQUEST_TIMEOUT, RESPONSE_TIMEOUT};
 pub use event::{Event, EventProtocol, Subject, SubjectKind, Watched};
 pub use protocol::{
     Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request,
     Response, Table, VERSION,
 };
-pub use server::{
-    Asked, ConnectionId, MAX_CONNECTIONS, MAX_HELD_REQUEST, MAX_HOLDERS, REQUEST_TIMEOUT,
-    RESPONSE_TIMEOUT, Server,
-};
+pub use server::{Asked, ConnectionId, MAX_CONNECTIONS, MAX_HOLDERS, Server};
 pub use socket::{Access, BindError, Group};
 pub use watchers::{MAX_EVENTS, MAX_WATCHERS};
 

@@ -19,6 +19,30 @@
 //!
 //! Link-local destinations mean something on their own link only, and are not looked up here; nor
 //! are multicast ones.
+//!
+//! # Alone
+//!
+//! ```
+//! use core::net::IpAddr;
+//! use nos_shim::fib::{Action, Fib, NextHop, Source};
+//! use nos_shim::ident::{UplinkId, VrfId};
+//!
+//! let mut fib = Fib::new();
+//! let router = NextHop { uplink: UplinkId::new(0, 0), gateway: "192.0.2.1".parse()? };
+//! let default = Action::Via(router.into());
+//! fib.insert(VrfId::DEFAULT, "0.0.0.0/0".parse()?, Source::Static { metric: 1 }, &default)?;
+//! let own = "198.51.100.0/24".parse()?;
+//! fib.insert(VrfId::DEFAULT, own, Source::Connected, &Action::Connected(UplinkId::new(1, 0)))?;
+//!
+//! let action = |address: &str| {
+//!     let address: IpAddr = address.parse().ok()?;
+//!     Some(fib.adjacency(fib.lookup(VrfId::DEFAULT, address)).action().clone())
+//! };
+//! assert_eq!(action("198.51.100.7"), Some(Action::Connected(UplinkId::new(1, 0))));
+//! assert_eq!(action("203.0.113.7"), Some(default));
+//! assert_eq!(action("2001:db8::7"), Some(Action::NoRoute));
+//! # Ok::<(), Box<dyn core::error::Error>>(())
+//! ```
 
 mod adjacency;
 mod arena;

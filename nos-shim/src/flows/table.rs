@@ -18,6 +18,25 @@
 //!
 //! A flow that has been idle for long enough is not found any more, at once. Its slot is free up to
 //! a sixteenth of that time later, when [`FlowTable::pop_expired`] takes it.
+//!
+//! # Alone
+//!
+//! Owners, keys and values are whatever its user has.
+//!
+//! ```
+//! use nos_shim::flows::{FlowTable, Limits, NotInserted};
+//! use nos_shim::time::{Duration, Instant};
+//!
+//! let idle = Duration::from_millis(30_000);
+//! let limits = Limits { flows: 1000, per_owner: 1, idle };
+//! let mut flows: FlowTable<&str, (u32, u16), u8> = FlowTable::new(limits);
+//! let start = Instant::ZERO;
+//! let flow = flows.insert("web", (0xc633_6407, 53), 7, start)?;
+//! assert_eq!(flows.lookup(&(0xc633_6407, 53), start), Some((flow, &7)));
+//! assert_eq!(flows.insert("web", (0xc633_6407, 54), 8, start), Err(NotInserted::OwnerFull));
+//! assert_eq!(flows.lookup(&(0xc633_6407, 53), start + idle), None);
+//! # Ok::<(), NotInserted>(())
+//! ```
 
 use core::hash::{BuildHasher, Hash};
 

@@ -137,6 +137,42 @@ impl Grant {
 }
 
 /// The owners of all ports on the NOS's addresses.
+///
+/// ```
+/// use nos_shim::ident::{AttachmentId, VrfId};
+/// use nos_shim::ports::{Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport};
+///
+/// let mut ports = PortTable::new();
+/// let own = ports.add_address(VrfId::DEFAULT, "203.0.113.1".parse()?);
+/// let wanted = |id, name: &str, first, last| {
+///     Ok::<_, Box<dyn core::error::Error>>(Registration {
+///         attachment: AttachmentId::new(id, 0),
+///         name: name.into(),
+///         vrf: VrfId::DEFAULT,
+///         addresses: vec!["203.0.113.1".parse()?],
+///         link_local: None,
+///         claims: vec![Claim {
+///             transport: Transport::Tcp,
+///             range: PortRange::new(first, last)?,
+///             kind: ClaimKind::Listen,
+///         }],
+///         policy: Policy::default(),
+///         router: "fe80::1".parse()?,
+///         mtu: 1500,
+///     })
+/// };
+/// ports.register(&wanted(0, "web", 20_000, 20_999)?)?;
+/// let web = PortOwner::Attachment { id: AttachmentId::new(0, 0), kind: ClaimKind::Listen };
+/// assert_eq!(ports.owner(own, Transport::Tcp, 20_080), web);
+/// assert_eq!(ports.owner(own, Transport::Udp, 20_080), PortOwner::Nobody);
+///
+/// let refused = ports.register(&wanted(1, "db", 20_999, 21_099)?).unwrap_err();
+/// assert_eq!(
+///     refused.to_string(),
+///     "tcp 20999-21099 is refused: 20000-20999 belongs to 'web'; 21000-21100 is free"
+/// );
+/// # Ok::<(), Box<dyn core::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct PortTable {
     map: PortMap,

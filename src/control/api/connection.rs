@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use mio::net::UnixStream;
 use nix::sys::socket::getsockopt;
@@ -9,8 +10,16 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nos_shim::time::Instant;
 
 use super::protocol::{MAX_REQUEST, Refusal, RefusalCode, Response, encode_response};
-use super::server::{MAX_HELD_REQUEST, REQUEST_TIMEOUT, RESPONSE_TIMEOUT};
 use super::watchers::Lines;
+
+/// Octets of the longest further request on a connection that holds something, newline included.
+pub const MAX_HELD_REQUEST: usize = 64 << 10;
+
+/// Time from the connection to the end of its request.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time that the daemon has to answer, and again that the client has to read the answer.
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const READ_SIZE: usize = 16 << 10;
 

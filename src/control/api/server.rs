@@ -29,7 +29,7 @@ use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use nos_shim::time::Instant;
 
-use super::connection::{Connection, Peer, State, Step};
+use super::connection::{Connection, Peer, RESPONSE_TIMEOUT, State, Step};
 use super::event::Event;
 use super::protocol::{
     Refusal, RefusalCode, Request, Response, decode_request, encode_event, encode_response,
@@ -42,15 +42,6 @@ pub const MAX_CONNECTIONS: usize = 16;
 
 /// Connections at a time that hold something and are silent, besides those.
 pub const MAX_HOLDERS: usize = 256;
-
-/// Octets of the longest further request on a connection that holds something, newline included.
-pub const MAX_HELD_REQUEST: usize = 64 << 10;
-
-/// Time from the connection to the end of its request.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Time that the daemon has to answer, and again that the client has to read the answer.
-pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// When to try again to accept, if the process has no file descriptor left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use thiserror::Error;
 
 use crate::control::kernel::takeover::TakeoverError;
-use crate::control::kernel::{KernelError, from_kernel_errors};
+use crate::control::kernel::{KernelError, NetlinkError, from_kernel_errors};
 use crate::data::device::OpenError;
 
 /// Why a container could not be attached, changed or detached.
@@ -162,5 +162,13 @@ impl fmt::Display for Warning {
                 write!(f, "{route} from elsewhere counts instead of ours")
             }
         }
+    }
+}
+
+/// An interface that is to go may have gone with the namespace of its other end, or in a group.
+pub(super) fn tolerate_gone(result: Result<(), NetlinkError>) -> Result<(), AttachError> {
+    match result {
+        Err(error) if error.is(&[libc::ENODEV]) => Ok(()),
+        result => Ok(result?),
     }
 }

@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nos_shim::offload::Capabilities;
 use tracing::info;
 
+use super::error::tolerate_gone;
 use super::interior::Interior;
 use super::mark::{host_end_name, is_marked, owner};
-use super::veth::tolerate_gone;
 use super::{AttachError, ContainerSide, ContainerSpec, Host};
 use crate::control::kernel::netlink::Netlink;
 use crate::control::kernel::takeover::TakeoverError;

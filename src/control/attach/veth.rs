@@ -5,6 +5,7 @@ use std::io;
 use nos_shim::ident::MacAddr;
 use tracing::{debug, warn};
 
+use super::error::tolerate_gone;
 use super::leftovers::{make_room, remove_host_end};
 use super::mark::{Mark, host_end_name};
 use super::{AttachError, ContainerSpec, Host};
@@ -238,16 +239,6 @@ fn free_group(netlink: &Netlink) -> Result<Option<u32>, AttachError> {
     let links = netlink.all_links()?;
     let used: std::collections::HashSet<_> = links.iter().map(|link| link.group).collect();
     Ok((FIRST..=LAST).find(|group| !used.contains(group)))
-}
-
-/// It went with the namespace of its other end, or in a group.
-pub(super) fn tolerate_gone(
-    result: Result<(), crate::control::kernel::NetlinkError>,
-) -> Result<(), AttachError> {
-    match result {
-        Err(error) if error.is(&[libc::ENODEV]) => Ok(()),
-        result => Ok(result?),
-    }
 }
 
 /// What a host end that was left lacks of what it shall be.
