@@ -283,10 +283,9 @@ fn the_example_forwards_real_traffic() {
             .read_to_string(&mut said)
             .unwrap();
         let status = nos.wait().unwrap();
-        assert!(
-            status.success() && said.is_empty(),
-            "{way:?}: {status}\n{said}"
-        );
+        // valgrind says which system calls it does not know, besides.
+        let silent = said.is_empty() || way == Way::Valgrind;
+        assert!(status.success() && silent, "{way:?}: {status}\n{said}");
         assert_eq!(line, "ready\n", "{way:?}");
         assert!(
             lab.containers[0].link("eth0").unwrap().is_none(),
