@@ -166,9 +166,7 @@ struct InC {
 impl InC {
     fn new(port: NosPort, delivers: bool) -> Self {
         let mut table = null_mut();
-        let address = OWN4.into();
-        let address =
-            nos_relay_capi::address::nos_relay_address::from(std::net::IpAddr::V4(address));
+        let address = nos_relay_capi::address::nos_relay_address::from(std::net::IpAddr::V4(OWN4));
         let claims: Vec<_> = [6, 17]
             .map(|transport| nos_relay_capi::registration::nos_relay_claim {
                 transport,

@@ -129,7 +129,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::panic, reason = "this is about panics")]
     fn a_panic_ends_here() {
         assert_eq!(last(), "");
         let number = 7;

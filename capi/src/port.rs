@@ -18,15 +18,13 @@ use crate::message::Taken;
 use crate::packet::{self, lend, lend_raw, nos_relay_offload, nos_relay_packet, take, take_frame};
 
 /// The NOS's side of a relay. It belongs to the first thread that uses it, until nos_relay_port_unbind(); to
-/// others its functions say NOS_RELAY_E_THREAD. None of them blocks but nos_relay_port_wait(). There are at most 1024 at a time.
+/// others its functions say NOS_RELAY_E_THREAD. None of them blocks but nos_relay_port_wait(). There are at most 1024
+/// at a time.
 ///
-///     loop:
-///         nos_relay_port_request(): answer each
-///         nos_relay_port_rx_burst(): forward what containers send
-///         nos_relay_port_tx_burst(): packets for containers
-///         nos_relay_port_wait(), or, with a loop of events that is there already:
-///         nos_relay_port_ring()
-///         if nos_relay_port_may_block(): wait for nos_relay_port_fd() and devices; nos_relay_port_awake()
+/// A round of a NOS: nos_relay_port_request(), and an answer to each; nos_relay_port_rx_burst(), and forward what
+/// containers send; nos_relay_port_tx_burst() of packets for containers; nos_relay_port_wait(). Who has a loop of
+/// events already calls nos_relay_port_ring() in place of that, and if nos_relay_port_may_block(), waits for
+/// nos_relay_port_fd() among others, and then calls nos_relay_port_awake().
 #[derive(Debug)]
 pub struct nos_relay_port {
     _opaque: (),
