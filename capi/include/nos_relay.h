@@ -271,7 +271,7 @@ typedef struct nos_relay_runner nos_relay_runner;
 // NOS_RELAY_E_THREAD. There are at most 1024 at a time.
 typedef struct nos_relay_table nos_relay_table;
 
-// An interface of the NOS, whose addresses containers may use. Bounds are those of [[uplink]] in
+// An interface of the NOS, whose addresses containers may use. Bounds are those of `[[uplink]]` in
 // docs/configuration.md.
 typedef struct nos_relay_interface {
   // sizeof(nos_relay_interface).
@@ -287,7 +287,7 @@ typedef struct nos_relay_interface {
   const char *vrf;
 } nos_relay_interface;
 
-// A container to attach. Names, ports and bounds are those of [[container]] in docs/configuration.md.
+// A container to attach. Names, ports and bounds are those of `[[container]]` in docs/configuration.md.
 typedef struct nos_relay_container {
   // sizeof(nos_relay_container).
   size_t size;
@@ -583,7 +583,7 @@ int nos_relay_builder_new(struct nos_relay_builder **builder);
 int nos_relay_builder_free(struct nos_relay_builder *builder);
 
 // Sets what a configuration file has (docs/configuration.md), besides what the other calls say; another
-// text replaces it. An interface of the NOS is an [[uplink]] with device = "nos". It is checked when
+// text replaces it. An interface of the NOS is an `[[uplink]]` with device = "nos". It is checked when
 // the relay starts.
 //
 // Threads: any.
@@ -1120,7 +1120,7 @@ int nos_relay_builder_new(struct nos_relay_builder **builder);
 int nos_relay_builder_free(struct nos_relay_builder *builder);
 
 // Sets what a configuration file has (docs/configuration.md), besides what the other calls say; another
-// text replaces it. An interface of the NOS is an [[uplink]] with device = "nos". It is checked when
+// text replaces it. An interface of the NOS is an `[[uplink]]` with device = "nos". It is checked when
 // the relay starts.
 //
 // Threads: any.

@@ -31,7 +31,7 @@ pub const NOS_RELAY_OFFLOAD: u32 = 0;
 /// Containers send and get packets as they are on a wire.
 pub const NOS_RELAY_NO_OFFLOAD: u32 = 1;
 
-/// An interface of the NOS, whose addresses containers may use. Bounds are those of [[uplink]] in
+/// An interface of the NOS, whose addresses containers may use. Bounds are those of `[[uplink]]` in
 /// docs/configuration.md.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ pub struct nos_relay_interface {
     pub vrf: *const c_char,
 }
 
-/// A container to attach. Names, ports and bounds are those of [[container]] in docs/configuration.md.
+/// A container to attach. Names, ports and bounds are those of `[[container]]` in docs/configuration.md.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct nos_relay_container {
@@ -124,7 +124,7 @@ pub unsafe extern "C" fn nos_relay_builder_free(builder: *mut nos_relay_builder)
 }
 
 /// Sets what a configuration file has (docs/configuration.md), besides what the other calls say; another
-/// text replaces it. An interface of the NOS is an [[uplink]] with device = "nos". It is checked when
+/// text replaces it. An interface of the NOS is an `[[uplink]]` with device = "nos". It is checked when
 /// the relay starts.
 ///
 /// Threads: any.
