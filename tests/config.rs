@@ -13,6 +13,7 @@ use nos_relay::control::config::{
     NetnsRef, RelayConfig, RouteAction, Service, Threads, Uplink, UplinkDevice, VrfName,
 };
 use nos_relay::control::kernel::NamespaceId;
+use nos_relay::control::memif::{Address, MAX_RINGS, Options, Secret, Side};
 use nos_relay::control::plan::{
     Entity, LinkPresence, NamespacePresence, Observed, Phase, State, Step, Want, plan, routes_of,
 };
@@ -164,6 +165,43 @@ fn every_key_is_read() {
     let nos = &config.services[&VrfName::Default];
     assert_eq!(nos.services, services);
     assert!(!nos.ping);
+}
+
+#[test]
+fn a_memif_has_a_socket_a_number_and_a_role() {
+    let text = r#"[[uplink]]
+name = "up0"
+device = "memif:/run/a:b.sock:4294967295"
+addresses = "203.0.113.1/24"
+[[uplink]]
+name = "up1"
+device = "memif:/run/x.sock:0"
+memif = { role = "client", secret = "open sesame", queues = 4, ring = 256 }
+addresses = "203.0.114.1/24"
+"#;
+    let config = config(text);
+    let [UplinkDevice::Memif(server), UplinkDevice::Memif(client)] =
+        [0, 1].map(|n| config.uplinks[n].device.clone())
+    else {
+        panic!("{:?}", config.uplinks)
+    };
+    let options = Options {
+        address: Address::new("/run/a:b.sock".into(), u32::MAX).unwrap(),
+        side: Side::Server,
+        secret: None,
+        queues: MAX_RINGS,
+        log2_ring_size: 10,
+    };
+    assert_eq!(server, options);
+    let options = Options {
+        address: Address::new("/run/x.sock".into(), 0).unwrap(),
+        side: Side::Client,
+        secret: Secret::new(b"open sesame"),
+        queues: 4,
+        log2_ring_size: 8,
+    };
+    assert_eq!(client, options);
+    assert!(!format!("{config:?}").contains("sesame"), "it is secret");
 }
 
 #[test]
@@ -353,6 +391,7 @@ fn the_documentation_has_every_key_and_no_other() {
     for (section, probe) in [
         ("relay", "[relay]\nqqqqqqqqqqqqq = 1"),
         ("uplink", "[[uplink]]\nqqqqqqqqqqqqq = 1"),
+        ("memif", "[[uplink]]\n[uplink.memif]\nqqqqqqqqqqqqq = 1"),
         ("route", "[[route]]\nqqqqqqqqqqqqq = 1"),
         ("container", "[[container]]\nqqqqqqqqqqqqq = 1"),
         ("nos", "[nos]\nqqqqqqqqqqqqq = 1"),

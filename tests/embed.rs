@@ -324,6 +324,43 @@ lab_test! {
 }
 
 lab_test! {
+    fn one_that_is_prepared_and_never_runs_ends() {
+        let lab = Topology::new(&[]).unwrap();
+        let builder = Relay::builder().interface(interface());
+        let prepared = lab.device.run(|| builder.prepare()).unwrap();
+        let (runner, relay, mut port) = prepared.unwrap();
+        assert!(!port.channel().is_deserted());
+        drop(runner);
+        assert!(port.channel().is_deserted(), "its data thread has ended");
+        assert!(matches!(relay.await_ready(LIMIT), Err(RelayError::Ended)));
+    }
+}
+
+lab_test! {
+    fn a_text_says_what_values_do_not() {
+        let lab = Topology::new(&["web"]).unwrap();
+        let text = "[relay]\nbuffers = 512\n\n[[uplink]]\nname = \"up0\"\ndevice = \"nos\"\n\
+                    addresses = [\"203.0.113.1/24\"]\n";
+        let builder = Relay::builder()
+            .config("[[uplink]]")
+            .config(text)
+            .container(container("web", &lab.containers[0]));
+        let (relay, port) = start(&lab.device, &builder).unwrap();
+        let nos = Nos::start(port, &[OWN]);
+        relay.await_ready(LIMIT).unwrap();
+        assert_sends(&lab.containers[0], &nos, 40_000);
+        relay.stop().unwrap();
+        for (text, said) in [("[relay]\nring = 1\n", "embedded:2"), ("x", "embedded:1")] {
+            let error = match start(&lab.device, &builder.clone().config(text)) {
+                Err(error) => error.to_string(),
+                Ok(_) => panic!("{text}: it started"),
+            };
+            assert!(error.contains(said), "{error} does not say {said}");
+        }
+    }
+}
+
+lab_test! {
     fn what_is_wrong_is_said_before_anything_is_in_place() {
         let lab = Topology::new(&["web"]).unwrap();
         let web = || container("web", &lab.containers[0]);

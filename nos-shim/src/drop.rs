@@ -146,6 +146,8 @@ reasons! {
     DeviceFull = "device-full",
     /// The device refused the frame.
     DeviceError = "device-error",
+    /// The device's peer said of a frame in shared memory what cannot be.
+    BadDescriptor = "bad-descriptor",
     /// The device has gone or is down.
     DeviceGone = "device-gone",
 }

@@ -36,7 +36,7 @@
 use core::fmt;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU16, Ordering};
 use std::alloc::{Layout, handle_alloc_error};
 
 use thiserror::Error;
@@ -355,6 +355,8 @@ struct Header {
     parsed: Parsed,
     offload: Offload,
     vrf: VrfId,
+    /// See [`Frame::set_mark`]. No model of threads needs it: loom's would not fit in.
+    mark: AtomicU16,
 }
 
 const _: () = assert!(
@@ -449,6 +451,7 @@ impl Home {
                 parsed: Parsed::default(),
                 offload: Offload::NONE,
                 vrf: VrfId::DEFAULT,
+                mark: AtomicU16::new(0),
             };
             // SAFETY: aligned (stride is a multiple of a line), and only this call has counted it
             // as used.
@@ -948,6 +951,29 @@ impl Frame {
     pub unsafe fn from_raw(raw: NonNull<core::ffi::c_void>) -> Self {
         Self { buffer: raw.cast() }
     }
+
+    /// Sets what [`Self::mark_of`] tells. It is 0 in a fresh pool, belongs to the buffer, and changes by
+    /// this alone: whoever marks what it carries as raw pointers takes the mark back with the frame, and
+    /// then knows what it carries from what it has given up.
+    #[inline]
+    pub fn set_mark(&self, mark: u16) {
+        self.header().mark.store(mark, Ordering::Relaxed);
+    }
+
+    /// The mark of the buffer that [`Self::into_raw`] gave up, whoever has the buffer now.
+    ///
+    /// # Safety
+    ///
+    /// `raw` came from [`Self::into_raw`], and the pool still has its memory: a handle of the pool is
+    /// there, or a frame of it that is in use.
+    #[must_use]
+    #[inline]
+    pub unsafe fn mark_of(raw: NonNull<core::ffi::c_void>) -> u16 {
+        let header = raw.cast::<Header>().as_ptr();
+        // SAFETY: the buffer is in memory, as the caller says, and its header was written before it was
+        // first used. Only the mark is looked at, which is atomic.
+        unsafe { &*core::ptr::addr_of!((*header).mark) }.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Frame {
@@ -993,6 +1019,25 @@ mod tests {
                 .len(),
             200
         );
+    }
+
+    #[test]
+    fn a_mark_is_of_the_buffer_and_changes_by_hand_alone() {
+        let mut pool = FramePool::new(1, 100);
+        let frame = pool.alloc().unwrap();
+        frame.set_mark(7);
+        let raw = frame.into_raw();
+        // SAFETY: the pool is there, and the frame is taken back once.
+        let frame = unsafe {
+            assert_eq!(Frame::mark_of(raw), 7);
+            Frame::from_raw(raw)
+        };
+        pool.free(frame);
+        let frame = pool.alloc().unwrap();
+        frame.set_mark(0);
+        drop(frame);
+        // SAFETY: the pool is there.
+        assert_eq!(unsafe { Frame::mark_of(raw) }, 0);
     }
 
     #[test]

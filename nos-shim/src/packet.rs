@@ -20,11 +20,12 @@ use crate::drop::DropReason;
 use crate::frame::{Checksum, ETHERNET_HEADER, Ecn, Frame, GsoKind, Offload, Segmentation, Tunnel};
 use crate::ident::MacAddr;
 use crate::offload::join_segments;
-use crate::parsed::{Flags, Parsed};
+use crate::parsed::Flags;
 use crate::tunnel;
 
 pub use self::burst::PacketBurst;
 pub use self::fault::Fault;
+pub use crate::parsed::Parsed;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -343,8 +344,30 @@ impl Packet {
         self.0.offload().segmentation?.tunnel
     }
 
-    fn parsed(&self) -> &Parsed {
+    /// What the parser learnt.
+    #[must_use]
+    #[inline]
+    pub fn parsed(&self) -> &Parsed {
         self.0.parsed()
+    }
+
+    /// Gives the packet up as a raw pointer, to be carried by code that knows nothing of packets.
+    #[must_use]
+    #[inline]
+    pub fn into_raw(self) -> core::ptr::NonNull<core::ffi::c_void> {
+        self.0.into_raw()
+    }
+
+    /// Takes back what [`Self::into_raw`] gave up.
+    ///
+    /// # Safety
+    ///
+    /// `raw` comes from [`Self::into_raw`], is taken back once only, and its frame has stayed what it was.
+    #[must_use]
+    #[inline]
+    pub unsafe fn from_raw(raw: core::ptr::NonNull<core::ffi::c_void>) -> Self {
+        // SAFETY: as the caller says.
+        Self(unsafe { Frame::from_raw(raw) })
     }
 
     /// The frame that holds the packet.
@@ -394,7 +417,7 @@ impl Packet {
     #[must_use]
     #[inline]
     pub fn is_ipv6(&self) -> bool {
-        self.parsed().flags.contains(Flags::IPV6)
+        self.parsed().is_ipv6()
     }
 
     /// Source and destination addresses.
@@ -462,11 +485,7 @@ impl Packet {
     #[must_use]
     #[inline]
     pub fn ports(&self) -> Option<Ports> {
-        let parsed = self.parsed();
-        parsed.flags.contains(Flags::PORTS).then_some(Ports {
-            source: parsed.source_port,
-            destination: parsed.destination_port,
-        })
+        self.parsed().ports()
     }
 
     /// Whether the packet is part of a larger datagram. An IPv6 atomic fragment (RFC 6946) is
@@ -474,14 +493,7 @@ impl Packet {
     #[must_use]
     #[inline]
     pub fn fragment(&self) -> Fragment {
-        let flags = self.parsed().flags;
-        if flags.contains(Flags::LATER_FRAGMENT) {
-            Fragment::Later
-        } else if flags.contains(Flags::FIRST_FRAGMENT) {
-            Fragment::First
-        } else {
-            Fragment::Whole
-        }
+        self.parsed().fragment()
     }
 
     /// Which datagram a fragment belongs to, and where in it the fragment lies; `None` for a whole
@@ -541,16 +553,14 @@ impl Packet {
     /// Whether routers must not fragment it: IPv4 with DF, and every IPv6 packet.
     #[must_use]
     pub fn dont_fragment(&self) -> bool {
-        self.parsed()
-            .flags
-            .intersects(Flags::DONT_FRAGMENT | Flags::IPV6)
+        self.parsed().dont_fragment()
     }
 
     /// Whether there are IPv4 options, or IPv6 hop-by-hop options.
     #[must_use]
     #[inline]
     pub fn has_options(&self) -> bool {
-        self.parsed().flags.contains(Flags::OPTIONS)
+        self.parsed().has_options()
     }
 
     /// Whether there are IPv6 extension headers in front of the transport header.
@@ -562,7 +572,7 @@ impl Packet {
     /// Whether an IPv6 routing header still names stations (segments left is not zero).
     #[must_use]
     pub fn has_segments_left(&self) -> bool {
-        self.parsed().flags.contains(Flags::ROUTED)
+        self.parsed().has_segments_left()
     }
 
     /// The IP packet: header, extension headers and payload.

@@ -2,6 +2,8 @@
 
 use bitflags::bitflags;
 
+use crate::packet::{Fragment, Ports};
+
 bitflags! {
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) struct Flags: u8 {
@@ -33,4 +35,81 @@ pub struct Parsed {
     pub(crate) fragment_header: u16,
     pub(crate) protocol: u8,
     pub(crate) flags: Flags,
+}
+
+/// What those who have no [`Packet`](crate::packet::Packet) read of it, as they have parsed octets of their
+/// own.
+impl Parsed {
+    /// Whether this is IPv6.
+    #[must_use]
+    #[inline]
+    pub fn is_ipv6(&self) -> bool {
+        self.flags.contains(Flags::IPV6)
+    }
+
+    /// As [`Packet::fragment`](crate::packet::Packet::fragment).
+    #[must_use]
+    #[inline]
+    pub fn fragment(&self) -> Fragment {
+        if self.flags.contains(Flags::LATER_FRAGMENT) {
+            Fragment::Later
+        } else if self.flags.contains(Flags::FIRST_FRAGMENT) {
+            Fragment::First
+        } else {
+            Fragment::Whole
+        }
+    }
+
+    /// As [`Packet::dont_fragment`](crate::packet::Packet::dont_fragment).
+    #[must_use]
+    #[inline]
+    pub fn dont_fragment(&self) -> bool {
+        self.flags.intersects(Flags::DONT_FRAGMENT | Flags::IPV6)
+    }
+
+    /// Whether there are IPv4 options, or IPv6 hop-by-hop options.
+    #[must_use]
+    #[inline]
+    pub fn has_options(&self) -> bool {
+        self.flags.contains(Flags::OPTIONS)
+    }
+
+    /// Whether an IPv6 routing header still names stations (segments left is not zero).
+    #[must_use]
+    #[inline]
+    pub fn has_segments_left(&self) -> bool {
+        self.flags.contains(Flags::ROUTED)
+    }
+
+    /// The protocol of the transport header, after all IPv6 extension headers that were followed.
+    #[must_use]
+    #[inline]
+    pub fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// The ports of TCP or UDP; `None` for other protocols and for later fragments.
+    #[must_use]
+    #[inline]
+    pub fn ports(&self) -> Option<Ports> {
+        self.flags.contains(Flags::PORTS).then_some(Ports {
+            source: self.source_port,
+            destination: self.destination_port,
+        })
+    }
+
+    /// Octets from the frame's start to the transport header, or to the payload of a later fragment.
+    #[must_use]
+    #[inline]
+    pub fn transport_offset(&self) -> u16 {
+        self.l4
+    }
+
+    /// Octets from the frame's start to the payload of TCP or UDP; for other protocols, the same as
+    /// [`Self::transport_offset`].
+    #[must_use]
+    #[inline]
+    pub fn payload_offset(&self) -> u16 {
+        self.payload
+    }
 }

@@ -15,7 +15,7 @@ use crate::control::api::snapshot::{
     NextHop, Origin, Outside, Port, PortKind, PortState, Protocol, Registration, RegistrationKind,
     Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
-use crate::control::api::{Applied, Event, Response, Subject, SubjectKind, Watched};
+use crate::control::api::{Applied, Carrier, Event, Response, Subject, SubjectKind, Watched};
 
 /// Characters of a line that tells a reason.
 const REASON_WIDTH: usize = 36;
@@ -166,6 +166,21 @@ pub fn watched(watched: &Watched) -> String {
             address,
             mac,
         } => format!("conflict {}: {mac} uses {address}", of(subject)),
+        Event::Carrier {
+            subject,
+            state,
+            peer,
+            reason,
+        } => {
+            let state = match state {
+                Carrier::Up => "up",
+                Carrier::Stalled => "stalled",
+                Carrier::Down => "down",
+            };
+            let why = peer.as_ref().or(reason.as_ref());
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            format!("carrier {state} {}{why}", of(subject))
+        }
         Event::ForeignPort {
             subject,
             protocol,

@@ -33,6 +33,7 @@ use nos_shim::ports::{Policy, PortRange};
 use thiserror::Error;
 
 use crate::control::api::Access;
+use crate::control::memif;
 use crate::interface_name::InterfaceName;
 
 mod check;
@@ -195,6 +196,8 @@ pub enum UplinkDevice {
     Packet(InterfaceName),
     /// A TAP that is made under this name.
     Tap(InterfaceName),
+    /// Memory that is shared with another process.
+    Memif(memif::Options),
     /// An interface of the NOS, of which nothing is known here: where the NOS is not the one of this
     /// program ([`NosPlace::Elsewhere`]).
     Nos,
@@ -206,7 +209,7 @@ impl UplinkDevice {
     pub fn interface(&self) -> Option<&InterfaceName> {
         match self {
             Self::Packet(name) | Self::Tap(name) => Some(name),
-            Self::Nos => None,
+            Self::Memif(_) | Self::Nos => None,
         }
     }
 }
@@ -227,6 +230,7 @@ impl fmt::Display for UplinkDevice {
         match self {
             Self::Packet(name) => write!(f, "packet:{name}"),
             Self::Tap(name) => write!(f, "tap:{name}"),
+            Self::Memif(options) => write!(f, "memif:{}", options.address),
             Self::Nos => f.write_str("nos"),
         }
     }

@@ -6,6 +6,7 @@
 //! | [`kernel`] | the floor: namespaces, netlink, sysctls, taking interfaces over |
 //! | [`attach`] | a container's side of its link |
 //! | [`api`] | the control socket: protocol, server, client |
+//! | [`memif`] | sockets of interfaces on shared memory |
 //! | [`plan`] | what has to be done to get from one state to another |
 //! | [`handover`] | what one process hands over to the next |
 //! | [`store`] | what outlives the process |
@@ -17,5 +18,6 @@ pub mod config;
 pub mod daemon;
 pub mod handover;
 pub mod kernel;
+pub mod memif;
 pub mod plan;
 pub mod store;

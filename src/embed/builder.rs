@@ -189,7 +189,7 @@ impl Container {
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     buffers: Option<u32>,
@@ -200,6 +200,8 @@ struct Settings {
 /// What a relay is started with.
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
+    /// In front of the entries.
+    config: String,
     entries: Entries,
     control: Option<PathBuf>,
     state: Option<PathBuf>,
@@ -209,6 +211,7 @@ pub struct Builder {
 /// What a configuration file has, too.
 #[derive(Clone, Debug, Default, Serialize)]
 struct Entries {
+    #[serde(skip_serializing_if = "is_default")]
     relay: Settings,
     #[serde(rename = "uplink", skip_serializing_if = "Vec::is_empty")]
     interfaces: Vec<Interface>,
@@ -216,7 +219,21 @@ struct Entries {
     containers: Vec<Container>,
 }
 
+/// A table without keys would be another one beside that of a text.
+fn is_default(settings: &Settings) -> bool {
+    *settings == Settings::default()
+}
+
 impl Builder {
+    /// With what a configuration file has, besides what the other methods say; another text replaces it.
+    /// An interface of the NOS is an `[[uplink]]` with `device = "nos"`. It is checked at the start, and
+    /// its lines are those of errors.
+    #[must_use]
+    pub fn config(mut self, toml: &str) -> Self {
+        toml.clone_into(&mut self.config);
+        self
+    }
+
     /// With another interface of the NOS; at least one is needed.
     #[must_use]
     pub fn interface(mut self, interface: Interface) -> Self {
@@ -270,7 +287,11 @@ impl Builder {
     /// The same as a configuration file would have it.
     pub(super) fn text(&self) -> String {
         // Tables of plain values have a text.
-        toml::to_string(&self.entries).unwrap_or_default()
+        let entries = toml::to_string(&self.entries).unwrap_or_default();
+        match self.config.as_str() {
+            "" => entries,
+            config => format!("{config}\n{entries}"),
+        }
     }
 
     fn options(&self) -> Result<EmbeddedOptions, ConfigErrors> {

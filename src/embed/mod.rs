@@ -166,7 +166,7 @@ impl Relay {
     ///
     /// [`ControlError`]; what is refused is [`ControlError::Refused`], with field and reason.
     pub fn request(&self, request: &Request, limit: Duration) -> Result<Response, ControlError> {
-        api::query_on(self.connect()?, Path::new(NAME), request, limit)
+        api::query_on(self.control_stream()?, Path::new(NAME), request, limit)
     }
 
     /// Attaches a container, besides those of the configuration. One that is attached already, by the
@@ -196,10 +196,16 @@ impl Relay {
     ///
     /// As [`Self::request`].
     pub fn watch(&self, limit: Duration) -> Result<Watch, ControlError> {
-        api::watch_on(self.connect()?, Path::new(NAME), limit)
+        api::watch_on(self.control_stream()?, Path::new(NAME), limit)
     }
 
-    fn connect(&self) -> Result<UnixStream, ControlError> {
+    /// A connection to the control socket, which need not have a path: what it takes and answers is in
+    /// `docs/control.md`.
+    ///
+    /// # Errors
+    ///
+    /// The relay has ended, or there is no descriptor left.
+    pub fn control_stream(&self) -> Result<UnixStream, ControlError> {
         let failed = |error| ControlError::Io {
             path: NAME.into(),
             error,

@@ -48,6 +48,20 @@ pub enum Event {
         #[serde(with = "text")]
         mac: MacAddr,
     },
+    /// The peer of an uplink on shared memory came, went, or takes nothing.
+    Carrier {
+        /// The uplink.
+        #[serde(flatten)]
+        subject: Subject,
+        /// Whether frames pass.
+        state: Carrier,
+        /// What the peer calls its interface, while they do.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<String>,
+        /// Why they do not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// A container sends from a port that is not its own, which is refused.
     ForeignPort {
         /// The container.
@@ -92,6 +106,18 @@ pub enum Event {
         /// By the NOS, by reason.
         nos: Drops,
     },
+}
+
+/// Whether frames pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carrier {
+    /// They do.
+    Up,
+    /// A peer is there, and takes none.
+    Stalled,
+    /// They do not.
+    Down,
 }
 
 /// The protocol of a packet that an event tells of.

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::control::memif::Side;
+
 use super::entries::{ContainerEntry, Entries, NosEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
@@ -74,6 +76,7 @@ fn uplinks(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
         Some(At { value, place })
     });
     unique(report, "interface", interfaces);
+    memifs(report, uplinks);
     for Vrf { uplinks, .. } in vrfs.iter() {
         let networks = uplinks.iter().flat_map(|uplink| &uplink.addresses);
         unique(
@@ -92,11 +95,28 @@ fn uplinks(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     }
 }
 
+/// Two sides of one socket and number may be here, but no two of a kind.
+fn memifs(report: &Report<'_>, uplinks: &[UplinkEntry]) {
+    for side in [Side::Server, Side::Client] {
+        let addresses = uplinks.iter().filter_map(|uplink| match &uplink.device {
+            At {
+                value: UplinkDevice::Memif(options),
+                place,
+            } if options.side == side => Some(At {
+                value: &options.address,
+                place: *place,
+            }),
+            _ => None,
+        });
+        unique(report, "memif", addresses);
+    }
+}
+
 fn no_foreign_uplinks(report: &Report<'_>, uplinks: &[UplinkEntry]) {
     for At { value, place } in uplinks.iter().map(|uplink| uplink.device.as_ref()) {
         if *value == UplinkDevice::Nos {
             let reason = "\"nos\" is an interface of a NOS that embeds nos-relay; here it is \
-                          \"packet:INTERFACE\" or \"tap:INTERFACE\"";
+                          \"packet:INTERFACE\", \"tap:INTERFACE\" or \"memif:SOCKET:ID\"";
             report.error(place, reason);
         }
     }

@@ -13,6 +13,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use crate::control::api::Access;
+use crate::control::memif::Side;
 use crate::interface_name::InterfaceName;
 
 use super::document::{Entry, Section};
@@ -234,6 +235,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
     let device = section.required("device", "\"packet:eth0\"", values::uplink_device);
     section.require("addresses", "[\"203.0.113.1/24\"]");
     let addresses = section.list("addresses", values::host_network);
+    let device = with_memif(&mut section, device);
     let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
@@ -260,6 +262,49 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
         vrf: vrf.value,
         capture,
     })
+}
+
+/// The device with what its key `memif` says.
+fn with_memif(
+    section: &mut Section<'_>,
+    device: Option<At<UplinkDevice>>,
+) -> Option<At<UplinkDevice>> {
+    let Some(mut memif) = section.table("memif") else {
+        // One that is no table spoils the entry.
+        return device;
+    };
+    let side = memif.optional("role", values::memif_side);
+    let secret = memif.optional("secret", values::memif_secret);
+    let queues = memif.optional("queues", values::memif_queues);
+    let ring = memif.optional("ring", values::memif_ring);
+    let place = memif.header("");
+    let mut device = device;
+    match &mut device {
+        Some(At {
+            value: UplinkDevice::Memif(options),
+            ..
+        }) => {
+            options.side = side.map_or(Side::Server, |at| at.value);
+            options.secret = secret.map(|at| at.value);
+            let (most, one) = (options.queues, 1);
+            options.queues = match (queues, options.side) {
+                (Some(at), _) => at.value,
+                (None, Side::Server) => most,
+                (None, Side::Client) => one,
+            };
+            match (ring, options.side) {
+                (Some(at), Side::Server) => {
+                    memif.error(at.place, "is for the client to say; role is \"server\"");
+                }
+                (Some(at), Side::Client) => options.log2_ring_size = at.value,
+                (None, _) => {}
+            }
+        }
+        Some(_) => memif.error(place, "is for a device \"memif:SOCKET:ID\""),
+        None => {}
+    }
+    section.close(memif);
+    device
 }
 
 pub(super) fn route(mut section: Section<'_>) -> Option<RouteEntry> {

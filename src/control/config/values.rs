@@ -22,12 +22,16 @@ use super::{
     ContainerDevice, IoUring, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
     VrfName,
 };
+use crate::control::memif::{self, Address, MAX_RINGS, Secret, Side};
 
 /// Characters of a value that errors quote.
 const MAX_QUOTED: usize = 60;
 
 /// What ports look like.
 const PORTS: &str = "a port or a range within 1 to 65535, as in 179, \"20000-20999\" or \"!20500\"";
+
+/// A ring of 1024 descriptors.
+const DEFAULT_LOG2_RING_SIZE: u8 = 10;
 
 /// The highest process id that Linux can be set to give (`PID_MAX_LIMIT`).
 const MAX_PID: u32 = 1 << 22;
@@ -166,7 +170,7 @@ pub(super) fn mac(value: &DeValue<'_>) -> Result<MacAddr, String> {
 }
 
 pub(super) fn uplink_device(value: &DeValue<'_>) -> Result<UplinkDevice, String> {
-    const EXPECTED: &str = "\"packet:INTERFACE\" or \"tap:INTERFACE\"";
+    const EXPECTED: &str = "\"packet:INTERFACE\", \"tap:INTERFACE\" or \"memif:SOCKET:ID\"";
     let device = text(value, EXPECTED)?;
     if device == "nos" {
         return Ok(UplinkDevice::Nos);
@@ -176,13 +180,77 @@ pub(super) fn uplink_device(value: &DeValue<'_>) -> Result<UplinkDevice, String>
     let make = match kind {
         "packet" => UplinkDevice::Packet,
         "tap" => UplinkDevice::Tap,
+        "memif" => return memif_address(interface).map(memif_of),
         _ => {
             return Err(wrong(
-                did_you_mean(kind, &["packet", "tap"]).unwrap_or_default(),
+                did_you_mean(kind, &["packet", "tap", "memif"]).unwrap_or_default(),
             ));
         }
     };
     parsed(interface).map(make)
+}
+
+/// An interface behind a socket, as in `/run/x.sock:0`.
+fn memif_address(written: &str) -> Result<Address, String> {
+    let wrong = |why: &str| format!("{} is not \"memif:SOCKET:ID\": {why}", quoted(written));
+    let (path, id) = written
+        .rsplit_once(':')
+        .ok_or_else(|| wrong("the number of the interface is missing"))?;
+    let id = id
+        .parse()
+        .map_err(|_| wrong("the interface is no number of 0 to 4294967295"))?;
+    let path = PathBuf::from(path);
+    if !path.is_absolute() {
+        return Err(wrong("the socket is not an absolute path"));
+    }
+    let octets = path.as_os_str().len();
+    let too_long = format!(
+        "the path has {octets} octets, a socket's at most {}",
+        Address::MAX_PATH
+    );
+    Address::new(path, id).ok_or_else(|| wrong(&too_long))
+}
+
+/// With what is so unless the key `memif` says otherwise.
+fn memif_of(address: Address) -> UplinkDevice {
+    UplinkDevice::Memif(memif::Options {
+        address,
+        side: Side::Server,
+        secret: None,
+        queues: MAX_RINGS,
+        log2_ring_size: DEFAULT_LOG2_RING_SIZE,
+    })
+}
+
+pub(super) fn memif_side(value: &DeValue<'_>) -> Result<Side, String> {
+    choice(value, &[("server", Side::Server), ("client", Side::Client)])
+}
+
+pub(super) fn memif_secret(value: &DeValue<'_>) -> Result<Secret, String> {
+    const EXPECTED: &str = "a secret of 1 to 24 octets";
+    let written = text(value, EXPECTED)?;
+    // What is wrong is not shown: it may be right elsewhere.
+    Secret::new(written.as_bytes()).ok_or_else(|| {
+        format!(
+            "has {} octets, or a zero among them; it is {EXPECTED}",
+            written.len()
+        )
+    })
+}
+
+/// Rings of each direction.
+pub(super) fn memif_queues(value: &DeValue<'_>) -> Result<u16, String> {
+    let queues = integer(value, 1..=u32::from(MAX_RINGS))?;
+    u16::try_from(queues).map_err(|_| format!("{queues} is no number of queues"))
+}
+
+/// Descriptors of a ring, as their logarithm.
+pub(super) fn memif_ring(value: &DeValue<'_>) -> Result<u8, String> {
+    let descriptors = integer(value, 64..=4096)?;
+    match descriptors.is_power_of_two() {
+        true => u8::try_from(descriptors.ilog2()).map_err(|error| error.to_string()),
+        false => Err(format!("{descriptors} is not a power of two, as 1024 is")),
+    }
 }
 
 /// An address of the NOS with its network's prefix length.

@@ -33,8 +33,11 @@ pub(crate) struct EmbeddedOptions {
     pub(crate) strict: bool,
 }
 
-/// A daemon whose data threads run, and that has attached nothing yet.
-pub(crate) struct EmbeddedDaemon {
+/// A daemon whose data threads run, and that has attached nothing yet. One that is dropped before it has run
+/// ends its threads.
+pub(crate) struct EmbeddedDaemon(Option<Prepared>);
+
+struct Prepared {
     daemon: Daemon,
     poll: Poll,
     server: Server,
@@ -107,6 +110,14 @@ impl Owner for Embedder {
     }
 }
 
+impl Drop for EmbeddedDaemon {
+    fn drop(&mut self) {
+        if let Some(prepared) = self.0.take() {
+            prepared.daemon.stop();
+        }
+    }
+}
+
 impl EmbeddedDaemon {
     /// Starts the data thread, and makes the NOS's port.
     pub(crate) fn start(options: EmbeddedOptions) -> Result<(Self, Orders, NosPort), DaemonError> {
@@ -132,11 +143,16 @@ impl EmbeddedDaemon {
         if let Some(path) = &control {
             daemon.live.journal = Journal::open(path);
         }
-        let joined = daemon.live.plane.join();
-        let port = joined.map_err(DaemonError::start("open the NOS's port"))?;
+        let port = match daemon.live.plane.join() {
+            Ok(port) => port,
+            Err(error) => {
+                daemon.stop();
+                return Err(DaemonError::start("open the NOS's port")(error));
+            }
+        };
         let (orders, taken) = unbounded();
         let (tell, ready) = crossbeam_channel::bounded(1);
-        let embedded = Self {
+        let embedded = Self(Some(Prepared {
             daemon,
             poll,
             server,
@@ -145,7 +161,7 @@ impl EmbeddedDaemon {
                 orders: taken,
                 ready: tell,
             },
-        };
+        }));
         let orders = Orders {
             orders,
             waker,
@@ -156,14 +172,18 @@ impl EmbeddedDaemon {
 
     /// The control thread, until it is told to stop. It yields to the data threads where `own` says
     /// that the thread is its own.
-    pub(crate) fn run(self, own: bool) -> Result<(), DaemonError> {
-        let Self {
+    pub(crate) fn run(mut self, own: bool) -> Result<(), DaemonError> {
+        // It is there until it has run, which is once.
+        let Some(prepared) = self.0.take() else {
+            return Ok(());
+        };
+        let Prepared {
             mut daemon,
             poll,
             server,
             strict,
             mut owner,
-        } = self;
+        } = prepared;
         if own {
             yield_to_data_threads();
         }

@@ -23,7 +23,7 @@ use crate::control::handover::{
     send_go, send_stopped,
 };
 use crate::control::plan::ContainerLink;
-use crate::data::device::DeviceFacts;
+use crate::data::device::{DeviceFacts, DeviceKind};
 use crate::data::event_loop::{DeviceReport, Mode, Stopped};
 
 use super::leases::Processes;
@@ -258,6 +258,10 @@ impl Daemon {
         self.live.uplinks.iter().filter_map(|(name, uplink)| {
             let live = uplink.device.as_ref()?;
             let report = reports.get(&Interface::Uplink(uplink.id))?;
+            // Shared memory is agreed on anew.
+            if report.kind == DeviceKind::Memif {
+                return None;
+            }
             let index = live.facts.index;
             Some(UplinkFacts {
                 name: name.to_string(),

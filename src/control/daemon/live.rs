@@ -24,6 +24,7 @@ use super::giving::{FIRST_DEVICE, Keeping};
 use super::identifiers::Identifiers;
 use super::inherited::Inherited;
 use super::journal::Journal;
+use super::memif::Memifs;
 use super::routes::ToldRoutes;
 use super::vrfs::VrfNumbers;
 
@@ -54,6 +55,7 @@ impl From<Stopped> for StepError {
 pub(super) struct Live {
     pub(super) host: Host,
     pub(super) plane: DataPlane,
+    pub(super) memifs: Memifs,
     pub(super) containers: BTreeMap<Name, LiveContainer>,
     pub(super) uplinks: BTreeMap<Name, LiveUplink>,
     pub(super) captures: BTreeMap<Entity, CaptureWriter>,
@@ -83,10 +85,11 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(host: Host, plane: DataPlane, keeping: Keeping) -> Self {
+    pub(super) fn new(host: Host, plane: DataPlane, memifs: Memifs, keeping: Keeping) -> Self {
         Self {
             host,
             plane,
+            memifs,
             containers: BTreeMap::new(),
             uplinks: BTreeMap::new(),
             captures: BTreeMap::new(),
@@ -244,4 +247,6 @@ pub(super) struct LiveDevice {
     pub(super) descriptor: Descriptor,
     /// It was opened for super-frames that are longer than a buffer.
     pub(super) long_frames: bool,
+    /// Why no frames pass, where that is known of it.
+    pub(super) down: Option<String>,
 }

@@ -48,6 +48,7 @@ mod injections;
 mod journal;
 mod leases;
 mod live;
+mod memif;
 mod news;
 mod nos;
 mod process;
@@ -89,6 +90,7 @@ use data_plane::DataPlane;
 use giving::{Giving, Keeping};
 use leases::Processes;
 use live::Live;
+use memif::Memifs;
 use reconcile::Reconciler;
 use registry::Registry;
 use watching::DropWatch;
@@ -274,10 +276,10 @@ impl Base {
         registry: Registry,
         keeping: Keeping,
     ) -> Result<Daemon, DaemonError> {
-        let plane = DataPlane::start(&config.relay, place, self.waker)
+        let plane = DataPlane::start(&config.relay, place, Arc::clone(&self.waker))
             .map_err(DaemonError::start("start data threads"))?;
         Ok(Daemon {
-            live: Live::new(self.host, plane, keeping),
+            live: Live::new(self.host, plane, Memifs::new(self.waker), keeping),
             reconciler: Reconciler::new(),
             watch: self.watch,
             settings: config.relay.clone(),

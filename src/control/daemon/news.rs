@@ -77,6 +77,9 @@ impl Daemon {
                 }
             }
         }
+        while let Some(news) = self.live.memifs.next_news() {
+            self.carrier_changed(news);
+        }
         // Closing waits for the kernel: all together.
         for outcome in detach_all(&self.live.host, dead, self.live.pace) {
             if let Err(error) = outcome {

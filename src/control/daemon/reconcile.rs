@@ -426,7 +426,7 @@ impl Reconciler {
                 let presence = link_presence(&uplink.name, name.as_str(), live);
                 Some((uplink.name.clone(), presence))
             }
-            UplinkDevice::Tap(_) | UplinkDevice::Nos => None,
+            UplinkDevice::Tap(_) | UplinkDevice::Memif(_) | UplinkDevice::Nos => None,
         });
         Observed {
             host: live.host.namespace().id(),

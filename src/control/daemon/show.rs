@@ -423,7 +423,9 @@ impl Daemon {
                 device: kind.to_owned(),
                 interface: live.map_or(configured, |live| live.facts.name.clone()),
                 state: self.state_of(&entities, live.map(uplink_state)),
-                reason: self.reason_of(&entities),
+                reason: self
+                    .reason_of(&entities)
+                    .or_else(|| live.and_then(|live| live.down.clone())),
                 since: self.since_of(&entities),
                 mac: uplink.network.mac,
                 vrf: snapshot.config.vrf,
@@ -455,6 +457,7 @@ impl Daemon {
         match device.or(wanted.map(|wanted| &wanted.device)) {
             Some(UplinkDevice::Packet(interface)) => ("packet", interface.to_string()),
             Some(UplinkDevice::Tap(interface)) => ("tap", interface.to_string()),
+            Some(UplinkDevice::Memif(options)) => ("memif", options.address.to_string()),
             Some(UplinkDevice::Nos) => ("nos", String::new()),
             None => ("", String::new()),
         }
@@ -508,7 +511,9 @@ fn kernel_drops(
 ) -> Option<u64> {
     match device?.kind {
         DeviceKind::Tap | DeviceKind::PlainTap => Some(inside?.statistics.tx_dropped),
-        DeviceKind::Packet | DeviceKind::Memory => Some(live?.inspector.kernel_drops()),
+        DeviceKind::Packet | DeviceKind::Memory | DeviceKind::Memif => {
+            Some(live?.inspector.kernel_drops())
+        }
     }
 }
 

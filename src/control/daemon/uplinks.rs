@@ -14,6 +14,7 @@ use crate::control::attach::{self, offloads};
 use crate::control::config::{Name, NosPlace, UplinkDevice, VrfName};
 use crate::control::handover::Descriptor;
 use crate::control::kernel::LinkFacts;
+use crate::control::memif;
 use crate::control::plan::{Change, Network, OpenDevice};
 use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
 use crate::data::event_loop::{AddDeviceError, LoopDevice, Stopped};
@@ -204,7 +205,7 @@ impl Live {
         };
         let opened = match self.receive_uplink(name, wanted)? {
             Some(received) => received,
-            None => self.make(wanted)?,
+            None => self.make(name, id, wanted)?,
         };
         let OpenUplink {
             device,
@@ -232,15 +233,31 @@ impl Live {
                 takeover,
                 descriptor,
                 long_frames,
+                down: None,
             });
         }
         self.follow_link(name, facts);
         Ok(())
     }
 
-    fn make(&mut self, wanted: &OpenDevice) -> Result<OpenUplink, StepError> {
+    fn make(
+        &mut self,
+        name: &Name,
+        id: UplinkId,
+        wanted: &OpenDevice,
+    ) -> Result<OpenUplink, StepError> {
         let descriptor = self.number_descriptor();
         match &wanted.device {
+            UplinkDevice::Memif(options) => {
+                let opened = self.memifs.open(id, name.as_str(), options.clone());
+                Ok(OpenUplink {
+                    device: Box::new(opened?),
+                    facts: memif_facts(options, wanted),
+                    takeover: None,
+                    descriptor,
+                    long_frames: false,
+                })
+            }
             UplinkDevice::Packet(_) => self.open_packet(wanted, descriptor),
             UplinkDevice::Nos => Err(StepError::new("the NOS has it")),
             UplinkDevice::Tap(name) => Ok(OpenUplink {
@@ -382,6 +399,12 @@ impl Live {
             Ok(Err(error)) => warn!(uplink = %id, %error, "routes are missing"),
         }
     }
+}
+
+/// What there is to say of an interface that the kernel does not know. A peer may come at once, of which
+/// news tells.
+fn memif_facts(options: &memif::Options, wanted: &OpenDevice) -> LinkFacts {
+    LinkFacts::outside_of_kernel(options.address.to_string(), wanted.mac, wanted.mtu)
 }
 
 /// What is asked of an uplink's device. Behind it, a NIC or a bridge may cut what leaves.

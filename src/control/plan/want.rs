@@ -174,7 +174,7 @@ fn wanted_device(uplink: &Uplink, observed: &Observed) -> Result<Option<OpenDevi
         mtu,
     };
     let name = match &uplink.device {
-        UplinkDevice::Tap(_) => {
+        UplinkDevice::Tap(_) | UplinkDevice::Memif(_) => {
             let open = open(0, own_mac(uplink), uplink.mtu.octets().into());
             return Ok(Some(open));
         }
@@ -194,7 +194,13 @@ fn wanted_device(uplink: &Uplink, observed: &Observed) -> Result<Option<OpenDevi
 
 /// The MAC address of an uplink whose interface does not say one.
 fn own_mac(uplink: &Uplink) -> MacAddr {
-    let stable = || MacAddr::stable(&format!("uplink {}", uplink.name));
+    let stable = || match &uplink.device {
+        // Its peer may well have an uplink of the same name.
+        UplinkDevice::Memif(options) => {
+            MacAddr::stable(&format!("uplink {} {:?}", uplink.name, options.side))
+        }
+        _ => MacAddr::stable(&format!("uplink {}", uplink.name)),
+    };
     uplink.mac.unwrap_or_else(stable)
 }
 

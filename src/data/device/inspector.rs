@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use serde::{Deserialize, Serialize};
 
 use super::plain_tap::PlainInterface;
-use super::{memory, packet, tap};
+use super::{memif, memory, packet, tap};
 
 /// Whether an interface works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,6 +51,7 @@ enum View {
     PlainTap(Weak<PlainInterface>),
     Packet(Weak<OwnedFd>),
     Memory(Weak<memory::Queue>),
+    Memif(Weak<memif::Port>),
 }
 
 impl Inspector {
@@ -68,6 +69,10 @@ impl Inspector {
 
     pub(super) fn of_memory(incoming: &Arc<memory::Queue>) -> Self {
         Self::new(View::Memory(Arc::downgrade(incoming)))
+    }
+
+    pub(super) fn of_memif(port: &Arc<memif::Port>) -> Self {
+        Self::new(View::Memif(Arc::downgrade(port)))
     }
 
     fn new(view: View) -> Self {
@@ -88,6 +93,7 @@ impl Inspector {
             }
             View::Packet(fd) => fd.upgrade().map(|fd| packet::link(&fd)),
             View::Memory(incoming) => incoming.upgrade().map(|incoming| incoming.link()),
+            View::Memif(port) => port.upgrade().map(|port| port.link()),
         };
         state.unwrap_or(LinkState::Gone)
     }
@@ -105,7 +111,7 @@ impl Inspector {
                 let interface = interface.upgrade();
                 interface.map(|interface| interface.as_fd().try_clone_to_owned())
             }
-            View::Memory(_) => None,
+            View::Memory(_) | View::Memif(_) => None,
         };
         duplicate.transpose()
     }

@@ -9,6 +9,7 @@
 //! | [`PlainTap`] | the same without, where the kernel can give no more or on request | no |
 //! | [`PacketSocket`] | any Ethernet interface: host end of a veth, bridge, physical NIC | yes, those of tunnels by an [`Injection`] |
 //! | [`MemoryDevice`] | another device in this process | as configured |
+//! | [`memif::Memif`] | another process, by shared memory | no |
 //! | [`Captured`] | any of them, whose frames are recorded in a pcapng file or not | as the one inside |
 //!
 //! # Events
@@ -36,6 +37,7 @@ mod character;
 mod coalesce;
 mod injection;
 mod inspector;
+pub mod memif;
 mod memory;
 mod packet;
 mod plain_tap;
@@ -287,6 +289,8 @@ pub enum DeviceKind {
     Packet,
     /// [`MemoryDevice`].
     Memory,
+    /// [`memif::Memif`].
+    Memif,
 }
 
 impl DeviceKind {
@@ -296,7 +300,7 @@ impl DeviceKind {
     pub fn first_turn(self) -> usize {
         match self {
             Self::Packet => 2,
-            Self::Tap | Self::PlainTap | Self::Memory => 1,
+            Self::Tap | Self::PlainTap | Self::Memory | Self::Memif => 1,
         }
     }
 }
@@ -308,6 +312,7 @@ impl fmt::Display for DeviceKind {
             Self::PlainTap => "plain TAP",
             Self::Packet => "packet socket",
             Self::Memory => "memory device",
+            Self::Memif => "memif",
         })
     }
 }

@@ -55,6 +55,6 @@ pub fn received_device(
                 PacketSocket::received(fd, facts.name.clone(), capabilities, facts.long_frames);
             Ok(Box::new(socket))
         }
-        DeviceKind::Memory => Err(refused("receive it", Errno::EOPNOTSUPP)),
+        DeviceKind::Memory | DeviceKind::Memif => Err(refused("receive it", Errno::EOPNOTSUPP)),
     }
 }

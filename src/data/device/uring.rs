@@ -117,7 +117,7 @@ impl Uring {
             && match kind {
                 DeviceKind::Tap | DeviceKind::PlainTap => self.report.taps,
                 DeviceKind::Packet => true,
-                DeviceKind::Memory => false,
+                DeviceKind::Memory | DeviceKind::Memif => false,
             }
     }
 

@@ -360,6 +360,26 @@ fn link_facts(object: &RouteNetlinkMessage) -> Option<LinkFacts> {
 }
 
 impl LinkFacts {
+    /// Of an interface that only this process knows: it has no number, and is not operational.
+    pub(crate) fn outside_of_kernel(name: String, mac: MacAddr, mtu: u32) -> Self {
+        Self {
+            index: 0,
+            name,
+            mac: Some(mac),
+            mtu,
+            up: true,
+            operational: false,
+            resolves: true,
+            tx_queue_len: 0,
+            kind: None,
+            alias: None,
+            peer: None,
+            group: 0,
+            ipv6: Ipv6State::Absent,
+            statistics: LinkStatistics::default(),
+        }
+    }
+
     pub(in crate::control::kernel) fn of(message: &LinkMessage) -> Self {
         let flags = message.header.flags;
         let mut facts = Self {
