@@ -446,7 +446,8 @@ mod tests {
         let mut pool = FramePool::new(64, 64);
         let mut burst = PacketBurst::new();
         for n in 0..PACKETS {
-            if !relay.has_room() && relay.try_await_room() {
+            // A wake-up may be of an earlier announcement, which had been taken back.
+            while !relay.has_room() && relay.try_await_room() {
                 woken
                     .recv_timeout(Duration::from_secs(20))
                     .expect("woken when there is room");
