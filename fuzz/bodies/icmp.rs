@@ -216,12 +216,15 @@ fn built(
     assert!(told.wire_len() <= limit);
     assert_eq!(told.source(), source);
     assert_eq!(told.destination(), offending.source());
-    let quote = Quote::parse(&told).expect("the offending packet is quoted");
-    assert_eq!(quote.addresses, offending.addresses());
     // A chain of extension headers may be longer than the quote; and hop-by-hop options that are not in
     // front are followed in a quote, and are an unknown protocol in a packet.
     let followed = offending.transport_offset() < 14 + 400
         && !(offending.is_ipv6() && offending.protocol() == protocol::HOP_BY_HOP);
+    let Some(quote) = Quote::parse(&told) else {
+        assert!(!followed, "the offending packet is quoted");
+        return pool.free(told.into_frame());
+    };
+    assert_eq!(quote.addresses, offending.addresses());
     if offending.tunnel().is_none() && followed {
         assert_eq!(quote.protocol, offending.protocol());
         assert_eq!(
