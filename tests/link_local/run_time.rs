@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use nos_relay::control::api::query;
-use nos_relay::lab::testbed::{LabNamespace, tcp, veth};
+use nos_relay::lab::testbed::{LabNamespace, Privileges, privileges, tcp, veth};
 use serde_json::{Value, json};
 
 use super::support::daemon::{Daemon, LIMIT, await_that};
-use super::support::lab_test;
 use super::support::scenario::{Variant, edited};
+use super::support::{lab_test, skip};
 use super::{Lab, NEIGHBOR, Plan, any, inside, link_locals, nos, patient};
 
 /// What a namespace has of all that attaching touches.
@@ -107,6 +107,9 @@ lab_test! {
 
 lab_test! {
     fn a_link_that_is_lost_and_found_is_shared_as_before() {
+        if privileges() == Privileges::UserNamespace {
+            return skip("a_link_that_is_lost_and_found_is_shared_as_before: needs root");
+        }
         let lab = Lab::new(Variant::PLAIN, &Plan::default());
         let web = inside(lab.web());
         assert!(web.ping(NEIGHBOR, patient()).is_reply());
