@@ -36,7 +36,8 @@ pub(super) fn deliver(
     now: Instant,
 ) -> Step {
     if packet.fragment() != Fragment::Whole {
-        return deliver_fragment(packet, address, tables, worker, now);
+        let own = Holder::Local(address);
+        return deliver_fragment(packet, address, own, tables, worker, now);
     }
     match recipient(&packet, address, tables, worker, now) {
         Recipient::Attachment(to) if packet.wire_len() <= tables.attachment_mtu() => {
@@ -140,11 +141,13 @@ pub(super) fn to_attachment(
     Step::Done
 }
 
-/// A fragment: goes where the first of its datagram goes, and waits until that is known.
+/// A fragment: goes where the first of its datagram goes, and waits until that is known. What is the
+/// NOS's own gets `own`.
 #[inline(never)]
-fn deliver_fragment(
+pub(super) fn deliver_fragment(
     mut packet: Packet,
     address: LocalAddressId,
+    own: Holder,
     tables: &Tables,
     worker: &mut Worker,
     now: Instant,
@@ -152,7 +155,7 @@ fn deliver_fragment(
     let holder = match packet.fragment() {
         Fragment::First => {
             let recipient = recipient(&packet, address, tables, worker, now);
-            holder(recipient, &mut packet, address)
+            holder(recipient, &mut packet, own)
         }
         // Not asked for: only first fragments decide.
         Fragment::Later | Fragment::Whole => Holder::Nobody(DropReason::FragmentTimeout),
@@ -165,7 +168,7 @@ fn deliver_fragment(
 }
 
 /// Who gets the datagram that starts with this fragment.
-pub(super) fn holder(recipient: Recipient, first: &mut Packet, address: LocalAddressId) -> Holder {
+fn holder(recipient: Recipient, first: &mut Packet, own: Holder) -> Holder {
     match recipient {
         Recipient::Attachment(id) => Holder::Attachment(id),
         Recipient::Echo(id, own) => {
@@ -177,7 +180,7 @@ pub(super) fn holder(recipient: Recipient, first: &mut Packet, address: LocalAdd
         | Recipient::Query
         | Recipient::NoListener
         | Recipient::Refused(_)
-        | Recipient::NoProtocol => Holder::Local(address),
+        | Recipient::NoProtocol => own,
         Recipient::Drop(reason) => Holder::Nobody(reason),
     }
 }

@@ -14,7 +14,7 @@ use core::net::IpAddr;
 use crate::drop::DropReason;
 use crate::fib::Action;
 use crate::icmp::IcmpError;
-use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
+use crate::ident::{AttachmentId, UplinkId, VrfId};
 use crate::origin::Origin;
 use crate::packet::{Fragment, Packet};
 use crate::tables::{Tables, Uplink};
@@ -22,7 +22,7 @@ use crate::time::Instant;
 use crate::uplink::LinkState;
 use crate::worker::{Holder, Worker};
 
-use super::deliver::holder;
+use super::deliver::deliver_fragment;
 use super::demux::{Recipient, recipient};
 use super::step::{NextHop, Step, ToAttachment};
 
@@ -92,7 +92,9 @@ pub(super) fn inbound(
     };
     packet.set_vrf(zone);
     if packet.fragment() != Fragment::Whole {
-        return Ok(inbound_fragment(packet, address, tables, worker, now));
+        // The NOS itself puts none together there.
+        let own = Holder::Nobody(DropReason::Ignored);
+        return Ok(deliver_fragment(packet, address, own, tables, worker, now));
     }
     let origin = Origin::Uplink(id);
     let to_attachment = |packet, to, echo_id| {
@@ -121,28 +123,4 @@ pub(super) fn inbound(
             Err(packet)
         }
     }
-}
-
-/// A fragment to the link-local address. The NOS itself puts none together there.
-fn inbound_fragment(
-    mut packet: Packet,
-    address: LocalAddressId,
-    tables: &Tables,
-    worker: &mut Worker,
-    now: Instant,
-) -> Step {
-    let holder = match packet.fragment() {
-        Fragment::First => {
-            let recipient = recipient(&packet, address, tables, worker, now);
-            match holder(recipient, &mut packet, address) {
-                Holder::Local(_) => Holder::Nobody(DropReason::Ignored),
-                other => other,
-            }
-        }
-        // Not asked for: only first fragments decide.
-        Fragment::Later | Fragment::Whole => Holder::Nobody(DropReason::FragmentTimeout),
-    };
-    let shares = &mut worker.shares;
-    let fate = worker.fragments.handle(packet, now, shares, |_| holder);
-    fate.map_or(Step::Done, Step::Fate)
 }
