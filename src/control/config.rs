@@ -52,6 +52,7 @@ mod vrf;
 pub use nos_shim::services::{Service, ServiceConfig};
 pub use report::{ConfigError, ConfigErrors, PortClash};
 pub use restart::NeedsRestart;
+pub(crate) use runtime::serialize_interface;
 pub use runtime::{
     Aside, BadRecord, BootId, Change, Changed, ConfigFile, Fitted, Holder, Holders, Keys, Orphans,
     Overlay, PortsAction, ProcessIdentity, Record, Registration, RegistrationKind, Touched,

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::thread;
 
 use ipnet::IpNet;
+use nos_shim::channel::NosInterface;
 use serde::Serialize;
 
 use super::{NosPort, Relay, RelayError, Runner};
-use crate::control::config::{ConfigErrors, ConfigFile, NosPlace};
+use crate::control::config::{ConfigErrors, ConfigFile, Mtu, NosPlace, serialize_interface};
 use crate::control::daemon::{DaemonError, EmbeddedDaemon, EmbeddedOptions};
 
 /// What errors call the configuration.
@@ -18,41 +19,33 @@ pub(super) const NAME: &str = "embedded";
 ///
 /// Names, addresses and bounds are those of `[[uplink]]` in `docs/configuration.md`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Interface {
-    name: String,
-    device: &'static str,
-    addresses: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mtu: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    vrf: Option<String>,
-}
+#[serde(transparent)]
+pub struct Interface(#[serde(serialize_with = "serialize_interface")] NosInterface);
 
 impl Interface {
     /// An interface with these addresses, each with its network's prefix length, and an MTU of 1500.
     #[must_use]
     pub fn new(name: &str, addresses: &[IpNet]) -> Self {
-        Self {
-            name: name.to_owned(),
-            device: "nos",
-            addresses: addresses.iter().map(IpNet::to_string).collect(),
-            mtu: None,
+        Self(NosInterface {
+            name: name.into(),
+            addresses: addresses.to_vec(),
+            mtu: Mtu::DEFAULT.octets(),
             vrf: None,
-        }
+        })
     }
 
     /// With another MTU: octets of the longest IP packet, 576 to 65535, at least 1280 where there is
     /// IPv6.
     #[must_use]
     pub fn mtu(mut self, octets: u16) -> Self {
-        self.mtu = Some(octets);
+        self.0.mtu = octets;
         self
     }
 
     /// In another VRF than `"default"`.
     #[must_use]
     pub fn vrf(mut self, name: &str) -> Self {
-        self.vrf = Some(name.to_owned());
+        self.0.vrf = Some(name.into());
         self
     }
 }

@@ -1,7 +1,7 @@
 //! The interfaces of a NOS that is configured elsewhere, as entries of a configuration.
 
 use nos_shim::channel::NosInterface;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use toml::{Table, Value};
 
 use super::super::ConfigErrors;
@@ -29,6 +29,14 @@ impl<'a> From<&'a NosInterface> for Entry<'a> {
             vrf: interface.vrf.as_deref(),
         }
     }
+}
+
+/// An interface as an `[[uplink]]`, with the keys that a configuration has for it.
+pub(crate) fn serialize_interface<S: Serializer>(
+    interface: &NosInterface,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    Entry::from(interface).serialize(serializer)
 }
 
 impl ConfigFile {

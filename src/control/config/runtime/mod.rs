@@ -31,6 +31,7 @@ use ipnet::IpNet;
 pub use change::{Change, Changed, PortsAction, Touched};
 pub use fit::{Aside, Fitted, Orphans};
 pub use holder::{BootId, Holder, Holders, ProcessIdentity};
+pub(crate) use interfaces::serialize_interface;
 pub use keys::Keys;
 pub use listing::{Registration, RegistrationKind};
 pub use overlay::Overlay;
