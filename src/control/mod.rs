@@ -10,6 +10,7 @@
 //! | [`plan`] | what has to be done to get from one state to another |
 //! | [`handover`] | what one process hands over to the next |
 //! | [`store`] | what outlives the process |
+//! | `socket_file` | the file of a socket at which we listen, and what is left of others |
 //! | [`daemon`] | the process |
 
 pub mod api;
@@ -20,4 +21,5 @@ pub mod handover;
 pub mod kernel;
 pub mod memif;
 pub mod plan;
+mod socket_file;
 pub mod store;

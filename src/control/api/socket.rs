@@ -6,9 +6,9 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::AtFlags;
@@ -16,6 +16,8 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{self, Gid};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
+
+use crate::control::socket_file::{SocketFile, Taken, identity, remove_stale};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -116,11 +118,20 @@ pub enum BindError {
     },
 }
 
+impl BindError {
+    fn of(path: &Path, taken: Taken) -> Self {
+        match taken {
+            Taken::InUse => Self::Running(path.to_owned()),
+            Taken::NoSocket => Self::NotASocket(path.to_owned()),
+            Taken::Io(error) => io_error(path, error),
+        }
+    }
+}
+
 /// A listening socket and its files, which go when it is dropped.
 #[derive(Debug)]
 pub(super) struct ControlSocket {
-    path: PathBuf,
-    identity: (u64, u64),
+    file: SocketFile,
     lock: Lock,
     /// Another process has the files now.
     left: bool,
@@ -134,22 +145,16 @@ impl ControlSocket {
             return Err(BindError::Path(path.to_owned()));
         }
         let lock = Lock::acquire(path)?;
-        remove_stale(path)?;
+        remove_stale(path, probe).map_err(|taken| BindError::of(path, taken))?;
         let io = |error| io_error(path, error);
         let socket = private_socket(path).map_err(io)?;
-        let identity = identity(&fs::symlink_metadata(path).map_err(io)?);
-        let path = path.to_owned();
         let files = Self {
-            path,
-            identity,
+            file: SocketFile::at(path).map_err(io)?,
             lock,
             left: false,
         };
-        give(&files.path, files.identity, group, access.mode)
-            .map_err(|error| io_error(&files.path, error))?;
-        socket
-            .listen(BACKLOG)
-            .map_err(|error| io_error(&files.path, error))?;
+        give(&files.file, group, access.mode).map_err(io)?;
+        socket.listen(BACKLOG).map_err(io)?;
         Ok((files, socket.into()))
     }
 }
@@ -157,10 +162,8 @@ impl ControlSocket {
 impl ControlSocket {
     /// The files of another process, which leaves them.
     pub(super) fn received(path: &Path, lock: OwnedFd) -> Result<Self, BindError> {
-        let identity = fs::symlink_metadata(path).map_err(|error| io_error(path, error))?;
         Ok(Self {
-            path: path.to_owned(),
-            identity: self::identity(&identity),
+            file: SocketFile::at(path).map_err(|error| io_error(path, error))?,
             lock: Lock {
                 path: lock_path(path),
                 file: File::from(lock),
@@ -184,11 +187,7 @@ impl Drop for ControlSocket {
         if self.left {
             return;
         }
-        // Somebody may have put something else there.
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|it| identity(&it) == self.identity);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!("{}: cannot be removed: {error}", self.path.display());
-        }
+        self.file.remove();
         self.lock.remove();
     }
 }
@@ -206,13 +205,13 @@ fn private_socket(path: &Path) -> io::Result<Socket> {
 
 /// Gives the socket's file to its group, and only then opens it to it: nobody else can open it at any
 /// moment.
-fn give(path: &Path, socket: (u64, u64), group: Option<Gid>, mode: u32) -> io::Result<()> {
+fn give(socket: &SocketFile, group: Option<Gid>, mode: u32) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let options = options
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
-    let file = options.open(path)?;
-    if identity(&file.metadata()?) != socket {
+    let file = options.open(socket.path())?;
+    if identity(&file.metadata()?) != socket.identity() {
         return Err(io::Error::other("somebody has put something else there"));
     }
     if group.is_some() {
@@ -221,30 +220,6 @@ fn give(path: &Path, socket: (u64, u64), group: Option<Gid>, mode: u32) -> io::R
     // A descriptor of this kind has no fchmod(2).
     let file = format!("/proc/self/fd/{}", file.as_raw_fd());
     fs::set_permissions(file, fs::Permissions::from_mode(mode))
-}
-
-/// Removes a socket at which nobody listens.
-fn remove_stale(path: &Path) -> Result<(), BindError> {
-    let io = |error| io_error(path, error);
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io(error)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(BindError::NotASocket(path.to_owned()));
-        }
-        Ok(_) => {}
-    }
-    match probe(path) {
-        // A full backlog is somebody's, too.
-        Ok(()) => Err(BindError::Running(path.to_owned())),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            Err(BindError::Running(path.to_owned()))
-        }
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(io)
-        }
-        Err(error) => Err(io(error)),
-    }
 }
 
 /// Connects and hangs up, without blocking.
@@ -308,10 +283,6 @@ fn is_at(file: &File, path: &Path) -> bool {
         (Ok(file), Ok(found)) => identity(&file) == identity(&found),
         _ => false,
     }
-}
-
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 fn io_error(path: &Path, error: io::Error) -> BindError {

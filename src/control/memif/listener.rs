@@ -1,9 +1,7 @@
 //! A socket at which clients connect, and its file.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -12,6 +10,7 @@ use nix::sys::stat::{Mode, fchmod};
 use thiserror::Error;
 
 use super::socket::{connect_to, packet_socket};
+use crate::control::socket_file::{SocketFile, Taken, remove_stale};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 16;
@@ -36,39 +35,45 @@ pub enum ListenError {
     },
 }
 
+impl ListenError {
+    fn of(path: &Path, taken: Taken) -> Self {
+        let path = path.to_owned();
+        match taken {
+            Taken::InUse => Self::InUse(path),
+            Taken::NoSocket => Self::NoSocket(path),
+            Taken::Io(error) => Self::Io { path, error },
+        }
+    }
+}
+
 /// A listening socket, whose file goes with it.
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: OwnedFd,
-    path: PathBuf,
-    identity: (u64, u64),
+    file: SocketFile,
 }
 
 impl Listener {
     /// Listens at `path`. Its file is for our own user alone; one that a killed process has left is
     /// taken away.
     pub(super) fn bind(path: &Path) -> Result<Self, ListenError> {
-        remove_stale(path)?;
+        remove_stale(path, probe).map_err(|taken| ListenError::of(path, taken))?;
         let io = |error: io::Error| ListenError::Io {
             path: path.to_owned(),
             error,
         };
         let socket = packet_socket().map_err(io)?;
-        let bound = || -> io::Result<(u64, u64)> {
+        let bound = || -> io::Result<SocketFile> {
             // Linux gives the file the mode of the unbound socket: so nobody else can open it at any
             // moment.
             fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
             bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-            let identity = identity(&fs::symlink_metadata(path)?);
+            let file = SocketFile::at(path)?;
             listen(&socket, Backlog::new(BACKLOG)?)?;
-            Ok(identity)
+            Ok(file)
         };
-        let identity = bound().map_err(io)?;
-        Ok(Self {
-            socket,
-            path: path.to_owned(),
-            identity,
-        })
+        let file = bound().map_err(io)?;
+        Ok(Self { socket, file })
     }
 
     /// The next client that waits; `None` if there is none.
@@ -91,51 +96,24 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Somebody may have put something else there.
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|it| identity(&it) == self.identity);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!("{}: cannot be removed: {error}", self.path.display());
-        }
+        self.file.remove();
     }
 }
 
-/// Removes a socket at which nobody listens.
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let io = |error| ListenError::Io {
-        path: path.to_owned(),
-        error,
-    };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io(error)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ListenError::NoSocket(path.to_owned()));
-        }
-        Ok(_) => {}
-    }
+/// Connects and hangs up.
+fn probe(path: &Path) -> io::Result<()> {
     match connect_to(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(io)
-        }
-        // A full backlog is somebody's, and so is a socket of another type (EPROTOTYPE).
-        Ok(_) => Err(ListenError::InUse(path.to_owned())),
-        Err(error)
-            if error.kind() == ErrorKind::WouldBlock
-                || error.raw_os_error() == Some(Errno::EPROTOTYPE as i32) =>
-        {
-            Err(ListenError::InUse(path.to_owned()))
-        }
-        Err(error) => Err(io(error)),
+        // A socket of another type is somebody's, too.
+        Err(error) if error.raw_os_error() == Some(Errno::EPROTOTYPE as i32) => Ok(()),
+        other => other.map(drop),
     }
-}
-
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_socket_that_is_left_is_taken_over_and_one_in_use_is_not() {
