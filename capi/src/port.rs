@@ -119,11 +119,8 @@ pub unsafe extern "C" fn nos_relay_port_fd(
     descriptor: *mut c_int,
 ) -> c_int {
     call(|| {
-        // SAFETY: it is where the result goes.
-        let place = unsafe { place(descriptor, "descriptor") }?;
-        with(port, |port| {
-            place.write(port.nos.as_fd().as_raw_fd());
-            Ok(())
+        ask(port, descriptor, "descriptor", |port| {
+            port.nos.as_fd().as_raw_fd()
         })
     })
 }
@@ -500,11 +497,11 @@ pub unsafe extern "C" fn nos_relay_port_ring(port: *mut nos_relay_port) -> c_int
     })
 }
 
-fn ask(
+fn ask<T>(
     port: *mut nos_relay_port,
-    to: *mut bool,
+    to: *mut T,
     name: &'static str,
-    question: impl FnOnce(&mut Port) -> bool,
+    question: impl FnOnce(&mut Port) -> T,
 ) -> Outcome {
     // SAFETY: it is where the result goes.
     let place = unsafe { place(to, name) }?;
@@ -639,12 +636,5 @@ pub unsafe extern "C" fn nos_relay_port_lost(
     port: *mut nos_relay_port,
     packets: *mut usize,
 ) -> c_int {
-    call(|| {
-        // SAFETY: it is where the result goes.
-        let place = unsafe { place(packets, "packets") }?;
-        with(port, |port| {
-            place.write(port.nos.channel().lost());
-            Ok(())
-        })
-    })
+    call(|| ask(port, packets, "packets", |port| port.nos.channel().lost()))
 }
