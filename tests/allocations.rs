@@ -207,6 +207,7 @@ impl Lab {
                 seed: 5,
                 // Few, so that flows make way for others.
                 flows: 64,
+                ..ShimConfig::default()
             },
         );
         let mut lab = Self {

@@ -129,7 +129,7 @@ pub unsafe extern "C" fn nos_relay_request(
 fn parse_request(text: &str) -> Result<Request, Failure> {
     let request = serde_json::from_str(text).map_err(|error| value("request", error))?;
     match request {
-        Request::Watch {} | Request::TakeOver { .. } => {
+        Request::Watch { .. } | Request::TakeOver { .. } => {
             let what = "more than a line follows; use nos_relay_control_socket()";
             Err(value("request", what))
         }

@@ -174,6 +174,7 @@ fn nos(end: NosEnd, pool: &FramePool) -> Shim {
     let config = ShimConfig {
         seed: 1,
         flows: FLOWS,
+        ..ShimConfig::default()
     };
     Shim::new(end, pool.clone(), config)
 }

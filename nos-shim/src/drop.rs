@@ -120,6 +120,9 @@ reasons! {
     NoProtocol = "no-protocol",
     /// An ICMP message that concerns no flow of ours.
     IcmpUnmatched = "icmp-unmatched",
+    /// From a NOS in another process, and for no container: it has steered too much here
+    /// ([`crate::uplink::Upstream`]).
+    Unregistered = "unregistered",
     /// More flows than the table holds, or than their owner may have.
     FlowTableFull = "flow-table-full",
     /// Fragments of a datagram overlap (RFC 5722).

@@ -49,7 +49,9 @@ use crate::tables::{Tables, Uplink, UplinkChange, zone_here};
 use crate::time::Instant;
 use crate::worker::Worker;
 
-pub use crate::uplink::{JoinRefused, LinkState, UplinkConfig, UplinkCounters, UplinkSnapshot};
+pub use crate::uplink::{
+    JoinRefused, LinkState, UplinkConfig, UplinkCounters, UplinkSnapshot, Upstream,
+};
 
 /// The model of a user-mode NOS.
 pub struct Shim {
@@ -74,6 +76,11 @@ pub struct ShimConfig {
     pub seed: u64,
     /// Flows that are remembered at most where policies need it; 2^20 are the most.
     pub flows: usize,
+    /// Given where the NOS is in another process: then this is what stands between that NOS and the
+    /// containers, with one uplink towards it. Packets of containers leave by it unchanged, unless a
+    /// port on a shared address is a sibling's; what comes from there goes to the owner of its port.
+    /// Neither services nor routes mean anything, and that NOS is told of no error.
+    pub upstream: Option<Upstream>,
 }
 
 impl Default for ShimConfig {
@@ -82,6 +89,7 @@ impl Default for ShimConfig {
         Self {
             seed: 0,
             flows: 65_536,
+            upstream: None,
         }
     }
 }
@@ -90,10 +98,15 @@ impl Shim {
     /// A NOS without uplinks, with the relay at the other end of `channel`.
     #[must_use]
     pub fn new(channel: NosEnd, pool: FramePool, config: ShimConfig) -> Self {
-        let ShimConfig { seed, flows } = config;
+        let ShimConfig {
+            seed,
+            flows,
+            upstream,
+        } = config;
+        let budget = Budget::of(pool.capacity());
         Self {
-            tables: Tables::new(seed),
-            worker: Worker::new(seed, Budget::of(pool.capacity()), flows),
+            tables: Tables::new(seed, upstream),
+            worker: Worker::new(seed, budget, flows, upstream.is_some()),
             output: Output::new(channel, pool),
         }
     }

@@ -28,6 +28,15 @@ pub struct UplinkConfig {
     pub redirects: bool,
 }
 
+/// What the one uplink is in front of a NOS in another process. That NOS has the addresses, routes,
+/// services and neighbors, and steers what comes to the ports of containers to this link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upstream {
+    /// The MAC address of that NOS on the link. If it is not given, it is asked for: by the first
+    /// address that is shared, of IPv4 if there is one, which that NOS has to answer for.
+    pub neighbor: Option<MacAddr>,
+}
+
 /// Whether a link carries packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinkState {

@@ -337,6 +337,9 @@ pub struct WatchArgs {
     /// As JSON, for programs: a line each, as the daemon sends them.
     #[arg(long)]
     pub json: bool,
+    /// Also what containers have registered with the NOS: all of it first, then each change.
+    #[arg(long)]
+    pub registrations: bool,
     /// Where to find the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
@@ -706,7 +709,7 @@ impl WatchArgs {
     ///
     /// When neither can be written.
     pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
-        let mut watch = match api::watch(&self.control.path, QUERY_TIMEOUT) {
+        let mut watch = match api::watch(&self.control.path, self.registrations, QUERY_TIMEOUT) {
             Ok(watch) => watch,
             Err(error) => return failed(&error, err),
         };

@@ -32,7 +32,7 @@ pub fn table(response: &Response) -> String {
         Response::Counters(counters) => self::counters(counters),
         Response::Registrations(rows) => registrations(rows),
         Response::Changed(applied) => self::applied(applied),
-        Response::Watching {} => "Watching.".to_owned(),
+        Response::Watching { .. } => "Watching.".to_owned(),
         Response::HandingOver(offer) => format!("Handing over {} devices.", offer.descriptors),
         Response::Refused(refusal) => refusal.to_string(),
     };
@@ -52,7 +52,7 @@ pub fn json(response: &Response) -> String {
         Response::Counters(counters) => serde_json::to_string_pretty(counters),
         Response::Registrations(rows) => serde_json::to_string_pretty(rows),
         Response::Changed(applied) => serde_json::to_string_pretty(applied),
-        Response::Watching {} => Ok("{}".to_owned()),
+        Response::Watching { .. } => Ok("{}".to_owned()),
         Response::HandingOver(offer) => serde_json::to_string_pretty(offer),
         Response::Refused(refusal) => serde_json::to_string_pretty(refusal),
     };
@@ -80,7 +80,7 @@ pub fn sort(response: &mut Response) {
         Response::Registrations(rows) => rows.sort(),
         Response::Counters(_)
         | Response::Changed(_)
-        | Response::Watching {}
+        | Response::Watching { .. }
         | Response::HandingOver(_)
         | Response::Refused(_) => {}
     }
@@ -128,6 +128,13 @@ fn applied(applied: &Applied) -> String {
         (true, Some(range)) => range.clone(),
         (true, None) => "Done.".to_owned(),
         (false, _) => "It is so already: nothing has changed.".to_owned(),
+    }
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
     }
 }
 
@@ -189,11 +196,7 @@ pub fn watched(watched: &Watched) -> String {
             dropped,
         } => {
             let owner = owner.as_deref().unwrap_or("nobody");
-            let protocol = match protocol {
-                Protocol::Tcp => "tcp",
-                Protocol::Udp => "udp",
-            };
-            let what = format!("{protocol} {port} of {owner}");
+            let what = format!("{} {port} of {owner}", self::protocol(*protocol));
             format!("foreign-port {}: {what}, {dropped} dropped", of(subject))
         }
         Event::Policy {
@@ -216,6 +219,28 @@ pub fn watched(watched: &Watched) -> String {
                 of(subject),
                 end(port),
                 end(remote_port),
+            )
+        }
+        Event::Registration {
+            subject,
+            vrf,
+            addresses,
+            ports,
+        } => {
+            let addresses = addresses.iter().map(|address| format!(" {address}"));
+            let ports = ports.iter().map(|it| {
+                let kind = match it.kind {
+                    PortKind::Listen => "",
+                    PortKind::Ephemeral => " ephemeral",
+                    PortKind::Service => " service",
+                };
+                format!(", {} {}{kind}", protocol(it.protocol), it.range)
+            });
+            format!(
+                "registration {}: vrf {vrf}{}{}",
+                of(subject),
+                addresses.collect::<String>(),
+                ports.collect::<String>()
             )
         }
         Event::Drops { relay, nos } => {

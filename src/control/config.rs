@@ -30,12 +30,14 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{Policy, PortRange};
+use nos_shim::shim::Upstream;
 use thiserror::Error;
 
 use crate::control::api::Access;
 use crate::control::memif;
 use crate::interface_name::InterfaceName;
 
+mod channel;
 mod check;
 mod claims;
 mod document;
@@ -69,7 +71,10 @@ pub struct Config {
     pub relay: RelayConfig,
     /// Who may ask at run time. It takes effect at start only.
     pub control: Access,
-    /// Interfaces of the NOS towards the network, in the order of the file; at least one.
+    /// Where the NOS is in another process. It takes effect at start only.
+    pub upstream: Option<Upstream>,
+    /// Interfaces of the NOS towards the network, in the order of the file; at least one. In front of a
+    /// NOS in another process the link to it, alone.
     pub uplinks: Vec<Uplink>,
     /// Static routes, in the order of the file.
     pub routes: Vec<Route>,
@@ -406,6 +411,13 @@ macro_rules! text_newtype {
 }
 
 text_newtype!(Name, NameError, check_name);
+
+impl Name {
+    /// That of the link to a NOS in another process.
+    pub(crate) fn nos() -> Self {
+        Self("nos".to_owned())
+    }
+}
 
 fn check_name(text: &str) -> Result<(), NameError> {
     let allowed = |c: &char| c.is_ascii_alphanumeric() || "._-".contains(*c);

@@ -23,6 +23,7 @@ use super::link_local;
 use super::local;
 use super::oversize::{Size, cut, size};
 use super::step::{Refusal, Step, ToAttachment};
+use super::upstream;
 
 /// A packet to one of our addresses.
 #[inline]
@@ -189,6 +190,7 @@ fn holder(recipient: Recipient, first: &mut Packet, own: Holder) -> Holder {
 /// treated as if it had come so.
 pub(super) fn follow_fate(
     fate: Fate<Holder>,
+    tables: &Tables,
     worker: &mut Worker,
     output: &mut Output,
     now: Instant,
@@ -210,6 +212,10 @@ pub(super) fn follow_fate(
                 }
                 None => Step::Done,
             }
+        }
+        Fate::Deliver(packet, Holder::Upstream) => {
+            let origin = Origin::of(&packet);
+            upstream::leave(packet, origin, tables)
         }
         Fate::Deliver(packet, Holder::Nobody(reason)) | Fate::Drop(packet, reason) => {
             Step::Drop(packet, reason)

@@ -169,6 +169,7 @@ pub(super) fn leave(
     };
     let mut exit = Exit {
         uplink,
+        fixed: tables.upstream.and_then(|upstream| upstream.neighbor),
         neighbors,
         shares: &mut worker.shares,
         output,
@@ -239,6 +240,7 @@ fn redirect(
     redirect.set_interface(Interface::Uplink(hop.uplink));
     let mut exit = Exit {
         uplink,
+        fixed: None,
         neighbors,
         shares,
         output,
@@ -252,6 +254,8 @@ fn redirect(
 /// An uplink with its neighbors, and where what leaves goes.
 struct Exit<'a> {
     uplink: &'a Uplink,
+    /// Who is there, where nobody has to be asked.
+    fixed: Option<MacAddr>,
     neighbors: &'a mut NeighborCache<Origin>,
     shares: &'a mut Shares,
     output: &'a mut Output,
@@ -261,6 +265,9 @@ impl Exit<'_> {
     /// Sends a packet to a station, or keeps it until the station's MAC address is known.
     #[inline(always)]
     fn send(&mut self, packet: Packet, to: IpAddr, origin: Origin, now: Instant) {
+        if let Some(mac) = self.fixed {
+            return emit(packet, mac, self.uplink, self.output);
+        }
         let account = Account::of(packet.frame());
         match self.neighbors.resolve(to, account, now) {
             Resolution::Known(mac) => emit(packet, mac, self.uplink, self.output),

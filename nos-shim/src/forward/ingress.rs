@@ -78,6 +78,9 @@ impl Forwarder<'_> {
         mac: MacAddr,
         routed: &mut ArrayVec<Packet, BATCH>,
     ) -> Step {
+        if self.tables.upstream.is_some() {
+            return self.from_upstream(packet, id, mac);
+        }
         let Self {
             tables,
             worker,
@@ -147,7 +150,7 @@ impl Forwarder<'_> {
     }
 
     /// Neighbor Discovery: learn, and answer for our addresses.
-    fn ndp(&mut self, id: UplinkId, packet: Packet) -> Step {
+    pub(super) fn ndp(&mut self, id: UplinkId, packet: Packet) -> Step {
         let packet = match deliver::take_options(packet, Origin::Uplink(id), self.now) {
             Ok(packet) => packet,
             Err(refused) => return refused,
@@ -285,7 +288,7 @@ fn admit_slowly(
 }
 
 /// Whether a frame to the MAC address `to` is for another station than that with `mac`, alone.
-fn is_other_host(to: MacAddr, mac: MacAddr) -> bool {
+pub(super) fn is_other_host(to: MacAddr, mac: MacAddr) -> bool {
     to != mac && !to.is_multicast()
 }
 

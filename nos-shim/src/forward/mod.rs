@@ -43,6 +43,7 @@ mod respond;
 mod step;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use crate::channel::{RefusedSide, Refuser};
 use crate::drop::DropReason;
@@ -186,6 +187,9 @@ impl Forwarder<'_> {
         if self.tables.polices {
             self.police(burst);
         }
+        if self.tables.upstream.is_some() {
+            return self.to_upstream(burst);
+        }
         self.worker.refresh_rewrites(self.tables);
         let found = look_up(self.tables, burst);
         for (packet, adjacency) in burst.drain(..).zip(found) {
@@ -283,7 +287,7 @@ impl Forwarder<'_> {
                 Step::Deliver(packet, address, origin) => {
                     deliver::deliver(packet, address, origin, tables, worker, output, now)
                 }
-                Step::Fate(fate) => deliver::follow_fate(fate, worker, output, now),
+                Step::Fate(fate) => deliver::follow_fate(fate, tables, worker, output, now),
                 Step::ToAttachment(delivery) => {
                     deliver::to_attachment(delivery, tables, worker, output)
                 }

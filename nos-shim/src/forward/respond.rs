@@ -15,6 +15,7 @@ use crate::time::Instant;
 use crate::worker::Worker;
 
 use super::step::{NextHop, Notice, Refusal, Step, ToAttachment};
+use super::upstream;
 
 /// Drops a packet, and makes what its sender is told.
 pub(super) fn refuse(
@@ -30,6 +31,9 @@ pub(super) fn refuse(
         notice,
         reason,
     } = refusal;
+    if tables.upstream.is_some() && !upstream::may_tell(origin, notice) {
+        return Step::Drop(packet, reason);
+    }
     let error = match notice {
         Notice::Error(error) => error,
         Notice::NoListener if packet.protocol() == protocol::TCP => {

@@ -34,6 +34,10 @@ impl<T: Copy> NeighborCache<T> {
             return Answer::Nothing;
         }
         match arp.operation {
+            Operation::Request if self.proxy && arp.target_ip != arp.sender_ip => {
+                self.hear_arp(sender, arp, now);
+                Answer::Reply(self.arp_reply_to(arp))
+            }
             Operation::Request if self.addresses.contains(arp.target_ip.into()) => {
                 self.hear_arp(sender, arp, now);
                 self.learn_asker(sender, arp.sender_mac, now);
@@ -76,10 +80,14 @@ impl<T: Copy> NeighborCache<T> {
         if !self.addresses.contains(request.target_ip.into()) {
             return Answer::Nothing;
         }
-        Answer::Reply(Message::Arp {
+        Answer::Reply(self.arp_reply_to(request))
+    }
+
+    fn arp_reply_to(&self, request: &Arp) -> Message {
+        Message::Arp {
             arp: request.reply(self.mac),
             destination: request.sender_mac,
-        })
+        }
     }
 
     /// Updates what is known, as RFC 826 wants for every message.
@@ -87,7 +95,10 @@ impl<T: Copy> NeighborCache<T> {
         let Some(slot) = self.table.find(Key::from(sender)) else {
             return;
         };
-        let to_us = arp.target_mac == self.mac && self.addresses.contains(arp.target_ip.into());
+        // Who has no address yet is answered without one.
+        let named = self.addresses.contains(arp.target_ip.into())
+            || (self.proxy && arp.target_ip.is_unspecified());
+        let to_us = arp.target_mac == self.mac && named;
         let age = now.since(self.table.entry(slot).since);
         let claim = Claim {
             mac: Some(arp.sender_mac),
@@ -147,7 +158,10 @@ impl<T: Copy> NeighborCache<T> {
         now: Instant,
     ) -> Answer {
         let mac = option.unwrap_or(source_mac);
-        if !self.addresses.contains(target.into()) || !self.is_station(mac) {
+        let own = self.addresses.contains(target.into());
+        // Who has no address yet looks for others that have the one it wants.
+        let proxied = self.proxy && !source.is_unspecified() && source != target;
+        if !(own || proxied) || !self.is_station(mac) {
             return Answer::Nothing;
         }
         if source.is_unspecified() {
@@ -177,7 +191,10 @@ impl<T: Copy> NeighborCache<T> {
             envelope: Envelope {
                 source_mac: self.mac,
                 destination_mac,
-                source: target,
+                source: match self.addresses.contains(target.into()) {
+                    true => target,
+                    false => self.mac.link_local(),
+                },
                 destination,
             },
         }
@@ -195,7 +212,8 @@ impl<T: Copy> NeighborCache<T> {
         Ndp::NeighborAdvert {
             router: self.router,
             solicited,
-            overrides: true,
+            // Whoever has the address itself goes before a proxy (RFC 4861 §7.2.8).
+            overrides: self.addresses.contains(target.into()),
             target,
             target_link_layer: Some(self.mac),
         }

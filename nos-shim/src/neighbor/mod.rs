@@ -270,6 +270,7 @@ pub struct NeighborCache<T> {
     mac: MacAddr,
     addresses: Addresses,
     router: bool,
+    proxy: bool,
     limits: Limits,
     table: Table,
     parked: Parked<T>,
@@ -297,6 +298,7 @@ impl<T: Copy> NeighborCache<T> {
             mac,
             addresses: Addresses::new(mac, addresses),
             router: false,
+            proxy: false,
             limits,
             table: Table::new(limits.neighbors, limits.unresolved),
             parked: Parked::new(limits.held),
@@ -325,6 +327,13 @@ impl<T: Copy> NeighborCache<T> {
     /// Says whether advertisements call us a router (RFC 4861 §4.4). At first they do not.
     pub fn set_router(&mut self, router: bool) {
         self.router = router;
+    }
+
+    /// Says whether it stands for everybody on a link with one other station: then questions for any
+    /// address are answered, but probes and what the station asks of itself. Without an IPv4 address
+    /// of its own, it asks as who has none yet (RFC 5227 §2.1.1). At first it does not.
+    pub fn set_proxy(&mut self, proxy: bool) {
+        self.proxy = proxy;
     }
 
     /// Keeps a packet until its next hop is known or has failed, and charges its owner for it.

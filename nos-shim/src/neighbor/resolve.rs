@@ -1,6 +1,6 @@
 //! Where packets go, and asking where.
 
-use core::net::{IpAddr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::entry::{Key, Use};
 use super::{Message, NeighborCache, NeighborState, Output, Resolution};
@@ -85,8 +85,14 @@ impl<T: Copy> NeighborCache<T> {
         }
     }
 
+    /// From which address to ask.
+    fn source_for(&self, target: IpAddr) -> Option<IpAddr> {
+        let without = || self.proxy.then_some(Ipv4Addr::UNSPECIFIED.into());
+        self.addresses.source_for(target).or_else(without)
+    }
+
     fn may_ask(&self, address: IpAddr) -> Result<(), DropReason> {
-        let source = self.addresses.source_for(address);
+        let source = self.source_for(address);
         let possible = source.is_some() && self.addresses.may_be_neighbor(address);
         possible.then_some(()).ok_or(DropReason::NeighborFailed)
     }
@@ -124,7 +130,7 @@ impl<T: Copy> NeighborCache<T> {
     }
 
     fn solicitation(&self, target: IpAddr, to: Option<MacAddr>) -> Option<Message> {
-        Some(match (target, self.addresses.source_for(target)?) {
+        Some(match (target, self.source_for(target)?) {
             (IpAddr::V4(target), IpAddr::V4(source)) => Message::Arp {
                 arp: Arp::request(self.mac, source, target),
                 destination: to.unwrap_or(MacAddr::BROADCAST),

@@ -23,6 +23,7 @@ use crate::ports::{
     ServiceRegistration, Transport,
 };
 use crate::services::{Service, ServiceConfig};
+use crate::uplink::Upstream;
 
 use own::OwnAddresses;
 pub(crate) use policy::PolicyIndex;
@@ -38,6 +39,8 @@ const REVISED: usize = 128;
 pub(crate) struct Tables {
     pub(crate) routing: Routing,
     pub(crate) flow_hasher: FlowHasher,
+    /// Where the NOS is in another process.
+    pub(crate) upstream: Option<Upstream>,
     pub(crate) ports: PortTable,
     pub(crate) uplinks: IdTable<UplinkId, Uplink>,
     pub(crate) attachments: IdTable<AttachmentId, Registration>,
@@ -62,10 +65,11 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, upstream: Option<Upstream>) -> Self {
         Self {
             routing: Routing::default(),
             flow_hasher: FlowHasher::new(seed),
+            upstream,
             ports: PortTable::new(),
             uplinks: IdTable::new(),
             attachments: IdTable::new(),

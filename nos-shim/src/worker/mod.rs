@@ -40,6 +40,8 @@ pub(crate) enum Holder {
     Attachment(AttachmentId),
     /// The NOS, which puts them together to a datagram to this address.
     Local(LocalAddressId),
+    /// The NOS in another process, which gets them as they are.
+    Upstream,
     /// Nobody: all are dropped for the first one's reason.
     Nobody(DropReason),
 }
@@ -66,11 +68,13 @@ pub(crate) struct Worker {
     /// Changes of neighbors of uplinks that are no more.
     past_versions: u64,
     seed: u64,
+    /// Whether the only uplink is towards a NOS in another process.
+    upstream: bool,
 }
 
 impl Worker {
     /// One that remembers nothing, beside a pool that is divided by `budget`.
-    pub(crate) fn new(seed: u64, budget: Budget, flows: usize) -> Self {
+    pub(crate) fn new(seed: u64, budget: Budget, flows: usize, upstream: bool) -> Self {
         let shares = Shares::new(budget.waiting());
         let fragments = FragmentLimits {
             held: shares.limit(),
@@ -95,6 +99,7 @@ impl Worker {
             rewrites: Rewrites::default(),
             past_versions: 0,
             seed,
+            upstream,
         }
     }
 
@@ -162,7 +167,13 @@ impl Worker {
             held: self.shares.limit(),
             ..neighbor::Limits::default()
         };
-        let mut cache = NeighborCache::with_limits(config.mac, &config.addresses, seed, limits);
+        // The addresses are those of the NOS on the other side.
+        let own: &[_] = match self.upstream {
+            true => &[],
+            false => &config.addresses,
+        };
+        let mut cache = NeighborCache::with_limits(config.mac, own, seed, limits);
+        cache.set_proxy(self.upstream);
         // It forwards what others send it.
         cache.set_router(true);
         self.neighbors.insert(config.id, cache);
@@ -189,7 +200,8 @@ impl Worker {
     /// Follows the addresses of an uplink.
     pub(crate) fn set_addresses(&mut self, uplink: &Uplink) {
         let id = uplink.config.id;
-        if let Some(cache) = self.neighbors.get_mut(id) {
+        // Of a NOS in another process, none is ours.
+        if let Some(cache) = self.neighbors.get_mut(id).filter(|_| !self.upstream) {
             cache.set_addresses(&uplink.networks());
             self.stir(id);
         }

@@ -284,13 +284,18 @@ pub struct Watch {
     lines: BufReader<UnixStream>,
 }
 
-/// Watches the daemon at `path`; it has `timeout` to answer.
+/// Watches the daemon at `path`, which has `timeout` to answer. With `registrations`, all that
+/// containers have registered comes first, and then each change of it.
 ///
 /// # Errors
 ///
 /// As [`query`].
-pub fn watch(path: &Path, timeout: Duration) -> Result<Watch, ControlError> {
-    let stream = send(path, None, &Request::Watch {}, None, timeout)?;
+pub fn watch(
+    path: &Path,
+    registrations: bool,
+    timeout: Duration,
+) -> Result<Watch, ControlError> {
+    let stream = send(path, None, &Request::Watch { registrations }, None, timeout)?;
     watching(stream, path, timeout)
 }
 
@@ -300,7 +305,10 @@ pub(crate) fn watch_on(
     name: &Path,
     timeout: Duration,
 ) -> Result<Watch, ControlError> {
-    write_request(&mut stream, name, None, &Request::Watch {}, None, timeout)?;
+    let request = Request::Watch {
+        registrations: false,
+    };
+    write_request(&mut stream, name, None, &request, None, timeout)?;
     watching(stream, name, timeout)
 }
 

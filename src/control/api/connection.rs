@@ -72,7 +72,7 @@ pub(super) enum State {
     Reading,
     Waiting,
     Writing { octets: Vec<u8>, sent: usize },
-    Watching(Lines),
+    Watching { lines: Lines, registrations: bool },
 }
 
 /// What became of a connection.
@@ -134,7 +134,7 @@ impl Connection {
                 Written::All | Written::Failed => Step::Finished,
                 Written::Part => Step::Blocked,
             },
-            State::Watching(lines) => match is_over(&self.stream) {
+            State::Watching { lines, .. } => match is_over(&self.stream) {
                 true => Step::Finished,
                 false => write_lines(&mut self.stream, lines),
             },

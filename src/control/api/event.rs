@@ -3,9 +3,10 @@
 use core::net::IpAddr;
 
 use nos_shim::ident::MacAddr;
+use nos_shim::ports::PortRange;
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::{Drops, FlowOpener, Protocol, text};
+use super::snapshot::{Drops, FlowOpener, PortKind, Protocol, text};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +54,19 @@ pub enum Event {
         /// The uplink.
         #[serde(flatten)]
         subject: Subject,
-        /// Whether frames pass.
+        /// Ports of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisteredPorts {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// [`PortKind::Listen`] or [`PortKind::Ephemeral`].
+    pub kind: PortKind,
+    /// The ports.
+    #[serde(with = "text")]
+    pub range: PortRange,
+}
+
+/// Whether frames pass.
         state: Carrier,
         /// What the peer calls its interface, while they do.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,6 +111,19 @@ pub enum Event {
         remote_port: Option<u16>,
         /// Packets that were dropped since the last such event about this owner, reason and sender.
         dropped: u64,
+    },
+    /// All that a container has registered with the NOS from now on: nothing, if there are no ports. For
+    /// those who have asked for it.
+    Registration {
+        /// The container.
+        #[serde(flatten)]
+        subject: Subject,
+        /// The name of its VRF.
+        vrf: String,
+        /// The addresses of the NOS on which the ports count.
+        addresses: Vec<IpAddr>,
+        /// The ports.
+        ports: Vec<RegisteredPorts>,
     },
     /// Packets were dropped since the last such event.
     Drops {

@@ -32,7 +32,11 @@ pub enum Request {
         table: Table,
     },
     /// To be told what happens from now on.
-    Watch {},
+    Watch {
+        /// Also of what containers register with the NOS: first all of it as it is, then each change.
+        #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+        registrations: bool,
+    },
     /// To get everything that is open, see [`crate::control::handover`]. Not for other programs.
     TakeOver {
         /// The format in which it is to be said.
@@ -78,7 +82,7 @@ impl Request {
     #[must_use]
     pub fn change(&self) -> Option<(Change, &Keys)> {
         Some(match self {
-            Self::Show { .. } | Self::Watch {} | Self::TakeOver { .. } => return None,
+            Self::Show { .. } | Self::Watch { .. } | Self::TakeOver { .. } => return None,
             Self::Attach(keys) => (Change::Attach, keys),
             Self::Detach(keys) => (Change::Detach, keys),
             Self::PortsAdd(keys) => (Change::Ports(PortsAction::Add), keys),
@@ -137,7 +141,11 @@ pub enum Response {
     /// To a change: it is made, or was before.
     Changed(Applied),
     /// To [`Request::Watch`]: lines with events follow.
-    Watching {},
+    Watching {
+        /// So many of them, the first, say all that is registered; absent if that was not asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        registrations: Option<usize>,
+    },
     /// To [`Request::TakeOver`]: descriptors follow.
     HandingOver(Offer),
     /// To a request that is not granted.

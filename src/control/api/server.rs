@@ -312,8 +312,15 @@ impl Server {
         holds || holders < MAX_HOLDERS
     }
 
-    /// Answers a request to watch: events follow until the client hangs up.
-    pub fn watch(&mut self, id: ConnectionId, now: Instant) {
+    /// Answers a request to watch: events follow until the client hangs up. With `registered`, these
+    /// come first, however many they are, and [`Event::Registration`] is told from then on.
+    pub fn watch(
+        &mut self,
+        id: ConnectionId,
+        time_ms: u64,
+        registered: Option<&[Event]>,
+        now: Instant,
+    ) {
         if self.watchers() >= MAX_WATCHERS {
             let message = format!("{MAX_WATCHERS} others watch already; try again later");
             let refusal = Refusal::new(RefusalCode::Busy, message);
@@ -321,8 +328,15 @@ impl Server {
         }
         if let Some(connection) = self.waiting(id) {
             let mut lines = Lines::default();
-            lines.push(&encode_response(&Response::Watching {}).into());
-            connection.state = State::Watching(lines);
+            let registrations = registered.map(<[Event]>::len);
+            lines.push_always(encode_response(&Response::Watching { registrations }).into());
+            for event in registered.unwrap_or_default() {
+                lines.push_always(encode_event(time_ms, event).into());
+            }
+            connection.state = State::Watching {
+                lines,
+                registrations: registered.is_some(),
+            };
             connection.deadline = None;
             self.advance(id.slot, now);
         }
@@ -331,16 +345,21 @@ impl Server {
     /// How many clients watch.
     #[must_use]
     pub fn watchers(&self) -> usize {
-        let watching = |it: &&Connection| matches!(it.state, State::Watching(_));
+        let watching = |it: &&Connection| matches!(it.state, State::Watching { .. });
         self.slots.iter().flatten().filter(watching).count()
     }
 
     /// Tells everybody who watches what has happened.
     pub fn publish(&mut self, time_ms: u64, event: &Event, now: Instant) {
         let line: Arc<[u8]> = encode_event(time_ms, event).into();
+        let is_registration = matches!(event, Event::Registration { .. });
         for slot in 0..SLOTS {
             if let Some(connection) = &mut self.slots[slot]
-                && let State::Watching(lines) = &mut connection.state
+                && let State::Watching {
+                    lines,
+                    registrations,
+                } = &mut connection.state
+                && (*registrations || !is_registration)
             {
                 lines.push(&line);
                 self.advance(slot, now);

@@ -39,6 +39,12 @@ impl Lines {
         self.enqueue(Arc::clone(line));
     }
 
+    /// Takes a line of the beginning, for which there is always room: there are as many as are asked
+    /// for.
+    pub(super) fn push_always(&mut self, line: Arc<[u8]>) {
+        self.enqueue(line);
+    }
+
     /// What is to be sent next.
     pub(super) fn next(&mut self) -> Option<&[u8]> {
         self.confess();

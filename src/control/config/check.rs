@@ -16,7 +16,7 @@ use super::values::suggestion;
 use super::vrf::{Vrf, Vrfs, in_vrf};
 use super::{
     Config, Container, ContainerDevice, Mtu, Name, NosPlace, ServiceConfig, Uplink, UplinkDevice,
-    VrfName, claims, routing,
+    VrfName, channel, claims, routing,
 };
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
@@ -32,12 +32,16 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
     containers(report, &entries, &vrfs);
     captures(report, &entries);
     claims::check(report, &entries, &vrfs);
+    if let Some(channel) = &entries.channel {
+        channel::check(report, &entries, channel.place);
+    }
     let routes = routing::resolve(report, &entries, &vrfs);
     let finish = |entry: &ContainerEntry| container(entry.clone(), vrfs.get(&entry.vrf.value));
     Config {
         containers: entries.containers.iter().map(finish).collect(),
         relay: entries.relay,
         control: entries.control,
+        upstream: entries.channel.map(|at| at.value),
         routes,
         uplinks: entries.uplinks.into_iter().map(uplink).collect(),
         services: services(entries.nos),
@@ -50,7 +54,7 @@ fn services(entries: Vec<NosEntry>) -> BTreeMap<VrfName, ServiceConfig> {
     let config = |entry: NosEntry| {
         let services = entry.services.into_iter().map(|at| at.value).collect();
         let config = ServiceConfig {
-            ping: entry.ping,
+            ping: entry.ping.value,
             services,
             from: entry.from,
         };

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{Outside, Policy, PortRange, Restriction};
 use nos_shim::prefix_set::PrefixSet;
+use nos_shim::shim::Upstream;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -37,6 +38,8 @@ pub(super) struct Entries {
     pub(super) routes: Vec<RouteEntry>,
     pub(super) containers: Vec<ContainerEntry>,
     pub(super) nos: Vec<NosEntry>,
+    /// Where the NOS is in another process; its link is the first of `uplinks`.
+    pub(super) channel: Option<At<Upstream>>,
     pub(super) pool: Vec<PortRange>,
     /// The container that a request is about: of two that want a port it is this one's request that
     /// is refused.
@@ -105,7 +108,16 @@ pub(super) struct NosEntry {
     pub(super) services: Vec<At<Service>>,
     /// Who may open flows to which of their ports, if not everybody.
     pub(super) from: Vec<Restriction>,
-    pub(super) ping: bool,
+    pub(super) ping: At<bool>,
+    /// The NOS is in another process.
+    channel: Option<Channel>,
+}
+
+/// The way to a NOS in another process.
+#[derive(Clone, Debug)]
+struct Channel {
+    upstream: At<Upstream>,
+    link: UplinkEntry,
 }
 
 impl ContainerEntry {
@@ -123,10 +135,16 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
     let mut root = Section::root(report, document);
     let relay = root.table("relay").map(relay).unwrap_or_default();
     let control = root.table("control").map(control).unwrap_or_default();
-    let (uplinks, all_uplinks) = all(&mut root, "uplink", uplink);
+    let (mut uplinks, mut all_uplinks) = all(&mut root, "uplink", uplink);
     let (routes, _) = all(&mut root, "route", route);
     let (containers, _) = all(&mut root, "container", container);
-    let (nos, _) = all_or_one(&mut root, "nos", nos);
+    let (nos, all_nos) = all_or_one(&mut root, "nos", nos);
+    let channel = nos.iter().find_map(|entry| entry.channel.clone());
+    if let Some(channel) = &channel {
+        uplinks.insert(0, channel.link.clone());
+    }
+    // What is spoilt may be the channel, without which uplinks would be missing.
+    all_uplinks &= all_nos;
     let pool = root.table("ports").map(pool).unwrap_or_default();
     // A misspelt [[uplink]] is an uplink that cannot be seen.
     let all_uplinks = root.finish() && all_uplinks;
@@ -138,6 +156,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
         routes,
         containers,
         nos,
+        channel: channel.map(|channel| channel.upstream),
         pool,
         newest: None,
         place: NosPlace::Here,
@@ -445,12 +464,64 @@ fn nos(mut section: Section<'_>) -> Option<NosEntry> {
     let Services { services, from } = services(&mut section);
     let ping = section.optional("ping", values::boolean);
     let vrf = vrf(&mut section);
-    section.finish();
+    let place = section.header("ping");
+    let with_channel = section.has("channel");
+    let channel = channel(&mut section);
+    let sound = section.finish();
+    if with_channel && !(sound && channel.is_some()) {
+        return None;
+    }
     Some(NosEntry {
         vrf,
         services,
         from,
-        ping: ping.is_none_or(|at| at.value),
+        ping: ping.unwrap_or(At { value: true, place }),
+        channel,
+    })
+}
+
+/// The way to a NOS in another process: an uplink, whose addresses are that NOS's.
+fn channel(section: &mut Section<'_>) -> Option<Channel> {
+    let channel = section.optional("channel", values::nos_channel);
+    let neighbor = section.optional("neighbor", values::mac);
+    let addresses = section.nonempty("addresses", "give one at least", values::nos_address);
+    let mtu = section.optional("mtu", values::mtu);
+    let mac = section.optional("mac", values::mac);
+    if !section.has("channel") {
+        let others = ["memif", "neighbor", "addresses", "mtu", "mac"];
+        for key in others.into_iter().filter(|key| section.has(key)) {
+            let place = section.header(key);
+            section.error(place, "is for a NOS in another process: give nos.channel");
+        }
+        return with_memif(section, None).and(None);
+    }
+    section.require("addresses", "[\"203.0.113.1\"]");
+    let device = with_memif(section, channel)?;
+    let place = device.place;
+    let link = UplinkEntry {
+        name: At {
+            value: Name::nos(),
+            place,
+        },
+        device,
+        addresses: addresses?,
+        mtu: mtu.unwrap_or(At {
+            value: Mtu::DEFAULT,
+            place: section.header("mtu"),
+        }),
+        mac: mac.map(|at| at.value),
+        offload: true,
+        redirects: false,
+        groups: Vec::new(),
+        vrf: VrfName::Default,
+        capture: None,
+    };
+    let value = Upstream {
+        neighbor: neighbor.map(|at| at.value),
+    };
+    Some(Channel {
+        upstream: At { value, place },
+        link,
     })
 }
 

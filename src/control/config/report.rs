@@ -91,6 +91,15 @@ impl ConfigErrors {
         Self::whole_file(file, Some(line), reason)
     }
 
+    /// A file that is good, and cannot be followed for what `key` says.
+    pub(super) fn not_now(file: &str, key: &str, reason: &str) -> Self {
+        let mut errors = Self::whole_file(file, None, reason.to_owned());
+        for error in &mut errors.errors {
+            error.key = Some(key.to_owned());
+        }
+        errors
+    }
+
     fn whole_file(file: &str, line: Option<usize>, reason: String) -> Self {
         let error = ConfigError {
             file: file.to_owned(),

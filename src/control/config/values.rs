@@ -190,6 +190,16 @@ pub(super) fn uplink_device(value: &DeValue<'_>) -> Result<UplinkDevice, String>
     parsed(interface).map(make)
 }
 
+/// The way to a NOS in another process.
+pub(super) fn nos_channel(value: &DeValue<'_>) -> Result<UplinkDevice, String> {
+    const EXPECTED: &str = "\"memif:SOCKET:ID\"";
+    let channel = text(value, EXPECTED)?;
+    match channel.split_once(':') {
+        Some(("memif", interface)) => memif_address(interface).map(memif_of),
+        _ => Err(format!("{} is not {EXPECTED}", quoted(channel))),
+    }
+}
+
 /// An interface behind a socket, as in `/run/x.sock:0`.
 fn memif_address(written: &str) -> Result<Address, String> {
     let wrong = |why: &str| format!("{} is not \"memif:SOCKET:ID\": {why}", quoted(written));
@@ -262,6 +272,13 @@ pub(super) fn host_network(value: &DeValue<'_>) -> Result<IpNet, String> {
         .and_then(|()| host_of_network(network))
         .map_err(|why| format!("{} {why}", quoted(written)))?;
     Ok(network)
+}
+
+/// An address of a NOS in another process.
+pub(super) fn nos_address(value: &DeValue<'_>) -> Result<IpNet, String> {
+    let address = address(value)?;
+    usable_address(address).map_err(|why| format!("{} {why}", quoted(&address.to_string())))?;
+    Ok(address.into())
 }
 
 /// Who may write to the control socket: owner, group, others.

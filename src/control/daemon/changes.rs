@@ -114,11 +114,13 @@ impl Daemon {
                 let response = self.show(*table);
                 server.respond(connection, &response, self.live.plane.now());
             }
-            Request::Watch {} => {
+            Request::Watch { registrations } => {
                 self.settle(batch, server);
                 // What happened before is not told.
                 self.publish(server);
-                server.watch(connection, self.live.plane.now());
+                let registered = registrations.then(|| self.reconciler.registered());
+                let now = self.live.plane.now();
+                server.watch(connection, unix_ms(), registered.as_deref(), now);
             }
             Request::TakeOver { format } => {
                 self.settle(batch, server);

@@ -9,7 +9,7 @@ use mio::Waker;
 use nos_shim::channel::{self, NosEnd};
 use nos_shim::frame::{FramePool, MAX_FRAME};
 use nos_shim::share::Budget;
-use nos_shim::shim::{Shim, ShimConfig};
+use nos_shim::shim::{Shim, ShimConfig, Upstream};
 use std::sync::Arc;
 use tracing::{error, info};
 
@@ -89,10 +89,12 @@ impl Listener for Queue {
 }
 
 impl DataPlane {
-    /// Starts one data thread or two. `waker` is called when there are events. A NOS that is elsewhere
+    /// Starts one data thread or two. With `upstream`, what is here stands in front of a NOS in another
+    /// process. `waker` is called when there are events. A NOS that is elsewhere
     /// is joined by [`Self::join`].
     pub(super) fn start(
         settings: &RelayConfig,
+        upstream: Option<Upstream>,
         place: NosPlace,
         waker: Arc<Waker>,
     ) -> io::Result<Self> {
@@ -128,7 +130,12 @@ impl DataPlane {
         };
         let seed = seed();
         let flows = usize::try_from(settings.flows.get()).unwrap_or(usize::MAX);
-        let shim = |end, pool| Shim::new(end, pool, ShimConfig { seed, flows });
+        let shim_config = ShimConfig {
+            seed,
+            flows,
+            upstream,
+        };
+        let shim = |end, pool| Shim::new(end, pool, shim_config);
         match (place, settings.threads) {
             (NosPlace::Elsewhere, _) => {
                 let engine = Engine::relay_side(Relay::new(relay_end, pool.clone()));

@@ -85,6 +85,7 @@ use crate::control::plan::Entity;
 use crate::control::store::{Embedded, Store, StoreError};
 use crate::data::event_loop::{Mode, Stopped};
 use crate::data::nos_port::NosPort;
+use nos_shim::shim::Upstream;
 
 use data_plane::DataPlane;
 use giving::{Giving, Keeping};
@@ -276,7 +277,8 @@ impl Base {
         registry: Registry,
         keeping: Keeping,
     ) -> Result<Daemon, DaemonError> {
-        let plane = DataPlane::start(&config.relay, place, Arc::clone(&self.waker))
+        let waker = Arc::clone(&self.waker);
+        let plane = DataPlane::start(&config.relay, config.upstream, place, waker)
             .map_err(DaemonError::start("start data threads"))?;
         Ok(Daemon {
             live: Live::new(self.host, plane, Memifs::new(self.waker), keeping),
@@ -284,6 +286,7 @@ impl Base {
             watch: self.watch,
             settings: config.relay.clone(),
             access: config.control.clone(),
+            upstream: config.upstream,
             registry,
             processes: self.processes,
             connections: BTreeMap::new(),
@@ -393,6 +396,8 @@ pub(crate) struct Daemon {
     settings: RelayConfig,
     /// Who may ask, as the control socket was made.
     access: Access,
+    /// The NOS in another process that this was started in front of.
+    upstream: Option<Upstream>,
     registry: Registry,
     processes: Processes,
     /// Who made the connections that hold something.
@@ -426,6 +431,10 @@ impl Daemon {
         };
         let file = ConfigFile::parse(&manifest.file, &manifest.text).map_err(unfit)?;
         let config = file.config(&overlay_of(&inheritance)).map_err(unfit)?;
+        if config.upstream != self.upstream {
+            let reason = "[nos] channel or neighbor is another; that needs a stop and a start";
+            return Err(HandoverError::Unfit(reason.to_owned()));
+        }
         let still = self.live.plane.set_mode(Mode::Still);
         still.map_err(|stopped| HandoverError::Unfit(stopped.to_string()))?;
         self.live.receive(inheritance)?;
@@ -590,6 +599,7 @@ impl Daemon {
     fn reload(&mut self, file: Result<Box<ConfigFile>, ConfigErrors>) {
         self.end_giving();
         self.keep_at_once();
+        let file = file.and_then(|file| self.for_the_same_nos(file));
         match file.and_then(|file| self.registry.reload(*file)) {
             Ok(config) => {
                 let relay = RelayConfig::differences(&self.settings, &config.relay);
@@ -606,6 +616,15 @@ impl Daemon {
                 info!("configuration reloaded");
             }
             Err(errors) => error!("the configuration stays as it was:\n{errors}"),
+        }
+    }
+
+    /// A file by which the NOS is where it was. Whatever else it says belongs to the other kind of NOS.
+    fn for_the_same_nos(&self, file: Box<ConfigFile>) -> Result<Box<ConfigFile>, ConfigErrors> {
+        let config = file.config(&Overlay::default())?;
+        match config.upstream == self.upstream {
+            true => Ok(file),
+            false => Err(file.refused("nos.channel", "it and nos.neighbor change at a start alone")),
         }
     }
 

@@ -11,8 +11,8 @@ use crate::control::attach;
 use crate::control::config::{Config, Container, Name, NetnsRef, Touched, UplinkDevice};
 use crate::control::kernel::watch::{KernelWatch, WatchKey, Watched};
 use crate::control::plan::{
-    Entity, LinkPresence, NamespacePresence, Observed, Outcome, State, Want, carry_out, plan,
-    routes_of,
+    Claim, Entity, Group, LinkPresence, NamespacePresence, Observed, Outcome, State, Step, Want,
+    carry_out, plan, routes_of,
 };
 
 use super::containers::{netns_name, open};
@@ -20,7 +20,7 @@ use super::live::{Live, StepError};
 use super::standing::{Condition, Standing};
 use super::vrfs::{named, used};
 use super::watched::WatchedContainers;
-use super::watching::{differences, present, subject};
+use super::watching::{differences, present, registration, subject};
 
 /// Events that wait to be told to those who watch: more do not happen within a turn of the loop.
 const MAX_EVENTS: usize = 65_536;
@@ -349,10 +349,12 @@ impl Reconciler {
         let mut replaced = self.replaced(&wanted);
         let groups = plan(&self.state, &wanted, &repairs);
         let before = present(&self.state);
+        let claimed = self.claims_of(&groups);
         let outcome = carry_out(groups, &mut self.state, live);
         for event in differences(&before, &present(&self.state)) {
             self.tell(event);
         }
+        self.tell_registrations(claimed);
         let refused = outcome.failed.iter().flat_map(|failure| &failure.group);
         let refused: Vec<_> = refused.cloned().collect();
         replaced.retain(|name, _| refused.contains(&Entity::Container(name.clone())));
@@ -364,6 +366,38 @@ impl Reconciler {
         self.note_repairs(&repairs, live, now);
         let moved = self.give_up_moved(live, now);
         self.follow_refused(config, &refused, now) || moved
+    }
+
+    /// What containers have registered before groups of steps that change it.
+    fn claims_of(&self, groups: &[Group]) -> BTreeMap<Name, Option<Claim>> {
+        let steps = groups.iter().flat_map(|group| &group.steps);
+        let changes = steps.filter_map(|(_, step)| match step {
+            Step::Claims(changes) => Some(changes),
+            _ => None,
+        });
+        let names = changes.flatten().map(|(name, _)| name);
+        names
+            .map(|name| (name.clone(), self.state.claims.get(name).cloned()))
+            .collect()
+    }
+
+    /// Tells what differs from what containers had registered.
+    fn tell_registrations(&mut self, before: BTreeMap<Name, Option<Claim>>) {
+        for (name, before) in before {
+            let now = self.state.claims.get(&name);
+            if now != before.as_ref() {
+                let event = registration(&name, now);
+                self.tell(event);
+            }
+        }
+    }
+
+    /// All that containers have registered.
+    pub(super) fn registered(&self) -> Vec<Event> {
+        let claims = self.state.claims.iter();
+        claims
+            .map(|(name, claim)| registration(name, Some(claim)))
+            .collect()
     }
 
     /// Containers whose interface somebody moved elsewhere get another. Returns whether there are

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nos_shim::time::Instant;
 
-use crate::control::api::snapshot::{Drops, drops};
-use crate::control::api::{Event, Server, Subject, SubjectKind};
-use crate::control::config::VrfName;
-use crate::control::plan::{Entity, State};
+use crate::control::api::snapshot::{Drops, PortKind, Protocol, drops};
+use crate::control::api::{Event, RegisteredPorts, Server, Subject, SubjectKind};
+use crate::control::config::{Name, VrfName};
+use crate::control::plan::{Claim, Entity, State};
 use crate::data::event_loop::Stopped;
 
 use super::Daemon;
@@ -68,6 +68,42 @@ pub(super) fn differences<'a>(
     }))
 }
 
+/// All that a container has registered, as those who watch are told: nothing of one that is gone.
+pub(super) fn registration(name: &Name, claim: Option<&Claim>) -> Event {
+    let ports = claim.map(registered_ports).unwrap_or_default();
+    Event::Registration {
+        subject: subject(&Entity::Container(name.clone())),
+        vrf: claim.map_or(VrfName::Default, |claim| claim.vrf.clone()).to_string(),
+        addresses: claim.map(|claim| claim.addresses.clone()).unwrap_or_default(),
+        ports,
+    }
+}
+
+fn registered_ports(claim: &Claim) -> Vec<RegisteredPorts> {
+    use PortKind::{Ephemeral, Listen};
+    let lists = [
+        (Protocol::Tcp, Listen, &claim.tcp),
+        (Protocol::Udp, Listen, &claim.udp),
+        (Protocol::Tcp, Ephemeral, &claim.ephemeral),
+        (Protocol::Udp, Ephemeral, &claim.ephemeral),
+    ];
+    let ports = lists.into_iter().flat_map(|(protocol, kind, ranges)| {
+        ranges.iter().map(move |&range| RegisteredPorts {
+            protocol,
+            kind,
+            range,
+        })
+    });
+    ports.collect()
+}
+
+/// Milliseconds of Unix time.
+pub(super) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let time_ms = since.map_or(0, |since| since.as_millis());
+    u64::try_from(time_ms).unwrap_or(u64::MAX)
+}
+
 impl Daemon {
     /// Tells those who watch what has happened since the last time.
     pub(super) fn publish(&mut self, server: &mut Server) {
@@ -78,9 +114,7 @@ impl Daemon {
             return;
         }
         let dropped = self.count_drops(now);
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let time_ms = since.map_or(0, |since| since.as_millis());
-        let time_ms = u64::try_from(time_ms).unwrap_or(u64::MAX);
+        let time_ms = unix_ms();
         for event in events.iter().chain(&dropped) {
             server.publish(time_ms, event, now);
         }

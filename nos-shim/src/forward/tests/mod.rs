@@ -7,3 +7,4 @@ mod oversize;
 mod policy;
 mod redirects;
 mod rewrites;
+mod upstream;

@@ -49,7 +49,15 @@ impl Nos {
     pub(super) fn with(flows: usize) -> Self {
         let (relay, end) = pair(8);
         let pool = pool();
-        let mut shim = Shim::new(end, pool.clone(), ShimConfig { seed: 1, flows });
+        let mut shim = Shim::new(
+            end,
+            pool.clone(),
+            ShimConfig {
+                seed: 1,
+                flows,
+                ..ShimConfig::default()
+            },
+        );
         let addresses = [(N4, 24), (OTHER4, 24), (N6, 64), (OTHER6, 64)];
         let uplink = UplinkConfig {
             id: UPLINK,

@@ -136,6 +136,11 @@ impl ConfigFile {
         report.finish(config)
     }
 
+    /// That it cannot be followed now for what `key` says, though nothing is wrong with it.
+    pub(crate) fn refused(&self, key: &str, reason: &str) -> ConfigErrors {
+        ConfigErrors::not_now(&self.name, key, reason)
+    }
+
     /// What errors call the file.
     #[must_use]
     pub fn name(&self) -> &str {
