@@ -26,6 +26,7 @@ use nos_relay::control::api::snapshot::{
 };
 use nos_relay::control::api::{
     Applied, Event, MAX_REQUEST, Refusal, RefusalCode, Response, SubjectKind, Watched, watch,
+    watch_registrations,
 };
 use nos_relay::lab::testbed::tcp::{Direction, Transfer};
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, udp};
@@ -743,6 +744,77 @@ lab_test! {
         refused(&daemon, attach("third", third, json!({"tcp": 24000})));
         let event = next();
         assert!(matches!(event, Event::Refused { .. }) && of(&event, "third"), "{event:?}");
+    }
+}
+
+lab_test! {
+    fn who_asks_for_registrations_is_told_all_of_them_and_each_change() {
+        let topology = Topology::new(&["web", "db", "third"]).unwrap();
+        let config = support::scenario::config(&topology, Variant::PLAIN);
+        let daemon = Daemon::start(&topology.device, &config);
+        let path = daemon.files().control();
+        let request = json!({"version": 1, "request": {"type": "watch", "registrations": true}});
+        assert_as_documented(&request);
+        let mut stream = UnixStream::connect(&path).unwrap();
+        writeln!(stream, "{request}").unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_as_documented(&answer);
+        assert_eq!(answer["response"]["data"], json!({"registrations": 2}));
+        // Who has not asked for it is told nothing of it.
+        let (mut all, mut plain) = (
+            watch_registrations(&path, LIMIT).unwrap(),
+            watch(&path, LIMIT).unwrap(),
+        );
+        let mut next = || {
+            let (line, _) = all.next_line().unwrap().unwrap();
+            let line: Value = serde_json::from_str(&line).unwrap();
+            assert_as_documented(&line);
+            line["event"].clone()
+        };
+        let mut next = move || loop {
+            let event = next();
+            if event["type"] == "registration" {
+                let ranges = event["ports"].as_array().unwrap().iter().map(|ports| {
+                    let [protocol, kind, range] =
+                        ["protocol", "kind", "range"].map(|key| ports[key].as_str().unwrap());
+                    format!("{protocol} {kind} {range}")
+                });
+                let ranges: Vec<_> = ranges.collect();
+                return (event["name"].as_str().unwrap().to_owned(), ranges, event["addresses"].clone());
+            }
+        };
+        let mut first = [next(), next()];
+        first.sort();
+        let [(db, ..), (web, ranges, addresses)] = first;
+        assert_eq!((db.as_str(), web.as_str()), ("db", "web"));
+        for range in ["tcp listen 20000-20999", "udp listen 20000-20999", "tcp ephemeral 40000-44999", "udp ephemeral 40000-44999"] {
+            assert!(ranges.iter().any(|it| it == range), "{ranges:?}");
+        }
+        assert_eq!(addresses, json!(["203.0.113.1", "2001:db8:1::1"]));
+
+        let third = &topology.containers[2];
+        change(&daemon, attach("third", third, json!({"tcp": 24000, "addresses": ["203.0.113.1"]})));
+        let told = next();
+        assert_eq!(told, ("third".to_owned(), vec!["tcp listen 24000".to_owned()], json!(["203.0.113.1"])));
+        change(&daemon, ports("add", "third", json!({"udp": "24010-24019"})));
+        let (_, ranges, _) = next();
+        assert_eq!(ranges, ["tcp listen 24000", "udp listen 24010-24019"]);
+        // What is refused is not told.
+        refused(&daemon, ports("add", "third", json!({"tcp": 20000})));
+        change(&daemon, ports("remove", "third", json!({"udp": "24010-24019"})));
+        assert_eq!(next().1, ["tcp listen 24000"]);
+        daemon.forget_counters();
+        change(&daemon, detach("third"));
+        assert_eq!(next(), ("third".to_owned(), Vec::new(), json!([])));
+        loop {
+            match plain.next_line().unwrap().unwrap().1 {
+                Watched::Event { event: Event::Gone { .. }, .. } => break,
+                Watched::Event { event: Event::Registration { .. }, .. } => panic!("nobody asked"),
+                _ => {}
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use nos_relay::control::plan::{
 };
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{Outside, PortRange};
+use nos_shim::shim::Upstream;
 use proptest::prelude::*;
 
 /// Every key, none at its default.
@@ -202,6 +203,37 @@ addresses = "203.0.114.1/24"
     };
     assert_eq!(client, options);
     assert!(!format!("{config:?}").contains("sesame"), "it is secret");
+}
+
+#[test]
+fn a_nos_in_another_process_is_one_uplink() {
+    let text = r#"[nos]
+channel = "memif:/run/x.sock:1"
+memif = { role = "client", secret = "open sesame" }
+addresses = ["203.0.113.1", "2001:db8:1::1"]
+neighbor = "02:00:5e:10:00:01"
+mac = "02:00:5e:10:00:02"
+mtu = 9000
+[[container]]
+name = "web"
+netns = "/run/netns/C"
+device = "tap"
+tcp = 80
+"#;
+    let config = config(text);
+    let neighbor = Some("02:00:5e:10:00:01".parse().unwrap());
+    assert_eq!(config.upstream, Some(Upstream { neighbor }));
+    let [nos] = &config.uplinks[..] else {
+        panic!("{:?}", config.uplinks)
+    };
+    assert_eq!(nos.name.as_str(), "nos");
+    assert_eq!(nos.device.to_string(), "memif:/run/x.sock:1");
+    let addresses: Vec<_> = nos.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["203.0.113.1/32", "2001:db8:1::1/128"]);
+    assert_eq!(nos.mac, Some("02:00:5e:10:00:02".parse().unwrap()));
+    let web = &config.containers[0];
+    assert_eq!((web.addresses.len(), web.mtu.octets()), (2, 9000));
+    assert!(config.services.is_empty() && config.routes.is_empty());
 }
 
 #[test]

@@ -709,7 +709,11 @@ impl WatchArgs {
     ///
     /// When neither can be written.
     pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
-        let mut watch = match api::watch(&self.control.path, self.registrations, QUERY_TIMEOUT) {
+        let watch = match self.registrations {
+            true => api::watch_registrations,
+            false => api::watch,
+        };
+        let mut watch = match watch(&self.control.path, QUERY_TIMEOUT) {
             Ok(watch) => watch,
             Err(error) => return failed(&error, err),
         };

@@ -31,12 +31,12 @@ mod socket;
 mod watchers;
 
 pub(in crate::control) use client::converse;
-pub use client::{ControlError, Held, QUERY_TIMEOUT, Watch, ask, ask_for, hold, query, watch};
+pub use client::{
+    ControlError, Held, QUERY_TIMEOUT, Watch, ask, ask_for, hold, query, watch, watch_registrations,
+};
 pub(crate) use client::{query_on, watch_on};
 pub use connection::{MAX_HELD_REQUEST, Peer, REQUEST_TIMEOUT, RESPONSE_TIMEOUT};
-pub use event::{
-    Carrier, Event, EventProtocol, RegisteredPorts, Subject, SubjectKind, Watched,
-};
+pub use event::{Carrier, Event, EventProtocol, RegisteredPorts, Subject, SubjectKind, Watched};
 pub use protocol::{
     Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request,
     Response, Table, VERSION,

@@ -16,6 +16,7 @@
 pub(crate) mod between;
 pub(crate) mod bulk;
 pub(crate) mod daemon;
+pub(crate) mod dpdk;
 pub(crate) mod named;
 pub(crate) mod names;
 pub(crate) mod scenario;

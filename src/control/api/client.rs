@@ -277,6 +277,10 @@ fn answer(path: &Path, line: &[u8]) -> Result<Response, ControlError> {
     }
 }
 
+const WATCH: Request = Request::Watch {
+    registrations: false,
+};
+
 /// What happens at a daemon, as it happens.
 #[derive(Debug)]
 pub struct Watch {
@@ -284,18 +288,26 @@ pub struct Watch {
     lines: BufReader<UnixStream>,
 }
 
-/// Watches the daemon at `path`, which has `timeout` to answer. With `registrations`, all that
-/// containers have registered comes first, and then each change of it.
+/// Watches the daemon at `path`; it has `timeout` to answer.
 ///
 /// # Errors
 ///
 /// As [`query`].
-pub fn watch(
-    path: &Path,
-    registrations: bool,
-    timeout: Duration,
-) -> Result<Watch, ControlError> {
-    let stream = send(path, None, &Request::Watch { registrations }, None, timeout)?;
+pub fn watch(path: &Path, timeout: Duration) -> Result<Watch, ControlError> {
+    let stream = send(path, None, &WATCH, None, timeout)?;
+    watching(stream, path, timeout)
+}
+
+/// As [`watch`]: all that containers have registered comes first, then each change of it with all else.
+///
+/// # Errors
+///
+/// As [`query`].
+pub fn watch_registrations(path: &Path, timeout: Duration) -> Result<Watch, ControlError> {
+    let request = Request::Watch {
+        registrations: true,
+    };
+    let stream = send(path, None, &request, None, timeout)?;
     watching(stream, path, timeout)
 }
 
@@ -305,10 +317,7 @@ pub(crate) fn watch_on(
     name: &Path,
     timeout: Duration,
 ) -> Result<Watch, ControlError> {
-    let request = Request::Watch {
-        registrations: false,
-    };
-    write_request(&mut stream, name, None, &request, None, timeout)?;
+    write_request(&mut stream, name, None, &WATCH, None, timeout)?;
     watching(stream, name, timeout)
 }
 

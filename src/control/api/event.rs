@@ -54,19 +54,7 @@ pub enum Event {
         /// The uplink.
         #[serde(flatten)]
         subject: Subject,
-        /// Ports of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegisteredPorts {
-    /// The protocol.
-    pub protocol: Protocol,
-    /// [`PortKind::Listen`] or [`PortKind::Ephemeral`].
-    pub kind: PortKind,
-    /// The ports.
-    #[serde(with = "text")]
-    pub range: PortRange,
-}
-
-/// Whether frames pass.
+        /// Whether frames pass.
         state: Carrier,
         /// What the peer calls its interface, while they do.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,6 +120,18 @@ pub struct RegisteredPorts {
         /// By the NOS, by reason.
         nos: Drops,
     },
+}
+
+/// Ports of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisteredPorts {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// [`PortKind::Listen`] or [`PortKind::Ephemeral`].
+    pub kind: PortKind,
+    /// The ports.
+    #[serde(with = "text")]
+    pub range: PortRange,
 }
 
 /// Whether frames pass.

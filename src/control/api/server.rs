@@ -312,15 +312,24 @@ impl Server {
         holds || holders < MAX_HOLDERS
     }
 
-    /// Answers a request to watch: events follow until the client hangs up. With `registered`, these
-    /// come first, however many they are, and [`Event::Registration`] is told from then on.
-    pub fn watch(
+    /// Answers a request to watch: events follow until the client hangs up.
+    pub fn watch(&mut self, id: ConnectionId, now: Instant) {
+        self.begin_watch(id, None, now);
+    }
+
+    /// The same where registrations are asked for: these come first, however many they are, told at
+    /// `time_ms`.
+    pub fn watch_registrations(
         &mut self,
         id: ConnectionId,
         time_ms: u64,
-        registered: Option<&[Event]>,
+        registered: &[Event],
         now: Instant,
     ) {
+        self.begin_watch(id, Some((time_ms, registered)), now);
+    }
+
+    fn begin_watch(&mut self, id: ConnectionId, registered: Option<(u64, &[Event])>, now: Instant) {
         if self.watchers() >= MAX_WATCHERS {
             let message = format!("{MAX_WATCHERS} others watch already; try again later");
             let refusal = Refusal::new(RefusalCode::Busy, message);
@@ -328,14 +337,15 @@ impl Server {
         }
         if let Some(connection) = self.waiting(id) {
             let mut lines = Lines::default();
-            let registrations = registered.map(<[Event]>::len);
+            let registrations = registered.map(|(_, all)| all.len());
             lines.push_always(encode_response(&Response::Watching { registrations }).into());
-            for event in registered.unwrap_or_default() {
+            let (time_ms, all) = registered.unwrap_or_default();
+            for event in all {
                 lines.push_always(encode_event(time_ms, event).into());
             }
             connection.state = State::Watching {
                 lines,
-                registrations: registered.is_some(),
+                registrations: registrations.is_some(),
             };
             connection.deadline = None;
             self.advance(id.slot, now);

@@ -114,6 +114,20 @@ mod tests {
     }
 
     #[test]
+    fn the_beginning_is_told_whole_and_what_comes_behind_it_is_bounded() {
+        let mut lines = Lines::default();
+        for number in 0..2 * MAX_EVENTS {
+            lines.push_always(line(number));
+        }
+        lines.push(&line(9000));
+        for number in 0..2 * MAX_EVENTS {
+            assert_eq!(read(&mut lines), Some(format!("{number}\n")));
+        }
+        let lost = "{\"version\":1,\"lost\":1}\n".to_owned();
+        assert_eq!(read(&mut lines), Some(lost));
+    }
+
+    #[test]
     fn long_lines_are_bounded_by_their_octets() {
         let mut lines = Lines::default();
         let long: Arc<[u8]> = vec![b'x'; MAX_OCTETS].into();

@@ -27,9 +27,6 @@ pub(super) fn check(report: &Report<'_>, entries: &Entries, channel: Place) {
         error(route.prefix.place, "the NOS has routes of its own");
     }
     for nos in &entries.nos {
-        if !nos.vrf.value.is_default() {
-            error(nos.vrf.place, "the NOS has VRFs of its own");
-        }
         if let Some(service) = nos.services.first() {
             error(service.place, "the NOS has services of its own");
         }

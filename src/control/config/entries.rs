@@ -488,10 +488,11 @@ fn channel(section: &mut Section<'_>) -> Option<Channel> {
     let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
     if !section.has("channel") {
-        let others = ["memif", "neighbor", "addresses", "mtu", "mac"];
-        for key in others.into_iter().filter(|key| section.has(key)) {
-            let place = section.header(key);
-            section.error(place, "is for a NOS in another process: give nos.channel");
+        for key in ["memif", "neighbor", "addresses", "mtu", "mac"] {
+            if section.has(key) {
+                let place = section.header(key);
+                section.error(place, "is for a NOS in another process: give nos.channel");
+            }
         }
         return with_memif(section, None).and(None);
     }

@@ -36,6 +36,7 @@ use crate::control::store::StoreError;
 use super::Daemon;
 use super::answers::{Answered, Asking, repeated};
 use super::standing::{Condition, Standing};
+use super::watching::unix_ms;
 
 /// Requests that one commit stores.
 const MAX_BATCH: usize = 32;
@@ -118,9 +119,13 @@ impl Daemon {
                 self.settle(batch, server);
                 // What happened before is not told.
                 self.publish(server);
-                let registered = registrations.then(|| self.reconciler.registered());
                 let now = self.live.plane.now();
-                server.watch(connection, unix_ms(), registered.as_deref(), now);
+                if *registrations {
+                    let registered = self.reconciler.registered();
+                    server.watch_registrations(connection, unix_ms(), &registered, now);
+                } else {
+                    server.watch(connection, now);
+                }
             }
             Request::TakeOver { format } => {
                 self.settle(batch, server);

@@ -624,7 +624,9 @@ impl Daemon {
         let config = file.config(&Overlay::default())?;
         match config.upstream == self.upstream {
             true => Ok(file),
-            false => Err(file.refused("nos.channel", "it and nos.neighbor change at a start alone")),
+            false => {
+                Err(file.refused("nos.channel", "it and nos.neighbor change at a start alone"))
+            }
         }
     }
 

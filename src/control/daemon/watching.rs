@@ -73,8 +73,12 @@ pub(super) fn registration(name: &Name, claim: Option<&Claim>) -> Event {
     let ports = claim.map(registered_ports).unwrap_or_default();
     Event::Registration {
         subject: subject(&Entity::Container(name.clone())),
-        vrf: claim.map_or(VrfName::Default, |claim| claim.vrf.clone()).to_string(),
-        addresses: claim.map(|claim| claim.addresses.clone()).unwrap_or_default(),
+        vrf: claim
+            .map_or(VrfName::Default, |claim| claim.vrf.clone())
+            .to_string(),
+        addresses: claim
+            .map(|claim| claim.addresses.clone())
+            .unwrap_or_default(),
         ports,
     }
 }

@@ -196,6 +196,7 @@ impl ConfigFile {
             routes: Vec::new(),
             containers: Vec::new(),
             nos: Vec::new(),
+            channel: self.entries.channel,
             pool: Vec::new(),
             newest: None,
             place: self.entries.place,
