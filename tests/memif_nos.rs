@@ -117,10 +117,15 @@ impl Nos {
         }
         // What ICMP is about, no rule can tell.
         let steer = "table inet nos {
-            chain steer {
+            chain prerouting {
                 type filter hook prerouting priority mangle;
                 iifname up0 icmp type { echo-reply, destination-unreachable, time-exceeded } meta mark set 7100
                 iifname up0 icmpv6 type { echo-reply, destination-unreachable, packet-too-big, time-exceeded } meta mark set 7100
+            }
+            chain output {
+                type route hook output priority mangle;
+                oifname lo icmp type { destination-unreachable, time-exceeded } meta mark set 7100
+                oifname lo icmpv6 type { destination-unreachable, packet-too-big, time-exceeded } meta mark set 7100
             }
         }";
         run(&namespace, &["nft", "-f", "-"], steer);
@@ -171,16 +176,12 @@ struct Lab {
     directory: TempDir,
 }
 
-impl Lab {
-    fn new(ours: &str, theirs: &'static str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let [host, web, db] = ["H", "C", "D"].map(|label| LabNamespace::new(label).unwrap());
-        let mut nos = Nos::new(theirs);
-        let config = format!(
-            r#"
+fn config(role: &str, directory: &Path, web: &LabNamespace, db: &LabNamespace) -> String {
+    format!(
+        r#"
 [nos]
 channel = "memif:{socket}:7"
-memif = {{ role = "{ours}", secret = "of both" }}
+memif = {{ role = "{role}", secret = "of both" }}
 addresses = ["203.0.113.1", "2001:db8:1::1"]
 
 [[container]]
@@ -199,10 +200,18 @@ tcp = "30000-30099"
 udp = "30000-30099"
 ephemeral = "45000-49999"
 "#,
-            socket = directory.path().join("memif.sock").display(),
-            web = web.path().display(),
-            db = db.path().display(),
-        );
+        socket = directory.join("memif.sock").display(),
+        web = web.path().display(),
+        db = db.path().display(),
+    )
+}
+
+impl Lab {
+    fn new(ours: &str, theirs: &'static str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let [host, web, db] = ["H", "C", "D"].map(|label| LabNamespace::new(label).unwrap());
+        let mut nos = Nos::new(theirs);
+        let config = config(ours, directory.path(), &web, &db);
         let daemon = Daemon::start(&host, &config);
         let steer = steer(&nos, &daemon);
         nos.connect(directory.path());
@@ -417,6 +426,37 @@ fn a_kernel_is_the_nos(ours: &str, theirs: &'static str) {
     let steer = Pid::from_raw(i32::try_from(lab.steer.0.id()).unwrap());
     kill(steer, Signal::SIGTERM).unwrap();
     lab.await_steered(&[]);
+}
+
+lab_test! {
+    fn without_the_nos_siblings_talk_and_a_reload_gives_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let [host, web, db] = ["H", "C", "D"].map(|label| LabNamespace::new(label).unwrap());
+        let config = config("server", directory.path(), &web, &db);
+        let daemon = Daemon::start(&host, &config);
+        for shared in SHARED.map(ip) {
+            transfer(connect(&web, &db, (shared, 30080).into()), MIB, 1);
+        }
+        let socket = directory.path().join("memif.sock");
+        let uplink = "[[uplink]]\nname = \"up0\"\ndevice = \"tap:up0\"\naddresses = \"203.0.113.1/24\"\n";
+        let (_, containers) = config.split_once("\n\n").unwrap();
+        for other in [
+            format!("{uplink}{containers}"),
+            config.replace("addresses =", "neighbor = \"02:00:5e:10:00:01\"\naddresses ="),
+        ] {
+            let before = daemon.log().len();
+            daemon.reload(&other);
+            let said = daemon.log().split_off(before);
+            let expected = "nos.channel: it and nos.neighbor change at a start alone";
+            assert!(said.contains(expected), "{said}");
+        }
+        // Where it is found may change, and its addresses.
+        let moved = config.replace("memif.sock", "other.sock");
+        daemon.reload(&moved.replace(", \"2001:db8:1::1\"", ""));
+        assert!(!socket.exists());
+        assert_eq!(daemon.uplink("nos").addresses.len(), 1);
+        transfer(connect(&web, &db, (ip(SHARED[0]), 30080).into()), MIB, 1);
+    }
 }
 
 lab_test! {
