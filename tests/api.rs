@@ -786,7 +786,7 @@ lab_test! {
             }
         };
         let mut first = [next(), next()];
-        first.sort();
+        first.sort_by(|a, b| a.0.cmp(&b.0));
         let [(db, ..), (web, ranges, addresses)] = first;
         assert_eq!((db.as_str(), web.as_str()), ("db", "web"));
         for range in ["tcp listen 20000-20999", "udp listen 20000-20999", "tcp ephemeral 40000-44999", "udp ephemeral 40000-44999"] {
