@@ -32,6 +32,7 @@ mod bodies {
     pub mod framed;
     pub mod frames;
     pub mod icmp;
+    pub mod memif;
     pub mod network;
     pub mod offload;
     pub mod packet;
@@ -83,7 +84,8 @@ macro_rules! replays {
                     .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
                     .collect();
                 targets.sort();
-                let mut here = vec![$(stringify!($target)),*];
+                // That of the C interface runs with its tests.
+                let mut here = vec!["capi", $(stringify!($target)),*];
                 here.sort_unstable();
                 assert_eq!(targets, here);
             }
@@ -103,6 +105,7 @@ replays! {
     flows: bodies::flows::run,
     fragments: bodies::fragments::run,
     icmp: bodies::icmp::run,
+    memif: bodies::memif::run,
     offload: bodies::offload::run,
     packet: bodies::packet::run,
     ports: bodies::ports::run,

@@ -22,7 +22,7 @@ use nos_relay::control::api::{ControlError, Refusal, RefusalCode, Request, Respo
 use nos_relay::control::config::Keys;
 use nos_relay::control::handover::{FORMAT, HandoverError, READY_LIMIT, Taking};
 use nos_relay::lab::testbed::ping::ping;
-use nos_relay::lab::testbed::{LabNamespace, Topology};
+use nos_relay::lab::testbed::{LabNamespace, Topology, veth};
 use support::between::Between;
 use support::daemon::{Daemon, Files, LIMIT, await_that, program, run_command_with};
 use support::lab_test;
@@ -650,6 +650,30 @@ mod a_service_manager_keeps_the_devices {
 }
 
 lab_test! {
+    /// Whether the one that has it notices first, or the next one.
+    fn an_uplink_that_vanishes_just_then_is_waited_for() {
+        let topology = Topology::new(&["web", "db"]).unwrap();
+        let y = LabNamespace::new("Y").unwrap();
+        veth((&topology.device, "hy"), (&y, "yh")).unwrap();
+        let more = "[[uplink]]\nname = \"up1\"\ndevice = \"packet:hy\"\naddresses = [\"192.0.2.1/24\"]\n";
+        let config = support::scenario::config(&topology, Variant::PLAIN) + more;
+        let mut old = Daemon::start(&topology.device, &config);
+        old.signal(Signal::SIGSTOP);
+        topology.device.delete_link("hy").unwrap();
+        let next = old.next(&topology.device);
+        old.signal(Signal::SIGCONT);
+        next.await_ready();
+        assert!(old.wait().success());
+        let scenario = Scenario { daemon: next, topology, config };
+        assert_alive(&scenario);
+        assert_ne!(scenario.daemon.uplink("up1").link, LinkState::Up);
+        veth((&scenario.topology.device, "hy"), (&y, "yh")).unwrap();
+        await_that("up1", || match scenario.daemon.uplink("up1").link {
+            LinkState::Up => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+
     fn what_the_service_manager_passes_and_makes_no_sense_is_left_aside() {
         let topology = Topology::new(&["web", "db"]).unwrap();
         let config = support::scenario::config(&topology, Variant::PLAIN);

@@ -1,10 +1,12 @@
-//! A burst through the C interface, beside the same in Rust: a NOS takes a burst from the ring and sends its
-//! packets back.
+//! A burst through the C interface, beside the same in Rust: a NOS takes a burst from the ring and sends it
+//! back.
 //!
 //! | benchmark | what the NOS does with each packet |
 //! |---|---|
-//! | `hop` | nothing: the ring, and the loop that any NOS has |
+//! | `hop` | nothing: the burst travels as a whole |
 //! | `deliver` | looks its owner up in the port table, and sets the attachment |
+//! | `packets` | takes it out of the burst, and puts it into the next one |
+//! | `packets-deliver` | both |
 //!
 //! The functions are called by pointers that the compiler does not see through, as C calls them.
 
@@ -23,6 +25,9 @@ use std::ptr::null_mut;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use nos_relay::embed::NosPort;
+use nos_relay_capi::burst::{
+    nos_relay_burst, nos_relay_port_deliver, nos_relay_port_receive, nos_relay_port_send,
+};
 use nos_relay_capi::packet::{nos_relay_packet, nos_relay_packet_set_attachment};
 use nos_relay_capi::port::{
     nos_relay_port, nos_relay_port_free, nos_relay_port_ring, nos_relay_port_rx_burst,
@@ -71,14 +76,24 @@ trait Nos {
     fn turn(&mut self);
 }
 
+/// What a NOS does with packets.
+#[derive(Clone, Copy)]
+struct Work {
+    /// It looks up their owners.
+    delivers: bool,
+    /// It has them one by one.
+    singly: bool,
+}
+
 struct InRust {
     port: NosPort,
     table: Option<PortTable>,
+    singly: bool,
     outgoing: PacketBurst,
 }
 
 impl InRust {
-    fn new(port: NosPort, delivers: bool) -> Self {
+    fn new(port: NosPort, work: Work) -> Self {
         let mut table = PortTable::new();
         table.add_address(VrfId::DEFAULT, OWN4.into());
         let registration = Registration {
@@ -95,7 +110,8 @@ impl InRust {
         table.register(&registration).unwrap();
         Self {
             port,
-            table: delivers.then_some(table),
+            table: work.delivers.then_some(table),
+            singly: work.singly,
             outgoing: PacketBurst::new(),
         }
     }
@@ -107,32 +123,72 @@ fn owner(table: &PortTable, packet: &Packet) -> Option<AttachmentId> {
     let transport = Transport::from_protocol(packet.protocol())?;
     match table.owner(address, transport, packet.ports()?.destination) {
         PortOwner::Attachment {
+            id,
             kind: ClaimKind::Ephemeral,
-            ..
-        } if packet.opens_tcp_flow() => None,
+        } if packet.opens_tcp_flow()
+            && packet.frame().interface() != Some(Interface::Attachment(id)) =>
+        {
+            None
+        }
         owner => owner.attachment().map(|(id, _)| id),
+    }
+}
+
+impl InRust {
+    /// Whether it has an owner, which is set.
+    #[inline]
+    fn address(table: Option<&PortTable>, packet: &mut Packet) -> bool {
+        let Some(table) = table else { return true };
+        let Some(id) = owner(table, packet) else {
+            return false;
+        };
+        packet.set_interface(Interface::Attachment(id));
+        true
+    }
+
+    fn one_by_one(&mut self, mut burst: PacketBurst) {
+        for mut packet in burst.drain(..) {
+            if Self::address(self.table.as_ref(), &mut packet) {
+                self.outgoing.push(packet);
+            }
+        }
+        self.port.channel().recycle(burst);
+        assert!(self.port.channel().send_burst(&mut self.outgoing));
+    }
+
+    fn as_a_whole(&mut self, mut burst: PacketBurst) {
+        let all = burst
+            .iter_mut()
+            .all(|packet| Self::address(self.table.as_ref(), packet));
+        assert!(all);
+        assert!(self.port.channel().send_burst(&mut burst));
+        self.port.channel().recycle(burst);
     }
 }
 
 impl Nos for InRust {
     fn turn(&mut self) {
-        while let Some(mut burst) = self.port.channel().recv_burst() {
-            for mut packet in burst.drain(..) {
-                if let Some(table) = &self.table {
-                    let Some(id) = owner(table, &packet) else {
-                        continue;
-                    };
-                    packet.set_interface(Interface::Attachment(id));
-                }
-                self.outgoing.push(packet);
+        while let Some(burst) = self.port.channel().recv_burst() {
+            if self.singly {
+                self.one_by_one(burst);
+            } else {
+                self.as_a_whole(burst);
             }
-            self.port.channel().recycle(burst);
-            assert!(self.port.channel().send_burst(&mut self.outgoing));
         }
         self.port.channel().ring();
     }
 }
 
+type Receive =
+    unsafe extern "C" fn(*mut nos_relay_port, *mut *mut nos_relay_burst, *mut usize) -> c_int;
+type Send = unsafe extern "C" fn(*mut nos_relay_port, *mut nos_relay_burst) -> c_int;
+type Deliver = unsafe extern "C" fn(
+    *mut nos_relay_port,
+    *mut nos_relay_table,
+    *mut nos_relay_burst,
+    *mut nos_relay_owner,
+    *mut usize,
+) -> c_int;
 type Rx = unsafe extern "C" fn(
     *mut nos_relay_port,
     *mut *mut nos_relay_packet,
@@ -158,13 +214,13 @@ type Recipients = unsafe extern "C" fn(
 struct InC {
     port: *mut nos_relay_port,
     table: *mut nos_relay_table,
-    delivers: bool,
+    work: Work,
     packets: [*mut nos_relay_packet; BATCH],
     owners: [nos_relay_owner; BATCH],
 }
 
 impl InC {
-    fn new(port: NosPort, delivers: bool) -> Self {
+    fn new(port: NosPort, work: Work) -> Self {
         let mut table = null_mut();
         let address = nos_relay_capi::address::nos_relay_address::from(std::net::IpAddr::V4(OWN4));
         let claims: Vec<_> = [6, 17]
@@ -215,7 +271,7 @@ impl InC {
         Self {
             port: nos_relay_capi::port::of(port).unwrap(),
             table,
-            delivers,
+            work,
             packets: [null_mut(); BATCH],
             owners: [nobody; BATCH],
         }
@@ -232,11 +288,33 @@ impl Drop for InC {
     }
 }
 
-impl Nos for InC {
-    fn turn(&mut self) {
+impl InC {
+    fn as_a_whole(&mut self) {
+        let receive: Receive = black_box(nos_relay_port_receive);
+        let send: Send = black_box(nos_relay_port_send);
+        let deliver: Deliver = black_box(nos_relay_port_deliver);
+        let (mut burst, mut count, mut left) = (null_mut(), 0, 0);
+        // SAFETY: they are handles, and where results go.
+        unsafe {
+            loop {
+                assert_eq!(receive(self.port, &raw mut burst, &raw mut count), 0);
+                if count == 0 {
+                    break;
+                }
+                if self.work.delivers {
+                    let owners = self.owners.as_mut_ptr();
+                    let delivered = deliver(self.port, self.table, burst, owners, &raw mut left);
+                    assert_eq!((delivered, left), (0, 0));
+                } else {
+                    assert_eq!(send(self.port, burst), 0);
+                }
+            }
+        }
+    }
+
+    fn one_by_one(&mut self) {
         let rx: Rx = black_box(nos_relay_port_rx_burst);
         let tx: Tx = black_box(nos_relay_port_tx_burst);
-        let ring: Ring = black_box(nos_relay_port_ring);
         let set: Set = black_box(nos_relay_packet_set_attachment);
         let recipients: Recipients = black_box(nos_relay_table_recipients);
         let (mut count, mut taken) = (0, 0);
@@ -248,7 +326,7 @@ impl Nos for InC {
                 if count == 0 {
                     break;
                 }
-                if self.delivers {
+                if self.work.delivers {
                     assert_eq!(
                         recipients(self.table, packets, count, self.owners.as_mut_ptr()),
                         0
@@ -260,8 +338,20 @@ impl Nos for InC {
                 assert_eq!(tx(self.port, packets, count, &raw mut taken), 0);
                 assert_eq!(taken, count);
             }
-            assert_eq!(ring(self.port), 0);
         }
+    }
+}
+
+impl Nos for InC {
+    fn turn(&mut self) {
+        if self.work.singly {
+            self.one_by_one();
+        } else {
+            self.as_a_whole();
+        }
+        let ring: Ring = black_box(nos_relay_port_ring);
+        // SAFETY: it is a port of this thread.
+        assert_eq!(unsafe { ring(self.port) }, 0);
     }
 }
 
@@ -280,13 +370,19 @@ fn rounds(c: &mut Criterion, name: &str, size: usize, make: impl Fn(NosPort) -> 
 }
 
 fn burst(c: &mut Criterion) {
-    for (what, delivers) in [("hop", false), ("deliver", true)] {
+    for (what, delivers, singly) in [
+        ("hop", false, false),
+        ("deliver", true, false),
+        ("packets", false, true),
+        ("packets-deliver", true, true),
+    ] {
+        let work = Work { delivers, singly };
         for size in SIZES {
             rounds(c, &format!("{what}/rust"), size, |port| {
-                Box::new(InRust::new(port, delivers))
+                Box::new(InRust::new(port, work))
             });
             rounds(c, &format!("{what}/c"), size, |port| {
-                Box::new(InC::new(port, delivers))
+                Box::new(InC::new(port, work))
             });
         }
     }

@@ -21,7 +21,7 @@
 #define NOS_RELAY_ABI_MAJOR 0
 
 // Of the interface that this header describes. It grows where functions or constants are added.
-#define NOS_RELAY_ABI_MINOR 1
+#define NOS_RELAY_ABI_MINOR 2
 
 // A TAP inside of the container's namespace.
 #define NOS_RELAY_TAP 0
@@ -248,6 +248,11 @@ typedef struct nos_relay nos_relay;
 // What a relay is started with. It may be used for several, one after the other.
 typedef struct nos_relay_builder nos_relay_builder;
 
+// Packets that travel together, NOS_RELAY_BURST at most, in order. A burst is of the port that its functions are
+// given with it, and freed with that. There are at most 256 of a port at a time. Who needs its packets for no more
+// than to send them on spends less by bursts than by packets.
+typedef struct nos_relay_burst nos_relay_burst;
+
 // A packet in a buffer of a relay's pool. Its address tells which; who has it owns the buffer, and uses it on
 // one thread at a time. One that was given away or freed is told by its address until the buffer is used
 // again, and for as long as the port or another packet of the pool is there.
@@ -314,6 +319,69 @@ typedef struct nos_relay_container {
   // NOS_RELAY_OFFLOAD or NOS_RELAY_NO_OFFLOAD.
   uint32_t offload;
 } nos_relay_container;
+
+// Whose a port is, or a packet.
+typedef struct nos_relay_owner {
+  // The container; NOS_RELAY_NO_ATTACHMENT if there is none.
+  uint32_t attachment;
+  // NOS_RELAY_NOBODY, NOS_RELAY_NOS, NOS_RELAY_ATTACHMENT or, of a packet, what else.
+  uint8_t kind;
+  // What the container may do with the port: NOS_RELAY_LISTEN or NOS_RELAY_EPHEMERAL; else 0.
+  uint8_t claim;
+  // Not 0 if a policy has something to say: the registration's lists tell what.
+  uint8_t watched;
+} nos_relay_owner;
+
+// What remains to be done with a packet before it is on a wire. Offsets count octets from the start of the
+// frame.
+typedef struct nos_relay_offload {
+  // NOS_RELAY_CHECKSUM_*.
+  uint8_t checksum;
+  // NOS_RELAY_SEGMENTATION_*.
+  uint8_t segmentation;
+  // NOS_RELAY_ECN_*, of a TCP super-frame.
+  uint8_t ecn;
+  // NOS_RELAY_ENCAPSULATION_*. The parser finds it out: it is not read.
+  uint8_t encapsulation;
+  // Where the sum begins, of a partial checksum.
+  uint16_t checksum_start;
+  // Octets from there to the checksum field.
+  uint16_t checksum_offset;
+  // Octets of transport payload in each segment but the last, of a super-frame.
+  uint16_t segment_size;
+  // Where the IP header is of the packet in a tunnel that is cut. Not read.
+  uint16_t tunnel_network;
+  // Where the transport header is of the packet in a tunnel that is cut. Not read.
+  uint16_t tunnel_transport;
+} nos_relay_offload;
+
+// What there is to know of a packet. Offsets count octets from the start of the frame.
+typedef struct nos_relay_view {
+  // The frame, from its Ethernet header on: to be read only.
+  const uint8_t *data;
+  // Octets of the frame, without what follows the IP packet.
+  size_t length;
+  // The attachment on which it came in, or NOS_RELAY_NO_ATTACHMENT.
+  uint32_t attachment;
+  // The VRF in which it is looked up.
+  uint16_t vrf;
+  // Where the IP header is.
+  uint16_t network;
+  // Where the transport header is, or the payload of a later fragment.
+  uint16_t transport;
+  // Where the payload of TCP or UDP is; else the same as `transport`.
+  uint16_t payload;
+  // The sender's port, in the byte order of the processor; 0 without NOS_RELAY_PORTS.
+  uint16_t source_port;
+  // The receiver's port.
+  uint16_t destination_port;
+  // The protocol of the transport header, behind IPv6 extension headers.
+  uint8_t protocol;
+  // NOS_RELAY_IPV6 and others.
+  uint8_t flags;
+  // What remains to be done with it.
+  struct nos_relay_offload offload;
+} nos_relay_view;
 
 // An IP address.
 typedef struct nos_relay_address {
@@ -493,69 +561,6 @@ typedef struct nos_relay_policy_refusal {
   uint64_t dropped;
 } nos_relay_policy_refusal;
 
-// What remains to be done with a packet before it is on a wire. Offsets count octets from the start of the
-// frame.
-typedef struct nos_relay_offload {
-  // NOS_RELAY_CHECKSUM_*.
-  uint8_t checksum;
-  // NOS_RELAY_SEGMENTATION_*.
-  uint8_t segmentation;
-  // NOS_RELAY_ECN_*, of a TCP super-frame.
-  uint8_t ecn;
-  // NOS_RELAY_ENCAPSULATION_*. The parser finds it out: it is not read.
-  uint8_t encapsulation;
-  // Where the sum begins, of a partial checksum.
-  uint16_t checksum_start;
-  // Octets from there to the checksum field.
-  uint16_t checksum_offset;
-  // Octets of transport payload in each segment but the last, of a super-frame.
-  uint16_t segment_size;
-  // Where the IP header is of the packet in a tunnel that is cut. Not read.
-  uint16_t tunnel_network;
-  // Where the transport header is of the packet in a tunnel that is cut. Not read.
-  uint16_t tunnel_transport;
-} nos_relay_offload;
-
-// What there is to know of a packet. Offsets count octets from the start of the frame.
-typedef struct nos_relay_view {
-  // The frame, from its Ethernet header on: to be read only.
-  const uint8_t *data;
-  // Octets of the frame, without what follows the IP packet.
-  size_t length;
-  // The attachment on which it came in, or NOS_RELAY_NO_ATTACHMENT.
-  uint32_t attachment;
-  // The VRF in which it is looked up.
-  uint16_t vrf;
-  // Where the IP header is.
-  uint16_t network;
-  // Where the transport header is, or the payload of a later fragment.
-  uint16_t transport;
-  // Where the payload of TCP or UDP is; else the same as `transport`.
-  uint16_t payload;
-  // The sender's port, in the byte order of the processor; 0 without NOS_RELAY_PORTS.
-  uint16_t source_port;
-  // The receiver's port.
-  uint16_t destination_port;
-  // The protocol of the transport header, behind IPv6 extension headers.
-  uint8_t protocol;
-  // NOS_RELAY_IPV6 and others.
-  uint8_t flags;
-  // What remains to be done with it.
-  struct nos_relay_offload offload;
-} nos_relay_view;
-
-// Whose a port is, or a packet.
-typedef struct nos_relay_owner {
-  // The container; NOS_RELAY_NO_ATTACHMENT if there is none.
-  uint32_t attachment;
-  // NOS_RELAY_NOBODY, NOS_RELAY_NOS, NOS_RELAY_ATTACHMENT or, of a packet, what else.
-  uint8_t kind;
-  // What the container may do with the port: NOS_RELAY_LISTEN or NOS_RELAY_EPHEMERAL; else 0.
-  uint8_t claim;
-  // Not 0 if a policy has something to say: the registration's lists tell what.
-  uint8_t watched;
-} nos_relay_owner;
-
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -649,6 +654,67 @@ int nos_relay_builder_prepare(struct nos_relay_builder *builder,
                               struct nos_relay_runner **runner,
                               struct nos_relay **relay,
                               struct nos_relay_port **port);
+
+// Takes the next burst that containers have sent, and says how many packets it has: 0 if there is none, and
+// `burst` is NULL then. It is the caller's from then on, who sends, unpacks or frees it.
+//
+// Threads: the port's.
+int nos_relay_port_receive(struct nos_relay_port *port, struct nos_relay_burst **burst, size_t *count);
+
+// Sends a burst for containers, each packet to the attachment that it is set to. The burst is not the caller's
+// any more. NOS_RELAY_E_FULL if the ring has no room, NOS_RELAY_E_ENDED if the relay has ended: it still is. The
+// relay is woken by nos_relay_port_ring().
+//
+// Threads: the port's.
+int nos_relay_port_send(struct nos_relay_port *port,
+                        struct nos_relay_burst *burst);
+
+// Looks up whose the packets of a burst are, as nos_relay_table_recipients() does, sets those of attachments to
+// them, and sends them. The others stay in the burst, in order, and `left` says how many; `owners`, with room for
+// NOS_RELAY_BURST, says whose they are. So do those about which a policy has something to say. If none is left,
+// the burst is not the caller's any more.
+// NOS_RELAY_E_FULL if the ring has no room, NOS_RELAY_E_ENDED if the relay has ended: all are left then.
+//
+// Threads: the port's, which is the table's.
+int nos_relay_port_deliver(struct nos_relay_port *port,
+                           struct nos_relay_table *table,
+                           struct nos_relay_burst *burst,
+                           struct nos_relay_owner *owners,
+                           size_t *left);
+
+// Tells what there is to know of each packet of a burst, as nos_relay_packet_views(), and how many there are:
+// `capacity` at most. The views are valid until the packets are not the caller's any more.
+//
+// Threads: the port's.
+int nos_relay_burst_views(struct nos_relay_port *port,
+                          struct nos_relay_burst *burst,
+                          struct nos_relay_view *views,
+                          size_t capacity,
+                          size_t *count);
+
+// Takes the first `capacity` packets out of a burst, and says how many: they are the caller's from then on, each by
+// itself. If none is left, the burst is not the caller's any more; a capacity of NOS_RELAY_BURST has room for all.
+//
+// Threads: the port's.
+int nos_relay_burst_unpack(struct nos_relay_port *port,
+                           struct nos_relay_burst *burst,
+                           struct nos_relay_packet **packets,
+                           size_t capacity,
+                           size_t *count);
+
+// Makes a burst of `count` packets, 1 to NOS_RELAY_BURST, which are not the caller's any more. If one of them is
+// wrong, there is no burst, and the others still are.
+//
+// Threads: the port's, which has the packets.
+int nos_relay_burst_pack(struct nos_relay_port *port,
+                         struct nos_relay_packet *const *packets,
+                         size_t count,
+                         struct nos_relay_burst **burst);
+
+// Frees a burst and its packets.
+//
+// Threads: the port's.
+int nos_relay_burst_free(struct nos_relay_port *port, struct nos_relay_burst *burst);
 
 // What was wrong with the last call of this thread that failed, and with which argument: text in English,
 // never NULL, empty if none failed. Valid until the next call that fails on this thread.

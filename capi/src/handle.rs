@@ -31,15 +31,17 @@ pub(crate) enum Kind {
     Runner = 3,
     Port = 4,
     Table = 5,
+    Burst = 6,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Builder,
         Self::Relay,
         Self::Runner,
         Self::Port,
         Self::Table,
+        Self::Burst,
     ];
     const BITS: u32 = 4;
 
@@ -50,17 +52,18 @@ impl Kind {
             Self::Runner => "nos_relay_runner",
             Self::Port => "nos_relay_port",
             Self::Table => "nos_relay_table",
+            Self::Burst => "nos_relay_burst",
         }
     }
 
     /// The handle that has this in its upper bits.
-    fn handle(self, upper: usize) -> usize {
+    pub(crate) fn handle(self, upper: usize) -> usize {
         upper << Self::BITS | (self as usize) << 1 | 1
     }
 
     /// What is in the upper bits of a handle.
     #[inline]
-    fn upper(self, handle: usize, name: &'static str) -> Result<usize, Failure> {
+    pub(crate) fn upper(self, handle: usize, name: &'static str) -> Result<usize, Failure> {
         if handle & 0xf == (self as usize) << 1 | 1 {
             return Ok(handle >> Self::BITS);
         }

@@ -29,6 +29,7 @@
 
 pub mod address;
 pub mod builder;
+pub mod burst;
 mod device;
 pub mod failure;
 mod handle;
@@ -46,7 +47,7 @@ use core::ffi::c_char;
 /// this library.
 pub const NOS_RELAY_ABI_MAJOR: u32 = 0;
 /// Of the interface that this header describes. It grows where functions or constants are added.
-pub const NOS_RELAY_ABI_MINOR: u32 = 1;
+pub const NOS_RELAY_ABI_MINOR: u32 = 2;
 
 /// The version of the interface in the library: NOS_RELAY_ABI_MAJOR << 16 | NOS_RELAY_ABI_MINOR. A program
 /// works if the upper half is its own header's, and the lower one not less.

@@ -10,6 +10,7 @@ use nos_shim::frame::BATCH;
 use nos_shim::offload::{Capabilities, adapt};
 use nos_shim::packet::{Packet, PacketBurst, Rejected};
 
+use crate::burst::{Bursts, pack, unpack};
 use crate::device;
 use crate::failure::{Code, Failure, Outcome, call};
 use crate::handle::{Bound, Kind};
@@ -57,8 +58,12 @@ pub(crate) struct Port {
     pub(crate) nos: NosPort,
     /// The rest of a burst for which there was no room.
     rest: Option<PacketBurst>,
+    /// The bursts that C has.
+    pub(crate) bursts: Bursts,
     /// Empty between calls.
-    outgoing: PacketBurst,
+    pub(crate) outgoing: PacketBurst,
+    /// Empty between calls.
+    pub(crate) kept: PacketBurst,
     /// What packets were made into for a device.
     pieces: VecDeque<Packet>,
     /// A request that was taken, and not answered yet.
@@ -77,7 +82,9 @@ pub(crate) fn add(nos: NosPort) -> Result<*mut nos_relay_port, Failure> {
     let port = Port {
         nos,
         rest: None,
+        bursts: Bursts::default(),
         outgoing: PacketBurst::new(),
+        kept: PacketBurst::new(),
         pieces: VecDeque::new(),
         taken: None,
     };
@@ -149,13 +156,16 @@ pub unsafe extern "C" fn nos_relay_port_rx_burst(
 
 impl Port {
     #[inline]
+    pub(crate) fn next_burst(&mut self) -> Option<PacketBurst> {
+        self.rest.take().or_else(|| self.nos.channel().recv_burst())
+    }
+
+    #[inline]
     fn receive(&mut self, to: &mut [MaybeUninit<*mut nos_relay_packet>]) -> usize {
-        let burst = self.rest.take().or_else(|| self.nos.channel().recv_burst());
-        let Some(mut burst) = burst else { return 0 };
-        let count = burst.len().min(to.len());
-        for (place, packet) in to.iter_mut().zip(burst.drain(..count)) {
-            place.write(lend(packet));
-        }
+        let Some(mut burst) = self.next_burst() else {
+            return 0;
+        };
+        let count = unpack(&mut burst, to);
         if burst.is_empty() {
             self.nos.channel().recycle(burst);
         } else {
@@ -172,7 +182,7 @@ impl Port {
             if !self.nos.channel().has_room() {
                 break;
             }
-            let gathered = self.gather(chunk, taken);
+            let packed = pack(chunk, taken, &mut self.outgoing);
             let count = self.outgoing.len();
             if !self.nos.channel().send_burst(&mut self.outgoing) {
                 // There was room, so the relay has ended. What was its next burst is the caller's again.
@@ -180,21 +190,11 @@ impl Port {
                 return (taken, Err(ended()));
             }
             taken += count;
-            if let Err(failure) = gathered {
+            if let Err(failure) = packed {
                 return (taken, Err(failure));
             }
         }
         (taken, Ok(()))
-    }
-
-    #[inline]
-    fn gather(&mut self, chunk: &[*mut nos_relay_packet], before: usize) -> Outcome {
-        for (n, &handle) in chunk.iter().enumerate() {
-            // SAFETY: it is a packet of the caller's, or told to be none.
-            let packet = unsafe { take(handle, Name::Element("packets", before + n)) }?;
-            self.outgoing.push(packet);
-        }
-        Ok(())
     }
 }
 

@@ -354,35 +354,65 @@ pub unsafe extern "C" fn nos_relay_table_recipients(
 /// Whose a packet is, as far as ports decide.
 #[inline]
 pub(crate) fn recipient(table: &PortTable, packet: &Packet) -> nos_relay_owner {
-    let Some(address) = table.address(packet.frame().vrf(), packet.destination()) else {
-        return nos_relay_owner::of(NOS_RELAY_ELSEWHERE);
-    };
-    match (Transport::from_protocol(packet.protocol()), packet.ports()) {
-        (Some(transport), Some(ports)) => {
-            by_port(packet, table.owner(address, transport, ports.destination))
-        }
-        _ if packet.fragment() == Fragment::Later => nos_relay_owner::of(NOS_RELAY_FRAGMENT),
-        _ => without_port(table, address, packet),
+    match decided(table, packet) {
+        Decided::By(owner) => by_port(packet, owner),
+        Decided::Not => without_port(table, packet),
     }
+}
+
+/// The attachment that a packet is for, if [`recipient`] says so and no policy has a say.
+#[inline(always)]
+pub(crate) fn container(table: &PortTable, packet: &Packet) -> Option<AttachmentId> {
+    match decided(table, packet) {
+        Decided::By(PortOwner::Attachment { id, kind }) => is_open(packet, id, kind).then_some(id),
+        _ => None,
+    }
+}
+
+/// Whether ports say whose a packet is.
+enum Decided {
+    By(PortOwner),
+    Not,
+}
+
+#[inline(always)]
+fn decided(table: &PortTable, packet: &Packet) -> Decided {
+    let transport = Transport::from_protocol(packet.protocol());
+    let (Some(transport), Some(ports)) = (transport, packet.ports()) else {
+        return Decided::Not;
+    };
+    match table.address(packet.frame().vrf(), packet.destination()) {
+        Some(address) => Decided::By(table.owner(address, transport, ports.destination)),
+        None => Decided::Not,
+    }
+}
+
+/// Whether a packet may come to an attachment's port: from outside a flow to an ephemeral one is not opened.
+#[inline(always)]
+fn is_open(packet: &Packet, id: AttachmentId, kind: ClaimKind) -> bool {
+    kind != ClaimKind::Ephemeral
+        || !packet.opens_tcp_flow()
+        || packet.frame().interface() == Some(Interface::Attachment(id))
 }
 
 #[inline]
 fn by_port(packet: &Packet, owner: PortOwner) -> nos_relay_owner {
     match owner {
-        PortOwner::Attachment {
-            id,
-            kind: ClaimKind::Ephemeral,
-        } if packet.opens_tcp_flow()
-            && packet.frame().interface() != Some(Interface::Attachment(id)) =>
-        {
+        PortOwner::Attachment { id, kind } if !is_open(packet, id, kind) => {
             nos_relay_owner::of(NOS_RELAY_NOBODY)
         }
         owner => owner.into(),
     }
 }
 
-#[cold]
-fn without_port(table: &PortTable, address: LocalAddressId, packet: &Packet) -> nos_relay_owner {
+#[inline(never)]
+fn without_port(table: &PortTable, packet: &Packet) -> nos_relay_owner {
+    let Some(address) = table.address(packet.frame().vrf(), packet.destination()) else {
+        return nos_relay_owner::of(NOS_RELAY_ELSEWHERE);
+    };
+    if packet.fragment() == Fragment::Later {
+        return nos_relay_owner::of(NOS_RELAY_FRAGMENT);
+    }
     let icmp = match packet.is_ipv6() {
         true => protocol::ICMPV6,
         false => protocol::ICMP,

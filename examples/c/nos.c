@@ -47,30 +47,30 @@ static bool resolve(nos_relay_packet *packet) { // who sends again finds the nei
   return neighbors[to[3]].known;
 }
 
-static void route(nos_relay_packet **packets, size_t count, bool from_containers) {
+static void route(nos_relay_burst *burst, bool from_containers) {
   nos_relay_owner owners[NOS_RELAY_BURST];
-  size_t inward = 0, taken = 0;
-  DO(nos_relay_table_recipients(table, packets, count, owners));
-  for (size_t n = 0; n < count; n++)
-    if (owners[n].kind == NOS_RELAY_ATTACHMENT)
-      DO(nos_relay_packet_set_attachment(packets[inward++] = packets[n], owners[n].attachment));
-    else if (owners[n].kind == NOS_RELAY_ELSEWHERE && from_containers && resolve(packets[n]))
+  nos_relay_packet *packets[NOS_RELAY_BURST];
+  size_t left;
+  if (nos_relay_port_deliver(port, table, burst, owners, &left)) // the ring is full, or the relay has ended
+    return DO(nos_relay_burst_free(port, burst));
+  if (left) DO(nos_relay_burst_unpack(port, burst, packets, NOS_RELAY_BURST, &left));
+  for (size_t n = 0; n < left; n++)
+    if (owners[n].kind == NOS_RELAY_ELSEWHERE && from_containers && resolve(packets[n]))
       nos_relay_port_write(port, uplink, packets[n], NOS_RELAY_TAKES_CHECKSUM | NOS_RELAY_TAKES_TSO4, NULL);
     else DO(nos_relay_packet_free(packets[n]));
-  nos_relay_port_tx_burst(port, packets, inward, &taken); // a relay that has ended is noticed in the next round
-  DO(nos_relay_port_free_burst(port, packets + taken, inward - taken));
 }
 
 static void *forward(void *unused) {
   DO(nos_relay_table_new(&table) || nos_relay_table_add_address(table, 0, &own, NULL));
   for (bool ended = false; !ended;) {
     nos_relay_packet *packets[NOS_RELAY_BURST];
+    nos_relay_burst *burst;
     size_t count;
     DO(nos_relay_port_answer_all(port, table)); // registrations are granted by the port table
-    DO(nos_relay_port_rx_burst(port, packets, NOS_RELAY_BURST, &count));
-    route(packets, count, true);
+    DO(nos_relay_port_receive(port, &burst, &count));
+    if (count) route(burst, true);
     DO(nos_relay_port_read(port, uplink, packets, NOS_RELAY_BURST, &count, NULL));
-    route(packets, count, false);
+    if (count) DO(nos_relay_burst_pack(port, packets, count, &burst)), route(burst, false);
     take_arps();
     DO(nos_relay_port_wait(port, (int[]){uplink, arps}, 2, -1, &ended));
   }

@@ -117,7 +117,8 @@ impl<'a> Naive<'a> {
         };
         let (mut next, mut rest, mut later) = (fixed[6], quote.get(40..), false);
         for count in 0.. {
-            if later || ![0, 43, 44, 51, 60].contains(&next) {
+            let known = [43, 44, 51, 60].contains(&next) || next == 0 && count == 0;
+            if later || !known {
                 break;
             }
             // As many as a packet may have, and one that is not the NOS's.
@@ -216,10 +217,8 @@ fn built(
     assert!(told.wire_len() <= limit);
     assert_eq!(told.source(), source);
     assert_eq!(told.destination(), offending.source());
-    // A chain of extension headers may be longer than the quote; and hop-by-hop options that are not in
-    // front are followed in a quote, and are an unknown protocol in a packet.
-    let followed = offending.transport_offset() < 14 + 400
-        && !(offending.is_ipv6() && offending.protocol() == protocol::HOP_BY_HOP);
+    // A chain of extension headers may be longer than the quote.
+    let followed = offending.transport_offset() < 14 + 400;
     let Some(quote) = Quote::parse(&told) else {
         assert!(!followed, "the offending packet is quoted");
         return pool.free(told.into_frame());

@@ -208,6 +208,13 @@ impl<Out, In> End<Out, In> {
         self.spares.put(burst);
     }
 
+    /// An empty burst, to be filled and sent: one that was recycled, if there is any.
+    #[must_use]
+    #[inline]
+    pub fn spare(&mut self) -> PacketBurst {
+        self.spares.take()
+    }
+
     /// Whether the ring takes another burst. Only this end fills it, so it stays true until then.
     #[must_use]
     #[inline]

@@ -767,7 +767,7 @@ mod bgp_between_link_local_addresses_comes_up {
 
 lab_test! {
     fn a_daemon_that_takes_over_keeps_the_link() {
-        let Lab { daemon, topology, .. } = Lab::new(Variant::PLAIN, &Plan::default());
+        let Lab { daemon, topology, y: _y, .. } = Lab::new(Variant::PLAIN, &Plan::default());
         let (x, web) = (Host::new(&topology.external, "xh"), &topology.containers[0]);
         let server = tcp::EchoServer::start(x.namespace, any(8080)).unwrap();
         let to = inside(web).at(NEIGHBOR, 8080);

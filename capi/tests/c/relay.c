@@ -261,6 +261,108 @@ static void packets(void) {
   DO(nos_relay_port_free_burst(port, all, count));
 }
 
+static void *use_bursts_elsewhere(void *burst) {
+  nos_relay_burst *other;
+  nos_relay_packet *packet;
+  nos_relay_owner owners[NOS_RELAY_BURST];
+  size_t count;
+  EXPECT(NOS_RELAY_E_THREAD, "belongs to another thread", nos_relay_port_receive(port, &other, &count));
+  EXPECT(NOS_RELAY_E_THREAD, "belongs to another thread", nos_relay_port_send(port, burst));
+  EXPECT(NOS_RELAY_E_THREAD, "belongs to another thread", nos_relay_port_deliver(port, table, burst, owners, &count));
+  EXPECT(NOS_RELAY_E_THREAD, "belongs to another thread", nos_relay_burst_unpack(port, burst, &packet, 1, &count));
+  EXPECT(NOS_RELAY_E_THREAD, "belongs to another thread", nos_relay_burst_free(port, burst));
+  return NULL;
+}
+
+// A burst of packets for nobody.
+static nos_relay_burst *burst_of(size_t count) {
+  nos_relay_packet *packets[NOS_RELAY_BURST];
+  nos_relay_burst *burst = NULL;
+  for (size_t n = 0; n < count; n++) DO(nos_relay_port_copy(port, frame, sizeof frame, NULL, &packets[n]));
+  DO(nos_relay_burst_pack(port, packets, count, &burst));
+  EXPECT(NOS_RELAY_E_HANDLE, "packet was freed or sent", nos_relay_packet_free(packets[0]));
+  return burst;
+}
+
+static void bursts(void) {
+  nos_relay_burst *burst, *sent, *all[256];
+  nos_relay_packet *packet, *packets[NOS_RELAY_BURST + 1];
+  nos_relay_owner owners[NOS_RELAY_BURST];
+  nos_relay_view views[NOS_RELAY_BURST];
+  size_t count, left;
+
+  burst = (void *)7;
+  DO(nos_relay_port_receive(port, &burst, &count)); // nobody has sent anything
+  HOLDS(burst == NULL && count == 0);
+  EXPECT(NOS_RELAY_E_NULL, "burst is NULL", nos_relay_port_receive(port, NULL, &count));
+  EXPECT(NOS_RELAY_E_NULL, "count is NULL", nos_relay_port_receive(port, &burst, NULL));
+  EXPECT(NOS_RELAY_E_ALIGNMENT, "burst: ", nos_relay_port_receive(port, odd(packets), &count));
+
+  EXPECT(NOS_RELAY_E_SIZE, "count: a burst has 1 to 64 packets, not 0", nos_relay_burst_pack(port, packets, 0, &burst));
+  EXPECT(NOS_RELAY_E_SIZE, "not 65", nos_relay_burst_pack(port, packets, NOS_RELAY_BURST + 1, &burst));
+  EXPECT(NOS_RELAY_E_NULL, "packets is NULL", nos_relay_burst_pack(port, NULL, 1, &burst));
+  EXPECT(NOS_RELAY_E_NULL, "burst is NULL", nos_relay_burst_pack(port, packets, 1, NULL));
+  DO(nos_relay_port_copy(port, frame, sizeof frame, NULL, &packet));
+  packets[0] = packet, packets[1] = NULL;
+  EXPECT(NOS_RELAY_E_NULL, "packets[1] is NULL", nos_relay_burst_pack(port, packets, 2, &burst));
+  packets[1] = packet; // twice, of which one is too much
+  EXPECT(NOS_RELAY_E_HANDLE, "packets[1] was freed or sent", nos_relay_burst_pack(port, packets, 2, &burst));
+  DO(nos_relay_packet_set_vrf(packet, 7)); // it still is the caller's
+  DO(nos_relay_burst_pack(port, &packet, 1, &burst));
+  EXPECT(NOS_RELAY_E_HANDLE, "packet was freed or sent", nos_relay_packet_set_vrf(packet, 7));
+
+  on_another_thread(use_bursts_elsewhere, burst);
+  DO(nos_relay_port_deliver(port, table, burst, owners, &left)); // of a VRF without addresses
+  HOLDS(left == 1 && owners[0].kind == NOS_RELAY_ELSEWHERE);
+  EXPECT(NOS_RELAY_E_NULL, "owners is NULL", nos_relay_port_deliver(port, table, burst, NULL, &left));
+  EXPECT(NOS_RELAY_E_NULL, "left is NULL", nos_relay_port_deliver(port, table, burst, owners, NULL));
+  EXPECT(NOS_RELAY_E_NULL, "table is NULL", nos_relay_port_deliver(port, NULL, burst, owners, &left));
+  EXPECT(NOS_RELAY_E_HANDLE, "table is a nos_relay_burst, not a nos_relay_table", nos_relay_port_deliver(port, (void *)burst, burst, owners, &left));
+  EXPECT(NOS_RELAY_E_NULL, "burst is NULL", nos_relay_port_deliver(port, table, NULL, owners, &left));
+  EXPECT(NOS_RELAY_E_NULL, "views is NULL", nos_relay_burst_views(port, burst, NULL, 1, &count));
+  EXPECT(NOS_RELAY_E_SIZE, "views: there is no room", nos_relay_burst_views(port, burst, views, 0, &count));
+  EXPECT(NOS_RELAY_E_NULL, "count is NULL", nos_relay_burst_views(port, burst, views, 1, NULL));
+  DO(nos_relay_burst_views(port, burst, views, NOS_RELAY_BURST, &count));
+  HOLDS(count == 1 && views[0].vrf == 7 && !memcmp(views[0].data, frame, sizeof frame));
+  EXPECT(NOS_RELAY_E_SIZE, "packets: there is no room", nos_relay_burst_unpack(port, burst, packets, 0, &count));
+  EXPECT(NOS_RELAY_E_NULL, "packets is NULL", nos_relay_burst_unpack(port, burst, NULL, 1, &count));
+  EXPECT(NOS_RELAY_E_HANDLE, "burst is a nos_relay_port, not a nos_relay_burst", nos_relay_port_send(port, (void *)port));
+  EXPECT(NOS_RELAY_E_HANDLE, "burst: 0x1000 is no nos_relay_burst", nos_relay_port_send(port, (void *)0x1000));
+  EXPECT(NOS_RELAY_E_HANDLE, "port is a nos_relay_burst, not a nos_relay_port", nos_relay_port_send((void *)burst, burst));
+  DO(nos_relay_burst_unpack(port, burst, packets, 1, &count));
+  HOLDS(count == 1 && packets[0] == packet);
+  EXPECT(NOS_RELAY_E_HANDLE, "burst was sent, emptied or freed", nos_relay_burst_views(port, burst, views, 1, &count));
+  DO(nos_relay_packet_free(packet));
+
+  // In parts.
+  burst = burst_of(3);
+  DO(nos_relay_burst_unpack(port, burst, packets, 2, &count));
+  HOLDS(count == 2);
+  DO(nos_relay_burst_views(port, burst, views, NOS_RELAY_BURST, &count));
+  HOLDS(count == 1);
+  DO(nos_relay_burst_unpack(port, burst, packets + 2, 2, &count));
+  HOLDS(count == 1);
+  DO(nos_relay_port_free_burst(port, packets, 3));
+
+  // Sent, to nobody, which the relay counts; its place is another's, not its handle.
+  sent = burst_of(1);
+  DO(nos_relay_port_send(port, sent));
+  burst = burst_of(1);
+  HOLDS(burst != sent);
+  EXPECT(NOS_RELAY_E_HANDLE, "burst was sent, emptied or freed", nos_relay_port_send(port, sent));
+  EXPECT(NOS_RELAY_E_HANDLE, "burst was sent, emptied or freed", nos_relay_burst_free(port, sent));
+  DO(nos_relay_burst_free(port, burst));
+  EXPECT(NOS_RELAY_E_HANDLE, "burst was sent, emptied or freed", nos_relay_burst_free(port, burst));
+  DO(nos_relay_port_ring(port));
+
+  // As many as there may be. Where there are buffers for all, one more is refused, and its packet stays.
+  for (count = 0; count < 256 && nos_relay_port_copy(port, frame, sizeof frame, NULL, &packet) == NOS_RELAY_OK; count++)
+    DO(nos_relay_burst_pack(port, &packet, 1, &all[count]));
+  HOLDS(count > 100);
+  while (count-- > 0) DO(nos_relay_burst_free(port, all[count]));
+  burst_of(2); // freed with its port
+}
+
 static void *answer_until_it_ends(void *unused) {
   for (bool ended = false; !ended;) {
     DO(nos_relay_port_answer_all(port, table));
@@ -297,6 +399,7 @@ int main(int count, char **arguments) {
   requests();
   events();
   packets();
+  bursts();
 
   EXPECT(NOS_RELAY_E_NULL, "request is NULL", nos_relay_request(relay, NULL, 1000, NULL));
   EXPECT(NOS_RELAY_E_VALUE, "request: ", nos_relay_request(relay, "{\"type\":\"what\"}", 1000, &answer));

@@ -143,18 +143,19 @@ fn inner_v6(ip: &[u8]) -> Option<Quote> {
     Some(with_transport(addresses, protocol, later, transport))
 }
 
-/// The transport protocol, whether it belongs to an earlier fragment, and where it starts.
+/// The transport protocol, whether it belongs to an earlier fragment, and where it starts. What is an extension
+/// header is what it is in a packet: hop-by-hop options in front alone (RFC 8200 §4.1).
 fn skip_extensions(ip: &[u8], mut next: u8) -> Option<(u8, bool, usize)> {
     let mut at = IPV6_HEADER;
     for _ in 0..=MAX_EXTENSION_HEADERS {
-        let known = matches!(
-            next,
-            protocol::HOP_BY_HOP
-                | protocol::ROUTING
-                | protocol::FRAGMENT
-                | protocol::AUTHENTICATION
-                | protocol::DESTINATION_OPTIONS
-        );
+        let known = match next {
+            protocol::HOP_BY_HOP => at == IPV6_HEADER,
+            protocol::ROUTING
+            | protocol::FRAGMENT
+            | protocol::AUTHENTICATION
+            | protocol::DESTINATION_OPTIONS => true,
+            _ => false,
+        };
         if !known {
             return Some((next, false, at));
         }
@@ -278,6 +279,25 @@ mod tests {
         let quote = error(&Draft::v6(), 2, 0, 1280, &frame[14..]).unwrap();
         assert_eq!((quote.protocol, quote.mtu), (17, Some(1280)));
         assert_eq!(quote.ports.map(|ports| ports.source), Some(5));
+    }
+
+    /// Hop-by-hop options are an extension header in front, and an unknown protocol behind others, as in a packet.
+    #[test]
+    fn hop_by_hop_options_are_known_in_front_alone() {
+        let sent = Draft::new(N6, X6);
+        let udp = sent.udp((5, 6), b"x");
+        let options = |next| hex(&format!("{next:02x}00010400000000"));
+        let quoted = |first, chain: [Vec<u8>; 2]| {
+            let frame = sent.frame(first, &[&chain[0][..], &chain[1], &udp].concat());
+            error(&Draft::v6(), 1, 4, 0, &frame[14..]).unwrap()
+        };
+        let in_front = quoted(protocol::HOP_BY_HOP, [options(60), options(17)]);
+        assert_eq!(in_front.ports.map(|ports| ports.source), Some(5));
+        let behind = quoted(protocol::DESTINATION_OPTIONS, [options(0), options(17)]);
+        assert_eq!(
+            (behind.protocol, behind.ports),
+            (protocol::HOP_BY_HOP, None)
+        );
     }
 
     #[test]

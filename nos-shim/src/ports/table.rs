@@ -216,6 +216,7 @@ impl PortTable {
 
     /// The index of an address of the NOS.
     #[must_use]
+    #[inline]
     pub fn address(&self, vrf: VrfId, address: IpAddr) -> Option<LocalAddressId> {
         self.addresses.get(&(vrf, address)).copied()
     }

@@ -167,8 +167,7 @@ impl Live {
         };
         self.journal.attached(name, entry);
         let wanted = request(name, link);
-        let received =
-            self.receive_link(name, &namespace, wanted.spec.clone(), wanted.placement)?;
+        let received = self.receive_link(name, &namespace, wanted.spec.clone(), wanted.placement);
         let (attached, descriptor) = match received {
             Some(received) => received,
             None => {

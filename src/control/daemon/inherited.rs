@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 
 use nos_shim::channel::Configuration;
 use nos_shim::flows::{EchoFlow, EchoKey, FlowKey, NewFlow, Opener};
@@ -23,7 +22,7 @@ use crate::control::handover::{
 };
 use crate::control::kernel::Namespace;
 use crate::control::plan::{OpenDevice, State};
-use crate::data::device::{FrameDevice, received_device};
+use crate::data::device::{DeviceFacts, FrameDevice, OpenError, has_gone, received_device};
 
 use super::giving::FIRST_DEVICE;
 use super::live::{Live, OpenUplink, StepError};
@@ -36,31 +35,28 @@ const FLOWS: usize = 1024;
 /// What was handed over and is not taken up yet.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
-    containers: BTreeMap<Name, (ContainerFacts, OwnedFd)>,
-    uplinks: BTreeMap<Name, (UplinkFacts, OwnedFd)>,
+    containers: BTreeMap<Name, (ContainerFacts, Box<dyn FrameDevice>)>,
+    uplinks: BTreeMap<Name, (UplinkFacts, Box<dyn FrameDevice>)>,
 }
 
 impl Inherited {
-    /// What is left without its descriptor is left out.
-    fn of(inheritance: &mut Inheritance) -> Self {
-        let containers = std::mem::take(&mut inheritance.manifest.containers).into_iter();
-        let uplinks = std::mem::take(&mut inheritance.manifest.uplinks).into_iter();
-        let mut take = |name: &str, descriptor: Descriptor| -> Option<(Name, OwnedFd)> {
-            Some((name.parse().ok()?, inheritance.take(descriptor)?))
-        };
-        let containers = containers.filter_map(|facts| {
-            let (name, descriptor) = take(&facts.name, facts.descriptor)?;
-            Some((name, (facts, descriptor)))
-        });
-        let containers = containers.collect();
-        let uplinks = uplinks.filter_map(|facts| {
-            let (name, descriptor) = take(&facts.name, facts.descriptor)?;
-            Some((name, (facts, descriptor)))
-        });
-        Self {
-            containers,
-            uplinks: uplinks.collect(),
+    /// What is left without its descriptor is left out, and so is what has lost its interface meanwhile: it is
+    /// waited for as at any start.
+    fn of(inheritance: &mut Inheritance) -> Result<Self, OpenError> {
+        let mut inherited = Self::default();
+        for facts in std::mem::take(&mut inheritance.manifest.containers) {
+            let found = received(inheritance, &facts.name, facts.descriptor, &facts.device)?;
+            if let Some((name, device)) = found {
+                inherited.containers.insert(name, (facts, device));
+            }
         }
+        for facts in std::mem::take(&mut inheritance.manifest.uplinks) {
+            let found = received(inheritance, &facts.name, facts.descriptor, &facts.device)?;
+            if let Some((name, device)) = found {
+                inherited.uplinks.insert(name, (facts, device));
+            }
+        }
+        Ok(inherited)
     }
 
     /// Leaves of `wanted` what can be taken up, as it was.
@@ -84,6 +80,26 @@ impl Inherited {
     }
 }
 
+/// The device that was handed over under a name, if it still is one.
+fn received(
+    inheritance: &mut Inheritance,
+    name: &str,
+    descriptor: Descriptor,
+    facts: &DeviceFacts,
+) -> Result<Option<(Name, Box<dyn FrameDevice>)>, OpenError> {
+    let (Ok(name), Some(descriptor)) = (name.parse(), inheritance.take(descriptor)) else {
+        return Ok(None);
+    };
+    match received_device(descriptor, facts) {
+        Ok(device) => Ok(Some((name, device))),
+        Err(error) if has_gone(&error) => {
+            info!(%name, "not taken up, as it has gone: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl Live {
     /// Gets what an earlier process had open.
     pub(super) fn receive(&mut self, mut inheritance: Inheritance) -> Result<(), HandoverError> {
@@ -101,7 +117,8 @@ impl Live {
         let known = inheritance.manifest.descriptors.iter().max();
         let known = known.copied().unwrap_or_default();
         self.last_descriptor = known.max(FIRST_DEVICE);
-        self.inherited = Inherited::of(&mut inheritance);
+        self.inherited = Inherited::of(&mut inheritance)
+            .map_err(|error| HandoverError::Unfit(error.to_string()))?;
         Ok(())
     }
 
@@ -118,11 +135,8 @@ impl Live {
         namespace: &Namespace,
         spec: ContainerSpec,
         placement: Placement,
-    ) -> Result<Option<(Attached, Descriptor)>, StepError> {
-        let Some((facts, descriptor)) = self.inherited.containers.remove(name) else {
-            return Ok(None);
-        };
-        let mut device = received_device(descriptor, &facts.device).map_err(StepError::new)?;
+    ) -> Option<(Attached, Descriptor)> {
+        let (facts, mut device) = self.inherited.containers.remove(name)?;
         if placement == Placement::Inside {
             // One that is down says so when it is used.
             let _ = device.set_persistent(true);
@@ -152,7 +166,7 @@ impl Live {
             report,
             adopted: true,
         };
-        Ok(Some((attached, facts.descriptor)))
+        Some((attached, facts.descriptor))
     }
 
     /// Takes up the device of an uplink, if it was handed over.
@@ -161,10 +175,9 @@ impl Live {
         name: &Name,
         wanted: &OpenDevice,
     ) -> Result<Option<OpenUplink>, StepError> {
-        let Some((known, descriptor)) = self.inherited.uplinks.remove(name) else {
+        let Some((known, device)) = self.inherited.uplinks.remove(name) else {
             return Ok(None);
         };
-        let device = received_device(descriptor, &known.device).map_err(StepError::new)?;
         let facts = self.facts_of(wanted)?;
         let takeover = known
             .taken

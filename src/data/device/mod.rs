@@ -70,7 +70,7 @@ pub use inspector::{Inspector, LinkState};
 pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
 pub use packet::{PacketOptions, PacketSocket};
 pub use plain_tap::PlainTap;
-pub use received::{DeviceFacts, received_device};
+pub use received::{DeviceFacts, has_gone, received_device};
 pub use tap::Tap;
 pub use uring::{Batch, Slot, Unavailable, Uring, UringReport};
 pub use vnet::Refusals;

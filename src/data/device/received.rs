@@ -23,6 +23,14 @@ pub struct DeviceFacts {
     pub index: u32,
 }
 
+/// Whether [`received_device`] has failed because the interface has gone meanwhile.
+#[must_use]
+pub fn has_gone(error: &OpenError) -> bool {
+    // A TAP without an interface is in no state to be asked.
+    let gone = [Errno::ENXIO, Errno::ENODEV, Errno::EBADFD];
+    matches!(error, OpenError::Refused { source, .. } if gone.contains(source))
+}
+
 /// Goes on with a device that another process has opened, and may still use: nothing of it is changed.
 ///
 /// # Errors
