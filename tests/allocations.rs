@@ -37,7 +37,7 @@ use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, protocol};
 use nos_shim::ports::{Claim, ClaimKind, Outside, Policy, PortRange, Transport};
 use nos_shim::services::{Service, ServiceConfig};
-use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
+use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig, Upstream};
 use nos_shim::time::{Duration, Instant};
 use support::live;
 use support::packets::{
@@ -189,15 +189,34 @@ struct Lab {
 impl Lab {
     /// With two containers.
     fn new() -> Self {
-        let mut lab = Self::with_pool(FramePool::new(2048, MAX_FRAME));
+        Self::with_pool(FramePool::new(2048, MAX_FRAME)).with_containers()
+    }
+
+    /// With two containers, in front of a NOS in another process.
+    fn in_front_of_a_nos() -> Self {
+        let upstream = Some(Upstream::default());
+        let mut lab = Self::with(FramePool::new(2048, MAX_FRAME), upstream);
+        lab.add_uplinks([(UP0, ["203.0.113.1/32", "2001:db8:1::1/128"])]);
+        lab.settle();
+        lab.with_containers()
+    }
+
+    fn with_containers(mut self) -> Self {
         for (id, listen, ephemeral) in [(0, 20_000, 40_000), (1, 21_000, 45_000)] {
-            lab.attach(attachment(id, claims(listen, ephemeral, 1000)));
+            self.attach(attachment(id, claims(listen, ephemeral, 1000)));
         }
-        lab
+        self
     }
 
     /// Without containers.
     fn with_pool(pool: FramePool) -> Self {
+        let mut lab = Self::with(pool, None);
+        lab.configure();
+        lab.settle();
+        lab
+    }
+
+    fn with(pool: FramePool, upstream: Option<Upstream>) -> Self {
         let ring = RelayConfig::DEFAULT_RING.get() as usize;
         let (relay_end, nos_end) = pair(ring);
         let nos = Shim::new(
@@ -207,19 +226,16 @@ impl Lab {
                 seed: 5,
                 // Few, so that flows make way for others.
                 flows: 64,
-                ..ShimConfig::default()
+                upstream,
             },
         );
-        let mut lab = Self {
+        Self {
             engine: Engine::single(Relay::new(relay_end, pool.clone()), nos),
             pool,
             now: Instant::from_millis(1000),
             sent: [0; INTERFACES.len()],
             answers: Vec::with_capacity(64),
-        };
-        lab.configure();
-        lab.settle();
-        lab
+        }
     }
 
     fn nos(&mut self) -> &mut Shim {
@@ -230,17 +246,22 @@ impl Lab {
         self.engine.relay().unwrap()
     }
 
-    fn configure(&mut self) {
+    fn add_uplinks<const N: usize>(&mut self, all: [(UplinkId, [&str; 2]); N]) {
         let now = self.now;
         let nos = self.nos();
-        let up0 = uplink(UP0, ["203.0.113.1/24", "2001:db8:1::1/64"]);
-        let up1 = uplink(UP1, ["192.0.2.1/24", "2001:db8:2::1/64"]);
-        for uplink in [up0, up1] {
-            let id = uplink.id;
-            nos.set_uplink(uplink, now).unwrap();
+        for (id, addresses) in all {
+            nos.set_uplink(uplink(id, addresses), now).unwrap();
             nos.set_link(id, LinkState::Up, now).unwrap();
             nos.set_capabilities(id, Capabilities::all());
         }
+    }
+
+    fn configure(&mut self) {
+        self.add_uplinks([
+            (UP0, ["203.0.113.1/24", "2001:db8:1::1/64"]),
+            (UP1, ["192.0.2.1/24", "2001:db8:2::1/64"]),
+        ]);
+        let nos = self.nos();
         let routes = routes().into_iter().map(RouteChange::Set);
         nos.change_routes(routes.collect()).unwrap();
         let services = ServiceConfig {
@@ -715,6 +736,30 @@ fn transit_and_hairpins_allocate_nothing() {
         tally.sent(TO_UP0) + tally.sent(TO_UP1),
         u64::from(ROUNDS) * BURST as u64
     );
+}
+
+#[test]
+fn packets_to_and_from_a_nos_in_another_process_allocate_nothing() {
+    let mut lab = Lab::in_front_of_a_nos();
+    for (out, inbound) in families() {
+        for template in [
+            out.udp(SMALL),
+            out.tcp_partial(FULL),
+            out.tcp_super(),
+            out.echo_request(7, SMALL),
+        ] {
+            Traffic::new(TO_A, &[template]).arrives(&mut lab, TO_UP0, 1);
+        }
+        for template in [inbound.udp(SMALL), inbound.syn(), inbound.tcp_super()] {
+            Traffic::new(TO_UP0, &[template]).arrives(&mut lab, TO_A, 1);
+        }
+        let nobody = inbound.with_ports([443, 22]).udp(SMALL);
+        let traffic = [nobody];
+        let traffic = Traffic::new(TO_UP0, &traffic);
+        assert_eq!(traffic.is_refused(&mut lab, DropReason::Unregistered), 0);
+    }
+    let sibling = Ends::new([CONTAINER, RELAY], [OWN4, OWN4], [40_000, 21_000]);
+    Traffic::new(TO_A, &[sibling.udp(SMALL)]).arrives(&mut lab, TO_B, 1);
 }
 
 #[test]

@@ -148,6 +148,12 @@ impl Nos {
         }
     }
 
+    /// DPDK's client connects when its port is started, and not again.
+    fn start_port(&mut self) {
+        let pmd = self.pmd.as_mut().unwrap();
+        pmd.say(&["stop", "port stop 0", "port start 0", "start"]);
+    }
+
     /// Ports by which it steers, of both protocols.
     fn steered(&self) -> BTreeSet<(String, String)> {
         let mut all = BTreeSet::new();
@@ -413,10 +419,18 @@ fn a_kernel_is_the_nos(ours: &str, theirs: &'static str) {
     // We go and come.
     let files = lab.daemon.take().unwrap().kill();
     lab.daemon = Some(Daemon::start_on(&lab.host, files));
-    // DPDK's client connects when its port is started, and not again.
     if theirs == "client" {
-        let pmd = lab.nos.pmd.as_mut().unwrap();
-        pmd.say(&["stop", "port stop 0", "port start 0", "start"]);
+        lab.nos.start_port();
+    }
+    lab.await_carrier(LinkState::Up);
+    lab.await_steered(&RANGES);
+    lab.talk();
+
+    // Another process takes over from us: it connects anew, and the rules stay.
+    let before = lab.daemon.take().unwrap();
+    lab.daemon = Some(before.replaced(&lab.host));
+    if theirs == "client" {
+        lab.nos.start_port();
     }
     lab.await_carrier(LinkState::Up);
     lab.await_steered(&RANGES);

@@ -79,7 +79,7 @@ impl Forwarder<'_> {
         routed: &mut ArrayVec<Packet, BATCH>,
     ) -> Step {
         if self.tables.upstream.is_some() {
-            return self.from_upstream(packet, id, mac);
+            return self.receive_upstream(packet, id, mac);
         }
         let Self {
             tables,

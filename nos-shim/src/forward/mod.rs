@@ -188,7 +188,7 @@ impl Forwarder<'_> {
             self.police(burst);
         }
         if self.tables.upstream.is_some() {
-            return self.to_upstream(burst);
+            return self.outbound_upstream(burst);
         }
         self.worker.refresh_rewrites(self.tables);
         let found = look_up(self.tables, burst);

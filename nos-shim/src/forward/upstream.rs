@@ -34,17 +34,17 @@ use super::step::{NextHop, Notice, Step, ToAttachment};
 
 impl Forwarder<'_> {
     /// Packets from containers.
-    pub(super) fn to_upstream(&mut self, burst: &mut PacketBurst) {
+    pub(super) fn outbound_upstream(&mut self, burst: &mut PacketBurst) {
         for packet in burst.drain(..) {
             let step = match packet.frame().interface() {
-                Some(Interface::Attachment(id)) => self.from_container(packet, id),
+                Some(Interface::Attachment(id)) => self.outbound_packet(packet, id),
                 _ => Step::Drop(packet, DropReason::UnknownAttachment),
             };
             self.run(step);
         }
     }
 
-    fn from_container(&mut self, packet: Packet, id: AttachmentId) -> Step {
+    fn outbound_packet(&mut self, packet: Packet, id: AttachmentId) -> Step {
         if let Some(fault) = packet.fault() {
             // It could hide whose port it comes from (RFC 1858 §3).
             return Step::Drop(packet, fault.reason());
@@ -57,7 +57,7 @@ impl Forwarder<'_> {
     }
 
     /// A packet from the NOS.
-    pub(super) fn from_upstream(&mut self, packet: Packet, id: UplinkId, mac: MacAddr) -> Step {
+    pub(super) fn receive_upstream(&mut self, packet: Packet, id: UplinkId, mac: MacAddr) -> Step {
         let link = packet.destination_mac();
         if is_other_host(link, mac) {
             return Step::Drop(packet, DropReason::OtherHost);
