@@ -15,6 +15,7 @@ use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -278,9 +279,10 @@ impl Lab {
     fn talk(&self) {
         let (nos, far) = (&self.nos.namespace, &self.nos.far);
         for (shared, host) in SHARED.map(ip).into_iter().zip(FAR.map(ip)) {
-            // What the containers' own kernels tell apart by nothing else.
+            // By its echo identifier. DPDK throws away what comes before it forwards.
             await_that("a ping is answered", || {
-                let echoes = ping(&self.web, host, 1, LIMIT).map_err(|error| error.to_string())?;
+                let echoes = ping(&self.web, host, 1, Duration::from_secs(1));
+                let echoes = echoes.map_err(|error| error.to_string())?;
                 let good = echoes.iter().all(|echo| echo.is_reply());
                 good.then_some(()).ok_or_else(|| format!("{echoes:?}"))
             });
@@ -312,7 +314,6 @@ impl Lab {
             self.assert_refused(far, (shared, 21000).into());
             self.assert_refused(&self.web, (shared, 21000).into());
         }
-        assert_eq!(self.daemon().dropped("nos", "unregistered"), 0);
     }
 
     fn assert_refused(&self, client: &LabNamespace, address: SocketAddr) {
@@ -371,6 +372,8 @@ fn a_kernel_is_the_nos(ours: &str, theirs: &'static str) {
     }
     let mut lab = Lab::new(ours, theirs);
     lab.talk();
+    // Later, the last segments of a connection may come when their port is nobody's any more.
+    assert_eq!(lab.daemon().dropped("nos", "unregistered"), 0);
 
     // At run time.
     let late: Vec<SocketAddr> = SHARED.map(|it| (ip(it), 23001).into()).into();
@@ -403,7 +406,7 @@ fn a_kernel_is_the_nos(ours: &str, theirs: &'static str) {
         7,
     );
     let dropped = lab.daemon().dropped("nos", "device-gone");
-    let lost = ping(&lab.web, ip(FAR[0]), 1, std::time::Duration::from_millis(1)).unwrap();
+    let lost = ping(&lab.web, ip(FAR[0]), 1, Duration::from_millis(1)).unwrap();
     assert!(!lost[0].is_reply(), "{lost:?}");
     await_that("what finds no peer is counted", || {
         let now = lab.daemon().dropped("nos", "device-gone");
