@@ -149,10 +149,8 @@ impl Nos {
         }
     }
 
-    /// DPDK's client connects when its port is started, and not again.
-    fn start_port(&mut self) {
-        let pmd = self.pmd.as_mut().unwrap();
-        pmd.say(&["stop", "port stop 0", "port start 0", "start"]);
+    fn say(&mut self, commands: &[&str]) {
+        self.pmd.as_mut().unwrap().say(commands);
     }
 
     /// Ports by which it steers, of both protocols.
@@ -267,6 +265,26 @@ impl Lab {
                 .then_some(())
                 .ok_or_else(|| format!("{steered:?}"))
         });
+    }
+
+    /// Has DPDK forward nothing: it may crash where its peer goes while it does.
+    fn stop_forwarding(&mut self) {
+        let outages = |lab: &Self| lab.daemon().log().matches("the link is down").count();
+        let before = outages(self);
+        self.nos.say(&["stop", "port stop 0"]);
+        // A server takes the next client at once: one would not see that it was down.
+        await_that("the link goes down", || {
+            (outages(self) > before)
+                .then_some(())
+                .ok_or_else(|| self.daemon().log())
+        });
+    }
+
+    /// DPDK's client connects when its port is started, and not again.
+    fn start_forwarding(&mut self) {
+        self.nos.say(&["port start 0", "start"]);
+        self.await_carrier(LinkState::Up);
+        self.await_steered(&RANGES);
     }
 
     fn ask(&self, request: Value) {
@@ -419,24 +437,16 @@ fn a_kernel_is_the_nos(ours: &str, theirs: &'static str) {
     lab.await_carrier(LinkState::Up);
     lab.talk();
 
-    // We go and come.
+    // We go and come, and another process takes over from us, which connects anew.
+    lab.stop_forwarding();
     let files = lab.daemon.take().unwrap().kill();
     lab.daemon = Some(Daemon::start_on(&lab.host, files));
-    if theirs == "client" {
-        lab.nos.start_port();
-    }
-    lab.await_carrier(LinkState::Up);
-    lab.await_steered(&RANGES);
+    lab.start_forwarding();
     lab.talk();
-
-    // Another process takes over from us: it connects anew, and the rules stay.
+    lab.stop_forwarding();
     let before = lab.daemon.take().unwrap();
     lab.daemon = Some(before.replaced(&lab.host));
-    if theirs == "client" {
-        lab.nos.start_port();
-    }
-    lab.await_carrier(LinkState::Up);
-    lab.await_steered(&RANGES);
+    lab.start_forwarding();
     lab.talk();
 
     // What steers takes along what it made.
