@@ -175,9 +175,11 @@ impl Port {
         Ok(())
     }
 
+    /// Why the relay takes nothing.
     #[cold]
-    fn refusal(&mut self) -> Failure {
-        match self.nos.channel().has_room() {
+    pub(crate) fn refusal(&mut self) -> Failure {
+        // A ring that nobody empties any more may be full as well.
+        match self.nos.channel().is_deserted() {
             true => ended(),
             false => full(),
         }
@@ -235,8 +237,9 @@ impl Port {
         burst: *mut nos_relay_burst,
         owners: &mut Owners,
     ) -> Result<usize, Failure> {
+        let is_full = self.is_full();
         let (place, packets) = self.bursts.get(burst)?;
-        if !self.nos.channel().has_room() {
+        if is_full {
             return Err(full());
         }
         let staying = set_attachments(table, packets, owners);

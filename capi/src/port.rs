@@ -160,6 +160,13 @@ impl Port {
         self.rest.take().or_else(|| self.nos.channel().recv_burst())
     }
 
+    /// Whether the relay has to take something before it can be sent more. A ring that nobody empties any more
+    /// does not count as full.
+    #[inline]
+    pub(crate) fn is_full(&mut self) -> bool {
+        !self.nos.channel().has_room() && !self.nos.channel().is_deserted()
+    }
+
     #[inline]
     fn receive(&mut self, to: &mut [MaybeUninit<*mut nos_relay_packet>]) -> usize {
         let Some(mut burst) = self.next_burst() else {
@@ -179,13 +186,13 @@ impl Port {
     fn send(&mut self, packets: &[*mut nos_relay_packet]) -> (usize, Outcome) {
         let mut taken = 0;
         for chunk in packets.chunks(BATCH) {
-            if !self.nos.channel().has_room() {
+            if self.is_full() {
                 break;
             }
             let packed = pack(chunk, taken, &mut self.outgoing);
             let count = self.outgoing.len();
             if !self.nos.channel().send_burst(&mut self.outgoing) {
-                // There was room, so the relay has ended. What was its next burst is the caller's again.
+                // The relay has ended. What was its next burst is the caller's again.
                 self.outgoing.drain(..).map(lend).for_each(drop);
                 return (taken, Err(ended()));
             }
@@ -207,8 +214,8 @@ pub(crate) fn ended() -> Failure {
 }
 
 /// Sends `count` packets for containers, each to the attachment that it is set to, and says how many were taken:
-/// less than `count` if the ring is full, or if one of them is wrong, which the code tells. Those are not the
-/// caller's any more; the others still are. The relay is woken by nos_relay_port_ring().
+/// less than `count` if the ring is full, or if one of them is wrong or the relay has ended, which the code tells.
+/// Those are not the caller's any more; the others still are. The relay is woken by nos_relay_port_ring().
 ///
 /// Threads: the port's, which has the packets.
 #[unsafe(no_mangle)]

@@ -303,6 +303,7 @@ fn rings(kind: u8, input: &mut Unstructured<'_>) {
             buffers,
             next: 0,
             room: 0,
+            published: 0,
         };
         let mut both = Both { ours, naive };
         both.offer();
@@ -310,10 +311,15 @@ fn rings(kind: u8, input: &mut Unstructured<'_>) {
             let Ok(step) = input.arbitrary::<Do>() else {
                 break;
             };
-            if input.is_empty() || !both.step(step, shared) {
+            // What the peer does is the same to both.
+            let ours = matches!(step, Do::Receive(_) | Do::Put(_));
+            let goes_on = !input.is_empty() && both.step(step, shared);
+            if ours || !goes_on {
+                assert_eq!(both.naive.differs(&shared.read()), None);
+            }
+            if !goes_on {
                 break;
             }
-            assert_eq!(both.naive.memory, shared.read());
         }
     });
 }
@@ -455,10 +461,17 @@ impl Both {
 
     fn publish(&mut self) -> bool {
         if let Ours::Tx(ring) = &mut self.ours {
-            // It rings only for something that was not shown before, and nobody is asked then.
-            ring.publish();
+            let before = self.naive.published;
+            let rings = ring.publish();
             let own = self.naive.own_place();
-            self.naive.set(own, self.naive.next);
+            self.naive.published = self.naive.next;
+            if before == self.naive.next {
+                // Nothing is there that was not shown before.
+                assert!(!rings);
+            } else {
+                self.naive.set(own, self.naive.next);
+                assert_eq!(rings, self.naive.memory[0][FLAGS] & 1 == 0);
+            }
         }
         true
     }
@@ -482,9 +495,20 @@ struct Naive {
     next: u16,
     /// Of a ring to send by: the slots that it last knew to be free.
     room: u16,
+    /// Of such a ring: what the peer was shown.
+    published: u16,
 }
 
 impl Naive {
+    /// The first place where memory is not as it should be: region, offset, what is there, what should be.
+    fn differs(&self, from: &[Vec<u8>]) -> Option<(usize, usize, u8, u8)> {
+        let octets = |(region, (ours, theirs)): (usize, (&Vec<u8>, &Vec<u8>))| {
+            let at = ours.iter().zip(theirs).position(|(a, b)| a != b)?;
+            Some((region, at, theirs[at], ours[at]))
+        };
+        self.memory.iter().zip(from).enumerate().find_map(octets)
+    }
+
     fn own_place(&self) -> usize {
         if self.side == Side::Client {
             HEAD

@@ -34,6 +34,9 @@ pub const UPLINKS: u8 = 2;
 /// By uplink.
 pub const MTU: [usize; 2] = [1500, 1280];
 
+/// From the first port of a range to its last.
+const LAST: u16 = 15;
+
 /// The VRF that an octet names.
 pub fn vrf(octet: u8) -> VrfId {
     VrfId(u16::from(octet & 1))
@@ -43,10 +46,11 @@ pub fn vrf(octet: u8) -> VrfId {
 /// uplink 0 (bit 1), and of a policy `from` (bit 2), `established` (3), `to` (4) and `outside` (5).
 pub fn attachment(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
     let base = 20_000 + 1000 * id.0 as u16;
+    // Short, as each port of each address is looked at when they are asked for.
     let listens = match flavour & 3 {
-        0 => base..=base + 999,
+        0 => base..=base + LAST,
         // Clashes with others.
-        1 => 20_000..=base + 999,
+        1 => 20_000..=base + LAST,
         // Clashes with the NOS's own.
         2 => 7..=7,
         _ => base..=base,
@@ -59,7 +63,10 @@ pub fn attachment(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
     let opens = 40_000 + 1000 * id.0 as u16;
     let claims = [Transport::Tcp, Transport::Udp].into_iter().flat_map(|it| {
         let listen = claim(it, listens.clone(), ClaimKind::Listen);
-        [listen, claim(it, opens..=opens + 999, ClaimKind::Ephemeral)]
+        [
+            listen,
+            claim(it, opens..=opens + LAST, ClaimKind::Ephemeral),
+        ]
     });
     let networks: &[u32] = match flavour >> 2 & 3 {
         0 => &[0],
