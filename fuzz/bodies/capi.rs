@@ -374,10 +374,8 @@ impl Calls {
     fn alloc(&mut self) {
         let mut packet = null_mut();
         // SAFETY: it is where the result goes.
-        assert_eq!(
-            unsafe { nos_relay_port_alloc(self.port, &raw mut packet) },
-            0
-        );
+        let code = unsafe { nos_relay_port_alloc(self.port, &raw mut packet) };
+        assert_eq!(code, 0);
         let blank = Known {
             raw: true,
             blank: true,

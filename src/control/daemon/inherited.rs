@@ -80,13 +80,16 @@ impl Inherited {
     }
 }
 
+/// A device that was handed over, and its name.
+type Received = (Name, Box<dyn FrameDevice>);
+
 /// The device that was handed over under a name, if it still is one.
 fn received(
     inheritance: &mut Inheritance,
     name: &str,
     descriptor: Descriptor,
     facts: &DeviceFacts,
-) -> Result<Option<(Name, Box<dyn FrameDevice>)>, OpenError> {
+) -> Result<Option<Received>, OpenError> {
     let (Ok(name), Some(descriptor)) = (name.parse(), inheritance.take(descriptor)) else {
         return Ok(None);
     };
