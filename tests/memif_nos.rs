@@ -20,7 +20,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nos_relay::control::api::snapshot::LinkState;
-use nos_relay::control::api::{Request, Response, query};
+use nos_relay::control::api::{ControlError, Request, Response, query};
 use nos_relay::lab::testbed::ping::ping;
 use nos_relay::lab::testbed::{LabNamespace, tcp, udp, veth};
 use serde_json::{Value, json};
@@ -212,11 +212,12 @@ ephemeral = "45000-49999"
 }
 
 impl Lab {
-    fn new(ours: &str, theirs: &'static str) -> Self {
+    fn new(ours: &str, theirs: &'static str, threads: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let [host, web, db] = ["H", "C", "D"].map(|label| LabNamespace::new(label).unwrap());
         let mut nos = Nos::new(theirs);
         let config = config(ours, directory.path(), &web, &db);
+        let config = format!("{config}\n[relay]\nthreads = \"{threads}\"\n");
         let daemon = Daemon::start(&host, &config);
         let steer = steer(&nos, &daemon);
         nos.connect(directory.path());
@@ -384,11 +385,11 @@ fn has_all() -> bool {
 }
 
 /// Talks, and again after ports have come and gone, after DPDK was killed, and after we were.
-fn a_kernel_is_the_nos(ours: &str, theirs: &'static str) {
+fn a_kernel_is_the_nos(ours: &str, theirs: &'static str, threads: &str) {
     if !has_all() {
         return;
     }
-    let mut lab = Lab::new(ours, theirs);
+    let mut lab = Lab::new(ours, theirs, threads);
     lab.talk();
     // Later, the last segments of a connection may come when their port is nobody's any more.
     assert_eq!(lab.daemon().dropped("nos", "unregistered"), 0);
@@ -460,9 +461,28 @@ lab_test! {
         let directory = tempfile::tempdir().unwrap();
         let [host, web, db] = ["H", "C", "D"].map(|label| LabNamespace::new(label).unwrap());
         let config = config("server", directory.path(), &web, &db);
+        // Not everybody may make a TAP.
+        let config = config.replace("\"tap\"", "\"veth\"");
         let daemon = Daemon::start(&host, &config);
         for shared in SHARED.map(ip) {
             transfer(connect(&web, &db, (shared, 30080).into()), MIB, 1);
+        }
+        // What only a NOS here has cannot be added at run time either.
+        for (request, key) in [
+            (
+                json!({"type": "route-add", "route": {"prefix": "192.0.2.0/24", "type": "blackhole"}}),
+                "route.prefix",
+            ),
+            (json!({"type": "group-add", "uplink": "nos", "group": "239.1.2.3"}), "group.group"),
+        ] {
+            let request: Request = serde_json::from_value(request).unwrap();
+            match query(&daemon.files().control(), &request, LIMIT) {
+                Err(ControlError::Refused(refusal)) => {
+                    assert_eq!(refusal.field.as_deref(), Some(key), "{refusal}");
+                    assert!(refusal.message.contains("of its own"), "{refusal}");
+                }
+                other => panic!("{other:?}"),
+            }
         }
         let socket = directory.path().join("memif.sock");
         let uplink = "[[uplink]]\nname = \"up0\"\ndevice = \"tap:up0\"\naddresses = \"203.0.113.1/24\"\n";
@@ -488,12 +508,12 @@ lab_test! {
 
 lab_test! {
     fn a_kernel_behind_a_dpdk_server_is_the_nos() {
-        a_kernel_is_the_nos("client", "server");
+        a_kernel_is_the_nos("client", "server", "single");
     }
 }
 
 lab_test! {
     fn a_kernel_behind_a_dpdk_client_is_the_nos() {
-        a_kernel_is_the_nos("server", "client");
+        a_kernel_is_the_nos("server", "client", "split");
     }
 }
