@@ -169,6 +169,9 @@ pub(super) fn send_back(mut packet: Packet, origin: Origin, tables: &Tables) -> 
             echo_id: None,
             origin: Origin::Nos,
         }),
+        (Origin::Uplink(_), _) if tables.upstream.is_some() => {
+            upstream::leave(packet, Origin::Nos, tables)
+        }
         (Origin::Uplink(uplink), IpAddr::V6(to)) if to.is_unicast_link_local() => {
             let hop = NextHop {
                 uplink,

@@ -10,8 +10,10 @@
 //! | to a shared address, and a container owns its port, its flow, its first fragment, or what it quotes | to that container |
 //! | all else | nowhere. Not back, or it would come again |
 //!
-//! That NOS is told of no error. A container is told what is between it and this link alone: that its
-//! own policy refuses a packet, and that one is too long.
+//! Who opens a flow to a port that a container may only open flows from gets a reset, as from any host: the
+//! port was given away, so it is nobody else's to answer for. Of nothing else is that NOS told. A container
+//! is told what is between it and this link alone: that its own policy refuses a packet, and that one is
+//! too long.
 
 use crate::drop::DropReason;
 use crate::fragments::Fate;
@@ -30,7 +32,7 @@ use crate::worker::{Holder, Worker};
 use super::Forwarder;
 use super::demux::{Recipient, put_back_echo_id, recipient};
 use super::ingress::is_other_host;
-use super::step::{NextHop, Notice, Step, ToAttachment};
+use super::step::{NextHop, Notice, Refusal, Step, ToAttachment};
 
 impl Forwarder<'_> {
     /// Packets from containers.
@@ -103,6 +105,9 @@ fn deliver(
                 echo_id,
                 origin,
             }),
+            Holder::Nobody(DropReason::NoListener) => {
+                Step::Refuse(Refusal::no_listener(packet, origin))
+            }
             Holder::Nobody(reason) => Step::Drop(packet, reason),
             Holder::Upstream | Holder::Local(_) => leave(packet, origin, tables),
         };
@@ -167,7 +172,7 @@ fn is_registered(packet: &Packet, address: LocalAddressId, tables: &Tables) -> b
         })
 }
 
-/// Sends a packet to the NOS.
+/// Sends a packet to the NOS: one of a container's, or one that is said in a container's place.
 pub(super) fn leave(packet: Packet, origin: Origin, tables: &Tables) -> Step {
     if matches!(origin, Origin::Uplink(_)) {
         return Step::Drop(packet, DropReason::Unregistered);
@@ -189,9 +194,11 @@ pub(super) fn leave(packet: Packet, origin: Origin, tables: &Tables) -> Step {
 
 /// Whether the sender of a packet that does not go on is told.
 pub(super) fn may_tell(origin: Origin, notice: Notice) -> bool {
-    let ours = matches!(
-        notice,
-        Notice::Error(IcmpError::Prohibited | IcmpError::PacketTooBig { .. })
-    );
-    ours && matches!(origin, Origin::Attachment(_))
+    match notice {
+        Notice::NoListener => true,
+        Notice::Error(IcmpError::Prohibited | IcmpError::PacketTooBig { .. }) => {
+            matches!(origin, Origin::Attachment(_))
+        }
+        Notice::Error(_) => false,
+    }
 }

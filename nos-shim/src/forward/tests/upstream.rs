@@ -27,6 +27,7 @@ const EPHEMERAL: [u16; 2] = [40_000, 41_000];
 const NOBODYS: u16 = 22;
 const MTU: u16 = 1500;
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 /// A next hop of the NOS's that nobody has.
 const HOP4: &str = "169.254.0.1";
@@ -238,10 +239,14 @@ fn a_siblings_port_is_reached_without_the_nos() {
             assert_eq!(packet.ports().unwrap().destination, port);
         }
         // A listener on a port that a kernel gave is for its own programs alone; the NOS would steer
-        // it back.
+        // it back, so it is not the one who says so.
         let packet = lab.tcp((own, own), (EPHEMERAL[0], EPHEMERAL[1]), SYN);
         lab.send(packet);
         assert_eq!(lab.dropped(DropReason::NoListener), 1);
+        let [(0, answer)] = &lab.delivered()[..] else {
+            panic!("the sender is told");
+        };
+        assert_reset(answer, (EPHEMERAL[1], EPHEMERAL[0]), (own, own));
         lab.assert_quiet();
     }
 }
@@ -265,6 +270,16 @@ fn what_is_steered_here_goes_to_the_owner_of_its_port() {
         }
         lab.assert_quiet();
     }
+}
+
+/// A reset between these ports and these addresses.
+#[track_caller]
+fn assert_reset(packet: &Packet, ports: (u16, u16), (from, to): (&str, &str)) {
+    let found = packet.ports().unwrap();
+    assert_eq!((found.source, found.destination), ports);
+    assert_eq!((packet.source(), packet.destination()), (ip(from), ip(to)));
+    assert_eq!(packet.transport()[13], RST | ACK);
+    assert!(packet.transport_checksum_ok());
 }
 
 #[test]
@@ -293,6 +308,13 @@ fn what_is_nobodys_is_neither_answered_nor_sent_back() {
         let packet = lab.tcp((other, own), (443, EPHEMERAL[0]), SYN);
         lab.steer(packet);
         assert_eq!(lab.dropped(DropReason::NoListener), 1);
+        let [answer] = &lab.frames()[..] else {
+            panic!("the sender is told");
+        };
+        assert_eq!(answer[..12], [NOS.0, OURS.0].concat());
+        let answer = Packet::parse(lab.pool.copy_from(answer).unwrap()).unwrap();
+        assert_reset(&answer, (EPHEMERAL[0], 443), (own, other));
+        drop(answer);
         // It is the reply to nobody.
         let reply = if own == N4 { 0 } else { 129 };
         let packet = draft.icmp_packet(&mut lab.pool, (reply, 0), 7 << 16, b"x");
@@ -716,9 +738,20 @@ impl Sent {
     }
 }
 
+/// Resets are never answered.
+fn is_reset(pool: &mut FramePool, frame: &[u8]) -> bool {
+    let packet = pool
+        .copy_from(frame)
+        .ok()
+        .and_then(|frame| Packet::parse(frame).ok());
+    packet.is_some_and(|packet| {
+        packet.protocol() == protocol::TCP && packet.transport()[13] & RST != 0
+    })
+}
+
 proptest! {
     /// Whatever comes from either side is sent, dropped for a reason, or held; nothing that the NOS
-    /// sends makes anything go back to it.
+    /// sends makes anything go back to it but a reset, which ends there.
     #[test]
     fn nothing_is_lost_and_nothing_goes_round(
         all in prop::collection::vec(sent(), 1..40),
@@ -730,7 +763,9 @@ proptest! {
             match sent.from_nos {
                 true => {
                     lab.steer(packet);
-                    prop_assert_eq!(lab.frames(), Vec::<Vec<u8>>::new());
+                    for frame in lab.frames() {
+                        prop_assert!(is_reset(&mut lab.pool, &frame));
+                    }
                 }
                 false => {
                     lab.send(packet);
