@@ -25,9 +25,8 @@ use std::ptr::null_mut;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use nos_relay::embed::NosPort;
-use nos_relay_capi::burst::{
-    nos_relay_burst, nos_relay_port_deliver, nos_relay_port_receive, nos_relay_port_send,
-};
+use nos_relay_capi::burst::{nos_relay_port_deliver, nos_relay_port_receive, nos_relay_port_send};
+use nos_relay_capi::lent::nos_relay_burst;
 use nos_relay_capi::packet::{nos_relay_packet, nos_relay_packet_set_attachment};
 use nos_relay_capi::port::{
     nos_relay_port, nos_relay_port_free, nos_relay_port_ring, nos_relay_port_rx_burst,

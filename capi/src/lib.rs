@@ -34,6 +34,7 @@ mod device;
 pub mod failure;
 mod handle;
 mod input;
+pub mod lent;
 pub mod message;
 pub mod packet;
 pub mod port;

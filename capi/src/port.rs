@@ -10,11 +10,11 @@ use nos_shim::frame::BATCH;
 use nos_shim::offload::{Capabilities, adapt};
 use nos_shim::packet::{Packet, PacketBurst, Rejected};
 
-use crate::burst::{Bursts, pack, unpack};
 use crate::device;
 use crate::failure::{Code, Failure, Outcome, call};
 use crate::handle::{Bound, Kind};
 use crate::input::{Name, optional, optional_place, place, room, slice, value};
+use crate::lent::{Bursts, pack, unpack};
 use crate::message::Taken;
 use crate::packet::{self, lend, lend_raw, nos_relay_offload, nos_relay_packet, take, take_frame};
 

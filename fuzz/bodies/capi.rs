@@ -13,6 +13,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use nos_relay::embed::NosPort;
 use nos_relay_capi::burst::*;
 use nos_relay_capi::failure::nos_relay_code as Code;
+use nos_relay_capi::lent::nos_relay_burst;
 use nos_relay_capi::packet::*;
 use nos_relay_capi::port::*;
 use nos_relay_capi::registration::*;

@@ -184,6 +184,12 @@ impl MacAddr {
         self.0[0] & 1 == 1
     }
 
+    /// Whether a frame to this address is for another station than the one with `mac`, alone.
+    #[inline]
+    pub(crate) fn is_other_than(self, mac: Self) -> bool {
+        self != mac && !self.is_multicast()
+    }
+
     /// The modified EUI-64 link-local address of this MAC (RFC 4291 appendix A).
     #[must_use]
     pub fn link_local(self) -> core::net::Ipv6Addr {

@@ -132,7 +132,7 @@ impl Forwarder<'_> {
         if frame
             .bytes()
             .first_chunk()
-            .is_none_or(|to| is_other_host(MacAddr(*to), mac))
+            .is_none_or(|to| MacAddr(*to).is_other_than(mac))
         {
             return self.output.discard_frame(frame, DropReason::OtherHost);
         }
@@ -252,7 +252,7 @@ fn admit_slowly(
     tables: &Tables,
 ) -> Result<Admitted, DropReason> {
     let link = packet.destination_mac();
-    if is_other_host(link, mac) {
+    if link.is_other_than(mac) {
         return Err(DropReason::OtherHost);
     }
     if ndp::is_ndp(packet) && is_to_host(packet, addresses.destination(), id, tables) {
@@ -285,11 +285,6 @@ fn admit_slowly(
         }
         _ => Ok(local_or_routed(packet, destination, tables)),
     }
-}
-
-/// Whether a frame to the MAC address `to` is for another station than that with `mac`, alone.
-pub(super) fn is_other_host(to: MacAddr, mac: MacAddr) -> bool {
-    to != mac && !to.is_multicast()
 }
 
 /// Whether this is a message of IGMP or MLD that a host hears. Those of IGMP may come from who has no

@@ -31,7 +31,6 @@ use crate::worker::{Holder, Worker};
 
 use super::Forwarder;
 use super::demux::{Recipient, put_back_echo_id, recipient};
-use super::ingress::is_other_host;
 use super::step::{NextHop, Notice, Refusal, Step, ToAttachment};
 
 impl Forwarder<'_> {
@@ -61,7 +60,7 @@ impl Forwarder<'_> {
     /// A packet from the NOS.
     pub(super) fn receive_upstream(&mut self, packet: Packet, id: UplinkId, mac: MacAddr) -> Step {
         let link = packet.destination_mac();
-        if is_other_host(link, mac) {
+        if link.is_other_than(mac) {
             return Step::Drop(packet, DropReason::OtherHost);
         }
         if ndp::is_ndp(&packet) {
