@@ -879,8 +879,8 @@ int nos_relay_port_rx_burst(struct nos_relay_port *port,
                             size_t *count);
 
 // Sends `count` packets for containers, each to the attachment that it is set to, and says how many were taken:
-// less than `count` if the ring is full, or if one of them is wrong, which the code tells. Those are not the
-// caller's any more; the others still are. The relay is woken by nos_relay_port_ring().
+// less than `count` if the ring is full, or if one of them is wrong or the relay has ended, which the code tells.
+// Those are not the caller's any more; the others still are. The relay is woken by nos_relay_port_ring().
 //
 // Threads: the port's, which has the packets.
 int nos_relay_port_tx_burst(struct nos_relay_port *port,
@@ -1501,8 +1501,8 @@ int nos_relay_port_rx_burst(struct nos_relay_port *port,
                             size_t *count);
 
 // Sends `count` packets for containers, each to the attachment that it is set to, and says how many were taken:
-// less than `count` if the ring is full, or if one of them is wrong, which the code tells. Those are not the
-// caller's any more; the others still are. The relay is woken by nos_relay_port_ring().
+// less than `count` if the ring is full, or if one of them is wrong or the relay has ended, which the code tells.
+// Those are not the caller's any more; the others still are. The relay is woken by nos_relay_port_ring().
 //
 // Threads: the port's, which has the packets.
 int nos_relay_port_tx_burst(struct nos_relay_port *port,
