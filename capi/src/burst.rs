@@ -576,7 +576,7 @@ mod tests {
             bench.receive(&mixed),
             bench.receive(&[(OWN, 81), (OWN, 82)]),
         );
-        let first = bench.receive(&[(OWN, 85)]);
+        let [first, second] = [85, 86].map(|port| bench.receive(&[(OWN, port)]));
         // SAFETY: they are bursts of this port.
         let send = |port, burst| unsafe { nos_relay_port_send(port, burst) };
         assert_eq!(send(bench.port, first), OK);
@@ -586,6 +586,8 @@ mod tests {
         assert_eq!(bench.deliver(some).0, FULL);
         assert_eq!(bench.left(some), [80, 1, 90, 2]);
         assert_eq!(bench.sent().len(), 1);
+        // It is full when the relay ends.
+        assert_eq!(send(bench.port, second), OK);
         bench.relay = None;
         assert_eq!(send(bench.port, all), ENDED);
         assert_eq!(bench.deliver(all).0, ENDED);
