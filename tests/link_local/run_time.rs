@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use nos_relay::control::api::query;
-use nos_relay::lab::testbed::{LabNamespace, Privileges, privileges, tcp, veth};
+use nos_relay::control::api::snapshot::LinkState;
+use nos_relay::lab::testbed::{LabNamespace, tcp, veth};
 use serde_json::{Value, json};
 
 use super::support::daemon::{Daemon, LIMIT, await_that};
+use super::support::lab_test;
 use super::support::scenario::{Variant, edited};
-use super::support::{lab_test, skip};
 use super::{Lab, NEIGHBOR, Plan, any, inside, link_locals, nos, patient};
 
 /// What a namespace has of all that attaching touches.
@@ -107,18 +108,15 @@ lab_test! {
 
 lab_test! {
     fn a_link_that_is_lost_and_found_is_shared_as_before() {
-        if privileges() == Privileges::UserNamespace {
-            return skip("a_link_that_is_lost_and_found_is_shared_as_before: needs root");
-        }
         let lab = Lab::new(Variant::PLAIN, &Plan::default());
         let web = inside(lab.web());
         assert!(web.ping(NEIGHBOR, patient()).is_reply());
         lab.daemon.forget_counters();
         let device = &lab.topology.device;
         device.delete_link("hx").unwrap();
-        await_that("the uplink has gone", || {
-            let log = lab.daemon.log();
-            log.contains("uplink closed uplink=up0").then_some(()).ok_or(log)
+        await_that("the uplink has gone", || match lab.daemon.uplink("up0").link.state {
+            LinkState::Waiting => Ok(()),
+            _ => Err(lab.daemon.log()),
         });
         device.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         let x = &lab.topology.external;
