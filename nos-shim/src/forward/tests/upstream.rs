@@ -764,7 +764,9 @@ proptest! {
                 true => {
                     lab.steer(packet);
                     for frame in lab.frames() {
-                        prop_assert!(is_reset(&mut lab.pool, &frame));
+                        // Where the NOS is not known, it is asked for first.
+                        let asks = !known && ether_type(&frame) == Some(ETHERTYPE_ARP);
+                        prop_assert!(asks || is_reset(&mut lab.pool, &frame));
                     }
                 }
                 false => {
