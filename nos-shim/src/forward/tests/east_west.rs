@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::oversize::{NARROW, Nos, WIDE};
+use super::registration;
 use crate::channel::Exchange;
-use crate::ident::{AttachmentId, Interface, MacAddr, VrfId};
+use crate::ident::{AttachmentId, Interface};
 use crate::packet::Packet;
-use crate::ports::{
-    Claim, ClaimKind, Outside, Policy, PortRange, Registration, Restriction, Transport,
-};
+use crate::ports::{Outside, Policy, PortRange, Registration, Restriction, Transport};
 use crate::prefix_set::PrefixSet;
 use crate::test_packets::{Draft, N4, N6, Segment, ip};
 
@@ -21,36 +20,15 @@ const CONTAINERS: [AttachmentId; 2] = [NARROW, WIDE];
 const NOBODYS: u16 = 22;
 const SERVICE: u16 = 7;
 
-fn registration(at: usize) -> Registration {
-    let claim = |transport, port, kind| Claim {
-        transport,
-        range: PortRange::new(port, port).unwrap(),
-        kind,
-    };
-    let both = [Transport::Tcp, Transport::Udp].map(|transport| {
-        [
-            claim(transport, LISTEN[at], ClaimKind::Listen),
-            claim(transport, EPHEMERAL[at], ClaimKind::Ephemeral),
-        ]
-    });
-    Registration {
-        attachment: CONTAINERS[at],
-        name: format!("c{at}").into(),
-        vrf: VrfId::DEFAULT,
-        addresses: vec![ip(N4), ip(N6)],
-        claims: both.concat(),
-        link_local: None,
-        router: MacAddr([2; 6]).link_local(),
-        mtu: 1500,
-        policy: Policy::default(),
-    }
+fn registered(at: usize) -> Registration {
+    registration(CONTAINERS[at], LISTEN[at], EPHEMERAL[at])
 }
 
 fn nos() -> Nos {
     let mut nos = Nos::new();
     let exchange = Exchange {
         withdraw: Vec::new(),
-        register: vec![registration(0), registration(1)],
+        register: vec![registered(0), registered(1)],
         services: None,
     };
     nos.shim.exchange(&exchange).unwrap();
@@ -165,7 +143,7 @@ fn policies_are_about_others() {
         };
         let register = vec![Registration {
             policy,
-            ..registration(0)
+            ..registered(0)
         }];
         let exchange = Exchange {
             register,

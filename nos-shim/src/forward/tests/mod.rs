@@ -8,3 +8,33 @@ mod policy;
 mod redirects;
 mod rewrites;
 mod upstream;
+
+use crate::ident::{AttachmentId, MacAddr, VrfId};
+use crate::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
+use crate::test_packets::{N4, N6, ip};
+
+/// Of a container with a port to listen on and one to open flows from, by TCP and UDP, on both shared addresses.
+fn registration(attachment: AttachmentId, listen: u16, ephemeral: u16) -> Registration {
+    let claim = |transport, port, kind| Claim {
+        transport,
+        range: PortRange::new(port, port).unwrap(),
+        kind,
+    };
+    let both = [Transport::Tcp, Transport::Udp].map(|transport| {
+        [
+            claim(transport, listen, ClaimKind::Listen),
+            claim(transport, ephemeral, ClaimKind::Ephemeral),
+        ]
+    });
+    Registration {
+        attachment,
+        name: format!("c{}", attachment.0).into(),
+        vrf: VrfId::DEFAULT,
+        addresses: vec![ip(N4), ip(N6)],
+        claims: both.concat(),
+        link_local: None,
+        router: MacAddr([2; 6]).link_local(),
+        mtu: 1500,
+        policy: Policy::default(),
+    }
+}

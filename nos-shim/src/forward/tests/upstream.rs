@@ -5,6 +5,7 @@ use core::net::IpAddr;
 use proptest::prelude::*;
 
 use super::oversize::NOW;
+use super::registration;
 use crate::arp::{Arp, Operation};
 use crate::channel::{Exchange, RelayEnd, pair};
 use crate::drop::DropReason;
@@ -12,9 +13,7 @@ use crate::frame::{Burst, Frame, FramePool};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::ndp::{Envelope, Ndp, solicited_node};
 use crate::packet::{ETHERTYPE_ARP, Packet, ether_type, protocol};
-use crate::ports::{
-    Claim, ClaimKind, Outside, Policy, PortRange, Registration, Restriction, Transport,
-};
+use crate::ports::{Outside, Policy, PortRange, Restriction, Transport};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig, Upstream};
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, ip, pool};
 
@@ -37,31 +36,6 @@ struct Steered {
     shim: Shim,
     relay: RelayEnd,
     pool: FramePool,
-}
-
-fn registration(at: usize, policy: Policy) -> Registration {
-    let claim = |transport, port, kind| Claim {
-        transport,
-        range: PortRange::new(port, port).unwrap(),
-        kind,
-    };
-    let both = [Transport::Tcp, Transport::Udp].map(|transport| {
-        [
-            claim(transport, LISTEN[at], ClaimKind::Listen),
-            claim(transport, EPHEMERAL[at], ClaimKind::Ephemeral),
-        ]
-    });
-    Registration {
-        attachment: CONTAINERS[at],
-        name: format!("c{at}").into(),
-        vrf: VrfId::DEFAULT,
-        addresses: vec![ip(N4), ip(N6)],
-        claims: both.concat(),
-        link_local: None,
-        router: MacAddr([2; 6]).link_local(),
-        mtu: MTU,
-        policy,
-    }
 }
 
 impl Steered {
@@ -98,7 +72,8 @@ impl Steered {
     }
 
     fn register(&mut self, at: usize, policy: Policy) {
-        let mut registration = registration(at, policy);
+        let mut registration = registration(CONTAINERS[at], LISTEN[at], EPHEMERAL[at]);
+        registration.policy = policy;
         let uplinks = self.shim.uplinks(None).rows;
         let own = uplinks[0].config.addresses.iter().map(ipnet::IpNet::addr);
         registration.addresses = own.collect();
