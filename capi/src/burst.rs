@@ -15,10 +15,10 @@ use nos_shim::ports::PortTable;
 
 use crate::failure::{Code, Failure, Outcome, call};
 use crate::input::{place, places, room, slice};
-use crate::lent::{nos_relay_burst, pack, unpack};
-use crate::packet::{lend, nos_relay_packet, nos_relay_view, view};
+use crate::lent::{give_back, nos_relay_burst, pack, unpack};
+use crate::packet::{nos_relay_packet, nos_relay_view, view};
 use crate::port::{Port, ended, nos_relay_port, with};
-use crate::table::{self, container, nos_relay_owner, nos_relay_table, recipient};
+use crate::table::{self, container, nos_relay_owner, nos_relay_table};
 
 #[cold]
 fn full() -> Failure {
@@ -155,7 +155,7 @@ impl Port {
             return Ok(packets.len());
         }
         if staying != 0 {
-            return self.deliver_others(place, staying);
+            return self.deliver_others(burst, staying);
         }
         if !self.nos.channel().send_burst(packets) {
             return Err(ended());
@@ -165,8 +165,12 @@ impl Port {
     }
 
     /// Sends all but those that stay.
-    fn deliver_others(&mut self, place: usize, staying: Staying) -> Result<usize, Failure> {
-        let burst = self.bursts.at(place)?;
+    fn deliver_others(
+        &mut self,
+        burst: *mut nos_relay_burst,
+        staying: Staying,
+    ) -> Result<usize, Failure> {
+        let (_, burst) = self.bursts.get(burst)?;
         split(burst, staying, &mut self.kept, &mut self.outgoing);
         let sent = self.nos.channel().send_burst(&mut self.outgoing);
         join(burst, staying, &mut self.kept, &mut self.outgoing);
@@ -183,13 +187,14 @@ fn set_attachments(table: &PortTable, packets: &mut PacketBurst, owners: &mut Ow
     let mut staying = 0;
     let mut places = owners.iter_mut();
     for (n, packet) in packets.iter_mut().enumerate() {
-        if let Some(id) = container(table, packet) {
-            packet.set_interface(Interface::Attachment(id));
-            continue;
-        }
-        staying |= 1 << n;
-        if let Some(place) = places.next() {
-            place.write(recipient(table, packet));
+        match container(table, packet) {
+            Ok(id) => packet.set_interface(Interface::Attachment(id)),
+            Err(owner) => {
+                staying |= 1 << n;
+                if let Some(place) = places.next() {
+                    place.write(owner);
+                }
+            }
         }
     }
     staying
@@ -305,7 +310,7 @@ pub unsafe extern "C" fn nos_relay_burst_pack(
                 }
                 Err(failure) => {
                     // As nothing has happened, they are still the caller's.
-                    burst.drain(..).map(lend).for_each(drop);
+                    give_back(&mut burst);
                     port.nos.channel().recycle(burst);
                     port.bursts.unreserve(place);
                     Err(failure)
@@ -344,7 +349,6 @@ mod tests {
 
     use nos_relay::embed::NosPort;
     use nos_shim::channel::{RelayEnd, pair};
-    use nos_shim::checksum::Sum;
     use nos_shim::frame::FramePool;
     use nos_shim::ident::{AttachmentId, VrfId};
     use nos_shim::packet::Packet;
@@ -357,13 +361,12 @@ mod tests {
     use crate::failure::nos_relay_last_error;
     use crate::lent::PLACES;
     use crate::port::{nos_relay_port_free, of};
+    use crate::table::tests::{FAR, OWN, ipv4, udp};
     use crate::table::{
         NOS_RELAY_ATTACHMENT, NOS_RELAY_ELSEWHERE, NOS_RELAY_NOBODY, nos_relay_table_free,
         nos_relay_table_new,
     };
 
-    const OWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-    const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
     const RING: usize = 1;
     const BUFFERS: usize = 300;
 
@@ -509,13 +512,7 @@ mod tests {
     }
 
     fn datagram(to: Ipv4Addr, port: u16) -> Vec<u8> {
-        let mut ip = vec![0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0, 0];
-        ip.extend([FAR, to].into_iter().flat_map(|end| end.octets()));
-        let sum = Sum::ZERO.plus(&ip).checksum();
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        ip.extend([0, 7]);
-        ip.extend(port.to_be_bytes());
-        ip.extend([0, 8, 0, 0]);
+        let ip = ipv4([FAR, to], 17, 0, &udp([7, port]));
         [&[0; 12][..], &[8, 0], &ip].concat()
     }
 

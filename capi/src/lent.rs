@@ -93,15 +93,6 @@ impl Bursts {
         self.free.push(place);
     }
 
-    /// The burst that [`Self::get`] has found there.
-    pub(crate) fn at(&mut self, place: usize) -> Result<&mut PacketBurst, Failure> {
-        let burst = self
-            .places
-            .get_mut(place)
-            .and_then(|lent| lent.burst.as_mut());
-        burst.ok_or_else(given_away)
-    }
-
     /// Takes a burst from C, which [`Self::get`] has found there.
     #[inline]
     pub(crate) fn take(&mut self, place: usize) -> Option<PacketBurst> {
@@ -144,4 +135,9 @@ pub(crate) fn pack(
         burst.push(packet);
     }
     Ok(())
+}
+
+/// Undoes [`pack`]: the packets are C's again, by the handles that they had.
+pub(crate) fn give_back(burst: &mut PacketBurst) {
+    burst.drain(..).map(lend).for_each(drop);
 }

@@ -14,7 +14,7 @@ use crate::device;
 use crate::failure::{Code, Failure, Outcome, call};
 use crate::handle::{Bound, Kind};
 use crate::input::{Name, optional, optional_place, place, room, slice, value};
-use crate::lent::{Bursts, pack, unpack};
+use crate::lent::{Bursts, give_back, pack, unpack};
 use crate::message::Taken;
 use crate::packet::{self, lend, lend_raw, nos_relay_offload, nos_relay_packet, take, take_frame};
 
@@ -193,7 +193,7 @@ impl Port {
             let count = self.outgoing.len();
             if !self.nos.channel().send_burst(&mut self.outgoing) {
                 // The relay has ended. What was its next burst is the caller's again.
-                self.outgoing.drain(..).map(lend).for_each(drop);
+                give_back(&mut self.outgoing);
                 return (taken, Err(ended()));
             }
             taken += count;

@@ -354,36 +354,51 @@ pub unsafe extern "C" fn nos_relay_table_recipients(
 /// Whose a packet is, as far as ports decide.
 #[inline]
 pub(crate) fn recipient(table: &PortTable, packet: &Packet) -> nos_relay_owner {
-    match decided(table, packet) {
-        Decided::By(owner) => by_port(packet, owner),
-        Decided::Not => without_port(table, packet),
-    }
+    described(table, packet, decided(table, packet))
 }
 
-/// The attachment that a packet is for, if [`recipient`] says so and no policy has a say.
+/// The attachment that a packet is for, if [`recipient`] says so and no policy has a say; else what that says.
 #[inline(always)]
-pub(crate) fn container(table: &PortTable, packet: &Packet) -> Option<AttachmentId> {
+pub(crate) fn container(
+    table: &PortTable,
+    packet: &Packet,
+) -> Result<AttachmentId, nos_relay_owner> {
     match decided(table, packet) {
-        Decided::By(PortOwner::Attachment { id, kind }) => is_open(packet, id, kind).then_some(id),
-        _ => None,
+        Decided::By(PortOwner::Attachment { id, kind }) if is_open(packet, id, kind) => Ok(id),
+        decided => Err(described(table, packet, decided)),
     }
 }
 
-/// Whether ports say whose a packet is.
+/// What address and port say of a packet.
+#[derive(Clone, Copy)]
 enum Decided {
+    /// It is not for the NOS.
+    Elsewhere,
+    /// It is for this address, and has no port.
+    To(LocalAddressId),
+    /// Its port is this one's.
     By(PortOwner),
-    Not,
 }
 
 #[inline(always)]
 fn decided(table: &PortTable, packet: &Packet) -> Decided {
-    let transport = Transport::from_protocol(packet.protocol());
-    let (Some(transport), Some(ports)) = (transport, packet.ports()) else {
-        return Decided::Not;
+    let Some(address) = table.address(packet.frame().vrf(), packet.destination()) else {
+        return Decided::Elsewhere;
     };
-    match table.address(packet.frame().vrf(), packet.destination()) {
-        Some(address) => Decided::By(table.owner(address, transport, ports.destination)),
-        None => Decided::Not,
+    match (Transport::from_protocol(packet.protocol()), packet.ports()) {
+        (Some(transport), Some(ports)) => {
+            Decided::By(table.owner(address, transport, ports.destination))
+        }
+        _ => Decided::To(address),
+    }
+}
+
+#[inline]
+fn described(table: &PortTable, packet: &Packet, decided: Decided) -> nos_relay_owner {
+    match decided {
+        Decided::Elsewhere => nos_relay_owner::of(NOS_RELAY_ELSEWHERE),
+        Decided::To(address) => without_port(table, address, packet),
+        Decided::By(owner) => by_port(packet, owner),
     }
 }
 
@@ -405,11 +420,8 @@ fn by_port(packet: &Packet, owner: PortOwner) -> nos_relay_owner {
     }
 }
 
-#[inline(never)]
-fn without_port(table: &PortTable, packet: &Packet) -> nos_relay_owner {
-    let Some(address) = table.address(packet.frame().vrf(), packet.destination()) else {
-        return nos_relay_owner::of(NOS_RELAY_ELSEWHERE);
-    };
+#[cold]
+fn without_port(table: &PortTable, address: LocalAddressId, packet: &Packet) -> nos_relay_owner {
     if packet.fragment() == Fragment::Later {
         return nos_relay_owner::of(NOS_RELAY_FRAGMENT);
     }
@@ -439,7 +451,7 @@ fn without_port(table: &PortTable, packet: &Packet) -> nos_relay_owner {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use core::net::{Ipv4Addr, Ipv6Addr};
     use nos_shim::checksum::Sum;
@@ -447,13 +459,18 @@ mod tests {
     use nos_shim::ident::VrfId;
     use nos_shim::ports::{Claim, Policy, PortRange, ServiceRegistration};
 
-    const OWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-    const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+    pub(crate) const OWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+    pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
     const SYN: u8 = 0x02;
     const ACK: u8 = 0x10;
 
     /// An IPv4 packet without its Ethernet header. `fragment`: flags and offset.
-    fn ipv4(ends: [Ipv4Addr; 2], protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn ipv4(
+        ends: [Ipv4Addr; 2],
+        protocol: u8,
+        fragment: u16,
+        payload: &[u8],
+    ) -> Vec<u8> {
         let total = u16::try_from(20 + payload.len()).unwrap();
         let mut ip = vec![0x45, 0];
         ip.extend(total.to_be_bytes());
@@ -473,7 +490,7 @@ mod tests {
         tcp
     }
 
-    fn udp(ports: [u16; 2]) -> Vec<u8> {
+    pub(crate) fn udp(ports: [u16; 2]) -> Vec<u8> {
         let mut udp: Vec<u8> = ports.into_iter().flat_map(u16::to_be_bytes).collect();
         udp.extend([0, 8, 0, 0]);
         udp
