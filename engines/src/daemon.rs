@@ -5,6 +5,7 @@
 //! again, with the same id where the request would otherwise be carried out twice.
 
 use core::time::Duration;
+use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -54,6 +55,7 @@ impl DaemonError {
                     | RefusalCode::Storage
                     | RefusalCode::Uncertain
             ),
+            Self::Control(ControlError::Io { .. }) => self.is_passing(),
             Self::Control(error) => matches!(
                 error,
                 ControlError::NoDaemon(_)
@@ -77,6 +79,9 @@ impl DaemonError {
     fn is_passing(&self) -> bool {
         match self {
             Self::Control(ControlError::Refused(refusal)) => refusal.code == RefusalCode::Busy,
+            Self::Control(ControlError::Io { error, .. }) => {
+                error.kind() == ErrorKind::ConnectionReset
+            }
             Self::Control(error) => matches!(error, ControlError::Incomplete(_)),
             Self::Request(_) | Self::Answer(_) => false,
         }

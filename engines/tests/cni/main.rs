@@ -20,5 +20,7 @@ use base as support;
 
 mod bad;
 mod lifecycle;
+mod lost;
+mod page;
 mod ports;
 mod removal;
