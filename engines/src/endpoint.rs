@@ -79,8 +79,8 @@ pub enum JoinError {
     /// Its namespace does not exist.
     #[error("the network namespace {} does not exist", .0.display())]
     Gone(PathBuf),
-    /// It waits for something.
-    #[error("it is not attached yet: {0}")]
+    /// It waits for this.
+    #[error("{0}")]
     Waits(String),
     /// A container of its name is there, and has other ports than were asked for.
     #[error("it is attached already, with other ports; remove it first")]

@@ -107,14 +107,20 @@ impl Environment {
     }
 }
 
+/// The daemon opens it: what means another process to it than to the engine is none.
 fn netns(path: String) -> Result<PathBuf, CniError> {
     let shown: String = path.chars().take(80).collect();
     let printable = path.chars().all(|c| !c.is_control());
-    match path.starts_with('/') && path.len() <= MAX_PATH && printable {
-        true => Ok(path.into()),
-        false => Err(wrong(format!(
+    if !path.starts_with('/') || path.len() > MAX_PATH || !printable {
+        return Err(wrong(format!(
             "CNI_NETNS {shown:?} is not an absolute path of at most {MAX_PATH} octets"
+        )));
+    }
+    match path.starts_with("/proc/self/") || path.starts_with("/proc/thread-self/") {
+        true => Err(wrong(format!(
+            "CNI_NETNS {shown:?} is another namespace for everybody who opens it"
         ))),
+        false => Ok(path.into()),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::engine::plugin::{Call, at_run_time, configuration};
 fn add(conf: &Value) -> Call {
     Call::new("ADD", conf)
         .of("c1")
-        .with("CNI_NETNS", "/proc/self/ns/net")
+        .with("CNI_NETNS", "/proc/1/ns/net")
 }
 
 fn plain() -> Value {
@@ -66,6 +66,10 @@ fn an_environment_that_is_none_is_named() {
             4,
             "is not an absolute path",
         );
+    }
+    for bad in ["/proc/self/ns/net", "/proc/thread-self/ns/net"] {
+        let call = add(&conf).with("CNI_NETNS", bad);
+        assert_fails(&call, 4, "is another namespace for everybody");
     }
     assert_fails(&add(&conf).with("CNI_ARGS", "K=V"), 4, "\"K\" is not known");
     assert_fails(

@@ -1,11 +1,11 @@
 //! Answers of the daemon that are lost.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::{Value, json};
 
@@ -17,27 +17,42 @@ use crate::engine::plugin::{Call, configuration};
 struct Lossy {
     socket: PathBuf,
     requests: Arc<AtomicUsize>,
+    /// Told once the daemon has answered to that request.
+    lost: Receiver<UnixStream>,
 }
 
 impl Lossy {
     /// Loses the answer number `lost`, counted from 0.
-    fn before(network: &Network, lost: usize) -> Self {
-        let socket = network.daemon.files().path(&format!("lossy{lost}.sock"));
+    fn before(network: &Network, name: &str, lost: usize) -> Self {
+        let socket = network.daemon.files().path(&format!("{name}{lost}.sock"));
         let listener = UnixListener::bind(&socket).unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
         let (control, counter) = (network.control(), requests.clone());
+        let (sender, receiver) = channel();
         // It ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let number = counter.fetch_add(1, Ordering::SeqCst);
-                hand_on(&stream.unwrap(), &control, number == lost);
+                let stream = stream.unwrap();
+                let answer = ask(&stream, &control);
+                if number == lost {
+                    // Whoever asked has no answer until this is dropped.
+                    let _ = sender.send(stream);
+                } else {
+                    let _ = (&stream).write_all(answer.as_bytes());
+                }
             }
         });
-        Self { socket, requests }
+        Self {
+            socket,
+            requests,
+            lost: receiver,
+        }
     }
 }
 
-fn hand_on(client: &UnixStream, control: &Path, lose: bool) {
+/// Has the daemon at `control` do what a client asks for.
+fn ask(client: &UnixStream, control: &Path) -> String {
     let line = |stream: &UnixStream| {
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
@@ -45,11 +60,7 @@ fn hand_on(client: &UnixStream, control: &Path, lose: bool) {
     };
     let daemon = UnixStream::connect(control).unwrap();
     (&daemon).write_all(line(client).as_bytes()).unwrap();
-    let answer = line(&daemon);
-    if !lose {
-        let _ = (&*client).write_all(answer.as_bytes());
-    }
-    let _ = client.shutdown(Shutdown::Both);
+    line(&daemon)
 }
 
 lab_test! {
@@ -67,12 +78,15 @@ lab_test! {
         Call::new("DEL", &direct).of("c1").succeeds();
         let before = network.traces();
         for lost in 0.. {
-            let lossy = Lossy::before(&network, lost);
-            let conf = configuration(&lossy.socket, own.clone());
+            let lossy = Lossy::before(&network, "lossy", lost);
+            let Lossy { socket, requests, lost: answers } = lossy;
+            // Dropped as soon as they come.
+            std::thread::spawn(move || answers.iter().for_each(drop));
+            let conf = configuration(&socket, own.clone());
             let result = Call::new("ADD", &conf).of("c1").inside(&netns).succeeds();
             assert_eq!(result, expected, "without answer {lost}");
             assert_eq!(owned(&network), ports, "without answer {lost}");
-            let of_add = lossy.requests.load(Ordering::SeqCst);
+            let of_add = requests.load(Ordering::SeqCst);
             assert_eq!(Call::new("DEL", &conf).of("c1").succeeds(), Value::Null);
             network.assert_as_before(&before, &format!("without answer {lost}"));
             if lost >= of_add {
@@ -80,6 +94,35 @@ lab_test! {
                 assert!(of_add >= 5, "{of_add}");
                 break;
             }
+        }
+    }
+}
+
+lab_test! {
+    fn whenever_the_plugin_is_killed_delete_leaves_nothing_and_add_goes_on() {
+        let network = Network::new(1);
+        let own = json!({"tcp": {"size": 4}, "ephemeral": {"size": 16}, "from": "203.0.113.0/24"});
+        let direct = configuration(&network.control(), own.clone());
+        let netns = network.container(0).path();
+        let add = |conf: &Value| Call::new("ADD", conf).of("c1").inside(&netns);
+        let del = || Call::new("DEL", &direct).of("c1").succeeds();
+        let expected = add(&direct).succeeds();
+        del();
+        let before = network.traces();
+        // Attach, allocate and restrict, allocate, show.
+        for (request, goes_on) in (0..5).flat_map(|request| [(request, false), (request, true)]) {
+            let name = if goes_on { "add" } else { "delete" };
+            let lossy = Lossy::before(&network, name, request);
+            let mut plugin = add(&configuration(&lossy.socket, own.clone())).start();
+            let unanswered = lossy.lost.recv().unwrap();
+            plugin.kill().unwrap();
+            plugin.wait().unwrap();
+            drop(unanswered);
+            if goes_on {
+                assert_eq!(add(&direct).succeeds(), expected, "after request {request}");
+            }
+            del();
+            network.assert_as_before(&before, &format!("killed after request {request}"));
         }
     }
 }

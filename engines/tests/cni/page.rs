@@ -27,7 +27,7 @@ fn of_list(list: &Value, plugin: &Value) -> Value {
 fn add(conf: &Value) -> Call {
     Call::new("ADD", conf)
         .of("c1")
-        .with("CNI_NETNS", "/proc/self/ns/net")
+        .with("CNI_NETNS", "/proc/1/ns/net")
 }
 
 #[test]

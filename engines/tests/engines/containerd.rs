@@ -8,7 +8,6 @@ use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nos_relay::lab::testbed::{Privileges, privileges};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -35,9 +34,7 @@ impl Containerd {
         namespace: &'static str,
         own: Value,
     ) -> Result<Self, String> {
-        if privileges() != Privileges::Root || !nix::unistd::geteuid().is_root() {
-            return Err("containerd needs root".to_owned());
-        }
+        image::is_root()?;
         image::installed(&[
             "containerd",
             "containerd-shim-runc-v2",
@@ -64,7 +61,7 @@ impl Containerd {
             "native",
             image.to_str().unwrap(),
         ];
-        containerd.does(&import);
+        image::starts_at_all("containerd", &containerd.ctr(&import))?;
         let alone = [
             "run",
             "--rm",
@@ -74,14 +71,8 @@ impl Containerd {
             "probe",
             "/bin/echo",
         ];
-        let alone = containerd.ctr(&alone);
-        match alone.status.success() {
-            true => Ok(containerd),
-            false => Err(format!(
-                "containerd starts no container at all here: {}",
-                String::from_utf8_lossy(&alone.stderr)
-            )),
-        }
+        image::starts_at_all("containerd", &containerd.ctr(&alone))?;
+        Ok(containerd)
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -212,9 +212,10 @@ lab_test! {
         assert!(get(&network, 20000).is_err());
         end(&containerd, &id);
         assert_nothing_left(&network);
-        // The same pod again.
+        // The same pod again, which is killed.
         let again = run(&containerd, &web).unwrap();
         await_served(&network, 20000);
+        containerd.does(&["tasks", "kill", "--signal", "SIGKILL", &again]);
         end(&containerd, &again);
         assert_nothing_left(&network);
     }

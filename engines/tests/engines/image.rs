@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -13,6 +13,26 @@ pub(crate) const NAME: &str = "localhost/nos-relay-test:1";
 pub(crate) const GREETED: u16 = 7000;
 
 const BUSYBOX: &str = "/bin/busybox";
+
+/// Whether an engine may mount and make control groups: one in a user namespace may not.
+pub(crate) fn is_root() -> Result<(), String> {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    match whole && nix::unistd::geteuid().is_root() {
+        true => Ok(()),
+        false => Err("engines need the machine's root".to_owned()),
+    }
+}
+
+/// Whether an engine has done what it needs nothing of ours for. Machines whose control groups or mounts
+/// it cannot use are no place to try it.
+pub(crate) fn starts_at_all(engine: &str, output: &Output) -> Result<(), String> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{engine} starts no container at all here: {said}")),
+    }
+}
 
 /// Whether programs of these names are installed, and what of them is not.
 pub(crate) fn installed(programs: &[&str]) -> Result<(), String> {

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use nos_relay::lab::testbed::{Privileges, privileges};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -23,9 +22,7 @@ struct Podman {
 impl Podman {
     /// With the plugin for the daemon of `network`; or why there is none.
     fn new(network: &Network) -> Result<Self, String> {
-        if privileges() != Privileges::Root || !nix::unistd::geteuid().is_root() {
-            return Err("podman with CNI needs root".to_owned());
-        }
+        image::is_root()?;
         image::installed(&["podman", "runc", "conmon"])?;
         let folder = tempfile::Builder::new()
             .prefix("nos-relay-podman-")
@@ -34,7 +31,8 @@ impl Podman {
         let podman = Self { folder };
         podman.configure(network);
         let image = image::make(podman.folder.path());
-        podman.does(&["load", "-i", image.to_str().unwrap()]);
+        let load = podman.command(&["load", "-i", image.to_str().unwrap()]);
+        image::starts_at_all("podman", &load)?;
         let alone = podman.command(&[
             "run",
             "--rm",
@@ -44,13 +42,8 @@ impl Podman {
             "/bin/echo",
             image::NAME,
         ]);
-        match alone.status.success() {
-            true => Ok(podman),
-            false => Err(format!(
-                "podman starts no container at all here: {}",
-                String::from_utf8_lossy(&alone.stderr)
-            )),
-        }
+        image::starts_at_all("podman", &alone)?;
+        Ok(podman)
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
@@ -97,6 +97,11 @@ impl Call {
     }
 
     fn output(&self) -> Output {
+        self.start().wait_with_output().unwrap()
+    }
+
+    /// Starts it, and does not wait.
+    pub(crate) fn start(&self) -> Child {
         let mut child = Command::new(program())
             .env_clear()
             .envs(&self.variables)
@@ -107,7 +112,7 @@ impl Call {
             .unwrap();
         // One that needs no input may have ended already.
         let _ = child.stdin.take().unwrap().write_all(&self.input);
-        child.wait_with_output().unwrap()
+        child
     }
 }
 
