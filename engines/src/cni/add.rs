@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::configuration::{Place, Runtime, Wanted, address, mac};
 use super::error::CniError;
-use super::{ENGINE, Invocation, ipam, reply};
+use super::{ENGINE, Invocation, ipam, loopback, reply};
 use crate::daemon::Daemon;
 use crate::endpoint::{Endpoint, join};
 use crate::ports::{Ports, Protocol, Use};
@@ -54,6 +54,7 @@ fn attached(
     assigned: &ipam::Assigned,
 ) -> Result<Value, CniError> {
     let daemon = Daemon::at(&invocation.configuration.control);
+    loopback::await_it(&endpoint.netns, &invocation.environment.container);
     let attachment = join(&daemon, endpoint)?;
     Ok(base.with(
         invocation.configuration.version,

@@ -23,6 +23,7 @@ mod configuration;
 mod environment;
 mod error;
 mod ipam;
+mod loopback;
 mod remove;
 mod reply;
 mod section;
