@@ -22,6 +22,7 @@ mod check;
 mod configuration;
 mod environment;
 mod error;
+mod inside;
 mod ipam;
 mod loopback;
 mod remove;
