@@ -85,8 +85,22 @@ impl Files {
 pub(crate) fn program() -> PathBuf {
     match std::env::var_os("NOS_RELAY_PROGRAM") {
         Some(path) => path.into(),
-        None => env!("CARGO_BIN_EXE_nos-relay").into(),
+        None => {
+            option_env!("CARGO_BIN_EXE_nos-relay").map_or_else(program_of_workspace, PathBuf::from)
+        }
     }
+}
+
+/// Where tests of another package of the workspace find it: cargo tells them of their own alone.
+fn program_of_workspace() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().with_file_name("nos-relay");
+    assert!(
+        program.exists(),
+        "{} is not there; `cargo build --workspace` makes it",
+        program.display()
+    );
+    program
 }
 
 /// What starts it, with further options of `run`.

@@ -1,0 +1,188 @@
+//! `ADD`: a container gets its interface.
+
+use core::net::IpAddr;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::configuration::{Place, Runtime, Wanted, address, mac};
+use super::error::CniError;
+use super::{ENGINE, Invocation, ipam, reply};
+use crate::daemon::Daemon;
+use crate::endpoint::{Endpoint, join};
+use crate::ports::{Ports, Protocol, Use};
+
+/// What an engine and the configuration ask for, read before anything is done.
+struct Asked<'a> {
+    invocation: &'a Invocation,
+    netns: &'a Path,
+    wanted: Wanted,
+    runtime: Runtime,
+    /// What is asked for this container alone.
+    fixed: Option<Vec<IpAddr>>,
+    mac: Option<String>,
+}
+
+/// Attaches the container, and says what it has.
+pub(super) fn add(invocation: &Invocation) -> Result<Value, CniError> {
+    let asked = Asked::read(invocation)?;
+    let base = reply::Base::read(invocation, asked.netns)?;
+    let plain = asked.endpoint(None)?;
+    let Some(kind) = &invocation.configuration.ipam else {
+        return attached(invocation, &plain, &base, &ipam::Assigned::default());
+    };
+    if asked.runtime.chosen.addresses.is_some() {
+        return Err(CniError::configuration(format!(
+            "annotation nos-relay.io/address: addresses are the choice of ipam {kind:?}"
+        )));
+    }
+    let assigned = ipam::add(invocation, kind)?;
+    let outcome = asked
+        .endpoint(Some(&assigned.addresses))
+        .and_then(|endpoint| attached(invocation, &endpoint, &base, &assigned));
+    if outcome.is_err() {
+        // What it fails for is what the engine has to know.
+        let _ = ipam::delegate(invocation, kind, super::Command::Del);
+    }
+    outcome
+}
+
+fn attached(
+    invocation: &Invocation,
+    endpoint: &Endpoint,
+    base: &reply::Base,
+    assigned: &ipam::Assigned,
+) -> Result<Value, CniError> {
+    let daemon = Daemon::at(&invocation.configuration.control);
+    let attachment = join(&daemon, endpoint)?;
+    Ok(base.with(
+        invocation.configuration.version,
+        endpoint,
+        &attachment,
+        &assigned.dns,
+    ))
+}
+
+impl<'a> Asked<'a> {
+    fn read(invocation: &'a Invocation) -> Result<Self, CniError> {
+        let configuration = &invocation.configuration;
+        let environment = &invocation.environment;
+        let runtime = configuration.runtime()?;
+        let of_arguments = environment.arguments.get("IP");
+        let of_arguments = of_arguments.map(|text| {
+            address(text)
+                .map(|address| vec![address])
+                .ok_or_else(|| CniError::configuration("CNI_ARGS: IP is no address"))
+        });
+        let fixed = match (&runtime.addresses, of_arguments.transpose()?) {
+            (Some(addresses), _) => Some(addresses.clone()),
+            (None, Some(addresses)) => Some(addresses),
+            (None, None) => configuration.arguments()?,
+        };
+        let of_arguments = environment.arguments.get("MAC");
+        let of_arguments = of_arguments.map(|text| mac(text)).transpose()?;
+        Ok(Self {
+            invocation,
+            netns: environment.netns.as_deref().unwrap_or(Path::new("/")),
+            wanted: configuration.wanted()?,
+            mac: runtime.mac.clone().or(of_arguments),
+            runtime,
+            fixed,
+        })
+    }
+
+    /// The endpoint, with addresses that an IPAM plugin has chosen, if one is there to choose.
+    fn endpoint(&self, assigned: Option<&[IpAddr]>) -> Result<Endpoint, CniError> {
+        let environment = &self.invocation.environment;
+        let names = &self.invocation.configuration.names;
+        let name = names.container(&environment.container, &environment.interface);
+        let place = self.place()?;
+        let chosen = &self.runtime.chosen;
+        let addresses = match assigned {
+            Some(assigned) => assigned.to_vec(),
+            None => self
+                .fixed
+                .clone()
+                .or_else(|| chosen.addresses.clone())
+                .or(place.addresses)
+                .unwrap_or_default(),
+        };
+        Ok(Endpoint {
+            engine: ENGINE,
+            name: name.map_err(CniError::configuration)?,
+            netns: self.netns.to_owned(),
+            interface: environment.interface.clone(),
+            device: self.wanted.device,
+            ports: self.ports(&addresses)?,
+            addresses,
+            mac: self.mac.clone(),
+            vrf: place.vrf,
+            network: chosen.network.clone().or(place.network),
+            to: self.wanted.to.clone(),
+            from: self.wanted.from.clone(),
+            outside: self.wanted.outside.clone(),
+        })
+    }
+
+    /// The network's own place, and over it that of the pool that is chosen.
+    fn place(&self) -> Result<Place, CniError> {
+        let own = self.wanted.place.clone();
+        let Some(chosen) = &self.runtime.chosen.pool else {
+            return Ok(own);
+        };
+        let pools = &self.wanted.pools;
+        let Some((_, pool)) = pools.iter().find(|(name, _)| name == chosen) else {
+            let names: Vec<_> = pools.iter().map(|(name, _)| name.as_str()).collect();
+            let there = match names.is_empty() {
+                true => "none".to_owned(),
+                false => names.join(", "),
+            };
+            return Err(CniError::configuration(format!(
+                "there is no pool {chosen:?} in nos-relay.pools; there is {there}"
+            )));
+        };
+        Ok(Place {
+            network: pool.network.clone().or(own.network),
+            // Addresses of one VRF mean nothing in another.
+            addresses: match pool.vrf.is_some() {
+                true => pool.addresses.clone(),
+                false => pool.addresses.clone().or(own.addresses),
+            },
+            vrf: pool.vrf.clone().or(own.vrf),
+        })
+    }
+
+    fn ports(&self, addresses: &[IpAddr]) -> Result<Ports, CniError> {
+        let mut ports = Ports::default();
+        let (wanted, chosen) = (&self.wanted, &self.runtime.chosen);
+        for (used, given) in [
+            (
+                Use::Listen(Protocol::Tcp),
+                chosen.tcp.as_ref().or(wanted.tcp.as_ref()),
+            ),
+            (
+                Use::Listen(Protocol::Udp),
+                chosen.udp.as_ref().or(wanted.udp.as_ref()),
+            ),
+            (
+                Use::Ephemeral,
+                chosen.ephemeral.as_ref().or(wanted.ephemeral.as_ref()),
+            ),
+        ] {
+            if let Some(given) = given {
+                ports.give(used, given);
+            }
+        }
+        let only = match addresses {
+            [only] => Some(*only),
+            _ => None,
+        };
+        for mapping in &self.runtime.mappings {
+            let published = ports.publish(*mapping, only);
+            published.map_err(|error| {
+                CniError::configuration(format!("runtimeConfig.portMappings: {error}"))
+            })?;
+        }
+        Ok(ports)
+    }
+}
