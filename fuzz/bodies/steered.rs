@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use nos_relay::data::relay::{AttachmentConfig, RelayEvent};
 use nos_shim::channel::RequestId;
 use nos_shim::frame::Offload;
-use nos_shim::icmp::Quote;
+use nos_shim::icmp::{DUMMY_ADDRESS, Quote};
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::ndp;
 use nos_shim::packet::{Addresses, Fragment, FragmentId, Packet, protocol};
@@ -25,6 +25,9 @@ const RST: u8 = 4;
 
 /// A local address and a remote one.
 type Pair = (IpAddr, IpAddr);
+
+/// Source and destination port of a first fragment, if it has any.
+type FirstPorts = Option<(Transport, u16, u16)>;
 
 /// See the [module](self).
 #[derive(Default)]
@@ -57,7 +60,9 @@ struct Given {
     /// What has neither port nor identifier.
     undivided: BTreeSet<(AttachmentId, Pair)>,
     /// First fragments, of whomever.
-    firsts: HashMap<(Addresses, FragmentId), Vec<Option<(Transport, u16, u16)>>>,
+    firsts: HashMap<(Addresses, FragmentId), BTreeSet<FirstPorts>>,
+    /// Packets of IPv4, by protocol, of which fragments are made for who takes no longer ones.
+    wholes: HashMap<(Addresses, u8), BTreeSet<FirstPorts>>,
     /// Segments from the NOS: from where, to where.
     segments: BTreeSet<(SocketAddr, SocketAddr)>,
 }
@@ -128,7 +133,7 @@ impl Steered {
 
     fn is_for(&self, to: AttachmentId, packet: &Packet) -> bool {
         // The relay answers for itself, and for the NOS, on each container's link.
-        if ndp::is_ndp(packet) {
+        if ndp::is_ndp(packet) || self.is_returned(to, packet) {
             return true;
         }
         let local = packet.destination();
@@ -146,20 +151,24 @@ impl Steered {
                 .is_some_and(|transport| self.owns(&self.lately, to, transport, ends));
         }
         if let Some(quote) = Quote::parse(packet) {
-            return self.has_sent(to, &quote);
+            return self.has_sent(to, &quote) || self.is_refused(to, packet, &quote);
         }
         let reply = if packet.is_ipv6() { 129 } else { 0 };
-        let answered = packet.icmp().is_some_and(|(kind, _)| kind == reply)
+        packet.icmp().is_some_and(|(kind, _)| kind == reply)
             && packet
                 .echo_id()
-                .is_some_and(|id| given.echo_requests.contains(&(to, pair, id)));
-        // A container has back what it says to itself, where there are no ports to ask.
+                .is_some_and(|id| given.echo_requests.contains(&(to, pair, id)))
+    }
+
+    /// A container has back what it says to itself, where there are no ports to ask.
+    fn is_returned(&self, to: AttachmentId, packet: &Packet) -> bool {
         let own = |address| {
             let mut configs = self.lately.iter().filter(|config| config.id == to);
             configs.any(|config| config.addresses.contains(&address))
         };
-        answered
-            || (own(pair.0) && own(pair.1) && given.undivided.contains(&(to, (pair.1, pair.0))))
+        let (source, destination) = (packet.source(), packet.destination());
+        let given = (to, (source, destination));
+        own(source) && own(destination) && self.given.undivided.contains(&given)
     }
 
     /// Whether a port is a container's, or a flow that it has opened from a port of nobody's.
@@ -219,14 +228,37 @@ impl Steered {
         }
     }
 
+    /// Whether the relay tells a container that it has sent from a port that is not its own.
+    fn is_refused(&self, to: AttachmentId, error: &Packet, quote: &Quote) -> bool {
+        let by_relay = match error.source() {
+            IpAddr::V4(source) => source == DUMMY_ADDRESS,
+            IpAddr::V6(source) => source.is_unicast_link_local(),
+        };
+        let prohibited = matches!(
+            (error.is_ipv6(), quote.kind, quote.code),
+            (false, 3, 13) | (true, 1, 1)
+        );
+        let sent = Transport::from_protocol(quote.protocol)
+            .zip(quote.ports)
+            .map(|(transport, ports)| {
+                let local = SocketAddr::new(quote.addresses.source(), ports.source);
+                let remote = SocketAddr::new(quote.addresses.destination(), ports.destination);
+                (to, transport, local, remote)
+            });
+        by_relay && prohibited && sent.is_some_and(|sent| self.given.flows.contains(&sent))
+    }
+
     /// Whether any first fragment of the same datagram was for the container.
     fn is_rest(&self, to: AttachmentId, packet: &Packet) -> bool {
         let Some((id, _)) = packet.fragment_place() else {
             return false;
         };
         let (local, remote) = (packet.destination(), packet.source());
-        let firsts = self.given.firsts.get(&(packet.addresses(), id));
-        firsts.into_iter().flatten().any(|first| match *first {
+        let addresses = packet.addresses();
+        let firsts = self.given.firsts.get(&(addresses, id));
+        let wholes = self.given.wholes.get(&(addresses, id.protocol));
+        let mut begins = firsts.into_iter().chain(wholes).flatten();
+        begins.any(|first| match *first {
             Some((transport, from, port)) => {
                 let ends = (SocketAddr::new(local, port), SocketAddr::new(remote, from));
                 self.owns(&self.ever, to, transport, ends)
@@ -282,14 +314,20 @@ impl Given {
     }
 
     fn note_first(&mut self, packet: &Packet) {
-        let Some((id, _)) = packet.fragment_place() else {
-            return;
-        };
-        if packet.fragment() == Fragment::First {
-            let ports =
-                ends(packet).map(|(transport, from, to)| (transport, from.port(), to.port()));
-            let key = (packet.addresses(), id);
-            self.firsts.entry(key).or_default().push(ports);
+        let ports = ends(packet).map(|(transport, from, to)| (transport, from.port(), to.port()));
+        let addresses = packet.addresses();
+        match (packet.fragment(), packet.fragment_place()) {
+            (Fragment::First, Some((id, _))) => {
+                self.firsts
+                    .entry((addresses, id))
+                    .or_default()
+                    .insert(ports);
+            }
+            (Fragment::Whole, _) if !packet.is_ipv6() => {
+                let key = (addresses, packet.protocol());
+                self.wholes.entry(key).or_default().insert(ports);
+            }
+            _ => {}
         }
     }
 
