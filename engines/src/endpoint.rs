@@ -13,7 +13,7 @@
 
 use core::net::IpAddr;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nos_relay::control::api::snapshot::{self, Attachment, Origin, Port, PortKind};
@@ -25,6 +25,7 @@ use thiserror::Error;
 use crate::daemon::{Daemon, DaemonError, detach, fresh_id};
 use crate::name::is_of;
 use crate::ports::{Allocation, Ports, Protocol, Use};
+use crate::process;
 
 /// How many containers whose namespaces are gone make way for one.
 const MAX_MAKE_WAY: usize = 64;
@@ -50,8 +51,8 @@ pub struct Endpoint {
     pub netns: PathBuf,
     /// The interface's name inside.
     pub interface: String,
-    /// How it is made.
-    pub device: Device,
+    /// How it is made; as its network says, or as a veth, if that is left open here.
+    pub device: Option<Device>,
     /// Its ports.
     pub ports: Ports,
     /// The addresses of the NOS that it uses; all of its VRF if there are none here.
@@ -224,21 +225,13 @@ fn holder(netns: &Path) -> Result<Option<OwnedFd>, JoinError> {
     let Some(pid) = process_of(netns) else {
         return Ok(None);
     };
-    // SAFETY: takes numbers, and gives a descriptor or an error.
-    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    match i32::try_from(descriptor) {
-        // SAFETY: the kernel has made this descriptor a moment ago, and nobody else knows of it.
-        Ok(descriptor @ 0..) => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) })),
-        _ => {
-            let error = std::io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::ESRCH) => Err(JoinError::Gone(netns.to_owned())),
-                _ => Err(JoinError::System {
-                    what: "open the process of the namespace",
-                    error,
-                }),
-            }
-        }
+    match process::open(pid) {
+        Ok(Some(holder)) => Ok(Some(holder)),
+        Ok(None) => Err(JoinError::Gone(netns.to_owned())),
+        Err(error) => Err(JoinError::System {
+            what: "open the process of the namespace",
+            error,
+        }),
     }
 }
 
@@ -254,13 +247,17 @@ fn container(endpoint: &Endpoint) -> Value {
     set("name", endpoint.name.as_str().into());
     set("netns", endpoint.netns.display().to_string().into());
     set("interface", endpoint.interface.as_str().into());
-    set(
-        "device",
-        match endpoint.device {
-            Device::Tap => "tap".into(),
-            Device::Veth => "veth".into(),
-        },
-    );
+    let device = match (endpoint.device, &endpoint.network) {
+        (None, Some(_)) => None,
+        (device, _) => Some(device.unwrap_or_default()),
+    };
+    if let Some(device) = device {
+        let name = match device {
+            Device::Tap => "tap",
+            Device::Veth => "veth",
+        };
+        set("device", name.into());
+    }
     for (key, used) in [
         ("tcp", Use::Listen(Protocol::Tcp)),
         ("udp", Use::Listen(Protocol::Udp)),
@@ -427,7 +424,7 @@ mod tests {
             name: "cni.n.c.eth0.0".to_owned(),
             netns: "/run/netns/c".into(),
             interface: "eth0".to_owned(),
-            device: Device::Veth,
+            device: None,
             ports,
             addresses: Vec::new(),
             mac: None,
@@ -493,6 +490,22 @@ mod tests {
                 "device": "veth", "vrf": "red", "to": [], "addresses": ["203.0.113.1"],
                 "tcp": [{"ports": ["80", "8080-8089"], "from": ["198.51.100.0/24"]}],
             })
+        );
+    }
+
+    #[test]
+    fn a_network_says_how_interfaces_are_made_unless_the_container_does() {
+        let device = |network: Option<&str>, device| {
+            let mut endpoint = endpoint();
+            endpoint.network = network.map(str::to_owned);
+            endpoint.device = device;
+            container(&endpoint).get("device").cloned()
+        };
+        assert_eq!(device(None, None), Some("veth".into()));
+        assert_eq!(device(Some("tenants"), None), None);
+        assert_eq!(
+            device(Some("tenants"), Some(Device::Tap)),
+            Some("tap".into())
         );
     }
 

@@ -12,6 +12,7 @@
 //! | [`ports`] | ports without NAT: what `-p` means, what is allocated | all |
 //! | [`annotations`] | what a pod's annotations choose | all |
 //! | [`name`] | from an engine's identifiers to names of the daemon's containers | all |
+//! | `process` | processes by descriptors | all |
 //! | [`cni`] | the plugin `nos-relay-cni` | containerd, CRI-O, podman |
 
 pub mod annotations;
@@ -20,3 +21,4 @@ pub mod daemon;
 pub mod endpoint;
 pub mod name;
 pub mod ports;
+mod process;

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::configuration::{Place, Runtime, Wanted, address, mac};
 use super::error::CniError;
-use super::{ENGINE, Invocation, ipam, reply};
+use super::{ENGINE, Invocation, inside, ipam, loopback, reply};
 use crate::daemon::Daemon;
-use crate::endpoint::{Endpoint, join};
+use crate::endpoint::{Endpoint, join, leave};
 use crate::ports::{Ports, Protocol, Use};
 
 /// What an engine and the configuration ask for, read before anything is done.
@@ -54,7 +54,16 @@ fn attached(
     assigned: &ipam::Assigned,
 ) -> Result<Value, CniError> {
     let daemon = Daemon::at(&invocation.configuration.control);
-    let attachment = join(&daemon, endpoint)?;
+    loopback::await_it(&endpoint.netns, &invocation.environment.container);
+    let mut attachment = join(&daemon, endpoint)?;
+    // Without IPv6 inside, the daemon leaves it out.
+    let inside = inside::look(&endpoint.netns, &endpoint.interface).inspect_err(|_| {
+        // That the container has gone is what the engine has to know.
+        let _ = leave(&daemon, &endpoint.name);
+    })?;
+    attachment
+        .addresses
+        .retain(|address| inside.addresses.contains(address));
     Ok(base.with(
         invocation.configuration.version,
         endpoint,

@@ -58,7 +58,7 @@ pub(super) struct Configuration {
 /// What the configuration says of containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
-    pub(super) device: Device,
+    pub(super) device: Option<Device>,
     pub(super) place: Place,
     pub(super) tcp: Option<Given>,
     pub(super) udp: Option<Given>,
@@ -124,9 +124,9 @@ impl Configuration {
         let own = own_section(&self.whole)?;
         own.only(&KEYS)?;
         let device = match own.text("device")? {
-            None => Device::default(),
-            Some("tap") => Device::Tap,
-            Some("veth") => Device::Veth,
+            None => None,
+            Some("tap") => Some(Device::Tap),
+            Some("veth") => Some(Device::Veth),
             Some(_) => return Err(own.wrong("device", "is neither \"tap\" nor \"veth\"")),
         };
         let outside = match own.text("outside")? {

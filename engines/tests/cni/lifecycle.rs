@@ -84,6 +84,22 @@ lab_test! {
 }
 
 lab_test! {
+    fn a_container_without_ipv6_has_ipv4_alone() {
+        let network = Network::new(1);
+        network.container(0).sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+        let netns = network.container(0).path();
+        let mut conf = configuration(&network.control(), own());
+        let result = Call::new("ADD", &conf).of("c1").inside(&netns).succeeds();
+        let ips = result["ips"].as_array().unwrap();
+        assert_eq!(ips.len(), 2, "{result}");
+        assert_eq!(result["routes"], json!([{"dst": "0.0.0.0/0"}]));
+        conf["prevResult"] = result;
+        Call::new("CHECK", &conf).of("c1").inside(&netns).succeeds();
+        Call::new("DEL", &conf).of("c1").succeeds();
+    }
+}
+
+lab_test! {
     fn each_version_has_results_of_its_own() {
         let network = Network::new(1);
         let netns = network.container(0).path();

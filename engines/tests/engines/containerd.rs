@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::base::daemon::await_that;
+use crate::cri;
 use crate::engine::Network;
 use crate::engine::plugin::program;
 use crate::image;
@@ -68,7 +69,7 @@ impl Containerd {
             "--snapshotter",
             "native",
             image::NAME,
-            "probe",
+            &containerd.unique(),
             "/bin/echo",
         ];
         image::starts_at_all("containerd", &containerd.ctr(&alone))?;
@@ -77,6 +78,12 @@ impl Containerd {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// An id that no other test gives a container: runc has them all in one place.
+    pub(crate) fn unique(&self) -> String {
+        let name = self.folder.path().file_name().unwrap();
+        name.to_str().unwrap().to_owned()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -227,6 +234,10 @@ impl Drop for Containerd {
         if self.child.is_some() {
             let tasks = self.ctr(&["tasks", "ls", "-q"]);
             for task in String::from_utf8_lossy(&tasks.stdout).lines() {
+                if self.namespace == cri::NAMESPACE {
+                    // Else the name of its network namespace would stay.
+                    let _ = cri::stop(self, task);
+                }
                 let _ = self.ctr(&["tasks", "rm", "--force", task]);
             }
         }
@@ -238,6 +249,7 @@ impl Drop for Containerd {
             let _ = child.wait();
         }
         end_shims(self.folder.path());
+        forget_results(&self.unique());
         unmount_below(self.folder.path());
     }
 }
@@ -253,6 +265,19 @@ fn end_shims(folder: &Path) {
         let line = String::from_utf8_lossy(&line).into_owned();
         if line.contains("containerd-shim") && line.contains(&folder) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Removes what the engine remembers of containers of this name, which nobody has deleted: `ctr` does not.
+fn forget_results(name: &str) {
+    for entry in fs::read_dir("/var/lib/cni/results")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if entry.file_name().to_string_lossy().contains(name) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }

@@ -3,7 +3,9 @@
 //! Calls are gRPC over HTTP/2, which curl speaks; the few messages are written by hand.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 
@@ -13,6 +15,9 @@ use crate::containerd::{Containerd, LOOPBACK};
 use crate::engine::Network;
 use crate::image;
 use crate::talk::{assert_nothing_left, await_greeting, await_served, get, outsider};
+
+/// containerd's namespace of what its CRI has.
+pub(crate) const NAMESPACE: &str = "k8s.io";
 
 /// A message of Protocol Buffers.
 #[derive(Clone, Debug, Default)]
@@ -84,13 +89,14 @@ impl Message {
 
 /// Calls a method of the runtime service.
 fn call(containerd: &Containerd, method: &str, request: &Message) -> Result<Message, String> {
-    let path = |name: &str| containerd.path(&format!("{method}.{name}"));
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let number = CALLS.fetch_add(1, Ordering::Relaxed);
+    let path = |name: &str| containerd.path(&format!("{method}.{number}.{name}"));
     let length = u32::try_from(request.0.len()).unwrap();
     let mut frame = vec![0];
     frame.extend(length.to_be_bytes());
     frame.extend(&request.0);
     fs::write(path("request"), frame).unwrap();
-    let _ = fs::remove_file(path("answer"));
     let output = Command::new("curl")
         .args(["--silent", "--show-error", "--http2-prior-knowledge"])
         .args([
@@ -153,25 +159,34 @@ fn by_id(id: &str) -> Message {
     Message::default().text(1, id)
 }
 
+pub(crate) fn stop(containerd: &Containerd, id: &str) -> Result<(), String> {
+    call(containerd, "StopPodSandbox", &by_id(id)).map(drop)
+}
+
 fn end(containerd: &Containerd, id: &str) {
-    // As a kubelet, which does so until it succeeds.
-    for _ in 0..2 {
-        call(containerd, "StopPodSandbox", &by_id(id)).unwrap();
-    }
+    // As a kubelet, which does so until it succeeds: containerd may be busy with an end of its own.
+    await_that("the sandbox is stopped", || stop(containerd, id));
+    await_that("it is stopped again", || stop(containerd, id));
     call(containerd, "RemovePodSandbox", &by_id(id)).unwrap();
+}
+
+/// Whether what calls containerd's CRI, and what it calls itself, is installed.
+fn ready() -> Result<(), String> {
+    image::installed(&["curl"])?;
+    match Path::new(LOOPBACK).exists() {
+        true => Ok(()),
+        false => Err("containernetworking-plugins is not installed".to_owned()),
+    }
 }
 
 lab_test! {
     fn pods_choose_ports_and_address_by_annotations() {
         let mut network = Network::new(0);
-        if let Err(reason) = image::installed(&["curl"]) {
+        if let Err(reason) = ready() {
             return skip(&reason);
         }
-        if !std::path::Path::new(LOOPBACK).exists() {
-            return skip("containernetworking-plugins is not installed");
-        }
         let own = json!({"ephemeral": {"size": 100}});
-        let mut containerd = match Containerd::new(&network, "k8s.io", own) {
+        let mut containerd = match Containerd::new(&network, NAMESPACE, own) {
             Ok(containerd) => containerd,
             Err(reason) => return skip(&reason),
         };
@@ -208,7 +223,7 @@ lab_test! {
         daemon.forget_counters();
         network = Network { daemon, topology };
         await_served(&network, 20000);
-        await_that("the sandbox is ended", || call(&containerd, "StopPodSandbox", &by_id(&id)));
+        await_that("the sandbox is ended", || stop(&containerd, &id));
         assert!(get(&network, 20000).is_err());
         end(&containerd, &id);
         assert_nothing_left(&network);
@@ -217,6 +232,46 @@ lab_test! {
         await_served(&network, 20000);
         containerd.does(&["tasks", "kill", "--signal", "SIGKILL", &again]);
         end(&containerd, &again);
+        assert_nothing_left(&network);
+    }
+}
+
+lab_test! {
+    fn many_pods_at_once() {
+        let pods: u16 = match std::env::var("NOS_RELAY_PODS") {
+            Ok(number) => number.parse().unwrap(),
+            Err(_) => 10,
+        };
+        let network = Network::new(0);
+        if let Err(reason) = ready() {
+            return skip(&reason);
+        }
+        let own = json!({"tcp": {"size": 1}, "ephemeral": {"size": 16}});
+        let containerd = match Containerd::new(&network, NAMESPACE, own) {
+            Ok(containerd) => containerd,
+            Err(reason) => return skip(&reason),
+        };
+        let all = |work: &(dyn Fn(u16) -> String + Sync)| {
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..pods).map(|pod| scope.spawn(move || work(pod))).collect();
+                threads.into_iter().map(|it| it.join().unwrap()).collect::<Vec<_>>()
+            })
+        };
+        let annotated = |number: u16| {
+            let port = (20_000 + number).to_string();
+            let annotations = [("nos-relay.io/tcp", port.as_str())];
+            pod(&format!("pod{number}"), &annotations, &[])
+        };
+        let ids = all(&|number| run(&containerd, &annotated(number)).unwrap());
+        assert_eq!(network.daemon.attachments().len(), usize::from(pods));
+        let mut owners: Vec<_> = network.daemon.ports().into_iter().map(|row| row.owner).collect();
+        owners.sort();
+        owners.dedup();
+        assert_eq!(owners.len(), usize::from(pods));
+        all(&|number| {
+            end(&containerd, &ids[usize::from(number)]);
+            String::new()
+        });
         assert_nothing_left(&network);
     }
 }

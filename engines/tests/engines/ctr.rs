@@ -17,7 +17,8 @@ lab_test! {
             Err(reason) => return skip(&reason),
         };
         // It ends, and nothing is left.
-        let mut once = vec!["run", "--rm", "--cni", "--snapshotter", "native", image::NAME, "once"];
+        let [id, web, other] = ["once", "web", "other"].map(|name| format!("{name}-{}", containerd.unique()));
+        let mut once = vec!["run", "--rm", "--cni", "--snapshotter", "native", image::NAME, &id];
         once.extend(["/bin/cat", "/proc/sys/net/ipv4/ip_local_port_range"]);
         let said = succeeded(&once, &containerd.ctr_with_cni(&once));
         assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["40000", "40099"]);
@@ -28,12 +29,12 @@ lab_test! {
             let arguments = ["run", "-d", "--cni", "--snapshotter", "native", image::NAME, name];
             containerd.ctr_with_cni(&arguments)
         };
-        succeeded(&["run"], &run("web"));
+        succeeded(&["run"], &run(&web));
         let from = await_greeting(&network, &outsider);
         assert!((40000..=40099).contains(&from.port()), "{from}");
         await_served(&network, 20000);
         // A clash: the second is not started, and the first goes on.
-        let clash = run("other");
+        let clash = run(&other);
         assert!(!clash.status.success());
         let said = String::from_utf8_lossy(&clash.stderr);
         assert!(said.contains("20000 of container"), "{said}");
@@ -41,7 +42,7 @@ lab_test! {
         assert_eq!(network.daemon.attachments().len(), 1);
         // Nobody tells the plugin when the task of a detached container ends, but its process holds
         // what was attached.
-        containerd.does(&["tasks", "kill", "--signal", "SIGKILL", "web"]);
+        containerd.does(&["tasks", "kill", "--signal", "SIGKILL", &web]);
         crate::base::daemon::await_that("it is detached", || match network.registrations() {
             rows if rows.is_empty() => Ok(()),
             rows => Err(format!("{rows:?}")),

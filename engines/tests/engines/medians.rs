@@ -159,6 +159,9 @@ lab_test! {
         if !Path::new(PLUGINS).join("portmap").exists() {
             return skip("containernetworking-plugins is not installed");
         }
+        if !Path::new("/usr/sbin/iptables").exists() {
+            return skip("iptables is not installed");
+        }
         let network = Network::new(0);
         let other = Topology::new(&[]).unwrap();
         let folder = tempfile::tempdir().unwrap();
