@@ -45,7 +45,7 @@ pub(super) struct Environment {
     pub(super) command: Command,
     /// Empty of `GC` and `STATUS`.
     pub(super) container: String,
-    /// Absent of `GC` and `STATUS`, and of `DEL` where the engine has none any more.
+    /// Absent of `GC`, `STATUS` and `DEL`.
     pub(super) netns: Option<PathBuf>,
     /// Empty of `GC` and `STATUS`.
     pub(super) interface: String,
@@ -94,15 +94,12 @@ impl Environment {
         let interface = required(variable, "CNI_IFNAME")?;
         self.interface =
             interface_name(&interface).map_err(|error| wrong(format!("CNI_IFNAME: {error}")))?;
-        self.netns = match text(variable, "CNI_NETNS")? {
-            Some(path) if !path.is_empty() => Some(netns(path)?),
-            _ if self.command == Command::Del => None,
-            _ => return Err(missing("CNI_NETNS")),
-        };
-        self.arguments = match text(variable, "CNI_ARGS")? {
-            Some(list) => arguments(&list)?,
-            None => BTreeMap::new(),
-        };
+        // To remove an interface neither is looked at, whatever is in it.
+        if self.command != Command::Del {
+            self.netns = Some(netns(required(variable, "CNI_NETNS")?)?);
+            let list = text(variable, "CNI_ARGS")?.unwrap_or_default();
+            self.arguments = arguments(&list)?;
+        }
         Ok(())
     }
 }

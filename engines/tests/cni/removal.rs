@@ -38,6 +38,10 @@ lab_test! {
         let netns = network.container(0).path();
         Call::new("ADD", &conf).of("c1").inside(&netns).succeeds();
         let del = Call::new("DEL", &conf).of("c1");
+        for netns in ["relative", "/proc/self/ns/net"] {
+            let del = del.clone().with("CNI_NETNS", netns).with("CNI_ARGS", "nothing");
+            assert_eq!(del.succeeds(), Value::Null);
+        }
         for call in [del.clone().with("CNI_NETNS", ""), del.clone(), del.inside("/gone".as_ref())] {
             assert_eq!(call.succeeds(), Value::Null);
         }

@@ -249,6 +249,7 @@ impl Drop for Containerd {
             let _ = child.wait();
         }
         end_shims(self.folder.path());
+        forget_results(&self.unique());
         unmount_below(self.folder.path());
     }
 }
@@ -264,6 +265,19 @@ fn end_shims(folder: &Path) {
         let line = String::from_utf8_lossy(&line).into_owned();
         if line.contains("containerd-shim") && line.contains(&folder) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Removes what the engine remembers of containers of this name, which nobody has deleted: `ctr` does not.
+fn forget_results(name: &str) {
+    for entry in fs::read_dir("/var/lib/cni/results")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if entry.file_name().to_string_lossy().contains(name) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }

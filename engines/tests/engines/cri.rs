@@ -164,10 +164,9 @@ pub(crate) fn stop(containerd: &Containerd, id: &str) -> Result<(), String> {
 }
 
 fn end(containerd: &Containerd, id: &str) {
-    // As a kubelet, which does so until it succeeds.
-    for _ in 0..2 {
-        stop(containerd, id).unwrap();
-    }
+    // As a kubelet, which does so until it succeeds: containerd may be busy with an end of its own.
+    await_that("the sandbox is stopped", || stop(containerd, id));
+    await_that("it is stopped again", || stop(containerd, id));
     call(containerd, "RemovePodSandbox", &by_id(id)).unwrap();
 }
 

@@ -12,7 +12,6 @@ pub(crate) mod plugin;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Mutex;
 
 use nos_relay::control::api::snapshot::Registration;
 use nos_relay::control::api::{Request, Response, Table, query};
@@ -157,6 +156,3 @@ fn links_here() -> Vec<String> {
     }
     lines
 }
-
-/// Tests of real engines take much of a machine: one at a time.
-pub(crate) static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
