@@ -21,7 +21,7 @@
 #define NOS_RELAY_ABI_MAJOR 0
 
 // Of the interface that this header describes. It grows where functions or constants are added.
-#define NOS_RELAY_ABI_MINOR 2
+#define NOS_RELAY_ABI_MINOR 3
 
 // A TAP inside of the container's namespace.
 #define NOS_RELAY_TAP 0
@@ -440,6 +440,9 @@ typedef struct nos_relay_registration {
   uint16_t mtu;
   // What operators call it; UTF-8.
   const char *name;
+  // The network that it is in: attachments of different networks are kept apart on addresses that both
+  // share. 0 where nothing else is said.
+  uint32_t network;
   // Addresses of the NOS that it shares.
   const struct nos_relay_address *addresses;
   // How many addresses.

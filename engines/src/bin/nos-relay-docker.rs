@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nos_relay_engines::daemon::Daemon;
-use nos_relay_engines::docker::{MAX_BODY, Plugin, Reply};
+use nos_relay_engines::docker::{MAX_BODY, Plugin, failed};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -139,11 +139,4 @@ async fn answer(
         *response.status_mut() = status;
     }
     Ok(response)
-}
-
-fn failed(status: u16, reason: &str) -> Reply {
-    Reply {
-        status,
-        body: serde_json::json!({"Err": reason}),
-    }
 }

@@ -129,17 +129,25 @@ pub(super) fn request_pool(daemon: &Daemon, call: &Call) -> Answer {
     let Some(&first) = addresses.first() else {
         return Err(pool.none());
     };
-    if let Some(asked) = call.optional("Pool")? {
-        let asked: IpNet = asked.parse().map_err(|_| {
-            CallError::asked(format_args!("--subnet {}: is no network", shown(asked)))
-        })?;
-        if !addresses.iter().any(|address| asked.contains(address)) {
-            return Err(CallError::asked(format_args!(
-                "--subnet {asked}: the NOS has no address there; leave it out"
-            )));
-        }
+    let subnet = match call.optional("Pool")? {
+        None => IpNet::from(first),
+        // Docker takes `--ip` only of whom it was told a subnet by.
+        Some(asked) => subnet(asked, &addresses)?,
+    };
+    Ok(json!({"PoolID": pool.to_string(), "Pool": subnet.to_string(), "Data": {}}))
+}
+
+/// A subnet that was asked for: one in which the NOS has an address.
+fn subnet(asked: &str, addresses: &[IpAddr]) -> Result<IpNet, CallError> {
+    let subnet: IpNet = asked
+        .parse()
+        .map_err(|_| CallError::asked(format_args!("--subnet {}: is no network", shown(asked))))?;
+    match addresses.iter().any(|address| subnet.contains(address)) {
+        true => Ok(subnet.trunc()),
+        false => Err(CallError::asked(format_args!(
+            "--subnet {subnet}: the NOS has no address there; leave it out"
+        ))),
     }
-    Ok(json!({"PoolID": pool.to_string(), "Pool": IpNet::from(first).to_string(), "Data": {}}))
 }
 
 pub(super) fn request_address(daemon: &Daemon, call: &Call) -> Answer {

@@ -87,14 +87,9 @@ impl Plugin {
     /// Answers a call: its path, as in `/NetworkDriver.Join`, and its body.
     #[must_use]
     pub fn answer(&self, path: &str, body: &[u8]) -> Reply {
-        // How each of the two drivers calls its errors.
-        let field = match path.starts_with("/IpamDriver.") {
-            true => "Error",
-            false => "Err",
-        };
         let call = match read(body) {
             Ok(call) => call,
-            Err(reason) => return failed(400, field, &format!("{path}: {reason}")),
+            Err(reason) => return failed(400, &format!("{path}: {reason}")),
         };
         let answer = match path {
             "/Plugin.Activate" => Ok(json!({"Implements": ["NetworkDriver", "IpamDriver"]})),
@@ -125,21 +120,21 @@ impl Plugin {
             "/IpamDriver.RequestAddress" => ipam::request_address(&self.daemon, &call),
             // Addresses are the NOS's, whoever uses them.
             "/IpamDriver.ReleasePool" | "/IpamDriver.ReleaseAddress" => Ok(json!({})),
-            _ => return failed(404, field, &format!("there is no call {}", shown(path))),
+            _ => return failed(404, &format!("there is no call {}", shown(path))),
         };
         match answer {
             Ok(body) => Reply { status: 200, body },
-            Err(error) => failed(500, field, &error.to_string()),
+            Err(error) => failed(500, &error.to_string()),
         }
     }
 }
 
-fn failed(status: u16, field: &str, reason: &str) -> Reply {
-    let mut body = Map::new();
-    body.insert(field.to_owned(), reason.into());
+/// A refusal, as each of the two drivers calls it, and Docker where the status says that there is one.
+#[must_use]
+pub fn failed(status: u16, reason: &str) -> Reply {
     Reply {
         status,
-        body: body.into(),
+        body: json!({"Err": reason, "Error": reason}),
     }
 }
 
@@ -200,5 +195,97 @@ impl Call {
             Some(Value::Object(keys)) => Ok(keys.clone()),
             Some(_) => Err(CallError::asked(format_args!("{key} is no object"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(path: &str, body: &str) -> Reply {
+        // Nobody listens there.
+        let daemon = Daemon::at("/nonexistent/nos-relay.sock");
+        Plugin::new(daemon).answer(path, body.as_bytes())
+    }
+
+    #[test]
+    fn it_says_what_it_is_without_the_daemon() {
+        for (path, key) in [
+            ("/Plugin.Activate", "Implements"),
+            ("/NetworkDriver.GetCapabilities", "Scope"),
+            (
+                "/IpamDriver.GetDefaultAddressSpaces",
+                "LocalDefaultAddressSpace",
+            ),
+        ] {
+            let reply = answer(path, "");
+            assert_eq!(reply.status, 200, "{path}");
+            assert!(reply.body.get(key).is_some(), "{path}");
+        }
+    }
+
+    #[test]
+    fn calls_that_make_no_sense_are_refused_in_both_drivers_terms() {
+        let id = "0123456789abcdef";
+        let pool = r#"{"PoolID": "10.0.0.0/8"}"#;
+        let hostile = r#"{"NetworkID": "../../etc/passwd", "EndpointID": "x"}"#;
+        for (path, body, status, reason) in [
+            ("/NetworkDriver.Explode", "{}", 404, "there is no call"),
+            ("/NetworkDriver.CreateNetwork", "{", 400, "is not JSON"),
+            ("/NetworkDriver.CreateNetwork", "[]", 400, "is no object"),
+            (
+                "/NetworkDriver.CreateNetwork",
+                "{}",
+                500,
+                "NetworkID is missing",
+            ),
+            (
+                "/NetworkDriver.CreateNetwork",
+                r#"{"NetworkID": 5}"#,
+                500,
+                "NetworkID is no text",
+            ),
+            (
+                "/NetworkDriver.DeleteEndpoint",
+                hostile,
+                500,
+                "is no identifier",
+            ),
+            ("/NetworkDriver.AllocateNetwork", "{}", 500, "swarm"),
+            (
+                "/IpamDriver.RequestAddress",
+                pool,
+                500,
+                "is no pool of this driver",
+            ),
+            (
+                "/IpamDriver.RequestPool",
+                r#"{"AddressSpace": "x"}"#,
+                500,
+                "there is no address space",
+            ),
+            (
+                "/NetworkDriver.Join",
+                &format!(r#"{{"NetworkID": "{id}", "EndpointID": "{id}", "SandboxKey": "x"}}"#),
+                500,
+                "is no path",
+            ),
+            // And where there is no daemon, that is said.
+            (
+                "/NetworkDriver.DeleteNetwork",
+                &format!(r#"{{"NetworkID": "{id}"}}"#),
+                500,
+                "no nos-relay is running",
+            ),
+        ] {
+            let reply = answer(path, body);
+            assert_eq!(reply.status, status, "{path} {body}");
+            for key in ["Err", "Error"] {
+                let said = reply.body[key].as_str().unwrap();
+                assert!(said.contains(reason), "{path} {body}: {said}");
+            }
+        }
+        let long = " ".repeat(MAX_BODY + 1);
+        assert_eq!(answer("/NetworkDriver.Join", &long).status, 400);
     }
 }

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use nos_relay::control::api::snapshot::{Attachment, Network};
+use nos_relay::control::api::snapshot::{Attachment, Network, PortKind, Protocol};
 use serde_json::{Value, json};
 
 use super::{Answer, Call, CallError, ENGINE, options, shown};
@@ -115,10 +115,31 @@ pub(super) fn join(daemon: &Daemon, call: &Call) -> Answer {
     }
     let rows = daemon.attachments()?;
     let interface = free_interface(&rows, &name, sandbox);
+    let mut others = rows
+        .iter()
+        .filter(|row| row.netns == sandbox && row.name != name);
+    if let Some(other) = others.next() {
+        share_ephemeral(daemon, &name, &other.name)?;
+    }
     let request = json!({"type": "move", "name": name, "netns": sandbox, "interface": interface});
     daemon.change(request, None)?;
     // There is no gateway that Docker would have to make.
     Ok(json!({"DisableGatewayService": true}))
+}
+
+/// Has an endpoint open flows also from the ports from which another one of its sandbox does: a namespace gives
+/// sockets their ports before it is known where they go. On addresses of their own both may have them.
+fn share_ephemeral(daemon: &Daemon, name: &str, other: &str) -> Result<(), CallError> {
+    let rows = daemon.ports()?.into_iter();
+    // They are of both protocols.
+    let rows = rows.filter(|row| row.protocol == Protocol::Tcp && row.kind == PortKind::Ephemeral);
+    let shared = rows.filter(|row| row.owner == other);
+    let shared: Vec<Value> = shared.map(|row| row.range.to_string().into()).collect();
+    if !shared.is_empty() {
+        let request = json!({"type": "ports-add", "container": name, "ephemeral": shared});
+        daemon.change(request, None)?;
+    }
+    Ok(())
 }
 
 /// The first `ethN` that no other endpoint of the sandbox has.

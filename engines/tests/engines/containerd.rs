@@ -255,7 +255,7 @@ impl Drop for Containerd {
 }
 
 /// Ends the processes that were started for the containers of this containerd.
-fn end_shims(folder: &Path) {
+pub(crate) fn end_shims(folder: &Path) {
     let folder = folder.display().to_string();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
@@ -282,7 +282,7 @@ fn forget_results(name: &str) {
     }
 }
 
-fn unmount_below(folder: &Path) {
+pub(crate) fn unmount_below(folder: &Path) {
     let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let points = table.lines().filter_map(|line| line.split(' ').nth(1));
     for point in points.filter(|point| Path::new(point).starts_with(folder)) {

@@ -12,18 +12,33 @@ use tempfile::TempDir;
 
 use crate::base::daemon::await_that;
 use crate::base::{lab_test, skip};
+use crate::containerd::{end_shims, unmount_below};
 use crate::engine::Network;
 use crate::image;
 use crate::talk::{assert_nothing_left, await_greeting, await_served, get, outsider};
 
+/// Without one, Docker takes no `--ip`.
+const SUBNET: &str = "203.0.113.0/24";
+
 /// A Docker with an image, the plugin, and nothing of anybody else's.
 struct Docker {
     dockerd: Option<Child>,
+    // Beside it and not by it, as a service manager does it: it lives on when the other is killed.
+    containerd: Option<Child>,
     plugin: Option<Child>,
     folder: TempDir,
     /// How Docker calls the plugin: it looks for plugins in one place alone.
     driver: String,
     control: PathBuf,
+}
+
+/// Debian's, beside which there may be one that is too new for its daemon.
+fn client() -> &'static str {
+    let of_distribution = "/usr/bin/docker";
+    match Path::new(of_distribution).exists() {
+        true => of_distribution,
+        false => "docker",
+    }
 }
 
 /// A child that is killed with the test.
@@ -48,12 +63,14 @@ impl Docker {
             .unwrap();
         let mut docker = Self {
             dockerd: None,
+            containerd: None,
             plugin: None,
             folder,
             driver: format!("nos-relay-test-{}", std::process::id()),
             control: network.control(),
         };
         docker.start_plugin();
+        docker.start_containerd();
         docker.start_dockerd()?;
         let image = image::make(docker.folder.path());
         let load = docker.command(&["load", "-i", image.to_str().unwrap()]);
@@ -91,6 +108,29 @@ impl Docker {
         self.plugin = Some(child);
     }
 
+    fn start_containerd(&mut self) {
+        let path = |name: &str| self.path(name).display().to_string();
+        let config = format!(
+            "version = 2\nroot = \"{}\"\nstate = \"{}\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{}\"\n",
+            path("c-root"),
+            path("c-state"),
+            path("c.sock"),
+            path("c.ttrpc")
+        );
+        fs::write(self.path("containerd.toml"), config).unwrap();
+        let log = fs::File::create(self.path("containerd.log")).unwrap();
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(self.path("containerd.toml"));
+        let command = command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.containerd = Some(with_us(command).spawn().unwrap());
+        await_that("containerd listens", || {
+            let socket = std::os::unix::net::UnixStream::connect(self.path("c.sock"));
+            socket.map(drop).map_err(|error| error.to_string())
+        });
+    }
+
     fn start_dockerd(&mut self) -> Result<(), String> {
         let log = fs::File::create(self.path("dockerd.log")).unwrap();
         let mut command = Command::new("dockerd");
@@ -110,6 +150,7 @@ impl Docker {
             ("--data-root", "data"),
             ("--exec-root", "exec"),
             ("--pidfile", "pid"),
+            ("--containerd", "c.sock"),
         ] {
             command.arg(option).arg(self.path(name));
         }
@@ -145,7 +186,7 @@ impl Docker {
     }
 
     fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new("docker");
+        let mut command = Command::new(client());
         let socket = format!("unix://{}", self.path("sock").display());
         command.args(["-H", &socket]).args(arguments);
         command
@@ -202,9 +243,11 @@ impl Drop for Docker {
         let ids = String::from_utf8(self.command(&["ps", "-aq"]).stdout).unwrap_or_default();
         let ids: Vec<_> = ids.split_whitespace().collect();
         let _ = self.command(&[&["rm", "--force"], &ids[..]].concat());
-        // So that it ends its containerd as well.
         end(&mut self.dockerd, Signal::SIGTERM);
+        end(&mut self.containerd, Signal::SIGTERM);
         end(&mut self.plugin, Signal::SIGTERM);
+        end_shims(self.folder.path());
+        unmount_below(self.folder.path());
         let _ = fs::remove_file(self.plugin_socket());
     }
 }
@@ -217,7 +260,7 @@ lab_test! {
             Err(reason) => return skip(&reason),
         };
         let outsider = outsider(&network);
-        docker.network("shared", &["-o", "mode=shared", "-o", "uplink=up0"]);
+        docker.network("shared", &["-o", "mode=shared", "-o", "uplink=up0", "--subnet", SUBNET]);
         publishes(&network, &docker, &outsider);
         is_ready_from_the_first_instruction(&docker);
         is_in_two_networks(&network, &docker);
@@ -295,6 +338,9 @@ fn publishes(
         (&["-o", "mode=nat"], "nat"),
         (&["-o", "uplink=up9"], "up9"),
         (&["--internal"], "--internal"),
+        (&["--subnet", "10.0.0.0/8"], "--subnet 10.0.0.0/8"),
+        (&["--ipam-opt", "colour=red"], "--ipam-opt \"colour\""),
+        (&["--ipam-opt", "vrf=red"], "no IPv4 address in VRF \"red\""),
     ] {
         let said = docker.refuses(&[&driver, options, &["bad"]].concat());
         assert!(said.contains(reason), "{said}");
@@ -323,7 +369,7 @@ fn is_ready_from_the_first_instruction(docker: &Docker) {
 }
 
 fn is_in_two_networks(network: &Network, docker: &Docker) {
-    docker.network("other", &["-o", "uplink=up0"]);
+    docker.network("other", &["-o", "uplink=up0", "--subnet", SUBNET]);
     let served = [
         "run",
         "-d",
@@ -337,7 +383,7 @@ fn is_in_two_networks(network: &Network, docker: &Docker) {
     docker.does(&[&served[..], &["-p", "8082:8082", image::NAME, "8082"]].concat());
     await_served(network, 8082);
     let said = docker.refuses(&["network", "connect", "--ip", "203.0.113.1", "other", "both"]);
-    assert!(said.contains("is its address there"), "{said}");
+    assert!(said.contains("8082 of container"), "{said}");
     docker.does(&["network", "connect", "--ip", "203.0.113.3", "other", "both"]);
     let shown = docker.does(&["exec", "both", "ip", "address"]);
     assert!(
