@@ -40,6 +40,7 @@ mod bodies {
     pub mod ports;
     pub mod reload;
     pub mod seen;
+    pub mod steered;
     pub mod world;
 }
 
@@ -113,6 +114,9 @@ replays! {
         bodies::world::run(input);
     },
     reload: bodies::reload::run,
+    steered: |input| {
+        bodies::world::run_steered(input);
+    },
 }
 
 #[test]
@@ -170,7 +174,9 @@ const RESOLVE: [u8; 1] = [11];
 const WAIT: [u8; 4] = [12, 0x03, 0xe8, 1];
 
 /// Name, script, and the least that reaches containers and uplinks.
-fn scripts() -> Vec<(String, Vec<u8>, (usize, usize))> {
+type Seed = (String, Vec<u8>, (usize, usize));
+
+fn scripts() -> Vec<Seed> {
     let mut scripts = Vec::new();
     for family in [0, 1] {
         let name = |what: &str| format!("v{}-{what}", if family == 0 { 4 } else { 6 });
@@ -243,20 +249,70 @@ fn scripts() -> Vec<(String, Vec<u8>, (usize, usize))> {
     scripts
 }
 
+/// One uplink with all addresses of both families, to a NOS whose MAC address is known or has to be asked
+/// for; and containers 0 and 1, of which each shares its own.
+const STEERED: [u8; 9] = [3, 0, 2, 0, 0, 0xf0, 0, 1, 0x04];
+
+fn steered_scripts() -> Vec<Seed> {
+    let mut scripts = Vec::new();
+    for (family, known) in [(0, 1), (1, 1), (0, 0), (1, 0)] {
+        let mut add = |what: &str, steps: &[&[u8]], least| {
+            let (version, how) = (
+                if family == 0 { 4 } else { 6 },
+                if known == 0 { "asked" } else { "known" },
+            );
+            let script = [&[known], &STEERED[..], &steps.concat()].concat();
+            scripts.push((format!("v{version}-{how}-{what}"), script, least));
+        };
+        // Nobody is there until who is asked for has answered.
+        let out = crafted(CONTAINER_0, [family, 0, 2, 1, 0], (40_000, 53), 2, 0);
+        add("out-and-back", &[&out, &RESOLVE, &REFLECT], (1, 1));
+        if known == 0 {
+            add("no-answer", &[&out, &WAIT, &WAIT, &WAIT, &WAIT], (0, 1));
+            continue;
+        }
+        let request = if family == 0 { 8 } else { 128 };
+        let ping = crafted(CONTAINER_0, [family, 0, 4, 2, request], (7, 0), 1, 0);
+        add("ping", &[&ping, &REFLECT], (1, 1));
+        let unreachable = if family == 0 { 3 } else { 1 };
+        let quote = [10, UPLINK_0, family, 2, 0, 0, unreachable];
+        add("error", &[&out, &quote, &[64; 7]], (1, 1));
+        let first = crafted(UPLINK_0, [family, 2, 0, 1, 0], (5000, 20_001), 2, 0x20);
+        let last = crafted(UPLINK_0, [family, 2, 0, 1, 0], (5000, 20_001), 2, 0x01);
+        add("fragments", &[&last, &first, &WAIT, &last], (2, 0));
+        // From a port that it only opens flows from, and from one of nobody's.
+        let syn = crafted(UPLINK_0, [family, 2, 0, 0, 2], (5000, 40_000), 0, 0);
+        let nobodys = crafted(UPLINK_0, [family, 2, 0, 0, 2], (5000, 22), 0, 0);
+        add("refused", &[&syn, &nobodys], (0, 1));
+        let sibling = crafted(CONTAINER_0, [family, 0, 1, 1, 0], (40_000, 21_001), 1, 0);
+        add("sibling", &[&sibling], (1, 0));
+        let big = crafted(CONTAINER_0, [family, 0, 2, 1, 0], (40_000, 53), 80, 0x40);
+        add("too-big", &[&big], (1, 0));
+        // From a port of nobody's, by a container that learns; and another NOS.
+        let learns = [17, 0, 0xf0, 0x20];
+        let learnt = crafted(CONTAINER_0, [family, 0, 2, 1, 0], (9000, 53), 2, 0);
+        add(
+            "learnt",
+            &[&learns, &learnt, &REFLECT, &[24], &out, &REFLECT],
+            (2, 2),
+        );
+    }
+    scripts
+}
+
 /// After a change of the input format: `NOS_RELAY_WRITE_SEEDS=1 cargo test --test fuzz_seeds`.
-#[test]
-fn seeds_of_the_target_relay_move_packets() {
-    let directory = directory("relay");
+fn check_scripts(target: &str, scripts: &[Seed], run: impl Fn(&[u8]) -> bodies::world::Sent) {
+    let directory = directory(target);
     let write = std::env::var_os("NOS_RELAY_WRITE_SEEDS").is_some();
-    let scripts = scripts();
-    for (name, script, least) in &scripts {
-        let sent = bodies::world::run(script);
+    for (name, script, least) in scripts {
+        let sent = run(script);
         assert!(
             sent.to_containers >= least.0 && sent.to_uplinks >= least.1,
             "{name}: {sent:?}, less than {least:?}"
         );
         let path = directory.join(name);
         if write {
+            std::fs::create_dir_all(&directory).unwrap();
             std::fs::write(&path, script).unwrap();
         }
         let file = std::fs::read(&path).expect("a seed");
@@ -264,4 +320,14 @@ fn seeds_of_the_target_relay_move_packets() {
     }
     let files = std::fs::read_dir(directory).expect("the seeds").count();
     assert_eq!(files, scripts.len(), "seeds that nothing makes");
+}
+
+#[test]
+fn seeds_of_the_target_relay_move_packets() {
+    check_scripts("relay", &scripts(), bodies::world::run);
+}
+
+#[test]
+fn seeds_of_the_target_steered_move_packets() {
+    check_scripts("steered", &steered_scripts(), bodies::world::run_steered);
 }

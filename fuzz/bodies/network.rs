@@ -194,6 +194,31 @@ pub fn uplink(id: UplinkId, flavour: u8, of: VrfId) -> UplinkConfig {
     }
 }
 
+/// The one uplink towards a NOS in another process, with the addresses that it shares.
+pub fn shared_link(flavour: u8) -> UplinkConfig {
+    let networks: &[u32] = match flavour & 3 {
+        0 => &[0],
+        1 => &[1],
+        2 => &[0, 1],
+        _ => &[],
+    };
+    let addresses = networks.iter().flat_map(|&of| {
+        let (v4, v6) = network(of, 1);
+        [IpNet::from(IpAddr::from(v4)), IpAddr::from(v6).into()]
+    });
+    // Of one family, or of both.
+    let wanted = |address: &IpNet| match flavour >> 2 & 3 {
+        1 => address.addr().is_ipv4(),
+        2 => address.addr().is_ipv6(),
+        _ => true,
+    };
+    UplinkConfig {
+        redirects: flavour & 0x10 != 0,
+        addresses: addresses.filter(wanted).collect(),
+        ..uplink(UplinkId(0), 3, VrfId::DEFAULT)
+    }
+}
+
 /// Static routes of a VRF.
 pub fn routes(flavour: u8, vrf: VrfId) -> Vec<Route> {
     let hop = |uplink, v6| {

@@ -35,6 +35,10 @@
 //! | 24 restart | | another NOS takes the place of this one, and knows nothing |
 //! | 25 other site | | from now on steps are about the other relay with its NOS |
 //! | 26 wire | | what leaves uplink 1 of one site comes in at uplink 1 of the other, or no more |
+//!
+//! Where the NOSes are in other processes ([`run_steered`]), an octet in front of all steps says whether
+//! their MAC addresses are known. Each has one uplink then, whichever a step names, and frames that come
+//! in by it are what that NOS steers to the containers.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -42,22 +46,23 @@ use std::mem;
 use nos_relay::data::engine::Engine;
 use nos_relay::data::relay::{AttachmentConfig, AttachmentExchange, Relay, RelayEvent};
 use nos_shim::arp::Arp;
-use nos_shim::channel::{Answer, Configuration, NosEnd, Query, pair};
+use nos_shim::channel::{Answer, Configuration, NosEnd, Query, RequestId, pair};
 use nos_shim::drop::DropReason;
 use nos_shim::fib::{RouteChange, RouteKey};
 use nos_shim::frame::{BATCH, Burst, Frame, FramePool, Offload};
 use nos_shim::ident::{AttachmentId, Interface, UplinkId, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::Packet;
-use nos_shim::shim::{LinkState, Shim, ShimConfig};
+use nos_shim::shim::{LinkState, Shim, ShimConfig, Upstream};
 use nos_shim::time::Instant;
 
 use super::frames::{self, ROOM};
 use super::network::{
     MTU, UPLINKS, answer_to, attachment, draft, exchanged_macs, macs, network, routes, services,
-    uplink, vrf,
+    shared_link, uplink, vrf,
 };
 use super::pools::with_pool;
+use super::steered::Steered;
 
 /// Buffers of a site: no more than can be in use, as all are looked at in the end.
 const BUFFERS: usize = 192;
@@ -127,9 +132,21 @@ pub struct Sent {
 
 /// Runs a script to its end, with everything checked on the way.
 pub fn run(script: &[u8]) -> Sent {
+    run_before(None, Script(script))
+}
+
+/// The same in front of NOSes in other processes.
+pub fn run_steered(script: &[u8]) -> Sent {
+    let mut script = Script(script);
+    let is_known = script.octet() & 1 != 0;
+    let (neighbor, _) = macs(Interface::Uplink(UplinkId(0)));
+    let neighbor = is_known.then_some(neighbor);
+    run_before(Some(Upstream { neighbor }), script)
+}
+
+fn run_before(upstream: Option<Upstream>, mut script: Script<'_>) -> Sent {
     with_pool(BUFFERS, |pool| {
-        let mut world = World::new(pool);
-        let mut script = Script(script);
+        let mut world = World::new(pool, upstream);
         for _ in 0..STEPS {
             if script.0.is_empty() {
                 break;
@@ -146,6 +163,7 @@ pub fn run(script: &[u8]) -> Sent {
 struct World {
     /// The one that steps are about is the first.
     sites: Vec<Site>,
+    upstream: Option<Upstream>,
     pool: FramePool,
     now: Instant,
     /// Whether uplink 1 of the sites is one link.
@@ -158,6 +176,8 @@ struct World {
 /// Relay and NOS, and what their devices and the network know.
 struct Site {
     engine: Engine,
+    /// What is known of the packets, where the NOS is in another process.
+    steered: Option<Steered>,
     /// Static routes that the NOS was told of.
     routes: Vec<RouteKey>,
     capabilities: BTreeMap<Interface, Capabilities>,
@@ -170,21 +190,22 @@ struct Site {
 }
 
 /// A NOS that remembers nothing.
-fn nos(end: NosEnd, pool: &FramePool) -> Shim {
+fn nos(end: NosEnd, pool: &FramePool, upstream: Option<Upstream>) -> Shim {
     let config = ShimConfig {
         seed: 1,
         flows: FLOWS,
-        ..ShimConfig::default()
+        upstream,
     };
     Shim::new(end, pool.clone(), config)
 }
 
 impl Site {
-    fn new(pool: &FramePool) -> Self {
+    fn new(pool: &FramePool, upstream: Option<Upstream>) -> Self {
         let (relay, end) = pair(RING);
         let relay = Relay::new(relay, pool.clone());
         Self {
-            engine: Engine::single(relay, nos(end, pool)),
+            engine: Engine::single(relay, nos(end, pool, upstream)),
+            steered: upstream.map(|_| Steered::default()),
             routes: Vec::new(),
             capabilities: BTreeMap::new(),
             last: BTreeMap::new(),
@@ -224,8 +245,35 @@ impl Site {
 
     fn attach(&mut self, config: AttachmentConfig, capabilities: Capabilities) {
         let interface = Interface::Attachment(config.id);
-        if self.relay().attach(config).is_ok() {
+        if let Ok(request) = self.relay().attach(config.clone()) {
+            self.note_asked(request, vec![config], Vec::new());
             self.set_capabilities(interface, capabilities);
+        }
+    }
+
+    fn update(&mut self, config: AttachmentConfig) {
+        // There may be none.
+        if let Ok(request) = self.relay().update(config.clone()) {
+            self.note_asked(request, vec![config], Vec::new());
+        }
+    }
+
+    fn detach(&mut self, id: AttachmentId) {
+        let _ = self.relay().detach(id);
+        self.capabilities.remove(&Interface::Attachment(id));
+        if let Some(steered) = &mut self.steered {
+            steered.detached(id);
+        }
+    }
+
+    fn note_asked(
+        &mut self,
+        request: RequestId,
+        attach: Vec<AttachmentConfig>,
+        detach: Vec<AttachmentId>,
+    ) {
+        if let Some(steered) = &mut self.steered {
+            steered.ask(request, attach, detach);
         }
     }
 
@@ -235,7 +283,11 @@ impl Site {
     }
 
     fn place_uplink(&mut self, id: UplinkId, flavour: u8, of: VrfId, now: Instant) {
-        let config = uplink(id, flavour, of);
+        let config = match self.steered {
+            Some(_) => shared_link(flavour),
+            None => uplink(id, flavour, of),
+        };
+        let id = config.id;
         self.nos().set_uplink(config, now).expect("few addresses");
         self.capabilities
             .entry(Interface::Uplink(id))
@@ -258,14 +310,15 @@ impl Site {
             attach,
             services: None,
         };
-        let come: Vec<_> = exchange.attach.iter().map(|config| config.id).collect();
-        if self.relay().exchange(exchange).is_ok() {
-            for id in come {
-                let interface = Interface::Attachment(id);
+        let AttachmentExchange { attach, detach, .. } = exchange.clone();
+        if let Ok(request) = self.relay().exchange(exchange) {
+            for config in &attach {
+                let interface = Interface::Attachment(config.id);
                 if !self.capabilities.contains_key(&interface) {
                     self.set_capabilities(interface, Capabilities::empty());
                 }
             }
+            self.note_asked(request, attach, detach);
         }
     }
 
@@ -303,10 +356,10 @@ impl Site {
     }
 
     /// Another NOS takes the place of this one. Its devices are as they were.
-    fn restart(&mut self, pool: &FramePool, now: Instant) {
+    fn restart(&mut self, pool: &FramePool, upstream: Option<Upstream>, now: Instant) {
         let (relay, end) = pair(RING);
         self.relay().rejoin(relay);
-        *self.nos() = nos(end, pool);
+        *self.nos() = nos(end, pool, upstream);
         self.routes.clear();
         for number in 0..UPLINKS {
             let id = UplinkId(number.into());
@@ -320,6 +373,9 @@ impl Site {
     /// What the relay has to say; the next page is asked for.
     fn poll_events(&mut self) {
         while let Some(event) = self.engine.poll_event() {
+            if let Some(steered) = &mut self.steered {
+                steered.note_event(&event);
+            }
             let RelayEvent::Answer(_, answer) = event else {
                 continue;
             };
@@ -353,9 +409,15 @@ impl Site {
             (Ok(packet), Interface::Uplink(id)) => {
                 let mtu = MTU[id.0 as usize];
                 assert!(packet.wire_len() <= mtu, "{packet:?} is longer than {mtu}");
+                if let Some(steered) = &self.steered {
+                    steered.check_left(&packet);
+                }
             }
-            (Ok(packet), Interface::Attachment(_)) => {
+            (Ok(packet), Interface::Attachment(id)) => {
                 assert_eq!(packet.fault(), None, "{packet:?} to {to:?}");
+                if let Some(steered) = &self.steered {
+                    steered.check_delivered(id, &packet);
+                }
             }
             (Err(_), _) => {
                 assert!(
@@ -388,6 +450,14 @@ impl Site {
         let (ledger, held) = (*self.nos().ledger(), self.nos().held());
         assert_eq!(ledger.unaccounted(), held as i128, "NOS: {ledger:?}");
     }
+
+    /// Says whether packets are under way that were admitted by what was granted before.
+    fn note_rest(&mut self) {
+        let rests = self.relay().held() == 0 && self.relay().depth() == 0 && self.nos().held() == 0;
+        if let Some(steered) = self.steered.as_mut().filter(|_| rests) {
+            steered.note_rest();
+        }
+    }
 }
 
 fn link_state(flavour: u8) -> LinkState {
@@ -399,9 +469,10 @@ fn link_state(flavour: u8) -> LinkState {
 }
 
 impl World {
-    fn new(pool: &FramePool) -> Self {
+    fn new(pool: &FramePool, upstream: Option<Upstream>) -> Self {
         Self {
-            sites: vec![Site::new(pool)],
+            sites: vec![Site::new(pool, upstream)],
+            upstream,
             pool: pool.clone(),
             now: Instant::ZERO,
             wired: false,
@@ -431,12 +502,12 @@ impl World {
                 self.takes = (usize::from(octet / 2), octet % 2 == 1);
             }
             24 => {
-                let pool = self.pool.clone();
-                self.site().restart(&pool, now);
+                let (pool, upstream) = (self.pool.clone(), self.upstream);
+                self.site().restart(&pool, upstream, now);
             }
             25 => {
                 if self.sites.len() < 2 {
-                    self.sites.push(Site::new(&self.pool));
+                    self.sites.push(Site::new(&self.pool, self.upstream));
                 }
                 self.sites.swap(0, 1);
             }
@@ -458,14 +529,9 @@ impl World {
             1 | 17 => {
                 let (id, flavour) = (script.container(), script.octet());
                 let more = if step == 17 { script.octet() } else { 0 };
-                // Of one that is not there.
-                let _ = site.relay().update(attachment(id, flavour, more));
+                site.update(attachment(id, flavour, more));
             }
-            2 => {
-                let id = script.container();
-                let _ = site.relay().detach(id);
-                site.capabilities.remove(&Interface::Attachment(id));
-            }
+            2 => site.detach(script.container()),
             3 => site.place_uplink(script.uplink(), script.octet(), default, now),
             18 => {
                 let (id, flavour) = (script.uplink(), script.octet());
@@ -570,6 +636,9 @@ impl World {
             return;
         };
         frame.set_offload(offload);
+        if let Some(steered) = &mut self.site().steered {
+            steered.note_given(from, &octets, offload);
+        }
         let mut burst = Burst::new();
         burst.push(frame);
         let now = self.now;
@@ -595,6 +664,7 @@ impl World {
         engine.advance(now);
         let due = engine.poll_at().filter(|&at| at <= now);
         assert!(due.is_none(), "due at {due:?} and now is {now:?}");
+        self.sites[place].note_rest();
     }
 
     /// Carries over the wire what has left. Returns whether there was anything.

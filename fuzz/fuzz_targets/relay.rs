@@ -8,6 +8,7 @@ mod bodies {
     pub mod frames;
     pub mod network;
     pub mod pools;
+    pub mod steered;
     pub mod world;
 }
 

@@ -1135,6 +1135,39 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_fit_is_refused_and_its_buffer_stays() {
+        let mut pool = FramePool::new(1, 100);
+        let room = pool.room();
+        assert_eq!(
+            format!("{pool:?}"),
+            format!("FramePool {{ capacity: 1, room: {room}, cached: 0 }}")
+        );
+        let long = vec![7; room + 1];
+        let refused = pool.copy_from(&long).map(|frame| frame.len());
+        assert_eq!(refused, Err(DropReason::FrameLength));
+        let mut frame = pool.copy_from(&long[1..]).unwrap();
+        let headroom = frame.headroom();
+        let more = FrameFull {
+            wanted: headroom + 1,
+            room: headroom,
+        };
+        assert_eq!(frame.receive_area(headroom + 1).map(|_| ()), Err(more));
+        assert_eq!(frame.receive_area(headroom).unwrap().len(), headroom + room);
+        assert_eq!(frame.bytes(), &long[1..]);
+    }
+
+    #[test]
+    fn a_burst_is_freed_whole() {
+        let mut pool = FramePool::new(3, 100);
+        let mut burst: Burst = core::iter::from_fn(|| pool.alloc()).collect();
+        assert_eq!(burst.len(), 3);
+        pool.free_all(&mut burst);
+        assert!(burst.is_empty());
+        let again: Burst = core::iter::from_fn(|| pool.alloc()).collect();
+        assert_eq!(again.len(), 3);
+    }
+
+    #[test]
     fn raw_handles_round_trip() {
         let mut pool = FramePool::new(1, 100);
         let raw = pool.copy_from(b"x").unwrap().into_raw();

@@ -19,8 +19,9 @@ use crate::packet::{
 /// TTL and hop limit of what the NOS sends (RFC 1700).
 pub const TTL: u8 = 64;
 
-/// Counters of IPv4 identifications. Flows that share one merely use it up faster.
-const IDENTIFICATIONS: usize = 1024;
+/// Counters of IPv4 identifications. Flows that share one merely use it up faster. Fuzzing makes them for
+/// each run.
+const IDENTIFICATIONS: usize = if cfg!(fuzzing) { 8 } else { 1024 };
 
 /// Bits of an IPv6 flow label (RFC 6437 §2).
 const FLOW_LABEL: u32 = 0xf_ffff;
@@ -302,4 +303,85 @@ fn low_16(hash: u64) -> u16 {
 #[expect(clippy::cast_possible_truncation, reason = "the low bits of a hash")]
 fn low_32(hash: u64) -> u32 {
     hash as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::protocol;
+    use crate::test_packets::{Draft, N4, N6, X4, X6, ip};
+
+    fn network(from: &str, to: &str) -> Network<'static> {
+        let addresses = match (ip(from), ip(to)) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Addresses::V4 {
+                source,
+                destination,
+            },
+            (IpAddr::V6(source), IpAddr::V6(destination)) => Addresses::V6 {
+                source,
+                destination,
+            },
+            _ => panic!("{from} and {to} are of one family"),
+        };
+        Network {
+            addresses,
+            protocol: protocol::UDP,
+            traffic_class: 0,
+            dont_fragment: true,
+            options: &[],
+            flow: 0,
+        }
+    }
+
+    /// The length of IPv4 counts the header, that of IPv6 does not.
+    #[test]
+    fn a_packet_is_as_long_as_its_header_can_say() {
+        let mut pool = FramePool::new(1, 70_000);
+        let mut originator = Originator::new(1);
+        for (network, longest) in [
+            (network(N4, X4), 0xffff - IPV4_HEADER),
+            (network(N6, X6), 0xffff),
+        ] {
+            let write = |payload: &mut [u8]| {
+                // A UDP length of zero stands for all that follows in IPv6 alone.
+                let len = u16::try_from(payload.len()).unwrap_or_default();
+                payload[4..6].copy_from_slice(&len.to_be_bytes());
+            };
+            let packet = originator.packet(&network, longest, &mut pool, write);
+            let packet = packet.expect("the longest");
+            assert_eq!(packet.transport().len(), longest);
+            pool.free(packet.into_frame());
+            let longer = originator.packet(&network, longest + 1, &mut pool, |_| ());
+            assert!(longer.is_none());
+            assert!(pool.alloc().is_some(), "the buffer is back");
+        }
+    }
+
+    #[test]
+    fn a_packet_that_no_buffer_holds_is_not_made() {
+        let mut pool = FramePool::new(1, 100);
+        let mut originator = Originator::new(1);
+        let payload = pool.room();
+        let packet = originator.packet(&network(N4, X4), payload, &mut pool, |_| ());
+        assert!(packet.is_none());
+        let only = pool.alloc().expect("the buffer is back");
+        let packet = originator.packet(&network(N4, X4), 8, &mut pool, |_| ());
+        assert!(packet.is_none());
+        drop(only);
+    }
+
+    #[test]
+    fn a_header_is_replaced_by_none_that_is_longer() {
+        let mut pool = FramePool::new(1, 2048);
+        let mut originator = Originator::new(1);
+        let packet = Draft::v4().udp_packet(&mut pool, (1, 2), b"x");
+        let before = packet.frame().bytes().to_vec();
+        let refused = originator.replace_header(packet, &network(N6, X6));
+        let packet = refused.expect_err("40 octets where 20 were");
+        assert_eq!(packet.frame().bytes(), before);
+        let replaced = originator.replace_header(packet, &network(X4, N4));
+        let packet = replaced.expect("20 octets where 20 were");
+        assert_eq!((packet.source(), packet.destination()), (ip(X4), ip(N4)));
+        assert_eq!(packet.transport(), &before[ETHERNET_HEADER + IPV4_HEADER..]);
+    }
 }

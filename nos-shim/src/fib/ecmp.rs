@@ -124,6 +124,7 @@ mod tests {
     use super::*;
     use crate::frame::{FramePool, MAX_FRAME};
     use crate::ident::UplinkId;
+    use crate::test_packets::{Draft, N6, X6};
 
     fn hops(count: u8) -> Vec<NextHop> {
         (1..=count)
@@ -176,6 +177,32 @@ mod tests {
         octets.extend([0, 53, 0, if fragment == 0 { 24 } else { 99 }, 0, 0]);
         octets.extend([0; 16]);
         Packet::parse(pool.copy_from(&octets).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn flows_of_ipv6_differ_in_address_and_port() {
+        let mut pool = FramePool::new(16, MAX_FRAME);
+        let hasher = FlowHasher::new(1);
+        let mut hash = |source, port| {
+            let draft = Draft::new(source, X6);
+            hasher.hash(&draft.udp_packet(&mut pool, (port, 53), b"x"))
+        };
+        let one = hash(N6, 1000);
+        assert_eq!(hash(N6, 1000), one);
+        assert_ne!(hash(N6, 1001), one);
+        assert_ne!(hash("2001:db8:1::2", 1000), one);
+        // In the half that names the network, too.
+        assert_ne!(hash("2001:db8:2::1", 1000), one);
+    }
+
+    #[test]
+    fn next_hops_of_ipv6_share_buckets_as_well() {
+        let hops = [1_u16, 2].map(|last| NextHop {
+            gateway: IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, last]),
+            uplink: UplinkId(0),
+        });
+        let first = buckets(&hops).iter().filter(|owner| **owner == 0).count();
+        assert!(first.abs_diff(BUCKETS / 2) < BUCKETS / 5, "{first}");
     }
 
     #[test]

@@ -214,6 +214,40 @@ impl Route {
 mod tests {
     use super::*;
 
+    /// The words of `show routes`.
+    #[test]
+    fn routes_are_called_what_they_are() {
+        let sources = [
+            (Source::Local, "local", 0),
+            (Source::Connected, "connected", 0),
+            (Source::Static { metric: 7 }, "static", 7),
+        ];
+        for (source, name, metric) in sources {
+            assert_eq!(source.protocol().to_string(), name);
+            assert_eq!(source.metric(), metric);
+        }
+        let hop = |last, uplink| NextHop {
+            gateway: IpAddr::from([192, 0, 2, last]),
+            uplink: UplinkId(uplink),
+        };
+        let via = |hops: &[NextHop]| Action::Via(NextHops::new(hops.to_vec()).unwrap());
+        for (action, text) in [
+            (Action::NoRoute, "no route"),
+            (Action::Local(LocalAddressId(3)), "local address 3"),
+            (Action::Connected(UplinkId(1)), "connected to uplink 1"),
+            (Action::Broadcast(UplinkId(1)), "broadcast on uplink 1"),
+            (Action::Blackhole, "blackhole"),
+            (Action::Unreachable, "unreachable"),
+            (via(&[hop(1, 0)]), "via 192.0.2.1 (uplink 0)"),
+            (
+                via(&[hop(1, 0), hop(2, 1)]),
+                "via 192.0.2.1 (uplink 0), 192.0.2.2 (uplink 1)",
+            ),
+        ] {
+            assert_eq!(action.to_string(), text);
+        }
+    }
+
     fn connected(prefix: &str) -> Vec<String> {
         Route::connected(VrfId::DEFAULT, prefix.parse().unwrap(), UplinkId(1))
             .map(|route| format!("{} {}", route.prefix, route.action))

@@ -91,8 +91,8 @@ impl EchoFlows {
     /// RFC 5508 REQ-2: a mapping lasts at least 60 seconds.
     pub const LIMITS: Limits = Limits {
         // Fuzzing makes tables for each run.
-        flows: if cfg!(fuzzing) { 512 } else { 65_536 },
-        per_owner: if cfg!(fuzzing) { 64 } else { 1024 },
+        flows: if cfg!(fuzzing) { 64 } else { 65_536 },
+        per_owner: if cfg!(fuzzing) { 16 } else { 1024 },
         idle: Duration::from_secs(60),
     };
 

@@ -375,8 +375,10 @@ mod tests {
     use crate::frame::{Ecn, GsoKind, Offload, Segmentation};
     use crate::ipv4_options::receive;
     use crate::test_packets::{Draft, N4, N6, Segment, hex, ip, pool};
+    use crate::test_tunnels::any_flow;
     use crate::time::Instant;
     use core::num::NonZeroU16;
+    use proptest::prelude::*;
 
     fn build(error: IcmpError, offending: &Packet, pool: &mut FramePool) -> Packet {
         let source = if offending.is_ipv6() { N6 } else { N4 };
@@ -395,6 +397,60 @@ mod tests {
             .collect();
         assert_eq!(icmp, linux);
         assert!(error.transport_checksum_ok());
+    }
+
+    proptest! {
+        /// Nobody is told of a packet that was never on a wire.
+        #[test]
+        fn of_a_tunnel_s_super_frame_the_first_segment_is_quoted(flow in any_flow()) {
+            let mut pool = FramePool::new(8, 8000);
+            let (octets, offload) = flow.super_frame();
+            let mut frame = pool.copy_from(&octets).unwrap();
+            frame.set_offload(offload);
+            let whole = Packet::parse(frame).unwrap();
+            prop_assert!(whole.tunnel().is_some());
+            let first = pool.copy_from(&flow.segments()[0]).unwrap();
+            let first = Packet::parse(first).unwrap();
+            for error in [IcmpError::HostUnreachable, IcmpError::TtlExceeded] {
+                let expected = build(error, &first, &mut pool);
+                let told = build(error, &whole, &mut pool);
+                prop_assert_eq!(told.ip(), expected.ip());
+                pool.free(expected.into_frame());
+                pool.free(told.into_frame());
+            }
+            // What the segment was made in is back.
+            let free = core::iter::from_fn(|| pool.alloc()).collect::<Vec<_>>();
+            prop_assert_eq!(free.len(), 6);
+        }
+    }
+
+    /// All that can be told, as RFC 792, RFC 1122 §3.2.2.1, RFC 1812 §5.2.7.1 and RFC 4443 number it.
+    #[test]
+    fn each_error_has_its_type_and_code() {
+        let mut pool = pool();
+        let four = Draft::v4().udp_packet(&mut pool, (1, 2), b"x");
+        let six = Draft::v6().udp_packet(&mut pool, (1, 2), b"x");
+        for (error, v4, v6) in [
+            (IcmpError::NoRoute, (3, 0), (1, 0)),
+            (IcmpError::UnreachableRoute, (3, 1), (1, 0)),
+            (IcmpError::HostUnreachable, (3, 1), (1, 3)),
+            (IcmpError::ProtocolUnreachable, (3, 2), (4, 1)),
+            (IcmpError::PortUnreachable, (3, 3), (1, 4)),
+            (IcmpError::PacketTooBig { mtu: 1280 }, (3, 4), (2, 0)),
+            (IcmpError::Prohibited, (3, 13), (1, 1)),
+            (IcmpError::TtlExceeded, (11, 0), (3, 0)),
+            (IcmpError::ReassemblyTimeout, (11, 1), (3, 1)),
+            (IcmpError::HeaderProblem { pointer: 4 }, (12, 0), (4, 0)),
+            (IcmpError::UnknownHeader { pointer: 6 }, (12, 0), (4, 1)),
+            (IcmpError::UnknownOption { pointer: 42 }, (12, 0), (4, 2)),
+            (IcmpError::IncompleteHeaderChain, (12, 0), (4, 3)),
+        ] {
+            for (offending, numbers) in [(&four, v4), (&six, v6)] {
+                let told = build(error, offending, &mut pool);
+                assert_eq!(told.icmp(), Some(numbers), "{error:?}");
+                assert!(told.transport_checksum_ok());
+            }
+        }
     }
 
     #[test]

@@ -132,6 +132,8 @@ mod tests {
     use super::*;
     use crate::ndp::Ndp;
     use crate::test_packets::{Draft, N4, X4, X6, ip, pool};
+    use crate::test_tunnels::any_flow;
+    use proptest::prelude::*;
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x77]);
 
@@ -217,6 +219,33 @@ mod tests {
             let whole = (packet.wire_len() & !7).min(1280 - 40 - 40 - 8 - option.len());
             assert_eq!(quoted.len(), whole & !7);
             pool.free(redirect.into_frame());
+        }
+    }
+
+    proptest! {
+        /// As of an error: what is quoted was on a wire.
+        #[test]
+        fn of_a_tunnel_s_super_frame_the_first_segment_is_quoted(flow in any_flow()) {
+            let mut pool = pool();
+            let (octets, offload) = flow.super_frame();
+            let mut frame = pool.copy_from(&octets).unwrap();
+            frame.set_offload(offload);
+            let whole = Packet::parse(frame).unwrap();
+            let first = pool.copy_from(&flow.segments()[0]).unwrap();
+            let first = Packet::parse(first).unwrap();
+            let (target, source) = match whole.is_ipv6() {
+                true => (ip("fe80::77"), link_local()),
+                false => (ip("203.0.113.77"), ip(N4)),
+            };
+            let hop = BetterHop { target, mac: Some(MAC) };
+            let mut told = |packet: &Packet| {
+                let mut originator = Originator::new(1);
+                let redirect = hop.redirect(packet, source, &mut originator, &mut pool);
+                redirect.map(|redirect| redirect.ip().to_vec())
+            };
+            let expected = told(&first);
+            prop_assert!(expected.is_some());
+            prop_assert_eq!(told(&whole), expected);
         }
     }
 

@@ -96,6 +96,44 @@ fn has_segments_left(craft: &Craft) -> bool {
     matches!(&craft.ip, Ip::V6(v6) if v6.extensions.iter().any(left))
 }
 
+#[test]
+fn what_became_of_the_pieces_adds_up() {
+    let gone = |reason, packets| Adapted {
+        originated: packets - 1,
+        dropped: Some(Dropped { reason, packets }),
+    };
+    let sent = Adapted {
+        originated: 2,
+        dropped: None,
+    };
+    let mut all = Adapted::default();
+    for (other, originated, dropped) in [
+        (sent, 2, None),
+        (
+            gone(DropReason::NoBuffer, 3),
+            4,
+            Some((DropReason::NoBuffer, 3)),
+        ),
+        // Why the first was dropped is what is counted.
+        (
+            gone(DropReason::TooBig, 2),
+            5,
+            Some((DropReason::NoBuffer, 5)),
+        ),
+        (sent, 7, Some((DropReason::NoBuffer, 5))),
+    ] {
+        all.merge(other);
+        let dropped = dropped.map(|(reason, packets)| Dropped { reason, packets });
+        assert_eq!(
+            all,
+            Adapted {
+                originated,
+                dropped
+            }
+        );
+    }
+}
+
 proptest! {
     #[test]
     fn segments_are_what_their_sender_would_have_made(craft in super_crafts(), size in 1..4_000_u16, ecn: bool) {

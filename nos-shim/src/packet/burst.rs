@@ -72,3 +72,23 @@ impl<'a> IntoIterator for &'a PacketBurst {
         self.0.iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_packets::{Draft, pool};
+
+    #[test]
+    fn a_burst_shows_its_packets() {
+        let mut pool = pool();
+        let packets = [1, 2].map(|port| Draft::v4().udp_packet(&mut pool, (port, 53), b"x"));
+        let shown = format!("{packets:?}");
+        let mut burst: PacketBurst = packets.into_iter().collect();
+        assert_eq!(format!("{burst:?}"), shown);
+        // Of as many as there are, each can be changed.
+        burst.reverse();
+        let ports: Vec<_> = burst.into_iter().map(|packet| packet.ports()).collect();
+        let sources: Vec<_> = ports.into_iter().flatten().map(|it| it.source).collect();
+        assert_eq!(sources, [2, 1]);
+    }
+}

@@ -188,3 +188,15 @@ pub struct ExchangeRefused {
     /// What is wrong with it.
     pub reason: RegistrationRefused,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_are_called_what_they_are() {
+        assert_eq!(Owner::Nos.to_string(), "NOS");
+        let id = AttachmentId(7);
+        assert_eq!(Owner::Attachment(id).to_string(), id.to_string());
+    }
+}

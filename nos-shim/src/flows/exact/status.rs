@@ -52,3 +52,25 @@ pub struct FlowStatus {
     /// When it is forgotten if it is not used.
     pub left: Duration,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They are those of `docs/control.md`.
+    #[test]
+    fn states_have_names() {
+        let names = [
+            (FlowState::Expected, "expected"),
+            (FlowState::Unreplied, "unreplied"),
+            (FlowState::Replied, "replied"),
+            (FlowState::Tcp(Phase::Opening), "opening"),
+            (FlowState::Tcp(Phase::Established), "established"),
+            (FlowState::Tcp(Phase::Closing), "closing"),
+            (FlowState::Tcp(Phase::Closed), "closed"),
+        ];
+        for (state, name) in names {
+            assert_eq!(state.label(), name);
+        }
+    }
+}
