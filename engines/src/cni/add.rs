@@ -68,6 +68,7 @@ fn attached(
         invocation.configuration.version,
         endpoint,
         &attachment,
+        &inside,
         &assigned.dns,
     ))
 }
@@ -126,39 +127,40 @@ impl<'a> Asked<'a> {
             addresses,
             mac: self.mac.clone(),
             vrf: place.vrf,
-            network: chosen.network.clone().or(place.network),
+            network: place.network,
             to: self.wanted.to.clone(),
             from: self.wanted.from.clone(),
             outside: self.wanted.outside.clone(),
         })
     }
 
-    /// The network's own place, and over it that of the pool that is chosen.
+    /// The network's own place, over it that of the pool that is chosen, and over it an annotation.
     fn place(&self) -> Result<Place, CniError> {
-        let own = self.wanted.place.clone();
-        let Some(chosen) = &self.runtime.chosen.pool else {
-            return Ok(own);
+        let chosen = &self.runtime.chosen;
+        let mut place = self.wanted.place.clone();
+        if let Some(pool) = &chosen.pool {
+            place = self.pool(pool)?.over(place);
+        }
+        let annotated = Place {
+            network: chosen.network.clone(),
+            ..Place::default()
         };
+        Ok(annotated.over(place))
+    }
+
+    fn pool(&self, chosen: &str) -> Result<Place, CniError> {
         let pools = &self.wanted.pools;
-        let Some((_, pool)) = pools.iter().find(|(name, _)| name == chosen) else {
-            let names: Vec<_> = pools.iter().map(|(name, _)| name.as_str()).collect();
-            let there = match names.is_empty() {
-                true => "none".to_owned(),
-                false => names.join(", "),
-            };
-            return Err(CniError::configuration(format!(
-                "there is no pool {chosen:?} in nos-relay.pools; there is {there}"
-            )));
+        if let Some((_, pool)) = pools.iter().find(|(name, _)| name == chosen) {
+            return Ok(pool.clone());
+        }
+        let names: Vec<_> = pools.iter().map(|(name, _)| name.as_str()).collect();
+        let there = match names.is_empty() {
+            true => "none".to_owned(),
+            false => names.join(", "),
         };
-        Ok(Place {
-            network: pool.network.clone().or(own.network),
-            // Addresses of one VRF mean nothing in another.
-            addresses: match pool.vrf.is_some() {
-                true => pool.addresses.clone(),
-                false => pool.addresses.clone().or(own.addresses),
-            },
-            vrf: pool.vrf.clone().or(own.vrf),
-        })
+        Err(CniError::configuration(format!(
+            "there is no pool {chosen:?} in nos-relay.pools; there is {there}"
+        )))
     }
 
     fn ports(&self, addresses: &[IpAddr]) -> Result<Ports, CniError> {

@@ -86,6 +86,20 @@ pub(super) struct Runtime {
     pub(super) chosen: Chosen,
 }
 
+impl Place {
+    /// This one where it says something. Of a place in another network or VRF nothing holds: addresses
+    /// of one mean nothing in another, and a network says its VRF itself.
+    pub(super) fn over(self, below: Self) -> Self {
+        if self.network.is_some() || self.vrf.is_some() {
+            return self;
+        }
+        Self {
+            addresses: self.addresses.or(below.addresses),
+            ..below
+        }
+    }
+}
+
 impl Configuration {
     /// Reads what every command needs.
     pub(super) fn read(input: &[u8]) -> Result<Self, CniError> {
@@ -439,4 +453,31 @@ pub(super) fn mac(text: &str) -> Result<String, CniError> {
 pub(super) fn address(text: &str) -> Option<IpAddr> {
     let net = || text.parse::<IpNet>().ok().map(|net| net.addr());
     text.parse().ok().or_else(net)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_network_or_vrf_leaves_nothing_of_the_place_below() {
+        let place = |network: Option<&str>, vrf: Option<&str>, address: Option<&str>| Place {
+            network: network.map(str::to_owned),
+            vrf: vrf.map(str::to_owned),
+            addresses: address.map(|address| vec![address.parse().unwrap()]),
+        };
+        let below = place(None, Some("red"), Some("203.0.113.1"));
+        for above in [
+            place(Some("tenants"), None, None),
+            place(None, Some("blue"), Some("203.0.113.2")),
+        ] {
+            assert_eq!(above.clone().over(below.clone()), above);
+        }
+        assert_eq!(Place::default().over(below.clone()), below);
+        let address = place(None, None, Some("203.0.113.3"));
+        assert_eq!(
+            address.over(below),
+            place(None, Some("red"), Some("203.0.113.3"))
+        );
+    }
 }

@@ -6,9 +6,13 @@ use nos_relay::control::api::snapshot::Attachment;
 use serde_json::{Map, Value, json};
 
 use super::error::CniError;
+use super::inside::Inside;
 use super::version::Version;
 use super::{Invocation, configuration::Configuration};
 use crate::endpoint::Endpoint;
+
+/// Destinations of default routes, of IPv4 and IPv6.
+pub(super) const DEFAULT_ROUTES: [&str; 2] = ["0.0.0.0/0", "::/0"];
 
 /// The result of the plugins before this one, to which ours is added.
 #[derive(Debug)]
@@ -50,6 +54,7 @@ impl Base {
         version: Version,
         endpoint: &Endpoint,
         attachment: &Attachment,
+        inside: &Inside,
         dns: &Map<String, Value>,
     ) -> Value {
         let mut interfaces = self.list("interfaces").to_vec();
@@ -58,16 +63,19 @@ impl Base {
         let mut ips = self.list("ips").to_vec();
         let mut routes = self.list("routes").to_vec();
         for address in &attachment.addresses {
-            let (length, family, default) = match address.is_ipv4() {
-                true => (32, "4", "0.0.0.0/0"),
-                false => (128, "6", "::/0"),
+            let (length, family) = match address.is_ipv4() {
+                true => (32, "4"),
+                false => (128, "6"),
             };
             let mut ip = json!({"address": format!("{address}/{length}"), "interface": index});
             if version.marks_families() {
                 ip["version"] = family.into();
             }
             ips.push(ip);
-            if !routes.iter().any(|route| route["dst"] == default) {
+        }
+        // Of several interfaces in a namespace one has them.
+        for (default, leads_here) in DEFAULT_ROUTES.into_iter().zip(inside.routes) {
+            if leads_here && !routes.iter().any(|route| route["dst"] == default) {
                 routes.push(json!({"dst": default}));
             }
         }
