@@ -142,6 +142,7 @@ fn request(number: usize, veth: bool) -> AttachRequest {
             router: MacAddr::stable("relay").link_local(),
             ephemeral: vec![PortRange::new(first, first + 31).expect("a range")],
             opens_flows: true,
+            company: Default::default(),
             name,
         },
     }

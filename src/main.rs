@@ -50,10 +50,12 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
         Command::Check(check) => Ok(check.run(&mut out, &mut err)?),
         Command::Show(show) => Ok(show.run(&mut out, &mut err)?),
         Command::Attach(args) => Ok(args.run(&mut out, &mut err)?),
+        Command::Move(args) => Ok(args.ask.run(&args.request(), &mut out, &mut err)?),
         Command::Detach(args) => Ok(args.ask.run(&args.request(), &mut out, &mut err)?),
         Command::Ports(command) => Ok(command.run(&mut out, &mut err)?),
         Command::Route(command) => Ok(command.run(&mut out, &mut err)?),
         Command::Address(command) => Ok(command.run(&mut out, &mut err)?),
+        Command::Network(command) => Ok(command.run(&mut out, &mut err)?),
         Command::Group(command) => Ok(command.run(&mut out, &mut err)?),
         // It ends when nobody reads it any more.
         Command::Watch(watch) => Ok(watch.run(&mut io::stdout(), &mut err)?),

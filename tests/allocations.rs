@@ -95,6 +95,7 @@ fn attachment(id: u32, claims: Vec<Claim>) -> AttachmentConfig {
         id: AttachmentId(id),
         name: format!("c{id}").into(),
         vrf: VRF,
+        network: nos_shim::ident::NetworkId::DEFAULT,
         mac: CONTAINER,
         link_local: None,
         relay_mac: RELAY,

@@ -152,6 +152,7 @@ fn spec() -> ContainerSpec {
         router: MacAddr::stable("relay").link_local(),
         ephemeral: ports(&["40000-44999"]),
         opens_flows: true,
+        company: Default::default(),
     }
 }
 

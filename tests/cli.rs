@@ -244,6 +244,7 @@ fn attachments() -> Response {
         name: "web".to_owned(),
         netns: "/run/netns/C".to_owned(),
         origin: Origin::Config,
+        network: Some("red".to_owned()),
         container_mac: mac("02:00:5e:10:00:02"),
         addresses: vec![
             "203.0.113.1".parse().unwrap(),
@@ -687,6 +688,7 @@ fn the_port_tables_holdings_are_shown() {
         attachment: AttachmentId(0),
         name: "web".into(),
         vrf: VrfId::DEFAULT,
+        network: nos_shim::ident::NetworkId::DEFAULT,
         addresses: vec![address],
         policy: Policy::default(),
         claims: vec![

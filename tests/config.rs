@@ -425,6 +425,7 @@ fn the_documentation_has_every_key_and_no_other() {
         ("uplink", "[[uplink]]\nqqqqqqqqqqqqq = 1"),
         ("memif", "[[uplink]]\n[uplink.memif]\nqqqqqqqqqqqqq = 1"),
         ("route", "[[route]]\nqqqqqqqqqqqqq = 1"),
+        ("network", "[[network]]\nqqqqqqqqqqqqq = 1"),
         ("container", "[[container]]\nqqqqqqqqqqqqq = 1"),
         ("nos", "[nos]\nqqqqqqqqqqqqq = 1"),
     ] {
@@ -996,7 +997,7 @@ fn what_is_not_there_is_waited_for_and_what_cannot_be_is_refused() {
 }
 
 #[test]
-fn one_namespace_is_one_containers() {
+fn two_containers_of_one_namespace_share_no_address() {
     let config = config(FULL);
     let mut observed = everything(&config);
     let same = observed.namespaces[&config.containers[0].name].clone();
@@ -1004,7 +1005,10 @@ fn one_namespace_is_one_containers() {
     observed.namespaces.insert(db.clone(), same);
     let want = Want::of(&config, &observed);
     let refused = &want.refused[&Entity::Container(db)];
-    assert_eq!(refused, "pid 1234 is the namespace of container 'web'");
+    assert_eq!(
+        refused,
+        "pid 1234 is the namespace of container 'web' as well, and 203.0.113.1 is its address there"
+    );
     assert_eq!(want.state.links.len(), 1);
 }
 

@@ -58,6 +58,7 @@ impl Setup {
             id: ID,
             name: "c".into(),
             vrf: VrfId::DEFAULT,
+            network: nos_shim::ident::NetworkId::DEFAULT,
             mac: CONTAINER,
             link_local: None,
             relay_mac: RELAY,

@@ -493,6 +493,7 @@ mod tests {
                 attachment: AttachmentId(number),
                 name: format!("c{number}").into(),
                 vrf: VrfId::DEFAULT,
+                network: nos_shim::ident::NetworkId::DEFAULT,
                 addresses: vec![OWN.into()],
                 link_local: None,
                 claims: vec![Claim {

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use nos_shim::ident::{AttachmentId, UplinkId, VrfId};
+use nos_shim::ident::{AttachmentId, NetworkId, UplinkId, VrfId};
 use nos_shim::ports::{
     Claim, ClaimKind, Outside, Policy, PortRange, Registration, Restriction, Transport,
 };
@@ -80,6 +80,9 @@ pub struct nos_relay_registration {
     pub mtu: u16,
     /// What operators call it; UTF-8.
     pub name: *const c_char,
+    /// The network that it is in: attachments of different networks are kept apart on addresses that both
+    /// share. 0 where nothing else is said.
+    pub network: u32,
     /// Addresses of the NOS that it shares.
     pub addresses: *const nos_relay_address,
     /// How many addresses.
@@ -195,6 +198,7 @@ impl Shown {
             vrf: self.of.vrf.0,
             mtu: self.of.mtu,
             name: self.name.as_ptr(),
+            network: self.of.network.0,
             addresses: self.addresses.as_ptr(),
             address_count: self.addresses.len(),
             claims: self.claims.as_ptr(),
@@ -327,6 +331,7 @@ pub(crate) unsafe fn read(from: &nos_relay_registration) -> Result<Registration,
         // SAFETY: as above.
         name: unsafe { text(from.name, "name") }?.into(),
         vrf: vrf(from.vrf, "vrf")?,
+        network: NetworkId(from.network),
         addresses: addresses.collect::<Result<Vec<IpAddr>, _>>()?,
         link_local: (from.link != NOS_RELAY_NO_LINK).then_some(UplinkId(from.link)),
         claims: claims.collect::<Result<_, _>>()?,
@@ -373,6 +378,7 @@ mod tests {
             attachment: AttachmentId(70_000),
             name: "web".into(),
             vrf: VrfId(3),
+            network: NetworkId(5),
             addresses: addresses_of("203.0.113.1 2001:db8::1", "t").unwrap(),
             link_local: Some(UplinkId(2)),
             claims: vec![

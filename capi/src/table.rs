@@ -364,7 +364,9 @@ pub(crate) fn container(
     packet: &Packet,
 ) -> Result<AttachmentId, nos_relay_owner> {
     match decided(table, packet) {
-        Decided::By(PortOwner::Attachment { id, kind }) if is_open(packet, id, kind) => Ok(id),
+        Decided::By(PortOwner::Attachment { id, kind }) if is_open(table, packet, id, kind) => {
+            Ok(id)
+        }
         decided => Err(described(table, packet, decided)),
     }
 }
@@ -398,22 +400,35 @@ fn described(table: &PortTable, packet: &Packet, decided: Decided) -> nos_relay_
     match decided {
         Decided::Elsewhere => nos_relay_owner::of(NOS_RELAY_ELSEWHERE),
         Decided::To(address) => without_port(table, address, packet),
-        Decided::By(owner) => by_port(packet, owner),
+        Decided::By(owner) => by_port(table, packet, owner),
     }
 }
 
-/// Whether a packet may come to an attachment's port: from outside a flow to an ephemeral one is not opened.
+/// Whether a packet may come to an attachment's port: from outside a flow to an ephemeral one is not opened,
+/// and nothing comes from an attachment of another network.
 #[inline(always)]
-fn is_open(packet: &Packet, id: AttachmentId, kind: ClaimKind) -> bool {
-    kind != ClaimKind::Ephemeral
-        || !packet.opens_tcp_flow()
-        || packet.frame().interface() == Some(Interface::Attachment(id))
+fn is_open(table: &PortTable, packet: &Packet, id: AttachmentId, kind: ClaimKind) -> bool {
+    let opens = || {
+        kind == ClaimKind::Ephemeral
+            && packet.opens_tcp_flow()
+            && packet.frame().interface() != Some(Interface::Attachment(id))
+    };
+    !is_of_other_network(table, packet, id) && !opens()
+}
+
+#[inline(always)]
+fn is_of_other_network(table: &PortTable, packet: &Packet, id: AttachmentId) -> bool {
+    let from = packet.frame().interface();
+    matches!(from, Some(Interface::Attachment(from)) if table.keeps_apart(from, id))
 }
 
 #[inline]
-fn by_port(packet: &Packet, owner: PortOwner) -> nos_relay_owner {
+fn by_port(table: &PortTable, packet: &Packet, owner: PortOwner) -> nos_relay_owner {
     match owner {
-        PortOwner::Attachment { id, kind } if !is_open(packet, id, kind) => {
+        PortOwner::Attachment { id, kind } if !is_open(table, packet, id, kind) => {
+            nos_relay_owner::of(NOS_RELAY_NOBODY)
+        }
+        PortOwner::Watched { id, .. } if is_of_other_network(table, packet, id) => {
             nos_relay_owner::of(NOS_RELAY_NOBODY)
         }
         owner => owner.into(),
@@ -517,6 +532,7 @@ pub(crate) mod tests {
             attachment: AttachmentId(5),
             name: "web".into(),
             vrf: VrfId::DEFAULT,
+            network: nos_shim::ident::NetworkId::DEFAULT,
             addresses: vec![OWN.into()],
             link_local: None,
             claims: vec![

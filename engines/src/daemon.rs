@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Instant;
 
-use nos_relay::control::api::snapshot::{Attachment, Counters, Port, Registration};
+use nos_relay::control::api::snapshot::{Attachment, Counters, Network, Port, Registration};
 use nos_relay::control::api::{
     Applied, ControlError, QUERY_TIMEOUT, RefusalCode, Request, Response, Table, ask_for,
 };
@@ -130,6 +130,18 @@ impl Daemon {
     /// [`DaemonError`].
     pub fn change_once(&self, id: &str, request: Value) -> Result<Applied, DaemonError> {
         applied(self.ask(Some(id), &written(request)?, None)?)
+    }
+
+    /// The networks of containers, and who is in them.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError`].
+    pub fn networks(&self) -> Result<Vec<Network>, DaemonError> {
+        match self.show(Table::Networks)? {
+            Response::Networks(rows) => Ok(rows),
+            _ => Err(DaemonError::Answer("no networks")),
+        }
     }
 
     /// The containers that are attached, or wait to be.

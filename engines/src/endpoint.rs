@@ -114,15 +114,32 @@ pub fn join(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinErro
         return Err(JoinError::Gone(endpoint.netns.clone()));
     }
     let applied = attach(daemon, endpoint)?;
-    finish(daemon, endpoint, &applied).map_err(|first| {
-        match daemon.change(detach(&endpoint.name), None) {
-            Ok(_) => first,
-            Err(then) => JoinError::Left {
-                first: Box::new(first),
-                then,
-            },
-        }
-    })
+    let finished = finish(daemon, endpoint, &applied);
+    finished.map_err(|first| taken_back(daemon, endpoint, first))
+}
+
+/// Registers a container that is in no namespace yet, with its ports: `netns` of the endpoint leads nowhere.
+///
+/// # Errors
+///
+/// [`JoinError`]; then nothing of it is there, but for [`JoinError::Left`].
+pub fn prepare(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinError> {
+    let request = json!({"type": "attach", "container": container(endpoint)});
+    let applied = daemon.change(request, None)?;
+    let allocated = allocate(daemon, endpoint, applied.changed);
+    let row = allocated.and_then(|()| shown(daemon, endpoint));
+    row.map_err(|first| taken_back(daemon, endpoint, first))
+}
+
+/// Takes away what was done halfway, and says why it was not done whole.
+fn taken_back(daemon: &Daemon, endpoint: &Endpoint, first: JoinError) -> JoinError {
+    match daemon.change(detach(&endpoint.name), None) {
+        Ok(_) => first,
+        Err(then) => JoinError::Left {
+            first: Box::new(first),
+            then,
+        },
+    }
 }
 
 /// Takes a container away, if it is there. Returns whether it was.
@@ -157,7 +174,7 @@ pub fn collect(daemon: &Daemon, prefix: &str, keep: &[String]) -> Result<Vec<Str
 }
 
 /// Whether nothing is there under this path, for certain.
-fn is_gone(path: &Path) -> bool {
+pub(crate) fn is_gone(path: &Path) -> bool {
     std::fs::metadata(path).is_err_and(|error| {
         let process_has_ended = error.raw_os_error() == Some(libc::ESRCH);
         process_has_ended || matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
@@ -310,6 +327,11 @@ fn finish(
         });
     }
     allocate(daemon, endpoint, applied.changed)?;
+    shown(daemon, endpoint)
+}
+
+/// The container, as the daemon shows it.
+fn shown(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinError> {
     let rows = daemon.attachments()?;
     let row = rows.into_iter().find(|row| row.name == endpoint.name);
     row.ok_or_else(|| JoinError::Waits("the daemon does not show it any more".to_owned()))

@@ -14,10 +14,12 @@
 //! | [`name`] | from an engine's identifiers to names of the daemon's containers | all |
 //! | `process` | processes by descriptors | all |
 //! | [`cni`] | the plugin `nos-relay-cni` | containerd, CRI-O, podman |
+//! | [`docker`] | the plugin `nos-relay-docker` | Docker |
 
 pub mod annotations;
 pub mod cni;
 pub mod daemon;
+pub mod docker;
 pub mod endpoint;
 pub mod name;
 pub mod ports;

@@ -742,6 +742,7 @@ fn register(table: *mut nos_relay_table) {
         vrf: 0,
         mtu: 1500,
         name: c"web".as_ptr(),
+        network: 0,
         addresses: &raw const address,
         address_count: 1,
         claims: &raw const claim,

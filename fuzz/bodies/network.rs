@@ -84,6 +84,7 @@ pub fn attachment(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
         id,
         name: format!("c{}", id.0).into(),
         vrf: vrf(more),
+        network: nos_shim::ident::NetworkId::DEFAULT,
         mac: container_mac(id),
         link_local: (more & 2 != 0).then_some(link_local),
         relay_mac: relay_mac(id),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
-use nos_shim::ident::{AttachmentId, UplinkId, VrfId};
+use nos_shim::ident::{AttachmentId, NetworkId, UplinkId, VrfId};
 use nos_shim::ports::{
     Claim, ClaimKind, Owner, Policy, PortOwner, PortRange, PortTable, Registration,
     RegistrationRefused, Restriction, ServiceRegistration, Transport,
@@ -138,6 +138,7 @@ impl Wish {
             attachment: id,
             name: format!("c{}", id.0).into(),
             vrf: VrfId(u16::from(self.vrf % VRFS)),
+            network: NetworkId(u32::from(self.vrf / VRFS % 2)),
             addresses: addresses.map(address).collect(),
             link_local: self.link.map(link),
             policy: Policy {

@@ -128,6 +128,7 @@ impl World {
             attachment: WEB,
             name: "web".into(),
             vrf: VrfId::DEFAULT,
+            network: nos_shim::ident::NetworkId::DEFAULT,
             addresses: vec![NOS.1.into()],
             policy: Policy::default(),
             claims: vec![claim(Transport::Tcp), claim(Transport::Udp)],

@@ -120,6 +120,9 @@ reasons! {
     NoProtocol = "no-protocol",
     /// An ICMP message that concerns no flow of ours.
     IcmpUnmatched = "icmp-unmatched",
+    /// From a container, and for one of another network
+    /// ([`crate::ident::NetworkId`]).
+    OtherNetwork = "other-network",
     /// From a NOS in another process, and for no container: it has steered too much here
     /// ([`crate::uplink::Upstream`]).
     Unregistered = "unregistered",

@@ -85,6 +85,16 @@ generational!(UplinkId);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VrfId(pub u16);
 
+/// Identifies a network of containers. Containers of different networks are kept apart: none gets what
+/// another one sends to an address that both share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetworkId(pub u32);
+
+impl NetworkId {
+    /// The network of all containers that name none.
+    pub const DEFAULT: Self = Self(0);
+}
+
 /// One address of the NOS, in one VRF: index into tables keyed by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LocalAddressId(pub u32);

@@ -97,6 +97,7 @@ impl World {
             attachment: id,
             name: format!("{id}").into(),
             vrf: VrfId::DEFAULT,
+            network: nos_shim::ident::NetworkId::DEFAULT,
             addresses: vec![NOS.into()],
             policy: Policy::default(),
             claims: vec![Claim {

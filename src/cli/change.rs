@@ -81,9 +81,12 @@ pub struct AttachArgs {
     /// A process in that namespace.
     #[arg(long, value_name = "PID")]
     pub pid: Option<u32>,
-    /// The kind of its device: tap or veth.
-    #[arg(long, value_name = "KIND")]
-    pub device: String,
+    /// The kind of its device: tap or veth. With a network, its one if it is left out.
+    #[arg(long, value_name = "KIND", required_unless_present = "network")]
+    pub device: Option<String>,
+    /// The network that it is in.
+    #[arg(long, value_name = "NAME", conflicts_with = "vrf")]
+    pub network: Option<String>,
     /// The interface's name inside.
     #[arg(long, value_name = "NAME")]
     pub interface: Option<String>,
@@ -114,6 +117,30 @@ pub struct AttachArgs {
     /// With whose end it ends.
     #[command(flatten)]
     pub lease: LeaseArgs,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `move`.
+#[derive(Args, Clone, Debug)]
+pub struct MoveArgs {
+    /// The container's name.
+    pub name: String,
+    /// Path of the network namespace that it is in from now on.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "pid",
+        required_unless_present = "pid"
+    )]
+    pub netns: Option<String>,
+    /// A process in that namespace.
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+    /// The interface's name inside; as before if it is left out.
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
@@ -346,7 +373,7 @@ pub struct WatchArgs {
 }
 
 /// `KEY=VALUE`, the value as in TOML.
-fn setting(text: &str) -> Result<(String, toml::Value), String> {
+pub(super) fn setting(text: &str) -> Result<(String, toml::Value), String> {
     let (key, value) = text
         .split_once('=')
         .ok_or("there is no =, as in capture=\"file\"")?;
@@ -361,26 +388,26 @@ fn setting(text: &str) -> Result<(String, toml::Value), String> {
 
 /// Keys in the order in which they are given.
 #[derive(Default)]
-struct Given(Keys);
+pub(super) struct Given(pub(super) Keys);
 
 impl Given {
-    fn value(self, key: &str, value: Option<impl Into<toml::Value>>) -> Self {
+    pub(super) fn value(self, key: &str, value: Option<impl Into<toml::Value>>) -> Self {
         match value {
             Some(value) => Self(self.0.with(key, value)),
             None => self,
         }
     }
 
-    fn list(self, key: &str, values: &[String]) -> Self {
+    pub(super) fn list(self, key: &str, values: &[String]) -> Self {
         let values = (!values.is_empty()).then(|| values.to_vec());
         self.value(key, values)
     }
 
-    fn lease(self, lease: &LeaseArgs) -> Self {
+    pub(super) fn lease(self, lease: &LeaseArgs) -> Self {
         self.value("lease", lease.name())
     }
 
-    fn ports(self, ports: &PortLists) -> Self {
+    pub(super) fn ports(self, ports: &PortLists) -> Self {
         let from = (!ports.from.is_empty()).then(|| ports.from.clone());
         let state = ports.established.then_some("established");
         self.ruled("tcp", &ports.tcp, "from", from.clone())
@@ -407,7 +434,7 @@ impl Given {
         }
     }
 
-    fn settings(self, settings: &[(String, toml::Value)]) -> Self {
+    pub(super) fn settings(self, settings: &[(String, toml::Value)]) -> Self {
         let mut given = self;
         for (key, value) in settings {
             given = given.value(key, Some(value.clone()));
@@ -416,7 +443,7 @@ impl Given {
     }
 }
 
-fn text(value: &str) -> Option<String> {
+pub(super) fn text(value: &str) -> Option<String> {
     Some(value.to_owned())
 }
 
@@ -437,7 +464,8 @@ impl AttachArgs {
             .value("name", text(&self.name))
             .value("netns", self.netns.clone())
             .value("pid", self.pid.map(i64::from))
-            .value("device", text(&self.device))
+            .value("device", self.device.clone())
+            .value("network", self.network.clone())
             .value("interface", self.interface.clone())
             .list("addresses", &self.addresses)
             .value("link_local", self.link_local.clone())
@@ -451,6 +479,19 @@ impl AttachArgs {
             .value("container", Some(container.0))
             .lease(&self.lease);
         Request::Attach(request.0)
+    }
+}
+
+impl MoveArgs {
+    /// The request that it stands for.
+    #[must_use]
+    pub fn request(&self) -> Request {
+        let given = Given::default()
+            .value("name", text(&self.name))
+            .value("netns", self.netns.clone())
+            .value("pid", self.pid.map(i64::from))
+            .value("interface", self.interface.clone());
+        Request::Move(given.0)
     }
 }
 
@@ -637,7 +678,7 @@ impl AskArgs {
 impl AskArgs {
     /// Asks for something that may end with somebody's end. What this command holds is held until it
     /// is ended, or the daemon is.
-    fn run_leased(
+    pub(super) fn run_leased(
         &self,
         lease: &LeaseArgs,
         request: &Request,
@@ -680,7 +721,7 @@ impl AskArgs {
 }
 
 /// Shows an answer.
-fn respond(
+pub(super) fn respond(
     answer: Result<Response, ControlError>,
     json: bool,
     out: &mut impl Write,

@@ -1,6 +1,7 @@
 //! The command line, and the commands that need no data path: `check`, `show`, and requests.
 
 pub mod change;
+pub mod network;
 pub mod show;
 
 use std::io::{self, Write};
@@ -18,8 +19,10 @@ use crate::lab::demo::DemoArgs;
 use crate::outcome::Outcome;
 
 use change::{
-    AddressCommand, AttachArgs, DetachArgs, GroupCommand, PortsCommand, RouteCommand, WatchArgs,
+    AddressCommand, AttachArgs, DetachArgs, GroupCommand, MoveArgs, PortsCommand, RouteCommand,
+    WatchArgs,
 };
+use network::NetworkCommand;
 
 /// Lets containers talk through a user-mode NOS on the NOS's own interface address.
 #[derive(Clone, Debug, Parser)]
@@ -54,8 +57,13 @@ pub enum Command {
     Show(ShowArgs),
     /// Attach a container.
     Attach(Box<AttachArgs>),
+    /// Have a container that was attached at run time in another namespace.
+    Move(MoveArgs),
     /// Detach a container that was attached at run time.
     Detach(DetachArgs),
+    /// Make networks of containers, and connect containers with them.
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Give ports to containers, and take them away.
     #[command(subcommand)]
     Ports(PortsCommand),

@@ -12,8 +12,8 @@ use nos_shim::ident::AttachmentId;
 
 use crate::control::api::snapshot::{
     Attachment, Capture, Counters, Drops, Flow, FlowOpener, Lease, Link, Neighbor, NeighborState,
-    NextHop, Origin, Outside, Port, PortKind, PortState, Protocol, Registration, RegistrationKind,
-    Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
+    Network, NextHop, Origin, Outside, Port, PortKind, PortState, Protocol, Registration,
+    RegistrationKind, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
 };
 use crate::control::api::{Applied, Carrier, Event, Response, Subject, SubjectKind, Watched};
 
@@ -24,6 +24,7 @@ const REASON_WIDTH: usize = 36;
 #[must_use]
 pub fn table(response: &Response) -> String {
     let text = match response {
+        Response::Networks(rows) => networks(rows),
         Response::Attachments(rows) => attachments(rows),
         Response::Ports(rows) => ports(rows),
         Response::Routes(rows) => routes(rows),
@@ -44,6 +45,7 @@ pub fn table(response: &Response) -> String {
 #[must_use]
 pub fn json(response: &Response) -> String {
     let json = match response {
+        Response::Networks(rows) => serde_json::to_string_pretty(rows),
         Response::Attachments(rows) => serde_json::to_string_pretty(rows),
         Response::Ports(rows) => serde_json::to_string_pretty(rows),
         Response::Routes(rows) => serde_json::to_string_pretty(rows),
@@ -63,6 +65,7 @@ pub fn json(response: &Response) -> String {
 /// Puts the rows in the order in which people look for them.
 pub fn sort(response: &mut Response) {
     match response {
+        Response::Networks(rows) => rows.sort(),
         Response::Attachments(rows) => rows.sort_by_key(|row| row.id),
         Response::Ports(rows) => rows.sort_by_key(|row| (row.vrf, row.protocol, row.range)),
         Response::Routes(rows) => {
@@ -86,12 +89,41 @@ pub fn sort(response: &mut Response) {
     }
 }
 
+fn networks(rows: &[Network]) -> String {
+    if rows.is_empty() {
+        return "There are no networks.".to_owned();
+    }
+    let cells = rows.iter().map(|row| {
+        let addresses: Vec<_> = row.addresses.iter().map(ToString::to_string).collect();
+        [
+            row.name.clone(),
+            row.mode.clone(),
+            row.vrf.clone(),
+            lines(&row.uplinks),
+            lines(&addresses),
+            lines(&row.containers),
+            row.origin.to_string(),
+        ]
+    });
+    let header = [
+        "NAME",
+        "MODE",
+        "VRF",
+        "UPLINKS",
+        "ADDRESSES",
+        "CONTAINERS",
+        "FROM",
+    ];
+    plain(&header, &[], cells)
+}
+
 fn registrations(rows: &[Registration]) -> String {
     if rows.is_empty() {
         return "Nothing was registered at run time.".to_owned();
     }
     let cells = rows.iter().map(|row| {
         let kind = match row.kind {
+            RegistrationKind::Network => "network",
             RegistrationKind::Container => "container",
             RegistrationKind::Ports => "ports",
             RegistrationKind::Route => "route",

@@ -29,7 +29,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::{Policy, PortRange};
+use nos_shim::ports::{Outside, Policy, PortRange};
+use nos_shim::prefix_set::PrefixSet;
 use nos_shim::shim::Upstream;
 use thiserror::Error;
 
@@ -42,6 +43,7 @@ mod check;
 mod claims;
 mod document;
 mod entries;
+mod networks;
 mod place;
 mod port_list;
 mod report;
@@ -78,6 +80,8 @@ pub struct Config {
     pub uplinks: Vec<Uplink>,
     /// Static routes, in the order of the file.
     pub routes: Vec<Route>,
+    /// Networks of containers, in the order of the file.
+    pub networks: Vec<ContainerNetwork>,
     /// Containers to attach, in the order of the file.
     pub containers: Vec<Container>,
     /// What the NOS itself offers in each VRF. One that is not here answers pings, and that is all.
@@ -275,6 +279,42 @@ pub struct NextHop {
     pub uplink: Name,
 }
 
+/// What containers have in common. Those of different networks are kept apart: none gets what another one
+/// sends to an address that both share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerNetwork {
+    /// Unique among networks.
+    pub name: Name,
+    /// How its containers are reached.
+    pub mode: NetworkMode,
+    /// The VRF that its containers are in.
+    pub vrf: VrfName,
+    /// The uplinks whose addresses they share; all of the VRF if there is none here.
+    pub uplinks: Vec<Name>,
+    /// The kind of device that joins those that name none.
+    pub device: Option<ContainerDevice>,
+    /// Where those may open flows to that do not say it themselves.
+    pub to: Option<Arc<PrefixSet>>,
+    /// What becomes of what those send from ports of nobody that do not say it themselves.
+    pub outside: Option<Outside>,
+}
+
+/// How the containers of a network are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// By addresses of the NOS, on ports of their own.
+    #[default]
+    Shared,
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "shared",
+        })
+    }
+}
+
 /// A container to attach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
@@ -282,6 +322,8 @@ pub struct Container {
     pub name: Name,
     /// Its network namespace.
     pub netns: NetnsRef,
+    /// The network that it is in.
+    pub network: Option<Name>,
     /// The kind of device that joins it.
     pub device: ContainerDevice,
     /// The interface's name inside.
@@ -495,6 +537,12 @@ impl Config {
     #[must_use]
     pub fn uplink(&self, name: &Name) -> Option<&Uplink> {
         self.uplinks.iter().find(|uplink| uplink.name == *name)
+    }
+
+    /// The network of this name.
+    #[must_use]
+    pub fn network(&self, name: &Name) -> Option<&ContainerNetwork> {
+        self.networks.iter().find(|network| network.name == *name)
     }
 
     /// The container of this name.

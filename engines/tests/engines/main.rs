@@ -20,6 +20,7 @@ use base as support;
 mod containerd;
 mod cri;
 mod ctr;
+mod docker;
 mod image;
 mod medians;
 mod podman;

@@ -49,7 +49,7 @@ pub(super) fn recipient(
     worker: &mut Worker,
     now: Instant,
 ) -> Recipient {
-    match (packet.protocol(), packet.is_ipv6()) {
+    let recipient = match (packet.protocol(), packet.is_ipv6()) {
         (protocol::TCP | protocol::UDP, _) => {
             recipient_by_port(packet, address, tables, worker, now)
         }
@@ -57,6 +57,27 @@ pub(super) fn recipient(
             recipient_of_icmp(packet, address, tables, worker, now)
         }
         _ => Recipient::NoProtocol,
+    };
+    match tables.ports.isolates() {
+        true => within_network(packet, recipient, tables),
+        false => recipient,
+    }
+}
+
+/// Nobody, where the recipient would be a container of another network than the sender is.
+#[inline(never)]
+fn within_network(packet: &Packet, recipient: Recipient, tables: &Tables) -> Recipient {
+    let (Recipient::Attachment(to) | Recipient::Echo(to, _)) = recipient else {
+        return recipient;
+    };
+    match packet.frame().interface() {
+        Some(Interface::Attachment(from)) if tables.keeps_apart(from, to) => {
+            match packet.icmp().is_some() {
+                true => Recipient::Drop(DropReason::OtherNetwork),
+                false => Recipient::Refused(DropReason::OtherNetwork),
+            }
+        }
+        _ => recipient,
     }
 }
 

@@ -31,7 +31,7 @@ use crate::worker::{Holder, Worker};
 
 use super::Forwarder;
 use super::demux::{Recipient, put_back_echo_id, recipient};
-use super::step::{NextHop, Notice, Refusal, Step, ToAttachment};
+use super::step::{NextHop, Notice, Step, ToAttachment};
 
 impl Forwarder<'_> {
     /// Packets from containers.
@@ -104,8 +104,10 @@ fn deliver(
                 echo_id,
                 origin,
             }),
-            Holder::Nobody(DropReason::NoListener) => {
-                Step::Refuse(Refusal::no_listener(packet, origin))
+            Holder::Nobody(reason @ (DropReason::NoListener | DropReason::OtherNetwork))
+                if packet.icmp().is_none() =>
+            {
+                Step::no_listener(packet, origin, reason)
             }
             Holder::Nobody(reason) => Step::Drop(packet, reason),
             Holder::Upstream | Holder::Local(_) => leave(packet, origin, tables),

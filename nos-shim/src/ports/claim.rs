@@ -7,7 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::{Policy, PortRange, Restriction};
-use crate::ident::{AttachmentId, UplinkId, VrfId};
+use crate::ident::{AttachmentId, NetworkId, UplinkId, VrfId};
 
 /// Attachments with higher numbers cannot own ports: the map of ports has 28 bits for them.
 pub(super) const LAST_OWNER: u32 = (1 << 28) - 1;
@@ -149,6 +149,8 @@ pub struct Registration {
     pub name: Arc<str>,
     /// Where its packets are looked up.
     pub vrf: VrfId,
+    /// The network that it is in: see [`PortTable::keeps_apart`](super::PortTable::keeps_apart).
+    pub network: NetworkId,
     /// NOS addresses that it shares.
     pub addresses: Vec<IpAddr>,
     /// The uplink, in its VRF, whose link-local address it shares besides: it talks with the neighbors on

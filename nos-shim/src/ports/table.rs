@@ -139,7 +139,7 @@ impl Grant {
 /// The owners of all ports on the NOS's addresses.
 ///
 /// ```
-/// use nos_shim::ident::{AttachmentId, VrfId};
+/// use nos_shim::ident::{AttachmentId, NetworkId, VrfId};
 /// use nos_shim::ports::{Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport};
 ///
 /// let mut ports = PortTable::new();
@@ -149,6 +149,7 @@ impl Grant {
 ///         attachment: AttachmentId::new(id, 0),
 ///         name: name.into(),
 ///         vrf: VrfId::DEFAULT,
+///         network: NetworkId::DEFAULT,
 ///         addresses: vec!["203.0.113.1".parse()?],
 ///         link_local: None,
 ///         claims: vec![Claim {
@@ -182,6 +183,8 @@ pub struct PortTable {
     unused_ids: Vec<LocalAddressId>,
     registrations: Registrations,
     services: Services,
+    /// Whether registrations are of more than one network.
+    isolates: bool,
 }
 
 type Registrations = BTreeMap<AttachmentId, Arc<Registration>>;
@@ -204,6 +207,7 @@ impl PortTable {
             unused_ids: Vec::new(),
             registrations: BTreeMap::new(),
             services: BTreeMap::new(),
+            isolates: false,
         }
     }
 
@@ -212,6 +216,28 @@ impl PortTable {
     #[inline]
     pub fn owner(&self, address: LocalAddressId, transport: Transport, port: u16) -> PortOwner {
         self.map.at(address, transport, port).owner()
+    }
+
+    /// Whether two attachments are in different networks, so that neither gets what the other one sends
+    /// to an address that both share: it is refused as if nobody listened. Attachments that are not
+    /// registered are kept apart from nobody.
+    #[must_use]
+    #[inline]
+    pub fn keeps_apart(&self, one: AttachmentId, other: AttachmentId) -> bool {
+        self.isolates && self.are_in_different_networks(one, other)
+    }
+
+    fn are_in_different_networks(&self, one: AttachmentId, other: AttachmentId) -> bool {
+        let network = |id| self.registrations.get(&id).map(|it| it.network);
+        let networks = network(one).zip(network(other));
+        networks.is_some_and(|(one, other)| one != other)
+    }
+
+    /// Whether any two attachments are in different networks.
+    #[must_use]
+    #[inline]
+    pub fn isolates(&self) -> bool {
+        self.isolates
     }
 
     /// The index of an address of the NOS.
@@ -348,6 +374,9 @@ impl PortTable {
         let old = self.stripes(old, before.service.as_deref());
         let new = self.stripes(register, service);
         repaint(&mut self.map, old, new);
+        let mut networks = self.registrations.values().map(|it| it.network);
+        let first = networks.next();
+        self.isolates = networks.any(|network| Some(network) != first);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, Lost, Watched};
-use super::snapshot::{Attachment, Counters, Flow, Neighbor, Port, Registration, Route};
+use super::snapshot::{Attachment, Counters, Flow, Neighbor, Network, Port, Registration, Route};
 use crate::control::config::{Change, Keys, PortClash, PortsAction};
 
 /// Version of the protocol. Both sides must have the same.
@@ -42,8 +42,18 @@ pub enum Request {
         /// The format in which it is to be said.
         format: u32,
     },
+    /// [`Change::CreateNetwork`].
+    NetworkCreate(Keys),
+    /// [`Change::RemoveNetwork`].
+    NetworkRemove(Keys),
+    /// [`Change::Connect`].
+    NetworkConnect(Keys),
+    /// [`Change::Disconnect`].
+    NetworkDisconnect(Keys),
     /// [`Change::Attach`].
     Attach(Keys),
+    /// [`Change::Move`].
+    Move(Keys),
     /// [`Change::Detach`].
     Detach(Keys),
     /// [`PortsAction::Add`].
@@ -83,7 +93,12 @@ impl Request {
     pub fn change(&self) -> Option<(Change, &Keys)> {
         Some(match self {
             Self::Show { .. } | Self::Watch { .. } | Self::TakeOver { .. } => return None,
+            Self::NetworkCreate(keys) => (Change::CreateNetwork, keys),
+            Self::NetworkRemove(keys) => (Change::RemoveNetwork, keys),
+            Self::NetworkConnect(keys) => (Change::Connect, keys),
+            Self::NetworkDisconnect(keys) => (Change::Disconnect, keys),
             Self::Attach(keys) => (Change::Attach, keys),
+            Self::Move(keys) => (Change::Move, keys),
             Self::Detach(keys) => (Change::Detach, keys),
             Self::PortsAdd(keys) => (Change::Ports(PortsAction::Add), keys),
             Self::PortsRemove(keys) => (Change::Ports(PortsAction::Remove), keys),
@@ -104,6 +119,8 @@ impl Request {
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Table {
+    /// Networks of containers, and who is in them.
+    Networks,
     /// Containers that are joined to the relay.
     Attachments,
     /// Who owns which TCP and UDP ports.
@@ -124,6 +141,8 @@ pub enum Table {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "data", rename_all = "kebab-case")]
 pub enum Response {
+    /// To [`Table::Networks`].
+    Networks(Vec<Network>),
     /// To [`Table::Attachments`].
     Attachments(Vec<Attachment>),
     /// To [`Table::Ports`].

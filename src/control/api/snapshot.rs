@@ -95,14 +95,33 @@ impl core::fmt::Display for Origin {
     }
 }
 
+/// A network of containers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// How its containers are reached: `shared`.
+    pub mode: String,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The VRF that its containers are in.
+    pub vrf: String,
+    /// The uplinks whose addresses they share.
+    pub uplinks: Vec<String>,
+    /// Those addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The containers that are in it, attached or not.
+    pub containers: Vec<String>,
+}
+
 /// Something that was registered at run time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Registration {
     /// What it is.
     pub kind: RegistrationKind,
-    /// The container; the route's prefix and metric; the uplink.
+    /// The network; the container; the route's prefix and metric; the uplink.
     pub name: String,
-    /// The ports, the address or the group; empty of a container and of a route.
+    /// The ports, the address or the group; empty of a network, of a container and of a route.
     pub what: Vec<String>,
     /// With whose end it ends.
     pub lease: Option<Lease>,
@@ -116,6 +135,8 @@ pub struct Registration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RegistrationKind {
+    /// A network of containers.
+    Network,
     /// A container, with the ports that its keys give it.
     Container,
     /// Ports that a container was given besides.
@@ -153,6 +174,9 @@ pub struct Attachment {
     /// Where it comes from.
     #[serde(default)]
     pub origin: Origin,
+    /// The network that it is in, if any by name.
+    #[serde(default)]
+    pub network: Option<String>,
     /// MAC address of the container's interface.
     #[serde(with = "text")]
     pub container_mac: MacAddr,

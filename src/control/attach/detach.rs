@@ -45,6 +45,8 @@ pub struct Detachment {
     pub veth: Option<VethPair>,
     /// The device of the relay's end, if the caller has it.
     pub device: Option<Box<dyn FrameDevice>>,
+    /// Other attachments of its namespace stay.
+    pub others_stay: bool,
 }
 
 impl std::fmt::Debug for Detachment {
@@ -53,6 +55,7 @@ impl std::fmt::Debug for Detachment {
             .field("side", &self.side)
             .field("veth", &self.veth)
             .field("device", &self.device.as_ref().map(|device| device.name()))
+            .field("others_stay", &self.others_stay)
             .finish()
     }
 }
@@ -71,8 +74,13 @@ pub fn detach_all(
     let mut pairs = Vec::with_capacity(detachments.len());
     let mut devices = Vec::with_capacity(detachments.len());
     for (position, detachment) in detachments.into_iter().enumerate() {
-        let Detachment { side, veth, device } = detachment;
-        sides.push(side);
+        let Detachment {
+            side,
+            veth,
+            device,
+            others_stay,
+        } = detachment;
+        sides.push((side, others_stay));
         pairs.extend(veth.map(|pair| (position, pair)));
         devices.extend(device);
     }
@@ -91,8 +99,8 @@ pub fn detach_all(
     outcomes
 }
 
-fn undo(side: Option<ParkedSide>) -> Result<(), AttachError> {
-    side.map_or(Ok(()), ParkedSide::detach)
+fn undo((side, others_stay): (Option<ParkedSide>, bool)) -> Result<(), AttachError> {
+    side.map_or(Ok(()), |side| side.detach(others_stay))
 }
 
 /// Closes devices, and returns when all are closed.

@@ -1,11 +1,11 @@
 //! What is needed to work on a container's namespace from outside.
 
-use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 
-use super::AttachError;
 use super::local_ports::LocalPorts;
-use super::mark::find_marked;
+use super::mark::{find_marked, owner};
+use super::plan::is_of;
+use super::{AttachError, ContainerSpec};
 use crate::control::kernel::netlink::{AddressFacts, LinkSelector, Netlink, RouteFacts, RuleFacts};
 use crate::control::kernel::{LinkFacts, Namespace};
 
@@ -59,12 +59,15 @@ impl Interior {
     }
 
     /// Reads all that attaching touches.
+    /// Of ours, what is of this attachment: other attachments of the namespace look after their own.
     pub(super) fn observe(
         &self,
         lo: LinkFacts,
         link: LinkFacts,
-        networks: &[IpNet],
+        spec: &ContainerSpec,
     ) -> Result<Found, AttachError> {
+        let networks = &spec.networks;
+        let interfaces = (lo.index, link.index);
         let addresses = self.netlink.addresses()?;
         let wanted = |route: &RouteFacts| {
             let network = route.network();
@@ -74,12 +77,13 @@ impl Interior {
         let read = |family| -> Result<(Vec<_>, Vec<_>), AttachError> {
             let routes = self.netlink.routes(family)?.into_iter();
             let kept = routes.filter(|route| route.is_default() || wanted(route));
+            let kept = kept.filter(|route| !route.is_marked() || is_of(route, spec, interfaces));
             Ok(kept.partition(RouteFacts::is_default))
         };
         let (ipv4_defaults, mut networks) = read(AddressFamily::Inet)?;
         let (ipv6_defaults, ipv6_networks) = read(AddressFamily::Inet6)?;
         networks.extend(ipv6_networks);
-        let shared = networks.extract_if(.., |route| route.is_ours_to_shared());
+        let shared = networks.extract_if(.., |route| route.is_ours_elsewhere());
         let shared = shared.collect();
         Ok(Found {
             lo,
@@ -138,6 +142,13 @@ impl Interior {
         routes.extend(self.netlink.routes(AddressFamily::Inet6)?);
         routes.retain(RouteFacts::is_marked);
         Ok(routes)
+    }
+
+    /// Whether another attachment than this one has an interface here.
+    pub(super) fn has_others(&self, attachment: &str) -> Result<bool, AttachError> {
+        let links = self.netlink.all_links()?;
+        let mut owners = links.iter().filter_map(owner);
+        Ok(owners.any(|owner| owner != attachment))
     }
 
     /// The rules that carry our mark.

@@ -36,7 +36,11 @@
 //! leftover that is not wanted so is removed. Who still lives is told by what the kernel grants once:
 //! a TAP's only queue, and the [`Takeover`](crate::control::kernel::takeover::Takeover) of a host end.
 //!
-//! Limits: one attachment to a namespace. Calls block for about a millisecond, those that delete or
+//! Several attachments of one namespace are told apart by their interfaces and addresses ([`Company`]); the
+//! first has the namespace's default route, each other one a table of its own for what comes from its
+//! addresses. When one goes, the rules and the ports are for those that stay to put right.
+//!
+//! Calls block for about a millisecond, those that delete or
 //! close for some 20: for the control thread only.
 
 mod detach;
@@ -74,7 +78,10 @@ pub use leftovers::{make_room, remove_leftovers};
 pub use mark::host_end_name;
 pub use plan::Families;
 pub use side::{ContainerSide, ParkedSide, SideFacts, SideReport};
-pub use spec::{AttachRequest, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Placement};
+pub use spec::{
+    AttachRequest, Company, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, OtherAttachment,
+    Placement,
+};
 pub use veth::VethPair;
 
 /// A container that is attached.
@@ -111,6 +118,7 @@ impl Attached {
             side: Some(self.side),
             veth: self.veth,
             device: Some(self.device),
+            others_stay: false,
         }
     }
 }

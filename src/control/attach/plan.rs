@@ -103,6 +103,7 @@ impl Plan {
         }
         plan.add_addresses(&addresses, found);
         plan.set_link(spec, &addresses, found, added);
+        let is_first = spec.company.table.is_none();
         for family in [
             Family {
                 source: addresses.iter().copied().find(IpAddr::is_ipv4),
@@ -113,7 +114,10 @@ impl Plan {
                 defaults: &found.ipv6_defaults,
             },
         ] {
-            plan.set_default_route(&family, found);
+            match is_first {
+                true => plan.set_default_route(&family, found),
+                false => plan.have_no_default_route(&family),
+            }
         }
         plan.set_networks(&spec.networks, &addresses, found);
         plan.set_shared_routes(spec, &addresses, found);
@@ -125,10 +129,29 @@ impl Plan {
         }
         // Last: with an address the kernel removes the routes whose source it is.
         let stale = found.ours_on_lo(added);
-        for facts in stale.filter(|facts| !spec.addresses.contains(&facts.address)) {
+        let stays = |address| spec.addresses.contains(&address) || spec.company.has(address);
+        for facts in stale.filter(|facts| !stays(facts.address)) {
             plan.remove_address(facts);
         }
         Ok(plan)
+    }
+
+    /// What takes away what is of one attachment alone, beside others that stay: they put the rules right.
+    pub(super) fn undo_one(
+        spec: &ContainerSpec,
+        (lo, index): (u32, u32),
+        addresses: &[AddressFacts],
+        routes: Vec<RouteFacts>,
+        added: &BTreeSet<IpAddr>,
+    ) -> Vec<Step> {
+        let routes = routes.into_iter();
+        let routes = routes.filter(|route| is_of(route, spec, (lo, index)));
+        let routes = routes.map(|route| Step::tolerant(route.remove(), GONE, Effect::None));
+        let ours = addresses.iter().filter(|facts| {
+            let own = spec.addresses.contains(&facts.address);
+            own && is_our_address(facts, lo, added)
+        });
+        routes.chain(ours.map(|facts| removal(*facts))).collect()
     }
 
     /// What takes everything of ours away again; the interface goes with its owner.
@@ -352,6 +375,21 @@ impl Plan {
         }
     }
 
+    /// The namespace's default route is another attachment's, and this one's is in a table of its own. One
+    /// that was the first has left one.
+    fn have_no_default_route(&mut self, family: &Family<'_>) {
+        match family.source {
+            Some(IpAddr::V4(_)) => self.families.ipv4 = self.up,
+            Some(IpAddr::V6(_)) => self.families.ipv6 = self.up,
+            None => {}
+        }
+        let ours = family.defaults.iter().filter(|route| route.is_ours());
+        for old in ours {
+            let removal = Step::tolerant(old.clone().remove(), GONE, Effect::None);
+            self.steps.push(removal);
+        }
+    }
+
     /// Routes to the networks of the NOS: as its default route, but that those who look for a route
     /// to a neighbor find one that is not the default.
     fn set_networks(&mut self, networks: &[IpNet], addresses: &[IpAddr], found: &Found) {
@@ -493,6 +531,18 @@ impl Found {
     }
 }
 
+/// Whether a route of ours is of this attachment, which has these interfaces; all are where it is alone.
+pub(super) fn is_of(route: &RouteFacts, spec: &ContainerSpec, (lo, index): (u32, u32)) -> bool {
+    if !route.is_marked() {
+        return false;
+    }
+    let inside = || {
+        let own = route.destinations().map(|destinations| destinations.addr());
+        route.interface() == Some(lo) && own.is_some_and(|own| spec.addresses.contains(&own))
+    };
+    spec.company.others.is_empty() || route.interface() == Some(index) || inside()
+}
+
 fn removal(facts: AddressFacts) -> Step {
     Step::tolerant(facts.remove(), GONE, Effect::Removed(facts.address))
 }
@@ -552,6 +602,7 @@ fn host_prefix(address: IpAddr) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Company;
     use super::*;
     use crate::control::kernel::LinkStatistics;
     use crate::control::kernel::netlink::{Selector, Table};
@@ -581,6 +632,7 @@ mod tests {
             router: ROUTER.parse().unwrap(),
             ephemeral: Vec::new(),
             opens_flows: true,
+            company: Company::default(),
         }
     }
 
@@ -784,9 +836,12 @@ mod tests {
         let plan = |wanted: &ContainerSpec, found| {
             Plan::new(wanted, found, &BTreeSet::new(), Occasion::Update, &"here").unwrap()
         };
-        found
-            .shared
-            .push(RouteFacts::our_shared(second, ETH0, DUMMY_ADDRESS.into()));
+        found.shared.push(RouteFacts::our_shared(
+            second,
+            Table::Shared,
+            ETH0,
+            DUMMY_ADDRESS.into(),
+        ));
         found.ipv4_rules = shared::rules(AddressFamily::Inet, &wanted, &wanted.addresses);
         let planned = plan(&wanted, &found);
         assert_eq!(

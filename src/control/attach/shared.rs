@@ -31,6 +31,10 @@
 //! removed. What comes in from a shared address passes a check of its source (`rp_filter`) whatever
 //! that is set to, as its way back is the interface that it came by. No sysctl is touched.
 //!
+//! Of several attachments of one namespace, all that is said here is the first one's. What comes from an
+//! address of another one goes by a table of that one's, which has its default route as well; what comes from
+//! none yet and goes to its addresses, by the table `further`.
+//!
 //! An interface that is gone takes the routes along. The rules then find nothing, and the packets stay
 //! inside as ever.
 
@@ -40,7 +44,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use netlink_packet_route::AddressFamily;
 use nos_shim::icmp::DUMMY_ADDRESS;
 
-use super::ContainerSpec;
+use super::{ContainerSpec, OtherAttachment};
 use crate::control::kernel::netlink::{Request, RouteFacts, RuleFacts, Selector, Table};
 
 /// What brings the rules of one family into the order wanted.
@@ -51,23 +55,27 @@ pub(super) struct RuleChanges {
     pub(super) remove: Vec<Request>,
 }
 
-/// The rules of one family, in their order; none where the container has no address of that family.
+/// The rules of one family, in their order, of all attachments of the namespace; none where they have no
+/// address of that family.
 pub(super) fn rules(
     family: AddressFamily,
     spec: &ContainerSpec,
     addresses: &[IpAddr],
 ) -> Vec<RuleFacts> {
     let ipv4 = family == AddressFamily::Inet;
-    let own = addresses
-        .iter()
-        .copied()
-        .filter(|own| own.is_ipv4() == ipv4);
-    let mut rules: Vec<(Selector, Table)> = own
-        .map(|own| (Selector::from(own.into()), Table::Shared))
-        .collect();
+    let all = attachments(spec, addresses);
+    let first = all.iter().find(|it| it.table.is_none());
+    let mut rules: Vec<(Selector, Table)> = Vec::new();
+    for attachment in &all {
+        let table = attachment.table.map_or(Table::Shared, Table::Attachment);
+        let own = attachment.addresses.iter().copied();
+        let own = own.filter(|own| own.is_ipv4() == ipv4);
+        rules.extend(own.map(|own| (Selector::from(own.into()), table)));
+    }
     if rules.is_empty() {
         return Vec::new();
     }
+    let further = rules.iter().any(|(_, table)| *table != Table::Shared);
     let no_source_yet = match ipv4 {
         true => Selector::from(NO_SOURCE_YET.into()),
         false => {
@@ -76,7 +84,7 @@ pub(super) fn rules(
             Selector::ANY
         }
     };
-    if !spec.opens_flows {
+    if first.is_some_and(|first| !first.opens_flows) {
         let tcp = Selector {
             tcp: true,
             ..no_source_yet
@@ -84,10 +92,26 @@ pub(super) fn rules(
         rules.push((tcp, Table::Own));
     }
     rules.push((no_source_yet, Table::Shared));
+    if further {
+        rules.push((no_source_yet, Table::Further));
+    }
     let rules = rules.into_iter();
     rules
         .map(|(packets, table)| RuleFacts::ours(family, packets, table))
         .collect()
+}
+
+/// All attachments of a namespace, the first one in front: in the same order, whichever of them asks.
+fn attachments(spec: &ContainerSpec, addresses: &[IpAddr]) -> Vec<OtherAttachment> {
+    let own = OtherAttachment {
+        table: spec.company.table,
+        addresses: addresses.to_vec(),
+        opens_flows: spec.opens_flows,
+    };
+    let mut all = vec![own];
+    all.extend(spec.company.others.iter().cloned());
+    all.sort_by_key(|attachment| attachment.table);
+    all
 }
 
 /// What the source of an IPv4 packet is as long as nobody has chosen one.
@@ -143,11 +167,18 @@ pub(super) fn routes(
                 IpAddr::V4(_) => DUMMY_ADDRESS.into(),
                 IpAddr::V6(_) => spec.router.into(),
             };
-            RouteFacts::our_shared(own, interface, gateway)
+            let tables = match spec.company.table {
+                None => vec![Table::Shared],
+                Some(number) => vec![Table::Attachment(number), Table::Further],
+            };
+            let to_own = move |table| RouteFacts::our_shared(own, table, interface, gateway);
+            tables.into_iter().map(to_own)
         };
-        addresses.iter().map(route)
+        let to_own = addresses.iter().flat_map(route);
+        to_own.chain(ways_out(spec, addresses, interface))
     });
-    let own = addresses.iter().filter(|_| !spec.opens_flows);
+    let is_first = spec.company.table.is_none();
+    let own = addresses.iter().filter(|_| is_first && !spec.opens_flows);
     let inside = own.map(|&own| {
         let loopback: IpAddr = match own {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -158,8 +189,24 @@ pub(super) fn routes(
     beyond.chain(inside).collect()
 }
 
+/// The default routes of an attachment that has not the namespace's: one of each family.
+fn ways_out(
+    spec: &ContainerSpec,
+    addresses: &[IpAddr],
+    interface: u32,
+) -> impl Iterator<Item = RouteFacts> {
+    let table = spec.company.table.map(Table::Attachment);
+    let first = |ipv4: bool| addresses.iter().copied().find(|own| own.is_ipv4() == ipv4);
+    let sources = [first(true), first(false)].into_iter().flatten();
+    table.into_iter().flat_map(move |table| {
+        let sources = sources.clone();
+        sources.map(move |source| RouteFacts::our_default_in(table, interface, source))
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::Company;
     use super::*;
     use nos_shim::ident::MacAddr;
 
@@ -179,6 +226,7 @@ mod tests {
             router: "fe80::ff".parse().unwrap(),
             ephemeral: Vec::new(),
             opens_flows,
+            company: Company::default(),
         }
     }
 
@@ -292,6 +340,71 @@ mod tests {
         assert_eq!(rules(AddressFamily::Inet, &spec, v4).len(), 2);
         assert_eq!(routes(&spec, v4, Some(7), 1).len(), 1);
         assert_eq!(routes(&spec, v4, None, 1), []);
+    }
+
+    const OTHER: &str = "198.51.100.1";
+
+    /// The first attachment of a namespace, and one more with a table of its own.
+    fn two() -> [ContainerSpec; 2] {
+        let mut first = spec(true);
+        let mut second = ContainerSpec {
+            name: "web.blue".to_owned(),
+            addresses: vec![OTHER.parse().unwrap()],
+            ..spec(true)
+        };
+        let of = |spec: &ContainerSpec, table| OtherAttachment {
+            table,
+            addresses: spec.addresses.clone(),
+            opens_flows: spec.opens_flows,
+        };
+        first.company.others = vec![of(&second, Some(77))];
+        second.company = Company {
+            table: Some(77),
+            others: vec![of(&first, None)],
+        };
+        [first, second]
+    }
+
+    #[test]
+    fn attachments_of_one_namespace_want_the_same_rules() {
+        let [first, second] = two();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            assert_eq!(
+                rules(family, &first, &first.addresses),
+                rules(family, &second, &second.addresses)
+            );
+        }
+        let rules = rules(AddressFamily::Inet, &second, &second.addresses);
+        let rules: Vec<_> = rules.iter().map(RuleFacts::add).collect();
+        let expected = [
+            "203.0.113.1/32 for table 28274",
+            "198.51.100.1/32 for table 77",
+            "0.0.0.0/32 for table 28274",
+            "0.0.0.0/32 for table 28276",
+        ];
+        let expected = expected.map(|rule| format!("add an IPv4 rule from {rule}"));
+        assert_eq!(actions(&rules), expected);
+    }
+
+    #[test]
+    fn each_further_attachment_has_its_way_out_in_its_table() {
+        let [first, second] = two();
+        let found = |spec: &ContainerSpec| {
+            let routes = routes(spec, &spec.addresses, Some(7), 1);
+            routes
+                .iter()
+                .map(|route| format!("{} {}", route.table(), route.describe()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(found(&first).len(), 2, "{:?}", found(&first));
+        assert_eq!(
+            found(&second),
+            [
+                "77 an IPv4 route to 198.51.100.1/32 via 192.0.0.8 through interface 7",
+                "28276 an IPv4 route to 198.51.100.1/32 via 192.0.0.8 through interface 7",
+                "77 an IPv4 default route through interface 7",
+            ]
+        );
     }
 
     #[test]

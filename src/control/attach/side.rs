@@ -155,12 +155,24 @@ impl ParkedSide {
         self.update(self.state.spec.clone())
     }
 
-    /// Undoes it: see [`ContainerSide::detach`].
+    /// Undoes it: see [`ContainerSide::detach`]. Where other attachments of the namespace stay, what is
+    /// theirs as well is left to them.
     ///
     /// # Errors
     /// The namespace is gone, or the kernel refuses a part.
-    pub fn detach(self) -> Result<(), AttachError> {
-        self.resume()?.detach()
+    pub fn detach(self, others_stay: bool) -> Result<(), AttachError> {
+        let side = self.resume()?;
+        match others_stay {
+            true => side.detach_beside_others(),
+            false => side.detach(),
+        }
+    }
+
+    /// Takes over from another attachment of the namespace, which goes, how the ports were before both.
+    pub fn inherit_ports(&mut self, other: &Self) {
+        if other.state.ports_before != PortsBefore::default() {
+            self.state.ports_before = other.state.ports_before.clone();
+        }
     }
 }
 
@@ -262,6 +274,13 @@ impl ContainerSide {
         self.undo(&interior)
     }
 
+    /// The same beside other attachments of the namespace, which stay: they have the ports and the rules.
+    fn detach_beside_others(mut self) -> Result<(), AttachError> {
+        self.detached = true;
+        let interior = Interior::open(&self.namespace)?;
+        self.remove_own(&interior)
+    }
+
     /// Leaves everything in place, as a killed process would.
     pub fn abandon(mut self) {
         self.detached = true;
@@ -284,7 +303,7 @@ impl ContainerSide {
         link: LinkFacts,
         occasion: Occasion,
     ) -> Result<SideReport, AttachError> {
-        let found = interior.observe(lo, link, &self.state.spec.networks)?;
+        let found = interior.observe(lo, link, &self.state.spec)?;
         let state = &self.state;
         let plan = Plan::new(&state.spec, &found, &state.added, occasion, &self.namespace)?;
         if occasion == Occasion::Attach {
@@ -376,8 +395,24 @@ impl ContainerSide {
         self.carry_out(interior, steps.iter())
     }
 
+    /// Removes what is of this attachment alone.
+    fn remove_own(&mut self, interior: &Interior) -> Result<(), AttachError> {
+        let lo = interior.netlink.existing_link("lo")?.index;
+        let addresses = interior.netlink.addresses()?;
+        let routes = interior.our_routes()?;
+        let SideState {
+            spec, index, added, ..
+        } = &self.state;
+        let steps = Plan::undo_one(spec, (lo, *index), &addresses, routes, added);
+        self.carry_out(interior, steps.iter())
+    }
+
     fn undo_logged(&mut self, interior: &Interior) {
-        if let Err(error) = self.undo(interior) {
+        let undone = match interior.has_others(&self.state.spec.name) {
+            Ok(true) => self.remove_own(interior),
+            Ok(false) | Err(_) => self.undo(interior),
+        };
+        if let Err(error) = undone {
             warn!("cannot detach '{}': {error}", self.state.spec.name);
         }
     }

@@ -45,6 +45,37 @@ pub struct ContainerSpec {
     /// Whether sockets that ask for no port get one from which they may send. TCP connections of a
     /// container without stay inside where they lead to a shared address.
     pub opens_flows: bool,
+    /// Its place among the attachments of the namespace.
+    pub company: Company,
+}
+
+/// An attachment's place among those of one namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Company {
+    /// The table of routes with its way out, if that is not the namespace's: of those that are not its first
+    /// attachment.
+    pub table: Option<u32>,
+    /// The others.
+    pub others: Vec<OtherAttachment>,
+}
+
+/// Another attachment of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherAttachment {
+    /// As [`Company::table`].
+    pub table: Option<u32>,
+    /// As [`ContainerSpec::addresses`].
+    pub addresses: Vec<IpAddr>,
+    /// As [`ContainerSpec::opens_flows`].
+    pub opens_flows: bool,
+}
+
+impl Company {
+    /// Whether another attachment has this address.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        let mut others = self.others.iter();
+        others.any(|other| other.addresses.contains(&address))
+    }
 }
 
 impl ContainerSpec {

@@ -38,7 +38,7 @@ pub(super) fn check(report: &Report<'_>, entries: &Entries, channel: Place) {
         if let Some(uplink) = &container.link_local {
             error(uplink.place, "the NOS has link-local addresses of its own");
         }
-        if container.policy.outside == Outside::Learn {
+        if container.outside == Some(Outside::Learn) {
             // It would have to steer ports that nobody has registered.
             let place = Place::new(container.name.place.offset, "container", "outside");
             error(place, "the NOS steers no port that is learnt");

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use nos_shim::ports::Policy;
 
 use crate::control::memif::Side;
 
@@ -16,12 +17,13 @@ use super::values::suggestion;
 use super::vrf::{Vrf, Vrfs, in_vrf};
 use super::{
     Config, Container, ContainerDevice, Mtu, Name, NosPlace, ServiceConfig, Uplink, UplinkDevice,
-    VrfName, channel, claims, routing,
+    VrfName, channel, claims, networks, routing,
 };
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
 /// nothing was reported.
-pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
+pub(super) fn config(report: &Report<'_>, mut entries: Entries) -> Config {
+    networks::apply(report, &mut entries);
     let vrfs = Vrfs::of(&entries.uplinks);
     uplinks(report, &entries, &vrfs);
     if entries.all_uplinks && !entries.uplinks.is_empty() {
@@ -29,6 +31,9 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
     }
     let vrf_of_nos = |entry: &NosEntry| entry.vrf.clone();
     unique(report, "VRF", entries.nos.iter().map(vrf_of_nos));
+    let names = entries.networks.iter().map(|network| network.name.as_ref());
+    unique(report, "name", names);
+    networks::check(report, &entries);
     containers(report, &entries, &vrfs);
     captures(report, &entries);
     claims::check(report, &entries, &vrfs);
@@ -43,6 +48,11 @@ pub(super) fn config(report: &Report<'_>, entries: Entries) -> Config {
         control: entries.control,
         upstream: entries.channel.map(|at| at.value),
         routes,
+        networks: entries
+            .networks
+            .into_iter()
+            .map(networks::finished)
+            .collect(),
         uplinks: entries.uplinks.into_iter().map(uplink).collect(),
         services: services(entries.nos),
         pool: entries.pool,
@@ -388,11 +398,14 @@ fn uplink(entry: UplinkEntry) -> Uplink {
 fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
     let addresses = entry.addresses_among(&vrf.addresses);
     let values = |ranges: Vec<At<_>>| ranges.into_iter().map(|at| at.value).collect();
+    // Its entry has one, or its network, or else it is a TAP.
+    let device = entry.device.unwrap_or(ContainerDevice::Tap);
     Container {
-        mtu: least_mtu(&addresses, &vrf.uplinks).min(most_of(entry.device)),
+        mtu: least_mtu(&addresses, &vrf.uplinks).min(most_of(device)),
         name: entry.name.value,
         netns: entry.netns.value,
-        device: entry.device,
+        network: entry.network.map(|at| at.value),
+        device,
         interface: entry.interface,
         addresses,
         link_local: entry.link_local.map(|at| at.value),
@@ -400,7 +413,10 @@ fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
         tcp: values(entry.tcp),
         udp: values(entry.udp),
         ephemeral: values(entry.ephemeral),
-        policy: entry.policy,
+        policy: Policy {
+            outside: entry.outside.unwrap_or_default(),
+            ..entry.policy
+        },
         mac: entry.mac,
         offload: entry.offload,
         vrf: entry.vrf.value,

@@ -23,8 +23,8 @@ use super::port_list::{self, PortLists};
 use super::report::Report;
 use super::values::{self, HopText};
 use super::{
-    ContainerDevice, IoUring, Mtu, Name, NetnsRef, NosPlace, RelayConfig, RouteAction, Service,
-    Threads, UplinkDevice, VrfName,
+    ContainerDevice, IoUring, Mtu, Name, NetnsRef, NetworkMode, NosPlace, RelayConfig, RouteAction,
+    Service, Threads, UplinkDevice, VrfName,
 };
 
 /// The entries that are sound.
@@ -36,6 +36,9 @@ pub(super) struct Entries {
     /// Whether `uplinks` are all there are: no entry was spoilt.
     pub(super) all_uplinks: bool,
     pub(super) routes: Vec<RouteEntry>,
+    pub(super) networks: Vec<NetworkEntry>,
+    /// Whether `networks` are all there are: no entry was spoilt.
+    pub(super) all_networks: bool,
     pub(super) containers: Vec<ContainerEntry>,
     pub(super) nos: Vec<NosEntry>,
     /// Where the NOS is in another process; its link is the first of `uplinks`.
@@ -81,11 +84,26 @@ pub(super) enum ActionEntry {
     Other(RouteAction),
 }
 
+/// What containers have in common: see [`super::networks`].
+#[derive(Clone, Debug)]
+pub(super) struct NetworkEntry {
+    pub(super) name: At<Name>,
+    pub(super) mode: NetworkMode,
+    pub(super) vrf: At<VrfName>,
+    /// Those whose addresses its containers share; all of the VRF when `None`.
+    pub(super) uplinks: Option<Vec<At<Name>>>,
+    pub(super) device: Option<ContainerDevice>,
+    pub(super) to: Option<Arc<PrefixSet>>,
+    pub(super) outside: Option<Outside>,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct ContainerEntry {
     pub(super) name: At<Name>,
     pub(super) netns: At<NetnsRef>,
-    pub(super) device: ContainerDevice,
+    pub(super) network: Option<At<Name>>,
+    /// Without a network it has one.
+    pub(super) device: Option<ContainerDevice>,
     pub(super) interface: InterfaceName,
     /// Every NOS address of its VRF when `None`.
     pub(super) addresses: Option<Vec<At<IpAddr>>>,
@@ -94,10 +112,14 @@ pub(super) struct ContainerEntry {
     pub(super) tcp: Vec<At<PortRange>>,
     pub(super) udp: Vec<At<PortRange>>,
     pub(super) ephemeral: Vec<At<PortRange>>,
+    /// All of it but `outside`.
     pub(super) policy: Policy,
+    pub(super) outside: Option<Outside>,
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
     pub(super) vrf: At<VrfName>,
+    /// Whether the VRF is its own word.
+    pub(super) names_vrf: bool,
     pub(super) capture: Option<At<PathBuf>>,
 }
 
@@ -137,6 +159,7 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
     let control = root.table("control").map(control).unwrap_or_default();
     let (mut uplinks, mut all_uplinks) = all(&mut root, "uplink", uplink);
     let (routes, _) = all(&mut root, "route", route);
+    let (networks, mut all_networks) = all(&mut root, "network", network);
     let (containers, _) = all(&mut root, "container", container);
     let (nos, all_nos) = all_or_one(&mut root, "nos", nos);
     let channel = nos.iter().find_map(|entry| entry.channel.clone());
@@ -147,13 +170,17 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
     all_uplinks &= all_nos;
     let pool = root.table("ports").map(pool).unwrap_or_default();
     // A misspelt [[uplink]] is an uplink that cannot be seen.
-    let all_uplinks = root.finish() && all_uplinks;
+    let all_known = root.finish();
+    all_uplinks &= all_known;
+    all_networks &= all_known;
     Entries {
         relay,
         control,
         uplinks,
         all_uplinks,
         routes,
+        networks,
+        all_networks,
         containers,
         nos,
         channel: channel.map(|channel| channel.upstream),
@@ -165,11 +192,19 @@ pub(super) fn read<'a>(report: &'a Report<'a>, document: &'a Spanned<DeTable<'a>
 
 /// Adds what was registered at run time to the entries of the file.
 pub(super) fn read_added(mut root: Section<'_>, entries: &mut Entries) {
+    let (networks, all_networks) = all(&mut root, "network", network);
+    entries.networks.extend(networks);
+    entries.all_networks &= all_networks;
     entries
         .containers
         .extend(all(&mut root, "container", container).0);
     entries.routes.extend(all(&mut root, "route", route).0);
     root.finish();
+}
+
+/// The networks of a text, and nothing else of it.
+pub(super) fn read_networks(mut root: Section<'_>) -> Vec<NetworkEntry> {
+    all(&mut root, "network", network).0
 }
 
 /// The sound entries of `[[key]]`, and whether they are all.
@@ -379,12 +414,40 @@ fn action(
     }
 }
 
+pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
+    let name = section.required("name", "\"tenants\"", values::name);
+    let mode = section.optional("mode", values::network_mode);
+    let vrf = vrf(&mut section);
+    let advice = "leave it out for all uplinks of the VRF";
+    let uplinks = section.nonempty("uplinks", advice, values::name);
+    let device = section.optional("device", values::container_device);
+    let to = section.list("to", values::peers);
+    let outside = section.optional("outside", values::outside);
+    if !section.finish() {
+        return None;
+    }
+    Some(NetworkEntry {
+        name: name?,
+        mode: mode.map_or(NetworkMode::default(), |at| at.value),
+        vrf,
+        uplinks,
+        device: device.map(|at| at.value),
+        to: to.map(prefixes),
+        outside: outside.map(|at| at.value),
+    })
+}
+
 pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let name = section.required("name", "\"web\"", values::name);
     let path = section.optional("netns", values::netns);
     let pid = section.optional("pid", values::pid);
-    let device = section.required("device", "\"tap\"", values::container_device);
+    let network = section.optional("network", values::name);
+    let device = section.optional("device", values::container_device);
+    if !section.has("network") {
+        section.require("device", "\"tap\"");
+    }
     let interface = section.optional("interface", values::interface);
+    let names_vrf = section.has("vrf");
     let vrf = vrf(&mut section);
     let advice = "leave it out for every address of the NOS";
     let addresses = section.nonempty("addresses", advice, values::address);
@@ -402,7 +465,8 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     Some(ContainerEntry {
         name: name?,
         netns: netns?,
-        device: device?.value,
+        network,
+        device: device.map(|at| at.value),
         interface: interface.map_or_else(default_interface, |at| at.value),
         addresses,
         link_local,
@@ -410,14 +474,16 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
             from: ports.restrictions(),
             established: ports.ephemeral.established,
             to: to.map(prefixes),
-            outside: outside.map_or(Outside::default(), |at| at.value),
+            outside: Outside::default(),
         },
+        outside: outside.map(|at| at.value),
         tcp: ports.tcp.ranges,
         udp: ports.udp.ranges,
         ephemeral: ports.ephemeral.ranges,
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),
         vrf,
+        names_vrf,
         capture,
     })
 }
@@ -430,7 +496,7 @@ fn default_interface() -> InterfaceName {
     InterfaceName::eth0()
 }
 
-fn namespace(
+pub(super) fn namespace(
     section: &mut Section<'_>,
     path: Option<At<NetnsRef>>,
     pid: Option<At<NetnsRef>>,

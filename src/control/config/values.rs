@@ -19,8 +19,8 @@ use crate::interface_name::InterfaceName;
 use super::port_list::PortEntry;
 use super::runtime::Lease;
 use super::{
-    ContainerDevice, IoUring, Mtu, Name, NetnsRef, RouteAction, Service, Threads, UplinkDevice,
-    VrfName,
+    ContainerDevice, IoUring, Mtu, Name, NetnsRef, NetworkMode, RouteAction, Service, Threads,
+    UplinkDevice, VrfName,
 };
 use crate::control::memif::{self, Address, MAX_RINGS, Secret, Side};
 
@@ -84,6 +84,10 @@ pub(super) fn container_device(value: &DeValue<'_>) -> Result<ContainerDevice, S
 }
 
 /// The type of a route that has no next hop.
+pub(super) fn network_mode(value: &DeValue<'_>) -> Result<NetworkMode, String> {
+    choice(value, &[("shared", NetworkMode::Shared)])
+}
+
 pub(super) fn route_type(value: &DeValue<'_>) -> Result<RouteAction, String> {
     let options = [
         ("blackhole", RouteAction::Blackhole),

@@ -113,9 +113,13 @@ impl<'a> Vrfs<'a> {
     /// Reports everything that is in a VRF without uplinks: a name is misspelt, or forgotten.
     pub(super) fn check(&self, report: &Report<'_>, entries: &Entries) {
         let routes = entries.routes.iter().map(|entry| &entry.vrf);
-        let containers = entries.containers.iter().map(|entry| &entry.vrf);
+        let containers = entries.containers.iter();
         let nos = entries.nos.iter().map(|entry| &entry.vrf);
-        for At { value, place } in routes.chain(containers).chain(nos) {
+        let networks = entries.networks.iter().map(|entry| &entry.vrf);
+        // What a network says is its own fault.
+        let containers = containers.filter(|entry| entry.network.is_none());
+        let containers = containers.map(|entry| &entry.vrf);
+        for At { value, place } in routes.chain(containers).chain(nos).chain(networks) {
             if !self.by_name.contains_key(value) {
                 report.error(*place, self.missing(value));
             }

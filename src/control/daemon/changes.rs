@@ -493,7 +493,7 @@ impl Daemon {
 
     /// Why what was asked for cannot be, if so.
     fn refused(&self, touched: &Touched) -> Option<String> {
-        let entry = self.reconciler.standing.of(&entity(touched))?;
+        let entry = self.reconciler.standing.of(&entity(touched)?)?;
         match &entry.condition {
             Condition::Waiting(_) => None,
             Condition::Unfit(reason) | Condition::Refused(reason) => Some(reason.clone()),
@@ -501,7 +501,7 @@ impl Daemon {
     }
 
     fn waits_for(&self, touched: &Touched) -> Option<String> {
-        let entry = self.reconciler.standing.of(&entity(touched))?;
+        let entry = self.reconciler.standing.of(&entity(touched)?)?;
         match &entry.condition {
             Condition::Waiting(reason) => Some(reason.clone()),
             Condition::Unfit(_) | Condition::Refused(_) => None,
@@ -509,11 +509,13 @@ impl Daemon {
     }
 }
 
-fn entity(touched: &Touched) -> Entity {
+/// Who can be refused what was asked for; nobody, where it is about a network alone.
+fn entity(touched: &Touched) -> Option<Entity> {
     match touched {
-        Touched::Container(name) => Entity::Container(name.clone()),
-        Touched::Uplink(name) => Entity::Uplink(name.clone()),
-        Touched::Routes => Entity::Routes,
+        Touched::Network(_) => None,
+        Touched::Container(name) => Some(Entity::Container(name.clone())),
+        Touched::Uplink(name) => Some(Entity::Uplink(name.clone())),
+        Touched::Routes => Some(Entity::Routes),
     }
 }
 

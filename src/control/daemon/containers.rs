@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
+use nos_shim::ident::{AttachmentId, Interface, MacAddr, NetworkId, VrfId};
 use nos_shim::ports::{
     Claim as PortClaim, ClaimKind, ExchangeRefused, PortRange, RegistrationRefused, Transport,
 };
@@ -22,6 +22,9 @@ use crate::data::relay::{AttachmentConfig, AttachmentExchange, LinkLocal};
 use super::journal::Entry;
 use super::live::{Live, LiveContainer, LiveLink, StepError};
 use super::nos::ExchangeError;
+
+/// The numbers of what a container is in.
+type Where = (VrfId, NetworkId, Option<LinkLocal>);
 
 /// Changes of what containers have registered.
 pub(super) type ClaimChanges = Vec<(Name, Change<Claim>)>;
@@ -91,10 +94,11 @@ impl Live {
     }
 
     /// The numbers of what a container is in.
-    fn place_of(&self, claim: &Claim) -> Result<(VrfId, Option<LinkLocal>), StepError> {
+    fn place_of(&mut self, claim: &Claim) -> Result<Where, StepError> {
         let vrf = self.vrfs.id(&claim.vrf)?;
+        let network = self.networks.number(claim.network.as_ref());
         let Some(shared) = &claim.link_local else {
-            return Ok((vrf, None));
+            return Ok((vrf, network, None));
         };
         let missing = || StepError::new(format_args!("there is no uplink '{}'", shared.uplink));
         let uplink = self.uplinks.get(&shared.uplink).ok_or_else(missing)?;
@@ -102,7 +106,7 @@ impl Live {
             uplink: uplink.id,
             address: shared.address,
         };
-        Ok((vrf, Some(link_local)))
+        Ok((vrf, network, Some(link_local)))
     }
 
     /// Gives back identifiers whose attachments were refused; the relay lets go of them.
@@ -193,7 +197,8 @@ impl Live {
             .plane
             .add_device(Interface::Attachment(id), LoopDevice::from(device));
         if let Err(AddDeviceError { device, source }) = added {
-            let detachment = live.into_detachment(device);
+            let others_stay = self.leave_to_others(&live, std::slice::from_ref(name));
+            let detachment = live.into_detachment(device, others_stay);
             log_detached(
                 name,
                 detach_all(&self.host, vec![detachment], self.pace).pop(),
@@ -271,6 +276,23 @@ impl Live {
         self.detach(std::slice::from_ref(name));
     }
 
+    /// Leaves what several attachments of a namespace have in common to one that stays when all of these go.
+    /// Returns whether there is any.
+    pub(super) fn leave_to_others(&mut self, link: &LiveLink, going: &[Name]) -> bool {
+        let namespace = link.namespace_id();
+        let others = self.containers.iter_mut();
+        let mut others = others.filter(|(name, _)| !going.contains(name));
+        let other = others.find_map(|(_, other)| {
+            let other = other.link.as_mut()?;
+            (other.namespace_id() == namespace).then_some(other)
+        });
+        if let Some(other) = other {
+            other.side.inherit_ports(&link.side);
+            return true;
+        }
+        false
+    }
+
     /// Takes containers' interfaces away. What cannot be undone inside is logged, and the rest is
     /// undone: a container that goes can always go.
     pub(super) fn detach(&mut self, names: &[Name]) -> Vec<Result<(), StepError>> {
@@ -286,7 +308,8 @@ impl Live {
                 container.and_then(|container| Some((container.id, container.link.take()?)));
             let detachment = taken.map(|(id, link)| {
                 let device = self.take_device(Interface::Attachment(id));
-                link.into_detachment(device)
+                let others_stay = self.leave_to_others(&link, names);
+                link.into_detachment(device, others_stay)
             });
             detachments.push(detachment.unwrap_or_default());
         }
@@ -316,13 +339,14 @@ fn log_detached(name: &Name, outcome: Option<Result<(), AttachError>>) {
 fn attachment(
     id: AttachmentId,
     name: &Name,
-    (vrf, link_local): (VrfId, Option<LinkLocal>),
+    (vrf, network, link_local): Where,
     claim: &Claim,
 ) -> AttachmentConfig {
     AttachmentConfig {
         id,
         name: Arc::from(name.as_str()),
         vrf,
+        network,
         mac: claim.mac,
         relay_mac: relay_mac(name),
         addresses: claim.addresses.clone(),
@@ -369,6 +393,7 @@ fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
         router: relay_mac(name).link_local(),
         ephemeral: link.ephemeral.clone(),
         opens_flows: link.opens_flows,
+        company: link.company.clone(),
     }
 }
 

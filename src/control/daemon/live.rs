@@ -25,6 +25,7 @@ use super::identifiers::Identifiers;
 use super::inherited::Inherited;
 use super::journal::Journal;
 use super::memif::Memifs;
+use super::networks::NetworkNumbers;
 use super::routes::ToldRoutes;
 use super::vrfs::VrfNumbers;
 
@@ -64,6 +65,7 @@ pub(super) struct Live {
     /// What stands for uplinks in VRFs that they have left, as long as addresses are behind there.
     pub(super) left_behind: BTreeMap<(Name, VrfName), UplinkId>,
     pub(super) vrfs: VrfNumbers,
+    pub(super) networks: NetworkNumbers,
     /// Devices that the data threads gave up before they were asked to: the news of that is still
     /// on its way, and old by now.
     stale: HashMap<Interface, u32>,
@@ -97,6 +99,7 @@ impl Live {
             uplink_ids: Identifiers::default(),
             left_behind: BTreeMap::new(),
             vrfs: VrfNumbers::default(),
+            networks: NetworkNumbers::default(),
             stale: HashMap::new(),
             routes_lost: false,
             told_routes: ToldRoutes::default(),
@@ -206,8 +209,13 @@ impl LiveLink {
     }
 
     /// What there is to take away, of a device that is `None` if it is away already.
-    pub(super) fn into_detachment(self, device: Option<LoopDevice>) -> Detachment {
+    pub(super) fn into_detachment(
+        self,
+        device: Option<LoopDevice>,
+        others_stay: bool,
+    ) -> Detachment {
         Detachment {
+            others_stay,
             side: Some(self.side),
             veth: self.veth,
             device: device.map(|device| device.device),

@@ -49,6 +49,7 @@ mod journal;
 mod leases;
 mod live;
 mod memif;
+mod networks;
 mod news;
 mod nos;
 mod process;

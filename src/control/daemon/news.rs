@@ -108,8 +108,12 @@ impl Daemon {
         let (name, link) = (name.clone(), container.link.take());
         info!(container = %name, why, "the container's device is gone");
         self.link_lost(&name);
+        let others_stay = link.as_ref().is_some_and(|link| {
+            let going = std::slice::from_ref(&name);
+            self.live.leave_to_others(link, going)
+        });
         self.end_capture(&Entity::Container(name), device, |device| match link {
-            Some(link) => link.into_detachment(Some(device)),
+            Some(link) => link.into_detachment(Some(device), others_stay),
             None => closing(device),
         })
     }

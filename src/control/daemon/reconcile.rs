@@ -138,7 +138,7 @@ impl Reconciler {
                 self.standing.release_now(&Entity::Uplink(name.clone()));
                 self.standing.release_now(&Entity::Device(name.clone()));
             }
-            Touched::Routes => {}
+            Touched::Network(_) | Touched::Routes => {}
         }
         self.forget_unwanted(&config, watch);
         self.wanted = Some(config);
@@ -363,6 +363,9 @@ impl Reconciler {
         self.set_routes(config, live);
         live.vrfs
             .retain(&named(config).chain(used(&self.state)).collect());
+        let claims = self.state.claims.values();
+        let networks = claims.filter_map(|claim| claim.network.as_ref());
+        live.networks.retain(&networks.collect());
         self.note_repairs(&repairs, live, now);
         let moved = self.give_up_moved(live, now);
         self.follow_refused(config, &refused, now) || moved

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, UNIX_EPOCH};
 
+use ipnet::IpNet;
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::fib::{Action, Route as FibRoute, Source};
 use nos_shim::flows::{FlowState as ShimFlowState, FlowStatus, Opener, Phase};
@@ -20,7 +21,10 @@ use crate::control::api::snapshot::{
 };
 use crate::control::api::{Refusal, RefusalCode, Response, Table};
 use crate::control::attach::link_by_index;
-use crate::control::config::{Holder, Name, Registration, RegistrationKind, UplinkDevice, VrfName};
+use crate::control::config::{
+    self, Config, ContainerNetwork, Holder, Name, Registration, RegistrationKind, UplinkDevice,
+    VrfName,
+};
 use crate::control::kernel::LinkFacts;
 use crate::control::plan::{Entity, claim};
 use crate::data::device::{CaptureWriter, DeviceKind, Refusals};
@@ -37,6 +41,7 @@ impl Daemon {
     /// Answers a question about the present state.
     pub(super) fn show(&self, table: Table) -> Response {
         let answer = match table {
+            Table::Networks => Ok(Response::Networks(self.networks())),
             Table::Attachments => self.attachments().map(Response::Attachments),
             Table::Ports => self.ports().map(Response::Ports),
             Table::Routes => self.routes().map(Response::Routes),
@@ -63,6 +68,7 @@ impl Daemon {
 
     fn registration(&self, one: Registration, reason: Option<String>) -> snapshot::Registration {
         let (kind, of_ports) = match one.kind {
+            RegistrationKind::Network => (snapshot::RegistrationKind::Network, false),
             RegistrationKind::Container => (snapshot::RegistrationKind::Container, false),
             RegistrationKind::Ports => (snapshot::RegistrationKind::Ports, true),
             RegistrationKind::Route => (snapshot::RegistrationKind::Route, false),
@@ -85,6 +91,43 @@ impl Daemon {
             lease,
             holder,
             reason,
+        }
+    }
+
+    /// Networks in the order of the configuration.
+    fn networks(&self) -> Vec<snapshot::Network> {
+        let Some(config) = self.reconciler.wanted() else {
+            return Vec::new();
+        };
+        let networks = config.networks.iter();
+        networks
+            .map(|network| self.network(config, network))
+            .collect()
+    }
+
+    fn network(&self, config: &Config, network: &ContainerNetwork) -> snapshot::Network {
+        let shares = |uplink: &&config::Uplink| match &network.uplinks[..] {
+            [] => uplink.vrf == network.vrf,
+            names => names.contains(&uplink.name),
+        };
+        let uplinks: Vec<_> = config.uplinks.iter().filter(shares).collect();
+        let addresses = uplinks.iter().flat_map(|uplink| &uplink.addresses);
+        let inside =
+            |container: &&config::Container| container.network.as_ref() == Some(&network.name);
+        let containers = config.containers.iter().filter(inside);
+        snapshot::Network {
+            name: network.name.to_string(),
+            mode: network.mode.to_string(),
+            origin: Origin::of(self.registry.overlay.has_network(&network.name)),
+            vrf: network.vrf.to_string(),
+            uplinks: uplinks
+                .iter()
+                .map(|uplink| uplink.name.to_string())
+                .collect(),
+            addresses: addresses.map(IpNet::addr).collect(),
+            containers: containers
+                .map(|container| container.name.to_string())
+                .collect(),
         }
     }
 
@@ -155,6 +198,7 @@ impl Daemon {
             name: name.to_string(),
             netns: netns.to_string(),
             origin: Origin::of(self.registry.overlay.has_container(name)),
+            network: claim.network.as_ref().map(ToString::to_string),
             container_mac: claim.mac,
             addresses: claim.addresses.clone(),
             to: claim.policy.to.as_ref().map(|to| to.prefixes().to_vec()),

@@ -39,6 +39,7 @@ use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{Policy, PortRange, Transport};
 
+use crate::control::attach::Company;
 use crate::control::config::{
     ContainerDevice, Mtu, Name, NetnsRef, Route, ServiceConfig, UplinkDevice, VrfName,
 };
@@ -112,6 +113,8 @@ impl core::fmt::Display for Entity {
 pub struct Claim {
     /// Where its packets are looked up.
     pub vrf: VrfName,
+    /// The network that it is in.
+    pub network: Option<Name>,
     /// NOS addresses that it uses as its own.
     pub addresses: Vec<IpAddr>,
     /// The link-local address of an uplink that it uses besides.
@@ -164,6 +167,8 @@ pub struct ContainerLink {
     pub ephemeral: Vec<PortRange>,
     /// Whether sockets that ask for no port get one of its own.
     pub opens_flows: bool,
+    /// Its place among the attachments of the namespace.
+    pub company: Company,
     /// Longest IP packet.
     pub mtu: Mtu,
 }

@@ -8,6 +8,7 @@ use nos_shim::ports::{Outside, Restriction};
 use proptest::prelude::*;
 
 use super::*;
+use crate::control::attach::Company;
 use crate::control::config::Service;
 
 const UPLINKS: u8 = 4;
@@ -244,6 +245,7 @@ fn add_container(
     };
     let mut claim = Claim {
         vrf,
+        network: None,
         addresses: addresses.clone(),
         link_local: shared.clone(),
         tcp: blocks(draft.tcp).collect(),
@@ -286,6 +288,7 @@ fn add_container(
         networks: [].into(),
         ephemeral: claim.ephemeral.clone(),
         opens_flows: !claim.ephemeral.is_empty(),
+        company: Company::default(),
         mtu: claim.mtu,
     };
     state.claims.insert(name("c", number), claim);

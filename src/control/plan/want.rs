@@ -1,13 +1,14 @@
 //! What is wanted, of a configuration, as far as it is there.
 
 use core::net::Ipv6Addr;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{Outside, PortRange};
 
 use super::{Claim, ContainerLink, Entity, LinkLocal, Network, OpenDevice, State};
+use crate::control::attach::{Company, OtherAttachment};
 use crate::control::config::{
     Config, Container, Name, NextHop, Route, RouteAction, Uplink, UplinkDevice,
 };
@@ -69,11 +70,44 @@ impl Want {
         for uplink in &config.uplinks {
             want.uplink(uplink, observed);
         }
-        let mut taken = HashMap::new();
+        let mut sandboxes = HashMap::new();
         for container in &config.containers {
-            want.container(container, observed, &mut taken);
+            want.container(container, observed, &mut sandboxes);
+        }
+        for sandbox in sandboxes.values().filter(|it| it.containers.len() > 1) {
+            want.share(sandbox);
         }
         want
+    }
+
+    /// Tells the containers of one namespace of one another.
+    fn share(&mut self, sandbox: &Sandbox<'_>) {
+        let tables = tables(&sandbox.containers);
+        let members = sandbox.containers.iter().zip(tables);
+        let members: Vec<_> = members
+            .map(|(container, table)| OtherAttachment {
+                table,
+                addresses: container.addresses.clone(),
+                opens_flows: opens_flows(container),
+            })
+            .collect();
+        let mut networks = BTreeSet::new();
+        for (at, container) in sandbox.containers.iter().enumerate() {
+            let Some(link) = self.state.links.get_mut(&container.name) else {
+                continue;
+            };
+            let others = members.iter().enumerate().filter(|(other, _)| *other != at);
+            link.company = Company {
+                table: members.get(at).and_then(|own| own.table),
+                others: others.map(|(_, other)| other.clone()).collect(),
+            };
+            if !link.ephemeral.is_empty() {
+                link.ephemeral.clone_from(&sandbox.ephemeral);
+            }
+            // A network of two of them is reached by the one that comes first.
+            let own = link.networks.iter().copied();
+            link.networks = own.filter(|network| networks.insert(*network)).collect();
+        }
     }
 
     /// The NOS has the addresses of an uplink that is away: they are its own, as a host's are whose
@@ -112,7 +146,7 @@ impl Want {
         &mut self,
         container: &'a Container,
         observed: &Observed,
-        taken: &mut HashMap<NamespaceId, &'a Name>,
+        sandboxes: &mut HashMap<NamespaceId, Sandbox<'a>>,
     ) {
         let entity = Entity::Container(container.name.clone());
         let namespace = match observed.namespaces.get(&container.name) {
@@ -126,11 +160,15 @@ impl Want {
                 return;
             }
         };
-        if let Some(reason) = conflict(container, namespace, observed.host, taken) {
+        if namespace == observed.host {
+            let reason = format!("{} is the namespace of nos-relay itself", container.netns);
             self.refused.insert(entity, reason);
             return;
         }
-        taken.insert(namespace, &container.name);
+        if let Err(reason) = sandboxes.entry(namespace).or_default().take(container) {
+            self.refused.insert(entity, reason);
+            return;
+        }
         let name = container.name.clone();
         // Uplinks come before containers.
         let claim = claim(container, &self.state.networks);
@@ -144,24 +182,80 @@ impl Want {
     }
 }
 
-/// Routes, addresses and port range of a namespace are one container's.
-fn conflict(
-    container: &Container,
-    namespace: NamespaceId,
-    host: NamespaceId,
-    taken: &HashMap<NamespaceId, &Name>,
-) -> Option<String> {
-    if namespace == host {
-        return Some(format!(
-            "{} is the namespace of nos-relay itself",
-            container.netns
-        ));
+/// A namespace, and the containers whose it is.
+#[derive(Debug, Default)]
+struct Sandbox<'a> {
+    /// In the order of the configuration; the first has the namespace's default route.
+    containers: Vec<&'a Container>,
+    /// The ports that its sockets get: those that all have that open flows from ports of their own.
+    ephemeral: Vec<PortRange>,
+}
+
+impl<'a> Sandbox<'a> {
+    /// Takes one more in, or says what it has in common with one that is there and must not.
+    fn take(&mut self, container: &'a Container) -> Result<(), String> {
+        for other in &self.containers {
+            let of = |what: &str| {
+                format!(
+                    "{} is the namespace of container '{}' as well, and {what}",
+                    container.netns, other.name
+                )
+            };
+            if other.interface == container.interface {
+                return Err(of(&format!("{} is its interface there", other.interface)));
+            }
+            let mut shared = other.addresses.iter();
+            if let Some(address) = shared.find(|own| container.addresses.contains(own)) {
+                return Err(of(&format!("{address} is its address there")));
+            }
+        }
+        let ephemeral = PortRange::merged(container.ephemeral.clone());
+        let left = match (self.ephemeral.is_empty(), ephemeral.is_empty()) {
+            (true, _) => ephemeral,
+            (_, true) => self.ephemeral.clone(),
+            (false, false) => common(&self.ephemeral, &ephemeral),
+        };
+        if left.is_empty() && !self.ephemeral.is_empty() {
+            return Err(format!(
+                "its ephemeral ports and those of the others in {} have none in common; a namespace \
+                 gives sockets their ports before it is known where they go",
+                container.netns
+            ));
+        }
+        self.ephemeral = left;
+        self.containers.push(container);
+        Ok(())
     }
-    let other = taken.get(&namespace)?;
-    Some(format!(
-        "{} is the namespace of container '{other}'",
-        container.netns
-    ))
+}
+
+/// The ports that are in both. Neither list overlaps itself.
+fn common(one: &[PortRange], other: &[PortRange]) -> Vec<PortRange> {
+    let both = one.iter().flat_map(|one| {
+        other.iter().filter_map(|other| {
+            let (first, last) = (one.first().max(other.first()), one.last().min(other.last()));
+            PortRange::new(first, last).ok()
+        })
+    });
+    PortRange::merged(both.collect())
+}
+
+/// The tables of routes of the containers of a namespace: none of the first, and of each other one its own,
+/// which it keeps whoever comes and goes.
+fn tables(containers: &[&Container]) -> Vec<Option<u32>> {
+    /// Beyond what `/etc/iproute2/rt_tables` and the kernel have names for.
+    const BASE: u32 = 1 << 24;
+    let mut taken = BTreeSet::new();
+    let number = |container: &&Container| {
+        let MacAddr([.., a, b, c]) = MacAddr::stable(container.name.as_str());
+        let wished = BASE + u32::from_be_bytes([0, a, b, c]);
+        let mut free = (wished..).filter(|number| !taken.contains(number));
+        let number = free.next().unwrap_or(wished);
+        taken.insert(number);
+        number
+    };
+    let numbers: Vec<_> = containers.iter().map(number).collect();
+    let behind_first = numbers.into_iter().skip(1).map(Some);
+    core::iter::once(None).chain(behind_first).collect()
 }
 
 /// The device that an uplink shall have open; none where the NOS has it.
@@ -216,6 +310,7 @@ pub fn claim(container: &Container, networks: &BTreeMap<Name, Network>) -> Claim
     });
     Claim {
         vrf: container.vrf.clone(),
+        network: container.network.clone(),
         addresses: container.addresses.clone(),
         link_local,
         tcp: container.tcp.clone(),
@@ -244,6 +339,7 @@ fn link(
         networks: Arc::clone(&container.networks),
         ephemeral: container.ephemeral.clone(),
         opens_flows: opens_flows(container),
+        company: Company::default(),
         mtu: container.mtu,
     }
 }
@@ -291,4 +387,138 @@ pub fn routes_of(routes: &[Route], state: &State) -> (Vec<Route>, Vec<String>) {
         }
     }
     (installed, left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+[[uplink]]
+name = "up1"
+device = "packet:hy"
+vrf = "blue"
+addresses = ["198.51.100.1/24"]
+[[uplink]]
+name = "up2"
+device = "packet:hz"
+vrf = "green"
+addresses = ["198.51.100.1/24", "192.0.2.1/24"]
+"#;
+
+    /// What is wanted of containers in one namespace: name, VRF, further keys.
+    fn wanted(containers: &[(&str, &str, &str)]) -> Want {
+        let container = |(name, vrf, more): &(&str, &str, &str)| {
+            format!(
+                "[[container]]\nname = \"{name}\"\nnetns = \"/n\"\nvrf = \"{vrf}\"\ndevice = \"veth\"\n{more}\n"
+            )
+        };
+        let containers_text: String = containers.iter().map(container).collect();
+        let config = Config::parse("test", &format!("{TEXT}{containers_text}")).unwrap();
+        let here = NamespacePresence::Here(NamespaceId::new(1, 1));
+        let names = config.containers.iter().map(|it| it.name.clone());
+        let observed = Observed {
+            host: NamespaceId::new(1, 0),
+            namespaces: names.map(|name| (name, here.clone())).collect(),
+            links: HashMap::new(),
+        };
+        Want::of(&config, &observed)
+    }
+
+    fn link<'a>(want: &'a Want, name: &str) -> &'a ContainerLink {
+        &want.state.links[&name.parse().unwrap()]
+    }
+
+    #[test]
+    fn one_that_is_alone_knows_of_nobody() {
+        let want = wanted(&[("a", "default", "")]);
+        assert_eq!(link(&want, "a").company, Company::default());
+    }
+
+    #[test]
+    fn those_of_one_namespace_know_each_other_and_the_first_has_the_default_route() {
+        let a = ("a", "default", "ephemeral = \"40000-44999\"");
+        let b = (
+            "b",
+            "blue",
+            "interface = \"eth1\"\nephemeral = [\"43000-43009\", \"44990-46000\"]",
+        );
+        let want = wanted(&[a, b]);
+        assert_eq!(want.refused, BTreeMap::new());
+        let [first, second] = ["a", "b"].map(|name| link(&want, name));
+        assert_eq!(first.company.table, None);
+        let table = second.company.table;
+        assert!(table.is_some_and(|table| table >= 1 << 24));
+        assert_eq!(first.company.others[0].table, table);
+        assert_eq!(first.company.others[0].addresses, second.addresses);
+        assert_eq!(second.company.others[0].addresses, first.addresses);
+        let ports = [(43_000, 43_009), (44_990, 44_999)];
+        let ports = ports.map(|(first, last)| PortRange::new(first, last).unwrap());
+        assert_eq!(
+            (&first.ephemeral[..], &second.ephemeral[..]),
+            (&ports[..], &ports[..])
+        );
+        // What each may send from is another matter.
+        let claim = &want.state.claims[&"a".parse().unwrap()];
+        assert_eq!(claim.ephemeral, [PortRange::new(40_000, 44_999).unwrap()]);
+        // It keeps its table when the first goes and another comes.
+        let others = wanted(&[
+            ("c", "default", ""),
+            (
+                "d",
+                "green",
+                "interface = \"eth2\"\naddresses = [\"192.0.2.1\"]",
+            ),
+            b,
+        ]);
+        assert_eq!(link(&others, "b").company.table, table);
+        assert_eq!(link(&others, "b").company.others.len(), 2);
+    }
+
+    #[test]
+    fn a_network_of_two_is_reached_by_the_first() {
+        let want = wanted(&[
+            ("a", "blue", ""),
+            (
+                "b",
+                "green",
+                "interface = \"eth1\"\naddresses = [\"192.0.2.1\"]",
+            ),
+        ]);
+        let networks = |name| {
+            link(&want, name)
+                .networks
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(networks("a"), ["198.51.100.0/24"]);
+        assert_eq!(networks("b"), ["192.0.2.0/24"]);
+    }
+
+    #[test]
+    fn what_cannot_be_in_one_namespace_is_refused_by_name() {
+        let eth1 = "interface = \"eth1\"";
+        for (first, second, reason) in [
+            (
+                "",
+                ("green", format!("{eth1}\naddresses = [\"198.51.100.1\"]")),
+                "as well, and 198.51.100.1 is its address there",
+            ),
+            (
+                "ephemeral = \"40000-40009\"",
+                ("default", format!("{eth1}\nephemeral = \"40010-40019\"")),
+                "have none in common",
+            ),
+        ] {
+            let want = wanted(&[("a", "blue", first), ("b", second.0, &second.1)]);
+            let refused = &want.refused[&Entity::Container("b".parse().unwrap())];
+            assert!(refused.contains(reason), "{refused}");
+            assert_eq!(link(&want, "a").company, Company::default());
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::frame::Frame;
-use nos_shim::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
+use nos_shim::ident::{AttachmentId, MacAddr, NetworkId, UplinkId, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
 use nos_shim::ports::{Claim, Policy, Registration};
@@ -31,6 +31,8 @@ pub struct AttachmentConfig {
     pub mac: MacAddr,
     /// The relay's MAC address on this link.
     pub relay_mac: MacAddr,
+    /// The network that it is in: none of another one gets what it sends to an address that both share.
+    pub network: NetworkId,
     /// NOS addresses that the container uses as its own.
     pub addresses: Vec<IpAddr>,
     /// The link-local address of an uplink of its VRF that it uses besides.
@@ -279,6 +281,7 @@ fn registration(config: &AttachmentConfig) -> Registration {
         attachment: config.id,
         name: Arc::clone(&config.name),
         vrf: config.vrf,
+        network: config.network,
         addresses: config.addresses.clone(),
         link_local: config.link_local.map(|shared| shared.uplink),
         policy: config.policy.clone(),

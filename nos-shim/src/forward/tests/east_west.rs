@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::oversize::{NARROW, Nos, WIDE};
 use super::registration;
 use crate::channel::Exchange;
-use crate::ident::{AttachmentId, Interface};
+use crate::drop::DropReason;
+use crate::ident::{AttachmentId, Interface, NetworkId};
 use crate::packet::Packet;
 use crate::ports::{Outside, Policy, PortRange, Registration, Restriction, Transport};
 use crate::prefix_set::PrefixSet;
@@ -13,6 +14,7 @@ use crate::test_packets::{Draft, N4, N6, Segment, ip};
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
+const RST: u8 = 0x04;
 /// Of the first container, then of the second.
 const LISTEN: [u16; 2] = [5000, 6000];
 const EPHEMERAL: [u16; 2] = [40_000, 41_000];
@@ -169,6 +171,59 @@ fn policies_are_about_others() {
                 .iter()
                 .all(|packet| is_for(packet, 0) && packet.icmp().is_some())
         );
+        nos.assert_balanced();
+    }
+}
+
+/// Containers of different networks are strangers on the address that they share, whatever they send.
+#[test]
+fn networks_are_kept_apart() {
+    for address in [N4, N6] {
+        let mut nos = nos();
+        let in_network = |at, network| Registration {
+            network: NetworkId(network),
+            ..registered(at)
+        };
+        let put = |nos: &mut Nos, networks: [u32; 2]| {
+            let [one, other] = networks;
+            let exchange = Exchange {
+                register: vec![in_network(0, one), in_network(1, other)],
+                ..Exchange::default()
+            };
+            nos.shim.exchange(&exchange).unwrap();
+        };
+        for (networks, apart) in [([0, 1], true), ([2, 1], true), ([1, 1], false)] {
+            put(&mut nos, networks);
+            for (ports, flags) in [
+                ((EPHEMERAL[0], LISTEN[1]), SYN),
+                ((LISTEN[0], EPHEMERAL[1]), SYN | ACK),
+            ] {
+                let delivered = segment(&mut nos, address, ports, flags);
+                let [packet] = &delivered[..] else {
+                    panic!("{ports:?}: {delivered:?}");
+                };
+                assert_eq!(is_for(packet, 1), !apart, "{networks:?} {ports:?}");
+                if apart {
+                    assert!(packet.transport()[13] & RST != 0, "as if nobody listened");
+                }
+            }
+            let datagram = Draft::new(address, address);
+            let datagram = datagram.udp_packet(&mut nos.pool, (EPHEMERAL[0], LISTEN[1]), b"x");
+            nos.outbound(NARROW, datagram);
+            let delivered = nos.delivered();
+            assert_eq!(is_for(&delivered[0], 1), !apart, "{networks:?}");
+            assert_eq!(delivered[0].icmp().is_some(), apart, "{networks:?}");
+            // Its own ports are its own wherever it is, and so are services of the NOS.
+            let own = segment(&mut nos, address, (EPHEMERAL[0], LISTEN[0]), SYN);
+            assert!(is_for(&own[0], 0) && own[0].icmp().is_none());
+            let asked = Draft::new(address, address);
+            let asked = asked.udp_packet(&mut nos.pool, (EPHEMERAL[0], SERVICE), b"x");
+            nos.outbound(NARROW, asked);
+            let answered = nos.delivered();
+            assert!(is_for(&answered[0], 0) && answered[0].icmp().is_none());
+        }
+        let refused = nos.shim.ledger().drops.of(DropReason::OtherNetwork);
+        assert_eq!(refused, 6);
         nos.assert_balanced();
     }
 }

@@ -30,6 +30,7 @@ fn registration(id: AttachmentId, port: u16, link_local: Option<UplinkId>) -> Re
         attachment: id,
         name: format!("c{}", id.0).into(),
         vrf: VrfId::DEFAULT,
+        network: crate::ident::NetworkId::DEFAULT,
         addresses: vec![ip(N4), ip(N6)],
         link_local,
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),

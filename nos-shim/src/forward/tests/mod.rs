@@ -30,6 +30,7 @@ fn registration(attachment: AttachmentId, listen: u16, ephemeral: u16) -> Regist
         attachment,
         name: format!("c{}", attachment.0).into(),
         vrf: VrfId::DEFAULT,
+        network: crate::ident::NetworkId::DEFAULT,
         addresses: vec![ip(N4), ip(N6)],
         claims: both.concat(),
         link_local: None,

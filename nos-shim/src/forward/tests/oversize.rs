@@ -185,6 +185,7 @@ fn registration(id: AttachmentId, port: u16, mtu: u16) -> Registration {
         attachment: id,
         name: format!("c{}", id.0).into(),
         vrf: VrfId::DEFAULT,
+        network: crate::ident::NetworkId::DEFAULT,
         addresses: vec![ip(N4), ip(N6)],
         policy: Policy::default(),
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),

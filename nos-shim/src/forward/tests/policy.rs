@@ -103,6 +103,7 @@ fn registration(
         attachment: id,
         name: format!("c{}", id.0).into(),
         vrf: VrfId::DEFAULT,
+        network: crate::ident::NetworkId::DEFAULT,
         addresses: vec![ip(N4), ip(N6)],
         claims,
         policy,

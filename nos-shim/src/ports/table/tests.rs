@@ -27,6 +27,7 @@ fn registration(id: u32, addresses: &[u8], claims: &[Claim]) -> Registration {
         attachment: AttachmentId(id),
         name: format!("c{id}").into(),
         vrf: VRF,
+        network: crate::ident::NetworkId::DEFAULT,
         addresses: addresses.iter().map(|&n| ip(n)).collect(),
         policy: Policy::default(),
         claims: claims.to_vec(),
@@ -678,6 +679,7 @@ fn wanted(&(id, ref places, ref claims): &Wanted) -> Registration {
     let addresses: Vec<_> = places.iter().map(|&(_, n)| n).collect();
     Registration {
         vrf: VrfId(places.first().map_or(0, |place| place.0)),
+        network: crate::ident::NetworkId::DEFAULT,
         ..registration(id, &addresses, claims)
     }
 }

@@ -18,6 +18,7 @@ fn registration(draft: &Draft, port: u16) -> ToNos {
         attachment: A,
         name: "a".into(),
         vrf: VrfId::DEFAULT,
+        network: crate::ident::NetworkId::DEFAULT,
         addresses: vec![draft.destination],
         policy: Policy::default(),
         claims: vec![Claim {

@@ -66,6 +66,7 @@ fn register(shim: &mut Shim, address: &str) {
         attachment: OWNER,
         name: "c".into(),
         vrf: VRF,
+        network: crate::ident::NetworkId::DEFAULT,
         addresses: vec![ip(address)],
         policy: Policy::default(),
         claims: vec![Claim {

@@ -63,6 +63,7 @@ fn registration(id: u32, vrf: u16) -> Registration {
         attachment: AttachmentId(id),
         name: format!("c{id}").into(),
         vrf: VrfId(vrf),
+        network: crate::ident::NetworkId::DEFAULT,
         addresses: vec![ip(N4), ip(N6)],
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),
         link_local: None,

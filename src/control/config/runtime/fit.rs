@@ -89,6 +89,13 @@ impl ConfigFile {
         let mut left = overlay.clone();
         let mut notes = Vec::new();
         let mut goes = |what: String, why: &str| notes.push(format!("{what}: {why}"));
+        left.networks.retain(|(name, _)| {
+            let stays = self.network(name).is_none();
+            if !stays {
+                goes(format!("network '{name}'"), "it is in the file now");
+            }
+            stays
+        });
         let mut adopted = BTreeSet::new();
         left.containers.retain(|(name, _)| {
             let stays = self.container(name).is_none();

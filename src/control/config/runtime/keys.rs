@@ -6,6 +6,8 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 use toml::{Table, Value};
 
+use super::super::NetnsRef;
+
 /// Keys and values, as in a table of the configuration. They are not checked: reading them says what
 /// is wrong with which key, as of the file. No key stands twice, and nothing is null.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +19,32 @@ impl Keys {
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.0.insert(key.to_owned(), value.into());
         self
+    }
+
+    /// The same with `value` for `key`, unless something stands for it.
+    #[must_use]
+    pub(super) fn or(mut self, key: &str, value: impl Into<Value>) -> Self {
+        if !self.has(key) {
+            self.0.insert(key.to_owned(), value.into());
+        }
+        self
+    }
+
+    /// The same of a container that is in this namespace.
+    #[must_use]
+    pub(super) fn within(mut self, netns: &NetnsRef) -> Self {
+        for key in ["netns", "pid"] {
+            self.0.remove(key);
+        }
+        match netns {
+            NetnsRef::Path(path) => self.with("netns", path.display().to_string()),
+            NetnsRef::Pid(pid) => self.with("pid", i64::from(pid.get())),
+        }
+    }
+
+    /// Whether anything stands for `key`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
     }
 
     /// The keys of the table that stands for `key`, if one does.

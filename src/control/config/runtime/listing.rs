@@ -8,6 +8,8 @@ use super::{Holder, Overlay};
 /// What something that was registered is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RegistrationKind {
+    /// A network of containers.
+    Network,
     /// A container, with the ports that its keys give it.
     Container,
     /// Ports that a container was given besides.
@@ -25,9 +27,9 @@ pub enum RegistrationKind {
 pub struct Registration {
     /// What it is.
     pub kind: RegistrationKind,
-    /// The container, the route's prefix, metric and VRF (unless it is the default one), or the uplink.
+    /// The network, the container, the route's prefix, metric and VRF (unless it is the default one), or the uplink.
     pub name: String,
-    /// The ports, the address or the group; empty of a container and of a route.
+    /// The ports, the address or the group; empty of a network, of a container and of a route.
     pub what: Vec<String>,
     /// With whose end it ends, if with anybody's.
     pub holder: Option<Holder>,
@@ -37,6 +39,7 @@ impl fmt::Display for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, what, .. } = self;
         match self.kind {
+            RegistrationKind::Network => write!(f, "network '{name}'"),
             RegistrationKind::Container => write!(f, "container '{name}'"),
             RegistrationKind::Ports => write!(f, "ports of '{name}' ({})", what.join(", ")),
             RegistrationKind::Route => write!(f, "route {name}"),
@@ -58,6 +61,10 @@ impl Overlay {
             what,
             holder,
         };
+        let networks = self.networks.iter().map(|(name, it)| {
+            let kind = RegistrationKind::Network;
+            one(kind, name.to_string(), Vec::new(), it.holder)
+        });
         let containers = self.containers.iter().map(|(name, it)| {
             let kind = RegistrationKind::Container;
             one(kind, name.to_string(), Vec::new(), it.holder)
@@ -85,7 +92,7 @@ impl Overlay {
                 it.holder,
             )
         });
-        let all = containers.chain(ports).chain(routes);
+        let all = networks.chain(containers).chain(ports).chain(routes);
         all.chain(addresses).chain(groups).collect()
     }
 }

@@ -40,7 +40,7 @@ pub use record::{BadRecord, Record};
 pub(super) use holder::Lease;
 
 use super::document::{self, Section};
-use super::entries::{self, ContainerEntry, Entries, RouteEntry, UplinkEntry};
+use super::entries::{self, ContainerEntry, Entries, NetworkEntry, RouteEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
 use super::{Config, ConfigErrors, MAX_TEXT, Name, NosPlace, VrfName, check, read_text};
@@ -58,7 +58,7 @@ pub struct ConfigFile {
 type RouteName = (VrfName, IpNet, u16);
 
 impl Overlay {
-    /// Containers and routes as a text that could stand in a file.
+    /// Networks, containers and routes as a text that could stand in a file.
     fn text(&self) -> String {
         let list = |all: Vec<&Keys>| -> toml::Value {
             all.into_iter()
@@ -67,9 +67,11 @@ impl Overlay {
                 .collect::<Vec<_>>()
                 .into()
         };
+        let networks = self.networks.iter().map(|(_, it)| &it.value).collect();
         let containers = self.containers.iter().map(|(_, it)| &it.value).collect();
         let routes = self.routes.iter().map(|(_, it)| &it.value).collect();
         Keys::default()
+            .with("network", list(networks))
             .with("container", list(containers))
             .with("route", list(routes))
             .text()
@@ -163,6 +165,31 @@ impl ConfigFile {
             .containers
             .iter()
             .find(|entry| entry.name.value == *name)
+    }
+
+    /// The file's entry of a network.
+    fn network(&self, name: &Name) -> Option<&NetworkEntry> {
+        let mut networks = self.entries.networks.iter();
+        networks.find(|entry| entry.name.value == *name)
+    }
+
+    /// The networks of the file and of the overlay.
+    fn networks(&self, report: &Report<'_>, overlay: &Overlay) -> Vec<NetworkEntry> {
+        let mut networks = self.entries.networks.clone();
+        if overlay.networks.is_empty() {
+            return networks;
+        }
+        let added = Overlay {
+            networks: overlay.networks.clone(),
+            ..Overlay::default()
+        };
+        let text = added.text();
+        let base = report.offsets(text.len());
+        if let Some(document) = document::parse(report, &text) {
+            let root = Section::added(report, &document, base, "");
+            networks.extend(entries::read_networks(root));
+        }
+        networks
     }
 
     /// Where the file has a route.

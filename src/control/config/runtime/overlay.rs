@@ -13,6 +13,8 @@ use super::{Holder, Keys, RouteName, Touched};
 /// What was registered at run time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overlay {
+    /// With the keys by which they were made.
+    pub(super) networks: Vec<(Name, Entry<Keys>)>,
     /// With the keys by which they were attached.
     pub(super) containers: Vec<(Name, Entry<Keys>)>,
     /// What each holder holds of a container's ports. What is held by nobody goes with the
@@ -40,6 +42,7 @@ pub(super) struct Entry<T> {
 /// What a request takes away, wherever it is registered.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Withdrawal {
+    Network(Name),
     Container(Name),
     Ports(Name, Ports),
     Route(RouteName),
@@ -59,6 +62,17 @@ impl Overlay {
         containers
             .find(|(known, _)| known == name)
             .map(|(_, it)| it)
+    }
+
+    /// Whether a network was made at run time.
+    #[must_use]
+    pub fn has_network(&self, name: &Name) -> bool {
+        self.network(name).is_some()
+    }
+
+    pub(super) fn network(&self, name: &Name) -> Option<&Entry<Keys>> {
+        let mut networks = self.networks.iter();
+        networks.find(|(known, _)| known == name).map(|(_, it)| it)
     }
 
     /// Whether a container has this range from a request at run time.
@@ -123,6 +137,7 @@ impl Overlay {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self {
+            networks,
             containers,
             ports,
             routes,
@@ -130,16 +145,19 @@ impl Overlay {
             groups,
         } = self;
         let uplinks = addresses.is_empty() && groups.is_empty();
-        containers.is_empty() && ports.is_empty() && routes.is_empty() && uplinks
+        let containers = networks.is_empty() && containers.is_empty();
+        containers && ports.is_empty() && routes.is_empty() && uplinks
     }
 
     /// `value` as the latest entry.
     pub(super) fn entry<T>(&self, value: T, holder: Option<Holder>) -> Entry<T> {
+        let networks = self.networks.iter().map(|(_, it)| it.order);
         let containers = self.containers.iter().map(|(_, it)| it.order);
         let routes = self.routes.iter().map(|(_, it)| it.order);
         let addresses = self.addresses.iter().map(|(_, it)| it.order);
         let groups = self.groups.iter().map(|(_, it)| it.order);
-        let last = containers
+        let last = networks
+            .chain(containers)
             .chain(routes)
             .chain(addresses)
             .chain(groups)
@@ -164,6 +182,7 @@ impl Overlay {
     /// Takes something away.
     pub(super) fn withdraw(&mut self, what: &Withdrawal) {
         match what {
+            Withdrawal::Network(name) => self.networks.retain(|(known, _)| known != name),
             Withdrawal::Container(name) => {
                 self.containers.retain(|(known, _)| known != name);
                 self.ports.retain(|(whose, _), _| whose != name);
@@ -189,7 +208,9 @@ impl Overlay {
 
     /// Everybody who holds something.
     pub fn holders(&self) -> impl Iterator<Item = Holder> {
+        let networks = self.networks.iter().filter_map(|(_, it)| it.holder);
         let containers = self.containers.iter().filter_map(|(_, it)| it.holder);
+        let containers = networks.chain(containers);
         let ports = self.ports.keys().filter_map(|(_, holder)| *holder);
         let routes = self.routes.iter().filter_map(|(_, it)| it.holder);
         let addresses = self.addresses.iter().filter_map(|(_, it)| it.holder);
@@ -203,6 +224,7 @@ impl Overlay {
     pub fn without_holders(&self, ended: impl Fn(Holder) -> bool) -> Self {
         let held = |holder: Option<Holder>| holder.is_some_and(&ended);
         let mut left = self.clone();
+        left.networks.retain(|(_, it)| !held(it.holder));
         for (name, _) in self.containers.iter().filter(|(_, it)| held(it.holder)) {
             left.withdraw(&Withdrawal::Container(name.clone()));
         }
@@ -217,6 +239,12 @@ impl Overlay {
     #[must_use]
     pub fn touched_since(&self, before: &Self) -> Vec<Touched> {
         let mut touched = Vec::new();
+        for (name, _) in self.networks.iter().chain(&before.networks) {
+            let network = Touched::Network(name.clone());
+            if self.network(name) != before.network(name) && !touched.contains(&network) {
+                touched.push(network);
+            }
+        }
         let names = |it: &Self| -> BTreeSet<Name> {
             let containers = it.containers.iter().map(|(name, _)| name);
             let all = containers.chain(it.ports.keys().map(|(name, _)| name));
@@ -251,6 +279,11 @@ impl Overlay {
     #[must_use]
     pub fn with(&self, other: &Self) -> Self {
         let mut all = self.clone();
+        for (name, it) in &other.networks {
+            if !self.has_network(name) {
+                all.networks.push((name.clone(), it.clone()));
+            }
+        }
         for (name, it) in &other.containers {
             if !self.has_container(name) {
                 all.containers.push((name.clone(), it.clone()));
@@ -275,6 +308,7 @@ impl Overlay {
                 all.groups.push((uplink.clone(), it.clone()));
             }
         }
+        all.networks.sort_by_key(|(_, it)| it.order);
         all.containers.sort_by_key(|(_, it)| it.order);
         all.routes.sort_by_key(|(_, it)| it.order);
         all.addresses.sort_by_key(|(_, it)| it.order);
@@ -282,12 +316,16 @@ impl Overlay {
         all
     }
 
-    /// Each entry alone, those first on which others may depend: addresses, containers with the
-    /// ports that go with them, other ports, routes, groups.
+    /// Each entry alone, those first on which others may depend: addresses, networks, containers with
+    /// the ports that go with them, other ports, routes, groups.
     pub(super) fn parts(&self) -> Vec<Self> {
         let none = Self::default;
         let addresses = self.addresses.iter().map(|it| Self {
             addresses: vec![it.clone()],
+            ..none()
+        });
+        let networks = self.networks.iter().map(|it| Self {
+            networks: vec![it.clone()],
             ..none()
         });
         let own = |name: &Name| {
@@ -319,7 +357,7 @@ impl Overlay {
             groups: vec![it.clone()],
             ..none()
         });
-        let all = addresses.chain(containers).chain(ports);
+        let all = addresses.chain(networks).chain(containers).chain(ports);
         all.chain(routes).chain(groups).collect()
     }
 }

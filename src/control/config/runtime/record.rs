@@ -43,6 +43,12 @@ pub struct BadRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum Stored {
+    Network {
+        order: u64,
+        network: Keys,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<ProcessIdentity>,
+    },
     Container {
         order: u64,
         container: Keys,
@@ -105,6 +111,7 @@ struct StoredRule {
 /// An entry of an overlay, to be compared with another one's.
 #[derive(Clone, Copy, PartialEq)]
 enum Item<'a> {
+    Network(&'a Name, &'a Entry<Keys>),
     Container(&'a Name, &'a Entry<Keys>),
     Ports(&'a PortsName, &'a Ports),
     Route(&'a RouteName, &'a Entry<Keys>),
@@ -135,6 +142,9 @@ impl Overlay {
     /// The entries that are stored, by the names of their records.
     fn items(&self) -> BTreeMap<String, Item<'_>> {
         let lasts = |holder: Option<Holder>| !matches!(holder, Some(Holder::Connection(_)));
+        let networks = self.networks.iter().filter(|(_, it)| lasts(it.holder));
+        let networks =
+            networks.map(|(name, it)| (format!("network {name}"), Item::Network(name, it)));
         let containers = self.containers.iter();
         let containers = containers.filter(|(_, it)| lasts(it.holder));
         let containers =
@@ -175,7 +185,7 @@ impl Overlay {
             let named = format!("group {uplink} {}", it.value);
             (named, Item::Group(uplink, it))
         });
-        let all = containers.chain(ports).chain(routes);
+        let all = networks.chain(containers).chain(ports).chain(routes);
         all.chain(addresses).chain(groups).collect()
     }
 
@@ -194,6 +204,7 @@ impl Overlay {
                 why,
             })?;
         }
+        overlay.networks.sort_by_key(|(_, it)| it.order);
         overlay.containers.sort_by_key(|(_, it)| it.order);
         overlay.routes.sort_by_key(|(_, it)| it.order);
         overlay.addresses.sort_by_key(|(_, it)| it.order);
@@ -204,6 +215,15 @@ impl Overlay {
     fn take(&mut self, json: &[u8]) -> Result<(), String> {
         let stored: Stored = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         match stored {
+            Stored::Network {
+                order,
+                network,
+                holder,
+            } => {
+                let name = parsed(network.value("name").ok_or("it has no name")?)?;
+                let entry = entry(network, holder, order);
+                self.networks.push((name, entry));
+            }
             Stored::Container {
                 order,
                 container,
@@ -277,6 +297,11 @@ impl Item<'_> {
 
     fn stored(self) -> Stored {
         match self {
+            Self::Network(_, it) => Stored::Network {
+                order: it.order,
+                network: it.value.clone(),
+                holder: stored_holder(it.holder),
+            },
             Self::Container(_, it) => Stored::Container {
                 order: it.order,
                 container: it.value.clone(),

@@ -25,6 +25,10 @@ pub(crate) enum Table {
     Shared,
     /// Ours, of the shared addresses as the namespace's own.
     Own,
+    /// Ours, of the shared addresses of attachments that are not the namespace's first.
+    Further,
+    /// Ours, of one such attachment: the way out for what comes from its addresses.
+    Attachment(u32),
 }
 
 impl Table {
@@ -35,6 +39,8 @@ impl Table {
             Self::Local => libc::RT_TABLE_LOCAL as u32,
             Self::Shared => 0x6e72,
             Self::Own => 0x6e73,
+            Self::Further => 0x6e74,
+            Self::Attachment(number) => number,
         }
     }
 }
@@ -49,6 +55,17 @@ impl RouteFacts {
         Self::ours(interface, source)
     }
 
+    /// The same in another table than the main one.
+    pub(crate) fn our_default_in(table: Table, interface: u32, source: IpAddr) -> Self {
+        let mut route = Self::ours(interface, source);
+        route.0.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        route
+            .0
+            .attributes
+            .push(RouteAttribute::Table(table.number()));
+        route
+    }
+
     /// A route to a network through the interface, on-link, of the family of `source`. It carries our
     /// mark.
     pub(crate) fn our_network(network: IpNet, interface: u32, source: IpAddr) -> Self {
@@ -59,10 +76,15 @@ impl RouteFacts {
         route
     }
 
-    /// A route of [`Table::Shared`]: who sends to a shared address reaches it through the interface, by
+    /// A route of one of our tables: who sends to a shared address reaches it through the interface, by
     /// way of `gateway`, from the same address. It carries our mark.
-    pub(crate) fn our_shared(address: IpAddr, interface: u32, gateway: IpAddr) -> Self {
-        let mut route = Self::ours(interface, address).of_table(Table::Shared, address);
+    pub(crate) fn our_shared(
+        address: IpAddr,
+        table: Table,
+        interface: u32,
+        gateway: IpAddr,
+    ) -> Self {
+        let mut route = Self::ours(interface, address).of_table(table, address);
         route.0.header.scope = RouteScope::Universe;
         // Nothing says that the gateway is on the link but this.
         route.0.header.flags = RouteFlags::Onlink;
@@ -172,10 +194,9 @@ impl RouteFacts {
         self.is_marked() && self.is_of_main_table()
     }
 
-    /// Whether it is a route of a table of ours that carries our mark.
-    pub(crate) fn is_ours_to_shared(&self) -> bool {
-        let tables = [Table::Shared, Table::Own].map(Table::number);
-        self.is_marked() && tables.contains(&self.table())
+    /// Whether it is a route of another table that carries our mark.
+    pub(crate) fn is_ours_elsewhere(&self) -> bool {
+        self.is_marked() && !self.is_of_main_table()
     }
 
     /// Whether it carries our mark, whatever its table.
@@ -183,7 +204,7 @@ impl RouteFacts {
         self.0.header.protocol == mark()
     }
 
-    fn table(&self) -> u32 {
+    pub(crate) fn table(&self) -> u32 {
         let number = self.attribute(|attribute| match attribute {
             RouteAttribute::Table(number) => Some(*number),
             _ => None,
@@ -197,7 +218,8 @@ impl RouteFacts {
         self.destinations().filter(|_| unicast)
     }
 
-    fn destinations(&self) -> Option<IpNet> {
+    /// Where it leads, whatever its table and kind.
+    pub(crate) fn destinations(&self) -> Option<IpNet> {
         let header = &self.0.header;
         let unspecified = match header.address_family {
             AddressFamily::Inet => IpAddr::from([0; 4]),
@@ -255,7 +277,7 @@ impl RouteFacts {
     }
 
     /// Index of the interface that it leads through.
-    fn interface(&self) -> Option<u32> {
+    pub(crate) fn interface(&self) -> Option<u32> {
         self.attribute(|attribute| match attribute {
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,

@@ -69,6 +69,50 @@ impl ConfigFile {
         report.finish(container)
     }
 
+    /// Keeps what it has, its place in the order included.
+    pub(super) fn move_container(
+        &self,
+        overlay: &Overlay,
+        keys: &Keys,
+    ) -> Result<Changed, ConfigErrors> {
+        let report = self.report();
+        let request = read(&report, keys, "move", |root| {
+            let name = root.required("name", "\"web\"", values::name);
+            let path = root.optional("netns", values::netns);
+            let pid = root.optional("pid", values::pid);
+            let interface = root.optional("interface", values::interface);
+            let netns = entries::namespace(root, path, pid);
+            Some((name?, netns?, interface))
+        });
+        if let Some((At { value, place }, ..)) = &request {
+            if let Some(entry) = self.container(value) {
+                let what = format!("container \"{value}\"");
+                self.of_the_file(&report, *place, &what, entry.name.place);
+            } else if !overlay.has_container(value) {
+                report.error(*place, self.no_container(overlay, value));
+            }
+        }
+        let (name, netns, interface) = report.finish(request)?;
+        let name = name.value;
+        let touched = Touched::Container(name.clone());
+        let is_there = |known: &ContainerEntry| {
+            let same = |it: &At<_>| known.interface == it.value;
+            known.netns.value == netns.value && interface.as_ref().is_none_or(same)
+        };
+        if self.attached(overlay, &name).as_ref().is_some_and(is_there) {
+            return Ok(unchanged(overlay, touched));
+        }
+        let mut new = overlay.clone();
+        for (_, entry) in new.containers.iter_mut().filter(|(it, _)| *it == name) {
+            let moved = entry.value.clone().within(&netns.value);
+            entry.value = match &interface {
+                Some(At { value, .. }) => moved.with("interface", value.to_string()),
+                None => moved,
+            };
+        }
+        self.changed(new, touched)
+    }
+
     pub(super) fn detach(&self, overlay: &Overlay, keys: &Keys) -> Result<Changed, ConfigErrors> {
         let report = self.report();
         let name = read(&report, keys, "detach", |root| {

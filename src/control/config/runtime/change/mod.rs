@@ -3,7 +3,9 @@
 mod addresses;
 mod allocate;
 mod containers;
+mod endpoints;
 mod groups;
+mod networks;
 mod ports;
 mod routes;
 
@@ -20,8 +22,20 @@ use super::{Aside, ConfigFile, Holders, Keys, Overlay, add_addresses, holder};
 /// What may be asked for, with the keys of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// A network of containers: `network`, with the keys of `[[network]]`.
+    CreateNetwork,
+    /// A network goes: `name`.
+    RemoveNetwork,
+    /// A further attachment of a container's namespace: `network`, `container`, and `endpoint` with the
+    /// keys of `[[container]]` that do not follow from them.
+    Connect,
+    /// Such an attachment goes: `network`, `container`.
+    Disconnect,
     /// A container: `container`, with the keys of `[[container]]`.
     Attach,
+    /// A container that was attached at run time is in another namespace from then on: `name`, `netns` or `pid`,
+    /// `interface`. It keeps its ports meanwhile.
+    Move,
     /// A container goes: `name`.
     Detach,
     /// Ports of a container: `container`, and `tcp`, `udp`, `ephemeral` as in `[[container]]`.
@@ -84,10 +98,20 @@ impl Change {
     #[must_use]
     pub fn takes_away(self) -> bool {
         match self {
-            Self::Attach | Self::Allocate | Self::AddRoute | Self::AddAddress | Self::AddGroup => {
-                false
-            }
-            Self::Detach | Self::RemoveRoute | Self::RemoveAddress | Self::RemoveGroup => true,
+            Self::CreateNetwork
+            | Self::Connect
+            | Self::Move
+            | Self::Attach
+            | Self::Allocate
+            | Self::AddRoute
+            | Self::AddAddress
+            | Self::AddGroup => false,
+            Self::RemoveNetwork
+            | Self::Disconnect
+            | Self::Detach
+            | Self::RemoveRoute
+            | Self::RemoveAddress
+            | Self::RemoveGroup => true,
             Self::Ports(action) => action != PortsAction::Add,
         }
     }
@@ -96,6 +120,8 @@ impl Change {
 /// What a request is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Touched {
+    /// A network, and no container yet.
+    Network(Name),
     /// A container.
     Container(Name),
     /// An uplink.
@@ -120,7 +146,12 @@ impl ConfigFile {
         holders: &Holders,
     ) -> Result<Changed, ConfigErrors> {
         match change {
+            Change::CreateNetwork => self.create_network(overlay, keys, holders),
+            Change::RemoveNetwork => self.remove_network(overlay, keys),
+            Change::Connect => self.connect(overlay, keys, holders),
+            Change::Disconnect => self.disconnect(overlay, keys),
             Change::Attach => self.attach(overlay, keys, holders),
+            Change::Move => self.move_container(overlay, keys),
             Change::Detach => self.detach(overlay, keys),
             Change::Ports(action) => self.ports(overlay, action, keys, holders),
             Change::Allocate => self.allocate(overlay, keys, holders),
@@ -141,7 +172,7 @@ impl ConfigFile {
     ) -> Result<Changed, ConfigErrors> {
         let container = match &touched {
             Touched::Container(name) => Some(name),
-            Touched::Uplink(_) | Touched::Routes => None,
+            Touched::Network(_) | Touched::Uplink(_) | Touched::Routes => None,
         };
         let config = self.config_for(&overlay, container)?;
         Ok(Changed {
@@ -184,7 +215,7 @@ impl ConfigFile {
         })
     }
 
-    /// Uplinks, and nothing that could be in the way.
+    /// Uplinks, networks, and nothing that could be in the way.
     pub(super) fn uplinks_alone(&self, report: &Report<'_>, overlay: &Overlay) -> Entries {
         let mut uplinks = self.entries.uplinks.clone();
         add_addresses(report, overlay, &mut uplinks);
@@ -194,6 +225,8 @@ impl ConfigFile {
             uplinks,
             all_uplinks: true,
             routes: Vec::new(),
+            networks: self.networks(report, overlay),
+            all_networks: true,
             containers: Vec::new(),
             nos: Vec::new(),
             channel: self.entries.channel,

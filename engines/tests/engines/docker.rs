@@ -1,0 +1,374 @@
+//! Docker with its own daemon, and the plugin beside it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nos_relay::control::api::snapshot::LinkState;
+use tempfile::TempDir;
+
+use crate::base::daemon::await_that;
+use crate::base::{lab_test, skip};
+use crate::engine::Network;
+use crate::image;
+use crate::talk::{assert_nothing_left, await_greeting, await_served, get, outsider};
+
+/// A Docker with an image, the plugin, and nothing of anybody else's.
+struct Docker {
+    dockerd: Option<Child>,
+    plugin: Option<Child>,
+    folder: TempDir,
+    /// How Docker calls the plugin: it looks for plugins in one place alone.
+    driver: String,
+    control: PathBuf,
+}
+
+/// A child that is killed with the test.
+fn with_us(command: &mut Command) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec the closure makes one system call.
+    unsafe {
+        command.pre_exec(|| {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)
+        })
+    }
+}
+
+impl Docker {
+    /// With the plugin for the daemon of `network`; or why there is none.
+    fn new(network: &Network) -> Result<Self, String> {
+        image::is_root()?;
+        image::installed(&["dockerd", "docker", "containerd", "runc"])?;
+        let folder = tempfile::Builder::new()
+            .prefix("nos-relay-docker-")
+            .tempdir()
+            .unwrap();
+        let mut docker = Self {
+            dockerd: None,
+            plugin: None,
+            folder,
+            driver: format!("nos-relay-test-{}", std::process::id()),
+            control: network.control(),
+        };
+        docker.start_plugin();
+        docker.start_dockerd()?;
+        let image = image::make(docker.folder.path());
+        let load = docker.command(&["load", "-i", image.to_str().unwrap()]);
+        image::starts_at_all("docker", &load)?;
+        let alone = [
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--entrypoint",
+            "/bin/echo",
+            image::NAME,
+        ];
+        image::starts_at_all("docker", &docker.command(&alone))?;
+        Ok(docker)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn plugin_socket(&self) -> PathBuf {
+        Path::new("/run/docker/plugins").join(format!("{}.sock", self.driver))
+    }
+
+    fn start_plugin(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nos-relay-docker"));
+        command.arg("--socket").arg(self.plugin_socket());
+        command.arg("--control").arg(&self.control);
+        let mut child = with_us(command.stdout(Stdio::piped())).spawn().unwrap();
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        self.plugin = Some(child);
+    }
+
+    fn start_dockerd(&mut self) -> Result<(), String> {
+        let log = fs::File::create(self.path("dockerd.log")).unwrap();
+        let mut command = Command::new("dockerd");
+        command.args([
+            "--iptables=false",
+            "--ip6tables=false",
+            "--bridge=none",
+            "--live-restore",
+        ]);
+        command.args([
+            "--storage-driver",
+            "vfs",
+            "--exec-opt",
+            "native.cgroupdriver=cgroupfs",
+        ]);
+        for (option, name) in [
+            ("--data-root", "data"),
+            ("--exec-root", "exec"),
+            ("--pidfile", "pid"),
+        ] {
+            command.arg(option).arg(self.path(name));
+        }
+        command
+            .arg("-H")
+            .arg(format!("unix://{}", self.path("sock").display()));
+        command.env(
+            "PATH",
+            format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap()),
+        );
+        let command = command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.dockerd = Some(with_us(command).spawn().unwrap());
+        // What it cannot do on this machine is no fault of ours.
+        let started = await_that("dockerd answers, or ends", || {
+            if self.command(&["version"]).status.success() {
+                return Ok(true);
+            }
+            match self.dockerd.as_mut().unwrap().try_wait().unwrap() {
+                Some(_) => Ok(false),
+                None => Err("not yet".to_owned()),
+            }
+        });
+        match started {
+            true => Ok(()),
+            false => {
+                let log = fs::read_to_string(self.path("dockerd.log")).unwrap();
+                Err(format!(
+                    "dockerd does not start here: {}",
+                    log.lines().last().unwrap_or_default()
+                ))
+            }
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new("docker");
+        let socket = format!("unix://{}", self.path("sock").display());
+        command.args(["-H", &socket]).args(arguments);
+        command
+            .env("DOCKER_CONFIG", self.path("client"))
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn does(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "docker {arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn refuses(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments);
+        assert!(!output.status.success(), "docker {arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Makes a network of ours.
+    fn network(&self, name: &str, more: &[&str]) {
+        let driver = [
+            "network",
+            "create",
+            "-d",
+            &self.driver,
+            "--ipam-driver",
+            &self.driver,
+        ];
+        self.does(&[&driver, more, &[name]].concat());
+    }
+
+    /// What a container prints that is removed then.
+    fn prints(&self, network: &[&str], shell: &str) -> String {
+        let run = ["run", "--rm", "--entrypoint", "/bin/sh"];
+        self.does(&[&run, network, &[image::NAME, "-c", shell]].concat())
+    }
+}
+
+fn end(child: &mut Option<Child>, signal: Signal) {
+    if let Some(mut child) = child.take() {
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        let _ = kill(pid, signal);
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        let ids = String::from_utf8(self.command(&["ps", "-aq"]).stdout).unwrap_or_default();
+        let ids: Vec<_> = ids.split_whitespace().collect();
+        let _ = self.command(&[&["rm", "--force"], &ids[..]].concat());
+        // So that it ends its containerd as well.
+        end(&mut self.dockerd, Signal::SIGTERM);
+        end(&mut self.plugin, Signal::SIGTERM);
+        let _ = fs::remove_file(self.plugin_socket());
+    }
+}
+
+lab_test! {
+    fn docker_runs_containers_on_the_nos_s_address() {
+        let network = Network::new(0);
+        let mut docker = match Docker::new(&network) {
+            Ok(docker) => docker,
+            Err(reason) => return skip(&reason),
+        };
+        let outsider = outsider(&network);
+        docker.network("shared", &["-o", "mode=shared", "-o", "uplink=up0"]);
+        publishes(&network, &docker, &outsider);
+        is_ready_from_the_first_instruction(&docker);
+        is_in_two_networks(&network, &docker);
+        outlives_daemons(&network, &mut docker);
+        docker.does(&["rm", "--force", "web"]);
+        docker.does(&["network", "rm", "shared"]);
+        assert_nothing_left(&network);
+    }
+}
+
+fn publishes(
+    network: &Network,
+    docker: &Docker,
+    outsider: &nos_relay::lab::testbed::tcp::EchoServer,
+) {
+    let run = |more: &[&'static str]| [&["run", "--network", "shared"], more].concat();
+    docker.does(&run(&[
+        "-d",
+        "--name",
+        "web",
+        "-p",
+        "8081:8081",
+        image::NAME,
+        "8081",
+    ]));
+    await_greeting(network, outsider);
+    await_served(network, 8081);
+    let shown = docker.does(&["inspect", "-f", "{{json .NetworkSettings.Networks}}", "web"]);
+    assert!(shown.contains("\"IPAddress\":\"203.0.113.1\""), "{shown}");
+    // Stopped it is gone, started anew it is served anew.
+    docker.does(&["stop", "-t", "0", "web"]);
+    assert_eq!(network.daemon.ports(), []);
+    assert!(get(network, 8081).is_err());
+    docker.does(&["start", "web"]);
+    await_served(network, 8081);
+    let before = network.registrations();
+    for (arguments, reason) in [
+        (
+            run(&["--rm", "-p", "8081:8081", image::NAME]),
+            "8081 of container",
+        ),
+        (
+            run(&["--rm", "-p", "80:8080", image::NAME]),
+            "there is no NAT",
+        ),
+        (
+            run(&["--rm", "--ip", "203.0.113.77", image::NAME]),
+            "203.0.113.77",
+        ),
+        (
+            vec![
+                "run",
+                "--rm",
+                "--network",
+                "name=shared,driver-opt=colour=red",
+                image::NAME,
+            ],
+            "driver-opt \"colour\"",
+        ),
+    ] {
+        let said = docker.refuses(&arguments);
+        assert!(said.contains(reason), "{said}");
+        assert_eq!(network.registrations(), before, "{reason}");
+    }
+    let driver = [
+        "network",
+        "create",
+        "-d",
+        &docker.driver,
+        "--ipam-driver",
+        &docker.driver,
+    ];
+    for (options, reason) in [
+        (&["-o", "colour=red"][..], "-o \"colour\""),
+        (&["-o", "mode=nat"], "nat"),
+        (&["-o", "uplink=up9"], "up9"),
+        (&["--internal"], "--internal"),
+    ] {
+        let said = docker.refuses(&[&driver, options, &["bad"]].concat());
+        assert!(said.contains(reason), "{said}");
+        assert_eq!(network.registrations(), before, "{reason}");
+    }
+    await_served(network, 8081);
+}
+
+fn is_ready_from_the_first_instruction(docker: &Docker) {
+    let options = "name=shared,driver-opt=tcp=20000-20099,driver-opt=ephemeral=40000-40099";
+    for _ in 0..10 {
+        let said = docker.prints(
+            &["--network", options],
+            "cat /proc/sys/net/ipv4/ip_local_port_range; ip address show lo; ip route",
+        );
+        for wanted in ["40000\t40099", "203.0.113.1/32", "default dev eth0"] {
+            assert!(said.contains(wanted), "{wanted}: {said}");
+        }
+    }
+    let mac = "02:00:5e:10:00:07";
+    let said = docker.prints(
+        &["--network", "shared", "--mac-address", mac],
+        "ip link show eth0",
+    );
+    assert!(said.contains(mac), "{said}");
+}
+
+fn is_in_two_networks(network: &Network, docker: &Docker) {
+    docker.network("other", &["-o", "uplink=up0"]);
+    let served = [
+        "run",
+        "-d",
+        "--name",
+        "both",
+        "--network",
+        "shared",
+        "--ip",
+        "203.0.113.1",
+    ];
+    docker.does(&[&served[..], &["-p", "8082:8082", image::NAME, "8082"]].concat());
+    await_served(network, 8082);
+    let said = docker.refuses(&["network", "connect", "--ip", "203.0.113.1", "other", "both"]);
+    assert!(said.contains("is its address there"), "{said}");
+    docker.does(&["network", "connect", "--ip", "203.0.113.3", "other", "both"]);
+    let shown = docker.does(&["exec", "both", "ip", "address"]);
+    assert!(
+        shown.contains("eth1") && shown.contains("203.0.113.3/32"),
+        "{shown}"
+    );
+    docker.does(&["network", "disconnect", "other", "both"]);
+    let shown = docker.does(&["exec", "both", "ip", "address"]);
+    assert!(
+        !shown.contains("eth1") && !shown.contains("203.0.113.3"),
+        "{shown}"
+    );
+    await_served(network, 8082);
+    docker.does(&["rm", "--force", "both"]);
+    docker.does(&["network", "rm", "other"]);
+}
+
+/// In any order.
+fn outlives_daemons(network: &Network, docker: &mut Docker) {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        end(&mut docker.plugin, signal);
+        await_served(network, 8081);
+        docker.start_plugin();
+        end(&mut docker.dockerd, signal);
+        await_served(network, 8081);
+        docker.start_dockerd().unwrap();
+        await_served(network, 8081);
+        docker.does(&["restart", "-t", "0", "web"]);
+        await_served(network, 8081);
+        let rows = network.daemon.attachments();
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        assert_eq!(rows[0].link.state, LinkState::Up);
+    }
+}

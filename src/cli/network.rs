@@ -1,0 +1,218 @@
+//! Commands of networks and of who is in them.
+
+use std::io::{self, Write};
+
+use clap::{Args, Subcommand};
+
+use crate::control::api::{self, QUERY_TIMEOUT, Request, Response, Table};
+use crate::outcome::Outcome;
+
+use super::ControlArgs;
+use super::change::{AskArgs, Given, LeaseArgs, PortLists, respond, setting, text};
+
+/// What `network` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Make a network.
+    Create(Box<CreateArgs>),
+    /// Remove a network that was made at run time, and that no container is in.
+    Rm(RmArgs),
+    /// List the networks.
+    Ls(LsArgs),
+    /// Show a network as JSON.
+    Inspect(InspectArgs),
+    /// Connect a container with a network: its namespace gets one more interface.
+    Connect(Box<ConnectArgs>),
+    /// Take a container out of a network.
+    Disconnect(DisconnectArgs),
+}
+
+/// Arguments of `network create`: the keys of a network in the file, see docs/configuration.md.
+#[derive(Args, Clone, Debug)]
+pub struct CreateArgs {
+    /// The network's name.
+    pub name: String,
+    /// How its containers are reached: shared.
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<String>,
+    /// Its VRF.
+    #[arg(long, value_name = "NAME")]
+    pub vrf: Option<String>,
+    /// An uplink whose addresses its containers share; may be given several times, all of the VRF if it is
+    /// left out.
+    #[arg(long = "uplink", value_name = "UPLINK")]
+    pub uplinks: Vec<String>,
+    /// The kind of device of containers that name none: tap or veth.
+    #[arg(long, value_name = "KIND")]
+    pub device: Option<String>,
+    /// Any other key that a network has in the file, its value as in TOML; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, toml::Value)>,
+    /// With whose end it ends.
+    #[command(flatten)]
+    pub lease: LeaseArgs,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `network rm`.
+#[derive(Args, Clone, Debug)]
+pub struct RmArgs {
+    /// The network's name.
+    pub name: String,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `network ls`.
+#[derive(Args, Clone, Debug)]
+pub struct LsArgs {
+    /// As JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to find the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Arguments of `network inspect`.
+#[derive(Args, Clone, Debug)]
+pub struct InspectArgs {
+    /// The network's name.
+    pub name: String,
+    /// Where to find the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Arguments of `network connect`.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectArgs {
+    /// The network's name.
+    pub network: String,
+    /// The container's name.
+    pub container: String,
+    /// What the endpoint is called in `show`; CONTAINER.NETWORK if it is left out.
+    #[arg(long = "as", value_name = "NAME")]
+    pub name: Option<String>,
+    /// The kind of its device: tap or veth; the network's if it is left out.
+    #[arg(long, value_name = "KIND")]
+    pub device: Option<String>,
+    /// The interface's name inside; the first free ethN if it is left out.
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// A NOS address that it uses as its own; may be given several times.
+    #[arg(long = "address", value_name = "ADDRESS")]
+    pub addresses: Vec<String>,
+    /// Its ports.
+    #[command(flatten)]
+    pub ports: PortLists,
+    /// MAC address of its interface.
+    #[arg(long, value_name = "MAC")]
+    pub mac: Option<String>,
+    /// Any other key that a container has in the file, its value as in TOML; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, toml::Value)>,
+    /// With whose end it ends.
+    #[command(flatten)]
+    pub lease: LeaseArgs,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `network disconnect`.
+#[derive(Args, Clone, Debug)]
+pub struct DisconnectArgs {
+    /// The network's name.
+    pub network: String,
+    /// The container's name.
+    pub container: String,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+impl NetworkCommand {
+    /// Runs `network`: results to `out`, errors to `err`.
+    ///
+    /// # Errors
+    ///
+    /// When neither can be written.
+    pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        match self {
+            Self::Create(args) => args.ask.run_leased(&args.lease, &args.request(), out, err),
+            Self::Rm(args) => {
+                let name = Given::default().value("name", text(&args.name));
+                args.ask.run(&Request::NetworkRemove(name.0), out, err)
+            }
+            Self::Ls(args) => respond(networks(&args.control), args.json, out, err),
+            Self::Inspect(args) => args.run(out, err),
+            Self::Connect(args) => args.ask.run_leased(&args.lease, &args.request(), out, err),
+            Self::Disconnect(args) => {
+                let given = Given::default()
+                    .value("network", text(&args.network))
+                    .value("container", text(&args.container));
+                args.ask.run(&Request::NetworkDisconnect(given.0), out, err)
+            }
+        }
+    }
+}
+
+fn networks(control: &ControlArgs) -> Result<Response, api::ControlError> {
+    let request = Request::Show {
+        table: Table::Networks,
+    };
+    api::query(&control.path, &request, QUERY_TIMEOUT)
+}
+
+impl CreateArgs {
+    fn request(&self) -> Request {
+        let network = Given::default()
+            .value("name", text(&self.name))
+            .value("mode", self.mode.clone())
+            .value("vrf", self.vrf.clone())
+            .list("uplinks", &self.uplinks)
+            .value("device", self.device.clone())
+            .settings(&self.settings);
+        let request = Given::default()
+            .value("network", Some(network.0))
+            .lease(&self.lease);
+        Request::NetworkCreate(request.0)
+    }
+}
+
+impl InspectArgs {
+    fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+        let mut answer = networks(&self.control);
+        if let Ok(Response::Networks(rows)) = &mut answer {
+            rows.retain(|row| row.name == self.name);
+            if rows.is_empty() {
+                writeln!(err, "nos-relay: there is no network \"{}\"", self.name)?;
+                return Ok(Outcome::Failure);
+            }
+        }
+        respond(answer, true, out, err)
+    }
+}
+
+impl ConnectArgs {
+    fn request(&self) -> Request {
+        let endpoint = Given::default()
+            .value("name", self.name.clone())
+            .value("device", self.device.clone())
+            .value("interface", self.interface.clone())
+            .list("addresses", &self.addresses)
+            .ports(&self.ports)
+            .value("mac", self.mac.clone())
+            .settings(&self.settings);
+        let request = Given::default()
+            .value("network", text(&self.network))
+            .value("container", text(&self.container))
+            .value("endpoint", Some(endpoint.0))
+            .lease(&self.lease);
+        Request::NetworkConnect(request.0)
+    }
+}
