@@ -59,6 +59,8 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// Its MAC address; one made of the name if there is none here.
     pub mac: Option<String>,
+    /// Octets of its longest IP packets, 576 to 65535; as its uplinks have them if none are said here.
+    pub mtu: Option<u16>,
     /// Its VRF.
     pub vrf: Option<String>,
     /// Its network.
@@ -299,6 +301,9 @@ fn container(endpoint: &Endpoint) -> Value {
             set(key, value.as_str().into());
         }
     }
+    if let Some(mtu) = endpoint.mtu {
+        set("mtu", mtu.into());
+    }
     if let Some(to) = &endpoint.to {
         set("to", to.iter().map(String::as_str).collect());
     }
@@ -450,6 +455,7 @@ mod tests {
             ports,
             addresses: Vec::new(),
             mac: None,
+            mtu: None,
             vrf: None,
             network: None,
             to: None,

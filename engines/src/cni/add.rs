@@ -126,6 +126,7 @@ impl<'a> Asked<'a> {
             ports: self.ports(&addresses)?,
             addresses,
             mac: self.mac.clone(),
+            mtu: self.wanted.mtu,
             vrf: place.vrf,
             network: place.network,
             to: self.wanted.to.clone(),

@@ -22,7 +22,7 @@ use crate::ports::{Given, Mapping, Protocol, range};
 /// The key of our own section.
 const SECTION: &str = "nos-relay";
 /// What is known in it.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "control",
     "device",
     "network",
@@ -34,10 +34,13 @@ const KEYS: [&str; 12] = [
     "to",
     "from",
     "outside",
+    "mtu",
     "pools",
 ];
 /// What is known in a pool.
 const POOL_KEYS: [&str; 3] = ["vrf", "addresses", "network"];
+/// Octets of the least MTU that the daemon takes.
+const MIN_MTU: u16 = 576;
 /// The capability by which a pod's annotations come.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
@@ -48,8 +51,10 @@ pub(super) struct Configuration {
     pub(super) version: Version,
     pub(super) names: NetworkNames,
     pub(super) control: PathBuf,
-    /// The VRF of the network.
+    /// The VRF of its containers.
     pub(super) vrf: Option<String>,
+    /// The daemon's network of its containers.
+    pub(super) network: Option<String>,
     /// The type of the plugin that is to choose addresses.
     pub(super) ipam: Option<String>,
     whole: Value,
@@ -66,6 +71,7 @@ pub(super) struct Wanted {
     pub(super) to: Option<Vec<String>>,
     pub(super) from: Option<Vec<String>>,
     pub(super) outside: Option<String>,
+    pub(super) mtu: Option<u16>,
     pub(super) pools: Vec<(String, Place)>,
 }
 
@@ -128,6 +134,7 @@ impl Configuration {
             names,
             control: control.into(),
             vrf: own.text("vrf")?.map(str::to_owned),
+            network: own.text("network")?.map(str::to_owned),
             ipam: delegate(root)?,
             whole,
         })
@@ -158,6 +165,7 @@ impl Configuration {
             to: prefixes(own, "to")?,
             from: prefixes(own, "from")?,
             outside,
+            mtu: mtu(own)?,
             pools: pools(own)?,
         })
     }
@@ -305,6 +313,16 @@ fn place(section: Section<'_>) -> Result<Place, CniError> {
         vrf: name("vrf")?,
         addresses: addresses.transpose()?,
     })
+}
+
+fn mtu(own: Section<'_>) -> Result<Option<u16>, CniError> {
+    let Some(value) = own.value("mtu") else {
+        return Ok(None);
+    };
+    let octets = value.as_u64().and_then(|octets| u16::try_from(octets).ok());
+    let octets = octets.filter(|octets| *octets >= MIN_MTU);
+    let wrong = || own.wrong("mtu", format!("is not a number of {MIN_MTU} to 65535"));
+    octets.ok_or_else(wrong).map(Some)
 }
 
 fn pools(own: Section<'_>) -> Result<Vec<(String, Place)>, CniError> {

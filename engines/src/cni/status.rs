@@ -3,6 +3,7 @@
 use nos_relay::control::api::ControlError;
 use nos_relay::control::api::snapshot::LinkState;
 
+use super::configuration::Configuration;
 use super::environment::Command;
 use super::error::{CniError, Code};
 use super::{Invocation, ipam};
@@ -11,9 +12,9 @@ use crate::daemon::{Daemon, DaemonError};
 /// Asks the daemon, and looks for an uplink of the network's VRF that is up.
 pub(super) fn status(invocation: &Invocation) -> Result<(), CniError> {
     let configuration = &invocation.configuration;
-    let counters = Daemon::at(&configuration.control).counters();
-    let counters = counters.map_err(|error| unavailable(&error))?;
-    let vrf = configuration.vrf.as_deref().unwrap_or("default");
+    let daemon = Daemon::at(&configuration.control);
+    let counters = daemon.counters().map_err(|error| unavailable(&error))?;
+    let vrf = vrf(&daemon, configuration)?;
     let mut uplinks = counters.uplinks.iter().map(|uplink| &uplink.link);
     let of_vrf: Vec<_> = uplinks
         .by_ref()
@@ -42,6 +43,20 @@ pub(super) fn status(invocation: &Invocation) -> Result<(), CniError> {
         Some(kind) => ipam::delegate(invocation, kind, Command::Status).map(drop),
         None => Ok(()),
     }
+}
+
+/// The VRF in which containers are.
+fn vrf(daemon: &Daemon, configuration: &Configuration) -> Result<String, CniError> {
+    let Some(name) = &configuration.network else {
+        let vrf = configuration.vrf.as_deref();
+        return Ok(vrf.unwrap_or("default").to_owned());
+    };
+    let networks = daemon.networks().map_err(|error| unavailable(&error))?;
+    let network = networks.into_iter().find(|network| network.name == *name);
+    network.map(|network| network.vrf).ok_or_else(|| {
+        let details = format!("the daemon has no network {name:?}");
+        CniError::new(Code::Unavailable, "the network does not exist", details)
+    })
 }
 
 /// A daemon that does not answer moves no packets either; one that says no may well do so.

@@ -58,6 +58,7 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
         ports: options::ports(&call.object("Options")?)?,
         addresses,
         mac: text("MacAddress").map(str::to_owned),
+        mtu: None,
         vrf: None,
         network: Some(network),
         to: None,

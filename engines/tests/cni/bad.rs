@@ -193,6 +193,11 @@ fn our_section_is_read_strictly_and_others_keys_are_let_be() {
             "nos-relay.addresses",
         ),
         (json!({"vrf": "a b"}), "nos-relay.vrf"),
+        (
+            json!({"mtu": 575}),
+            "nos-relay.mtu: is not a number of 576 to 65535",
+        ),
+        (json!({"mtu": "1400"}), "nos-relay.mtu"),
         (json!({"network": 1}), "nos-relay.network"),
         (json!({"pools": []}), "nos-relay.pools: is a list"),
         (
@@ -330,6 +335,8 @@ lab_test! {
         };
         let with = |own: Value| configuration(&network.control(), own);
         fails(&with(json!({"vrf": "red"})), 7, "red");
+        fails(&with(json!({"network": "nobodys"})), 7, "nobodys");
+        fails(&with(json!({"mtu": 1279})), 7, "container.mtu");
         fails(&with(json!({"addresses": "203.0.113.9"})), 7, "203.0.113.9");
         fails(&at_run_time(&with(json!({})), json!({"mac": "01:00:5e:00:00:01"})), 7, "mac");
         // The container is attached before its ports are allocated.

@@ -211,6 +211,10 @@ lab_test! {
         let failure = status(&other).fails();
         assert_eq!(failure.code, 50);
         assert!(failure.said.contains("no uplink is in VRF \"red\""), "{failure:?}");
+        let other = configuration(&network.control(), json!({"network": "nobodys"}));
+        let failure = status(&other).fails();
+        assert_eq!(failure.code, 50);
+        assert!(failure.said.contains("has no network \"nobodys\""), "{failure:?}");
         network.topology.device.set_down("hx").unwrap();
         let failure = crate::base::daemon::await_that("the uplink is down", || {
             status(&conf).outcome().err().ok_or_else(|| "it is up".to_owned())
@@ -234,5 +238,68 @@ fn the_versions_are_told_to_an_engine_of_whichever() {
             answer["supportedVersions"],
             json!(["0.4.0", "1.0.0", "1.1.0"])
         );
+    }
+}
+
+/// A daemon with two networks, each with the addresses of an uplink.
+const NETWORKS: &str = r#"
+[[uplink]]
+name = "up0"
+device = "packet:hx"
+addresses = "203.0.113.1/24"
+
+[[uplink]]
+name = "up1"
+device = "tap:up1"
+addresses = "198.51.100.1/24"
+
+[[network]]
+name = "front"
+uplinks = "up0"
+device = "veth"
+
+[[network]]
+name = "back"
+uplinks = "up1"
+device = "veth"
+"#;
+
+lab_test! {
+    fn a_container_is_in_several_networks() {
+        if let Err(error) = nos_relay::lab::testbed::tun_access() {
+            return crate::base::skip(&format!("/dev/net/tun cannot be opened: {error}"));
+        }
+        let network = Network::with(1, NETWORKS);
+        let before = network.traces();
+        let netns = network.container(0).path();
+        let conf = |name: &str, own: Value| {
+            let mut conf = configuration(&network.control(), own);
+            conf["name"] = name.into();
+            conf
+        };
+        let front = conf("front", json!({"network": "front", "tcp": 20000, "mtu": 1400}));
+        // A pod's annotation chooses the network.
+        let annotated = json!({"io.kubernetes.cri.pod-annotations": {"nos-relay.io/network": "back"}});
+        let back = at_run_time(&conf("back", json!({"tcp": 20000})), annotated);
+        Call::new("STATUS", &front).succeeds();
+        let first = Call::new("ADD", &front).of("c1").inside(&netns).succeeds();
+        let second = Call::new("ADD", &back).of("c1").with("CNI_IFNAME", "net1").inside(&netns).succeeds();
+        assert_eq!(first["ips"], json!([{"address": "203.0.113.1/32", "interface": 0}]));
+        assert_eq!(first["routes"], json!([{"dst": "0.0.0.0/0"}]));
+        assert_eq!(first["interfaces"][0]["mtu"], 1400);
+        assert_eq!(network.container(0).link("eth0").unwrap().unwrap().mtu, 1400);
+        assert_eq!(second["ips"], json!([{"address": "198.51.100.1/32", "interface": 0}]));
+        assert_eq!(second["routes"], json!([]));
+        for (conf, result, interface) in [(&front, first, "eth0"), (&back, second, "net1")] {
+            let mut conf = conf.clone();
+            conf["prevResult"] = result;
+            let check = Call::new("CHECK", &conf).of("c1").with("CNI_IFNAME", interface);
+            check.inside(&netns).succeeds();
+        }
+        assert_reached(&network.topology.external, network.container(0), FAMILIES[0].nos_port(20000));
+        for (conf, interface) in [(&front, "eth0"), (&back, "net1")] {
+            Call::new("DEL", conf).of("c1").with("CNI_IFNAME", interface).succeeds();
+        }
+        network.assert_as_before(&before, "both are deleted");
     }
 }

@@ -282,6 +282,21 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
         {
             link_local(report, container, uplink, &entries.uplinks, nos);
         }
+        if let Some(mtu) = container.mtu {
+            container_mtu(report, mtu, &container.addresses_among(nos));
+        }
+    }
+}
+
+/// A container that uses an IPv6 address has to get what every link of IPv6 carries.
+fn container_mtu(report: &Report<'_>, mtu: At<Mtu>, addresses: &[IpAddr]) {
+    let ipv6 = addresses.iter().find(|address| address.is_ipv6());
+    if let Some(address) = ipv6.filter(|_| mtu.value < Mtu::MIN_IPV6) {
+        let (mtu, least, place) = (mtu.value, Mtu::MIN_IPV6, mtu.place);
+        report.error(
+            place,
+            format!("{mtu} is below {least}, which {address} needs"),
+        );
     }
 }
 
@@ -401,7 +416,9 @@ fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
     // Its entry has one, or its network, or else it is a TAP.
     let device = entry.device.unwrap_or(ContainerDevice::Tap);
     Container {
-        mtu: least_mtu(&addresses, &vrf.uplinks).min(most_of(device)),
+        mtu: least_mtu(&addresses, &vrf.uplinks)
+            .min(most_of(device))
+            .min(entry.mtu.map_or(Mtu::MAX, |at| at.value)),
         name: entry.name.value,
         netns: entry.netns.value,
         network: entry.network.map(|at| at.value),

@@ -115,6 +115,8 @@ pub(super) struct ContainerEntry {
     /// All of it but `outside`.
     pub(super) policy: Policy,
     pub(super) outside: Option<Outside>,
+    /// At most so long are its packets; as its uplinks have them when `None`.
+    pub(super) mtu: Option<At<Mtu>>,
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
     pub(super) vrf: At<VrfName>,
@@ -455,6 +457,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let ports = PortLists::read(&mut section);
     let to = section.list("to", values::peers);
     let outside = section.optional("outside", values::outside);
+    let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
     let capture = section.optional("capture", values::file);
@@ -480,6 +483,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         tcp: ports.tcp.ranges,
         udp: ports.udp.ranges,
         ephemeral: ports.ephemeral.ranges,
+        mtu,
         mac: mac.map(|at| at.value),
         offload: offload.is_none_or(|at| at.value),
         vrf,
