@@ -1,29 +1,25 @@
 //! Docker's plugin: network driver and IPAM driver, on a Unix socket where Docker looks for plugins.
 
-use std::convert::Infallible;
-use std::io;
+use std::error::Error;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
 
 use clap::Parser;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper::{Request, Response, header};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use nos_relay_engines::daemon::Daemon;
 use nos_relay_engines::docker::{MAX_BODY, Plugin, failed};
-use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tiny_http::{Header, Request, Response, Server};
 
 /// The media type of the plugin protocol.
 const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
-/// Time for the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls that are answered at a time: each waits for the daemon, which serves 16 clients.
+const WORKERS: usize = 8;
 
 /// Has containers that Docker starts on the NOS's address.
 #[derive(Debug, Parser)]
@@ -53,30 +49,33 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(arguments: &Arguments) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let plugin = Arc::new(Plugin::new(Daemon::at(&arguments.control)));
-    runtime.block_on(async {
-        let listener = listen(&arguments.socket)?;
-        match plugin.collect() {
-            Ok(gone) => gone
-                .iter()
-                .for_each(|name| eprintln!("{name}: its sandbox is gone")),
-            // It is asked again with each call.
-            Err(error) => eprintln!("nos-relay-docker: {error}"),
-        }
-        println!("ready");
-        let ended = accept(&listener, &plugin).await;
-        // Whoever takes its place makes its own.
-        let _ = std::fs::remove_file(&arguments.socket);
-        ended
-    })
+    let server = Arc::new(listen(&arguments.socket)?);
+    match plugin.collect() {
+        Ok(gone) => gone
+            .iter()
+            .for_each(|name| eprintln!("{name}: its sandbox is gone")),
+        // It is asked again with each call.
+        Err(error) => eprintln!("nos-relay-docker: {error}"),
+    }
+    for _ in 0..WORKERS {
+        let (server, plugin) = (Arc::clone(&server), Arc::clone(&plugin));
+        thread::Builder::new().spawn(move || {
+            while let Ok(request) = server.recv() {
+                answer(&plugin, request);
+            }
+        })?;
+    }
+    println!("ready");
+    signals.forever().next();
+    // Whoever takes its place makes its own.
+    Ok(std::fs::remove_file(&arguments.socket)?)
 }
 
 /// Listens at `path`, in place of what one that was killed has left.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+fn listen(path: &Path) -> Result<Server, Box<dyn Error + Send + Sync>> {
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     if let Some(directory) = path.parent() {
@@ -85,58 +84,27 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     if path.exists() {
         if UnixStream::connect(path).is_ok() {
             let other = "another plugin listens there";
-            return Err(named(io::Error::new(io::ErrorKind::AddrInUse, other)));
+            return Err(named(io::Error::new(io::ErrorKind::AddrInUse, other)).into());
         }
         std::fs::remove_file(path).map_err(named)?;
     }
-    UnixListener::bind(path).map_err(named)
+    Server::http_unix(path).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
-async fn accept(listener: &UnixListener, plugin: &Arc<Plugin>) -> io::Result<()> {
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    loop {
-        let stream = tokio::select! {
-            _ = terminated.recv() => return Ok(()),
-            _ = interrupted.recv() => return Ok(()),
-            accepted = listener.accept() => accepted?.0,
-        };
-        let plugin = Arc::clone(plugin);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&plugin), request));
-            let mut server = hyper::server::conn::http1::Builder::new();
-            server
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT);
-            // A client that goes away before its answer is told nothing.
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
-        });
-    }
-}
-
-async fn answer(
-    plugin: Arc<Plugin>,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let path = request.uri().path().to_owned();
-    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
-    let reply = match body {
-        Ok(body) => {
-            let body = body.to_bytes();
-            // The daemon is asked, and waited for.
-            let task = tokio::task::spawn_blocking(move || plugin.answer(&path, &body));
-            task.await
-                .unwrap_or_else(|error| failed(500, &error.to_string()))
-        }
+fn answer(plugin: &Plugin, mut request: Request) {
+    let mut body = Vec::new();
+    // One octet more than is allowed says that there is more.
+    let mut limited = request.as_reader().take(MAX_BODY as u64 + 1);
+    let reply = match limited.read_to_end(&mut body) {
+        Ok(_) => plugin.answer(request.url(), &body),
         Err(error) => failed(400, &format!("the body cannot be read: {error}")),
     };
-    let mut response = Response::new(Full::new(Bytes::from(reply.body.to_string())));
-    let media_type = header::HeaderValue::from_static(MEDIA_TYPE);
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, media_type);
-    if let Ok(status) = hyper::StatusCode::from_u16(reply.status) {
-        *response.status_mut() = status;
-    }
-    Ok(response)
+    let response = Response::from_string(reply.body.to_string()).with_status_code(reply.status);
+    let media_type = Header::from_bytes("Content-Type", MEDIA_TYPE);
+    let response = match media_type {
+        Ok(header) => response.with_header(header),
+        Err(()) => response,
+    };
+    // A client that goes away before its answer is told nothing.
+    let _ = request.respond(response);
 }
