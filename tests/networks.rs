@@ -400,6 +400,48 @@ lab_test! {
 }
 
 lab_test! {
+    fn both_attachments_of_a_namespace_are_taken_up_by_the_next_daemon() {
+        let lab = Lab::new(&["app"]);
+        let app = &lab.topology.containers[0];
+        let range = app.read_sysctl("net/ipv4/ip_local_port_range").unwrap();
+        let before = facts(app);
+        let ports = json!({"network": "red", "device": "veth", "tcp": "20000-20999",
+            "udp": "20000-20999", "ephemeral": "40000-44999"});
+        lab.change(&attach("app", app, &ports));
+        lab.change(&json!({"type": "network-connect", "network": "blue", "container": "app",
+            "endpoint": {"device": "veth", "tcp": "20000-20999", "udp": "20000-20999",
+                "ephemeral": "43000-45999"}}));
+        talks_in_both(&lab, app);
+        let attached = facts(app);
+        let Lab { daemon, topology, blue } = lab;
+        let daemon = Daemon::start_on(&topology.device, daemon.kill());
+        let mut lab = Lab { daemon, topology, blue };
+        for _ in 0..2 {
+            for name in ["app", "app.blue"] {
+                await_that("it is attached again", || match lab.daemon.attachment(name).link.state {
+                    LinkState::Up => Ok(()),
+                    other => Err(other.to_string()),
+                });
+            }
+            assert_eq!(facts(&lab.topology.containers[0]), attached);
+            talks_in_both(&lab, &lab.topology.containers[0]);
+            // And then by one that takes over.
+            let Lab { daemon, topology, blue } = lab;
+            let daemon = daemon.replaced(&topology.device);
+            lab = Lab { daemon, topology, blue };
+        }
+        let app = &lab.topology.containers[0];
+        for name in ["app", "app.blue"] {
+            lab.change(&json!({"type": "detach", "name": name}));
+        }
+        await_that("nothing is left", || match (facts(app), app.read_sysctl("net/ipv4/ip_local_port_range")) {
+            (now, Ok(ports)) if now == before && ports == range => Ok(()),
+            (now, ports) => Err(format!("{now:?} {ports:?} instead of {before:?} {range}")),
+        });
+    }
+}
+
+lab_test! {
     fn a_container_that_moves_keeps_its_ports() {
         let lab = Lab::new(&["old", "new", "thief"]);
         let [old, new, thief] = &lab.topology.containers[..] else { panic!() };

@@ -101,9 +101,8 @@ impl Want {
                 table: members.get(at).and_then(|own| own.table),
                 others: others.map(|(_, other)| other.clone()).collect(),
             };
-            if !link.ephemeral.is_empty() {
-                link.ephemeral.clone_from(&sandbox.ephemeral);
-            }
+            // Also of one that has none itself: it must not take away what others need.
+            link.ephemeral.clone_from(&sandbox.ephemeral);
             // A network of two of them is reached by the one that comes first.
             let own = link.networks.iter().copied();
             link.networks = own.filter(|network| networks.insert(*network)).collect();
@@ -462,6 +461,12 @@ addresses = ["198.51.100.1/24", "192.0.2.1/24"]
             (&first.ephemeral[..], &second.ephemeral[..]),
             (&ports[..], &ports[..])
         );
+        // One that has none leaves the others theirs.
+        let none = ("b", "blue", "interface = \"eth1\"");
+        let beside = wanted(&[a, none]);
+        let [first, second] = ["a", "b"].map(|name| link(&beside, name));
+        assert_eq!(first.ephemeral, second.ephemeral);
+        assert!(first.opens_flows && !second.opens_flows);
         // What each may send from is another matter.
         let claim = &want.state.claims[&"a".parse().unwrap()];
         assert_eq!(claim.ephemeral, [PortRange::new(40_000, 44_999).unwrap()]);
