@@ -64,9 +64,11 @@ mod programs_on_foreign_ports_fail_at_once {
             }
         }
         let attempts = 2 * 2 * FOREIGN.len() as u64;
-        assert_eq!(scenario.daemon.dropped("relay", "source-port"), attempts);
+        let dropped = scenario.daemon.dropped("relay", "source-port");
+        // A kernel that has to wait for its processor sends a SYN again before it has seen the answer.
+        assert!(dropped >= attempts, "{dropped} of {attempts}");
         let drops = scenario.daemon.attachment("web").link.drops;
-        assert_eq!(drops.get("source-port"), Some(&attempts));
+        assert_eq!(drops.get("source-port"), Some(&dropped));
     }
 
     variant_tests! {
