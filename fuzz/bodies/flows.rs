@@ -207,6 +207,10 @@ impl Tables {
                 let segment = segment(flags, pool);
                 let found = self.exact.inbound(&key, segment.as_ref(), now);
                 assert!(found.is_none() || owners.contains(&found));
+                // One that was announced is opened now, and others of its owner may have made way.
+                if let Some(owner) = found {
+                    self.forget_gone(owner);
+                }
             }
             Step::Ping { owner, remote, id } => self.ping(owner, remote, id),
             Step::Wait(seconds) => self.now = now + Duration::from_secs(u64::from(seconds) % 1000),
@@ -242,22 +246,14 @@ impl Tables {
         let udp = new.key.transport == Transport::Udp;
         self.known.remove(&new.key);
         let opened = exact.open(new, now);
-        let gone = self
-            .known
-            .iter()
-            .filter(|(key, _)| exact.owner_of(key, now).is_none());
-        let gone: Vec<_> = gone.map(|(key, known)| (*key, *known)).collect();
-        for (key, known) in &gone {
-            assert_eq!(known.owner, new.owner, "a flow was lost to another owner");
-            self.known.remove(key);
-        }
+        let gone = self.forget_gone(new.owner);
         let mut left = self.known.values();
         let unanswered = left.any(|known| known.owner == new.owner && !known.replied);
-        let answered = gone.iter().any(|(_, known)| known.replied);
+        let answered = gone.iter().any(|known| known.replied);
         assert!(!(answered && unanswered), "an answered one went first");
         match opened {
             Ok(()) => {
-                assert_eq!(exact.owner_of(&new.key, now), Some(new.owner));
+                assert_eq!(self.exact.owner_of(&new.key, now), Some(new.owner));
                 if udp && new.key.remote_port != 0 {
                     let known = Known {
                         owner: new.owner,
@@ -274,6 +270,17 @@ impl Tables {
                 assert!(!has_any, "it had something to give up");
             }
         }
+    }
+
+    /// Datagram flows that are there no more as others of their owner, which is this one, took their places.
+    fn forget_gone(&mut self, owner: AttachmentId) -> Vec<Known> {
+        let (exact, now) = (&self.exact, self.now);
+        let gone = |key: &FlowKey| exact.owner_of(key, now).is_none();
+        let gone: Vec<_> = self.known.extract_if(.., |key, _| gone(key)).collect();
+        for (_, known) in &gone {
+            assert_eq!(known.owner, owner, "a flow was lost to another owner");
+        }
+        gone.into_iter().map(|(_, known)| known).collect()
     }
 
     fn datagram_out(&mut self, owner: AttachmentId, key: FlowKey) {
