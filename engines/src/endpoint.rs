@@ -135,7 +135,7 @@ pub fn prepare(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinE
 
 /// Takes away what was done halfway, and says why it was not done whole.
 fn taken_back(daemon: &Daemon, endpoint: &Endpoint, first: JoinError) -> JoinError {
-    match daemon.change(detach(&endpoint.name), None) {
+    match leave(daemon, &endpoint.name) {
         Ok(_) => first,
         Err(then) => JoinError::Left {
             first: Box::new(first),
@@ -255,7 +255,7 @@ fn holder(netns: &Path) -> Result<Option<OwnedFd>, JoinError> {
 }
 
 /// The process of a path such as `/proc/1234/ns/net`.
-fn process_of(netns: &Path) -> Option<libc::pid_t> {
+fn process_of(netns: &Path) -> Option<u32> {
     let text = netns.to_str()?.strip_prefix("/proc/")?;
     text.strip_suffix("/ns/net")?.parse().ok()
 }

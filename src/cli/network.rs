@@ -8,13 +8,13 @@ use crate::control::api::{self, QUERY_TIMEOUT, Request, Response, Table};
 use crate::outcome::Outcome;
 
 use super::ControlArgs;
-use super::change::{AskArgs, Given, LeaseArgs, PortLists, respond, setting, text};
+use super::change::{AskArgs, Given, LeaseArgs, Leased, PortLists, respond, setting, text};
 
 /// What `network` does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum NetworkCommand {
     /// Make a network.
-    Create(Box<CreateArgs>),
+    Create(Box<Leased<CreateArgs>>),
     /// Remove a network that was made at run time, and that no container is in.
     Rm(RmArgs),
     /// List the networks.
@@ -22,7 +22,7 @@ pub enum NetworkCommand {
     /// Show a network as JSON.
     Inspect(InspectArgs),
     /// Connect a container with a network: its namespace gets one more interface.
-    Connect(Box<ConnectArgs>),
+    Connect(Box<Leased<ConnectArgs>>),
     /// Take a container out of a network.
     Disconnect(DisconnectArgs),
 }
@@ -48,9 +48,6 @@ pub struct CreateArgs {
     /// Any other key that a network has in the file, its value as in TOML; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, toml::Value)>,
-    /// With whose end it ends.
-    #[command(flatten)]
-    pub lease: LeaseArgs,
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
@@ -115,9 +112,6 @@ pub struct ConnectArgs {
     /// Any other key that a container has in the file, its value as in TOML; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub settings: Vec<(String, toml::Value)>,
-    /// With whose end it ends.
-    #[command(flatten)]
-    pub lease: LeaseArgs,
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
@@ -143,14 +137,20 @@ impl NetworkCommand {
     /// When neither can be written.
     pub fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
         match self {
-            Self::Create(args) => args.ask.run_leased(&args.lease, &args.request(), out, err),
+            Self::Create(leased) => {
+                let Leased { args, lease } = leased.as_ref();
+                args.ask.run_leased(lease, &args.request(lease), out, err)
+            }
             Self::Rm(args) => {
                 let name = Given::default().value("name", text(&args.name));
                 args.ask.run(&Request::NetworkRemove(name.0), out, err)
             }
             Self::Ls(args) => respond(networks(&args.control), args.json, out, err),
             Self::Inspect(args) => args.run(out, err),
-            Self::Connect(args) => args.ask.run_leased(&args.lease, &args.request(), out, err),
+            Self::Connect(leased) => {
+                let Leased { args, lease } = leased.as_ref();
+                args.ask.run_leased(lease, &args.request(lease), out, err)
+            }
             Self::Disconnect(args) => {
                 let given = Given::default()
                     .value("network", text(&args.network))
@@ -169,7 +169,7 @@ fn networks(control: &ControlArgs) -> Result<Response, api::ControlError> {
 }
 
 impl CreateArgs {
-    fn request(&self) -> Request {
+    fn request(&self, lease: &LeaseArgs) -> Request {
         let network = Given::default()
             .value("name", text(&self.name))
             .value("mode", self.mode.clone())
@@ -179,7 +179,7 @@ impl CreateArgs {
             .settings(&self.settings);
         let request = Given::default()
             .value("network", Some(network.0))
-            .lease(&self.lease);
+            .lease(lease);
         Request::NetworkCreate(request.0)
     }
 }
@@ -199,7 +199,7 @@ impl InspectArgs {
 }
 
 impl ConnectArgs {
-    fn request(&self) -> Request {
+    fn request(&self, lease: &LeaseArgs) -> Request {
         let endpoint = Given::default()
             .value("name", self.name.clone())
             .value("device", self.device.clone())
@@ -212,7 +212,7 @@ impl ConnectArgs {
             .value("network", text(&self.network))
             .value("container", text(&self.container))
             .value("endpoint", Some(endpoint.0))
-            .lease(&self.lease);
+            .lease(lease);
         Request::NetworkConnect(request.0)
     }
 }

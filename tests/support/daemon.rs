@@ -118,13 +118,18 @@ pub(crate) fn run_command_with(files: &Files, options: &[&str]) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    die_with_us(&mut command);
+    command
+}
+
+/// Has the kernel kill the child when the test's thread that starts it ends, in whatever way.
+pub(crate) fn die_with_us(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec the closure makes one system call.
     unsafe {
         command.pre_exec(|| {
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)
-        });
+        })
     }
-    command
 }
 
 impl Daemon {

@@ -41,7 +41,7 @@ pub(super) fn await_it(netns: &Path, container: &str) {
     }
     for pid in children(engine) {
         // Opened first: what is then read is of this process, or of none.
-        let Ok(Some(process)) = process::open(pid.cast_signed()) else {
+        let Ok(Some(process)) = process::open(pid) else {
             continue;
         };
         if comm(pid).as_deref() == Some(PLUGIN) && is_for(pid, container) {
@@ -110,10 +110,10 @@ mod tests {
         assert!(is_for(pid, "c1"));
         assert!(!is_for(pid, "c"));
         child.kill().unwrap();
-        let process = process::open(pid.cast_signed()).unwrap().unwrap();
+        let process = process::open(pid).unwrap().unwrap();
         process::await_end(&process, PATIENCE);
         child.wait().unwrap();
-        assert!(process::open(pid.cast_signed()).unwrap().is_none());
+        assert!(process::open(pid).unwrap().is_none());
         assert_eq!(comm(pid), None);
     }
 }

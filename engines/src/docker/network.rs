@@ -8,8 +8,8 @@ use nos_relay::control::api::snapshot::{Attachment, Network, PortKind, Protocol}
 use serde_json::{Value, json};
 
 use super::{Answer, Call, CallError, ENGINE, options, shown};
-use crate::daemon::{Daemon, DaemonError, detach};
-use crate::endpoint::{Endpoint, is_gone, prepare};
+use crate::daemon::{Daemon, DaemonError};
+use crate::endpoint::{self, Endpoint, is_gone, prepare};
 use crate::name::is_of;
 
 /// Where endpoints are that are in no sandbox: nowhere.
@@ -90,7 +90,7 @@ fn addresses(network: &Network, given: [Option<&str>; 2]) -> Result<Vec<IpAddr>,
 }
 
 pub(super) fn delete_endpoint(daemon: &Daemon, call: &Call) -> Answer {
-    daemon.change(detach(&endpoint_name(call)?), None)?;
+    endpoint::leave(daemon, &endpoint_name(call)?)?;
     Ok(json!({}))
 }
 
@@ -114,12 +114,10 @@ pub(super) fn join(daemon: &Daemon, call: &Call) -> Answer {
             shown(sandbox)
         )));
     }
-    let rows = daemon.attachments()?;
-    let interface = free_interface(&rows, &name, sandbox);
-    let mut others = rows
-        .iter()
-        .filter(|row| row.netns == sandbox && row.name != name);
-    if let Some(other) = others.next() {
+    let mut others = daemon.attachments()?;
+    others.retain(|row| row.netns == sandbox && row.name != name);
+    let interface = free_interface(&others);
+    if let Some(other) = others.first() {
         share_ephemeral(daemon, &name, &other.name)?;
     }
     let request = json!({"type": "move", "name": name, "netns": sandbox, "interface": interface});
@@ -143,12 +141,10 @@ fn share_ephemeral(daemon: &Daemon, name: &str, other: &str) -> Result<(), CallE
     Ok(())
 }
 
-/// The first `ethN` that no other endpoint of the sandbox has.
-fn free_interface(rows: &[Attachment], name: &str, sandbox: &str) -> String {
-    let others = rows
-        .iter()
-        .filter(|row| row.netns == sandbox && row.name != name);
-    let taken: Vec<_> = others.map(|row| row.link.interface.as_str()).collect();
+/// The first `ethN` that none of these endpoints has.
+fn free_interface(others: &[Attachment]) -> String {
+    let others = others.iter().map(|row| row.link.interface.as_str());
+    let taken: Vec<_> = others.collect();
     let mut names = (0..).map(|number: u32| format!("eth{number}"));
     let free = names.find(|name| !taken.contains(&name.as_str()));
     free.unwrap_or_default()
@@ -170,7 +166,7 @@ pub(super) fn collect(daemon: &Daemon) -> Result<Vec<String>, DaemonError> {
         let netns = Path::new(&row.netns);
         let joined = netns.is_absolute() && !netns.starts_with(NOWHERE);
         if is_of(ENGINE, &row.name) && joined && is_gone(netns) {
-            daemon.change(detach(&row.name), None)?;
+            endpoint::leave(daemon, &row.name)?;
             gone.push(row.name);
         }
     }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -11,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::base::daemon::await_that;
+use crate::base::daemon::{await_that, die_with_us};
 use crate::cri;
 use crate::engine::Network;
 use crate::engine::plugin::program;
@@ -157,13 +156,7 @@ conf_dir = "{}"
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        // SAFETY: between fork and exec the closure makes one system call.
-        unsafe {
-            command.pre_exec(|| {
-                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)
-            });
-        }
-        self.child = Some(command.spawn().unwrap());
+        self.child = Some(die_with_us(&mut command).spawn().unwrap());
         await_that("containerd answers", || {
             let output = self.ctr(&["version"]);
             let said = String::from_utf8_lossy(&output.stderr).into_owned();

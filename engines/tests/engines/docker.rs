@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use nos_relay::control::api::snapshot::LinkState;
 use tempfile::TempDir;
 
-use crate::base::daemon::await_that;
+use crate::base::daemon::{await_that, die_with_us};
 use crate::base::{lab_test, skip};
 use crate::containerd::{end_shims, unmount_below};
 use crate::engine::Network;
@@ -38,17 +38,6 @@ fn client() -> &'static str {
     match Path::new(of_distribution).exists() {
         true => of_distribution,
         false => "docker",
-    }
-}
-
-/// A child that is killed with the test.
-fn with_us(command: &mut Command) -> &mut Command {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: between fork and exec the closure makes one system call.
-    unsafe {
-        command.pre_exec(|| {
-            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from)
-        })
     }
 }
 
@@ -100,7 +89,7 @@ impl Docker {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nos-relay-docker"));
         command.arg("--socket").arg(self.plugin_socket());
         command.arg("--control").arg(&self.control);
-        let mut child = with_us(command.stdout(Stdio::piped())).spawn().unwrap();
+        let mut child = die_with_us(command.stdout(Stdio::piped())).spawn().unwrap();
         let mut line = String::new();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         output.read_line(&mut line).unwrap();
@@ -124,7 +113,7 @@ impl Docker {
         let mut command = Command::new("containerd");
         command.arg("--config").arg(self.path("containerd.toml"));
         let command = command.stdout(log.try_clone().unwrap()).stderr(log);
-        self.containerd = Some(with_us(command).spawn().unwrap());
+        self.containerd = Some(die_with_us(command).spawn().unwrap());
         await_that("containerd listens", || {
             let socket = std::os::unix::net::UnixStream::connect(self.path("c.sock"));
             socket.map(drop).map_err(|error| error.to_string())
@@ -162,7 +151,7 @@ impl Docker {
             format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap()),
         );
         let command = command.stdout(log.try_clone().unwrap()).stderr(log);
-        self.dockerd = Some(with_us(command).spawn().unwrap());
+        self.dockerd = Some(die_with_us(command).spawn().unwrap());
         // What it cannot do on this machine is no fault of ours.
         let started = await_that("dockerd answers, or ends", || {
             if self.command(&["version"]).status.success() {

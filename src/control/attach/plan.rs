@@ -146,12 +146,10 @@ impl Plan {
     ) -> Vec<Step> {
         let routes = routes.into_iter();
         let routes = routes.filter(|route| is_of(route, spec, (lo, index)));
-        let routes = routes.map(|route| Step::tolerant(route.remove(), GONE, Effect::None));
-        let ours = addresses.iter().filter(|facts| {
-            let own = spec.addresses.contains(&facts.address);
-            own && is_our_address(facts, lo, added)
-        });
-        routes.chain(ours.map(|facts| removal(*facts))).collect()
+        let own = addresses.iter().copied();
+        let own = own.filter(|facts| spec.addresses.contains(&facts.address));
+        let own: Vec<_> = own.collect();
+        Self::undo(lo, &own, routes.collect(), &[], added)
     }
 
     /// What takes everything of ours away again; the interface goes with its owner.

@@ -5,7 +5,7 @@ pub(crate) mod changes;
 mod error;
 mod namespace;
 pub(crate) mod netlink;
-pub(crate) mod pidfd;
+pub mod pidfd;
 pub(crate) mod sysctl;
 pub mod takeover;
 pub mod watch;

@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// # Errors
 ///
 /// There is no such process, `pid` is a thread's, or there are no more descriptors.
-pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
+pub fn open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes a number and flags, and no memory of ours.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if descriptor < 0 {

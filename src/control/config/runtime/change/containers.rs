@@ -1,8 +1,8 @@
 //! Containers that are attached and detached at run time.
 
-use crate::control::config::entries::{self, ContainerEntry};
+use crate::control::config::entries::{self, ContainerEntry, Entries};
 use crate::control::config::place::At;
-use crate::control::config::{ConfigErrors, Container, Name, check, values};
+use crate::control::config::{ConfigErrors, Container, Name, values};
 
 use super::{
     Changed, ConfigFile, Holders, Keys, Overlay, Touched, Withdrawal, holder, read, unchanged,
@@ -49,11 +49,7 @@ impl ConfigFile {
             return Some(entry.clone());
         }
         let keys = &overlay.container(name)?.value;
-        let report = self.report();
-        let keys = Keys::default().with("container", keys.clone());
-        read(&report, &keys, "attach", |root| {
-            entries::container(root.table("container")?)
-        })
+        self.registered(("attach", "container"), keys, entries::container)
     }
 
     /// What an entry says, if it were the only container.
@@ -62,11 +58,8 @@ impl ConfigFile {
         overlay: &Overlay,
         entry: ContainerEntry,
     ) -> Result<Container, ConfigErrors> {
-        let report = self.report();
-        let mut entries = self.uplinks_alone(&report, overlay);
-        entries.containers.push(entry);
-        let container = check::config(&report, entries).containers.pop();
-        report.finish(container)
+        let put = |entries: &mut Entries| entries.containers.push(entry);
+        self.alone(overlay, put, |mut config| config.containers.pop())
     }
 
     /// Keeps what it has, its place in the order included.

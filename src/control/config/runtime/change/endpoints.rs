@@ -4,10 +4,9 @@
 //! there: the namespace, a name, and an interface that nobody else has.
 
 use crate::control::config::document::Section;
-use crate::control::config::entries::ContainerEntry;
 use crate::control::config::place::At;
-use crate::control::config::values::{self, did_you_mean};
-use crate::control::config::{ConfigErrors, Name, NetnsRef};
+use crate::control::config::values;
+use crate::control::config::{Config, ConfigErrors, Container, Name, NetnsRef};
 use crate::interface_name::InterfaceName;
 
 use super::{Changed, ConfigFile, Holders, Keys, Overlay, Touched, Withdrawal, read, unchanged};
@@ -37,10 +36,11 @@ impl ConfigFile {
             );
             both
         });
+        let current = self.config(overlay)?;
         let sandbox = request
             .as_ref()
-            .and_then(|(_, container)| self.attached(overlay, &container.value));
-        if let (Some((_, container)), None) = (&request, &sandbox) {
+            .and_then(|(_, container)| current.container(&container.value));
+        if let (Some((_, container)), None) = (&request, sandbox) {
             report.error(
                 container.place,
                 self.no_container(overlay, &container.value),
@@ -52,12 +52,12 @@ impl ConfigFile {
             || endpoint_name(&container.value, &network.value),
             str::to_owned,
         );
-        let interface = self.free_interface(overlay, &name, &sandbox.netns.value);
+        let interface = free_interface(&current, &name, &sandbox.netns);
         let implied = endpoint
             .or("name", name)
             .or("interface", interface.to_string())
             .with("network", network.value.as_str())
-            .within(&sandbox.netns.value);
+            .within(&sandbox.netns);
         let attach = Keys::default().with("container", implied);
         let attach = match keys.value("lease") {
             Some(lease) => attach.with("lease", lease),
@@ -67,36 +67,8 @@ impl ConfigFile {
     }
 
     pub(super) fn no_container(&self, overlay: &Overlay, name: &Name) -> String {
-        let of_file = self.entries.containers.iter().map(|it| &it.name.value);
-        let added = overlay.containers.iter().map(|(name, _)| name);
-        let known: Vec<_> = of_file.chain(added).map(Name::as_str).collect();
-        let hint = did_you_mean(name.as_str(), &known).unwrap_or_default();
+        let hint = self.similar_container(overlay, name);
         format!("there is no container \"{name}\"{hint}")
-    }
-
-    /// Every container, of the file and of run time.
-    fn every_container(&self, overlay: &Overlay) -> Vec<ContainerEntry> {
-        let of_file = self.entries.containers.iter().cloned();
-        let added = overlay.containers.iter();
-        let added = added.filter_map(|(name, _)| self.attached(overlay, name));
-        of_file.chain(added).collect()
-    }
-
-    /// The interface of the endpoint of this name if it is there, or else the first `ethN` that none in
-    /// the namespace has.
-    fn free_interface(&self, overlay: &Overlay, endpoint: &str, netns: &NetnsRef) -> InterfaceName {
-        let all = self.every_container(overlay);
-        let inside: Vec<_> = all
-            .iter()
-            .filter(|it| it.netns.value.path() == netns.path())
-            .collect();
-        let mut known = inside.iter();
-        if let Some(known) = known.find(|it| it.name.value.as_str() == endpoint) {
-            return known.interface.clone();
-        }
-        let mut names = (0..=u16::MAX).filter_map(|n| format!("eth{n}").parse().ok());
-        let free = names.find(|name| inside.iter().all(|it| it.interface != *name));
-        free.unwrap_or_else(InterfaceName::eth0)
     }
 
     pub(super) fn disconnect(
@@ -108,19 +80,17 @@ impl ConfigFile {
         let request = read(&report, keys, "network-disconnect", network_and_container);
         let (network, container) = report.finish(request)?;
         let touched = Touched::Container(container.value.clone());
-        let Some(sandbox) = self.attached(overlay, &container.value) else {
+        let current = self.config(overlay)?;
+        let Some(sandbox) = current.container(&container.value) else {
             return Ok(unchanged(overlay, touched));
         };
-        let all = self.every_container(overlay);
-        let found = all.into_iter().find(|it| {
-            let same = it.netns.value.path() == sandbox.netns.value.path();
-            same && it.network.as_ref().map(|at| &at.value) == Some(&network.value)
-        });
+        let mut inside = inside(&current, &sandbox.netns);
+        let found = inside.find(|it| it.network.as_ref() == Some(&network.value));
         let Some(found) = found else {
             return Ok(unchanged(overlay, touched));
         };
         let report = self.report();
-        let name = found.name.value;
+        let name = found.name.clone();
         if let Some(entry) = self.container(&name) {
             let what = format!("container \"{name}\"");
             self.of_the_file(&report, container.place, &what, entry.name.place);
@@ -129,6 +99,25 @@ impl ConfigFile {
         let touched = Touched::Container(name.clone());
         self.withdrawn(overlay, Withdrawal::Container(name), touched)
     }
+}
+
+/// The containers of one namespace.
+fn inside<'a>(config: &'a Config, netns: &NetnsRef) -> impl Iterator<Item = &'a Container> {
+    let path = netns.path();
+    let containers = config.containers.iter();
+    containers.filter(move |it| it.netns.path() == path)
+}
+
+/// The interface of the endpoint of this name if it is there, or else the first `ethN` that none in the
+/// namespace has.
+fn free_interface(config: &Config, endpoint: &str, netns: &NetnsRef) -> InterfaceName {
+    let known = inside(config, netns).find(|it| it.name.as_str() == endpoint);
+    if let Some(known) = known {
+        return known.interface.clone();
+    }
+    let mut names = (0..=u16::MAX).filter_map(|n| format!("eth{n}").parse().ok());
+    let free = names.find(|name| inside(config, netns).all(|it| it.interface != *name));
+    free.unwrap_or_else(InterfaceName::eth0)
 }
 
 /// What an endpoint is called whose request does not say it. One that is too long for a name is refused when it

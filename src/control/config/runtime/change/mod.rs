@@ -15,7 +15,7 @@ use crate::control::config::document::{self, Section};
 use crate::control::config::entries::Entries;
 use crate::control::config::place::Place;
 use crate::control::config::report::Report;
-use crate::control::config::{Config, ConfigErrors, Name};
+use crate::control::config::{Config, ConfigErrors, Name, check};
 
 use super::overlay::Withdrawal;
 use super::{Aside, ConfigFile, Holders, Keys, Overlay, add_addresses, holder};
@@ -234,6 +234,33 @@ impl ConfigFile {
             newest: None,
             place: self.entries.place,
         }
+    }
+
+    /// What an entry says, if it were the only one of its kind: `put` is what adds it, `take` what of the
+    /// configuration it became.
+    fn alone<T>(
+        &self,
+        overlay: &Overlay,
+        put: impl FnOnce(&mut Entries),
+        take: impl FnOnce(Config) -> Option<T>,
+    ) -> Result<T, ConfigErrors> {
+        let report = self.report();
+        let mut entries = self.uplinks_alone(&report, overlay);
+        put(&mut entries);
+        let entry = take(check::config(&report, entries));
+        report.finish(entry)
+    }
+
+    /// An entry that was registered with these keys, read again. `request` is what errors call it.
+    fn registered<T>(
+        &self,
+        (request, key): (&'static str, &'static str),
+        keys: &Keys,
+        entry: fn(Section<'_>) -> Option<T>,
+    ) -> Option<T> {
+        let report = self.report();
+        let keys = Keys::default().with(key, keys.clone());
+        read(&report, &keys, request, |root| entry(root.table(key)?))
     }
 
     pub(super) fn of_the_file(&self, report: &Report<'_>, place: Place, what: &str, file: Place) {

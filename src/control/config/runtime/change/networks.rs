@@ -1,9 +1,9 @@
 //! Networks of containers that come and go at run time.
 
-use crate::control::config::entries::{self, ContainerEntry, NetworkEntry};
+use crate::control::config::entries::{self, ContainerEntry, Entries, NetworkEntry};
 use crate::control::config::place::At;
 use crate::control::config::runtime::overlay::Withdrawal;
-use crate::control::config::{ConfigErrors, ContainerNetwork, Name, check, values};
+use crate::control::config::{ConfigErrors, ContainerNetwork, Name, values};
 
 use super::{Changed, ConfigFile, Holders, Keys, Overlay, Touched, holder, read, unchanged};
 
@@ -43,11 +43,7 @@ impl ConfigFile {
             return Some(entry.clone());
         }
         let keys = &overlay.network(name)?.value;
-        let report = self.report();
-        let keys = Keys::default().with("network", keys.clone());
-        read(&report, &keys, "network-create", |root| {
-            entries::network(root.table("network")?)
-        })
+        self.registered(("network-create", "network"), keys, entries::network)
     }
 
     /// What an entry says, if it were the only network.
@@ -56,11 +52,8 @@ impl ConfigFile {
         overlay: &Overlay,
         entry: NetworkEntry,
     ) -> Result<ContainerNetwork, ConfigErrors> {
-        let report = self.report();
-        let mut entries = self.uplinks_alone(&report, overlay);
-        entries.networks = vec![entry];
-        let network = check::config(&report, entries).networks.pop();
-        report.finish(network)
+        let put = |entries: &mut Entries| entries.networks = vec![entry];
+        self.alone(overlay, put, |mut config| config.networks.pop())
     }
 
     pub(super) fn remove_network(

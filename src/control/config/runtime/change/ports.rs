@@ -149,19 +149,20 @@ impl ConfigFile {
         if self.container(&name.value).is_some() || overlay.has_container(&name.value) {
             return true;
         }
-        let known = self
-            .entries
-            .containers
-            .iter()
-            .map(|entry| entry.name.value.as_str());
-        let added = overlay.containers.iter().map(|(name, _)| name.as_str());
-        let known: Vec<_> = known.chain(added).collect();
-        let hint = did_you_mean(name.value.as_str(), &known).unwrap_or_default();
+        let hint = self.similar_container(overlay, &name.value);
         report.error(
             name.place,
             format!("\"{}\" is no container{hint}", name.value),
         );
         false
+    }
+
+    /// Says which container may be meant by a name that none has, if one is like it.
+    pub(super) fn similar_container(&self, overlay: &Overlay, name: &Name) -> String {
+        let of_file = self.entries.containers.iter().map(|it| &it.name.value);
+        let added = overlay.containers.iter().map(|(name, _)| name);
+        let known: Vec<_> = of_file.chain(added).map(Name::as_str).collect();
+        did_you_mean(name.as_str(), &known).unwrap_or_default()
     }
 
     /// Reports what is asked to go and is of the file.

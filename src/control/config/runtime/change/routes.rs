@@ -1,9 +1,9 @@
 //! Static routes that come and go at run time.
 
-use crate::control::config::entries::{self, RouteEntry};
+use crate::control::config::entries::{self, Entries, RouteEntry};
 use crate::control::config::runtime::route_name;
 use crate::control::config::vrf::in_vrf;
-use crate::control::config::{ConfigErrors, Route, VrfName, check, values};
+use crate::control::config::{ConfigErrors, Route, VrfName, values};
 
 use super::{
     Changed, ConfigFile, Holders, Keys, Overlay, Touched, Withdrawal, holder, read, unchanged,
@@ -39,11 +39,8 @@ impl ConfigFile {
     }
 
     fn route_alone(&self, overlay: &Overlay, entry: RouteEntry) -> Result<Route, ConfigErrors> {
-        let report = self.report();
-        let mut entries = self.uplinks_alone(&report, overlay);
-        entries.routes.push(entry);
-        let route = check::config(&report, entries).routes.pop();
-        report.finish(route)
+        let put = |entries: &mut Entries| entries.routes.push(entry);
+        self.alone(overlay, put, |mut config| config.routes.pop())
     }
 
     pub(super) fn remove_route(
