@@ -884,6 +884,59 @@ mod a_container_that_is_led_to_the_daemons_namespace_stays_where_it_is {
     }
 }
 
+mod an_interface_that_is_deleted_while_it_is_made_is_made_again {
+    use super::*;
+
+    /// Each hits another moment between the interface's coming and its being watched.
+    const ROUNDS: usize = 30;
+
+    fn scenario(variant: Variant) {
+        let names = Mounted::new();
+        let path = names.at("victim");
+        let mut scenario = Scenario::new(variant);
+        scenario.config += &container("victim", &path, variant.device, 0);
+        scenario.daemon.reload(&scenario.config);
+        for round in 0..ROUNDS {
+            let victim = LabNamespace::new("victim").unwrap();
+            add_name(&victim, &path);
+            let found = await_interface(&victim);
+            // What hits it later, or not at all, is as good.
+            for _ in 0..round * 20 {
+                std::thread::yield_now();
+            }
+            let _ = victim.delete_link(&found);
+            await_that("it is up again", || {
+                let row = scenario.daemon.attachment("victim");
+                let fine = row.link.state == LinkState::Up && row.link.reason.is_none();
+                let there = links_of(&victim).contains("eth0");
+                (fine && there)
+                    .then_some(())
+                    .ok_or_else(|| format!("{row:?}"))
+            });
+            delete_name(&path);
+            await_state(&scenario.daemon, "victim", LinkState::Waiting);
+        }
+        assert_connected(&scenario, scenario.web(), 20080);
+    }
+
+    /// The interface of a container, as soon as there is one.
+    fn await_interface(namespace: &LabNamespace) -> String {
+        let deadline = std::time::Instant::now() + LIMIT;
+        loop {
+            let mut links = links_of(namespace).into_iter();
+            match links.find(|name| name != "lo") {
+                Some(name) => return name,
+                None => assert!(std::time::Instant::now() < deadline, "there is none"),
+            }
+        }
+    }
+
+    variant_tests! {
+        tap: ("tap", "single", [true, true]),
+        veth: ("veth", "split", [true, true]),
+    }
+}
+
 lab_test! {
     fn one_namespace_under_two_names_is_refused() {
         let names = Mounted::new();

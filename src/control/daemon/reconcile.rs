@@ -279,12 +279,27 @@ impl Reconciler {
             return;
         };
         for _ in 0..ATTEMPTS {
-            if !self.attempt(&config, live) {
+            let again = self.attempt(&config, live);
+            let unseen = self.watch_all(&config, live, watch);
+            if !again && !unseen {
                 break;
             }
         }
-        self.watched.watch_inside(watch, live);
-        self.watch_refused(&config, live, watch);
+    }
+
+    /// Watches inside of all that is attached or refused. Returns whether there is any of which
+    /// nothing was seen until now: what happened in it after it was looked at and before it was
+    /// watched would be noticed by nobody, so it is looked at once more.
+    fn watch_all(&mut self, config: &Config, live: &Live, watch: &mut KernelWatch) -> bool {
+        let attached = self.watched.watch_inside(watch, live);
+        let refused = self.watch_refused(config, live, watch);
+        let now = Instant::now();
+        for name in &refused {
+            self.release(&Entity::Container(name.clone()), now);
+        }
+        let unseen = !attached.is_empty() || !refused.is_empty();
+        self.repairs.extend(attached);
+        unseen
     }
 
     /// The state that `config` wants of what is there.
@@ -310,9 +325,16 @@ impl Reconciler {
     }
 
     /// Watches inside of namespaces to which something denies us access, such as an interface or a
-    /// route of somebody else: that it goes away is worth another attempt.
-    fn watch_refused(&mut self, config: &Config, live: &Live, watch: &mut KernelWatch) {
+    /// route of somebody else: that it goes away is worth another attempt. Returns those that were
+    /// not watched before.
+    fn watch_refused(
+        &mut self,
+        config: &Config,
+        live: &Live,
+        watch: &mut KernelWatch,
+    ) -> Vec<Name> {
         let host = live.host.namespace().id();
+        let mut new = Vec::new();
         for container in &config.containers {
             let name = &container.name;
             let attached = live.containers.get(name);
@@ -322,9 +344,12 @@ impl Reconciler {
             };
             if !attached && *id != host {
                 let open = || open(&container.netns);
-                self.watched.watch_namespace(watch, name, *id, open);
+                if self.watched.watch_namespace(watch, name, *id, open) {
+                    new.push(name.clone());
+                }
             }
         }
+        new
     }
 
     /// Carries out what differs. Returns whether something that was refused is to be tried again,

@@ -47,36 +47,42 @@ impl WatchedContainers {
         watch.watch_name(key, netns)
     }
 
-    /// Watches inside of all containers that are attached.
-    pub(super) fn watch_inside(&mut self, watch: &mut KernelWatch, live: &Live) {
-        for (name, container) in &live.containers {
-            if let Some(link) = &container.link {
-                self.watch_namespace(watch, name, link.namespace_id(), || link.namespace());
-            }
-        }
+    /// Watches inside of all containers that are attached. Returns those of which nothing that
+    /// happened before now was seen.
+    pub(super) fn watch_inside(&mut self, watch: &mut KernelWatch, live: &Live) -> Vec<Name> {
+        let attached = live.containers.iter().filter_map(|(name, container)| {
+            let link = container.link.as_ref()?;
+            Some((name, link))
+        });
+        let new = attached.filter(|(name, link)| {
+            self.watch_namespace(watch, name, link.namespace_id(), || link.namespace())
+        });
+        new.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Watches inside of a container's namespace, which is opened if it is not watched yet.
+    /// Watches inside of a container's namespace, which is opened if it is not watched yet. Returns
+    /// whether it was not, and is now: what happened in it before was not seen.
     pub(super) fn watch_namespace(
         &mut self,
         watch: &mut KernelWatch,
         name: &Name,
         id: NamespaceId,
         open: impl FnOnce() -> Result<Namespace, NamespaceError>,
-    ) {
+    ) -> bool {
         let Some(&key) = self.keys.get(name) else {
-            return;
+            return false;
         };
         if self.inside.get(&key) == Some(&id) {
-            return;
+            return false;
         }
         // Without its name there is a new event, and nothing to watch until then.
         let Ok(namespace) = open() else {
-            return;
+            return false;
         };
         match watch.watch_inside(key, &namespace) {
             Ok(()) => {
                 self.inside.insert(key, namespace.id());
+                return true;
             }
             Err(error) if self.said => debug!(container = %name, "{error}"),
             Err(error) => {
@@ -84,6 +90,7 @@ impl WatchedContainers {
                 warn!(container = %name, "{error}; changes inside are repaired at a reload only");
             }
         }
+        false
     }
 
     /// The namespace has ended, and is watched no more.
