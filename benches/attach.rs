@@ -129,6 +129,7 @@ fn request(number: usize, veth: bool) -> AttachRequest {
             mac: MacAddr::stable(&name),
             mtu: 1500,
             tx_queue_len: DEFAULT_TX_QUEUE_LEN,
+            mode: nos_shim::ports::AddressMode::Shared,
             addresses: vec![
                 "203.0.113.1".parse().expect("an address"),
                 "2001:db8:1::1".parse().expect("an address"),

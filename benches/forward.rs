@@ -33,7 +33,7 @@ use nos_shim::frame::{
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::offload::Capabilities;
-use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Transport};
+use nos_shim::ports::{AddressMode, Claim, ClaimKind, Policy, PortRange, Transport};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
 use support::counted::{counted, print_elements, repeats};
@@ -328,6 +328,7 @@ impl Path {
                 mac: CONTAINER,
                 link_local: None,
                 relay_mac: RELAY,
+                mode: AddressMode::Shared,
                 addresses: vec![OWN_V4.into(), OWN_V6.into()],
                 policy: Policy::default(),
                 claims: size.claims(id),
@@ -397,6 +398,7 @@ impl Path {
                 network: nos_shim::ident::NetworkId::DEFAULT,
                 mac: CONTAINER,
                 relay_mac: RELAY,
+                mode: AddressMode::Shared,
                 addresses: vec![OWN_V4.into(), OWN_V6.into()],
                 policy: Policy::default(),
                 claims: Size::ONE.claims(0),

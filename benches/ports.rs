@@ -20,7 +20,7 @@ use nos_shim::channel::{RequestId, pair};
 use nos_shim::frame::{FramePool, MAX_FRAME};
 use nos_shim::ident::{AttachmentId, LocalAddressId, MacAddr, UplinkId, VrfId};
 use nos_shim::ports::{
-    Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport,
+    AddressMode, Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport,
 };
 use nos_shim::shim::{Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
@@ -47,6 +47,7 @@ fn registration(id: u32, claims: Vec<Claim>) -> Registration {
         name: format!("c{id}").into(),
         vrf: VRF,
         network: nos_shim::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![OWN4.into()],
         policy: Policy::default(),
         claims,
@@ -230,6 +231,7 @@ fn attachment(claims: &[Claim]) -> AttachmentConfig {
         mac: MacAddr([2, 0, 0, 0, 0, 2]),
         link_local: None,
         relay_mac: MacAddr([2, 0, 0, 0, 0, 3]),
+        mode: AddressMode::Shared,
         addresses: vec![OWN4.into()],
         policy: Policy::default(),
         claims: claims.to_vec(),

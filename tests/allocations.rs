@@ -35,7 +35,7 @@ use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, is_ndp};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{Packet, protocol};
-use nos_shim::ports::{Claim, ClaimKind, Outside, Policy, PortRange, Transport};
+use nos_shim::ports::{AddressMode, Claim, ClaimKind, Outside, Policy, PortRange, Transport};
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig, Upstream};
 use nos_shim::time::{Duration, Instant};
@@ -99,6 +99,7 @@ fn attachment(id: u32, claims: Vec<Claim>) -> AttachmentConfig {
         mac: CONTAINER,
         link_local: None,
         relay_mac: RELAY,
+        mode: AddressMode::Shared,
         addresses: vec![OWN4.into(), OWN6.into()],
         policy: Policy::default(),
         claims,

@@ -16,7 +16,7 @@ use nos_shim::channel::{NosEnd, ToRelay, pair};
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::frame::{BATCH, Burst, FramePool, MAX_FRAME};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, VrfId};
-use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Transport};
+use nos_shim::ports::{AddressMode, Claim, ClaimKind, Policy, PortRange, Transport};
 
 const ID: AttachmentId = AttachmentId(0);
 const CONTAINER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
@@ -62,6 +62,7 @@ impl Setup {
             mac: CONTAINER,
             link_local: None,
             relay_mac: RELAY,
+            mode: AddressMode::Shared,
             addresses: vec![OWN.into()],
             policy: Policy::default(),
             claims: vec![claim],

@@ -42,7 +42,7 @@ use nos_shim::frame::{BATCH, FramePool};
 use nos_shim::ident::{AttachmentId, Interface, VrfId};
 use nos_shim::packet::{Packet, PacketBurst};
 use nos_shim::ports::{
-    Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport,
+    AddressMode, Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport,
 };
 use support::cycles::PerElement;
 use support::packets::{Ends, OWN4, SMALL};
@@ -100,6 +100,7 @@ impl InRust {
             name: "web".into(),
             vrf: VrfId::DEFAULT,
             network: nos_shim::ident::NetworkId::DEFAULT,
+            mode: AddressMode::Shared,
             addresses: vec![OWN4.into()],
             link_local: None,
             claims: claims(),
@@ -253,6 +254,7 @@ impl InC {
             to_count: 0,
             to_limited: 0,
             outside: 0,
+            mode: 0,
         };
         // SAFETY: all pointers are to values that are there.
         unsafe {

@@ -21,7 +21,7 @@
 #define NOS_RELAY_ABI_MAJOR 0
 
 // Of the interface that this header describes. It grows where functions or constants are added.
-#define NOS_RELAY_ABI_MINOR 3
+#define NOS_RELAY_ABI_MINOR 4
 
 // A TAP inside of the container's namespace.
 #define NOS_RELAY_TAP 0
@@ -174,6 +174,13 @@
 
 // Packets from ports that are nobody's open flows, and their answers reach the container.
 #define NOS_RELAY_OUTSIDE_LEARN 1
+
+// The addresses are the NOS's, which shares them: the container owns ports on them.
+#define NOS_RELAY_ADDRESSES_SHARED 0
+
+// The addresses are the container's own, and the NOS routes packets to them. Then it has no claims, no link
+// and no policy.
+#define NOS_RELAY_ADDRESSES_ROUTED 1
 
 // No link-local address is shared.
 #define NOS_RELAY_NO_LINK UINT32_MAX
@@ -443,7 +450,7 @@ typedef struct nos_relay_registration {
   // The network that it is in: attachments of different networks are kept apart on addresses that both
   // share. 0 where nothing else is said.
   uint32_t network;
-  // Addresses of the NOS that it shares.
+  // Addresses of the NOS that it shares, or its own: `mode` says which.
   const struct nos_relay_address *addresses;
   // How many addresses.
   size_t address_count;
@@ -471,6 +478,8 @@ typedef struct nos_relay_registration {
   uint8_t to_limited;
   // Its policy: NOS_RELAY_OUTSIDE_DROP or NOS_RELAY_OUTSIDE_LEARN.
   uint8_t outside;
+  // Whose its addresses are: NOS_RELAY_ADDRESSES_SHARED or NOS_RELAY_ADDRESSES_ROUTED.
+  uint8_t mode;
 } nos_relay_registration;
 
 // A request of the relay, to be answered once, before the next one is taken.

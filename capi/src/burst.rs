@@ -353,7 +353,8 @@ mod tests {
     use nos_shim::ident::{AttachmentId, VrfId};
     use nos_shim::packet::Packet;
     use nos_shim::ports::{
-        Claim, ClaimKind, Policy, PortRange, PortTable, Registration, Restriction, Transport,
+        AddressMode, Claim, ClaimKind, Policy, PortRange, PortTable, Registration, Restriction,
+        Transport,
     };
     use nos_shim::prefix_set::PrefixSet;
 
@@ -494,6 +495,7 @@ mod tests {
                 name: format!("c{number}").into(),
                 vrf: VrfId::DEFAULT,
                 network: nos_shim::ident::NetworkId::DEFAULT,
+                mode: AddressMode::Shared,
                 addresses: vec![OWN.into()],
                 link_local: None,
                 claims: vec![Claim {

@@ -48,7 +48,7 @@ use core::ffi::c_char;
 /// this library.
 pub const NOS_RELAY_ABI_MAJOR: u32 = 0;
 /// Of the interface that this header describes. It grows where functions or constants are added.
-pub const NOS_RELAY_ABI_MINOR: u32 = 3;
+pub const NOS_RELAY_ABI_MINOR: u32 = 4;
 
 /// The version of the interface in the library: NOS_RELAY_ABI_MAJOR << 16 | NOS_RELAY_ABI_MINOR. A program
 /// works if the upper half is its own header's, and the lower one not less.

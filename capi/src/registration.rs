@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use nos_shim::ident::{AttachmentId, NetworkId, UplinkId, VrfId};
 use nos_shim::ports::{
-    Claim, ClaimKind, Outside, Policy, PortRange, Registration, Restriction, Transport,
+    AddressMode, Claim, ClaimKind, Outside, Policy, PortRange, Registration, Restriction, Transport,
 };
 use nos_shim::prefix_set::PrefixSet;
 
@@ -28,6 +28,11 @@ pub const NOS_RELAY_EPHEMERAL: u8 = 2;
 pub const NOS_RELAY_OUTSIDE_DROP: u8 = 0;
 /// Packets from ports that are nobody's open flows, and their answers reach the container.
 pub const NOS_RELAY_OUTSIDE_LEARN: u8 = 1;
+/// The addresses are the NOS's, which shares them: the container owns ports on them.
+pub const NOS_RELAY_ADDRESSES_SHARED: u8 = 0;
+/// The addresses are the container's own, and the NOS routes packets to them. Then it has no claims, no link
+/// and no policy.
+pub const NOS_RELAY_ADDRESSES_ROUTED: u8 = 1;
 /// No link-local address is shared.
 pub const NOS_RELAY_NO_LINK: u32 = u32::MAX;
 
@@ -83,7 +88,7 @@ pub struct nos_relay_registration {
     /// The network that it is in: attachments of different networks are kept apart on addresses that both
     /// share. 0 where nothing else is said.
     pub network: u32,
-    /// Addresses of the NOS that it shares.
+    /// Addresses of the NOS that it shares, or its own: `mode` says which.
     pub addresses: *const nos_relay_address,
     /// How many addresses.
     pub address_count: usize,
@@ -111,6 +116,8 @@ pub struct nos_relay_registration {
     pub to_limited: u8,
     /// Its policy: NOS_RELAY_OUTSIDE_DROP or NOS_RELAY_OUTSIDE_LEARN.
     pub outside: u8,
+    /// Whose its addresses are: NOS_RELAY_ADDRESSES_SHARED or NOS_RELAY_ADDRESSES_ROUTED.
+    pub mode: u8,
 }
 
 /// A registration for C, with what it points to.
@@ -215,6 +222,10 @@ impl Shown {
             outside: match self.of.policy.outside {
                 Outside::Drop => NOS_RELAY_OUTSIDE_DROP,
                 Outside::Learn => NOS_RELAY_OUTSIDE_LEARN,
+            },
+            mode: match self.of.mode {
+                AddressMode::Shared => NOS_RELAY_ADDRESSES_SHARED,
+                AddressMode::Routed => NOS_RELAY_ADDRESSES_ROUTED,
             },
         }
     }
@@ -332,6 +343,14 @@ pub(crate) unsafe fn read(from: &nos_relay_registration) -> Result<Registration,
         name: unsafe { text(from.name, "name") }?.into(),
         vrf: vrf(from.vrf, "vrf")?,
         network: NetworkId(from.network),
+        mode: match from.mode {
+            NOS_RELAY_ADDRESSES_SHARED => AddressMode::Shared,
+            NOS_RELAY_ADDRESSES_ROUTED => AddressMode::Routed,
+            other => {
+                let what = format_args!("{other} is none of NOS_RELAY_ADDRESSES_*");
+                return Err(value("mode", what));
+            }
+        },
         addresses: addresses.collect::<Result<Vec<IpAddr>, _>>()?,
         link_local: (from.link != NOS_RELAY_NO_LINK).then_some(UplinkId(from.link)),
         claims: claims.collect::<Result<_, _>>()?,
@@ -379,6 +398,7 @@ mod tests {
             name: "web".into(),
             vrf: VrfId(3),
             network: NetworkId(5),
+            mode: AddressMode::Shared,
             addresses: addresses_of("203.0.113.1 2001:db8::1", "t").unwrap(),
             link_local: Some(UplinkId(2)),
             claims: vec![

@@ -40,6 +40,9 @@ pub const NOS_RELAY_OTHER_PROTOCOL: u8 = 6;
 /// It is an ICMP error about nothing that a container has sent: to be dropped.
 pub const NOS_RELAY_UNMATCHED: u8 = 7;
 
+/// Its destination is a container's own: it is to be routed there, with one hop less to live.
+pub const NOS_RELAY_ROUTED: u8 = 8;
+
 /// Whose a port is, or a packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -376,6 +379,8 @@ pub(crate) fn container(
 enum Decided {
     /// It is not for the NOS.
     Elsewhere,
+    /// It is for an address that this attachment has for its own.
+    Routed(AttachmentId),
     /// It is for this address, and has no port.
     To(LocalAddressId),
     /// Its port is this one's.
@@ -385,7 +390,7 @@ enum Decided {
 #[inline(always)]
 fn decided(table: &PortTable, packet: &Packet) -> Decided {
     let Some(address) = table.address(packet.frame().vrf(), packet.destination()) else {
-        return Decided::Elsewhere;
+        return routed(table, packet);
     };
     match (Transport::from_protocol(packet.protocol()), packet.ports()) {
         (Some(transport), Some(ports)) => {
@@ -395,10 +400,21 @@ fn decided(table: &PortTable, packet: &Packet) -> Decided {
     }
 }
 
+/// What becomes of a packet to no address of the NOS.
+#[inline(never)]
+fn routed(table: &PortTable, packet: &Packet) -> Decided {
+    let own = table.routed(packet.frame().vrf(), packet.destination());
+    own.map_or(Decided::Elsewhere, Decided::Routed)
+}
+
 #[inline]
 fn described(table: &PortTable, packet: &Packet, decided: Decided) -> nos_relay_owner {
     match decided {
         Decided::Elsewhere => nos_relay_owner::of(NOS_RELAY_ELSEWHERE),
+        Decided::Routed(id) => nos_relay_owner {
+            attachment: id.0,
+            ..nos_relay_owner::of(NOS_RELAY_ROUTED)
+        },
         Decided::To(address) => without_port(table, address, packet),
         Decided::By(owner) => by_port(table, packet, owner),
     }
@@ -533,6 +549,7 @@ pub(crate) mod tests {
             name: "web".into(),
             vrf: VrfId::DEFAULT,
             network: nos_shim::ident::NetworkId::DEFAULT,
+            mode: nos_shim::ports::AddressMode::Shared,
             addresses: vec![OWN.into()],
             link_local: None,
             claims: vec![

@@ -757,6 +757,7 @@ fn register(table: *mut nos_relay_table) {
         to_count: 0,
         to_limited: 0,
         outside: 0,
+        mode: 0,
     };
     // SAFETY: what it points to is there.
     let code = unsafe { nos_relay_table_exchange(table, null(), 0, &raw const registration, 1) };

@@ -10,7 +10,9 @@ use nos_shim::fib::{Action, NextHop, NextHops, Route, Source};
 use nos_shim::frame::ETHERNET_HEADER;
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::ndp::{Envelope, Ndp};
-use nos_shim::ports::{Claim, ClaimKind, Outside, Policy, PortRange, Restriction, Transport};
+use nos_shim::ports::{
+    AddressMode, Claim, ClaimKind, Outside, Policy, PortRange, Restriction, Transport,
+};
 use nos_shim::prefix_set::PrefixSet;
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::UplinkConfig;
@@ -45,6 +47,9 @@ pub fn vrf(octet: u8) -> VrfId {
 /// What a container asks for. `more`: its VRF (bit 0), whether it shares the link-local address of
 /// uplink 0 (bit 1), and of a policy `from` (bit 2), `established` (3), `to` (4) and `outside` (5).
 pub fn attachment(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
+    if flavour >> 5 == 5 {
+        return routed(id, flavour, more);
+    }
     let base = 20_000 + 1000 * id.0 as u16;
     // Short, as each port of each address is looked at when they are asked for.
     let listens = match flavour & 3 {
@@ -88,12 +93,30 @@ pub fn attachment(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
         mac: container_mac(id),
         link_local: (more & 2 != 0).then_some(link_local),
         relay_mac: relay_mac(id),
+        mode: AddressMode::Shared,
         addresses: addresses
             .flat_map(|(v4, v6)| [v4.into(), v6.into()])
             .collect(),
         policy: policy(&claims, more),
         claims,
         mtu: if flavour & 0x10 == 0 { 1500 } else { 1280 },
+    }
+}
+
+/// One with addresses of its own, in the network of uplink 0 and in none; another one may ask for the same.
+fn routed(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
+    let shared = attachment(id, flavour & 0x1f, more & 1);
+    let host = 100 + (flavour >> 2 & 3);
+    let (v4, v6) = network(0, host);
+    let (far4, far6) = network(7, host);
+    let own = [v4.into(), v6.into(), far4.into(), far6.into()];
+    AttachmentConfig {
+        mode: AddressMode::Routed,
+        addresses: own[..usize::from(1 + (flavour & 3))].to_vec(),
+        claims: Vec::new(),
+        link_local: None,
+        policy: Policy::default(),
+        ..shared
     }
 }
 

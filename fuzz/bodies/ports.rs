@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arbitrary::{Arbitrary, Unstructured};
 use nos_shim::ident::{AttachmentId, NetworkId, UplinkId, VrfId};
 use nos_shim::ports::{
-    Claim, ClaimKind, Owner, Policy, PortOwner, PortRange, PortTable, Registration,
+    AddressMode, Claim, ClaimKind, Owner, Policy, PortOwner, PortRange, PortTable, Registration,
     RegistrationRefused, Restriction, ServiceRegistration, Transport,
 };
 use nos_shim::prefix_set::PrefixSet;
@@ -130,17 +130,31 @@ fn restrictions(claims: &[Claim], policed: bool) -> Vec<Restriction> {
 }
 
 impl Wish {
+    /// Whose its addresses are, and whether it has what then makes no sense.
+    fn mode(&self) -> (AddressMode, bool) {
+        match self.vrf / VRFS / 2 % 4 {
+            2 => (AddressMode::Routed, false),
+            3 => (AddressMode::Routed, true),
+            _ => (AddressMode::Shared, true),
+        }
+    }
+
     fn registration(&self) -> Registration {
+        let (mode, with_ports) = self.mode();
         let id = AttachmentId(u32::from(self.id % ATTACHMENTS));
-        let claims = claims(&self.claims);
+        let claims = match with_ports {
+            true => claims(&self.claims),
+            false => Vec::new(),
+        };
         let addresses = (0..ADDRESSES).filter(|bit| self.addresses >> bit & 1 != 0);
         Registration {
             attachment: id,
             name: format!("c{}", id.0).into(),
             vrf: VrfId(u16::from(self.vrf % VRFS)),
             network: NetworkId(u32::from(self.vrf / VRFS % 2)),
+            mode,
             addresses: addresses.map(address).collect(),
-            link_local: self.link.map(link),
+            link_local: self.link.map(link).filter(|_| with_ports),
             policy: Policy {
                 from: restrictions(&claims, self.policed),
                 ..Policy::default()
@@ -228,7 +242,26 @@ impl Lists {
         free
     }
 
+    /// Whether an attachment can have addresses for its own.
+    fn may_own(&self, wanted: &Registration) -> bool {
+        let own = |other: &&Registration| other.mode == wanted.mode && other.vrf == wanted.vrf;
+        let others = self.attachments.values().filter(own);
+        let held: Vec<_> = others.flat_map(|other| &other.addresses).collect();
+        let free = |address: &IpAddr| {
+            let ours = self.addresses.contains(&(wanted.vrf, *address));
+            !ours && !held.contains(&address)
+        };
+        wanted.claims.is_empty() && wanted.link_local.is_none() && wanted.addresses.iter().all(free)
+    }
+
     fn register(&mut self, wanted: &Registration) -> bool {
+        if wanted.mode == AddressMode::Routed {
+            let free = !self.attachments.contains_key(&wanted.attachment) && self.may_own(wanted);
+            if free {
+                self.attachments.insert(wanted.attachment, wanted.clone());
+            }
+            return free;
+        }
         let here = |address: &IpAddr| self.addresses.contains(&(wanted.vrf, *address));
         let linked = wanted
             .link_local
@@ -385,8 +418,27 @@ fn exchange(
     }
 }
 
+/// Each address that somebody has for its own leads there, and no other anywhere.
+fn own_addresses(table: &PortTable, lists: &Lists) {
+    for vrf in (0..u16::from(VRFS)).map(VrfId) {
+        let own = |it: &&Registration| it.mode == AddressMode::Routed && it.vrf == vrf;
+        let owners = lists.attachments.values().filter(own);
+        let of = |it: &'_ Registration| -> Vec<_> {
+            let addresses = it.addresses.iter();
+            addresses.map(|&address| (address, it.attachment)).collect()
+        };
+        let expected: BTreeMap<_, _> = owners.flat_map(of).collect();
+        let listed: BTreeSet<_> = table.routed_in(vrf).collect();
+        assert_eq!(listed, expected.keys().copied().collect());
+        for address in (0..ADDRESSES).map(address) {
+            assert_eq!(table.routed(vrf, address), expected.get(&address).copied());
+        }
+    }
+}
+
 /// Each port that something begins or ends at has the owner of the lists.
 fn owners(table: &PortTable, lists: &Lists) {
+    own_addresses(table, lists);
     let claims = lists.attachments.values().flat_map(|it| &it.claims);
     let claims = claims.chain(lists.services.values().flat_map(|it| &it.claims));
     let mut ports = BTreeSet::from([0, 1, 255, 256, 257, u16::MAX]);

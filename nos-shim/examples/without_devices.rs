@@ -22,7 +22,7 @@ use nos_shim::channel::{Exchange, RelayEnd, RequestId, ToNos, pair};
 use nos_shim::frame::{Frame, FramePool};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::packet::Packet;
-use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
+use nos_shim::ports::{AddressMode, Claim, ClaimKind, Policy, PortRange, Registration, Transport};
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use nos_shim::time::Instant;
@@ -129,6 +129,7 @@ impl World {
             name: "web".into(),
             vrf: VrfId::DEFAULT,
             network: nos_shim::ident::NetworkId::DEFAULT,
+            mode: AddressMode::Shared,
             addresses: vec![NOS.1.into()],
             policy: Policy::default(),
             claims: vec![claim(Transport::Tcp), claim(Transport::Udp)],

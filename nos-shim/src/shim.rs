@@ -192,12 +192,14 @@ impl Shim {
 
 /// Configuration.
 impl Shim {
-    /// Changes who owns which addresses and ports, all at once or not at all.
+    /// Changes who owns which addresses and ports, all at once or not at all. Of an address that an
+    /// attachment has [for its own](crate::ports::AddressMode::Routed), in a network of an uplink, its link
+    /// is told.
     ///
     /// # Errors
     ///
     /// [`ExchangeRefused`]; nothing has changed then.
-    pub fn exchange(&mut self, exchange: &Exchange) -> Result<(), ExchangeRefused> {
+    pub fn exchange(&mut self, exchange: &Exchange, now: Instant) -> Result<(), ExchangeRefused> {
         for id in self.tables.exchange(exchange)? {
             self.worker.flush_flows(id, &mut self.output);
         }
@@ -209,7 +211,20 @@ impl Shim {
         if exchange.services.is_some() {
             self.worker.vrfs.follow(&self.tables);
         }
+        self.follow_attached(now);
         Ok(())
+    }
+
+    /// Stands for other addresses of attachments on the links of uplinks, if they have changed.
+    fn follow_attached(&mut self, now: Instant) {
+        let changed = self.tables.follow_attached();
+        if changed.is_empty() {
+            return;
+        }
+        for uplink in changed.iter().filter_map(|&id| self.tables.uplinks.get(id)) {
+            self.worker.follow_attached(uplink, now);
+        }
+        self.say_changes(now);
     }
 
     /// Makes `config` all that the NOS itself offers in a VRF.
@@ -329,6 +344,7 @@ impl Shim {
                 output.drop_waiting(id);
                 if let Some(uplink) = tables.uplinks.get(id) {
                     worker.reset_neighbors(&uplink.config, output);
+                    worker.set_addresses(uplink);
                     worker.announce(uplink);
                     worker.memberships.restart(id, uplink.link, now);
                     worker.memberships.set_groups(uplink, now);

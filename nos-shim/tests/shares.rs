@@ -17,7 +17,7 @@ use nos_shim::drop::DropReason;
 use nos_shim::frame::{Burst, FramePool};
 use nos_shim::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use nos_shim::packet::{Packet, PacketBurst};
-use nos_shim::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
+use nos_shim::ports::{AddressMode, Claim, ClaimKind, Policy, PortRange, Registration, Transport};
 #[cfg(feature = "stack")]
 use nos_shim::services::{Service, ServiceConfig};
 use nos_shim::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
@@ -98,6 +98,7 @@ impl World {
             name: format!("{id}").into(),
             vrf: VrfId::DEFAULT,
             network: nos_shim::ident::NetworkId::DEFAULT,
+            mode: AddressMode::Shared,
             addresses: vec![NOS.into()],
             policy: Policy::default(),
             claims: vec![Claim {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
-use crate::ident::{LocalAddressId, UplinkId, VrfId};
+use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 
 /// The most next hops that one route may have.
 pub const MAX_NEXT_HOPS: usize = 64;
@@ -20,6 +20,8 @@ pub const MAX_NEXT_HOPS: usize = 64;
 pub enum Source {
     /// An address of the NOS itself.
     Local,
+    /// An address that an attachment has for its own.
+    Attached,
     /// The prefix of an uplink's address.
     Connected,
     /// The operator.
@@ -34,6 +36,8 @@ pub enum Source {
 pub enum Protocol {
     /// [`Source::Local`].
     Local,
+    /// [`Source::Attached`].
+    Attached,
     /// [`Source::Connected`].
     Connected,
     /// [`Source::Static`] of every metric.
@@ -46,6 +50,7 @@ impl Source {
     pub fn protocol(self) -> Protocol {
         match self {
             Self::Local => Protocol::Local,
+            Self::Attached => Protocol::Attached,
             Self::Connected => Protocol::Connected,
             Self::Static { .. } => Protocol::Static,
         }
@@ -55,7 +60,7 @@ impl Source {
     #[must_use]
     pub fn metric(self) -> u16 {
         match self {
-            Self::Local | Self::Connected => 0,
+            Self::Local | Self::Attached | Self::Connected => 0,
             Self::Static { metric } => metric,
         }
     }
@@ -65,6 +70,7 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Local => "local",
+            Self::Attached => "attached",
             Self::Connected => "connected",
             Self::Static => "static",
         })
@@ -138,6 +144,8 @@ pub enum Action {
     NoRoute,
     /// The destination is this address of the NOS.
     Local(LocalAddressId),
+    /// The destination is an address that this attachment has for its own.
+    Attached(AttachmentId),
     /// The destination is a station on this uplink's link.
     Connected(UplinkId),
     /// The destination is the network or broadcast address of a prefix on this uplink's link
@@ -156,6 +164,7 @@ impl fmt::Display for Action {
         match self {
             Self::NoRoute => f.write_str("no route"),
             Self::Local(LocalAddressId(id)) => write!(f, "local address {id}"),
+            Self::Attached(attachment) => write!(f, "attached: {attachment}"),
             Self::Connected(uplink) => write!(f, "connected to {uplink}"),
             Self::Broadcast(uplink) => write!(f, "broadcast on {uplink}"),
             Self::Blackhole => f.write_str("blackhole"),
@@ -219,6 +228,7 @@ mod tests {
     fn routes_are_called_what_they_are() {
         let sources = [
             (Source::Local, "local", 0),
+            (Source::Attached, "attached", 0),
             (Source::Connected, "connected", 0),
             (Source::Static { metric: 7 }, "static", 7),
         ];
@@ -234,6 +244,7 @@ mod tests {
         for (action, text) in [
             (Action::NoRoute, "no route"),
             (Action::Local(LocalAddressId(3)), "local address 3"),
+            (Action::Attached(AttachmentId(5)), "attached: attachment 5"),
             (Action::Connected(UplinkId(1)), "connected to uplink 1"),
             (Action::Broadcast(UplinkId(1)), "broadcast on uplink 1"),
             (Action::Blackhole, "blackhole"),
@@ -299,6 +310,7 @@ mod tests {
     fn sources_are_ordered_by_preference() {
         let ascending = [
             Source::Local,
+            Source::Attached,
             Source::Connected,
             Source::Static { metric: 0 },
             Source::Static { metric: 5 },

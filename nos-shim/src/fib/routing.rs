@@ -4,6 +4,7 @@
 //! forward meanwhile; if there are none, a worse route or a shorter prefix does. What is left out of
 //! the FIB waits here, and comes back with the uplink.
 
+use core::net::IpAddr;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +12,7 @@ use ipnet::IpNet;
 
 use super::revision::Revision;
 use super::{Action, Fib, FibFull, NextHops, Protocol, Route, Source};
-use crate::ident::{UplinkId, VrfId};
+use crate::ident::{AttachmentId, UplinkId, VrfId};
 
 /// What tells a route from others.
 pub type RouteKey = (VrfId, IpNet, Source);
@@ -96,6 +97,30 @@ impl Routing {
             stays
         });
         Ok(())
+    }
+
+    /// Makes an address lead to the attachment that has it for its own, or to none.
+    ///
+    /// # Errors
+    ///
+    /// [`FibFull`]; then nothing has changed.
+    pub fn attach(
+        &mut self,
+        vrf: VrfId,
+        address: IpAddr,
+        to: Option<AttachmentId>,
+    ) -> Result<(), FibFull> {
+        let prefix = IpNet::from(address);
+        match to {
+            Some(to) => {
+                let action = Action::Attached(to);
+                self.fib.insert(vrf, prefix, Source::Attached, &action)
+            }
+            None => {
+                self.withdraw((vrf, prefix, Source::Attached));
+                Ok(())
+            }
+        }
     }
 
     /// Changes one static route. `is_up` says whether packets of a VRF can leave by an uplink.

@@ -66,6 +66,7 @@ fn carry_out(
             to,
             echo_id,
             origin,
+            transit: false,
         })
     };
     // A container's own kernel looks at options; for the rest the NOS does.
@@ -119,6 +120,7 @@ pub(super) fn to_attachment(
         to,
         echo_id,
         origin,
+        transit,
     } = delivery;
     let attachment = tables.attachments.get(to);
     let mtu = attachment.map_or(usize::MAX, |attachment| attachment.mtu.into());
@@ -127,6 +129,9 @@ pub(super) fn to_attachment(
         return Step::refuse(packet, origin, error, DropReason::TooBig);
     }
     // Not before: an error quotes what was on the wire.
+    if transit && !packet.decrement_ttl() {
+        return Step::Drop(packet, DropReason::TtlExceeded);
+    }
     if let Some(own) = echo_id {
         put_back_echo_id(&mut packet, own);
     }
@@ -201,6 +206,7 @@ pub(super) fn follow_fate(
             packet,
             to,
             echo_id: None,
+            transit: false,
         }),
         Fate::Deliver(packet, Holder::Local(address)) => {
             let Output { pool, ledger, .. } = output;

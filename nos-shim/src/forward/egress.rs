@@ -67,7 +67,7 @@ fn rewrite(adjacency: AdjacencyId, tables: &Tables, worker: &Worker) -> Option<R
     Some(Rewrite::new(uplink, mac, good_until))
 }
 
-/// Which station a packet goes to. One from an uplink to another is checked first as a router does
+/// Which station a packet goes to. One that passes through is checked first as a router does
 /// (RFC 1812 §5.3, RFC 4443 §3.3).
 #[inline]
 pub(super) fn choose_next_hop(
@@ -76,7 +76,7 @@ pub(super) fn choose_next_hop(
     origin: Origin,
     tables: &Tables,
 ) -> Step {
-    let transit = matches!(origin, Origin::Uplink(_));
+    let transit = tables.is_transit(origin);
     if transit {
         match check_transit(&packet) {
             Ok(()) => {}
@@ -117,7 +117,7 @@ pub(super) fn choose_next_hop(
 }
 
 #[inline]
-fn check_transit(packet: &Packet) -> Result<(), (DropReason, Option<IcmpError>)> {
+pub(super) fn check_transit(packet: &Packet) -> Result<(), (DropReason, Option<IcmpError>)> {
     if matches!(packet.source(), IpAddr::V6(address) if address.is_unicast_link_local()) {
         // RFC 4291 §2.5.6.
         return Err((DropReason::MartianSource, None));
@@ -160,6 +160,7 @@ pub(super) fn leave(
     }
     // Not before: what the NOS refuses or answers itself has the container's identifier.
     if let Origin::Attachment(attachment) = origin
+        && !tables.is_transit(origin)
         && let Err(reason) = note_echo(&mut packet, attachment, &mut worker.echo, now)
     {
         return Step::Drop(packet, reason);

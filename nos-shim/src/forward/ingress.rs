@@ -255,8 +255,12 @@ fn admit_slowly(
     if link.is_other_than(mac) {
         return Err(DropReason::OtherHost);
     }
-    if ndp::is_ndp(packet) && is_to_host(packet, addresses.destination(), id, tables) {
-        return Ok(Admitted::Ndp);
+    if ndp::is_ndp(packet) {
+        let to = addresses.destination();
+        // What stations on the link ask of a container there, the NOS answers in its place.
+        if is_to_host(packet, to, id, tables) || is_attached_on(id, to, tables) {
+            return Ok(Admitted::Ndp);
+        }
     }
     if is_about_groups(packet, addresses, id, tables) {
         return Ok(Admitted::Groups);
@@ -312,6 +316,12 @@ fn is_about_groups(packet: &Packet, addresses: Addresses, id: UplinkId, tables: 
 fn is_to_host(packet: &Packet, destination: IpAddr, id: UplinkId, tables: &Tables) -> bool {
     let link_local = matches!(destination, IpAddr::V6(to) if is_link_local_of(id, to, tables));
     link_local || is_in_group(id, destination, tables) || is_ours(packet, destination, tables)
+}
+
+/// Whether `destination` is an address that a container has for its own, in a network of the uplink.
+fn is_attached_on(id: UplinkId, destination: IpAddr, tables: &Tables) -> bool {
+    let uplink = tables.uplinks.get(id);
+    uplink.is_some_and(|uplink| uplink.attached.contains(&destination))
 }
 
 /// Whether the NOS is in the group `destination` on an uplink.

@@ -103,6 +103,7 @@ pub(super) fn inbound(
             to,
             echo_id,
             origin,
+            transit: false,
         };
         Ok(Step::ToAttachment(delivery))
     };

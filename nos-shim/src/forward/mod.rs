@@ -27,7 +27,8 @@
 //! link; it goes on all the same.
 //!
 //! The TTL is decremented between uplinks only: seen from outside, a container is the NOS's own
-//! host, and eBGP (TTL 1) and GTSM (TTL 255, RFC 5082) must work from it.
+//! host, and eBGP (TTL 1) and GTSM (TTL 255, RFC 5082) must work from it. A container with addresses
+//! of its own is a host behind a router, as on an uplink's link ([`routed`]).
 
 mod deliver;
 mod demux;
@@ -40,6 +41,7 @@ mod local;
 mod oversize;
 mod police;
 mod respond;
+mod routed;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -192,6 +194,9 @@ impl Forwarder<'_> {
         }
         self.worker.refresh_rewrites(self.tables);
         let found = look_up(self.tables, burst);
+        if self.tables.routes {
+            return self.outbound_mixed(burst, &found);
+        }
         for (packet, adjacency) in burst.drain(..).zip(found) {
             let Self {
                 worker,
@@ -288,6 +293,9 @@ impl Forwarder<'_> {
                     deliver::deliver(packet, address, origin, tables, worker, output, now)
                 }
                 Step::Fate(fate) => deliver::follow_fate(fate, tables, worker, output, now),
+                Step::ToOwnAddress(packet, to, origin) => {
+                    routed::deliver(packet, to, origin, tables)
+                }
                 Step::ToAttachment(delivery) => {
                     deliver::to_attachment(delivery, tables, worker, output)
                 }
@@ -365,6 +373,7 @@ fn follow(packet: Packet, adjacency: AdjacencyId, origin: Origin, tables: &Table
     }
     match entry.action() {
         Action::Local(address) => Step::Deliver(packet, *address, origin),
+        Action::Attached(to) => Step::ToOwnAddress(packet, *to, origin),
         Action::Blackhole => Step::Drop(packet, DropReason::Blackhole),
         Action::Broadcast(_) => Step::Drop(packet, DropReason::Multicast),
         Action::NoRoute => Step::refuse(packet, origin, IcmpError::NoRoute, DropReason::NoRoute),

@@ -9,6 +9,7 @@ use crate::ident::{AttachmentId, Interface};
 use crate::origin::Origin;
 use crate::output::Output;
 use crate::packet::{Packet, protocol};
+use crate::ports::AddressMode;
 use crate::reset;
 use crate::tables::Tables;
 use crate::time::Instant;
@@ -143,9 +144,16 @@ fn error_source(packet: &Packet, origin: Origin, tables: &Tables) -> Option<IpAd
     }
 }
 
-/// The address by which a container knows its router.
+/// The address by which a container knows its router. One with addresses of its own knows it as anybody
+/// does, by an address of the NOS.
 fn router_of(id: AttachmentId, ipv6: bool, tables: &Tables) -> IpAddr {
-    match tables.attachments.get(id) {
+    let attachment = tables.attachments.get(id);
+    let routed = attachment.filter(|it| it.mode == AddressMode::Routed);
+    let mut own = routed.into_iter().flat_map(|it| tables.addresses(it.vrf));
+    if let Some(address) = own.find(|address| address.is_ipv6() == ipv6) {
+        return address;
+    }
+    match attachment {
         Some(attachment) if ipv6 => attachment.router.into(),
         _ if ipv6 => Ipv6Addr::UNSPECIFIED.into(),
         _ => DUMMY_ADDRESS.into(),
@@ -168,6 +176,7 @@ pub(super) fn send_back(mut packet: Packet, origin: Origin, tables: &Tables) -> 
             to,
             echo_id: None,
             origin: Origin::Nos,
+            transit: false,
         }),
         (Origin::Uplink(_), _) if tables.upstream.is_some() => {
             upstream::leave(packet, Origin::Nos, tables)

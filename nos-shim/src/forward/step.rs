@@ -20,6 +20,8 @@ pub(super) enum Step {
     Follow(Packet, AdjacencyId, Origin),
     /// It is to this address of the NOS.
     Deliver(Packet, LocalAddressId, Origin),
+    /// It is to an address that this attachment has for its own.
+    ToOwnAddress(Packet, AttachmentId, Origin),
     /// It is a fragment whose datagram has found its owner, or never will.
     Fate(Fate<Holder>),
     /// It is a container's.
@@ -44,6 +46,8 @@ pub(super) struct ToAttachment {
     /// The echo identifier that the container knows, if it is another than the one on the wire.
     pub(super) echo_id: Option<u16>,
     pub(super) origin: Origin,
+    /// It passes from one network to another: one hop less to live.
+    pub(super) transit: bool,
 }
 
 /// A station on an uplink's link.

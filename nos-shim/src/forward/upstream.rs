@@ -3,11 +3,13 @@
 //! | packet of a container | goes |
 //! |---|---|
 //! | to a shared address, and a port of a container there | to that container, as with any NOS |
+//! | to an address that a container has for its own | to that container |
 //! | all else | to the NOS, as it is: no hop is counted, nothing is answered in its place |
 //!
 //! | packet of the NOS | goes |
 //! |---|---|
 //! | to a shared address, and a container owns its port, its flow, its first fragment, or what it quotes | to that container |
+//! | to an address that a container has for its own | to that container: the NOS routes them here, and has counted the hop |
 //! | all else | nowhere. Not back, or it would come again |
 //!
 //! Who opens a flow to a port that a container may only open flows from gets a reset, as from any host: the
@@ -51,6 +53,9 @@ impl Forwarder<'_> {
             return Step::Drop(packet, fault.reason());
         }
         let origin = Origin::Attachment(id);
+        if let Some(to) = self.owner_of_address(&packet) {
+            return Step::ToOwnAddress(packet, to, origin);
+        }
         match self.shared_address(&packet) {
             Some(address) => deliver(packet, address, origin, self.tables, self.worker, self.now),
             None => leave(packet, origin, self.tables),
@@ -74,10 +79,20 @@ impl Forwarder<'_> {
             return Step::Drop(packet, DropReason::Multicast);
         }
         let origin = Origin::Uplink(id);
+        if let Some(to) = self.owner_of_address(&packet) {
+            return Step::ToOwnAddress(packet, to, origin);
+        }
         match self.shared_address(&packet) {
             Some(address) => deliver(packet, address, origin, self.tables, self.worker, self.now),
             None => Step::Drop(packet, DropReason::Unregistered),
         }
+    }
+
+    /// The container that has the destination for its own.
+    fn owner_of_address(&self, packet: &Packet) -> Option<AttachmentId> {
+        let ports = &self.tables.ports;
+        let routed = self.tables.routes.then(|| packet.destination());
+        routed.and_then(|address| ports.routed(packet.frame().vrf(), address))
     }
 
     fn shared_address(&self, packet: &Packet) -> Option<LocalAddressId> {
@@ -103,6 +118,7 @@ fn deliver(
                 to,
                 echo_id,
                 origin,
+                transit: false,
             }),
             Holder::Nobody(reason @ (DropReason::NoListener | DropReason::OtherNetwork))
                 if packet.icmp().is_none() =>

@@ -1,6 +1,7 @@
 //! Which addresses are ours, and which a neighbor may have.
 
 use core::net::{IpAddr, Ipv6Addr};
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
@@ -12,6 +13,8 @@ use crate::martian;
 pub(super) struct Addresses {
     link_local: Ipv6Addr,
     nets: Vec<IpNet>,
+    /// Addresses of others for whom we stand on this link.
+    proxied: BTreeSet<IpAddr>,
 }
 
 impl Addresses {
@@ -19,7 +22,15 @@ impl Addresses {
         Self {
             link_local: mac.link_local(),
             nets: nets.to_vec(),
+            proxied: BTreeSet::new(),
         }
+    }
+
+    /// Returns those that are new.
+    pub(super) fn set_proxied(&mut self, proxied: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let new = proxied.difference(&self.proxied).copied().collect();
+        self.proxied.clone_from(proxied);
+        new
     }
 
     pub(super) fn set(&mut self, nets: &[IpNet]) {
@@ -27,8 +38,8 @@ impl Addresses {
         self.nets.extend_from_slice(nets);
     }
 
-    /// Each once.
-    pub(super) fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
+    /// Our own, each once.
+    fn own(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let nets = self.nets.iter().enumerate();
         let firsts = nets.filter(|(n, net)| {
             let address = net.addr();
@@ -39,7 +50,19 @@ impl Addresses {
             .chain([self.link_local.into()])
     }
 
+    /// Those for which we answer, each once.
+    pub(super) fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let proxied = self.proxied.iter().copied();
+        self.own()
+            .chain(proxied.filter(|&address| !self.is_own(address)))
+    }
+
+    /// Whether we answer for this address.
     pub(super) fn contains(&self, address: IpAddr) -> bool {
+        self.is_own(address) || self.proxied.contains(&address)
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
         address == self.link_local || self.nets.iter().any(|net| net.addr() == address)
     }
 
@@ -64,7 +87,7 @@ impl Addresses {
         let around = self.nets.iter().filter(|net| net.contains(&target));
         let closest = around.max_by_key(|net| net.prefix_len());
         let fallback = || match target {
-            IpAddr::V4(_) => self.iter().find(IpAddr::is_ipv4),
+            IpAddr::V4(_) => self.own().find(IpAddr::is_ipv4),
             IpAddr::V6(_) => Some(self.link_local.into()),
         };
         closest.map(IpNet::addr).or_else(fallback)

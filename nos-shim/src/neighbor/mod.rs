@@ -54,7 +54,7 @@ mod table;
 mod tests;
 
 use core::net::{IpAddr, Ipv4Addr};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use ipnet::IpNet;
 
@@ -314,6 +314,20 @@ impl<T: Copy> NeighborCache<T> {
     /// for a whole subnet now. Nothing is announced; see [`Self::announce`].
     pub fn set_addresses(&mut self, addresses: &[IpNet]) {
         self.addresses.set(addresses);
+        self.forget_those_of_ours();
+    }
+
+    /// Changes for which addresses of others we stand on this link: we answer for them as for ours, and
+    /// never ask from them. Returns those that are new; nothing is announced, see
+    /// [`Self::announce_address`].
+    pub fn set_proxied(&mut self, addresses: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let new = self.addresses.set_proxied(addresses);
+        self.forget_those_of_ours();
+        new
+    }
+
+    /// Forgets who had an address that is ours now, and conflicts about those that are not any more.
+    fn forget_those_of_ours(&mut self) {
         self.defended
             .retain(|(address, _)| self.addresses.contains(*address));
         for slot in self.table.slots() {
@@ -477,13 +491,19 @@ impl<T: Copy> NeighborCache<T> {
     /// Tells all neighbors our addresses: gratuitous ARP (RFC 5227 §2.3) and unsolicited
     /// advertisements (RFC 4861 §7.2.6).
     pub fn announce(&mut self) {
-        for address in self.addresses.iter() {
-            let message = match address {
-                IpAddr::V4(address) => self.arp_announcement(address),
-                IpAddr::V6(address) => self.advert_to_all(address),
-            };
-            self.outputs.push_back(Output::Send(message));
+        let addresses: Vec<IpAddr> = self.addresses.iter().collect();
+        for address in addresses {
+            self.announce_address(address);
         }
+    }
+
+    /// The same of one of them.
+    pub fn announce_address(&mut self, address: IpAddr) {
+        let message = match address {
+            IpAddr::V4(address) => self.arp_announcement(address),
+            IpAddr::V6(address) => self.advert_to_all(address),
+        };
+        self.outputs.push_back(Output::Send(message));
     }
 
     fn arp_announcement(&self, address: Ipv4Addr) -> Message {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::{Policy, PortRange, Restriction};
+use crate::fib::FibFull;
 use crate::ident::{AttachmentId, NetworkId, UplinkId, VrfId};
 
 /// Attachments with higher numbers cannot own ports: the map of ports has 28 bits for them.
@@ -114,6 +115,24 @@ pub enum RegistrationRefused {
     /// The NOS has no such uplink, or none whose link-local address can be shared.
     #[error("the NOS has no link-local address to share on {0}")]
     UnknownLink(UplinkId),
+    /// An address that an attachment would have [for its own](AddressMode::Routed) is somebody else's.
+    #[error("{address} is refused: it belongs to '{owner}'")]
+    AddressTaken {
+        /// The address asked for.
+        address: IpAddr,
+        /// Whose it is.
+        owner: Arc<str>,
+    },
+    /// No host can have this address [for its own](AddressMode::Routed).
+    #[error("{0} is no address that a host can have")]
+    NotUnicast(IpAddr),
+    /// What an attachment with [addresses of its own](AddressMode::Routed) cannot have, as it is about
+    /// those that share one.
+    #[error("an attachment with addresses of its own has no {0}")]
+    NotShared(&'static str),
+    /// The FIB has no room for the route to an attachment's own address.
+    #[error(transparent)]
+    FibFull(#[from] FibFull),
     /// An exchange registers the attachment twice.
     #[error("{0} is in one exchange twice")]
     Twice(AttachmentId),
@@ -140,6 +159,27 @@ impl fmt::Display for Owner {
     }
 }
 
+/// Whose the addresses of an attachment are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AddressMode {
+    /// The NOS's. It shares them, and gets what comes to its ports.
+    #[default]
+    Shared,
+    /// Its own. The NOS has a host route to each, as a router has to a host behind it: it passes on whatever
+    /// comes, with one hop less to live. On the links in whose networks they are it answers ARP and
+    /// Neighbor Discovery in the attachment's place (RFC 1027, RFC 4389).
+    Routed,
+}
+
+impl fmt::Display for AddressMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "shared",
+            Self::Routed => "routed",
+        })
+    }
+}
+
 /// What an attachment needs of the NOS: addresses to use as its own, and ports on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
@@ -151,7 +191,10 @@ pub struct Registration {
     pub vrf: VrfId,
     /// The network that it is in: see [`PortTable::keeps_apart`](super::PortTable::keeps_apart).
     pub network: NetworkId,
-    /// NOS addresses that it shares.
+    /// Whose its addresses are. Where they are its own, it has neither [`Self::link_local`] nor
+    /// [`Self::claims`] nor a [`Self::policy`].
+    pub mode: AddressMode,
+    /// Its addresses: of the NOS, or its own.
     pub addresses: Vec<IpAddr>,
     /// The uplink, in its VRF, whose link-local address it shares besides: it talks with the neighbors on
     /// that link. Its packets from there bear the [zone](VrfId::of_link) of the link in the place of its

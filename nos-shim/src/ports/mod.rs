@@ -8,8 +8,8 @@ mod range;
 mod table;
 
 pub use claim::{
-    Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, Registration, RegistrationRefused,
-    ServiceRegistration, Transport,
+    AddressMode, Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, Registration,
+    RegistrationRefused, ServiceRegistration, Transport,
 };
 pub use policy::{Outside, Policy, PortRule, Restriction};
 pub use range::{PortRange, PortRangeError};

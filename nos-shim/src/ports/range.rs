@@ -33,6 +33,12 @@ pub enum PortRangeError {
 }
 
 impl PortRange {
+    /// Every port.
+    pub const ALL: Self = Self {
+        first: NonZeroU16::MIN,
+        last: NonZeroU16::MAX,
+    };
+
     /// The ports from `first` to `last`, both included.
     ///
     /// # Errors

@@ -14,11 +14,14 @@
 //! is granted or none. So two attachments can swap ports, and a port that its owner keeps is never
 //! anybody else's in between ([`exchange`](super::exchange)).
 //!
+//! An attachment may have addresses [for its own](AddressMode::Routed) instead: then it has all ports on
+//! them, and nobody else may have the address.
+//!
 //! Claims stay while an address that they name is away, and are painted again when it comes back.
 //! Meanwhile nobody else can register for it, as it is not an address of the NOS; so for every
 //! address, here or away, no port has two owners.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 use core::ops::Bound;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,10 +34,11 @@ use super::exchange::{Stripe, late_comers, repaint};
 use super::map::{PackedOwner, PortMap};
 use super::policy::{Rules, narrows};
 use super::{
-    Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, PortRange, PortRule, Registration,
-    RegistrationRefused, ServiceRegistration, Transport,
+    AddressMode, Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, PortRange, PortRule,
+    Registration, RegistrationRefused, ServiceRegistration, Transport,
 };
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
+use crate::martian;
 use crate::page::{PAGE, Page};
 
 /// Suggestions prefer ports from here on: lower ones are well-known (RFC 6335 §6).
@@ -140,7 +144,7 @@ impl Grant {
 ///
 /// ```
 /// use nos_shim::ident::{AttachmentId, NetworkId, VrfId};
-/// use nos_shim::ports::{Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport};
+/// use nos_shim::ports::{AddressMode, Claim, ClaimKind, Policy, PortOwner, PortRange, PortTable, Registration, Transport};
 ///
 /// let mut ports = PortTable::new();
 /// let own = ports.add_address(VrfId::DEFAULT, "203.0.113.1".parse()?);
@@ -150,6 +154,7 @@ impl Grant {
 ///         name: name.into(),
 ///         vrf: VrfId::DEFAULT,
 ///         network: NetworkId::DEFAULT,
+///         mode: AddressMode::Shared,
 ///         addresses: vec!["203.0.113.1".parse()?],
 ///         link_local: None,
 ///         claims: vec![Claim {
@@ -182,6 +187,8 @@ pub struct PortTable {
     links: BTreeMap<UplinkId, LocalAddressId>,
     unused_ids: Vec<LocalAddressId>,
     registrations: Registrations,
+    /// Addresses that attachments have for their own.
+    routed: BTreeMap<(VrfId, IpAddr), AttachmentId>,
     services: Services,
     /// Whether registrations are of more than one network.
     isolates: bool,
@@ -206,6 +213,7 @@ impl PortTable {
             links: BTreeMap::new(),
             unused_ids: Vec::new(),
             registrations: BTreeMap::new(),
+            routed: BTreeMap::new(),
             services: BTreeMap::new(),
             isolates: false,
         }
@@ -238,6 +246,20 @@ impl PortTable {
     #[inline]
     pub fn isolates(&self) -> bool {
         self.isolates
+    }
+
+    /// The attachment that has this address [for its own](AddressMode::Routed).
+    #[must_use]
+    pub fn routed(&self, vrf: VrfId, address: IpAddr) -> Option<AttachmentId> {
+        self.routed.get(&(vrf, address)).copied()
+    }
+
+    /// All addresses in a VRF that attachments have [for their own](AddressMode::Routed).
+    pub fn routed_in(&self, vrf: VrfId) -> impl Iterator<Item = IpAddr> + '_ {
+        let first = (vrf, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let of_vrf = self.routed.range(first..);
+        let of_vrf = of_vrf.take_while(move |((of, _), _)| *of == vrf);
+        of_vrf.map(|((_, address), _)| *address)
     }
 
     /// The index of an address of the NOS.
@@ -389,10 +411,14 @@ impl PortTable {
     ) -> TakenOut {
         let changed = register.iter().map(|wanted| wanted.attachment);
         let leaving = withdraw.iter().copied().chain(changed);
+        let registrations: Vec<_> = leaving
+            .filter_map(|id| self.registrations.remove(&id))
+            .collect();
+        for address in registrations.iter().flat_map(|it| own_addresses(it)) {
+            self.routed.remove(&address);
+        }
         TakenOut {
-            registrations: leaving
-                .filter_map(|id| self.registrations.remove(&id))
-                .collect(),
+            registrations,
             service: service.and_then(|service| self.services.remove(&key_of(service))),
         }
     }
@@ -405,6 +431,16 @@ impl PortTable {
     ) {
         for wanted in register {
             self.registrations.remove(&wanted.attachment);
+            for address in own_addresses(wanted) {
+                if self.routed.get(&address) == Some(&wanted.attachment) {
+                    self.routed.remove(&address);
+                }
+            }
+        }
+        for registration in &before.registrations {
+            let own = own_addresses(registration);
+            self.routed
+                .extend(own.map(|address| (address, registration.attachment)));
         }
         if let Some(service) = service {
             self.services.remove(&key_of(service));
@@ -440,6 +476,8 @@ impl PortTable {
             if self.registrations.insert(id, granted).is_some() {
                 return Err(refused(owner, RegistrationRefused::Twice(id)));
             }
+            let own = own_addresses(wanted);
+            self.routed.extend(own.map(|address| (address, id)));
         }
         Ok(())
     }
@@ -513,6 +551,9 @@ impl PortTable {
         if wanted.attachment.0 > LAST_OWNER {
             return Err(RegistrationRefused::AttachmentId(wanted.attachment));
         }
+        if wanted.mode == AddressMode::Routed {
+            return self.check_routed(wanted);
+        }
         let mut ids = Vec::with_capacity(wanted.addresses.len());
         for &address in &wanted.addresses {
             let vrf = wanted.vrf;
@@ -541,6 +582,33 @@ impl PortTable {
         };
         let clash = wish.own_clash().or_else(foreign);
         clash.map_or(Ok(()), |clash| Err(self.refusal(&wish, &clash).into()))
+    }
+
+    /// Whether an attachment can have its addresses for its own.
+    fn check_routed(&self, wanted: &Registration) -> Result<(), RegistrationRefused> {
+        let shared = [
+            (!wanted.claims.is_empty(), "port ranges"),
+            (wanted.link_local.is_some(), "shared link-local address"),
+            (!wanted.policy.is_none(), "policy"),
+        ];
+        if let Some((_, what)) = shared.into_iter().find(|(has, _)| *has) {
+            return Err(RegistrationRefused::NotShared(what));
+        }
+        for (vrf, address) in own_addresses(wanted) {
+            if !is_of_a_host(address) {
+                return Err(RegistrationRefused::NotUnicast(address));
+            }
+            let taken = |owner| RegistrationRefused::AddressTaken { address, owner };
+            if self.address(vrf, address).is_some() {
+                return Err(taken("NOS".into()));
+            }
+            let other = self.routed(vrf, address);
+            let other = other.filter(|&other| other != wanted.attachment);
+            if let Some(other) = other.and_then(|other| self.registrations.get(&other)) {
+                return Err(taken(Arc::clone(&other.name)));
+            }
+        }
+        Ok(())
     }
 
     fn check_service(&self, wanted: &ServiceRegistration) -> Result<(), ClaimRefused> {
@@ -634,6 +702,22 @@ impl PortTable {
 struct TakenOut {
     registrations: Vec<Arc<Registration>>,
     service: Option<Arc<ServiceRegistration>>,
+}
+
+/// The addresses that an attachment has for its own.
+fn own_addresses(registration: &Registration) -> impl Iterator<Item = (VrfId, IpAddr)> {
+    let own = registration.mode == AddressMode::Routed;
+    let addresses = registration.addresses.iter().filter(move |_| own);
+    addresses.map(|&address| (registration.vrf, address))
+}
+
+/// Whether packets to and from this address may be routed.
+fn is_of_a_host(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !martian::source_is_martian(address) && !link_local
 }
 
 fn key_of(service: &ServiceRegistration) -> ServiceKey {

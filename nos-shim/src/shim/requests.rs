@@ -23,7 +23,7 @@ impl Shim {
     #[cold]
     fn carry_out(&mut self, message: ToNos, now: Instant) -> ToRelay {
         match message {
-            ToNos::Exchange(request, exchange) => match self.exchange(&exchange) {
+            ToNos::Exchange(request, exchange) => match self.exchange(&exchange, now) {
                 Ok(()) => ToRelay::Accepted(request),
                 Err(refused) => ToRelay::Refused(request, refused),
             },

@@ -19,8 +19,8 @@ use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::offload::Capabilities;
 use crate::origin::Origin;
 use crate::ports::{
-    ClaimKind, ExchangeRefused, Policy, PortOwner, PortTable, Registration, RegistrationRefused,
-    ServiceRegistration, Transport,
+    AddressMode, ClaimKind, ExchangeRefused, Owner, Policy, PortOwner, PortTable, Registration,
+    RegistrationRefused, ServiceRegistration, Transport,
 };
 use crate::services::{Service, ServiceConfig};
 use crate::uplink::Upstream;
@@ -50,6 +50,8 @@ pub(crate) struct Tables {
     service_policies: BTreeMap<VrfId, PolicyIndex>,
     /// Of the attachments that have one.
     pub(crate) policies: IdTable<AttachmentId, PolicyIndex>,
+    /// Whether any attachment has addresses for its own.
+    pub(crate) routes: bool,
     /// Whether any attachment has a policy.
     pub(crate) polices: bool,
     /// Whether any may use ports that nobody owns.
@@ -76,6 +78,7 @@ impl Tables {
             services: BTreeMap::new(),
             service_policies: BTreeMap::new(),
             policies: IdTable::new(),
+            routes: false,
             polices: false,
             learns: false,
             version: 0,
@@ -283,6 +286,7 @@ impl Tables {
             .as_ref()
             .map(|(vrf, config)| service_registration(*vrf, config));
         self.ports.exchange(withdraw, register, service.as_ref())?;
+        self.attach(exchange)?;
         if let Some((vrf, services)) = services {
             self.note_services(*vrf, services);
         }
@@ -307,9 +311,85 @@ impl Tables {
         self.follow_shared_links();
         let mtus = self.attachments.values().map(|it| usize::from(it.mtu));
         self.attachment_mtu = mtus.min().unwrap_or(usize::MAX);
+        let mut modes = self.attachments.values().map(|it| it.mode);
+        self.routes = modes.any(|mode| mode == AddressMode::Routed);
         let policies = || self.policies.values();
         (self.polices, self.learns) = (policies().next().is_some(), policies().any(|it| it.learns));
         Ok(moved)
+    }
+
+    /// Brings the routes to attachments' own addresses in line with an exchange that the port table has
+    /// granted. Where the FIB has no room for them, the exchange is taken back.
+    fn attach(&mut self, exchange: &Exchange) -> Result<(), ExchangeRefused> {
+        let Exchange {
+            withdraw,
+            register,
+            services,
+        } = exchange;
+        let leaving = withdraw
+            .iter()
+            .chain(register.iter().map(|it| &it.attachment));
+        let before: Vec<Registration> = leaving
+            .filter_map(|&id| self.attachments.get(id).cloned())
+            .collect();
+        let own = before.iter().chain(register);
+        let own = own.filter(|it| it.mode == AddressMode::Routed);
+        let own = own.flat_map(|it| it.addresses.iter().map(|&address| (it.vrf, address)));
+        let own: BTreeSet<(VrfId, IpAddr)> = own.collect();
+        if own.is_empty() {
+            return Ok(());
+        }
+        self.version += 1;
+        let Err(refused) = self.route_attached(&own, register) else {
+            return Ok(());
+        };
+        let granted: Vec<_> = register.iter().map(|it| it.attachment).collect();
+        let service = services.as_ref().map(|(vrf, _)| {
+            let config = self.services.get(vrf).cloned().unwrap_or_default();
+            service_registration(*vrf, &config)
+        });
+        // It was granted before.
+        let _ = self.ports.exchange(&granted, &before, service.as_ref());
+        let _ = self.route_attached(&own, &[]);
+        Err(refused)
+    }
+
+    /// Has each of these addresses lead to the attachment that the port table says, if any.
+    fn route_attached(
+        &mut self,
+        addresses: &BTreeSet<(VrfId, IpAddr)>,
+        register: &[Registration],
+    ) -> Result<(), ExchangeRefused> {
+        let Self { routing, ports, .. } = self;
+        for &(vrf, address) in addresses {
+            let to = ports.routed(vrf, address);
+            if let Err(full) = routing.attach(vrf, address, to) {
+                let mut wishes = register.iter();
+                let wish = wishes.find(|it| it.vrf == vrf && it.addresses.contains(&address));
+                return Err(ExchangeRefused {
+                    owner: wish.map_or(Owner::Nos, |it| Owner::Attachment(it.attachment)),
+                    reason: full.into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an attachment has its addresses for its own.
+    pub(crate) fn is_routed(&self, id: AttachmentId) -> bool {
+        let attachment = self.attachments.get(id);
+        attachment.is_some_and(|it| it.mode == AddressMode::Routed)
+    }
+
+    /// Whether a packet from there passes through the NOS as a router, with one hop less to live: from
+    /// the network, and from an attachment with addresses of its own. Others are the NOS's own host.
+    #[inline]
+    pub(crate) fn is_transit(&self, origin: Origin) -> bool {
+        match origin {
+            Origin::Uplink(_) => true,
+            Origin::Attachment(id) => self.routes && self.is_routed(id),
+            Origin::Nos => false,
+        }
     }
 
     /// Whether two attachments are in different networks; as [`PortTable::keeps_apart`], faster.
@@ -395,7 +475,7 @@ pub(crate) fn zone_here(owner: &Registration, elsewhere: VrfId) -> VrfId {
 
 fn same_place(one: &Registration, other: &Registration) -> bool {
     let place = |it: &Registration| (it.vrf, it.link_local);
-    place(one) == place(other) && one.addresses == other.addresses
+    place(one) == place(other) && one.addresses == other.addresses && one.mode == other.mode
 }
 
 fn service_registration(vrf: VrfId, config: &ServiceConfig) -> ServiceRegistration {

@@ -2,6 +2,7 @@
 //! addresses.
 
 use core::net::{IpAddr, Ipv6Addr};
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
@@ -10,8 +11,9 @@ use crate::fib::{Action, FibFull, InactiveReason, InactiveRoute, Protocol, Route
 use crate::id_table::IdTable;
 use crate::ident::{LocalAddressId, UplinkId, VrfId};
 use crate::multicast::{igmp, solicited_node_groups};
-use crate::ndp::ALL_NODES;
+use crate::ndp::{ALL_NODES, solicited_node};
 use crate::offload::Capabilities;
+use crate::ports::PortTable;
 use crate::uplink::{JoinRefused, LinkState, UplinkConfig};
 
 /// An uplink, as forwarding has to know it.
@@ -25,6 +27,11 @@ pub(crate) struct Uplink {
     borrowed: Vec<IpNet>,
     /// Groups that the NOS is in besides those of its addresses.
     joined: Vec<IpAddr>,
+    /// Addresses that attachments have for their own, in networks of this uplink: the NOS stands for them
+    /// on its link.
+    pub(crate) attached: BTreeSet<IpAddr>,
+    /// The groups of those, on which they are asked for (RFC 4291 §2.7.1).
+    attached_groups: BTreeSet<Ipv6Addr>,
     /// The index of its link-local address, if an attachment shares that.
     pub(crate) shared: Option<LocalAddressId>,
 }
@@ -67,7 +74,9 @@ impl Uplink {
     pub(crate) fn groups(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let addresses = self.config.addresses.iter().map(IpNet::addr);
         let of_addresses = solicited_node_groups(self.config.mac, addresses);
+        let of_attached = self.attached_groups.iter().copied();
         of_addresses
+            .chain(of_attached)
             .map(IpAddr::V6)
             .chain(self.joined.iter().copied())
     }
@@ -78,7 +87,23 @@ impl Uplink {
             IpAddr::V4(group) => group == igmp::ALL_SYSTEMS,
             IpAddr::V6(group) => group == ALL_NODES,
         };
-        everybody || self.groups().any(|joined| joined == group)
+        let of_attached = matches!(group, IpAddr::V6(it) if self.attached_groups.contains(&it));
+        everybody || of_attached || self.groups().any(|joined| joined == group)
+    }
+
+    /// Makes `attached` all addresses of attachments in networks of this uplink. Returns whether that is
+    /// news.
+    fn set_attached(&mut self, attached: BTreeSet<IpAddr>) -> bool {
+        if self.attached == attached {
+            return false;
+        }
+        let groups = attached.iter().filter_map(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(solicited_node(*address)),
+        });
+        self.attached_groups = groups.collect();
+        self.attached = attached;
+        true
     }
 }
 
@@ -113,6 +138,13 @@ fn connected_routes<'a>(
         networks.flat_map(|net| Route::connected(config.vrf, *net, config.id))
     });
     routes.collect()
+}
+
+/// The addresses that attachments have for their own and stations on an uplink's link look for there:
+/// those in its networks.
+fn attached_on(uplink: &UplinkConfig, ports: &PortTable) -> BTreeSet<IpAddr> {
+    let on_link = |address: &IpAddr| uplink.addresses.iter().any(|net| net.contains(address));
+    ports.routed_in(uplink.vrf).filter(on_link).collect()
 }
 
 /// What an uplink borrows of others: of each family that it lacks the first address.
@@ -164,6 +196,7 @@ impl Tables {
         let borrowed: Vec<_> = wanted.iter().map(|it| borrowed(it, &wanted)).collect();
         let wanted = wanted.into_iter().zip(borrowed);
         changes.extend(wanted.filter_map(|(it, borrowed)| self.set_config(it, borrowed)));
+        self.follow_attached();
         self.follow_shared_links();
         let moved = |change: &UplinkChange| matches!(change, UplinkChange::Vrf(_));
         if changes.iter().any(moved) {
@@ -186,6 +219,8 @@ impl Tables {
                 capabilities: Capabilities::empty(),
                 borrowed,
                 joined: Vec::new(),
+                attached: BTreeSet::new(),
+                attached_groups: BTreeSet::new(),
                 shared: None,
             };
             self.uplinks.insert(id, fresh);
@@ -246,6 +281,17 @@ impl Tables {
         if let Some(uplink) = self.uplinks.get_mut(id) {
             uplink.joined.retain(|&joined| joined != group);
         }
+    }
+
+    /// Notes which addresses of attachments are in networks of which uplink. Returns those uplinks where
+    /// that has changed.
+    pub(crate) fn follow_attached(&mut self) -> Vec<UplinkId> {
+        let Self { uplinks, ports, .. } = self;
+        let changed = uplinks.iter_mut().filter_map(|(id, uplink)| {
+            let attached = attached_on(&uplink.config, ports);
+            uplink.set_attached(attached).then_some(id)
+        });
+        changed.collect()
     }
 
     /// The configuration of all uplinks but one.

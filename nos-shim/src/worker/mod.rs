@@ -203,8 +203,25 @@ impl Worker {
         // Of a NOS in another process, none is ours.
         if let Some(cache) = self.neighbors.get_mut(id).filter(|_| !self.upstream) {
             cache.set_addresses(&uplink.networks());
+            cache.set_proxied(&uplink.attached);
             self.stir(id);
         }
+    }
+
+    /// Stands for the addresses of attachments on an uplink's link, which is told of new ones.
+    pub(crate) fn follow_attached(&mut self, uplink: &Uplink, now: Instant) {
+        let id = uplink.config.id;
+        let Some(cache) = self.neighbors.get_mut(id).filter(|_| !self.upstream) else {
+            return;
+        };
+        let new = cache.set_proxied(&uplink.attached);
+        if uplink.link == LinkState::Up {
+            for address in new {
+                cache.announce_address(address);
+            }
+        }
+        self.stir(id);
+        self.memberships.set_groups(uplink, now);
     }
 
     /// Tells the link of an uplink which addresses are the NOS's, if it is up.

@@ -11,6 +11,7 @@ use crate::packet::Packet;
 use crate::ports::{Outside, Policy, PortRange, Registration, Restriction, Transport};
 use crate::prefix_set::PrefixSet;
 use crate::test_packets::{Draft, N4, N6, Segment, ip};
+use crate::time::Instant;
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -33,7 +34,7 @@ fn nos() -> Nos {
         register: vec![registered(0), registered(1)],
         services: None,
     };
-    nos.shim.exchange(&exchange).unwrap();
+    nos.shim.exchange(&exchange, Instant::ZERO).unwrap();
     nos
 }
 
@@ -151,7 +152,7 @@ fn policies_are_about_others() {
             register,
             ..Exchange::default()
         };
-        nos.shim.exchange(&exchange).unwrap();
+        nos.shim.exchange(&exchange, Instant::ZERO).unwrap();
         for (ports, flags) in [
             ((EPHEMERAL[0], LISTEN[0]), SYN),
             ((LISTEN[0], EPHEMERAL[0]), SYN | ACK),
@@ -190,7 +191,7 @@ fn networks_are_kept_apart() {
                 register: vec![in_network(0, one), in_network(1, other)],
                 ..Exchange::default()
             };
-            nos.shim.exchange(&exchange).unwrap();
+            nos.shim.exchange(&exchange, Instant::ZERO).unwrap();
         };
         for (networks, apart) in [([0, 1], true), ([2, 1], true), ([1, 1], false)] {
             put(&mut nos, networks);

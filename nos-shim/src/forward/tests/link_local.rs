@@ -8,9 +8,10 @@ use crate::drop::DropReason;
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::packet::Packet;
 use crate::ports::{
-    Claim, ClaimKind, Policy, PortRange, Registration, RegistrationRefused, Transport,
+    AddressMode, Claim, ClaimKind, Policy, PortRange, Registration, RegistrationRefused, Transport,
 };
 use crate::test_packets::{Draft, N4, N6, Segment, X6, ip};
+use crate::time::Instant;
 
 const NEIGHBOR: &str = "fe80::2";
 /// Beyond any link.
@@ -31,6 +32,7 @@ fn registration(id: AttachmentId, port: u16, link_local: Option<UplinkId>) -> Re
         name: format!("c{}", id.0).into(),
         vrf: VrfId::DEFAULT,
         network: crate::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![ip(N4), ip(N6)],
         link_local,
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),
@@ -51,7 +53,7 @@ fn nos() -> Nos {
         register,
         ..Exchange::default()
     };
-    nos.shim.exchange(&exchange).unwrap();
+    nos.shim.exchange(&exchange, Instant::ZERO).unwrap();
     nos.know(NEIGHBOR);
     nos
 }
@@ -192,7 +194,7 @@ fn a_link_is_shared_as_long_as_its_uplink_is_there() {
         register: vec![registration(NARROW, PORTS[0], Some(nobody))],
         ..Exchange::default()
     };
-    let refused = nos.shim.exchange(&exchange).unwrap_err();
+    let refused = nos.shim.exchange(&exchange, Instant::ZERO).unwrap_err();
     assert_eq!(refused.reason, RegistrationRefused::UnknownLink(nobody));
     nos.shim.remove_uplink(UPLINK);
     let (sent, heard) = outbound(&mut nos, NARROW, zone(), NEIGHBOR);
@@ -207,7 +209,7 @@ fn a_sibling_on_the_link_is_reached_by_its_port() {
         register: vec![registration(WIDE, PORTS[1], Some(UPLINK))],
         ..Exchange::default()
     };
-    nos.shim.exchange(&exchange).unwrap();
+    nos.shim.exchange(&exchange, Instant::ZERO).unwrap();
     let own: IpAddr = NOS.link_local().into();
     let mut packet = segment(&mut nos, &shared(), &own.to_string(), (PORTS[0], PORTS[1]));
     packet.set_vrf(zone());

@@ -7,10 +7,11 @@ mod oversize;
 mod policy;
 mod redirects;
 mod rewrites;
+mod routed;
 mod upstream;
 
 use crate::ident::{AttachmentId, MacAddr, VrfId};
-use crate::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
+use crate::ports::{AddressMode, Claim, ClaimKind, Policy, PortRange, Registration, Transport};
 use crate::test_packets::{N4, N6, ip};
 
 /// Of a container with a port to listen on and one to open flows from, by TCP and UDP, on both shared addresses.
@@ -31,6 +32,7 @@ fn registration(attachment: AttachmentId, listen: u16, ephemeral: u16) -> Regist
         name: format!("c{}", attachment.0).into(),
         vrf: VrfId::DEFAULT,
         network: crate::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![ip(N4), ip(N6)],
         claims: both.concat(),
         link_local: None,

@@ -10,7 +10,7 @@ use crate::frame::{Burst, Checksum, Ecn, Frame, FramePool, GsoKind, Offload, Seg
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::ndp::{Envelope, Ndp, solicited_node};
 use crate::packet::{Fragment, Packet, protocol};
-use crate::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
+use crate::ports::{AddressMode, Claim, ClaimKind, Policy, PortRange, Registration, Transport};
 use crate::services::{Service, ServiceConfig};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, ip, pool};
@@ -85,7 +85,7 @@ impl Nos {
             ],
             services: Some((VrfId::DEFAULT, services)),
         };
-        shim.exchange(&exchange).unwrap();
+        shim.exchange(&exchange, Instant::ZERO).unwrap();
         let mut nos = Self { shim, relay, pool };
         nos.sent();
         nos.introduce();
@@ -186,6 +186,7 @@ fn registration(id: AttachmentId, port: u16, mtu: u16) -> Registration {
         name: format!("c{}", id.0).into(),
         vrf: VrfId::DEFAULT,
         network: crate::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![ip(N4), ip(N6)],
         policy: Policy::default(),
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),

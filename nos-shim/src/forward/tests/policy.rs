@@ -14,12 +14,13 @@ use crate::drop::DropReason;
 use crate::ident::{AttachmentId, MacAddr, VrfId};
 use crate::packet::{Packet, protocol};
 use crate::ports::{
-    Claim, ClaimKind, Outside, Policy, PortRange, Registration, Restriction, Transport,
+    AddressMode, Claim, ClaimKind, Outside, Policy, PortRange, Registration, Restriction, Transport,
 };
 use crate::prefix_set::PrefixSet;
 use crate::services::{Service, ServiceConfig};
 use crate::shim::ShimConfig;
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, ip};
+use crate::time::Instant;
 
 const WEB: AttachmentId = AttachmentId(2);
 const DB: AttachmentId = AttachmentId(3);
@@ -104,6 +105,7 @@ fn registration(
         name: format!("c{}", id.0).into(),
         vrf: VrfId::DEFAULT,
         network: crate::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![ip(N4), ip(N6)],
         claims,
         policy,
@@ -144,7 +146,9 @@ impl World {
     fn with(policy: Policy, flows: usize) -> Self {
         let mut nos = Nos::with(flows);
         let web = registration(WEB, &[OPEN, CLOSED], &[EPHEMERAL], policy);
-        nos.shim.exchange(&register(vec![web])).unwrap();
+        nos.shim
+            .exchange(&register(vec![web]), Instant::ZERO)
+            .unwrap();
         for family in Family::BOTH {
             nos.know(family.stranger());
         }
@@ -368,7 +372,7 @@ fn ports_of_nobody_are_learnt_and_not_stolen() {
             services: services.map(|config| (VrfId::DEFAULT, config)),
             ..register(vec![db])
         };
-        world.nos.shim.exchange(&exchange).unwrap();
+        world.nos.shim.exchange(&exchange, Instant::ZERO).unwrap();
         let out = world.datagram((own, OUTSIDE), (friend, 53));
         assert!(world.leaves(WEB, out));
         let back = world.datagram((friend, 53), (own, OUTSIDE));
@@ -384,7 +388,11 @@ fn ports_of_nobody_are_learnt_and_not_stolen() {
         assert_eq!(world.drops(DropReason::SourcePort), 5);
         // Whoever is given the port has it at once.
         let db = registration(DB, &[30_000, OUTSIDE], &[], learn.clone());
-        world.nos.shim.exchange(&register(vec![db])).unwrap();
+        world
+            .nos
+            .shim
+            .exchange(&register(vec![db]), Instant::ZERO)
+            .unwrap();
         assert_eq!(world.nos.shim.flow_count(), Some(0));
         let back = world.datagram((friend, 53), (own, OUTSIDE));
         assert_eq!(world.arrives(back), Some(DB));
@@ -415,9 +423,17 @@ fn flows_end_with_what_allowed_them() {
             policy,
         )])
     };
-    world.nos.shim.exchange(&again(learn.clone())).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&again(learn.clone()), Instant::ZERO)
+        .unwrap();
     assert_eq!(world.nos.shim.flow_count(), Some(2), "nothing has changed");
-    world.nos.shim.exchange(&again(guarded())).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&again(guarded()), Instant::ZERO)
+        .unwrap();
     assert_eq!(
         world.nos.shim.flow_count(),
         Some(1),
@@ -427,16 +443,24 @@ fn flows_end_with_what_allowed_them() {
         to: Some(Arc::default()),
         ..guarded()
     };
-    world.nos.shim.exchange(&again(nowhere)).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&again(nowhere), Instant::ZERO)
+        .unwrap();
     assert_eq!(world.nos.shim.flow_count(), Some(0));
-    world.nos.shim.exchange(&again(learn)).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&again(learn), Instant::ZERO)
+        .unwrap();
     let out = world.datagram((own, OUTSIDE), (friend, 53));
     assert!(world.leaves(WEB, out));
     let gone = Exchange {
         withdraw: vec![WEB],
         ..Exchange::default()
     };
-    world.nos.shim.exchange(&gone).unwrap();
+    world.nos.shim.exchange(&gone, Instant::ZERO).unwrap();
     assert_eq!(world.nos.shim.flow_count(), None, "nobody has a policy");
     let back = world.datagram((friend, 53), (own, OUTSIDE));
     assert_eq!(world.arrives(back), None);
@@ -618,7 +642,11 @@ fn an_ftp_server_opens_the_connection_that_was_announced() {
 fn siblings_are_judged_at_both_ends() {
     let mut world = World::new(guarded());
     let db = registration(DB, &[30_000], &[31_000], Policy::default());
-    world.nos.shim.exchange(&register(vec![db])).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&register(vec![db]), Instant::ZERO)
+        .unwrap();
     let syn = world.segment((N4, 31_000), (N4, CLOSED), SYN);
     world.nos.outbound(DB, syn);
     let answer = world.nos.delivered();
@@ -653,7 +681,11 @@ fn a_flood_does_not_end_another_containers_flow() {
             ..Policy::default()
         },
     );
-    world.nos.shim.exchange(&register(vec![db])).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&register(vec![db]), Instant::ZERO)
+        .unwrap();
     let [syn, back] = [
         world.segment((N4, 31_000), (X4, 80), SYN),
         world.segment((X4, 80), (N4, 31_000), SYN | ACK),

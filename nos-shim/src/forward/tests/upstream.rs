@@ -13,9 +13,10 @@ use crate::frame::{Burst, Frame, FramePool};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::ndp::{Envelope, Ndp, solicited_node};
 use crate::packet::{ETHERTYPE_ARP, Packet, ether_type, protocol};
-use crate::ports::{Outside, Policy, PortRange, Restriction, Transport};
+use crate::ports::{AddressMode, Outside, Policy, PortRange, Restriction, Transport};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig, Upstream};
 use crate::test_packets::{Draft, N4, N6, Segment, X4, X6, ip, pool};
+use crate::time::Instant;
 
 const UPLINK: UplinkId = UplinkId(3);
 const OURS: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xb]);
@@ -82,7 +83,7 @@ impl Steered {
             register,
             ..Exchange::default()
         };
-        self.shim.exchange(&exchange).unwrap();
+        self.shim.exchange(&exchange, Instant::ZERO).unwrap();
     }
 
     /// The NOS sends a packet.
@@ -158,6 +159,54 @@ impl Steered {
 fn on_wire(packet: &Packet) -> Vec<u8> {
     let macs = [NOS.0, OURS.0].concat();
     [&macs[..], &packet.frame().bytes()[12..]].concat()
+}
+
+/// The NOS routes to it here, and counts the hop.
+#[test]
+fn what_is_for_a_containers_own_address_goes_there_as_it_is() {
+    for (from, own, own6) in [(X4, "203.0.113.77", false), (X6, "2001:db8:1::77", true)] {
+        let mut lab = Steered::new();
+        let mut registration = registration(CONTAINERS[0], LISTEN[0], EPHEMERAL[0]);
+        registration.claims.clear();
+        registration.mode = AddressMode::Routed;
+        registration.addresses = vec![ip(own)];
+        let exchange = Exchange {
+            register: vec![registration],
+            ..Exchange::default()
+        };
+        lab.shim.exchange(&exchange, NOW).unwrap();
+        assert!(lab.frames().is_empty(), "its link is the NOS's to tell");
+        let draft = Draft {
+            ttl: 1,
+            ..Draft::new(from, own)
+        };
+        let request = if own6 { 128 } else { 8 };
+        for packet in [
+            draft.udp_packet(&mut lab.pool, (53, NOBODYS), b"x"),
+            draft.icmp_packet(&mut lab.pool, (request, 0), 7 << 16, b"x"),
+            draft.packet(&mut lab.pool, 47, b"GRE"),
+        ] {
+            let before = packet.ip().to_vec();
+            lab.steer(packet);
+            let delivered = lab.delivered();
+            let [(0, got)] = &delivered[..] else {
+                panic!("{delivered:?}");
+            };
+            assert_eq!(got.ip(), before);
+        }
+        // Two requests with one identifier are two: nobody else has the address.
+        let back = Draft {
+            ttl: 1,
+            ..Draft::new(own, from)
+        };
+        for _ in 0..2 {
+            let ping = back.icmp_packet(&mut lab.pool, (request, 0), 7 << 16, b"x");
+            let expected = on_wire(&ping);
+            lab.send(ping);
+            assert_eq!(lab.frames(), [expected]);
+        }
+        lab.assert_quiet();
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ports::{Policy, Restriction};
+use crate::ports::{AddressMode, Policy, Restriction};
 use crate::prefix_set::PrefixSet;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -28,6 +28,7 @@ fn registration(id: u32, addresses: &[u8], claims: &[Claim]) -> Registration {
         name: format!("c{id}").into(),
         vrf: VRF,
         network: crate::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: addresses.iter().map(|&n| ip(n)).collect(),
         policy: Policy::default(),
         claims: claims.to_vec(),

@@ -4,7 +4,7 @@ use crate::channel::{Exchange, RelayEnd, RequestId, ToNos, pair};
 use crate::drop::DropReason;
 use crate::frame::FramePool;
 use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
-use crate::ports::{Claim, ClaimKind, Policy, PortRange, Registration, Transport};
+use crate::ports::{AddressMode, Claim, ClaimKind, Policy, PortRange, Registration, Transport};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use crate::test_packets::Draft;
 use crate::time::Instant;
@@ -19,6 +19,7 @@ fn registration(draft: &Draft, port: u16) -> ToNos {
         name: "a".into(),
         vrf: VrfId::DEFAULT,
         network: crate::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![draft.destination],
         policy: Policy::default(),
         claims: vec![Claim {

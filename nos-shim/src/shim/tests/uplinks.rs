@@ -6,7 +6,9 @@ use crate::arp::Arp;
 use crate::channel::{Exchange, pair};
 use crate::fib::{Action, InactiveReason, NextHop, NextHops, Route, RouteChange, Source};
 use crate::ident::{AttachmentId, MacAddr, UplinkId, VrfId};
-use crate::ports::{Claim, ClaimKind, Policy, PortOwner, PortRange, Registration, Transport};
+use crate::ports::{
+    AddressMode, Claim, ClaimKind, Policy, PortOwner, PortRange, Registration, Transport,
+};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use crate::test_packets::{ip, pool};
 use crate::time::Instant;
@@ -67,6 +69,7 @@ fn register(shim: &mut Shim, address: &str) {
         name: "c".into(),
         vrf: VRF,
         network: crate::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![ip(address)],
         policy: Policy::default(),
         claims: vec![Claim {
@@ -82,7 +85,7 @@ fn register(shim: &mut Shim, address: &str) {
         register: vec![registration],
         ..Exchange::default()
     };
-    shim.exchange(&exchange).unwrap();
+    shim.exchange(&exchange, Instant::ZERO).unwrap();
 }
 
 fn action(shim: &Shim, destination: &str) -> Action {

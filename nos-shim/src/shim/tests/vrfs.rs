@@ -10,7 +10,9 @@ use crate::frame::{FramePool, MAX_FRAME};
 use crate::ident::{AttachmentId, Interface, MacAddr, UplinkId, VrfId};
 use crate::ndp::{Envelope, Ndp, solicited_node};
 use crate::packet::{Packet, protocol};
-use crate::ports::{Claim, ClaimKind, Policy, PortOwner, PortRange, Registration, Transport};
+use crate::ports::{
+    AddressMode, Claim, ClaimKind, Policy, PortOwner, PortRange, Registration, Transport,
+};
 use crate::services::{Service, ServiceConfig};
 use crate::shim::{LinkState, Shim, ShimConfig, UplinkConfig};
 use crate::test_packets::{Draft, N4, N6, X4, X6, ip};
@@ -64,6 +66,7 @@ fn registration(id: u32, vrf: u16) -> Registration {
         name: format!("c{id}").into(),
         vrf: VrfId(vrf),
         network: crate::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![ip(N4), ip(N6)],
         claims: [Transport::Tcp, Transport::Udp].map(claim).into(),
         link_local: None,
@@ -108,7 +111,7 @@ impl Twins {
             register: register.collect(),
             ..Exchange::default()
         };
-        twins.shim.exchange(&exchange).unwrap();
+        twins.shim.exchange(&exchange, Instant::ZERO).unwrap();
         for place in 0..2 {
             let id = UplinkId(place);
             twins.shim.set_link(id, LinkState::Up, NOW).unwrap();
@@ -447,7 +450,10 @@ fn what_the_nos_offers_is_each_vrfs_own() {
             register: vec![wanted],
             ..Exchange::default()
         };
-        assert_eq!(twins.shim.exchange(&exchange).is_ok(), granted);
+        assert_eq!(
+            twins.shim.exchange(&exchange, Instant::ZERO).is_ok(),
+            granted
+        );
     }
     twins.assert_balanced();
 }
@@ -588,7 +594,7 @@ fn an_uplink_that_moves_takes_nothing_along_and_leaves_no_way_back() {
         register: vec![registration(0, 5)],
         ..Exchange::default()
     };
-    twins.shim.exchange(&exchange).unwrap();
+    twins.shim.exchange(&exchange, Instant::ZERO).unwrap();
     let routes = vec![
         RouteChange::Remove((
             VrfId(VRFS[0]),
@@ -634,7 +640,7 @@ fn a_vrf_that_is_gone_leaves_nothing() {
         withdraw: vec![AttachmentId(1)],
         ..Exchange::default()
     };
-    twins.shim.exchange(&exchange).unwrap();
+    twins.shim.exchange(&exchange, Instant::ZERO).unwrap();
     let key = (
         VrfId(VRFS[1]),
         "0.0.0.0/0".parse().unwrap(),

@@ -40,7 +40,11 @@ fn half_open_flows_of_outsiders_pin_nothing() {
                 ..Policy::default()
             },
         );
-        world.nos.shim.exchange(&register(vec![db])).unwrap();
+        world
+            .nos
+            .shim
+            .exchange(&register(vec![db]), Instant::ZERO)
+            .unwrap();
         // Each has a connection, WEB one of an outsider, and the other two that are theirs.
         let open = |world: &mut World, id, port: u16| {
             let (near, far) = ((own, port), (friend, 80));

@@ -89,7 +89,11 @@ fn what_nobody_here_may_have_is_left_out() {
     let mut world = World::new(learning());
     // It may not use ports of nobody, and has none of its own that needs flows.
     let db = registration(DB, &[30_000], &[], Policy::default());
-    world.nos.shim.exchange(&register(vec![db])).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&register(vec![db]), Instant::ZERO)
+        .unwrap();
     let of = |remote: &str| {
         let mut flow = udp(WEB, OUTSIDE, 53);
         flow.key.remote = ip(remote);
@@ -115,7 +119,11 @@ fn what_nobody_here_may_have_is_left_out() {
         ..learning()
     };
     let web = registration(WEB, &[OPEN, CLOSED], &[EPHEMERAL], narrow);
-    world.nos.shim.exchange(&register(vec![web])).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&register(vec![web]), Instant::ZERO)
+        .unwrap();
     world.nos.shim.remember_flows(&[of(X4), of(FAR4)], NOW);
     let remotes: Vec<_> = flows(&world).iter().map(|it| it.key.remote).collect();
     assert_eq!(remotes, [ip(X4)]);
@@ -130,7 +138,11 @@ fn what_nobody_here_may_have_is_left_out() {
 fn a_port_or_flow_of_two_is_the_firsts() {
     let mut world = World::new(learning());
     let db = registration(DB, &[30_000], &[], learning());
-    world.nos.shim.exchange(&register(vec![db])).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&register(vec![db]), Instant::ZERO)
+        .unwrap();
     let twice = [
         udp(WEB, OUTSIDE, 53),
         udp(DB, OUTSIDE, 53),
@@ -157,7 +169,11 @@ fn a_port_or_flow_of_two_is_the_firsts() {
 fn a_table_that_is_smaller_takes_what_fits() {
     let mut world = World::with(learning(), 64);
     let db = registration(DB, &[30_000], &[], learning());
-    world.nos.shim.exchange(&register(vec![db])).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&register(vec![db]), Instant::ZERO)
+        .unwrap();
     let before = given(DB, Transport::Tcp, OUTSIDE, 80);
     world.nos.shim.remember_flows(&[before], NOW);
     let many: Vec<_> = (1..=1000).map(|port| udp(WEB, OUTSIDE + 1, port)).collect();

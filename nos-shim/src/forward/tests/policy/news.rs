@@ -22,7 +22,11 @@ fn every_refusal_names_port_and_owner() {
     for family in Family::BOTH {
         let mut world = World::new(strict.clone());
         let db = registration(DB, &[30_000], &[], strict.clone());
-        world.nos.shim.exchange(&register(vec![db])).unwrap();
+        world
+            .nos
+            .shim
+            .exchange(&register(vec![db]), Instant::ZERO)
+            .unwrap();
         let (own, friend, stranger) = (family.own(), family.friend(), family.stranger());
         let learn = world.datagram((own, OUTSIDE), (friend, 53));
         assert!(world.leaves(WEB, learn));
@@ -158,7 +162,11 @@ fn a_flood_of_one_kind_hides_no_other() {
             ..Policy::default()
         },
     );
-    world.nos.shim.exchange(&register(vec![db])).unwrap();
+    world
+        .nos
+        .shim
+        .exchange(&register(vec![db]), Instant::ZERO)
+        .unwrap();
     for _ in 0..200 {
         let packet = world.segment((FAR4, 999), (N4, CLOSED), SYN);
         assert_eq!(world.arrives(packet), None);
