@@ -51,8 +51,9 @@ class Rules:
 
     def line(self, action, rule):
         address, protocol, ports = rule
-        return (f"rule {action} pref {self.priority} protocol {PROTOCOL} to {address} "
-                f"ipproto {protocol} dport {ports} lookup {self.table}")
+        which = f" ipproto {protocol} dport {ports}" if protocol else ""
+        return (f"rule {action} pref {self.priority} protocol {PROTOCOL} to {address}"
+                f"{which} lookup {self.table}")
 
     def follow(self, wanted):
         """Makes `wanted` all rules there are: those that come first, so that no port is missed."""
@@ -64,7 +65,9 @@ class Rules:
 
 
 def rules_of(event):
-    """What a registration is steered by."""
+    """What a registration is steered by: of addresses that are its own, all that comes to them."""
+    if event["mode"] == "routed":
+        return {(address, "", "") for address in event["addresses"]}
     return {
         (address, ports["protocol"], ports["range"])
         for address in event["addresses"]

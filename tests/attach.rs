@@ -31,7 +31,7 @@ use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::data::device::LinkState;
 use nos_relay::lab::testbed::{LabNamespace, tcp, tun_access, veth};
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{AddressMode, PortRange};
 use support::{lab_test, skip};
 use tun_tap::{Iface, Mode};
 
@@ -146,6 +146,7 @@ fn spec() -> ContainerSpec {
         mac: MacAddr::stable("web"),
         mtu: 1400,
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
+        mode: AddressMode::Shared,
         addresses: addresses(&["203.0.113.1", "2001:db8:1::1"]),
         networks: networks(&["203.0.113.0/24", "2001:db8:1::/64"]),
         link_local: None,

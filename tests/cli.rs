@@ -21,7 +21,7 @@ use nos_relay::outcome::Outcome;
 use nos_shim::drop::{DropReason, Ledger};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::ports::{
-    Claim, ClaimKind, Policy, PortTable, Registration, ServiceRegistration, Transport,
+    AddressMode, Claim, ClaimKind, Policy, PortTable, Registration, ServiceRegistration, Transport,
 };
 
 fn parse(line: &str) -> Cli {
@@ -246,6 +246,7 @@ fn attachments() -> Response {
         origin: Origin::Config,
         network: Some("red".to_owned()),
         container_mac: mac("02:00:5e:10:00:02"),
+        mode: "shared".to_owned(),
         addresses: vec![
             "203.0.113.1".parse().unwrap(),
             "2001:db8:1::1".parse().unwrap(),
@@ -318,6 +319,7 @@ fn routes() -> Response {
                 uplink: "up0".to_owned(),
             })
             .collect(),
+        container: None,
         origin: Origin::Config,
     };
     Response::Routes(vec![
@@ -689,6 +691,7 @@ fn the_port_tables_holdings_are_shown() {
         name: "web".into(),
         vrf: VrfId::DEFAULT,
         network: nos_shim::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![address],
         policy: Policy::default(),
         claims: vec![

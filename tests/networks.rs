@@ -509,6 +509,9 @@ lab_test! {
         }
         let interface = endpoint("blue", json!({"device": "veth", "interface": "eth0"}));
         lab.refused(&interface, bad, "is the interface of container \"app\"");
+        // Of a process that has ended nobody comes back, unlike of a namespace by its name.
+        let dead = json!({"type": "attach", "container": {"name": "dead", "pid": 4_194_304, "device": "veth"}});
+        lab.refused(&dead, RefusalCode::Refused, "4194304");
         assert_eq!(lab.daemon.attachments().len(), 1);
     }
 }

@@ -90,7 +90,8 @@ pub struct AttachArgs {
     /// The interface's name inside.
     #[arg(long, value_name = "NAME")]
     pub interface: Option<String>,
-    /// A NOS address that it uses as its own; may be given several times.
+    /// A NOS address that it uses as its own, or one that is its own where its network is routed; may be given
+    /// several times.
     #[arg(long = "address", value_name = "ADDRESS")]
     pub addresses: Vec<String>,
     /// Its ports.

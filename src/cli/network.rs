@@ -32,7 +32,8 @@ pub enum NetworkCommand {
 pub struct CreateArgs {
     /// The network's name.
     pub name: String,
-    /// How its containers are reached: shared.
+    /// How its containers are reached: shared (by addresses of the NOS, on ports of their own) or routed (by
+    /// addresses of their own).
     #[arg(long, value_name = "MODE")]
     pub mode: Option<String>,
     /// Its VRF.
@@ -100,7 +101,8 @@ pub struct ConnectArgs {
     /// The interface's name inside; the first free ethN if it is left out.
     #[arg(long, value_name = "NAME")]
     pub interface: Option<String>,
-    /// A NOS address that it uses as its own; may be given several times.
+    /// A NOS address that it uses as its own, or one that is its own where its network is routed; may be given
+    /// several times.
     #[arg(long = "address", value_name = "ADDRESS")]
     pub addresses: Vec<String>,
     /// Its ports.

@@ -256,6 +256,7 @@ pub fn watched(watched: &Watched) -> String {
         Event::Registration {
             subject,
             vrf,
+            mode,
             addresses,
             ports,
         } => {
@@ -269,7 +270,7 @@ pub fn watched(watched: &Watched) -> String {
                 format!(", {} {}{kind}", protocol(it.protocol), it.range)
             });
             format!(
-                "registration {}: vrf {vrf}{}{}",
+                "registration {}: vrf {vrf} {mode}{}{}",
                 of(subject),
                 addresses.collect::<String>(),
                 ports.collect::<String>()
@@ -467,6 +468,7 @@ fn routes(rows: &[Route]) -> String {
     let cells = rows.iter().map(|row| {
         let source = match row.source {
             RouteSource::Connected => "connected",
+            RouteSource::Attached => "attached",
             RouteSource::Static => "static",
         };
         [
@@ -492,6 +494,7 @@ fn route_action(row: &Route) -> String {
         RouteAction::Via => "via",
         RouteAction::Connected => "connected",
         RouteAction::Local => "local",
+        RouteAction::Attached => "container",
         RouteAction::Blackhole => "blackhole",
         RouteAction::Unreachable => "unreachable",
     };
@@ -499,9 +502,10 @@ fn route_action(row: &Route) -> String {
         Some(address) => format!("{word} {address} on {}", hop.uplink),
         None => format!("{word} on {}", hop.uplink),
     };
-    match &row.next_hops[..] {
-        [] => word.to_owned(),
-        hops => hops.iter().map(hop).collect::<Vec<_>>().join("\n"),
+    match (&row.next_hops[..], &row.container) {
+        ([], Some(container)) => format!("{word} {container}"),
+        ([], None) => word.to_owned(),
+        (hops, _) => hops.iter().map(hop).collect::<Vec<_>>().join("\n"),
     }
 }
 

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::{Outside, Policy, PortRange};
+use nos_shim::ports::{AddressMode, Outside, Policy, PortRange};
 use nos_shim::prefix_set::PrefixSet;
 use nos_shim::shim::Upstream;
 use thiserror::Error;
@@ -289,7 +289,8 @@ pub struct ContainerNetwork {
     pub mode: NetworkMode,
     /// The VRF that its containers are in.
     pub vrf: VrfName,
-    /// The uplinks whose addresses they share; all of the VRF if there is none here.
+    /// The uplinks whose addresses they share, or in whose networks they may have some of their own; all of
+    /// the VRF if there is none here.
     pub uplinks: Vec<Name>,
     /// The kind of device that joins those that name none.
     pub device: Option<ContainerDevice>,
@@ -305,12 +306,26 @@ pub enum NetworkMode {
     /// By addresses of the NOS, on ports of their own.
     #[default]
     Shared,
+    /// By addresses of their own, to which the NOS has routes.
+    Routed,
+}
+
+impl NetworkMode {
+    /// Whose the addresses of its containers are.
+    #[must_use]
+    pub fn addresses(self) -> AddressMode {
+        match self {
+            Self::Shared => AddressMode::Shared,
+            Self::Routed => AddressMode::Routed,
+        }
+    }
 }
 
 impl fmt::Display for NetworkMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Shared => "shared",
+            Self::Routed => "routed",
         })
     }
 }
@@ -328,8 +343,10 @@ pub struct Container {
     pub device: ContainerDevice,
     /// The interface's name inside.
     pub interface: InterfaceName,
-    /// NOS addresses in its VRF that it uses as its own; the first of each family is the preferred
-    /// source.
+    /// Whose its addresses are.
+    pub mode: AddressMode,
+    /// NOS addresses in its VRF that it uses as its own, or such as are its own; the first of each family is
+    /// the preferred source.
     pub addresses: Vec<IpAddr>,
     /// The uplink of its VRF whose link-local address it uses as its own, to talk with the neighbors on
     /// that link.

@@ -18,6 +18,9 @@
 //! | other protocols | never: none is registered; but see below |
 //! | IPv6 headers at fault | always: the NOS tells the container, and sends no such packet on |
 //!
+//! A container with addresses [of its own](nos_shim::ports::AddressMode::Routed) may send from them whatever
+//! a host behind a router may: of the table, the first line and the last hold for it.
+//!
 //! A container that shares the link-local address of an uplink talks from it with that link:
 //! [`Guard::check_on_link`] judges such packets by the rules above, but that their destination may be
 //! link-local, though not the relay's.
@@ -31,7 +34,7 @@ use nos_shim::drop::DropReason;
 use nos_shim::icmp::Quote;
 use nos_shim::martian;
 use nos_shim::packet::{Addresses, Fragment, Packet, protocol};
-use nos_shim::ports::{Claim, Outside, Transport};
+use nos_shim::ports::{Claim, ClaimKind, Outside, PortRange, Transport};
 
 use crate::data::link::ContainerLink;
 use crate::data::port_set::PortSet;
@@ -44,6 +47,8 @@ pub struct Guard {
     udp: PortSet,
     /// Whether the NOS judges other ports than those.
     learns: bool,
+    /// Whether its addresses are its own, and nothing else is asked.
+    routed: bool,
 }
 
 impl Guard {
@@ -62,6 +67,22 @@ impl Guard {
             tcp: ports(Transport::Tcp),
             udp: ports(Transport::Udp),
             learns: outside == Outside::Learn,
+            routed: false,
+        }
+    }
+
+    /// A guard for the container on `link` which has its addresses for its own.
+    #[must_use]
+    pub fn of_own_addresses(link: ContainerLink) -> Self {
+        let all = |transport| Claim {
+            transport,
+            range: PortRange::ALL,
+            kind: ClaimKind::Listen,
+        };
+        let claims = [Transport::Tcp, Transport::Udp].map(all);
+        Self {
+            routed: true,
+            ..Self::new(link, &claims, Outside::Drop)
         }
     }
 
@@ -170,7 +191,7 @@ impl Guard {
     #[cold]
     fn check_foreign_port(&self, protocol: u8) -> Result<(), DropReason> {
         match protocol {
-            protocol::TCP | protocol::UDP if self.learns => Ok(()),
+            protocol::TCP | protocol::UDP if self.learns || self.routed => Ok(()),
             _ => Err(DropReason::SourcePort),
         }
     }
@@ -178,7 +199,7 @@ impl Guard {
     fn check_without_ports(&self, packet: &Packet, addresses: Addresses) -> Result<(), DropReason> {
         let ipv6 = packet.is_ipv6();
         // The NOS answers it, and lets it go no further.
-        if packet.fault().is_some() {
+        if self.routed || packet.fault().is_some() {
             return Ok(());
         }
         if packet.fragment() == Fragment::Later {

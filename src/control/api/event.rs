@@ -108,7 +108,9 @@ pub enum Event {
         subject: Subject,
         /// The name of its VRF.
         vrf: String,
-        /// The addresses of the NOS on which the ports count.
+        /// Whose the addresses are: `shared`, the NOS's, or `routed`, its own, with all ports.
+        mode: String,
+        /// The addresses of the NOS on which the ports count, or its own.
         addresses: Vec<IpAddr>,
         /// The ports.
         ports: Vec<RegisteredPorts>,

@@ -11,7 +11,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use nos_shim::drop::{DropCounters, Ledger};
 use nos_shim::ident::{MacAddr, VrfId};
-use nos_shim::ports::{ClaimKind, Holding, Owner, PortRange, PortRule, Transport};
+use nos_shim::ports::{AddressMode, ClaimKind, Holding, Owner, PortRange, PortRule, Transport};
 use serde::{Deserialize, Serialize};
 
 use crate::control::config::VrfName;
@@ -180,7 +180,10 @@ pub struct Attachment {
     /// MAC address of the container's interface.
     #[serde(with = "text")]
     pub container_mac: MacAddr,
-    /// NOS addresses that it uses as its own.
+    /// Whose its addresses are: `shared`, the NOS's, or `routed`, its own.
+    #[serde(default = "shared")]
+    pub mode: String,
+    /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Where it may open flows to; everywhere if `None`.
     #[serde(default)]
@@ -426,6 +429,9 @@ pub struct Route {
     pub action: RouteAction,
     /// Where they go, for [`RouteAction::Via`] and [`RouteAction::Connected`].
     pub next_hops: Vec<NextHop>,
+    /// The container that gets them, for [`RouteAction::Attached`].
+    #[serde(default)]
+    pub container: Option<String>,
     /// Who asked for it.
     #[serde(default)]
     pub origin: Origin,
@@ -437,6 +443,8 @@ pub struct Route {
 pub enum RouteSource {
     /// An uplink's address.
     Connected,
+    /// A container's own address.
+    Attached,
     /// The configuration.
     Static,
 }
@@ -451,6 +459,8 @@ pub enum RouteAction {
     Connected,
     /// Deliver to the NOS itself and its containers.
     Local,
+    /// Deliver to the container that has the address for its own.
+    Attached,
     /// Discard silently.
     Blackhole,
     /// Refuse with an ICMP error.
@@ -793,6 +803,10 @@ pub fn drops(counters: &DropCounters) -> Drops {
 }
 
 /// What a daemon that names no VRF knows.
+fn shared() -> String {
+    AddressMode::Shared.to_string()
+}
+
 fn default_vrf() -> String {
     VrfName::Default.to_string()
 }

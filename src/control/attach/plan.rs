@@ -617,6 +617,7 @@ mod tests {
             mac: nos_shim::ident::MacAddr::stable("web"),
             mtu: 1400,
             tx_queue_len: 4096,
+            mode: nos_shim::ports::AddressMode::Shared,
             addresses: vec![
                 "203.0.113.1".parse().unwrap(),
                 "2001:db8:1::1".parse().unwrap(),

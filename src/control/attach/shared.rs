@@ -35,6 +35,10 @@
 //! address of another one goes by a table of that one's, which has its default route as well; what comes from
 //! none yet and goes to its addresses, by the table `further`.
 //!
+//! A container that has its addresses for its own, and is alone in its namespace, has none of this. Beside
+//! others it has: which table a packet takes depends on its source, and the NOS gives back what goes to
+//! where it came from.
+//!
 //! An interface that is gone takes the routes along. The rules then find nothing, and the packets stay
 //! inside as ever.
 
@@ -43,6 +47,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use netlink_packet_route::AddressFamily;
 use nos_shim::icmp::DUMMY_ADDRESS;
+use nos_shim::ports::AddressMode;
 
 use super::{ContainerSpec, OtherAttachment};
 use crate::control::kernel::netlink::{Request, RouteFacts, RuleFacts, Selector, Table};
@@ -62,6 +67,9 @@ pub(super) fn rules(
     spec: &ContainerSpec,
     addresses: &[IpAddr],
 ) -> Vec<RuleFacts> {
+    if stays_inside(spec) {
+        return Vec::new();
+    }
     let ipv4 = family == AddressFamily::Inet;
     let all = attachments(spec, addresses);
     let first = all.iter().find(|it| it.table.is_none());
@@ -99,6 +107,11 @@ pub(super) fn rules(
     rules
         .map(|(packets, table)| RuleFacts::ours(family, packets, table))
         .collect()
+}
+
+/// Whether the kernel keeps inside what goes to the addresses, as it does without us.
+fn stays_inside(spec: &ContainerSpec) -> bool {
+    spec.mode == AddressMode::Routed && spec.company.is_alone()
 }
 
 /// All attachments of a namespace, the first one in front: in the same order, whichever of them asks.
@@ -161,6 +174,9 @@ pub(super) fn routes(
     interface: Option<u32>,
     lo: u32,
 ) -> Vec<RouteFacts> {
+    if stays_inside(spec) {
+        return Vec::new();
+    }
     let beyond = interface.into_iter().flat_map(|interface| {
         let route = move |&own: &IpAddr| {
             let gateway: IpAddr = match own {
@@ -220,6 +236,7 @@ mod tests {
             mac: MacAddr::stable("web"),
             mtu: 1500,
             tx_queue_len: 4096,
+            mode: AddressMode::Shared,
             addresses: [V4, V6].map(|text| text.parse().unwrap()).into(),
             networks: [].into(),
             link_local: None,

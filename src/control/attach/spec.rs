@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::PortRange;
+use nos_shim::ports::{AddressMode, PortRange};
 
 use super::AttachError;
 use crate::control::kernel::InterfaceName;
@@ -30,7 +30,10 @@ pub struct ContainerSpec {
     pub mtu: u32,
     /// Length of the interface's transmit queue in packets.
     pub tx_queue_len: u32,
-    /// Shared addresses. The first of each family is the source of what the container sends.
+    /// Whose the addresses are. What a container sends to an address of its own stays inside, as on any
+    /// host; what it sends to a shared one does not.
+    pub mode: AddressMode,
+    /// Its addresses. The first of each family is the source of what the container sends.
     pub addresses: Vec<IpAddr>,
     /// The link-local address that the interface has in the place of its own one: an uplink's, from
     /// which the container talks with the neighbors on that link.
@@ -71,6 +74,11 @@ pub struct OtherAttachment {
 }
 
 impl Company {
+    /// Whether the namespace has no other attachment.
+    pub(super) fn is_alone(&self) -> bool {
+        self.table.is_none() && self.others.is_empty()
+    }
+
     /// Whether another attachment has this address.
     pub(super) fn has(&self, address: IpAddr) -> bool {
         let mut others = self.others.iter();

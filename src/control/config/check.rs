@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use nos_shim::ports::Policy;
+use nos_shim::martian;
+use nos_shim::ports::{AddressMode, Policy};
 
 use crate::control::memif::Side;
 
@@ -269,12 +270,15 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     let names = containers.iter().map(|container| container.name.as_ref());
     unique(report, "name", names);
     interfaces(report, containers);
+    own_once(report, containers);
     for container in containers {
         let addresses = || container.addresses.iter().flatten();
         unique(report, "address", addresses().map(At::as_ref));
         let vrf = &container.vrf.value;
         let nos = &vrfs.get(vrf).addresses;
-        if entries.all_uplinks && !nos.is_empty() {
+        if container.mode == AddressMode::Routed {
+            addresses().for_each(|at| own_address(report, container, *at, entries, vrfs.get(vrf)));
+        } else if entries.all_uplinks && !nos.is_empty() {
             addresses().for_each(|address| of_the_nos(report, *address, vrf, nos));
         }
         if entries.all_uplinks
@@ -286,6 +290,95 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
             container_mtu(report, mtu, &container.addresses_among(nos));
         }
     }
+}
+
+/// No two containers of a VRF have an address for their own.
+fn own_once(report: &Report<'_>, containers: &[ContainerEntry]) {
+    let mut owners = HashMap::new();
+    let routed = containers
+        .iter()
+        .filter(|it| it.mode == AddressMode::Routed);
+    for container in routed {
+        for at in container.addresses.iter().flatten() {
+            let key = (&container.vrf.value, at.value);
+            let Some(other) = owners.insert(key, container) else {
+                continue;
+            };
+            // Twice in one container is a mistake of its own.
+            if !core::ptr::eq(other, container) {
+                let owner = &other.name.value;
+                let reason = format!("{} is the address of container \"{owner}\"", at.value);
+                report.error(at.place, reason);
+            }
+        }
+    }
+}
+
+/// An address that a container has for its own is a host's, and nobody else's.
+fn own_address(
+    report: &Report<'_>,
+    container: &ContainerEntry,
+    At { value, place }: At<IpAddr>,
+    entries: &Entries,
+    vrf: &Vrf<'_>,
+) {
+    if !is_routable(value) {
+        let reason = format!("{value} is no address that a host can have to itself");
+        return report.error(place, reason);
+    }
+    if !entries.all_uplinks {
+        return;
+    }
+    for uplink in &vrf.uplinks {
+        for net in uplink.addresses.iter().map(|at| at.value) {
+            let of = format!("uplink \"{}\"", uplink.name.value);
+            if net.addr() == value {
+                report.error(place, format!("{value} is the address of {of}"));
+            } else if all_of_network(&net).contains(&value) {
+                let reason = format!(
+                    "{value} stands for all of {}, the network of {of}",
+                    net.trunc()
+                );
+                report.error(place, reason);
+            } else if net.contains(&value) && !may_use(container, uplink, entries) {
+                let reason = format!(
+                    "{value} is in {}, of {of}, which is none of the uplinks of its network",
+                    net.trunc()
+                );
+                report.error(place, reason);
+            }
+        }
+    }
+}
+
+/// Whether packets may be routed to this address.
+fn is_routable(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !martian::source_is_martian(address) && !link_local
+}
+
+/// The addresses that stand for all stations of a network (RFC 1812 §4.2.3.1); none of IPv6, and of one for
+/// two stations (RFC 3021).
+fn all_of_network(net: &IpNet) -> Vec<IpAddr> {
+    match net {
+        IpNet::V4(net) if net.prefix_len() < 31 => {
+            vec![net.network().into(), net.broadcast().into()]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Whether a container's network is on an uplink's link.
+fn may_use(container: &ContainerEntry, uplink: &UplinkEntry, entries: &Entries) -> bool {
+    let Some(At { value: name, .. }) = &container.network else {
+        return true;
+    };
+    let network = entries.networks.iter().find(|it| it.name.value == *name);
+    let uplinks = network.and_then(|network| network.uplinks.as_ref());
+    uplinks.is_none_or(|names| names.iter().any(|at| at.value == uplink.name.value))
 }
 
 /// A container that uses an IPv6 address has to get what every link of IPv6 carries.
@@ -412,11 +505,16 @@ fn uplink(entry: UplinkEntry) -> Uplink {
 
 fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
     let addresses = entry.addresses_among(&vrf.addresses);
+    let held = match entry.mode {
+        AddressMode::Shared => &addresses,
+        // What goes to it may come from any of them.
+        AddressMode::Routed => &vrf.addresses,
+    };
     let values = |ranges: Vec<At<_>>| ranges.into_iter().map(|at| at.value).collect();
     // Its entry has one, or its network, or else it is a TAP.
     let device = entry.device.unwrap_or(ContainerDevice::Tap);
     Container {
-        mtu: least_mtu(&addresses, &vrf.uplinks)
+        mtu: least_mtu(held, &vrf.uplinks)
             .min(most_of(device))
             .min(entry.mtu.map_or(Mtu::MAX, |at| at.value)),
         name: entry.name.value,
@@ -424,6 +522,7 @@ fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
         network: entry.network.map(|at| at.value),
         device,
         interface: entry.interface,
+        mode: entry.mode,
         addresses,
         link_local: entry.link_local.map(|at| at.value),
         networks: Arc::clone(&vrf.networks),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::{Outside, Policy, PortRange, Restriction};
+use nos_shim::ports::{AddressMode, Outside, Policy, PortRange, Restriction};
 use nos_shim::prefix_set::PrefixSet;
 use nos_shim::shim::Upstream;
 use toml::Spanned;
@@ -105,6 +105,8 @@ pub(super) struct ContainerEntry {
     /// Without a network it has one.
     pub(super) device: Option<ContainerDevice>,
     pub(super) interface: InterfaceName,
+    /// Whose its addresses are, as its network says.
+    pub(super) mode: AddressMode,
     /// Every NOS address of its VRF when `None`.
     pub(super) addresses: Option<Vec<At<IpAddr>>>,
     /// The uplink whose link-local address it uses.
@@ -425,12 +427,23 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
     let device = section.optional("device", values::container_device);
     let to = section.list("to", values::peers);
     let outside = section.optional("outside", values::outside);
+    let routed = mode
+        .as_ref()
+        .is_some_and(|at| at.value == NetworkMode::Routed);
+    for key in ["to", "outside"] {
+        if routed && section.has(key) {
+            let place = section.header(key);
+            let reason = "is for containers that share the NOS's addresses: leave it out";
+            section.error(place, reason);
+        }
+    }
     if !section.finish() {
         return None;
     }
+    let mode = mode.map_or(NetworkMode::default(), |at| at.value);
     Some(NetworkEntry {
         name: name?,
-        mode: mode.map_or(NetworkMode::default(), |at| at.value),
+        mode,
         vrf,
         uplinks,
         device: device.map(|at| at.value),
@@ -471,6 +484,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         network,
         device: device.map(|at| at.value),
         interface: interface.map_or_else(default_interface, |at| at.value),
+        mode: AddressMode::Shared,
         addresses,
         link_local,
         policy: Policy {

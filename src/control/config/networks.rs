@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use nos_shim::ports::{AddressMode, PortRange};
+
 use super::entries::{ContainerEntry, Entries, NetworkEntry, UplinkEntry};
 use super::place::At;
 use super::report::Report;
@@ -74,6 +76,11 @@ fn join(
         value: network.vrf.value.clone(),
         place,
     };
+    container.device = container.device.or(network.device);
+    container.mode = network.mode.addresses();
+    if container.mode == AddressMode::Routed {
+        return without_shared(report, container, network);
+    }
     if let Some(names) = &network.uplinks {
         let own = addresses_of(names, uplinks);
         match &container.addresses {
@@ -101,10 +108,40 @@ fn join(
             report.error(link.place, reason);
         }
     }
-    container.device = container.device.or(network.device);
     container.outside = container.outside.or(network.outside);
     if container.policy.to.is_none() {
         container.policy.to.clone_from(&network.to);
+    }
+}
+
+/// A container with addresses of its own says which, and nothing about those that it would share.
+fn without_shared(report: &Report<'_>, container: &mut ContainerEntry, network: &NetworkEntry) {
+    let at = container.network.as_ref().map(|at| at.place);
+    let at = at.unwrap_or(container.name.place);
+    let name = &network.name.value;
+    if container.addresses.is_none() {
+        let reason =
+            format!("containers of \"{name}\" have addresses of their own; give `addresses`");
+        report.error(at, reason);
+        // None of the NOS's in their place.
+        container.addresses = Some(Vec::new());
+    }
+    let first = |list: &[At<PortRange>]| list.first().map(|at| at.place);
+    let policy = &container.policy;
+    let policed = policy.to.is_some() || container.outside.is_some();
+    let meant_for_shared = [
+        first(&container.tcp),
+        first(&container.udp),
+        first(&container.ephemeral),
+        container.link_local.as_ref().map(|at| at.place),
+        policed.then_some(at),
+    ];
+    for place in meant_for_shared.into_iter().flatten() {
+        let reason = format!(
+            "containers of \"{name}\" have addresses of their own, with all ports; ports, link_local, to \
+             and outside are for those that share the NOS's"
+        );
+        report.error(place, reason);
     }
 }
 

@@ -85,7 +85,10 @@ pub(super) fn container_device(value: &DeValue<'_>) -> Result<ContainerDevice, S
 
 /// The type of a route that has no next hop.
 pub(super) fn network_mode(value: &DeValue<'_>) -> Result<NetworkMode, String> {
-    choice(value, &[("shared", NetworkMode::Shared)])
+    let modes = [NetworkMode::Shared, NetworkMode::Routed];
+    let names = modes.map(|mode| (mode.to_string(), mode));
+    let names = names.each_ref().map(|(name, mode)| (name.as_str(), *mode));
+    choice(value, &names)
 }
 
 pub(super) fn route_type(value: &DeValue<'_>) -> Result<RouteAction, String> {

@@ -28,13 +28,14 @@ use crate::control::api::{
 };
 use crate::control::config::{
     Aside, Change, Changed, Config, ConfigError, ConfigErrors, Fitted, Holder, Holders, Keys,
-    Overlay, ProcessIdentity, Touched,
+    NetnsRef, Overlay, ProcessIdentity, Touched,
 };
 use crate::control::plan::Entity;
 use crate::control::store::StoreError;
 
 use super::Daemon;
 use super::answers::{Answered, Asking, repeated};
+use super::containers::open;
 use super::standing::{Condition, Standing};
 use super::watching::unix_ms;
 
@@ -225,6 +226,7 @@ impl Daemon {
         } = changed;
         let is_new = config.is_some();
         if let Some(config) = config {
+            refuse_dead(&config, &touched)?;
             let before = self.present();
             self.apply(&config, std::slice::from_ref(&touched));
             if let Some(reason) = self.refused(&touched) {
@@ -588,4 +590,20 @@ fn shortened(text: &str) -> &str {
         .nth(LENGTH)
         .map_or(text.len(), |(end, _)| end);
     &text[..end]
+}
+
+/// A process that has ended does not come back: what another one is by its number must not be attached in its
+/// place. A namespace that is named by a path may come.
+fn refuse_dead(config: &Config, touched: &Touched) -> Result<(), Refusal> {
+    let Touched::Container(name) = touched else {
+        return Ok(());
+    };
+    let netns = config.container(name).map(|container| &container.netns);
+    let Some(netns @ NetnsRef::Pid(_)) = netns else {
+        return Ok(());
+    };
+    match open(netns) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Refusal::new(RefusalCode::Refused, error.to_string()).of_field("pid")),
+    }
 }

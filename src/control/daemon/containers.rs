@@ -175,7 +175,10 @@ impl Live {
         let (attached, descriptor) = match received {
             Some(received) => received,
             None => {
-                let attached = attach(&self.host, &namespace, wanted).map_err(StepError::new)?;
+                let attached = attach(&self.host, &namespace, wanted).map_err(|error| {
+                    self.hindered.insert(name.clone());
+                    StepError::new(error)
+                })?;
                 (attached, self.number_descriptor())
             }
         };
@@ -349,6 +352,7 @@ fn attachment(
         network,
         mac: claim.mac,
         relay_mac: relay_mac(name),
+        mode: claim.mode,
         addresses: claim.addresses.clone(),
         link_local,
         policy: claim.policy.clone(),
@@ -387,6 +391,7 @@ fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
         mac: link.mac,
         mtu: u32::from(link.mtu.octets()),
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
+        mode: link.mode,
         addresses: link.addresses.clone(),
         link_local: link.link_local,
         networks: Arc::clone(&link.networks),

@@ -74,6 +74,8 @@ pub(super) struct Live {
     pub(super) told_routes: ToldRoutes,
     /// Containers whose interface was not found where it was, by the last attempt to change it.
     pub(super) moved: BTreeSet<Name>,
+    /// Containers that could not be attached for what is, or happened, inside of their namespaces.
+    pub(super) hindered: BTreeSet<Name>,
     /// How fast interfaces are taken away.
     pub(super) pace: Pace,
     /// Where containers are attached, for the next run.
@@ -104,6 +106,7 @@ impl Live {
             routes_lost: false,
             told_routes: ToldRoutes::default(),
             moved: BTreeSet::new(),
+            hindered: BTreeSet::new(),
             pace: Pace::BesideTraffic,
             journal: Journal::none(),
             keeping,

@@ -289,10 +289,13 @@ impl Reconciler {
 
     /// Watches inside of all that is attached or refused. Returns whether there is any of which
     /// nothing was seen until now: what happened in it after it was looked at and before it was
-    /// watched would be noticed by nobody, so it is looked at once more.
-    fn watch_all(&mut self, config: &Config, live: &Live, watch: &mut KernelWatch) -> bool {
+    /// watched would be noticed by nobody, so it is looked at once more. Not what the NOS has refused,
+    /// of which nothing inside is the cause.
+    fn watch_all(&mut self, config: &Config, live: &mut Live, watch: &mut KernelWatch) -> bool {
         let attached = self.watched.watch_inside(watch, live);
-        let refused = self.watch_refused(config, live, watch);
+        let hindered = std::mem::take(&mut live.hindered);
+        let mut refused = self.watch_refused(config, live, watch);
+        refused.retain(|name| hindered.contains(name));
         let now = Instant::now();
         for name in &refused {
             self.release(&Entity::Container(name.clone()), now);

@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::fib::{Action, Route as FibRoute, Source};
 use nos_shim::flows::{FlowState as ShimFlowState, FlowStatus, Opener, Phase};
-use nos_shim::ident::{Interface, UplinkId, VrfId};
+use nos_shim::ident::{AttachmentId, Interface, UplinkId, VrfId};
 use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
 use nos_shim::offload::Capabilities;
-use nos_shim::ports::{Grant, Holding, Owner};
+use nos_shim::ports::{AddressMode, Grant, Holding, Owner};
 use nos_shim::shim::UplinkSnapshot;
 
 use crate::control::api::snapshot::{
@@ -111,10 +111,19 @@ impl Daemon {
             names => names.contains(&uplink.name),
         };
         let uplinks: Vec<_> = config.uplinks.iter().filter(shares).collect();
-        let addresses = uplinks.iter().flat_map(|uplink| &uplink.addresses);
         let inside =
             |container: &&config::Container| container.network.as_ref() == Some(&network.name);
         let containers = config.containers.iter().filter(inside);
+        let addresses: Vec<IpAddr> = match network.mode.addresses() {
+            AddressMode::Shared => {
+                let nets = uplinks.iter().flat_map(|uplink| &uplink.addresses);
+                nets.map(IpNet::addr).collect()
+            }
+            AddressMode::Routed => {
+                let own = containers.clone().flat_map(|it| &it.addresses);
+                own.copied().collect()
+            }
+        };
         snapshot::Network {
             name: network.name.to_string(),
             mode: network.mode.to_string(),
@@ -124,7 +133,7 @@ impl Daemon {
                 .iter()
                 .map(|uplink| uplink.name.to_string())
                 .collect(),
-            addresses: addresses.map(IpNet::addr).collect(),
+            addresses,
             containers: containers
                 .map(|container| container.name.to_string())
                 .collect(),
@@ -200,6 +209,7 @@ impl Daemon {
             origin: Origin::of(self.registry.overlay.has_container(name)),
             network: claim.network.as_ref().map(ToString::to_string),
             container_mac: claim.mac,
+            mode: claim.mode.to_string(),
             addresses: claim.addresses.clone(),
             to: claim.policy.to.as_ref().map(|to| to.prefixes().to_vec()),
             outside: claim.policy.outside.into(),
@@ -306,10 +316,14 @@ impl Daemon {
             .into_iter()
             .map(|route| ((route.vrf, route.prefix), route))
             .collect();
-        let mut shown: Vec<_> = routes
-            .values()
-            .filter_map(|entry| route(entry, vrf_name(&vrfs, entry.vrf), &names))
-            .collect();
+        let containers = self.live.containers.iter();
+        let containers = containers.map(|(name, container)| (container.id, name));
+        let containers = containers.collect();
+        let shown = routes.values().filter_map(|entry| {
+            let vrf = vrf_name(&vrfs, entry.vrf);
+            route(entry, vrf, &names, &containers)
+        });
+        let mut shown: Vec<_> = shown.collect();
         for row in &mut shown {
             let metric = u16::try_from(row.metric).unwrap_or(u16::MAX);
             let vrf = vrfs.get(&row.vrf).unwrap_or(&VrfName::Default);
@@ -596,7 +610,12 @@ fn offload(device: &DeviceReport) -> Vec<String> {
     used.map(|(_, name)| (*name).to_owned()).collect()
 }
 
-fn route(entry: &FibRoute, vrf: String, names: &[(UplinkId, String)]) -> Option<Route> {
+fn route(
+    entry: &FibRoute,
+    vrf: String,
+    names: &[(UplinkId, String)],
+    containers: &HashMap<AttachmentId, &Name>,
+) -> Option<Route> {
     let name = |id: UplinkId| {
         let named = names.iter().find(|(known, _)| *known == id);
         named.map_or_else(|| id.to_string(), |(_, name)| name.clone())
@@ -609,6 +628,7 @@ fn route(entry: &FibRoute, vrf: String, names: &[(UplinkId, String)]) -> Option<
         // Broadcast addresses follow from the connected prefix.
         Action::NoRoute | Action::Broadcast(_) => return None,
         Action::Local(_) => (RouteAction::Local, Vec::new()),
+        Action::Attached(_) => (RouteAction::Attached, Vec::new()),
         Action::Connected(uplink) => (RouteAction::Connected, vec![hop(None, *uplink)]),
         Action::Blackhole => (RouteAction::Blackhole, Vec::new()),
         Action::Unreachable => (RouteAction::Unreachable, Vec::new()),
@@ -622,6 +642,7 @@ fn route(entry: &FibRoute, vrf: String, names: &[(UplinkId, String)]) -> Option<
     };
     let source = match entry.source {
         Source::Local | Source::Connected => RouteSource::Connected,
+        Source::Attached => RouteSource::Attached,
         Source::Static { .. } => RouteSource::Static,
     };
     let metric = u32::from(entry.source.metric());
@@ -633,6 +654,10 @@ fn route(entry: &FibRoute, vrf: String, names: &[(UplinkId, String)]) -> Option<
         metric,
         action,
         next_hops,
+        container: match entry.action {
+            Action::Attached(id) => containers.get(&id).map(ToString::to_string),
+            _ => None,
+        },
         origin: Origin::Config,
     })
 }

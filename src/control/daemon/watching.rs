@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nos_shim::ports::AddressMode;
 use nos_shim::time::Instant;
 
 use crate::control::api::snapshot::{Drops, PortKind, Protocol, drops};
@@ -75,6 +76,9 @@ pub(super) fn registration(name: &Name, claim: Option<&Claim>) -> Event {
         subject: subject(&Entity::Container(name.clone())),
         vrf: claim
             .map_or(VrfName::Default, |claim| claim.vrf.clone())
+            .to_string(),
+        mode: claim
+            .map_or(AddressMode::Shared, |claim| claim.mode)
             .to_string(),
         addresses: claim
             .map(|claim| claim.addresses.clone())

@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::{Policy, PortRange, Transport};
+use nos_shim::ports::{AddressMode, Policy, PortRange, Transport};
 
 use crate::control::attach::Company;
 use crate::control::config::{
@@ -115,7 +115,9 @@ pub struct Claim {
     pub vrf: VrfName,
     /// The network that it is in.
     pub network: Option<Name>,
-    /// NOS addresses that it uses as its own.
+    /// Whose its addresses are.
+    pub mode: AddressMode,
+    /// Its addresses: of the NOS, or its own.
     pub addresses: Vec<IpAddr>,
     /// The link-local address of an uplink that it uses besides.
     pub link_local: Option<LinkLocal>,
@@ -157,6 +159,8 @@ pub struct ContainerLink {
     pub mac: MacAddr,
     /// Whether checksum and segmentation offload may be used.
     pub offload: bool,
+    /// Whose its addresses are.
+    pub mode: AddressMode,
     /// Addresses on `lo`.
     pub addresses: Vec<IpAddr>,
     /// The interface's link-local address, if it is an uplink's.
@@ -292,12 +296,16 @@ pub enum Phase {
     Close,
     /// Services that end.
     EndServices,
+    /// Containers' own addresses that uplinks get.
+    Disown,
     /// Addresses that come. Those that go stay for now.
     Widen,
     /// Ports and addresses of containers.
     Claim,
     /// Addresses that go.
     Narrow,
+    /// Containers' own addresses that uplinks had.
+    Own,
     /// Devices of uplinks that come or change.
     Open,
     /// Interfaces of containers that come or change.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use nos_shim::ports::{PortRange, Transport};
+use nos_shim::ports::{AddressMode, PortRange, Transport};
 use petgraph::algo::kosaraju_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 
@@ -35,6 +35,7 @@ pub(super) fn circles(state: &State, wanted: &State, differing: &BTreeSet<Entity
     needs.by_key(state, wanted, interfaces);
     needs.by_key(state, wanted, uplink_interfaces);
     needs.by_key(state, wanted, capture_files);
+    needs.by_key(state, wanted, own_addresses);
     needs.by_ports(state, wanted);
     needs.by_services(state, wanted);
     needs.by_networks(state, wanted);
@@ -170,9 +171,20 @@ impl<'a> Needs<'a> {
         }
     }
 
-    /// A container's address has to be the NOS's as long as the container has it.
+    /// A container's address has to be the NOS's as long as the container shares it, and must not be as long
+    /// as the container has it for its own.
     fn by_addresses(&mut self, state: &State, wanted: &State) {
         let (before, after) = (addresses(state), addresses(wanted));
+        for ((vrf, address), container) in own_addresses(wanted) {
+            if let Some(uplink) = before.get(&(&vrf, address)) {
+                self.add(&container, uplink);
+            }
+        }
+        for ((vrf, address), container) in own_addresses(state) {
+            if let Some(uplink) = after.get(&(&vrf, address)) {
+                self.add(uplink, &container);
+            }
+        }
         for (name, claim) in &wanted.claims {
             for address in addresses_of(claim).filter(|address| !before.contains_key(address)) {
                 if let Some(uplink) = after.get(&address) {
@@ -316,8 +328,25 @@ fn meets_service(claim: &Claim, state: &State) -> bool {
     })
 }
 
+/// Those that it shares.
 fn addresses_of(claim: &Claim) -> impl Iterator<Item = (&VrfName, IpAddr)> {
-    claim.addresses.iter().map(|&address| (&claim.vrf, address))
+    all_addresses_of(claim, AddressMode::Shared)
+}
+
+/// Its addresses, if they are such.
+fn all_addresses_of(claim: &Claim, mode: AddressMode) -> impl Iterator<Item = (&VrfName, IpAddr)> {
+    let such = claim.addresses.iter().filter(move |_| claim.mode == mode);
+    such.map(|&address| (&claim.vrf, address))
+}
+
+/// Addresses that containers have for their own.
+fn own_addresses(state: &State) -> Vec<((VrfName, IpAddr), Entity)> {
+    let claims = state.claims.iter();
+    let own = claims.flat_map(|(name, claim)| {
+        let keys = all_addresses_of(claim, AddressMode::Routed);
+        keys.map(|(vrf, address)| ((vrf.clone(), address), Entity::Container(name.clone())))
+    });
+    own.collect()
 }
 
 fn networks(state: &State) -> Vec<(&VrfName, IpNet, Entity)> {
@@ -326,7 +355,8 @@ fn networks(state: &State) -> Vec<(&VrfName, IpNet, Entity)> {
         .collect()
 }
 
-fn addresses(state: &State) -> HashMap<(&VrfName, IpAddr), Entity> {
+/// Which uplink has an address, or has left it behind.
+pub(super) fn addresses(state: &State) -> HashMap<(&VrfName, IpAddr), Entity> {
     let behind = state.networks.iter().flat_map(|(name, network)| {
         let left = network.behind.iter();
         left.map(|(vrf, net)| ((vrf, net.addr()), Entity::Uplink(name.clone())))

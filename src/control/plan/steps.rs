@@ -1,8 +1,11 @@
 //! The steps from one state to another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::needs::{Circle, circles};
+use nos_shim::ports::AddressMode;
+
+use super::needs::{Circle, addresses, circles};
 use super::{Change, Claim, ContainerLink, Entity, Group, Network, OpenDevice, Phase, State, Step};
 use crate::control::config::{Name, ServiceConfig, VrfName};
 
@@ -299,16 +302,46 @@ fn widened(change: &Change<Network>, all: &[(&Name, Change<Network>)]) -> Option
     })
 }
 
+/// A container gives up an address of its own before an uplink gets it, and gets one after an uplink has given
+/// it up; all else of its claim changes in between.
 fn claim_step(state: &State, wanted: &State, entities: &[Entity], steps: &mut Vec<(Phase, Step)>) {
-    let names = entities.iter().filter_map(|entity| match entity {
-        Entity::Container(name) => Some(name),
-        _ => None,
-    });
-    let changes: Vec<(Name, Change<Claim>)> = names
-        .map(|name| (name.clone(), change_of(&state.claims, &wanted.claims, name)))
-        .filter(|(_, change)| change.old != change.new)
-        .collect();
-    if !changes.is_empty() {
-        steps.push((Phase::Claim, Step::Claims(changes)));
+    let (before, after) = (addresses(state), addresses(wanted));
+    let (mut first, mut middle, mut last) = (Vec::new(), Vec::new(), Vec::new());
+    for entity in entities {
+        let Entity::Container(name) = entity else {
+            continue;
+        };
+        let Change { old, new } = change_of(&state.claims, &wanted.claims, name);
+        let given_up = old.clone().map(|old| without_own(old, &after));
+        let got_later = new.clone().map(|new| without_own(new, &before));
+        for (steps, from, to) in [
+            (&mut first, old, given_up.clone()),
+            (&mut middle, given_up, got_later.clone()),
+            (&mut last, got_later, new),
+        ] {
+            if from != to {
+                steps.push((name.clone(), Change::between(from, to)));
+            }
+        }
     }
+    for (phase, changes) in [
+        (Phase::Disown, first),
+        (Phase::Claim, middle),
+        (Phase::Own, last),
+    ] {
+        if !changes.is_empty() {
+            steps.push((phase, Step::Claims(changes)));
+        }
+    }
+}
+
+/// The claim without those of its own addresses that uplinks have.
+fn without_own(mut claim: Claim, uplinks: &HashMap<(&VrfName, IpAddr), Entity>) -> Claim {
+    if claim.mode == AddressMode::Routed {
+        let vrf = &claim.vrf;
+        claim
+            .addresses
+            .retain(|&own| !uplinks.contains_key(&(vrf, own)));
+    }
+    claim
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use nos_shim::ports::{Outside, Restriction};
+use nos_shim::ports::{AddressMode, Outside, Restriction};
 use proptest::prelude::*;
 
 use super::*;
@@ -73,6 +73,8 @@ struct DraftContainer {
     mtu: u16,
     /// The uplink whose link-local address it shares, if that is in its VRF.
     link_local: Option<u8>,
+    /// The network whose NOS address it has for its own, if nobody else has that.
+    own: Option<u8>,
 }
 
 fn draft_container() -> impl Strategy<Value = DraftContainer> {
@@ -82,9 +84,10 @@ fn draft_container() -> impl Strategy<Value = DraftContainer> {
         any::<bool>(),
         prop_oneof![Just(1500_u16), Just(1400)],
         proptest::option::of(0..UPLINKS),
+        proptest::option::weighted(0.3, 0..NETWORKS),
     );
     (0..VRFS, 0..CONTAINERS, any::<u8>(), ports, link).prop_map(
-        |(vrf, namespace, addresses, (tcp, udp, ephemeral), (mac, veth, mtu, link_local))| {
+        |(vrf, namespace, addresses, (tcp, udp, ephemeral), (mac, veth, mtu, link_local, own))| {
             DraftContainer {
                 vrf,
                 namespace,
@@ -96,6 +99,7 @@ fn draft_container() -> impl Strategy<Value = DraftContainer> {
                 veth,
                 mtu,
                 link_local,
+                own,
             }
         },
     )
@@ -226,11 +230,17 @@ fn add_container(
     let all: Vec<_> = networks.flat_map(|network| &network.addresses).collect();
     let picked = all.iter().enumerate();
     let picked = picked.filter(|(index, _)| draft.addresses >> index & 1 == 1);
-    let addresses: Vec<_> = picked.map(|(_, network)| network.addr()).collect();
+    let mut addresses: Vec<_> = picked.map(|(_, network)| network.addr()).collect();
+    let own = draft.own.map(|network| network_of(network).addr());
+    let own = own.filter(|own| !is_somebodys(state, &vrf, *own));
+    if let Some(own) = own {
+        addresses = vec![own];
+    }
     if addresses.is_empty() || !taken.insert(namespace) {
         return;
     }
-    let shared = draft.link_local.and_then(|number| {
+    let shared = draft.link_local.filter(|_| own.is_none());
+    let shared = shared.and_then(|number| {
         let uplink = name("up", number);
         let network = state.networks.get(&uplink)?;
         (network.vrf == vrf).then(|| LinkLocal {
@@ -246,6 +256,10 @@ fn add_container(
     let mut claim = Claim {
         vrf,
         network: None,
+        mode: match own {
+            None => AddressMode::Shared,
+            Some(_) => AddressMode::Routed,
+        },
         addresses: addresses.clone(),
         link_local: shared.clone(),
         tcp: blocks(draft.tcp).collect(),
@@ -265,9 +279,10 @@ fn add_container(
         claim.tcp.retain(|range| range != ephemeral);
         claim.udp.retain(|range| range != ephemeral);
     }
-    if World::of(state)
-        .refusal(&name("c", number), &claim)
-        .is_some()
+    if own.is_some()
+        || World::of(state)
+            .refusal(&name("c", number), &claim)
+            .is_some()
     {
         claim.tcp.clear();
         claim.udp.clear();
@@ -283,6 +298,7 @@ fn add_container(
         interface: "eth0".parse().unwrap(),
         mac: mac(draft.mac),
         offload: true,
+        mode: claim.mode,
         addresses,
         link_local: shared.map(|shared| shared.address),
         networks: [].into(),
@@ -293,6 +309,20 @@ fn add_container(
     };
     state.claims.insert(name("c", number), claim);
     state.links.insert(name("c", number), link);
+}
+
+/// Whether an uplink has an address, or a container for its own.
+fn is_somebodys(state: &State, vrf: &VrfName, address: IpAddr) -> bool {
+    let networks = state.networks.values().flat_map(all_addresses);
+    let mut taken = networks.chain(own_addresses(state));
+    taken.any(|(of, other)| of == *vrf && other == address)
+}
+
+/// Those that containers have for their own.
+fn own_addresses(state: &State) -> impl Iterator<Item = (VrfName, IpAddr)> + '_ {
+    let routed = state.claims.values();
+    let routed = routed.filter(|claim| claim.mode == AddressMode::Routed);
+    routed.flat_map(|claim| claim.addresses.iter().map(|&it| (claim.vrf.clone(), it)))
 }
 
 fn add_capture(state: &mut State, of: u8, file: u8) {
@@ -334,6 +364,15 @@ impl World {
         let ours = networks.flat_map(all_addresses);
         let ours = ours.filter(|(vrf, _)| *vrf == claim.vrf);
         let ours: BTreeSet<_> = ours.map(|(_, address)| address).collect();
+        let others = self.is.claims.iter().filter(|(name, _)| *name != of);
+        if claim.mode == AddressMode::Routed {
+            let own = |other: &Claim| other.mode == claim.mode && other.vrf == claim.vrf;
+            let held = others.filter(|(_, other)| own(other));
+            let held: BTreeSet<_> = held.flat_map(|(_, other)| &other.addresses).collect();
+            let mut wanted = claim.addresses.iter();
+            let taken = wanted.find(|it| ours.contains(it) || held.contains(it));
+            return taken.map(|taken| format!("{taken} is somebody's"));
+        }
         if let Some(unknown) = claim
             .addresses
             .iter()
@@ -432,8 +471,12 @@ impl World {
         let distinct: BTreeSet<_> = all.iter().cloned().collect();
         assert_eq!(distinct.len(), all.len(), "an address is on one uplink");
         let here: BTreeSet<_> = after.networks.values().flat_map(all_addresses).collect();
+        for own in own_addresses(&self.is) {
+            assert!(!here.contains(&own), "a container still has {own:?}");
+        }
         for (name, claim) in &self.is.claims {
-            for &address in &claim.addresses {
+            let shared = claim.addresses.iter();
+            for &address in shared.filter(|_| claim.mode == AddressMode::Shared) {
                 let key = (claim.vrf.clone(), address);
                 assert!(here.contains(&key), "{name} still has {address}");
             }
@@ -663,6 +706,7 @@ fn two() -> State {
             veth: false,
             mtu: 1500,
             link_local: None,
+            own: None,
         })
     };
     Draft {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use nos_shim::ident::MacAddr;
-use nos_shim::ports::{Outside, PortRange};
+use nos_shim::ports::{AddressMode, Outside, PortRange};
 
 use super::{Claim, ContainerLink, Entity, LinkLocal, Network, OpenDevice, State};
 use crate::control::attach::{Company, OtherAttachment};
@@ -310,6 +310,7 @@ pub fn claim(container: &Container, networks: &BTreeMap<Name, Network>) -> Claim
     Claim {
         vrf: container.vrf.clone(),
         network: container.network.clone(),
+        mode: container.mode,
         addresses: container.addresses.clone(),
         link_local,
         tcp: container.tcp.clone(),
@@ -333,6 +334,7 @@ fn link(
         interface: container.interface.clone(),
         mac: container_mac(container),
         offload: container.offload,
+        mode: container.mode,
         addresses: container.addresses.clone(),
         link_local,
         networks: Arc::clone(&container.networks),
@@ -344,8 +346,12 @@ fn link(
 }
 
 /// Whether sockets of a container that ask for no port get one from which it may send: from its ephemeral
-/// ranges, because it has all that a kernel gives by itself, or because it may learn ports.
+/// ranges, because it has all that a kernel gives by itself, or because it may learn ports; and always if it
+/// has its addresses for its own.
 fn opens_flows(container: &Container) -> bool {
+    if container.mode == AddressMode::Routed {
+        return true;
+    }
     let given = PortRange::new(32_768, 60_999).map(|given| {
         let rest = given.without(container.tcp.iter().copied());
         rest.is_empty()

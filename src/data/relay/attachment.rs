@@ -8,7 +8,7 @@ use nos_shim::frame::Frame;
 use nos_shim::ident::{AttachmentId, MacAddr, NetworkId, UplinkId, VrfId};
 use nos_shim::offload::Capabilities;
 use nos_shim::packet::{ETHERTYPE_ARP, Packet, Rejected, ether_type};
-use nos_shim::ports::{Claim, Policy, Registration};
+use nos_shim::ports::{AddressMode, Claim, Policy, Registration};
 use nos_shim::vlan::parse_tagged;
 
 use crate::data::guard::Guard;
@@ -33,7 +33,10 @@ pub struct AttachmentConfig {
     pub relay_mac: MacAddr,
     /// The network that it is in: none of another one gets what it sends to an address that both share.
     pub network: NetworkId,
-    /// NOS addresses that the container uses as its own.
+    /// Whose its addresses are. Where they are its own, it has no claims, no policy, and shares no link-local
+    /// address.
+    pub mode: AddressMode,
+    /// Addresses that the container uses: of the NOS, or its own.
     pub addresses: Vec<IpAddr>,
     /// The link-local address of an uplink of its VRF that it uses besides.
     pub link_local: Option<LinkLocal>,
@@ -260,7 +263,10 @@ impl Guarded {
         let shared = config.link_local;
         let link = link.sharing(shared.map(|shared| shared.address));
         Self {
-            guard: Guard::new(link, &config.claims, config.policy.outside),
+            guard: match config.mode {
+                AddressMode::Shared => Guard::new(link, &config.claims, config.policy.outside),
+                AddressMode::Routed => Guard::of_own_addresses(link),
+            },
             registration: Arc::new(registration(config)),
         }
     }
@@ -282,6 +288,7 @@ fn registration(config: &AttachmentConfig) -> Registration {
         name: Arc::clone(&config.name),
         vrf: config.vrf,
         network: config.network,
+        mode: config.mode,
         addresses: config.addresses.clone(),
         link_local: config.link_local.map(|shared| shared.uplink),
         policy: config.policy.clone(),

@@ -11,8 +11,8 @@ use nos_shim::frame::{BATCH, Checksum, Ecn, GsoKind, Offload, Segmentation};
 use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ndp::{Envelope, Ndp, solicited_node};
 use nos_shim::ports::{
-    Claim, ClaimKind, ClaimRefused, Owner, Policy, PortRange, Registration, RegistrationRefused,
-    Transport,
+    AddressMode, Claim, ClaimKind, ClaimRefused, Owner, Policy, PortRange, Registration,
+    RegistrationRefused, Transport,
 };
 use proptest::prelude::*;
 use std::net::Ipv6Addr;
@@ -45,6 +45,7 @@ fn config(id: AttachmentId) -> AttachmentConfig {
         mac: MAC,
         link_local: None,
         relay_mac: RELAY,
+        mode: AddressMode::Shared,
         addresses: vec![OWN.into(), OWN6.into()],
         policy: Policy::default(),
         claims: vec![claim(40000, 40999)],
@@ -237,6 +238,7 @@ fn an_attachment_forwards_once_the_nos_has_accepted_it() {
         name: "c3".into(),
         vrf: VrfId(7),
         network: nos_shim::ident::NetworkId::DEFAULT,
+        mode: AddressMode::Shared,
         addresses: vec![OWN.into(), OWN6.into()],
         policy: Policy::default(),
         claims: vec![claim(40000, 40999)],
