@@ -7,17 +7,22 @@
 //! lost: attaching is idempotent, and of allocations only those are asked for that the container does
 //! not have yet. What fails halfway is taken back.
 //!
+//! One with an address of its own has all ports on it, so none are asked for: what is published is reached
+//! anyway.
+//!
 //! After a reboot the daemon has what was registered before, for namespaces that are no more. An engine
 //! may never speak of those again. Where one has what somebody else asks for, and its namespace is
 //! gone, it makes way.
 
 use core::net::IpAddr;
+use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nos_relay::control::api::snapshot::{self, Attachment, Origin, Port, PortKind};
+use nos_relay::control::api::snapshot::{self, Attachment, Network, Origin, Port, PortKind};
 use nos_relay::control::api::{Applied, Refusal};
+use nos_relay::control::config::NetworkMode;
 use nos_shim::ports::PortRange;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -55,7 +60,8 @@ pub struct Endpoint {
     pub device: Option<Device>,
     /// Its ports.
     pub ports: Ports,
-    /// The addresses of the NOS that it uses; all of its VRF if there are none here.
+    /// The addresses of the NOS that it uses, all of its VRF if there are none here; or such as are its own,
+    /// where its network says so.
     pub addresses: Vec<IpAddr>,
     /// Its MAC address; one made of the name if there is none here.
     pub mac: Option<String>,
@@ -115,6 +121,7 @@ pub fn join(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinErro
     if is_gone(&endpoint.netns) {
         return Err(JoinError::Gone(endpoint.netns.clone()));
     }
+    let endpoint = &*suited(daemon, endpoint)?;
     let applied = attach(daemon, endpoint)?;
     let finished = finish(daemon, endpoint, &applied);
     finished.map_err(|first| taken_back(daemon, endpoint, first))
@@ -126,11 +133,33 @@ pub fn join(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinErro
 ///
 /// [`JoinError`]; then nothing of it is there, but for [`JoinError::Left`].
 pub fn prepare(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinError> {
+    let endpoint = &*suited(daemon, endpoint)?;
     let request = json!({"type": "attach", "container": container(endpoint)});
     let applied = daemon.change(request, None)?;
     let allocated = allocate(daemon, endpoint, applied.changed);
     let row = allocated.and_then(|()| shown(daemon, endpoint));
     row.map_err(|first| taken_back(daemon, endpoint, first))
+}
+
+/// The endpoint without ports, where it has an address of its own and so all of them.
+fn suited<'a>(daemon: &Daemon, endpoint: &'a Endpoint) -> Result<Cow<'a, Endpoint>, DaemonError> {
+    let Some(network) = &endpoint.network else {
+        return Ok(Cow::Borrowed(endpoint));
+    };
+    let mut networks = daemon.networks()?.into_iter();
+    let routed = networks.any(|it| it.name == *network && is_routed(&it));
+    if !routed || endpoint.ports == Ports::default() {
+        return Ok(Cow::Borrowed(endpoint));
+    }
+    Ok(Cow::Owned(Endpoint {
+        ports: Ports::default(),
+        ..endpoint.clone()
+    }))
+}
+
+/// Whether containers of a network have addresses of their own.
+pub(crate) fn is_routed(network: &Network) -> bool {
+    network.mode == NetworkMode::Routed.to_string()
 }
 
 /// Takes away what was done halfway, and says why it was not done whole.

@@ -1,8 +1,8 @@
 //! A delegated IPAM plugin: it chooses which of the NOS's addresses a container gets.
 //!
-//! The addresses that it may choose are the NOS's, as containers have no others: `static` with one of
+//! The addresses that it may choose are the NOS's where containers share them: `static` with one of
 //! them, or `host-local` with a range of those that an uplink has. The daemon refuses any other, and
-//! the choice is given back.
+//! the choice is given back. In a network whose containers have addresses of their own it chooses those.
 
 use core::net::IpAddr;
 use std::io::{Read, Write};

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, Call, CallError, ENGINE, options, shown};
 use crate::daemon::{Daemon, DaemonError};
-use crate::endpoint::{self, Endpoint, is_gone, prepare};
+use crate::endpoint::{self, Endpoint, is_gone, is_routed, prepare};
 use crate::name::is_of;
 
 /// Where endpoints are that are in no sandbox: nowhere.
@@ -75,8 +75,8 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
     Ok(json!({"Interface": mac}))
 }
 
-/// The addresses of the NOS among those that Docker has for an endpoint. Those of another IPAM driver mean
-/// nothing here.
+/// The addresses that Docker has for an endpoint, if those of its network are their own; else those of the NOS
+/// among them: those of another IPAM driver mean nothing there.
 fn addresses(network: &Network, given: [Option<&str>; 2]) -> Result<Vec<IpAddr>, CallError> {
     let mut addresses = Vec::new();
     for text in given.into_iter().flatten() {
@@ -85,7 +85,9 @@ fn addresses(network: &Network, given: [Option<&str>; 2]) -> Result<Vec<IpAddr>,
             .map_err(|_| CallError::asked(format_args!("{} is no address", shown(text))))?;
         addresses.push(address.addr());
     }
-    addresses.retain(|address| network.addresses.contains(address));
+    if !is_routed(network) {
+        addresses.retain(|address| network.addresses.contains(address));
+    }
     Ok(addresses)
 }
 

@@ -1,13 +1,15 @@
 //! Ports: published, annotated, allocated, taken.
 
 use nos_relay::control::api::snapshot::{PortKind, Protocol};
+use nos_relay::lab::testbed::tcp;
 use serde_json::{Value, json};
 
+use crate::base::daemon::LIMIT;
 use crate::base::lab_test;
 use crate::base::scenario::V4;
 use crate::base::traffic::assert_reached;
-use crate::engine::Network;
 use crate::engine::plugin::{Call, at_run_time, configuration};
+use crate::engine::{CONFIG, Network};
 
 /// Ports of the container `id`, as `tcp listen 80`.
 fn owned(network: &Network, id: &str) -> Vec<String> {
@@ -190,5 +192,42 @@ lab_test! {
         let failure = add(&network, &conf, 0).fails();
         assert!(failure.said.contains("\"nobody\" is not found in CNI_PATH"), "{failure:?}");
         network.assert_as_before(&before, "after it");
+    }
+}
+
+lab_test! {
+    fn an_ipam_plugin_gives_containers_of_a_routed_network_addresses_of_their_own() {
+        if !std::path::Path::new("/usr/lib/cni/host-local").exists() {
+            return crate::base::skip("containernetworking-plugins is not installed");
+        }
+        let network = Network::with(2, &format!("{CONFIG}\n[[network]]\nname = \"lan\"\nmode = \"routed\"\ndevice = \"veth\"\n"));
+        let mut conf = configuration(&network.control(), json!({"network": "lan"}));
+        conf["cniVersion"] = "1.0.0".into();
+        let store = network.daemon.files().path("ipam");
+        conf["ipam"] = json!({
+            "type": "host-local", "dataDir": store.display().to_string(),
+            "ranges": [[{"subnet": "203.0.113.0/24", "rangeStart": "203.0.113.100"}]],
+        });
+        // What is published is reached anyway, and of other ports nothing is said.
+        let mapping = json!({"portMappings": [{"hostPort": 8080, "containerPort": 8080, "protocol": "tcp"}]});
+        let conf = at_run_time(&conf, mapping);
+        let own = ["203.0.113.100", "203.0.113.101"];
+        for (index, own) in own.into_iter().enumerate() {
+            let result = add(&network, &conf, index).succeeds();
+            assert_eq!(result["ips"], json!([{"address": format!("{own}/32"), "interface": 0}]));
+            let server = std::net::SocketAddr::new(own.parse().unwrap(), 443);
+            let echo = tcp::EchoServer::start(network.container(index), server).unwrap();
+            tcp::exchange(&network.topology.external, None, server, b"x", LIMIT).unwrap();
+            assert_eq!(echo.peers().len(), 1);
+        }
+        assert_eq!(network.daemon.ports(), []);
+        // Without NAT, another port would lie.
+        let other = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]});
+        let failure = add(&network, &at_run_time(&conf, other), 0).fails();
+        assert!(failure.said.contains("NAT"), "{failure:?}");
+        for index in [0, 1] {
+            Call::new("DEL", &conf).of(&format!("c{index}")).succeeds();
+        }
+        assert_eq!(network.registrations(), []);
     }
 }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nos_relay::control::api::snapshot::LinkState;
+use nos_relay::control::api::snapshot::{LinkState, PortKind};
 use tempfile::TempDir;
 
 use crate::base::daemon::{await_that, die_with_us};
@@ -15,7 +15,7 @@ use crate::base::{lab_test, skip};
 use crate::containerd::{end_shims, unmount_below};
 use crate::engine::Network;
 use crate::image;
-use crate::talk::{assert_nothing_left, await_greeting, await_served, get, outsider};
+use crate::talk::{assert_nothing_left, await_greeting, await_served, get, get_from, outsider};
 
 /// Without one, Docker takes no `--ip`.
 const SUBNET: &str = "203.0.113.0/24";
@@ -253,6 +253,11 @@ lab_test! {
         publishes(&network, &docker, &outsider);
         is_ready_from_the_first_instruction(&docker);
         is_in_two_networks(&network, &docker);
+        does_what_the_page_shows(&network, &docker);
+        has_the_modes_of_every_engine(&docker);
+        publishes_what_the_pool_gives(&network, &docker);
+        has_both_families(&docker);
+        has_an_address_of_its_own(&network, &docker);
         outlives_daemons(&network, &mut docker);
         docker.does(&["rm", "--force", "web"]);
         docker.does(&["network", "rm", "shared"]);
@@ -388,6 +393,190 @@ fn is_in_two_networks(network: &Network, docker: &Docker) {
     await_served(network, 8082);
     docker.does(&["rm", "--force", "both"]);
     docker.does(&["network", "rm", "other"]);
+}
+
+/// Which are not ours, and work as ever beside ours.
+fn has_the_modes_of_every_engine(docker: &Docker) {
+    let addresses = "ip address; ip route";
+    let said = docker.prints(&["--network", "container:web"], addresses);
+    assert!(
+        said.contains("203.0.113.1/32") && said.contains("default dev eth0"),
+        "{said}"
+    );
+    let said = docker.prints(&["--network", "none"], addresses);
+    assert!(
+        !said.contains("203.0.113") && !said.contains("eth0"),
+        "{said}"
+    );
+    let said = docker.prints(&["--network", "host"], addresses);
+    assert!(!said.contains("203.0.113.1/32"), "{said}");
+}
+
+/// `-P`, and `-p` of one port: the program learns the port from who started it.
+fn publishes_what_the_pool_gives(network: &Network, docker: &Docker) {
+    for publish in [&["-P", "--expose", "80"][..], &["-p", "80"]] {
+        let run = ["run", "-d", "--name", "given", "--network", "shared"];
+        docker.does(&[&run[..], publish, &[image::NAME]].concat());
+        let rows = network.daemon.ports();
+        let listens = rows
+            .iter()
+            .filter(|row| row.kind == PortKind::Listen && row.range.first() != 8081);
+        let listens: Vec<_> = listens.collect();
+        let [given] = &listens[..] else {
+            panic!("{rows:?}")
+        };
+        assert_eq!(given.range.len(), 1);
+        docker.does(&[
+            "exec",
+            "-d",
+            "given",
+            "/bin/httpd",
+            "-p",
+            &given.range.to_string(),
+            "-h",
+            "/www",
+        ]);
+        await_served(network, given.range.first());
+        docker.does(&["rm", "--force", "given"]);
+    }
+}
+
+fn has_both_families(docker: &Docker) {
+    docker.network(
+        "dual",
+        &[
+            "--ipv6",
+            "-o",
+            "uplink=up0",
+            "--subnet",
+            SUBNET,
+            "--subnet",
+            "2001:db8:1::/64",
+        ],
+    );
+    // Docker turns IPv6 off in its sandboxes unless it is told not to.
+    let enabled = [
+        "--sysctl",
+        "net.ipv6.conf.all.disable_ipv6=0",
+        "--network",
+        "dual",
+    ];
+    let said = docker.prints(
+        &enabled,
+        "n=0; while [ $n -lt 100 ]; do case \"$(ip address show lo)\" in *2001:*) break;; esac; \
+         n=$((n+1)); sleep 0.1; done; ip address show lo; ip -6 route",
+    );
+    for wanted in ["203.0.113.1/32", "2001:db8:1::1/128", "default dev eth0"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    docker.does(&["network", "rm", "dual"]);
+}
+
+/// The commands of the page for operators, and what they print.
+fn does_what_the_page_shows(network: &Network, docker: &Docker) {
+    let page = include_str!("../../../docs/docker.md");
+    let blocks = page.split("```console\n").skip(1);
+    let transcripts = blocks.map(|block| block.split("```").next().unwrap());
+    let mut commands = 0;
+    for transcript in transcripts {
+        for shown in transcript.split("# ").skip(1) {
+            let (command, output) = shown.split_once('\n').unwrap();
+            let printed = run_as_shown(network, docker, command);
+            assert!(
+                is_as_shown(&printed, output),
+                "# {command}\n{printed}\ninstead of\n{output}"
+            );
+            commands += 1;
+        }
+    }
+    assert_eq!(commands, 13);
+}
+
+fn run_as_shown(network: &Network, docker: &Docker, command: &str) -> String {
+    let words = command.split_whitespace().map(|word| match word {
+        "nos-relay" => docker.driver.as_str(),
+        "IMAGE" => image::NAME,
+        word => word.trim_matches('\''),
+    });
+    let words: Vec<_> = words.collect();
+    let output = match command.starts_with("docker ") {
+        true => docker.command(&words[1..]),
+        false => {
+            let mut relay = Command::new(crate::base::daemon::program());
+            relay
+                .args(&words[1..])
+                .arg("--control")
+                .arg(network.control());
+            relay.output().unwrap()
+        }
+    };
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+/// Whether a text has these parts in their order, between which anything may be.
+fn is_as_shown(printed: &str, shown: &str) -> bool {
+    let mut rest = printed;
+    shown
+        .split('…')
+        .all(|part| match rest.split_once(part.trim()) {
+            Some((_, behind)) => {
+                rest = behind;
+                true
+            }
+            None => false,
+        })
+}
+
+/// Docker chooses it, from a part of the uplink's network that nobody else has.
+fn has_an_address_of_its_own(network: &Network, docker: &Docker) {
+    let create = [
+        "network",
+        "create",
+        "-d",
+        &docker.driver,
+        "-o",
+        "mode=routed",
+    ];
+    let pool = [
+        "--subnet",
+        SUBNET,
+        "--ip-range",
+        "203.0.113.64/27",
+        "--gateway",
+        "203.0.113.1",
+    ];
+    docker.does(&[&create[..], &pool, &["lan"]].concat());
+    let said = docker.prints(&["--network", "lan"], "ip address show lo; ip route");
+    for wanted in ["inet 203.0.113.64/32", "default dev eth0"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    // All ports are its own, whether they are published or not.
+    let served = [
+        "run",
+        "-d",
+        "--name",
+        "own",
+        "--network",
+        "lan",
+        "--ip",
+        "203.0.113.70",
+    ];
+    docker.does(&[&served[..], &["-p", "8081:8081", image::NAME, "8081"]].concat());
+    let own = "203.0.113.70:8081".parse().unwrap();
+    await_that("it serves", || get_from(network, own));
+    await_served(network, 8081);
+    let said = docker.refuses(&[
+        "run",
+        "--rm",
+        "--network",
+        "lan",
+        "-p",
+        "80:8080",
+        image::NAME,
+    ]);
+    assert!(said.contains("there is no NAT"), "{said}");
+    docker.does(&["rm", "--force", "own"]);
+    docker.does(&["network", "rm", "lan"]);
 }
 
 /// In any order.

@@ -31,10 +31,12 @@ pub(crate) fn await_greeting(network: &Network, outsider: &tcp::EchoServer) -> S
 
 /// What an outsider gets at a port of the NOS's address.
 pub(crate) fn get(network: &Network, port: u16) -> Result<String, String> {
-    let remote = SocketAddr::new(
-        IpAddr::V4(nos_relay::lab::testbed::Topology::DEVICE_V4),
-        port,
-    );
+    let nos = IpAddr::V4(nos_relay::lab::testbed::Topology::DEVICE_V4);
+    get_from(network, SocketAddr::new(nos, port))
+}
+
+/// What an outsider gets there.
+pub(crate) fn get_from(network: &Network, remote: SocketAddr) -> Result<String, String> {
     let connected = tcp::connect(&network.topology.external, None, remote, LIMIT);
     let mut stream = connected.map_err(|error| error.to_string())?;
     let mut answer = String::new();
