@@ -11,7 +11,7 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use socket2::SockRef;
 use support::daemon::{Daemon, LIMIT, await_that, program};
 use support::lab_test;
+use support::requests::{at, attach, ip};
 
 const BLUE_UPLINK: &str = "hb";
 
@@ -149,21 +150,6 @@ impl Lab {
         command.args(arguments).arg("--control").arg(control);
         command.output().unwrap()
     }
-}
-
-fn attach(name: &str, netns: &LabNamespace, keys: &Value) -> Value {
-    let mut container = json!({"name": name, "netns": netns.path()});
-    let given = keys.as_object().unwrap().clone();
-    container.as_object_mut().unwrap().extend(given);
-    json!({"type": "attach", "container": container})
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn at(address: &str, port: u16) -> SocketAddr {
-    (ip(address), port).into()
 }
 
 #[track_caller]

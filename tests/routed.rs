@@ -20,6 +20,7 @@ use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, tun_access, udp};
 use serde_json::{Value, json};
 use support::daemon::{Daemon, LIMIT, await_that};
 use support::lab_test;
+use support::requests::{at, attach, ip};
 
 const NOS: [&str; 2] = ["203.0.113.1", "2001:db8:1::1"];
 const X: [&str; 2] = ["203.0.113.2", "2001:db8:1::2"];
@@ -102,21 +103,6 @@ impl Lab {
             }
         });
     }
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn at(address: &str, port: u16) -> SocketAddr {
-    (ip(address), port).into()
-}
-
-fn attach(name: &str, netns: &LabNamespace, keys: &Value) -> Value {
-    let mut container = json!({"name": name, "netns": netns.path()});
-    let given = keys.as_object().unwrap().clone();
-    container.as_object_mut().unwrap().extend(given);
-    json!({"type": "attach", "container": container})
 }
 
 fn routed(name: &str, netns: &LabNamespace, device: &str, addresses: &[&str]) -> Value {

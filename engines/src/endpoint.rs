@@ -127,13 +127,13 @@ pub fn join(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinErro
     finished.map_err(|first| taken_back(daemon, endpoint, first))
 }
 
-/// Registers a container that is in no namespace yet, with its ports: `netns` of the endpoint leads nowhere.
+/// Registers a container that is in no namespace yet, with its ports: `netns` of the endpoint leads nowhere. One
+/// with an address of its own is to have none.
 ///
 /// # Errors
 ///
 /// [`JoinError`]; then nothing of it is there, but for [`JoinError::Left`].
 pub fn prepare(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinError> {
-    let endpoint = &*suited(daemon, endpoint)?;
     let request = json!({"type": "attach", "container": container(endpoint)});
     let applied = daemon.change(request, None)?;
     let allocated = allocate(daemon, endpoint, applied.changed);
@@ -143,12 +143,12 @@ pub fn prepare(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinE
 
 /// The endpoint without ports, where it has an address of its own and so all of them.
 fn suited<'a>(daemon: &Daemon, endpoint: &'a Endpoint) -> Result<Cow<'a, Endpoint>, DaemonError> {
-    let Some(network) = &endpoint.network else {
+    let with_ports = endpoint.ports != Ports::default();
+    let Some(network) = endpoint.network.as_ref().filter(|_| with_ports) else {
         return Ok(Cow::Borrowed(endpoint));
     };
     let mut networks = daemon.networks()?.into_iter();
-    let routed = networks.any(|it| it.name == *network && is_routed(&it));
-    if !routed || endpoint.ports == Ports::default() {
+    if !networks.any(|it| it.name == *network && is_routed(&it)) {
         return Ok(Cow::Borrowed(endpoint));
     }
     Ok(Cow::Owned(Endpoint {

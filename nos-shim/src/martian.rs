@@ -17,6 +17,8 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 use crate::drop::DropReason;
 use crate::packet::Addresses;
 
@@ -48,6 +50,24 @@ pub fn is_group(address: IpAddr) -> bool {
         IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_multicast(),
     }
+}
+
+/// Whether a host can have this address to itself, and packets be routed to it.
+#[must_use]
+pub fn is_routable(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !source_is_martian(address) && !link_local
+}
+
+/// Whether an address stands for all stations of a subnet: its first and last of IPv4 (RFC 1812 §4.2.2.11,
+/// §4.2.3.1), unless it has two only (RFC 3021).
+#[must_use]
+pub fn is_subnet_itself(net: &IpNet, address: IpAddr) -> bool {
+    let wide = matches!(net, IpNet::V4(net) if net.prefix_len() < 31);
+    wide && (address == net.network() || address == net.broadcast())
 }
 
 /// Judges both addresses of a packet.

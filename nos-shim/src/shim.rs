@@ -331,11 +331,7 @@ impl Shim {
             }
             UplinkChange::Mac(id) => {
                 if let Some(uplink) = tables.uplinks.get(id) {
-                    worker.reset_neighbors(&uplink.config, output);
-                    worker.set_addresses(uplink);
-                    worker.announce(uplink);
-                    worker.memberships.restart(id, uplink.link, now);
-                    worker.memberships.set_groups(uplink, now);
+                    worker.introduce(uplink, output, now);
                 }
             }
             UplinkChange::Vrf(id) => {
@@ -343,11 +339,7 @@ impl Shim {
                 worker.forget_fragments(Interface::Uplink(id), output);
                 output.drop_waiting(id);
                 if let Some(uplink) = tables.uplinks.get(id) {
-                    worker.reset_neighbors(&uplink.config, output);
-                    worker.set_addresses(uplink);
-                    worker.announce(uplink);
-                    worker.memberships.restart(id, uplink.link, now);
-                    worker.memberships.set_groups(uplink, now);
+                    worker.introduce(uplink, output, now);
                 }
             }
             UplinkChange::Addresses(id) => {

@@ -19,6 +19,7 @@ pub(crate) mod daemon;
 pub(crate) mod dpdk;
 pub(crate) mod named;
 pub(crate) mod names;
+pub(crate) mod requests;
 pub(crate) mod scenario;
 pub(crate) mod supervisor;
 pub(crate) mod traffic;

@@ -11,6 +11,7 @@ use super::{Answer, Call, CallError, ENGINE, options, shown};
 use crate::daemon::{Daemon, DaemonError};
 use crate::endpoint::{self, Endpoint, is_gone, is_routed, prepare};
 use crate::name::is_of;
+use crate::ports::Ports;
 
 /// Where endpoints are that are in no sandbox: nowhere.
 const NOWHERE: &str = "/run/nos-relay/docker/not-joined";
@@ -47,6 +48,12 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
             "nos-relay has no network {network}; make it anew"
         ))
     })?;
+    let asked = options::ports(&call.object("Options")?)?;
+    // On an address of its own, what is published is reached anyway.
+    let ports = match is_routed(&known) {
+        true => Ports::default(),
+        false => asked,
+    };
     let addresses = addresses(&known, [text("Address"), text("AddressIPv6")])?;
     let name = endpoint_name(call)?;
     let endpoint = Endpoint {
@@ -55,7 +62,7 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
         interface: "eth0".to_owned(),
         // As its network says.
         device: None,
-        ports: options::ports(&call.object("Options")?)?,
+        ports,
         addresses,
         mac: text("MacAddress").map(str::to_owned),
         mtu: None,

@@ -73,7 +73,10 @@ impl Addresses {
 
     /// Whether another station on the link can have this address.
     pub(super) fn may_be_neighbor(&self, address: IpAddr) -> bool {
-        let all_of_subnet = self.nets.iter().any(|net| is_subnet_itself(net, address));
+        let all_of_subnet = self
+            .nets
+            .iter()
+            .any(|net| martian::is_subnet_itself(net, address));
         !martian::source_is_martian(address) && !all_of_subnet && !self.contains(address)
     }
 
@@ -96,13 +99,6 @@ impl Addresses {
 
 fn is_link_local_v6(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
-}
-
-/// The first and last address of an IPv4 subnet stand for all its stations (RFC 1812 §4.2.2.11,
-/// §4.2.3.1), unless it has two only (RFC 3021).
-fn is_subnet_itself(net: &IpNet, address: IpAddr) -> bool {
-    let wide = matches!(net, IpNet::V4(net) if net.prefix_len() < 31);
-    wide && (address == net.network() || address == net.broadcast())
 }
 
 #[cfg(test)]

@@ -595,7 +595,7 @@ impl PortTable {
             return Err(RegistrationRefused::NotShared(what));
         }
         for (vrf, address) in own_addresses(wanted) {
-            if !is_of_a_host(address) {
+            if !martian::is_routable(address) {
                 return Err(RegistrationRefused::NotUnicast(address));
             }
             let taken = |owner| RegistrationRefused::AddressTaken { address, owner };
@@ -709,15 +709,6 @@ fn own_addresses(registration: &Registration) -> impl Iterator<Item = (VrfId, Ip
     let own = registration.mode == AddressMode::Routed;
     let addresses = registration.addresses.iter().filter(move |_| own);
     addresses.map(|&address| (registration.vrf, address))
-}
-
-/// Whether packets to and from this address may be routed.
-fn is_of_a_host(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !martian::source_is_martian(address) && !link_local
 }
 
 fn key_of(service: &ServiceRegistration) -> ServiceKey {

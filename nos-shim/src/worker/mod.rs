@@ -208,6 +208,15 @@ impl Worker {
         }
     }
 
+    /// Begins anew on the link of an uplink that is another station there now, and says so.
+    pub(crate) fn introduce(&mut self, uplink: &Uplink, output: &mut Output, now: Instant) {
+        self.reset_neighbors(&uplink.config, output);
+        self.set_addresses(uplink);
+        self.announce(uplink);
+        self.memberships.restart(uplink.config.id, uplink.link, now);
+        self.memberships.set_groups(uplink, now);
+    }
+
     /// Stands for the addresses of attachments on an uplink's link, which is told of new ones.
     pub(crate) fn follow_attached(&mut self, uplink: &Uplink, now: Instant) {
         let id = uplink.config.id;

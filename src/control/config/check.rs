@@ -322,7 +322,7 @@ fn own_address(
     entries: &Entries,
     vrf: &Vrf<'_>,
 ) {
-    if !is_routable(value) {
+    if !martian::is_routable(value) {
         let reason = format!("{value} is no address that a host can have to itself");
         return report.error(place, reason);
     }
@@ -334,7 +334,7 @@ fn own_address(
             let of = format!("uplink \"{}\"", uplink.name.value);
             if net.addr() == value {
                 report.error(place, format!("{value} is the address of {of}"));
-            } else if all_of_network(&net).contains(&value) {
+            } else if martian::is_subnet_itself(&net, value) {
                 let reason = format!(
                     "{value} stands for all of {}, the network of {of}",
                     net.trunc()
@@ -348,26 +348,6 @@ fn own_address(
                 report.error(place, reason);
             }
         }
-    }
-}
-
-/// Whether packets may be routed to this address.
-fn is_routable(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !martian::source_is_martian(address) && !link_local
-}
-
-/// The addresses that stand for all stations of a network (RFC 1812 §4.2.3.1); none of IPv6, and of one for
-/// two stations (RFC 3021).
-fn all_of_network(net: &IpNet) -> Vec<IpAddr> {
-    match net {
-        IpNet::V4(net) if net.prefix_len() < 31 => {
-            vec![net.network().into(), net.broadcast().into()]
-        }
-        _ => Vec::new(),
     }
 }
 

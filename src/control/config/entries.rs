@@ -421,17 +421,15 @@ fn action(
 pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
     let name = section.required("name", "\"tenants\"", values::name);
     let mode = section.optional("mode", values::network_mode);
+    let mode = mode.map_or(NetworkMode::default(), |at| at.value);
     let vrf = vrf(&mut section);
     let advice = "leave it out for all uplinks of the VRF";
     let uplinks = section.nonempty("uplinks", advice, values::name);
     let device = section.optional("device", values::container_device);
     let to = section.list("to", values::peers);
     let outside = section.optional("outside", values::outside);
-    let routed = mode
-        .as_ref()
-        .is_some_and(|at| at.value == NetworkMode::Routed);
     for key in ["to", "outside"] {
-        if routed && section.has(key) {
+        if mode == NetworkMode::Routed && section.has(key) {
             let place = section.header(key);
             let reason = "is for containers that share the NOS's addresses: leave it out";
             section.error(place, reason);
@@ -440,7 +438,6 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
     if !section.finish() {
         return None;
     }
-    let mode = mode.map_or(NetworkMode::default(), |at| at.value);
     Some(NetworkEntry {
         name: name?,
         mode,
