@@ -12,6 +12,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::mpsc::channel;
+use std::thread;
 
 use nix::cmsg_space;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,17 +41,48 @@ impl Between {
     /// Passes on messages to and from the process that listens at `control`, as many as `count`, and
     /// returns what the one says that comes then. Does `stop`, and hangs up on both.
     pub(crate) fn pass(&self, control: &Path, count: usize, stop: impl FnOnce()) -> Vec<u8> {
-        let (new, _) = self.0.accept().unwrap();
-        let old = UnixStream::connect(control).unwrap();
-        for _ in 0..count {
-            let message = next(&new, &old);
-            let to = if message.by_new { &old } else { &new };
-            send(to, &message);
-        }
-        let message = next(&new, &old);
-        stop();
-        message.octets
+        let (say, said) = channel();
+        let (stopped, stop_awaited) = channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                keep_alone(self.0.as_raw_fd());
+                let (new, _) = self.0.accept().unwrap();
+                let old = UnixStream::connect(control).unwrap();
+                for _ in 0..count {
+                    let message = next(&new, &old);
+                    let to = if message.by_new { &old } else { &new };
+                    send(to, &message);
+                }
+                say.send(next(&new, &old).octets).unwrap();
+                // It hangs up only then.
+                assert!(stop_awaited.recv().is_err());
+            });
+            let octets = said.recv().unwrap();
+            stop();
+            drop(stopped);
+            octets
+        })
     }
+}
+
+/// Gives the calling thread descriptors of its own, and closes all there but one and the three that
+/// every program has. What passes here, locks among it, is then in no child that another thread starts,
+/// which would hold it until it runs its program.
+fn keep_alone(kept: RawFd) {
+    let kept = u32::try_from(kept).unwrap();
+    assert!(kept > 2);
+    let close = |first: u32, last: u32, flags: u32| {
+        if first > last {
+            return;
+        }
+        // SAFETY: the call takes numbers alone. The descriptors that it closes are this thread's copies,
+        // of which it uses none.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+        assert_eq!(closed, 0, "{}", std::io::Error::last_os_error());
+    };
+    // All that is copied is closed at once, but for what has lower numbers.
+    close(kept + 1, u32::MAX, libc::CLOSE_RANGE_UNSHARE);
+    close(3, kept - 1, 0);
 }
 
 /// What one of them says next.

@@ -11,7 +11,10 @@ use super::local_ports::{PortsBefore, Refused};
 use super::plan::{Effect, Families, Occasion, Plan, Step};
 use super::{AttachError, ContainerSpec, Warning};
 use crate::control::kernel::netlink::Request;
-use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceName};
+use crate::control::kernel::{KernelError, LinkFacts, Namespace, NamespaceError, NamespaceName};
+
+/// How often a container is read whose kernel refuses what it needs.
+const LOOKS: usize = 3;
 
 /// A container's namespace in the state that a [`ContainerSpec`] asks for.
 ///
@@ -296,11 +299,34 @@ impl ContainerSide {
         }
     }
 
+    /// What somebody inside changes between our reading and writing makes the kernel refuse what we
+    /// write: a route from an address that has just gone, say. So what is refused is read again.
     fn apply(
         &mut self,
         interior: &Interior,
         lo: LinkFacts,
         link: LinkFacts,
+        occasion: Occasion,
+    ) -> Result<SideReport, AttachError> {
+        let mut links = (lo, link);
+        for _ in 1..LOOKS {
+            match self.apply_once(interior, links, occasion) {
+                Err(AttachError::Kernel(KernelError::Netlink(refused))) => {
+                    debug!("'{}' is looked at again: {refused}", self.state.spec.name);
+                }
+                done => return done,
+            }
+            let SideState { index, spec, .. } = &self.state;
+            links = interior.links_by_index(*index, &spec.name, spec.interface.as_str())?;
+            self.state.index = links.1.index;
+        }
+        self.apply_once(interior, links, occasion)
+    }
+
+    fn apply_once(
+        &mut self,
+        interior: &Interior,
+        (lo, link): (LinkFacts, LinkFacts),
         occasion: Occasion,
     ) -> Result<SideReport, AttachError> {
         let found = interior.observe(lo, link, &self.state.spec)?;
