@@ -6,8 +6,9 @@ use super::{v4, v6};
 use crate::checksum::updated;
 use crate::packet::{Addresses, IPV4_HEADER, IPV6_HEADER, Packet, Ports, protocol};
 
-/// IPv6 extension headers that are followed in a quote.
-const MAX_EXTENSION_HEADERS: usize = 8;
+/// IPv6 extension headers that are followed in a quote: those that a packet may have, and a fragment header
+/// that came on its way.
+const MAX_EXTENSION_HEADERS: usize = 9;
 
 /// The packet quoted in an ICMP error, as far as the quote goes, and what the error says.
 ///
@@ -147,7 +148,7 @@ fn inner_v6(ip: &[u8]) -> Option<Quote> {
 /// header is what it is in a packet: hop-by-hop options in front alone (RFC 8200 §4.1).
 fn skip_extensions(ip: &[u8], mut next: u8) -> Option<(u8, bool, usize)> {
     let mut at = IPV6_HEADER;
-    for _ in 0..=MAX_EXTENSION_HEADERS {
+    for count in 0.. {
         let known = match next {
             protocol::HOP_BY_HOP => at == IPV6_HEADER,
             protocol::ROUTING
@@ -158,6 +159,9 @@ fn skip_extensions(ip: &[u8], mut next: u8) -> Option<(u8, bool, usize)> {
         };
         if !known {
             return Some((next, false, at));
+        }
+        if count == MAX_EXTENSION_HEADERS {
+            return None;
         }
         let header = ip.get(at..)?.first_chunk::<4>()?;
         at += match next {
@@ -298,6 +302,29 @@ mod tests {
             (behind.protocol, behind.ports),
             (protocol::HOP_BY_HOP, None)
         );
+    }
+
+    /// A packet of a container may have eight; fragmented by the NOS it has nine.
+    #[test]
+    fn as_many_extension_headers_are_followed_as_a_packet_may_get() {
+        let sent = Draft::new(N6, X6);
+        let udp = sent.udp((5, 6), b"x");
+        let chain_of = |count: usize, last: &str| {
+            let options = hex("3c00010400000000").repeat(count - 1);
+            let last = hex(&format!("{last}00010400000000"));
+            let frame = sent.frame(
+                protocol::DESTINATION_OPTIONS,
+                &[options, last, udp.clone()].concat(),
+            );
+            error(&Draft::v6(), 1, 4, 0, &frame[14..])
+        };
+        for count in 1..=9 {
+            let quote = chain_of(count, "11").unwrap();
+            assert_eq!(quote.ports.map(|ports| ports.source), Some(5), "{count}");
+            // Another protocol, of which nothing is read.
+            assert_eq!(chain_of(count, "3b").unwrap().protocol, 59, "{count}");
+        }
+        assert_eq!(chain_of(10, "11"), None);
     }
 
     #[test]
