@@ -132,10 +132,16 @@ fn open(local: Option<SocketAddr>, remote: SocketAddr, limit: Duration) -> io::R
         socket.set_reuse_address(true)?;
         socket.bind(&local.into())?;
     }
-    socket.connect_timeout(&remote.into(), limit)?;
     socket.set_read_timeout(Some(limit))?;
     socket.set_write_timeout(Some(limit))?;
-    Ok(socket.into())
+    // The kernel waits for as long as writing may take, and says why it was refused: who polls instead finds now
+    // and then that it was, and no reason.
+    match socket.connect(&remote.into()) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+        connected => connected.map(|()| socket.into()),
+    }
 }
 
 /// Connects to an echo server, sends `payload`, wants it back, and closes; returns the address

@@ -1,7 +1,7 @@
 //! UDP echo.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,12 +72,26 @@ impl EchoServer {
 impl Drop for EchoServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        // A process that is being started by another thread has a copy of the socket until it runs its program.
+        // That would take datagrams in, where they are to be refused; connected to nobody it takes none.
+        let _ = self.socket.connect(nobody(self.address));
         // Ends a blocked receive, although the kernel says ENOTCONN.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
+}
+
+/// Where nobody sends from, as seen from a socket that is bound to `address`.
+fn nobody(address: SocketAddr) -> SocketAddr {
+    const DISCARD: u16 = 9;
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, DISCARD)
 }
 
 fn echo(socket: &UdpSocket, peers: &Mutex<Vec<SocketAddr>>, stop: &AtomicBool) {
