@@ -50,10 +50,18 @@ mod programs_on_foreign_ports_fail_at_once {
                 let local = from(family, port);
                 let connected = tcp::connect(scenario.web(), local, tcp_server.address(), LIMIT);
                 let error = connected.unwrap_err();
-                assert_eq!(error.kind(), Some(prohibited(family)), "tcp {port}: {error}");
+                assert_eq!(
+                    error.kind(),
+                    Some(prohibited(family)),
+                    "tcp {port}: {error}"
+                );
                 let sent = udp::exchange(scenario.web(), local, udp_server.address(), b"x", LIMIT);
                 let error = sent.unwrap_err();
-                assert_eq!(error.kind(), Some(prohibited(family)), "udp {port}: {error}");
+                assert_eq!(
+                    error.kind(),
+                    Some(prohibited(family)),
+                    "udp {port}: {error}"
+                );
             }
             assert!(tcp_server.peers().is_empty() && udp_server.peers().is_empty());
             // From its own ports all is as before, those that it listens on included.
