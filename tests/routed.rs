@@ -142,6 +142,23 @@ fn answers(from: &LabNamespace, to: &str, hops: u8) {
     }
 }
 
+/// What has one hop to live ends at the NOS, which says so by this address of its own.
+#[track_caller]
+fn expires(from: &LabNamespace, to: &str, nos: &str) {
+    let how = Ping {
+        ttl: 1,
+        ..Ping::default()
+    };
+    match echo(from, to, how) {
+        Echo::Error {
+            from,
+            kind: 11 | 3,
+            code: 0,
+        } => assert_eq!(from, ip(nos)),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Of who asks for somebody in another network.
 #[track_caller]
 fn is_prohibited(from: &LabNamespace, to: &LabNamespace, server: SocketAddr) {
@@ -175,21 +192,7 @@ fn is_a_host_behind_a_router(device: &str, threads: &str) {
         let error = tcp::connect(lab.x(), None, at(own, 23), LIMIT).unwrap_err();
         assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused));
         // The router says who it is.
-        match echo(
-            lab.x(),
-            own,
-            Ping {
-                ttl: 1,
-                ..Ping::default()
-            },
-        ) {
-            Echo::Error {
-                from,
-                kind: 11 | 3,
-                code: 0,
-            } => assert_eq!(from, ip(nos)),
-            other => panic!("{other:?}"),
-        }
+        expires(lab.x(), own, nos);
         // To itself, inside.
         reaches(app, app, at(own, 4242));
         let source = Some(ip(own));
@@ -219,21 +222,7 @@ fn is_a_host_behind_a_router(device: &str, threads: &str) {
         assert_eq!(error.kind(), Some(ErrorKind::ConnectionRefused));
         tcp::exchange(app, None, at(nos, 7), b"x", LIMIT).unwrap();
         answers(app, nos, 0);
-        match echo(
-            app,
-            x,
-            Ping {
-                ttl: 1,
-                ..Ping::default()
-            },
-        ) {
-            Echo::Error {
-                from,
-                kind: 11 | 3,
-                code: 0,
-            } => assert_eq!(from, ip(nos)),
-            other => panic!("{other:?}"),
-        }
+        expires(app, x, nos);
     }
     let shown = lab.daemon.attachment("app");
     assert_eq!(

@@ -87,7 +87,7 @@ pub(crate) const MAX_DATAGRAMS: usize = 128;
 
 /// IPv6 extension headers that are followed before a packet is refused. Linux knows no bound, but
 /// no sender needs more (RFC 8883 §3.2 suggests one).
-const MAX_EXTENSION_HEADERS: usize = 8;
+pub(crate) const MAX_EXTENSION_HEADERS: usize = 8;
 
 /// Source and destination of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

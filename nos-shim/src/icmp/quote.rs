@@ -4,11 +4,13 @@ use core::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{v4, v6};
 use crate::checksum::updated;
-use crate::packet::{Addresses, IPV4_HEADER, IPV6_HEADER, Packet, Ports, protocol};
+use crate::packet::{
+    Addresses, IPV4_HEADER, IPV6_HEADER, MAX_EXTENSION_HEADERS, Packet, Ports, protocol,
+};
 
 /// IPv6 extension headers that are followed in a quote: those that a packet may have, and a fragment header
 /// that came on its way.
-const MAX_EXTENSION_HEADERS: usize = 9;
+const FOLLOWED: usize = MAX_EXTENSION_HEADERS + 1;
 
 /// The packet quoted in an ICMP error, as far as the quote goes, and what the error says.
 ///
@@ -160,7 +162,7 @@ fn skip_extensions(ip: &[u8], mut next: u8) -> Option<(u8, bool, usize)> {
         if !known {
             return Some((next, false, at));
         }
-        if count == MAX_EXTENSION_HEADERS {
+        if count == FOLLOWED {
             return None;
         }
         let header = ip.get(at..)?.first_chunk::<4>()?;

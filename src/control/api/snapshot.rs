@@ -802,11 +802,12 @@ pub fn drops(counters: &DropCounters) -> Drops {
     counters.nonzero().map(label).collect()
 }
 
-/// What a daemon that names no VRF knows.
+/// What a daemon that names no mode knows.
 fn shared() -> String {
     AddressMode::Shared.to_string()
 }
 
+/// What a daemon that names no VRF knows.
 fn default_vrf() -> String {
     VrfName::Default.to_string()
 }

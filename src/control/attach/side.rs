@@ -201,18 +201,18 @@ impl ContainerSide {
         namespace: &Namespace,
         spec: ContainerSpec,
     ) -> Result<(Self, SideReport), AttachError> {
-        let (lo, link) = interior.links_by_name(spec.interface.as_str())?;
+        let links = interior.links_by_name(spec.interface.as_str())?;
         let mut side = Self {
             namespace: namespace.clone(),
             state: SideState {
-                index: link.index,
+                index: links.1.index,
                 spec,
                 added: BTreeSet::new(),
                 ports_before: PortsBefore::default(),
             },
             detached: false,
         };
-        match side.apply(interior, lo, link, Occasion::Attach) {
+        match side.apply(interior, links, Occasion::Attach) {
             Ok(report) => Ok((side, report)),
             Err(error) => {
                 side.detached = true;
@@ -239,10 +239,16 @@ impl ContainerSide {
         }
         self.state.spec = spec;
         let interior = Interior::open(&self.namespace)?;
+        let links = self.find_links(&interior)?;
+        self.apply(&interior, links, Occasion::Update)
+    }
+
+    /// `lo`, and the interface under whatever name it has now.
+    fn find_links(&mut self, interior: &Interior) -> Result<(LinkFacts, LinkFacts), AttachError> {
         let SideState { index, spec, .. } = &self.state;
-        let (lo, link) = interior.links_by_index(*index, &spec.name, spec.interface.as_str())?;
-        self.state.index = link.index;
-        self.apply(&interior, lo, link, Occasion::Update)
+        let links = interior.links_by_index(*index, &spec.name, spec.interface.as_str())?;
+        self.state.index = links.1.index;
+        Ok(links)
     }
 
     /// Removes addresses and routes of a killed run, and with `ports` its settings of them.
@@ -304,11 +310,9 @@ impl ContainerSide {
     fn apply(
         &mut self,
         interior: &Interior,
-        lo: LinkFacts,
-        link: LinkFacts,
+        mut links: (LinkFacts, LinkFacts),
         occasion: Occasion,
     ) -> Result<SideReport, AttachError> {
-        let mut links = (lo, link);
         for _ in 1..LOOKS {
             match self.apply_once(interior, links, occasion) {
                 Err(AttachError::Kernel(KernelError::Netlink(refused))) => {
@@ -316,9 +320,7 @@ impl ContainerSide {
                 }
                 done => return done,
             }
-            let SideState { index, spec, .. } = &self.state;
-            links = interior.links_by_index(*index, &spec.name, spec.interface.as_str())?;
-            self.state.index = links.1.index;
+            links = self.find_links(interior)?;
         }
         self.apply_once(interior, links, occasion)
     }
