@@ -118,6 +118,7 @@ fn request(number: usize, veth: bool) -> AttachRequest {
         device: if veth {
             DeviceRequest::Veth {
                 relay_mac: MacAddr::stable("relay"),
+                bridge: None,
             }
         } else {
             DeviceRequest::Tap
@@ -128,6 +129,7 @@ fn request(number: usize, veth: bool) -> AttachRequest {
             interface: InterfaceName::eth0(),
             mac: MacAddr::stable(&name),
             mtu: 1500,
+            link_addresses: Vec::new(),
             tx_queue_len: DEFAULT_TX_QUEUE_LEN,
             mode: nos_shim::ports::AddressMode::Shared,
             addresses: vec![

@@ -333,6 +333,7 @@ impl Path {
                 policy: Policy::default(),
                 claims: size.claims(id),
                 mtu: 1500,
+                segment: None,
             };
             relay.attach(attachment).unwrap();
             let id = AttachmentId(id);
@@ -404,6 +405,7 @@ impl Path {
                 claims: Size::ONE.claims(0),
                 link_local: None,
                 mtu: 1500,
+                segment: None,
             };
             let relay = path.engine.relay().unwrap();
             relay.attach(config).unwrap();

@@ -236,6 +236,7 @@ fn attachment(claims: &[Claim]) -> AttachmentConfig {
         policy: Policy::default(),
         claims: claims.to_vec(),
         mtu: 1500,
+        segment: None,
     }
 }
 

@@ -104,6 +104,7 @@ fn attachment(id: u32, claims: Vec<Claim>) -> AttachmentConfig {
         policy: Policy::default(),
         claims,
         mtu: 1500,
+        segment: None,
     }
 }
 

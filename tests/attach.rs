@@ -154,6 +154,7 @@ fn spec() -> ContainerSpec {
         ephemeral: ports(&["40000-44999"]),
         opens_flows: true,
         company: Default::default(),
+        link_addresses: Vec::new(),
     }
 }
 
@@ -698,7 +699,7 @@ lab_test! {
 /// Each way to attach that this kernel gives.
 fn ways() -> Vec<(DeviceRequest, Placement)> {
     let relay_mac = MacAddr::stable("relay");
-    let veth = (DeviceRequest::Veth { relay_mac }, Placement::Inside);
+    let veth = (DeviceRequest::Veth { relay_mac, bridge: None }, Placement::Inside);
     if let Err(error) = tun_access() {
         skip(&format!("TAP: /dev/net/tun cannot be opened: {error}"));
         return vec![veth];
@@ -865,7 +866,7 @@ lab_test! {
         // The very group that would be chosen first.
         host.set_group("other", 0x6e72_0000).unwrap();
         let labs: Vec<_> = (0..6).map(|_| Lab::beside(&host, "container")).collect();
-        let way = (DeviceRequest::Veth { relay_mac: MacAddr::stable("relay") }, Placement::Inside);
+        let way = (DeviceRequest::Veth { relay_mac: MacAddr::stable("relay"), bridge: None }, Placement::Inside);
         let detachments: Vec<_> = labs.iter().enumerate().map(|(number, lab)| {
             let numbered = ContainerSpec { name: format!("web{number}"), ..spec() };
             lab.attach(numbered, way).unwrap().into_detachment()

@@ -67,6 +67,7 @@ impl Setup {
             policy: Policy::default(),
             claims: vec![claim],
             mtu: 1500,
+            segment: None,
         };
         let request = relay.attach(attachment).unwrap();
         nos.send_control(ToRelay::Accepted(request)).unwrap();

@@ -100,6 +100,7 @@ pub fn attachment(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
         policy: policy(&claims, more),
         claims,
         mtu: if flavour & 0x10 == 0 { 1500 } else { 1280 },
+        segment: None,
     }
 }
 

@@ -343,6 +343,8 @@ pub struct Container {
     pub device: ContainerDevice,
     /// The interface's name inside.
     pub interface: InterfaceName,
+    /// Addresses of the interface itself, with their networks, by which the other stations of its bridge reach it.
+    pub link_addresses: Vec<IpNet>,
     /// Whose its addresses are.
     pub mode: AddressMode,
     /// NOS addresses in its VRF that it uses as its own, or such as are its own; the first of each family is
@@ -376,12 +378,14 @@ pub struct Container {
 }
 
 /// The kind of device that joins a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContainerDevice {
     /// A TAP inside the container's namespace.
     Tap,
     /// A veth pair, with a packet socket on the host end.
     Veth,
+    /// The same, where the host end is a port of this bridge, and the relay hears what is for it.
+    Bridge(InterfaceName),
 }
 
 impl fmt::Display for ContainerDevice {
@@ -389,6 +393,7 @@ impl fmt::Display for ContainerDevice {
         f.write_str(match self {
             Self::Tap => "tap",
             Self::Veth => "veth",
+            Self::Bridge(bridge) => return write!(f, "bridge:{bridge}"),
         })
     }
 }

@@ -1,7 +1,9 @@
-//! The link between a container and the relay: who is at its two ends.
+//! The link between a container and the relay: who is at its two ends, and whether there are others.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use nos_shim::address_set::AddressSet;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::Frame;
@@ -16,6 +18,7 @@ pub struct ContainerLink {
     shared_link_local: Option<Ipv6Addr>,
     addresses: AddressSet,
     mtu: u16,
+    segment: Option<Arc<[IpNet]>>,
 }
 
 impl ContainerLink {
@@ -32,7 +35,40 @@ impl ContainerLink {
             shared_link_local: None,
             addresses: AddressSet::new(addresses.iter().copied()),
             mtu,
+            segment: None,
         }
+    }
+
+    /// The same where the link is a segment with other stations, as that of a bridge: those with addresses in
+    /// these networks answer by themselves.
+    #[must_use]
+    pub fn on_segment(self, networks: Option<Arc<[IpNet]>>) -> Self {
+        Self {
+            segment: networks,
+            ..self
+        }
+    }
+
+    /// Whether others than the container and the relay are on the link. What the container says to a group, and
+    /// is not for the relay, is for those then.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.segment.is_some()
+    }
+
+    /// Whether `address` is one that other stations of the link have, or may have.
+    #[must_use]
+    pub fn is_others(&self, address: IpAddr) -> bool {
+        let Some(networks) = &self.segment else {
+            return false;
+        };
+        let link_local = match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => {
+                address.is_unicast_link_local() && address != self.relay_link_local
+            }
+        };
+        link_local || networks.iter().any(|network| network.contains(&address))
     }
 
     /// The same, where the container uses the NOS's link-local address on an uplink as its own.

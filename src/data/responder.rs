@@ -22,6 +22,11 @@
 //! may be any but the relay's, because containers can be set to make them up at random (RFC 7217)
 //! and they lead nowhere beyond the link.
 //!
+//! On a segment with other stations ([`ContainerLink::on_segment`]), as that of a bridge, the relay is one of them. Whatever
+//! is on the segment answers for itself: what asks for it, or comes from an address there, is passed over. So is what
+//! only hosts and routers of a segment tell each other: advertisements, and solicitations of routers, of which there
+//! may be others.
+//!
 //! Answers are written into the buffer of the question.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -129,7 +134,11 @@ fn arp_wish(link: &ContainerLink, frame: &Frame) -> Result<Wish, DropReason> {
     if arp.is_probe() {
         return Ok(Wish::Nothing);
     }
-    if !link.addresses().contains(arp.sender_ip.into()) {
+    let from_nos = link.addresses().contains(arp.sender_ip.into());
+    if link.is_shared() && !from_nos || link.is_others(arp.target_ip.into()) {
+        return Ok(Wish::Nothing);
+    }
+    if !from_nos {
         return Err(DropReason::SourceAddress);
     }
     let own = link.addresses().contains(arp.target_ip.into());
@@ -155,6 +164,9 @@ fn ndp_wish(link: &ContainerLink, packet: &Packet) -> Result<Wish, DropReason> {
     else {
         return Err(DropReason::NdpMalformed);
     };
+    if is_among_others(link, &message, source) {
+        return Ok(Wish::Nothing);
+    }
     check_source(link, source)?;
     check_destination(destination)?;
     match message {
@@ -172,6 +184,23 @@ fn ndp_wish(link: &ContainerLink, packet: &Packet) -> Result<Wish, DropReason> {
         Ndp::NeighborAdvert { .. } => Ok(Wish::Nothing),
         // Containers are hosts.
         Ndp::RouterAdvert(_) | Ndp::Redirect { .. } => Err(DropReason::SourceProtocol),
+    }
+}
+
+/// Whether a message on a segment is the business of other stations there.
+fn is_among_others(link: &ContainerLink, message: &Ndp, source: Ipv6Addr) -> bool {
+    if !link.is_shared() {
+        return false;
+    }
+    let stranger = !(source.is_unspecified()
+        || source.is_unicast_link_local()
+        || link.addresses().contains(source.into()));
+    match message {
+        Ndp::NeighborSolicit { target, .. } => stranger || link.is_others((*target).into()),
+        Ndp::RouterSolicit { .. }
+        | Ndp::NeighborAdvert { .. }
+        | Ndp::RouterAdvert(_)
+        | Ndp::Redirect { .. } => true,
     }
 }
 

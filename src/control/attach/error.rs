@@ -45,6 +45,19 @@ pub enum AttachError {
         /// Where it is.
         namespace: String,
     },
+    /// An interface that is to be a bridge is something else.
+    #[error(
+        "{interface} in {namespace} is no bridge{}; remove it, or name another",
+        kind.as_ref().map(|kind| format!(" (a {kind})")).unwrap_or_default()
+    )]
+    NoBridge {
+        /// The interface.
+        interface: String,
+        /// Its kind, for virtual ones.
+        kind: Option<String>,
+        /// Where it is.
+        namespace: String,
+    },
     /// Another nos-relay process that still lives has attached this container.
     #[error("{interface} in {namespace} belongs to attachment '{owner}' of a running nos-relay")]
     Held {

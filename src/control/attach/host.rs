@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::AttachError;
 use crate::control::kernel::netlink::Netlink;
-use crate::control::kernel::takeover::{Takeover, TakeoverError, Takeovers};
+use crate::control::kernel::takeover::{Portion, Takeover, TakeoverError, Takeovers};
 use crate::control::kernel::{LinkFacts, Namespace};
 
 /// The namespace of the relay, with the sockets by which it is changed. Clones share them.
@@ -47,14 +47,19 @@ impl Host {
         &self.0.netlink
     }
 
-    /// Keeps the kernel's IP stack off an interface.
-    pub(crate) fn take(&self, interface: &str, index: u32) -> Result<Takeover, TakeoverError> {
+    /// Keeps the kernel off an interface, or off a part of it.
+    pub(crate) fn take(
+        &self,
+        interface: &str,
+        index: u32,
+        what: Portion,
+    ) -> Result<Takeover, TakeoverError> {
         let mut takeovers = self.0.takeovers.lock();
         let takeovers = match &mut *takeovers {
             Some(open) => open,
             none => none.insert(Takeovers::open(&self.0.namespace)?),
         };
-        takeovers.take(interface, index)
+        takeovers.take(interface, index, what)
     }
 
     /// The socket that keeps the kernel off interfaces, for another process; `None` while none is

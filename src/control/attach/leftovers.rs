@@ -17,7 +17,7 @@ use super::interior::Interior;
 use super::mark::{host_end_name, is_marked, owner};
 use super::{AttachError, ContainerSide, ContainerSpec, Host};
 use crate::control::kernel::netlink::Netlink;
-use crate::control::kernel::takeover::TakeoverError;
+use crate::control::kernel::takeover::{Portion, TakeoverError};
 use crate::control::kernel::{InterfaceName, LinkFacts, Namespace};
 use crate::data::device::{FrameDevice, OpenError, open_tap};
 
@@ -204,7 +204,7 @@ fn is_taken(host: &Host, interface: &str) -> Result<bool, AttachError> {
 
 fn is_link_taken(host: &Host, link: &LinkFacts) -> bool {
     matches!(
-        host.take(&link.name, link.index),
+        host.take(&link.name, link.index, Portion::All),
         Err(TakeoverError::Taken { .. })
     )
 }

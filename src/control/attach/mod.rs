@@ -43,6 +43,7 @@
 //! Calls block for about a millisecond, those that delete or
 //! close for some 20: for the control thread only.
 
+mod bridge;
 mod detach;
 mod error;
 mod host;
@@ -60,7 +61,6 @@ mod veth;
 use std::collections::BTreeSet;
 
 use netlink_packet_route::AddressFamily;
-use nos_shim::ident::MacAddr;
 use nos_shim::offload::Capabilities;
 use tracing::warn;
 
@@ -71,6 +71,7 @@ use interior::Interior;
 use leftovers::{Kind, Place, open_left_tap, place_of, remove_host_end};
 use mark::{owner, tap_name};
 
+pub use bridge::remove_unused_bridges;
 pub use detach::{Detachment, Pace, close_all, detach_all};
 pub use error::{AttachError, Warning};
 pub use host::Host;
@@ -83,6 +84,8 @@ pub use spec::{
     Placement,
 };
 pub use veth::VethPair;
+
+use veth::HostEnd;
 
 /// A container that is attached.
 pub struct Attached {
@@ -139,9 +142,20 @@ pub fn attach(
 ) -> Result<Attached, AttachError> {
     host.refuse_own(container)?;
     request.spec.validate()?;
-    let attach = || match request.device {
+    let attach = || match &request.device {
         DeviceRequest::Tap => attach_tap(host, container, request),
-        DeviceRequest::Veth { relay_mac } => attach_veth(host, container, request, relay_mac),
+        DeviceRequest::Veth { relay_mac, bridge } => {
+            let end = match bridge {
+                None => HostEnd::alone(*relay_mac),
+                Some(name) => HostEnd::port(*relay_mac, bridge::bridge(host, name)?),
+            };
+            let attached = attach_veth(host, container, request, end);
+            if attached.is_err() && end.station().is_some() {
+                // It may have been made for this one.
+                remove_unused_bridges(host)?;
+            }
+            attached
+        }
     };
     // Where the caller is on the host already, as the control thread is, this costs nothing.
     host.namespace().run(attach)?
@@ -194,24 +208,25 @@ fn attach_veth(
     host: &Host,
     container: &Namespace,
     request: AttachRequest,
-    relay_mac: MacAddr,
+    end: HostEnd,
 ) -> Result<Attached, AttachError> {
     let AttachRequest { spec, offload, .. } = request;
     let interior = Interior::open(container)?;
     let place = place_of(host, &interior.netlink, container, &spec, Kind::Veth)?;
     // On an error from here on the pair is dropped, which deletes it.
     let (pair, adopted) = match place {
-        Place::Left(_) => (VethPair::adopt(host, &spec, relay_mac)?, true),
+        Place::Left(_) => (VethPair::adopt(host, &spec, end)?, true),
         Place::Free => {
             remove_host_end(host, &spec.name)?;
             let inside = &interior.netlink;
-            let pair = VethPair::create_in_room(host, inside, container, &spec, relay_mac)?;
+            let pair = VethPair::create_in_room(host, inside, container, &spec, end)?;
             (pair, false)
         }
     };
     let options = PacketOptions {
         offload: offloads(offload),
         injection: true,
+        station: end.station(),
         ..PacketOptions::default()
     };
     let device = Box::new(PacketSocket::open(pair.host_interface(), options)?);

@@ -103,6 +103,7 @@ impl Plan {
         }
         plan.add_addresses(&addresses, found);
         plan.set_link(spec, &addresses, found, added);
+        plan.set_link_addresses(spec, found, added);
         let is_first = spec.company.table.is_none();
         for family in [
             Family {
@@ -322,6 +323,32 @@ impl Plan {
             }
         }
         shared_before
+    }
+
+    /// Gives the interface its addresses, by which the kernel knows the networks as well, and takes away those that
+    /// it was given before. One of somebody else that is there is as good.
+    fn set_link_addresses(
+        &mut self,
+        spec: &ContainerSpec,
+        found: &Found,
+        added: &BTreeSet<IpAddr>,
+    ) {
+        let index = found.link.index;
+        for network in &spec.link_addresses {
+            let facts = AddressFacts::new(index, network.addr(), network.prefix_len()).marked();
+            if found.address(index, network.addr()).is_none() {
+                let effect = Effect::Added(network.addr());
+                self.steps.push(Step::tolerant(facts.add(), THERE, effect));
+            }
+        }
+        let ours = found.addresses.iter().filter(|facts| {
+            let marked = facts.marked || added.contains(&facts.address);
+            facts.interface == index && marked && !is_shared_link_local(facts, added)
+        });
+        let wanted = |address| spec.link_addresses.iter().any(|it| it.addr() == address);
+        for facts in ours.filter(|facts| !wanted(facts.address)) {
+            self.remove_address(facts);
+        }
     }
 
     fn add_link_local(&mut self, wanted: AddressFacts, found: &Found) {
@@ -627,6 +654,7 @@ mod tests {
                 "2001:db8:1::/64".parse().unwrap(),
             ]
             .into(),
+            link_addresses: Vec::new(),
             link_local: None,
             router: ROUTER.parse().unwrap(),
             ephemeral: Vec::new(),

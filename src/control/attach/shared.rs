@@ -244,6 +244,7 @@ mod tests {
             ephemeral: Vec::new(),
             opens_flows,
             company: Company::default(),
+            link_addresses: Vec::new(),
         }
     }
 

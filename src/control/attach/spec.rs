@@ -35,6 +35,8 @@ pub struct ContainerSpec {
     pub mode: AddressMode,
     /// Its addresses. The first of each family is the source of what the container sends.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of the interface, with their networks: others on its link have such.
+    pub link_addresses: Vec<IpNet>,
     /// The link-local address that the interface has in the place of its own one: an uplink's, from
     /// which the container talks with the neighbors on that link.
     pub link_local: Option<Ipv6Addr>,
@@ -122,14 +124,16 @@ pub struct AttachRequest {
 }
 
 /// The kind of a container's interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceRequest {
     /// A TAP.
     Tap,
     /// A veth pair with a packet socket on the host end.
     Veth {
-        /// MAC address of the host end.
+        /// The relay's MAC address on the link: that of the host end, unless it is a port of a bridge.
         relay_mac: MacAddr,
+        /// The bridge that the host end is a port of. It is made if there is none.
+        bridge: Option<InterfaceName>,
     },
 }
 

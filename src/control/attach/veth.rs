@@ -10,13 +10,61 @@ use super::leftovers::{make_room, remove_host_end};
 use super::mark::{Mark, host_end_name};
 use super::{AttachError, ContainerSpec, Host};
 use crate::control::kernel::netlink::{LinkChange, Netlink};
-use crate::control::kernel::takeover::{Takeover, TakeoverError, Takeovers};
+use crate::control::kernel::takeover::{Portion, Takeover, TakeoverError, Takeovers};
 use crate::control::kernel::{LinkFacts, Namespace, sysctl};
+
+/// What the host end of a pair is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HostEnd {
+    /// The relay's MAC address on the link.
+    relay_mac: MacAddr,
+    /// Index of the bridge that it is a port of.
+    bridge: Option<u32>,
+}
+
+impl HostEnd {
+    /// One that is the relay's alone.
+    pub(super) fn alone(relay_mac: MacAddr) -> Self {
+        Self {
+            relay_mac,
+            bridge: None,
+        }
+    }
+
+    /// A port of the bridge with this index.
+    pub(super) fn port(relay_mac: MacAddr, bridge: u32) -> Self {
+        Self {
+            relay_mac,
+            bridge: Some(bridge),
+        }
+    }
+
+    /// Its MAC address. What comes for a port's own one is the bridge's, so a port has another than the relay;
+    /// and as a bridge may take the lowest one of its ports for its own, it is a high one.
+    fn mac(self) -> MacAddr {
+        let MacAddr([first, rest @ ..]) = self.relay_mac;
+        let [a, b, c, d, e] = rest;
+        MacAddr([self.bridge.map_or(first, |_| 0xfe), a, b, c, d, e])
+    }
+
+    /// What of it is taken from the kernel.
+    fn portion(self) -> Portion {
+        match self.bridge {
+            None => Portion::All,
+            Some(_) => Portion::FramesTo(self.relay_mac),
+        }
+    }
+
+    /// What a packet socket on it hears.
+    pub(super) fn station(self) -> Option<MacAddr> {
+        self.bridge.map(|_| self.relay_mac)
+    }
+}
 
 /// The host end of a veth pair whose other end is a container's interface.
 ///
-/// The host end is up, has no IPv6, and is taken from the kernel's IP stack. Dropping the value
-/// deletes both ends.
+/// The host end is up, has no IPv6, and is taken from the kernel's IP stack; or it is a port of a bridge, from
+/// which only what is for the relay is taken. Dropping the value deletes both ends.
 #[derive(Debug)]
 pub struct VethPair {
     host: Host,
@@ -44,7 +92,7 @@ impl VethPair {
         remove_host_end(host, &spec.name)?;
         let inside = Netlink::open(container)?;
         make_room(host, container, &spec.interface)?;
-        Self::create_in_room(host, &inside, container, spec, host_mac)
+        Self::create_in_room(host, &inside, container, spec, HostEnd::alone(host_mac))
     }
 
     /// The same, where nothing is in the way; `inside` is a socket in the container.
@@ -53,12 +101,12 @@ impl VethPair {
         inside: &Netlink,
         container: &Namespace,
         spec: &ContainerSpec,
-        host_mac: MacAddr,
+        end: HostEnd,
     ) -> Result<Self, AttachError> {
         let name = host_end_name(&spec.name);
         let netlink = host.netlink();
         let what = format!("veth {name} to {} in {container}", spec.interface);
-        netlink.call(&pair_change(&name, container, spec, host_mac).create(&what))?;
+        netlink.call(&pair_change(&name, container, spec, end.mac()).create(&what))?;
         let mut pair = Self {
             host: host.clone(),
             index: netlink.existing_link(&name)?.index,
@@ -70,8 +118,13 @@ impl VethPair {
         let mark = LinkChange::named(spec.interface.as_str()).mark(&spec.name);
         inside.call(&mark.request(spec.interface.as_str()))?;
         silence(host.namespace(), &pair.interface)?;
-        pair.takeover = Some(host.take(&pair.interface, pair.index)?);
-        let change = LinkChange::of(pair.index).mark(&spec.name).up();
+        // Before it is a port: no frame for the relay shall pass.
+        pair.takeover = Some(host.take(&pair.interface, pair.index, end.portion())?);
+        let mut change = LinkChange::of(pair.index).mark(&spec.name);
+        if let Some(bridge) = end.bridge {
+            change = change.controller(bridge);
+        }
+        let change = change.up();
         netlink.call(&change.request(&pair.interface))?;
         Ok(pair)
     }
@@ -80,11 +133,11 @@ impl VethPair {
     pub(super) fn adopt(
         host: &Host,
         spec: &ContainerSpec,
-        host_mac: MacAddr,
+        end: HostEnd,
     ) -> Result<Self, AttachError> {
         let name = host_end_name(&spec.name);
         let link = host.netlink().existing_link(&name)?;
-        let takeover = match host.take(&name, link.index) {
+        let takeover = match host.take(&name, link.index, end.portion()) {
             Err(TakeoverError::Taken { .. }) => return Err(held(&name, host, &spec.name)),
             taken => taken?,
         };
@@ -96,7 +149,7 @@ impl VethPair {
             abandoned: false,
         };
         silence(host.namespace(), &pair.interface)?;
-        if let Some(change) = repair(&link, spec, host_mac) {
+        if let Some(change) = repair(&link, spec, end) {
             host.netlink().call(&change.request(&pair.interface))?;
         }
         Ok(pair)
@@ -242,9 +295,17 @@ fn free_group(netlink: &Netlink) -> Result<Option<u32>, AttachError> {
 }
 
 /// What a host end that was left lacks of what it shall be.
-fn repair(link: &LinkFacts, spec: &ContainerSpec, mac: MacAddr) -> Option<LinkChange> {
+fn repair(link: &LinkFacts, spec: &ContainerSpec, end: HostEnd) -> Option<LinkChange> {
+    let mac = end.mac();
     let sound = link.mac == Some(mac) && link.mtu == spec.mtu && link.up;
-    (!sound).then(|| LinkChange::of(link.index).mac(mac).mtu(spec.mtu).up())
+    let in_place = link.controller == end.bridge;
+    (!(sound && in_place)).then(|| {
+        let change = LinkChange::of(link.index).mac(mac).mtu(spec.mtu).up();
+        match in_place {
+            true => change,
+            false => change.controller(end.bridge.unwrap_or(0)),
+        }
+    })
 }
 
 fn held(interface: &str, host: &Host, attachment: &str) -> AttachError {

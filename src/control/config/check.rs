@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use nos_shim::martian;
-use nos_shim::ports::{AddressMode, Policy};
+use nos_shim::ports::{AddressMode, Policy, PortRange};
 
 use crate::control::memif::Side;
 
@@ -286,10 +286,50 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
         {
             link_local(report, container, uplink, &entries.uplinks, nos);
         }
+        on_bridge(report, container, &entries.uplinks);
         if let Some(mtu) = container.mtu {
             container_mtu(report, mtu, &container.addresses_among(nos));
         }
     }
+}
+
+/// Addresses of the interface are for one that has other stations on its link; and what is there is not to be
+/// looked for behind the NOS.
+fn on_bridge(report: &Report<'_>, container: &ContainerEntry, uplinks: &[UplinkEntry]) {
+    let bridged = matches!(container.device, Some(ContainerDevice::Bridge(_)));
+    if bridged && let Some(link) = &container.link_local {
+        let reason = "cannot be shared on a bridge, which is a link of its own";
+        report.error(link.place, reason);
+    }
+    let vrf = &container.vrf.value;
+    let mut nets = uplinks.iter().filter(|uplink| uplink.vrf == *vrf);
+    for &At { value, place } in &container.link_addresses {
+        if !bridged {
+            let reason = "are for a device \"bridge:INTERFACE\": no other station is on the link";
+            return report.error(place, reason);
+        }
+        let overlaps = |net: &IpNet| net.contains(&value.network()) || value.contains(&net.network());
+        let found = nets.find_map(|uplink| {
+            let mut own = uplink.addresses.iter().map(|at| at.value);
+            Some((uplink, own.find(overlaps)?))
+        });
+        if let Some((uplink, net)) = found {
+            let reason = format!(
+                "{value} overlaps {}, the network of uplink \"{}\"",
+                net.trunc(),
+                uplink.name.value
+            );
+            report.error(place, reason);
+        }
+    }
+    let addresses = container.link_addresses.iter();
+    let addresses: Vec<_> = addresses
+        .map(|at| At {
+            value: at.value.addr(),
+            place: at.place,
+        })
+        .collect();
+    unique(report, "address", addresses.iter().map(At::as_ref));
 }
 
 /// No two containers of a VRF have an address for their own.
@@ -490,18 +530,19 @@ fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
         // What goes to it may come from any of them.
         AddressMode::Routed => &vrf.addresses,
     };
-    let values = |ranges: Vec<At<_>>| ranges.into_iter().map(|at| at.value).collect();
+    let values = values_of::<PortRange>;
     // Its entry has one, or its network, or else it is a TAP.
     let device = entry.device.unwrap_or(ContainerDevice::Tap);
     Container {
         mtu: least_mtu(held, &vrf.uplinks)
-            .min(most_of(device))
+            .min(most_of(&device))
             .min(entry.mtu.map_or(Mtu::MAX, |at| at.value)),
         name: entry.name.value,
         netns: entry.netns.value,
         network: entry.network.map(|at| at.value),
         device,
         interface: entry.interface,
+        link_addresses: values_of(entry.link_addresses),
         mode: entry.mode,
         addresses,
         link_local: entry.link_local.map(|at| at.value),
@@ -520,11 +561,15 @@ fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
     }
 }
 
+fn values_of<T>(list: Vec<At<T>>) -> Vec<T> {
+    list.into_iter().map(|at| at.value).collect()
+}
+
 /// The greatest MTU that a device can have.
-fn most_of(device: ContainerDevice) -> Mtu {
+fn most_of(device: &ContainerDevice) -> Mtu {
     match device {
         ContainerDevice::Tap => Mtu::MAX_TAP,
-        ContainerDevice::Veth => Mtu::MAX,
+        ContainerDevice::Veth | ContainerDevice::Bridge(_) => Mtu::MAX,
     }
 }
 

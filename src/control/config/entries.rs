@@ -105,6 +105,8 @@ pub(super) struct ContainerEntry {
     /// Without a network it has one.
     pub(super) device: Option<ContainerDevice>,
     pub(super) interface: InterfaceName,
+    /// The interface's own, where it is a port of a bridge.
+    pub(super) link_addresses: Vec<At<IpNet>>,
     /// Whose its addresses are, as its network says.
     pub(super) mode: AddressMode,
     /// Every NOS address of its VRF when `None`.
@@ -464,6 +466,8 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let advice = "leave it out for every address of the NOS";
     let addresses = section.nonempty("addresses", advice, values::address);
     let link_local = section.optional("link_local", values::name);
+    let advice = "leave it out for none";
+    let link_addresses = section.nonempty("link_addresses", advice, values::host_network);
     let ports = PortLists::read(&mut section);
     let to = section.list("to", values::peers);
     let outside = section.optional("outside", values::outside);
@@ -481,6 +485,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         network,
         device: device.map(|at| at.value),
         interface: interface.map_or_else(default_interface, |at| at.value),
+        link_addresses: link_addresses.unwrap_or_default(),
         mode: AddressMode::Shared,
         addresses,
         link_local,

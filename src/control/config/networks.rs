@@ -76,7 +76,9 @@ fn join(
         value: network.vrf.value.clone(),
         place,
     };
-    container.device = container.device.or(network.device);
+    if container.device.is_none() {
+        container.device.clone_from(&network.device);
+    }
     container.mode = network.mode.addresses();
     if container.mode == AddressMode::Routed {
         return without_shared(report, container, network);

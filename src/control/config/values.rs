@@ -76,11 +76,17 @@ pub(super) fn io_uring(value: &DeValue<'_>) -> Result<IoUring, String> {
 }
 
 pub(super) fn container_device(value: &DeValue<'_>) -> Result<ContainerDevice, String> {
-    let options = [
-        ("tap", ContainerDevice::Tap),
-        ("veth", ContainerDevice::Veth),
-    ];
-    choice(value, &options)
+    const EXPECTED: &str = "\"tap\", \"veth\" or \"bridge:INTERFACE\"";
+    let device = text(value, EXPECTED)?;
+    match device.split_once(':') {
+        Some(("bridge", bridge)) => return parsed(bridge).map(ContainerDevice::Bridge),
+        None if device == "tap" => return Ok(ContainerDevice::Tap),
+        None if device == "veth" => return Ok(ContainerDevice::Veth),
+        _ => {}
+    }
+    let kind = device.split_once(':').map_or(device, |(kind, _)| kind);
+    let hint = did_you_mean(kind, &["tap", "veth", "bridge"]).unwrap_or_default();
+    Err(format!("{} is not {EXPECTED}{hint}", quoted(device)))
 }
 
 /// The type of a route that has no next hop.

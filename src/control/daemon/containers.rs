@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::control::attach::{
     AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest,
-    Placement, attach, detach_all, remove_leftovers,
+    Placement, attach, detach_all, remove_leftovers, remove_unused_bridges,
 };
 use crate::control::config::{Config, ContainerDevice, Name, NetnsRef, VrfName};
 use crate::control::kernel::watch::{NameKind, NetnsName};
@@ -270,6 +270,14 @@ impl Live {
                 Err(error) => warn!(container = %name, %error, "an earlier run left it"),
             }
         }
+        self.remove_unused_bridges();
+    }
+
+    /// Removes bridges of ours that have lost their last port.
+    fn remove_unused_bridges(&self) {
+        if let Err(error) = remove_unused_bridges(&self.host) {
+            warn!(%error, "cannot look for bridges that are not used any more");
+        }
     }
 
     /// Gives up the interface of a container that has it no more, as somebody moved it to another
@@ -317,6 +325,7 @@ impl Live {
             detachments.push(detachment.unwrap_or_default());
         }
         let outcomes = detach_all(&self.host, detachments, self.pace);
+        self.remove_unused_bridges();
         for (name, outcome) in names.iter().zip(outcomes) {
             log_detached(name, Some(outcome));
             self.journal.detached(name);
@@ -358,6 +367,7 @@ fn attachment(
         policy: claim.policy.clone(),
         claims: port_claims(claim),
         mtu: claim.mtu.octets(),
+        segment: claim.segment.clone(),
     }
 }
 
@@ -393,6 +403,7 @@ fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         mode: link.mode,
         addresses: link.addresses.clone(),
+        link_addresses: link.link_addresses.clone(),
         link_local: link.link_local,
         networks: Arc::clone(&link.networks),
         router: relay_mac(name).link_local(),
@@ -406,10 +417,15 @@ fn request(name: &Name, link: &ContainerLink) -> AttachRequest {
     let noticed = NameKind::of(&netns_name(&link.netns)).end_is_noticed();
     AttachRequest {
         spec: spec(name, link),
-        device: match link.device {
+        device: match &link.device {
             ContainerDevice::Tap => DeviceRequest::Tap,
             ContainerDevice::Veth => DeviceRequest::Veth {
                 relay_mac: relay_mac(name),
+                bridge: None,
+            },
+            ContainerDevice::Bridge(bridge) => DeviceRequest::Veth {
+                relay_mac: relay_mac(name),
+                bridge: Some(bridge.clone()),
             },
         },
         offload: link.offload,

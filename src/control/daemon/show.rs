@@ -192,8 +192,8 @@ impl Daemon {
         let link = state.links.get(name);
         let wanted = wanted.as_ref().map(|(_, wanted)| *wanted);
         let (netns, kind, interface) = match (link, wanted) {
-            (Some(link), _) => (&link.netns, link.device, &link.interface),
-            (None, Some(wanted)) => (&wanted.netns, wanted.device, &wanted.interface),
+            (Some(link), _) => (&link.netns, &link.device, &link.interface),
+            (None, Some(wanted)) => (&wanted.netns, &wanted.device, &wanted.interface),
             (None, None) => return None,
         };
         let container = self.live.containers.get(name);

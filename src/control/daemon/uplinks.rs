@@ -14,6 +14,7 @@ use crate::control::attach::{self, offloads};
 use crate::control::config::{Name, NosPlace, UplinkDevice, VrfName};
 use crate::control::handover::Descriptor;
 use crate::control::kernel::LinkFacts;
+use crate::control::kernel::takeover::Portion;
 use crate::control::memif;
 use crate::control::plan::{Change, Network, OpenDevice};
 use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
@@ -276,7 +277,7 @@ impl Live {
         descriptor: Descriptor,
     ) -> Result<OpenUplink, StepError> {
         let facts = self.facts_of(wanted)?;
-        let takeover = self.host.take(&facts.name, facts.index);
+        let takeover = self.host.take(&facts.name, facts.index, Portion::All);
         let takeover = takeover.map_err(StepError::new)?;
         let options = PacketOptions {
             offload: uplink_offloads(wanted.offload),

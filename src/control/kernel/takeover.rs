@@ -12,6 +12,9 @@
 //! that it comes before flowtables, which would forward. The table carries NFT_TABLE_F_OWNER
 //! (Linux 5.12): the kernel removes it when the netlink socket that made it is closed.
 //!
+//! Of a port of a bridge, only the frames to one MAC address are taken ([`Portion::FramesTo`]): the chain lets
+//! everything pass but what its one rule drops, so that the bridge has all other frames.
+//!
 //! The name of the table holds the index of the interface, so two processes cannot both take one
 //! interface: the second gets [`TakeoverError::Taken`].
 //!
@@ -34,6 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use netlink_sys::{Socket, SocketAddr};
+use nos_shim::ident::MacAddr;
 use parking_lot::Mutex;
 use thiserror::Error;
 use tracing::debug;
@@ -70,6 +74,15 @@ struct Owner {
     socket: Mutex<Socket>,
     /// Somebody else has the socket too, so that closing it removes nothing.
     shared: AtomicBool,
+}
+
+/// What of an interface is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Portion {
+    /// All that comes in.
+    All,
+    /// What comes in for this MAC address, which is not the interface's own.
+    FramesTo(MacAddr),
 }
 
 /// Why an interface could not be taken from the kernel.
@@ -179,12 +192,17 @@ impl Takeovers {
         }
     }
 
-    /// Takes the interface that has this name and index.
+    /// Takes the interface that has this name and index, or a part of it.
     ///
     /// # Errors
     /// There is no such interface, it is taken already, or the kernel cannot or will not.
-    pub(crate) fn take(&self, interface: &str, index: u32) -> Result<Takeover, TakeoverError> {
-        let installed = install(&self.owner.socket.lock(), &table_name(index), interface);
+    pub(crate) fn take(
+        &self,
+        interface: &str,
+        index: u32,
+        what: Portion,
+    ) -> Result<Takeover, TakeoverError> {
+        let installed = install(&self.owner.socket.lock(), &table_name(index), interface, what);
         installed.map_err(|refusal| explain(refusal, &self.owner.namespace, interface))?;
         Ok(Takeover {
             owner: Arc::clone(&self.owner),
@@ -245,7 +263,7 @@ impl Takeover {
     /// There is no such interface, another process has it, or the kernel cannot or will not.
     pub fn of(namespace: &Namespace, interface: &str) -> Result<Self, TakeoverError> {
         let index = Netlink::open(namespace)?.existing_link(interface)?.index;
-        Takeovers::open(namespace)?.take(interface, index)
+        Takeovers::open(namespace)?.take(interface, index, Portion::All)
     }
 
     /// Leaves the interface taken for as long as the socket is open, here or in another process.
@@ -329,15 +347,19 @@ fn nfnetlink_socket() -> io::Result<Socket> {
 }
 
 /// Makes table and chain in one transaction.
-fn install(socket: &Socket, table: &str, interface: &str) -> Result<(), Refusal> {
-    let requests = [
-        Request::owned_table(table),
-        Request::drop_all(table, interface),
-    ];
+fn install(socket: &Socket, table: &str, interface: &str, what: Portion) -> Result<(), Refusal> {
+    let mut requests = vec![Request::owned_table(table)];
+    match what {
+        Portion::All => requests.push(Request::drop_all(table, interface)),
+        Portion::FramesTo(mac) => requests.extend([
+            Request::pass_all(table, interface),
+            Request::drop_frames_to(table, mac),
+        ]),
+    }
     transact(socket, &requests).map_err(|mut refusal| {
         refusal.step = match refusal.step {
             Step::Request(1) => Step::Table,
-            Step::Request(2) => Step::Chain,
+            Step::Request(2 | 3) => Step::Chain,
             step => step,
         };
         refusal
@@ -448,7 +470,7 @@ mod tests {
             veth((&lab, &format!("a{number}")), (&lab, &format!("b{number}"))).unwrap();
         }
         let takeovers = Takeovers::open(lab.namespace()).unwrap();
-        let take = |name: &str| takeovers.take(name, index(name));
+        let take = |name: &str| takeovers.take(name, index(name), Portion::All);
         let is_taken = |name: &str| match Takeover::of(lab.namespace(), name) {
             Ok(_) => false,
             Err(TakeoverError::Taken { .. }) => true,

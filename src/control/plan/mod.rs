@@ -133,6 +133,8 @@ pub struct Claim {
     pub mtu: Mtu,
     /// MAC address of its interface.
     pub mac: MacAddr,
+    /// Networks of other stations on its link, where there may be some.
+    pub segment: Option<Arc<[IpNet]>>,
 }
 
 /// The NOS's link-local address on the link of an uplink.
@@ -163,6 +165,8 @@ pub struct ContainerLink {
     pub mode: AddressMode,
     /// Addresses on `lo`.
     pub addresses: Vec<IpAddr>,
+    /// Addresses on the interface.
+    pub link_addresses: Vec<IpNet>,
     /// The interface's link-local address, if it is an uplink's.
     pub link_local: Option<Ipv6Addr>,
     /// Networks of the uplinks, to which it gets routes.
@@ -190,7 +194,7 @@ impl ContainerLink {
                 offload,
                 ..
             } = link;
-            (*namespace, *device, interface.clone(), *mac, *offload)
+            (*namespace, device.clone(), interface.clone(), *mac, *offload)
         };
         identity(self) == identity(other)
     }

@@ -274,6 +274,7 @@ fn add_container(
         },
         mtu: Mtu::new(draft.mtu).unwrap(),
         mac: mac(draft.mac),
+        segment: None,
     };
     for ephemeral in &claim.ephemeral {
         claim.tcp.retain(|range| range != ephemeral);
@@ -306,6 +307,7 @@ fn add_container(
         opens_flows: !claim.ephemeral.is_empty(),
         company: Company::default(),
         mtu: claim.mtu,
+        link_addresses: Vec::new(),
     };
     state.claims.insert(name("c", number), claim);
     state.links.insert(name("c", number), link);

@@ -4,13 +4,14 @@ use core::net::Ipv6Addr;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{AddressMode, Outside, PortRange};
 
 use super::{Claim, ContainerLink, Entity, LinkLocal, Network, OpenDevice, State};
 use crate::control::attach::{Company, OtherAttachment};
 use crate::control::config::{
-    Config, Container, Name, NextHop, Route, RouteAction, Uplink, UplinkDevice,
+    Config, Container, ContainerDevice, Name, NextHop, Route, RouteAction, Uplink, UplinkDevice,
 };
 use crate::control::kernel::NamespaceId;
 
@@ -319,6 +320,13 @@ pub fn claim(container: &Container, networks: &BTreeMap<Name, Network>) -> Claim
         policy: container.policy.clone(),
         mtu: container.mtu,
         mac: container_mac(container),
+        segment: match container.device {
+            ContainerDevice::Bridge(_) => {
+                let networks = container.link_addresses.iter();
+                Some(networks.map(IpNet::trunc).collect())
+            }
+            ContainerDevice::Tap | ContainerDevice::Veth => None,
+        },
     }
 }
 
@@ -330,12 +338,13 @@ fn link(
     ContainerLink {
         netns: container.netns.clone(),
         namespace,
-        device: container.device,
+        device: container.device.clone(),
         interface: container.interface.clone(),
         mac: container_mac(container),
         offload: container.offload,
         mode: container.mode,
         addresses: container.addresses.clone(),
+        link_addresses: container.link_addresses.clone(),
         link_local,
         networks: Arc::clone(&container.networks),
         ephemeral: container.ephemeral.clone(),

@@ -46,6 +46,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, Offload, VNET_HEADER};
+use nos_shim::ident::MacAddr;
 use nos_shim::offload::{Capabilities, Dropped};
 
 use super::character;
@@ -76,6 +77,9 @@ pub struct PacketOptions {
     /// Receive frames for other stations as well: needed where ours is not the interface's own MAC
     /// address. Multicast frames are received in any case.
     pub promiscuous: bool,
+    /// Receive only what is for this MAC address, and ARP and ICMPv6 to groups: for an interface that is a port of a
+    /// bridge, whose other frames are none of ours.
+    pub station: Option<MacAddr>,
     /// Somebody is there to open an [`Injection`] when a tunnel's super-frame comes:
     /// [`FrameDevice::asks_for_injection`].
     pub injection: bool,
@@ -87,6 +91,7 @@ impl Default for PacketOptions {
             offload: Capabilities::all(),
             buffer: 16 << 20,
             promiscuous: false,
+            station: None,
             injection: false,
         }
     }

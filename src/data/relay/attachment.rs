@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::frame::Frame;
 use nos_shim::ident::{AttachmentId, MacAddr, NetworkId, UplinkId, VrfId};
@@ -46,6 +47,8 @@ pub struct AttachmentConfig {
     pub policy: Policy,
     /// Octets of the longest IP packet on the link.
     pub mtu: u16,
+    /// Networks of the other stations on the link, if it is a segment with such, as that of a bridge.
+    pub segment: Option<Arc<[IpNet]>>,
 }
 
 /// The NOS's link-local address on the link of an uplink.
@@ -205,10 +208,20 @@ impl Attachment {
         match answer_ip(self.guard.link(), packet) {
             Disposition::Forward(packet) => match self.check(&packet) {
                 Ok(()) => Disposition::Forward(packet),
+                Err(_) if self.is_for_the_segment(&packet) => {
+                    Disposition::Consumed(packet.into_frame())
+                }
                 Err(reason) => self.judge_on_link(packet, reason),
             },
             answered => answered,
         }
+    }
+
+    /// Whether a packet that is for no relay is for other stations of the link.
+    #[cold]
+    fn is_for_the_segment(&self, packet: &Packet) -> bool {
+        let link = self.guard.link();
+        link.is_shared() && link.check_unicast(packet.frame()) == Err(DropReason::Multicast)
     }
 
     /// What becomes of a packet that may not leave by the VRF.
@@ -262,6 +275,7 @@ impl Guarded {
         let link = ContainerLink::new(config.mac, config.relay_mac, &config.addresses, config.mtu);
         let shared = config.link_local;
         let link = link.sharing(shared.map(|shared| shared.address));
+        let link = link.on_segment(config.segment.clone());
         Self {
             guard: match config.mode {
                 AddressMode::Shared => Guard::new(link, &config.claims, config.policy.outside),

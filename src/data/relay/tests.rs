@@ -50,6 +50,7 @@ fn config(id: AttachmentId) -> AttachmentConfig {
         policy: Policy::default(),
         claims: vec![claim(40000, 40999)],
         mtu: 1500,
+        segment: None,
     }
 }
 

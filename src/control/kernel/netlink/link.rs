@@ -37,6 +37,8 @@ pub struct LinkFacts {
     pub alias: Option<String>,
     /// Index of the lower or peer interface, in the peer's namespace.
     pub peer: Option<u32>,
+    /// Index of the bridge that it is a port of, or of what else it is under.
+    pub controller: Option<u32>,
     /// The number of a group of interfaces; 0 unless somebody set it.
     pub(crate) group: u32,
     /// Whether the interface speaks IPv6.
@@ -137,8 +139,7 @@ impl LinkChange {
             .with(LinkAttribute::GroIpv4MaxSize(octets))
     }
 
-    /// Makes it a port of the bridge with this index.
-    #[cfg(any(test, feature = "testbed"))]
+    /// Makes it a port of the bridge with this index; of none, if that is 0.
     pub(crate) fn controller(self, index: u32) -> Self {
         self.with(LinkAttribute::Controller(index))
     }
@@ -374,6 +375,7 @@ impl LinkFacts {
             kind: None,
             alias: None,
             peer: None,
+            controller: None,
             group: 0,
             ipv6: Ipv6State::Absent,
             statistics: LinkStatistics::default(),
@@ -394,6 +396,7 @@ impl LinkFacts {
             kind: None,
             alias: None,
             peer: None,
+            controller: None,
             group: 0,
             ipv6: Ipv6State::Absent,
             statistics: LinkStatistics::default(),
@@ -414,6 +417,7 @@ impl LinkFacts {
             LinkAttribute::TxQueueLen(length) => self.tx_queue_len = *length,
             LinkAttribute::IfAlias(alias) => self.alias = Some(alias.clone()),
             LinkAttribute::Link(index) => self.peer = Some(*index),
+            LinkAttribute::Controller(index) => self.controller = Some(*index),
             LinkAttribute::Group(group) => self.group = *group,
             LinkAttribute::Stats64(stats) => self.statistics = LinkStatistics::of(stats),
             // Down, or the layer below: the flag of the carrier alone does not say it.

@@ -4,6 +4,8 @@
 
 use std::io;
 
+use nos_shim::ident::MacAddr;
+
 use crate::control::kernel::netlink::extended_ack;
 
 const NLMSG_HEADER: usize = 16;
@@ -12,6 +14,7 @@ const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
+const NLM_F_APPEND: u16 = 0x800;
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -22,6 +25,7 @@ const NFPROTO_NETDEV: u8 = 5;
 const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_NEWRULE: u16 = 6;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
 const NFT_TABLE_F_OWNER: u32 = 2;
@@ -35,6 +39,31 @@ const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_HOOK_DEV: u16 = 3;
 const NF_NETDEV_INGRESS: u32 = 0;
 const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_PAYLOAD_DREG: u16 = 1;
+const NFTA_PAYLOAD_BASE: u16 = 2;
+const NFTA_PAYLOAD_OFFSET: u16 = 3;
+const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFT_PAYLOAD_LL_HEADER: u32 = 0;
+const NFTA_CMP_SREG: u16 = 1;
+const NFTA_CMP_OP: u16 = 2;
+const NFTA_CMP_DATA: u16 = 3;
+const NFT_CMP_EQ: u32 = 0;
+const NFTA_IMMEDIATE_DREG: u16 = 1;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFT_REG_VERDICT: u32 = 0;
+const NFT_REG_1: u32 = 1;
+/// The name of a table's only chain.
+const CHAIN: &str = "ingress";
 const NLA_F_NESTED: u16 = 0x8000;
 
 /// One change of the ruleset.
@@ -68,19 +97,60 @@ impl Request {
 
     /// A chain before all others on the ingress of `interface`, which drops everything.
     pub(super) fn drop_all(table: &str, interface: &str) -> Self {
+        Self::chain(table, interface, NF_DROP)
+    }
+
+    /// The same, where everything passes for which there is no rule.
+    pub(super) fn pass_all(table: &str, interface: &str) -> Self {
+        Self::chain(table, interface, NF_ACCEPT)
+    }
+
+    fn chain(table: &str, interface: &str, policy: u32) -> Self {
         let hook = Attributes::default()
             .number(NFTA_HOOK_HOOKNUM, NF_NETDEV_INGRESS)
             .octets(NFTA_HOOK_PRIORITY, &i32::MIN.to_be_bytes())
             .text(NFTA_HOOK_DEV, interface);
         let attributes = Attributes::default()
             .text(NFTA_CHAIN_TABLE, table)
-            .text(NFTA_CHAIN_NAME, "ingress")
-            .octets(NFTA_CHAIN_HOOK | NLA_F_NESTED, &hook.0)
-            .number(NFTA_CHAIN_POLICY, NF_DROP)
+            .text(NFTA_CHAIN_NAME, CHAIN)
+            .nested(NFTA_CHAIN_HOOK, &hook)
+            .number(NFTA_CHAIN_POLICY, policy)
             .text(NFTA_CHAIN_TYPE, "filter");
         Self {
             kind: NFT_MSG_NEWCHAIN,
             flags: NLM_F_CREATE | NLM_F_EXCL,
+            attributes,
+        }
+    }
+
+    /// A rule of that chain: frames to this MAC address are dropped.
+    pub(super) fn drop_frames_to(table: &str, mac: MacAddr) -> Self {
+        let destination = Attributes::default()
+            .number(NFTA_PAYLOAD_DREG, NFT_REG_1)
+            .number(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_LL_HEADER)
+            .number(NFTA_PAYLOAD_OFFSET, 0)
+            .number(NFTA_PAYLOAD_LEN, 6);
+        let value = Attributes::default().octets(NFTA_DATA_VALUE, &mac.0);
+        let is_that = Attributes::default()
+            .number(NFTA_CMP_SREG, NFT_REG_1)
+            .number(NFTA_CMP_OP, NFT_CMP_EQ)
+            .nested(NFTA_CMP_DATA, &value);
+        let verdict = Attributes::default().number(NFTA_VERDICT_CODE, NF_DROP);
+        let verdict = Attributes::default().nested(NFTA_DATA_VERDICT, &verdict);
+        let drop = Attributes::default()
+            .number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT)
+            .nested(NFTA_IMMEDIATE_DATA, &verdict);
+        let expressions = Attributes::default()
+            .expression("payload", &destination)
+            .expression("cmp", &is_that)
+            .expression("immediate", &drop);
+        let attributes = Attributes::default()
+            .text(NFTA_RULE_TABLE, table)
+            .text(NFTA_RULE_CHAIN, CHAIN)
+            .nested(NFTA_RULE_EXPRESSIONS, &expressions);
+        Self {
+            kind: NFT_MSG_NEWRULE,
+            flags: NLM_F_CREATE | NLM_F_APPEND,
             attributes,
         }
     }
@@ -153,6 +223,18 @@ impl Attributes {
 
     fn number(self, kind: u16, value: u32) -> Self {
         self.octets(kind, &value.to_be_bytes())
+    }
+
+    fn nested(self, kind: u16, inner: &Self) -> Self {
+        self.octets(kind | NLA_F_NESTED, &inner.0)
+    }
+
+    /// One of the expressions of a rule.
+    fn expression(self, name: &str, data: &Self) -> Self {
+        let expression = Self::default()
+            .text(NFTA_EXPR_NAME, name)
+            .nested(NFTA_EXPR_DATA, data);
+        self.nested(NFTA_LIST_ELEM, &expression)
     }
 
     fn text(self, kind: u16, text: &str) -> Self {

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
+use nos_shim::ident::MacAddr;
 
 use super::super::{DeviceKind, LinkState, OpenError};
 use super::PacketOptions;
@@ -33,7 +34,10 @@ pub(super) fn open(name: &str, options: PacketOptions) -> Result<OwnedFd, OpenEr
     let fd = deaf_socket().map_err(refused("make the socket"))?;
     set_option(&fd, PACKET_VNET_HDR, 1).map_err(refused("turn on virtio-net headers"))?;
     set_option(&fd, PACKET_AUXDATA, 1).map_err(refused("turn on auxiliary data"))?;
-    ignore_outgoing(&fd).map_err(refused("leave out what the kernel sends"))?;
+    match options.station {
+        Some(station) => listen_as(&fd, station).map_err(refused("leave out what others get"))?,
+        None => ignore_outgoing(&fd).map_err(refused("leave out what the kernel sends"))?,
+    }
     size_buffers(&fd, options.buffer).map_err(refused("size its buffers"))?;
     bind(&fd, index).map_err(refused("bind to the interface"))?;
     join(&fd, index, options.promiscuous).map_err(refused("receive more than its own frames"))?;
@@ -163,22 +167,66 @@ fn ignore_outgoing(fd: &OwnedFd) -> Result<(), Errno> {
     set_option(fd, PACKET_IGNORE_OUTGOING, 1).or_else(|_| filter_outgoing(fd))
 }
 
-/// Attaches a filter (classic BPF) that accepts frames unless the kernel sent them.
+/// The offset at which a filter finds who sent a frame.
+const PACKET_TYPE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
+
+/// An instruction of classic BPF.
+const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+/// Attaches a filter that accepts frames unless the kernel sent them.
 fn filter_outgoing(fd: &OwnedFd) -> Result<(), Errno> {
-    let packet_type = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
-    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let mut program = [
-        // ldb [packet type]; jeq #outgoing, +1; ret #-1; ret #0
-        instruction(0x30, 0, 0, packet_type),
-        instruction(0x15, 1, 0, PACKET_OUTGOING),
-        instruction(0x06, 0, 0, u32::MAX),
-        instruction(0x06, 0, 0, 0),
-    ];
+    attach(
+        fd,
+        &mut [
+            // ldb [packet type]; jeq #outgoing, +1; ret #-1; ret #0
+            instruction(0x30, 0, 0, PACKET_TYPE),
+            instruction(0x15, 1, 0, PACKET_OUTGOING),
+            instruction(0x06, 0, 0, u32::MAX),
+            instruction(0x06, 0, 0, 0),
+        ],
+    )
+}
+
+/// Attaches a filter that accepts frames for `station`, and those to groups by which it is asked for addresses:
+/// ARP, and what ICMPv6 sends without extension headers. What the kernel sends is left out as well.
+fn listen_as(fd: &OwnedFd, station: MacAddr) -> Result<(), Errno> {
+    let [a, b, c, d, e, f] = station.0;
+    attach(
+        fd,
+        &mut [
+            // 0: ldb [packet type]; jeq #outgoing, 14
+            instruction(0x30, 0, 0, PACKET_TYPE),
+            instruction(0x15, 12, 0, PACKET_OUTGOING),
+            // 2: ldw [0]; jeq #station, else 6; ldh [4]; jeq #station, 13
+            instruction(0x20, 0, 0, 0),
+            instruction(0x15, 0, 2, u32::from_be_bytes([a, b, c, d])),
+            instruction(0x28, 0, 0, 4),
+            instruction(0x15, 7, 0, u32::from_be_bytes([0, 0, e, f])),
+            // 6: ldb [0]; jset #group, else 14
+            instruction(0x30, 0, 0, 0),
+            instruction(0x45, 0, 6, 1),
+            // 8: ldh [type]; jeq #arp, 13; jeq #ipv6, else 14
+            instruction(0x28, 0, 0, 12),
+            instruction(0x15, 3, 0, 0x0806),
+            instruction(0x15, 0, 3, 0x86dd),
+            // 11: ldb [next header]; jeq #icmpv6, else 14
+            instruction(0x30, 0, 0, 20),
+            instruction(0x15, 0, 1, 58),
+            // 13: ret #-1; ret #0
+            instruction(0x06, 0, 0, u32::MAX),
+            instruction(0x06, 0, 0, 0),
+        ],
+    )
+}
+
+fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter]) -> Result<(), Errno> {
     let program = libc::sock_fprog {
-        len: 4,
+        len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: the kernel copies the program, whose four instructions outlive the call.
+    // SAFETY: the kernel copies the program, whose instructions outlive the call.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -300,6 +348,50 @@ mod tests {
             // Each frame goes out and comes in again; nobody hears its own go out.
             assert_eq!(frames_received(&plain, 3), 3);
             assert_eq!(frames_received(&fd, 2), 2);
+        })
+        .unwrap();
+    }
+
+    /// A frame on `lo` with this destination, type, and octet where IPv6 has its next header.
+    fn frame(destination: [u8; 6], kind: u16, next: u8) -> Vec<u8> {
+        let mut frame = [&destination[..], &[2, 0, 0, 0, 0, 9], &kind.to_be_bytes(), &[0; 46]].concat();
+        frame[20] = next;
+        frame
+    }
+
+    #[test]
+    fn a_station_hears_what_is_for_it_and_questions_to_groups() {
+        const STATION: MacAddr = MacAddr([2, 0, 0, 0, 1, 2]);
+        const GROUP: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+        if privileges() != Privileges::Root {
+            println!("skipped: needs a namespace");
+            return;
+        }
+        let heard = [
+            frame(STATION.0, 0x0800, 6),
+            frame(STATION.0, 0x88b5, 0),
+            frame([0xff; 6], 0x0806, 0),
+            frame(GROUP, 0x86dd, 58),
+        ];
+        let others = [
+            frame([2, 0, 0, 0, 1, 3], 0x0806, 0),
+            frame([2, 0, 0, 1, 1, 2], 0x0800, 6),
+            frame([0xff; 6], 0x0800, 17),
+            frame(GROUP, 0x86dd, 17),
+        ];
+        let lab = LabNamespace::new("lo").unwrap();
+        lab.run(|| {
+            let (fd, plain) = (deaf_socket().unwrap(), deaf_socket().unwrap());
+            listen_as(&fd, STATION).unwrap();
+            for fd in [&fd, &plain] {
+                bind(fd, if_nametoindex("lo").unwrap()).unwrap();
+            }
+            for frame in others.iter().chain(&heard) {
+                send(plain.as_raw_fd(), frame, MsgFlags::empty()).unwrap();
+            }
+            // Once each of them has come in.
+            assert_eq!(frames_received(&plain, 8), 8);
+            assert_eq!(frames_received(&fd, heard.len()), heard.len());
         })
         .unwrap();
     }

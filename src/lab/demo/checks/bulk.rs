@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) fn checks<'a>(demo: &'a Demo<'a>) -> impl Iterator<Item = Check<'a>> {
     pairs(demo).flat_map(move |(container, family)| {
-        let (name, device) = (container.name, container.device);
+        let (name, device) = (container.name, &container.device);
         [
             Check::new(
                 "BULK",
