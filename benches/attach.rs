@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use nos_relay::control::attach::{
-    AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Host, Pace,
-    Placement, attach, detach_all,
+    AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, Host, LinkPlace,
+    Pace, Placement, attach, detach_all,
 };
 use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::lab::testbed::{Privileges, enter_user_namespace, privileges, tun_access};
@@ -130,6 +130,7 @@ fn request(number: usize, veth: bool) -> AttachRequest {
             mac: MacAddr::stable(&name),
             mtu: 1500,
             link_addresses: Vec::new(),
+            place: LinkPlace::Alone,
             tx_queue_len: DEFAULT_TX_QUEUE_LEN,
             mode: nos_shim::ports::AddressMode::Shared,
             addresses: vec![

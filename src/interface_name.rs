@@ -34,6 +34,12 @@ impl InterfaceName {
         &self.0
     }
 
+    /// A name that begins with these characters, of which the rest stands for octets: 13 characters.
+    pub(crate) fn of_octets(beginning: &'static str, octets: [u8; 5]) -> Self {
+        let [a, b, c, d, e] = octets;
+        Self(format!("{beginning:.3}{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}"))
+    }
+
     /// The usual name of a container's interface, `eth0`.
     #[must_use]
     pub fn eth0() -> Self {

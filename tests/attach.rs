@@ -24,8 +24,8 @@ use nix::sys::socket::{
 };
 use nos_relay::control::attach::{
     AttachError, AttachRequest, Attached, ContainerSide, ContainerSpec, DEFAULT_TX_QUEUE_LEN,
-    Detachment, DeviceRequest, Families, Host, Pace, Placement, VethPair, Warning, attach,
-    close_all, detach_all, host_end_name, link, link_statistics, make_room,
+    Detachment, DeviceRequest, Families, Host, LinkPlace, Pace, Placement, VethPair, Warning,
+    attach, close_all, detach_all, host_end_name, link, link_statistics, make_room,
 };
 use nos_relay::control::kernel::{InterfaceName, Namespace};
 use nos_relay::data::device::LinkState;
@@ -155,6 +155,7 @@ fn spec() -> ContainerSpec {
         opens_flows: true,
         company: Default::default(),
         link_addresses: Vec::new(),
+        place: LinkPlace::Alone,
     }
 }
 
@@ -699,7 +700,13 @@ lab_test! {
 /// Each way to attach that this kernel gives.
 fn ways() -> Vec<(DeviceRequest, Placement)> {
     let relay_mac = MacAddr::stable("relay");
-    let veth = (DeviceRequest::Veth { relay_mac, bridge: None }, Placement::Inside);
+    let veth = (
+        DeviceRequest::Veth {
+            relay_mac,
+            bridge: None,
+        },
+        Placement::Inside,
+    );
     if let Err(error) = tun_access() {
         skip(&format!("TAP: /dev/net/tun cannot be opened: {error}"));
         return vec![veth];
@@ -720,9 +727,9 @@ impl Lab {
     fn attach(
         &self,
         spec: ContainerSpec,
-        way: (DeviceRequest, Placement),
+        way: &(DeviceRequest, Placement),
     ) -> Result<Attached, AttachError> {
-        let (device, placement) = way;
+        let (device, placement) = way.clone();
         let request = AttachRequest {
             spec,
             device,
@@ -772,7 +779,7 @@ lab_test! {
         let lab = Lab::new();
         let before = lab.snapshot();
         for way in ways() {
-            let attached = lab.attach(spec(), way).unwrap();
+            let attached = lab.attach(spec(), &way).unwrap();
             assert_configured(&lab);
             let eth0 = lab.container.link("eth0").unwrap().unwrap();
             let report = &attached.report;
@@ -796,7 +803,7 @@ lab_test! {
         lab.container.add_route("0.0.0.0/0".parse().unwrap(), "192.0.2.2".parse().unwrap()).unwrap();
         let before = lab.snapshot();
         for way in ways() {
-            let error = lab.attach(spec(), way).unwrap_err();
+            let error = lab.attach(spec(), &way).unwrap_err();
             assert!(matches!(error, AttachError::ForeignRoute { .. }), "{error}");
             assert_eq!(lab.snapshot(), before, "{way:?}");
             assert!(lab.host.link(&host_end_name("web")).unwrap().is_none());
@@ -808,10 +815,10 @@ lab_test! {
     fn only_a_tap_opened_inside_keeps_the_namespace_alive() {
         if ways().len() < 2 { return };
         let lab = Lab::new();
-        let attached = lab.attach(spec(), (DeviceRequest::Tap, Placement::Inside)).unwrap();
+        let attached = lab.attach(spec(), &(DeviceRequest::Tap, Placement::Inside)).unwrap();
         let moved = Lab::beside(&lab.host, "moved");
         let other = ContainerSpec { name: "db".to_owned(), ..spec() };
-        let attached_moved = moved.attach(other, (DeviceRequest::Tap, Placement::Moved)).unwrap();
+        let attached_moved = moved.attach(other, &(DeviceRequest::Tap, Placement::Moved)).unwrap();
         let [inside, outside] = [attached.device, attached_moved.device];
         drop((lab, moved));
         let gone = |device: &dyn nos_relay::data::device::FrameDevice| {
@@ -836,7 +843,7 @@ lab_test! {
         let before: Vec<_> = labs.iter().map(Lab::snapshot).collect();
         let detachments: Vec<Detachment> = labs.iter().enumerate().map(|(number, lab)| {
             let numbered = ContainerSpec { name: format!("web{number}"), ..spec() };
-            lab.attach(numbered, ways[number % ways.len()]).unwrap().into_detachment()
+            lab.attach(numbered, &ways[number % ways.len()]).unwrap().into_detachment()
         }).collect();
         // One has lost its interface, another its name; the others are well.
         labs[1].container.set_down("eth0").unwrap();
@@ -869,7 +876,7 @@ lab_test! {
         let way = (DeviceRequest::Veth { relay_mac: MacAddr::stable("relay"), bridge: None }, Placement::Inside);
         let detachments: Vec<_> = labs.iter().enumerate().map(|(number, lab)| {
             let numbered = ContainerSpec { name: format!("web{number}"), ..spec() };
-            lab.attach(numbered, way).unwrap().into_detachment()
+            lab.attach(numbered, &way).unwrap().into_detachment()
         }).collect();
         for outcome in detach_all(&labs[0].relay, detachments, Pace::BesideTraffic) {
             outcome.unwrap();
@@ -889,7 +896,7 @@ lab_test! {
             for interface in ["all", "default", "lo"] {
                 lab.container.sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1").unwrap();
             }
-            let mut attached = lab.attach(spec(), way).unwrap();
+            let mut attached = lab.attach(spec(), &way).unwrap();
             let [Warning::NoIpv6 { address, reason }] = &attached.report.warnings[..] else {
                 panic!("{:?}", attached.report);
             };
@@ -916,7 +923,7 @@ lab_test! {
         let lab = Lab::new();
         lab.container.sysctl("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         for way in ways() {
-            let attached = lab.attach(spec(), way).unwrap();
+            let attached = lab.attach(spec(), &way).unwrap();
             let [Warning::NoIpv6 { reason, .. }] = &attached.report.warnings[..] else {
                 panic!("{:?}", attached.report);
             };
@@ -927,7 +934,7 @@ lab_test! {
         let v6 = ContainerSpec { addresses: addresses(&["2001:db8:1::1"]), ..spec() };
         let before = lab.snapshot();
         for way in ways() {
-            let error = lab.attach(v6.clone(), way).unwrap_err();
+            let error = lab.attach(v6.clone(), &way).unwrap_err();
             assert!(matches!(error, AttachError::NoIpv6 { .. }), "{error}");
             assert_eq!(lab.snapshot(), before, "{way:?}");
         }
@@ -960,7 +967,7 @@ lab_test! {
     fn a_renamed_interface_is_still_ours() {
         for way in ways() {
             let lab = Lab::new();
-            let mut attached = lab.attach(spec(), way).unwrap();
+            let mut attached = lab.attach(spec(), &way).unwrap();
             let index = attached.report.index;
             lab.container.set_down("eth0").unwrap();
             lab.container.rename("eth0", "wan").unwrap();
@@ -982,7 +989,7 @@ lab_test! {
     fn an_interface_that_comes_back_with_another_index_is_known_by_its_mark() {
         for way in ways() {
             let lab = Lab::new();
-            let mut attached = lab.attach(spec(), way).unwrap();
+            let mut attached = lab.attach(spec(), &way).unwrap();
             let before = attached.report.index;
             // Where its index is taken, it gets another one, and keeps that on its way back.
             let (elsewhere, far) = (LabNamespace::new("elsewhere").unwrap(), LabNamespace::new("far").unwrap());
@@ -1005,7 +1012,7 @@ lab_test! {
     fn an_interface_that_somebody_set_down_stays_down() {
         for way in ways() {
             let lab = Lab::new();
-            let mut attached = lab.attach(spec(), way).unwrap();
+            let mut attached = lab.attach(spec(), &way).unwrap();
             lab.container.set_down("eth0").unwrap();
             for _ in 0..2 {
                 let report = attached.side.repair().unwrap();
@@ -1025,7 +1032,7 @@ lab_test! {
     fn what_vanished_is_put_back_and_what_others_made_stays() {
         for way in ways() {
             let lab = Lab::new();
-            let mut attached = lab.attach(spec(), way).unwrap();
+            let mut attached = lab.attach(spec(), &way).unwrap();
             let container = &lab.container;
             container.delete_default_route("eth0", "203.0.113.1".parse().unwrap()).unwrap();
             container.delete_address("lo", "2001:db8:1::1/128".parse().unwrap()).unwrap();
@@ -1049,7 +1056,7 @@ lab_test! {
             // With duplicate address detection, as outside of a lab.
             let container = LabNamespace::untouched("container").unwrap();
             let lab = Lab { container, ..Lab::beside(&host, "unused") };
-            let mut attached = lab.attach(spec(), way).unwrap();
+            let mut attached = lab.attach(spec(), &way).unwrap();
             lab.container.wait_operational("eth0", LIMIT).unwrap();
             lab.container.set_down("eth0").unwrap();
             lab.container.set_up("eth0").unwrap();
@@ -1078,7 +1085,7 @@ lab_test! {
     fn a_healthy_container_is_only_read() {
         for way in ways() {
             let lab = Lab::new();
-            let mut attached = lab.attach(spec(), way).unwrap();
+            let mut attached = lab.attach(spec(), &way).unwrap();
             lab.container.wait_operational("eth0", LIMIT).unwrap();
             let news = lab.news();
             for _ in 0..3 {
@@ -1103,7 +1110,7 @@ lab_test! {
                 let lab = Lab::new();
                 // As outside of a lab.
                 lab.container.sysctl("net/ipv6/conf/default/router_solicitations", "3").unwrap();
-                let attached = lab.attach(spec(), way).unwrap();
+                let attached = lab.attach(spec(), &way).unwrap();
                 // It has announced the link-local address (RFC 4861 section 6.3.7).
                 let mut fds = [PollFd::new(attached.device.fd().unwrap(), PollFlags::POLLIN)];
                 poll(&mut fds, PollTimeout::from(5000_u16)).unwrap();

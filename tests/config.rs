@@ -753,6 +753,7 @@ fn everything(config: &Config) -> Observed {
         namespaces: containers
             .map(|container| (container.name.clone(), namespace(container)))
             .collect(),
+        interfaces: Default::default(),
         links: uplinks
             .map(|uplink| (uplink.name.clone(), link(uplink)))
             .collect(),

@@ -14,12 +14,15 @@
 //! may never speak of those again. Where one has what somebody else asks for, and its namespace is
 //! gone, it makes way.
 
+use core::fmt::{self, Display, Formatter};
 use core::net::IpAddr;
+use core::str::FromStr;
 use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use nos_relay::control::api::snapshot::{self, Attachment, Network, Origin, Port, PortKind};
 use nos_relay::control::api::{Applied, Refusal};
 use nos_relay::control::config::NetworkMode;
@@ -36,13 +39,42 @@ use crate::process;
 const MAX_MAKE_WAY: usize = 64;
 
 /// How a container's interface is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Device {
     /// A TAP inside of its namespace.
     Tap,
     /// A veth pair with a packet socket on the host's end.
     #[default]
     Veth,
+    /// The same, where the host's end is a port of the Linux bridge of this name.
+    Bridge(String),
+    /// A veth that somebody else has made.
+    Existing,
+}
+
+impl FromStr for Device {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.split_once(':')) {
+            ("tap", _) => Ok(Self::Tap),
+            ("veth", _) => Ok(Self::Veth),
+            ("existing", _) => Ok(Self::Existing),
+            (_, Some(("bridge", bridge))) => Ok(Self::Bridge(bridge.to_owned())),
+            _ => Err("is not \"tap\", \"veth\", \"bridge:INTERFACE\" or \"existing\""),
+        }
+    }
+}
+
+impl Display for Device {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tap => f.write_str("tap"),
+            Self::Veth => f.write_str("veth"),
+            Self::Bridge(bridge) => write!(f, "bridge:{bridge}"),
+            Self::Existing => f.write_str("existing"),
+        }
+    }
 }
 
 /// What a container's interface is to be.
@@ -63,6 +95,11 @@ pub struct Endpoint {
     /// The addresses of the NOS that it uses, all of its VRF if there are none here; or such as are its own,
     /// where its network says so.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of its interface itself, on a bridge.
+    pub link_addresses: Vec<IpNet>,
+    /// Addresses that were chosen for it by whom does not know its network: on a bridge, those of its interface,
+    /// elsewhere as [`Self::addresses`].
+    pub assigned: Vec<IpNet>,
     /// Its MAC address; one made of the name if there is none here.
     pub mac: Option<String>,
     /// Octets of its longest IP packets, 576 to 65535; as its uplinks have them if none are said here.
@@ -141,25 +178,51 @@ pub fn prepare(daemon: &Daemon, endpoint: &Endpoint) -> Result<Attachment, JoinE
     row.map_err(|first| taken_back(daemon, endpoint, first))
 }
 
-/// The endpoint without ports, where it has an address of its own and so all of them.
+/// The endpoint as it suits its network: without ports, where it has an address of its own and so all of them.
 fn suited<'a>(daemon: &Daemon, endpoint: &'a Endpoint) -> Result<Cow<'a, Endpoint>, DaemonError> {
-    let with_ports = endpoint.ports != Ports::default();
-    let Some(network) = endpoint.network.as_ref().filter(|_| with_ports) else {
-        return Ok(Cow::Borrowed(endpoint));
-    };
-    let mut networks = daemon.networks()?.into_iter();
-    if !networks.any(|it| it.name == *network && is_routed(&it)) {
+    if endpoint.assigned.is_empty() && endpoint.network.is_none() {
         return Ok(Cow::Borrowed(endpoint));
     }
-    Ok(Cow::Owned(Endpoint {
-        ports: Ports::default(),
-        ..endpoint.clone()
-    }))
+    let mut networks = match endpoint.network {
+        Some(_) => daemon.networks()?.into_iter(),
+        None => Vec::new().into_iter(),
+    };
+    let network = networks.find(|it| Some(&it.name) == endpoint.network.as_ref());
+    Ok(Cow::Owned(endpoint.clone().in_network(network.as_ref())))
+}
+
+impl Endpoint {
+    /// The same, as it suits its network, if it has one.
+    #[must_use]
+    pub fn in_network(mut self, network: Option<&Network>) -> Self {
+        if network.is_some_and(is_routed) {
+            // On an address of its own, what is published is reached anyway.
+            self.ports = Ports::default();
+        }
+        let assigned = std::mem::take(&mut self.assigned);
+        let on_bridge = match &self.device {
+            Some(device) => matches!(device, Device::Bridge(_)),
+            None => network.is_some_and(is_bridged),
+        };
+        let of_nos =
+            |net: &IpNet| network.is_some_and(|network| network.addresses.contains(&net.addr()));
+        let (on_link, others): (Vec<IpNet>, _) = assigned
+            .into_iter()
+            .partition(|net| on_bridge && !of_nos(net));
+        self.link_addresses.extend(on_link);
+        self.addresses.extend(others.iter().map(IpNet::addr));
+        self
+    }
 }
 
 /// Whether containers of a network have addresses of their own.
 pub(crate) fn is_routed(network: &Network) -> bool {
     network.mode == NetworkMode::Routed.to_string()
+}
+
+/// Whether containers of a network are ports of a bridge.
+pub(crate) fn is_bridged(network: &Network) -> bool {
+    network.mode == NetworkMode::Bridge.to_string()
 }
 
 /// Takes away what was done halfway, and says why it was not done whole.
@@ -295,16 +358,12 @@ fn container(endpoint: &Endpoint) -> Value {
     set("name", endpoint.name.as_str().into());
     set("netns", endpoint.netns.display().to_string().into());
     set("interface", endpoint.interface.as_str().into());
-    let device = match (endpoint.device, &endpoint.network) {
+    let device = match (&endpoint.device, &endpoint.network) {
         (None, Some(_)) => None,
-        (device, _) => Some(device.unwrap_or_default()),
+        (device, _) => Some(device.clone().unwrap_or_default()),
     };
     if let Some(device) = device {
-        let name = match device {
-            Device::Tap => "tap",
-            Device::Veth => "veth",
-        };
-        set("device", name.into());
+        set("device", device.to_string().into());
     }
     for (key, used) in [
         ("tcp", Use::Listen(Protocol::Tcp)),
@@ -319,6 +378,10 @@ fn container(endpoint: &Endpoint) -> Value {
     if !endpoint.addresses.is_empty() {
         let texts = endpoint.addresses.iter().map(ToString::to_string);
         set("addresses", texts.collect());
+    }
+    if !endpoint.link_addresses.is_empty() {
+        let texts = endpoint.link_addresses.iter().map(ToString::to_string);
+        set("link_addresses", texts.collect());
     }
     for (key, value) in [
         ("mac", &endpoint.mac),
@@ -483,6 +546,8 @@ mod tests {
             device: None,
             ports,
             addresses: Vec::new(),
+            link_addresses: Vec::new(),
+            assigned: Vec::new(),
             mac: None,
             mtu: None,
             vrf: None,

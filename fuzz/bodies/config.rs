@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use nos_relay::control::config::{Config, ConfigErrors, UplinkDevice};
 use nos_relay::control::kernel::NamespaceId;
 use nos_relay::control::plan::{
-    Executor, LinkPresence, NamespacePresence, Observed, Phase, State, Step, Want, carry_out, plan,
-    routes_of,
+    Executor, InterfacePresence, LinkPresence, NamespacePresence, Observed, Phase, State, Station,
+    Step, Want, carry_out, plan, routes_of,
 };
 use nos_shim::ident::MacAddr;
 
@@ -56,9 +56,18 @@ pub fn wanted(config: &Config) -> State {
         let packet = matches!(uplink.device, UplinkDevice::Packet(_));
         packet.then(|| (uplink.name.clone(), there))
     });
+    let interfaces = config.containers.iter().map(|container| {
+        let station = Station {
+            mac: MacAddr::stable(container.name.as_str()),
+            mtu: 1500,
+            segment: None,
+        };
+        (container.name.clone(), InterfacePresence::Here(station))
+    });
     let observed = Observed {
         host: NamespaceId::new(0, 0),
         namespaces: namespaces.collect(),
+        interfaces: interfaces.collect(),
         links: links.collect(),
     };
     let state = Want::of(config, &observed).state;

@@ -81,7 +81,7 @@ pub struct AttachArgs {
     /// A process in that namespace.
     #[arg(long, value_name = "PID")]
     pub pid: Option<u32>,
-    /// The kind of its device: tap or veth. With a network, its one if it is left out.
+    /// The kind of its device: tap, veth, bridge:NAME or existing. With a network, its one if it is left out.
     #[arg(long, value_name = "KIND", required_unless_present = "network")]
     pub device: Option<String>,
     /// The network that it is in.
@@ -90,6 +90,9 @@ pub struct AttachArgs {
     /// The interface's name inside.
     #[arg(long, value_name = "NAME")]
     pub interface: Option<String>,
+    /// An address of the interface itself, with a length, on a bridge; may be given several times.
+    #[arg(long = "link-address", value_name = "ADDRESS/LENGTH")]
+    pub link_addresses: Vec<String>,
     /// A NOS address that it uses as its own, or one that is its own where its network is routed; may be given
     /// several times.
     #[arg(long = "address", value_name = "ADDRESS")]
@@ -468,6 +471,7 @@ impl AttachArgs {
             .value("device", self.device.clone())
             .value("network", self.network.clone())
             .value("interface", self.interface.clone())
+            .list("link_addresses", &self.link_addresses)
             .list("addresses", &self.addresses)
             .value("link_local", self.link_local.clone())
             .ports(&self.ports)

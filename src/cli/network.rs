@@ -43,7 +43,7 @@ pub struct CreateArgs {
     /// left out.
     #[arg(long = "uplink", value_name = "UPLINK")]
     pub uplinks: Vec<String>,
-    /// The kind of device of containers that name none: tap or veth.
+    /// The kind of device of containers that name none: tap, veth, bridge:NAME or existing.
     #[arg(long, value_name = "KIND")]
     pub device: Option<String>,
     /// Any other key that a network has in the file, its value as in TOML; may be given several times.
@@ -95,12 +95,15 @@ pub struct ConnectArgs {
     /// What the endpoint is called in `show`; CONTAINER.NETWORK if it is left out.
     #[arg(long = "as", value_name = "NAME")]
     pub name: Option<String>,
-    /// The kind of its device: tap or veth; the network's if it is left out.
+    /// The kind of its device: tap, veth, bridge:NAME or existing; the network's if it is left out.
     #[arg(long, value_name = "KIND")]
     pub device: Option<String>,
     /// The interface's name inside; the first free ethN if it is left out.
     #[arg(long, value_name = "NAME")]
     pub interface: Option<String>,
+    /// An address of the interface itself, with a length, on a bridge; may be given several times.
+    #[arg(long = "link-address", value_name = "ADDRESS/LENGTH")]
+    pub link_addresses: Vec<String>,
     /// A NOS address that it uses as its own, or one that is its own where its network is routed; may be given
     /// several times.
     #[arg(long = "address", value_name = "ADDRESS")]
@@ -206,6 +209,7 @@ impl ConnectArgs {
             .value("name", self.name.clone())
             .value("device", self.device.clone())
             .value("interface", self.interface.clone())
+            .list("link_addresses", &self.link_addresses)
             .list("addresses", &self.addresses)
             .ports(&self.ports)
             .value("mac", self.mac.clone())

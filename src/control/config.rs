@@ -308,6 +308,8 @@ pub enum NetworkMode {
     Shared,
     /// By addresses of their own, to which the NOS has routes.
     Routed,
+    /// As [`Self::Shared`], and by each other on a Linux bridge.
+    Bridge,
 }
 
 impl NetworkMode {
@@ -315,7 +317,7 @@ impl NetworkMode {
     #[must_use]
     pub fn addresses(self) -> AddressMode {
         match self {
-            Self::Shared => AddressMode::Shared,
+            Self::Shared | Self::Bridge => AddressMode::Shared,
             Self::Routed => AddressMode::Routed,
         }
     }
@@ -326,6 +328,7 @@ impl fmt::Display for NetworkMode {
         f.write_str(match self {
             Self::Shared => "shared",
             Self::Routed => "routed",
+            Self::Bridge => "bridge",
         })
     }
 }
@@ -386,6 +389,16 @@ pub enum ContainerDevice {
     Veth,
     /// The same, where the host end is a port of this bridge, and the relay hears what is for it.
     Bridge(InterfaceName),
+    /// A veth that somebody else has made, and that stays as it is. The relay hears at its host end what is for it.
+    Existing,
+}
+
+impl ContainerDevice {
+    /// Whether others than the container and the relay may be on the link.
+    #[must_use]
+    pub fn is_on_segment(&self) -> bool {
+        matches!(self, Self::Bridge(_) | Self::Existing)
+    }
 }
 
 impl fmt::Display for ContainerDevice {
@@ -394,6 +407,7 @@ impl fmt::Display for ContainerDevice {
             Self::Tap => "tap",
             Self::Veth => "veth",
             Self::Bridge(bridge) => return write!(f, "bridge:{bridge}"),
+            Self::Existing => "existing",
         })
     }
 }

@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 use std::path::Path;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::configuration::{Place, Runtime, Wanted, address, mac};
@@ -26,7 +27,7 @@ struct Asked<'a> {
 /// Attaches the container, and says what it has.
 pub(super) fn add(invocation: &Invocation) -> Result<Value, CniError> {
     let asked = Asked::read(invocation)?;
-    let base = reply::Base::read(invocation, asked.netns)?;
+    let base = reply::Base::read(invocation, asked.netns, asked.wanted.device.as_ref())?;
     let plain = asked.endpoint(None)?;
     let Some(kind) = &invocation.configuration.ipam else {
         return attached(invocation, &plain, &base, &ipam::Assigned::default());
@@ -64,6 +65,9 @@ fn attached(
     attachment
         .addresses
         .retain(|address| inside.addresses.contains(address));
+    attachment
+        .link_addresses
+        .retain(|net| inside.addresses.contains(&net.addr()));
     Ok(base.with(
         invocation.configuration.version,
         endpoint,
@@ -102,14 +106,14 @@ impl<'a> Asked<'a> {
     }
 
     /// The endpoint, with addresses that an IPAM plugin has chosen, if one is there to choose.
-    fn endpoint(&self, assigned: Option<&[IpAddr]>) -> Result<Endpoint, CniError> {
+    fn endpoint(&self, assigned: Option<&[IpNet]>) -> Result<Endpoint, CniError> {
         let environment = &self.invocation.environment;
         let names = &self.invocation.configuration.names;
         let name = names.container(&environment.container, &environment.interface);
         let place = self.place()?;
         let chosen = &self.runtime.chosen;
         let addresses = match assigned {
-            Some(assigned) => assigned.to_vec(),
+            Some(_) => Vec::new(),
             None => self
                 .fixed
                 .clone()
@@ -122,9 +126,14 @@ impl<'a> Asked<'a> {
             name: name.map_err(CniError::configuration)?,
             netns: self.netns.to_owned(),
             interface: environment.interface.clone(),
-            device: self.wanted.device,
-            ports: self.ports(&addresses)?,
+            device: self.wanted.device.clone(),
+            ports: self.ports(&match assigned {
+                Some(assigned) => assigned.iter().map(IpNet::addr).collect(),
+                None => addresses.clone(),
+            })?,
             addresses,
+            link_addresses: Vec::new(),
+            assigned: assigned.unwrap_or_default().to_vec(),
             mac: self.mac.clone(),
             mtu: self.wanted.mtu,
             vrf: place.vrf,

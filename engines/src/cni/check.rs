@@ -15,6 +15,7 @@ use super::inside::{Inside, look};
 use super::reply::DEFAULT_ROUTES;
 use super::{Invocation, ipam};
 use crate::daemon::Daemon;
+use crate::endpoint::Device;
 
 /// What `ADD` has said of our interface.
 #[derive(Debug)]
@@ -105,11 +106,11 @@ fn compare_row(row: &Attachment, said: &Said, netns: &Path) -> Result<(), CniErr
             "container {name} has the MAC address {mac}"
         )));
     }
-    if !said
-        .addresses
-        .iter()
-        .all(|address| row.addresses.contains(address))
-    {
+    let on_link = |address| row.link_addresses.iter().any(|net| net.addr() == address);
+    let known = |address| row.addresses.contains(&address) || on_link(address);
+    // What plugins before have given an interface that they made is for them to check.
+    let existing = row.link.device == Device::Existing.to_string();
+    if !existing && !said.addresses.iter().copied().all(known) {
         let has: Vec<_> = row.addresses.iter().map(ToString::to_string).collect();
         return Err(differs(format!(
             "container {name} has the addresses {}",

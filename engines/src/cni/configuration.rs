@@ -144,12 +144,8 @@ impl Configuration {
     pub(super) fn wanted(&self) -> Result<Wanted, CniError> {
         let own = own_section(&self.whole)?;
         own.only(&KEYS)?;
-        let device = match own.text("device")? {
-            None => None,
-            Some("tap") => Some(Device::Tap),
-            Some("veth") => Some(Device::Veth),
-            Some(_) => return Err(own.wrong("device", "is neither \"tap\" nor \"veth\"")),
-        };
+        let device = own.text("device")?.map(str::parse).transpose();
+        let device = device.map_err(|wrong| own.wrong("device", wrong))?;
         let outside = match own.text("outside")? {
             Some(outside) if outside != "drop" && outside != "learn" => {
                 return Err(own.wrong("outside", "is neither \"drop\" nor \"learn\""));

@@ -10,9 +10,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 
-use super::configuration::address;
 use super::environment;
 use super::error::{CniError, Code};
 use super::section::Section;
@@ -21,7 +21,8 @@ use super::{Invocation, MAX_INPUT};
 /// What the plugin has chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Assigned {
-    pub(super) addresses: Vec<IpAddr>,
+    /// With the lengths of their networks, or for themselves.
+    pub(super) addresses: Vec<IpNet>,
     pub(super) dns: Map<String, Value>,
 }
 
@@ -41,7 +42,8 @@ fn assigned(kind: &str, value: &Value) -> Result<Assigned, CniError> {
     let section = Section::new(value, kind)?;
     let chosen = section.list("ips")?.iter().map(|ip| {
         let text = Section::new(ip, kind)?.text("address")?;
-        let parsed = text.and_then(address);
+        let alone = |text: &str| text.parse().map(|address: IpAddr| address.into());
+        let parsed = text.and_then(|text| text.parse().or_else(|_| alone(text)).ok());
         parsed.ok_or_else(|| section.wrong("ips", "has something without an address"))
     });
     let addresses: Vec<_> = chosen.collect::<Result<_, _>>()?;

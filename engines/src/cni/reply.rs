@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ipnet::IpNet;
 use nos_relay::control::api::snapshot::Attachment;
 use serde_json::{Map, Value, json};
 
@@ -9,7 +10,7 @@ use super::error::CniError;
 use super::inside::Inside;
 use super::version::Version;
 use super::{Invocation, configuration::Configuration};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Device, Endpoint};
 
 /// Destinations of default routes, of IPv4 and IPv6.
 pub(super) const DEFAULT_ROUTES: [&str; 2] = ["0.0.0.0/0", "::/0"];
@@ -20,25 +21,37 @@ pub(super) struct Base {
     previous: Map<String, Value>,
     dns: Map<String, Value>,
     sandbox: String,
+    /// The interface that a plugin before has made and the container keeps.
+    existing: Option<usize>,
 }
 
 impl Base {
-    pub(super) fn read(invocation: &Invocation, netns: &Path) -> Result<Self, CniError> {
+    pub(super) fn read(
+        invocation: &Invocation,
+        netns: &Path,
+        device: Option<&Device>,
+    ) -> Result<Self, CniError> {
         let configuration: &Configuration = &invocation.configuration;
         let previous = configuration.previous()?.and_then(Value::as_object);
-        let base = Self {
+        let mut base = Self {
             previous: previous.cloned().unwrap_or_default(),
             dns: configuration.dns()?,
             sandbox: netns.display().to_string(),
+            existing: None,
         };
         let ours = &invocation.environment.interface;
-        let there = base.list("interfaces").iter().any(|interface| {
+        base.existing = base.list("interfaces").iter().position(|interface| {
             interface["name"] == ours.as_str() && interface["sandbox"] == base.sandbox.as_str()
         });
-        match there {
-            false => Ok(base),
-            true => Err(CniError::configuration(format!(
-                "prevResult: a plugin before this one has made {ours} already"
+        match (base.existing, device) {
+            (Some(_), Some(Device::Existing)) => Ok(base),
+            (None, Some(Device::Existing)) => Err(CniError::configuration(format!(
+                "device: no plugin before this one has made {ours}, as \"existing\" says"
+            ))),
+            (None, _) => Ok(base),
+            (Some(_), _) => Err(CniError::configuration(format!(
+                "prevResult: a plugin before this one has made {ours} already; with device = \"existing\" the \
+                 container keeps it"
             ))),
         }
     }
@@ -58,16 +71,18 @@ impl Base {
         dns: &Map<String, Value>,
     ) -> Value {
         let mut interfaces = self.list("interfaces").to_vec();
-        let index = interfaces.len();
-        interfaces.push(self.interface(version, endpoint, attachment));
+        let index = self.existing.unwrap_or_else(|| {
+            interfaces.push(self.interface(version, endpoint, attachment));
+            interfaces.len() - 1
+        });
         let mut ips = self.list("ips").to_vec();
         let mut routes = self.list("routes").to_vec();
-        for address in &attachment.addresses {
-            let (length, family) = match address.is_ipv4() {
-                true => (32, "4"),
-                false => (128, "6"),
-            };
-            let mut ip = json!({"address": format!("{address}/{length}"), "interface": index});
+        // Its own first: engines take the first for the container's name among others.
+        let on_link = attachment.link_addresses.iter().copied();
+        let on_lo = attachment.addresses.iter().copied().map(IpNet::from);
+        for net in on_link.chain(on_lo) {
+            let family = if net.addr().is_ipv4() { "4" } else { "6" };
+            let mut ip = json!({"address": net.to_string(), "interface": index});
             if version.marks_families() {
                 ip["version"] = family.into();
             }
@@ -75,7 +90,8 @@ impl Base {
         }
         // Of several interfaces in a namespace one has them.
         for (default, leads_here) in DEFAULT_ROUTES.into_iter().zip(inside.routes) {
-            if leads_here && !routes.iter().any(|route| route["dst"] == default) {
+            let ours = leads_here && self.existing.is_none();
+            if ours && !routes.iter().any(|route| route["dst"] == default) {
                 routes.push(json!({"dst": default}));
             }
         }

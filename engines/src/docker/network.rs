@@ -1,6 +1,5 @@
 //! The network driver.
 
-use core::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -9,9 +8,8 @@ use serde_json::{Value, json};
 
 use super::{Answer, Call, CallError, ENGINE, options, shown};
 use crate::daemon::{Daemon, DaemonError};
-use crate::endpoint::{self, Endpoint, is_gone, is_routed, prepare};
+use crate::endpoint::{self, Endpoint, is_bridged, is_gone, is_routed, prepare};
 use crate::name::is_of;
-use crate::ports::Ports;
 
 /// Where endpoints are that are in no sandbox: nowhere.
 const NOWHERE: &str = "/run/nos-relay/docker/not-joined";
@@ -22,7 +20,10 @@ const SHORT: usize = 12;
 pub(super) fn create(daemon: &Daemon, call: &Call) -> Answer {
     let mut network = options::network(&call.object("Options")?)?;
     network.insert("name".to_owned(), network_name(call)?.into());
-    network.entry("device").or_insert("veth".into());
+    // Another mode says itself how its containers are joined.
+    if network.get("mode").is_none_or(|mode| mode != "bridge") {
+        network.entry("device").or_insert("veth".into());
+    }
     daemon.change(json!({"type": "network-create", "network": network}), None)?;
     Ok(json!({}))
 }
@@ -48,13 +49,8 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
             "nos-relay has no network {network}; make it anew"
         ))
     })?;
-    let asked = options::ports(&call.object("Options")?)?;
-    // On an address of its own, what is published is reached anyway.
-    let ports = match is_routed(&known) {
-        true => Ports::default(),
-        false => asked,
-    };
-    let addresses = addresses(&known, [text("Address"), text("AddressIPv6")])?;
+    let ports = options::ports(&call.object("Options")?)?;
+    let assigned = assigned(&known, [text("Address"), text("AddressIPv6")])?;
     let name = endpoint_name(call)?;
     let endpoint = Endpoint {
         engine: ENGINE,
@@ -63,7 +59,9 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
         // As its network says.
         device: None,
         ports,
-        addresses,
+        addresses: Vec::new(),
+        link_addresses: Vec::new(),
+        assigned,
         mac: text("MacAddress").map(str::to_owned),
         mtu: None,
         vrf: None,
@@ -73,6 +71,7 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
         outside: None,
         name,
     };
+    let endpoint = endpoint.in_network(Some(&known));
     let attachment = prepare(daemon, &endpoint).map_err(CallError::asked)?;
     let mac = match text("MacAddress") {
         // What Docker has said must not be said again.
@@ -82,20 +81,20 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
     Ok(json!({"Interface": mac}))
 }
 
-/// The addresses that Docker has for an endpoint, if those of its network are their own; else those of the NOS
+/// The addresses that Docker has for an endpoint, if its network has a use for them; else those of the NOS
 /// among them: those of another IPAM driver mean nothing there.
-fn addresses(network: &Network, given: [Option<&str>; 2]) -> Result<Vec<IpAddr>, CallError> {
-    let mut addresses = Vec::new();
+fn assigned(network: &Network, given: [Option<&str>; 2]) -> Result<Vec<IpNet>, CallError> {
+    let mut assigned: Vec<IpNet> = Vec::new();
     for text in given.into_iter().flatten() {
-        let address: IpNet = text
-            .parse()
-            .map_err(|_| CallError::asked(format_args!("{} is no address", shown(text))))?;
-        addresses.push(address.addr());
+        let address = text.parse();
+        assigned.push(
+            address.map_err(|_| CallError::asked(format_args!("{} is no address", shown(text))))?,
+        );
     }
-    if !is_routed(network) {
-        addresses.retain(|address| network.addresses.contains(address));
+    if !(is_routed(network) || is_bridged(network)) {
+        assigned.retain(|net| network.addresses.contains(&net.addr()));
     }
-    Ok(addresses)
+    Ok(assigned)
 }
 
 pub(super) fn delete_endpoint(daemon: &Daemon, call: &Call) -> Answer {

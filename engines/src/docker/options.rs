@@ -40,16 +40,27 @@ pub(super) fn network(options: &Map<String, Value>) -> Result<Map<String, Value>
         let list = || -> Value { text.split(',').map(|part| part.trim().to_owned()).collect() };
         match key.as_str() {
             "mode" | "vrf" | "device" | "outside" => keys.insert(key.clone(), text.into()),
+            "bridge" => keys.insert("device".to_owned(), format!("bridge:{text}").into()),
             "uplink" | "uplinks" => keys.insert("uplinks".to_owned(), list()),
             "to" => keys.insert(key.clone(), list()),
             other if other.starts_with(OF_DOCKER) => None,
             _ => {
                 return Err(CallError::asked(format_args!(
-                    "-o {}: there are mode, uplink, vrf, device, to and outside",
+                    "-o {}: there are mode, uplink, vrf, device, bridge, to and outside",
                     shown(key)
                 )));
             }
         };
+    }
+    // Whoever names a bridge means that mode, unless another was said.
+    let bridged = generic.contains_key("bridge");
+    if bridged && generic.contains_key("device") {
+        return Err(CallError::asked(
+            "-o device and -o bridge: give one of the two",
+        ));
+    }
+    if bridged {
+        keys.entry("mode").or_insert("bridge".into());
     }
     Ok(keys)
 }

@@ -19,6 +19,7 @@ mod engine;
 use base as support;
 
 mod bad;
+mod bridges;
 mod lifecycle;
 mod lost;
 mod page;

@@ -4,10 +4,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nos_relay::control::api::snapshot::{LinkState, PortKind};
+use nos_relay::lab::testbed::{LabNamespace, tcp};
 use tempfile::TempDir;
 
 use crate::base::daemon::{await_that, die_with_us};
@@ -30,7 +32,12 @@ struct Docker {
     /// How Docker calls the plugin: it looks for plugins in one place alone.
     driver: String,
     control: PathBuf,
+    /// Where it has a bridge of its own, as it has it by default; elsewhere it has none.
+    host: Option<LabNamespace>,
 }
+
+/// How many there have been.
+static STARTED: AtomicUsize = AtomicUsize::new(0);
 
 /// Debian's, beside which there may be one that is too new for its daemon.
 fn client() -> &'static str {
@@ -44,6 +51,15 @@ fn client() -> &'static str {
 impl Docker {
     /// With the plugin for the daemon of `network`; or why there is none.
     fn new(network: &Network) -> Result<Self, String> {
+        Self::on(network, None)
+    }
+
+    /// The same on the host of that daemon, with `docker0`.
+    fn with_docker0(network: &Network) -> Result<Self, String> {
+        Self::on(network, Some(network.topology.device.clone()))
+    }
+
+    fn on(network: &Network, host: Option<LabNamespace>) -> Result<Self, String> {
         image::is_root()?;
         image::installed(&["dockerd", "docker", "containerd", "runc"])?;
         let folder = tempfile::Builder::new()
@@ -55,8 +71,13 @@ impl Docker {
             containerd: None,
             plugin: None,
             folder,
-            driver: format!("nos-relay-test-{}", std::process::id()),
+            driver: format!(
+                "nos-relay-test-{}-{}",
+                std::process::id(),
+                STARTED.fetch_add(1, Ordering::Relaxed)
+            ),
             control: network.control(),
+            host,
         };
         docker.start_plugin();
         docker.start_containerd();
@@ -123,12 +144,15 @@ impl Docker {
     fn start_dockerd(&mut self) -> Result<(), String> {
         let log = fs::File::create(self.path("dockerd.log")).unwrap();
         let mut command = Command::new("dockerd");
-        command.args([
-            "--iptables=false",
-            "--ip6tables=false",
-            "--bridge=none",
-            "--live-restore",
-        ]);
+        command.args(["--iptables=false", "--ip6tables=false", "--live-restore"]);
+        match &self.host {
+            None => {
+                command.arg("--bridge=none");
+            }
+            Some(host) => {
+                host.hold(&mut command);
+            }
+        }
         command.args([
             "--storage-driver",
             "vfs",
@@ -258,6 +282,7 @@ lab_test! {
         publishes_what_the_pool_gives(&network, &docker);
         has_both_families(&docker);
         has_an_address_of_its_own(&network, &docker);
+        has_an_address_on_a_bridge(&network, &docker);
         outlives_daemons(&network, &mut docker);
         docker.does(&["rm", "--force", "web"]);
         docker.does(&["network", "rm", "shared"]);
@@ -265,11 +290,7 @@ lab_test! {
     }
 }
 
-fn publishes(
-    network: &Network,
-    docker: &Docker,
-    outsider: &nos_relay::lab::testbed::tcp::EchoServer,
-) {
+fn publishes(network: &Network, docker: &Docker, outsider: &tcp::EchoServer) {
     let run = |more: &[&'static str]| [&["run", "--network", "shared"], more].concat();
     docker.does(&run(&[
         "-d",
@@ -489,7 +510,7 @@ fn does_what_the_page_shows(network: &Network, docker: &Docker) {
             commands += 1;
         }
     }
-    assert_eq!(commands, 13);
+    assert_eq!(commands, 20);
 }
 
 fn run_as_shown(network: &Network, docker: &Docker, command: &str) -> String {
@@ -577,6 +598,107 @@ fn has_an_address_of_its_own(network: &Network, docker: &Docker) {
     assert!(said.contains("there is no NAT"), "{said}");
     docker.does(&["rm", "--force", "own"]);
     docker.does(&["network", "rm", "lan"]);
+}
+
+/// Docker chooses it; the NOS's address and ports are there besides.
+fn has_an_address_on_a_bridge(network: &Network, docker: &Docker) {
+    let create = ["network", "create", "-d", &docker.driver];
+    let subnet = ["--subnet", "172.31.12.0/24"];
+    docker.does(&[&create[..], &["-o", "bridge=team0"], &subnet, &["team"]].concat());
+    let served = ["run", "-d", "--name", "front", "--network", "team"];
+    docker.does(&[&served[..], &["-p", "8085:8085", image::NAME, "8085"]].concat());
+    await_served(network, 8085);
+    let device = &network.topology.device;
+    assert!(device.link("team0").unwrap().is_some());
+    let said = docker.prints(
+        &["--network", "team"],
+        "ip address; ip route; wget -q -O - http://172.31.12.2:8085/; \
+         wget -q -O - http://203.0.113.1:8085/; wget -q -O - http://203.0.113.1:8081/",
+    );
+    for wanted in [
+        "172.31.12.3/24",
+        "203.0.113.1/32",
+        "172.31.12.0/24 dev eth0",
+    ] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    // On the bridge, by the NOS, and one of another network.
+    assert_eq!(said.matches("nos-relay\n").count(), 2, "{said}");
+    for (options, reason) in [
+        (
+            &["-o", "mode=bridge", "-o", "device=tap"][..],
+            "must be \"bridge:INTERFACE\"",
+        ),
+        (
+            &["-o", "bridge=b", "-o", "device=tap"],
+            "give one of the two",
+        ),
+        (&["-o", "bridge=a name"], "which no interface name may"),
+    ] {
+        let said = docker.refuses(&[&create[..], options, &["bad"]].concat());
+        assert!(said.contains(reason), "{said}");
+    }
+    docker.does(&["rm", "--force", "front"]);
+    assert!(device.link("team0").unwrap().is_none());
+    docker.does(&["network", "rm", "team"]);
+}
+
+lab_test! {
+    fn containers_of_docker0_get_the_nos_s_address_beside_docker_s() {
+        let network = Network::new(0);
+        let mut docker = match Docker::with_docker0(&network) {
+            Ok(docker) => docker,
+            Err(reason) => return skip(&reason),
+        };
+        docker.does(&["run", "-d", "--name", "web", image::NAME, "8081"]);
+        docker.does(&["run", "-d", "--name", "db", image::NAME, "8082"]);
+        let before = docker.does(&["exec", "web", "ip", "route"]);
+        let attach = |name: &str, port: &str| {
+            let pid = docker.does(&["inspect", "-f", "{{.State.Pid}}", name]);
+            let relay = Command::new(crate::base::daemon::program())
+                .args(["attach", name, "--device", "existing", "--pid", pid.trim()])
+                .args(["--tcp", port, "--ephemeral", &format!("4{port}-4{port}")])
+                .arg("--control")
+                .arg(network.control())
+                .output()
+                .unwrap();
+            assert!(relay.status.success(), "{relay:?}");
+        };
+        attach("web", "8081");
+        attach("db", "8082");
+        await_served(&network, 8081);
+        await_served(&network, 8082);
+        // What Docker has made is as it was, and works as it did.
+        assert_eq!(docker.does(&["exec", "web", "ip", "route"]), before);
+        let row = network.daemon.attachment("web");
+        assert_eq!((row.link.device.as_str(), row.link.state), ("existing", LinkState::Up));
+        let inside = |name: &str| {
+            let format = "{{.NetworkSettings.IPAddress}}";
+            let address = docker.does(&["inspect", "-f", format, name]);
+            std::net::SocketAddr::new(address.trim().parse().unwrap(), 8082)
+        };
+        let (web, db) = (inside("web"), inside("db"));
+        let get = format!("wget -q -O - http://{db}/; wget -q -O - http://203.0.113.1:8082/; wget -q -O - http://203.0.113.2:7001/");
+        let served = tcp::EchoServer::start(&network.topology.external, "203.0.113.2:7001".parse().unwrap()).unwrap();
+        let said = docker.command(&["exec", "web", "/bin/sh", "-c", &get]);
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(said.matches("nos-relay\n").count() >= 2, "{said}");
+        assert_eq!(served.peers()[0].ip().to_string(), "203.0.113.1");
+        let host = tcp::connect(&network.topology.device, None, (web.ip(), 8081).into(), crate::base::daemon::LIMIT);
+        drop(host.unwrap());
+        // Docker starts one of them anew: the process has ended, and with it what was registered for it.
+        docker.does(&["restart", "-t", "0", "web"]);
+        await_that("it is gone", || {
+            let rows = network.daemon.attachments();
+            let web = rows.iter().find(|row| row.name == "web" && row.link.state == LinkState::Up);
+            web.is_none().then_some(()).ok_or_else(|| format!("{web:?}"))
+        });
+        await_served(&network, 8082);
+        end(&mut docker.dockerd, Signal::SIGKILL);
+        docker.start_dockerd().unwrap();
+        await_served(&network, 8082);
+        docker.does(&["rm", "--force", "web", "db"]);
+    }
 }
 
 /// In any order.

@@ -77,7 +77,9 @@ pub(crate) fn make(folder: &Path) -> PathBuf {
         fs::create_dir_all(root.join(part)).unwrap();
     }
     fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
-    for applet in ["sh", "cat", "echo", "httpd", "ip", "nc", "sleep"] {
+    for applet in [
+        "sh", "cat", "echo", "httpd", "ip", "nc", "ping", "sleep", "wget",
+    ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     fs::write(root.join("www/index.html"), "nos-relay\n").unwrap();

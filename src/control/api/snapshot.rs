@@ -185,6 +185,9 @@ pub struct Attachment {
     pub mode: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of its interface itself, with the lengths of their networks, as the daemon has given it.
+    #[serde(default)]
+    pub link_addresses: Vec<IpNet>,
     /// Where it may open flows to; everywhere if `None`.
     #[serde(default)]
     pub to: Option<Vec<IpNet>>,
@@ -234,7 +237,7 @@ pub struct Uplink {
 /// What attachments and uplinks have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
-    /// The kind of device: `tap`, `veth`, `packet`, `memory`.
+    /// The kind of device: `tap`, `veth`, `bridge:NAME`, `existing`, `packet`, `memory`.
     pub device: String,
     /// The interface's name: inside the container, or on the host for an uplink.
     pub interface: String,

@@ -71,6 +71,13 @@ fn unused(links: &[LinkFacts]) -> impl Iterator<Item = &LinkFacts> {
     let ours = |link: &&LinkFacts| {
         link.kind.as_deref() == Some(BRIDGE) && link.alias.as_deref() == Some(ALIAS)
     };
-    let has_ports = |bridge: &LinkFacts| links.iter().any(|link| link.controller == Some(bridge.index));
-    links.iter().filter(ours).filter(move |bridge| !has_ports(bridge))
+    let has_ports = |bridge: &LinkFacts| {
+        links
+            .iter()
+            .any(|link| link.controller == Some(bridge.index))
+    };
+    links
+        .iter()
+        .filter(ours)
+        .filter(move |bridge| !has_ports(bridge))
 }

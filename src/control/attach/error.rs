@@ -58,6 +58,25 @@ pub enum AttachError {
         /// Where it is.
         namespace: String,
     },
+    /// An interface that is to be used as somebody else has made it cannot be.
+    #[error(
+        "{interface} in {namespace} {}, so that its frames could be read in {host}",
+        match kind.as_deref() {
+            Some("veth") => "is no veth whose other end is there".to_owned(),
+            Some(kind) => format!("is no veth (a {kind})"),
+            None => "is no veth".to_owned(),
+        }
+    )]
+    NoHostEnd {
+        /// The interface.
+        interface: String,
+        /// Its kind, for virtual ones.
+        kind: Option<String>,
+        /// Where it is.
+        namespace: String,
+        /// Where its other end should be.
+        host: String,
+    },
     /// Another nos-relay process that still lives has attached this container.
     #[error("{interface} in {namespace} belongs to attachment '{owner}' of a running nos-relay")]
     Held {

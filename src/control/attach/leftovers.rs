@@ -68,6 +68,23 @@ pub(super) fn place_of(
     Ok(place)
 }
 
+/// Removes what a killed run made for an attachment that uses somebody else's interface by now.
+pub(super) fn remove_made(
+    host: &Host,
+    netlink: &Netlink,
+    container: &Namespace,
+    spec: &ContainerSpec,
+) -> Result<(), AttachError> {
+    remove_host_end(host, &spec.name)?;
+    for link in netlink.all_links()? {
+        let here = link.name == spec.interface.as_str() && owner(&link).is_some();
+        if here || is_marked(&link, &spec.name) {
+            remove(host, netlink, container, &link)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a veth has its other end where it belongs. A TAP has none.
 fn is_whole(
     host: &Host,

@@ -59,8 +59,11 @@ mod spec;
 mod veth;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
+use nos_shim::ident::MacAddr;
 use nos_shim::offload::Capabilities;
 use tracing::warn;
 
@@ -68,7 +71,7 @@ use crate::control::kernel::netlink::{LinkChange, Netlink};
 use crate::control::kernel::{LinkFacts, LinkStatistics, Namespace};
 use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
 use interior::Interior;
-use leftovers::{Kind, Place, open_left_tap, place_of, remove_host_end};
+use leftovers::{Kind, Place, open_left_tap, place_of, remove_host_end, remove_made};
 use mark::{owner, tap_name};
 
 pub use bridge::remove_unused_bridges;
@@ -80,8 +83,8 @@ pub use mark::host_end_name;
 pub use plan::Families;
 pub use side::{ContainerSide, ParkedSide, SideFacts, SideReport};
 pub use spec::{
-    AttachRequest, Company, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, OtherAttachment,
-    Placement,
+    AttachRequest, Company, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest, LinkPlace,
+    OtherAttachment, Placement,
 };
 pub use veth::VethPair;
 
@@ -156,6 +159,10 @@ pub fn attach(
             }
             attached
         }
+        DeviceRequest::Existing { relay_mac } => {
+            let relay_mac = *relay_mac;
+            attach_existing(host, container, request, relay_mac)
+        }
     };
     // Where the caller is on the host already, as the control thread is, this costs nothing.
     host.namespace().run(attach)?
@@ -223,18 +230,46 @@ fn attach_veth(
             (pair, false)
         }
     };
-    let options = PacketOptions {
-        offload: offloads(offload),
-        injection: true,
-        station: end.station(),
-        ..PacketOptions::default()
-    };
-    let device = Box::new(PacketSocket::open(pair.host_interface(), options)?);
+    let device = listen(&pair, offload, end.station())?;
     let attached = finish(&interior, container, spec, device, Some(pair))?;
     Ok(Attached {
         adopted,
         ..attached
     })
+}
+
+/// Attaches a container by an interface that somebody else has made.
+fn attach_existing(
+    host: &Host,
+    container: &Namespace,
+    request: AttachRequest,
+    relay_mac: MacAddr,
+) -> Result<Attached, AttachError> {
+    let AttachRequest { spec, offload, .. } = request;
+    let interior = Interior::open(container)?;
+    remove_made(host, &interior.netlink, container, &spec)?;
+    let inside = interior.netlink.existing_link(spec.interface.as_str())?;
+    let pair = VethPair::borrow(host, container, &inside, relay_mac)?;
+    let device = listen(&pair, offload, Some(relay_mac))?;
+    finish(&interior, container, spec, device, Some(pair))
+}
+
+/// The relay's end of a pair: of all that comes there, or as one station among others.
+fn listen(
+    pair: &VethPair,
+    offload: bool,
+    station: Option<MacAddr>,
+) -> Result<Box<dyn FrameDevice>, AttachError> {
+    let options = PacketOptions {
+        offload: offloads(offload),
+        injection: true,
+        station,
+        ..PacketOptions::default()
+    };
+    Ok(Box::new(PacketSocket::open(
+        pair.host_interface(),
+        options,
+    )?))
 }
 
 fn finish(
@@ -294,6 +329,51 @@ pub fn foreign_parts(namespace: &Namespace) -> Result<BTreeSet<String>, AttachEr
         parts.extend(routes.map(|route| route.describe()));
     }
     Ok(parts)
+}
+
+/// An interface that somebody else has made for a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExistingInterface {
+    /// Its name.
+    pub interface: String,
+    /// Its MAC address.
+    pub mac: Option<MacAddr>,
+    /// Octets of the longest IP packet.
+    pub mtu: u32,
+    /// The networks that its addresses are in, in their order, but for link-local ones.
+    pub networks: Vec<IpNet>,
+}
+
+/// What an interface of a container is like that somebody else makes; `None` where there is none of that
+/// name, or ours has it.
+///
+/// # Errors
+/// The namespace cannot be entered or asked.
+pub fn existing_interface(
+    namespace: &Namespace,
+    interface: &str,
+) -> Result<Option<ExistingInterface>, AttachError> {
+    let netlink = Netlink::open(namespace)?;
+    let Some(link) = netlink
+        .link(interface)?
+        .filter(|link| owner(link).is_none())
+    else {
+        return Ok(None);
+    };
+    let addresses = netlink.addresses()?.into_iter();
+    let addresses = addresses.filter(|facts| facts.interface == link.index);
+    let networks = addresses.filter_map(|facts| {
+        let net = IpNet::new(facts.address, facts.prefix_length).ok()?;
+        let link_local = matches!(facts.address, IpAddr::V6(it) if it.is_unicast_link_local());
+        (!link_local).then(|| net.trunc())
+    });
+    let networks: BTreeSet<_> = networks.collect();
+    Ok(Some(ExistingInterface {
+        interface: link.name,
+        mac: link.mac,
+        mtu: link.mtu,
+        networks: networks.into_iter().collect(),
+    }))
 }
 
 /// What the kernel says of an interface; `None` where there is none by that name.

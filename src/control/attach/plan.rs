@@ -12,7 +12,7 @@ use netlink_packet_route::link::In6AddrGenMode;
 use super::interior::Found;
 use super::mark::{Mark, is_marked};
 use super::shared::{self, RuleChanges};
-use super::{AttachError, ContainerSpec, Warning};
+use super::{AttachError, ContainerSpec, LinkPlace, Warning};
 use crate::control::kernel::LinkFacts;
 use crate::control::kernel::netlink::{
     AddressFacts, Ipv6State, LinkChange, Request, RouteFacts, RuleFacts,
@@ -95,23 +95,27 @@ impl Plan {
             fresh_on_lo: Vec::new(),
             fresh_on_link: None,
             foreign_route: None,
-            up: found.link.up || occasion == Occasion::Attach,
+            up: found.link.up || occasion == Occasion::Attach && spec.owns_interface(),
         };
         let addresses = plan.possible(spec, found, namespace)?;
         if !found.lo.up {
             plan.step(LinkChange::of(found.lo.index).up().request("lo"));
         }
         plan.add_addresses(&addresses, found);
-        plan.set_link(spec, &addresses, found, added);
-        plan.set_link_addresses(spec, found, added);
+        if spec.owns_interface() {
+            plan.set_link(spec, &addresses, found, added);
+            plan.set_link_addresses(spec, found, added);
+        }
         let is_first = spec.company.table.is_none();
         for family in [
             Family {
                 source: addresses.iter().copied().find(IpAddr::is_ipv4),
+                gateway: spec.gateway(true),
                 defaults: &found.ipv4_defaults,
             },
             Family {
                 source: addresses.iter().copied().find(IpAddr::is_ipv6),
+                gateway: spec.gateway(false),
                 defaults: &found.ipv6_defaults,
             },
         ] {
@@ -341,6 +345,9 @@ impl Plan {
                 self.steps.push(Step::tolerant(facts.add(), THERE, effect));
             }
         }
+        if spec.place != LinkPlace::Segment {
+            return;
+        }
         let ours = found.addresses.iter().filter(|facts| {
             let marked = facts.marked || added.contains(&facts.address);
             facts.interface == index && marked && !is_shared_link_local(facts, added)
@@ -392,6 +399,10 @@ impl Plan {
             return;
         }
         let wanted = RouteFacts::our_default(found.link.index, source);
+        let wanted = match family.gateway {
+            Some(gateway) => wanted.by_way_of(gateway),
+            None => wanted,
+        };
         let what = format!("default dev {} src {source}", found.link.name);
         match ours {
             None => self.step(wanted.add(&what)),
@@ -522,6 +533,7 @@ fn source_towards(network: IpNet, addresses: &[IpAddr]) -> Option<IpAddr> {
 /// What matters for the default route of one family.
 struct Family<'a> {
     source: Option<IpAddr>,
+    gateway: Option<IpAddr>,
     defaults: &'a [RouteFacts],
 }
 
@@ -655,6 +667,7 @@ mod tests {
             ]
             .into(),
             link_addresses: Vec::new(),
+            place: LinkPlace::Alone,
             link_local: None,
             router: ROUTER.parse().unwrap(),
             ephemeral: Vec::new(),
@@ -676,6 +689,8 @@ mod tests {
             kind: None,
             alias: None,
             peer: None,
+            peer_namespace: None,
+            controller: None,
             group: 0,
             ipv6: Ipv6State::Enabled(In6AddrGenMode::StablePrivacy),
             statistics: LinkStatistics::default(),

@@ -35,6 +35,10 @@
 //! address of another one goes by a table of that one's, which has its default route as well; what comes from
 //! none yet and goes to its addresses, by the table `further`.
 //!
+//! A first one whose interface somebody else has made ([`LinkPlace::Others`](super::LinkPlace)) leaves the main table
+//! alone: it has such a table, too. What comes from none yet goes by that one, unless the main table has more than
+//! a default route for it; what comes from an address of somebody else goes as it would without us.
+//!
 //! A container that has its addresses for its own, and is alone in its namespace, has none of this. Beside
 //! others it has: which table a packet takes depends on its source, and the NOS gives back what goes to
 //! where it came from.
@@ -46,7 +50,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use netlink_packet_route::AddressFamily;
-use nos_shim::icmp::DUMMY_ADDRESS;
 use nos_shim::ports::AddressMode;
 
 use super::{ContainerSpec, OtherAttachment};
@@ -104,9 +107,30 @@ pub(super) fn rules(
         rules.push((no_source_yet, Table::Further));
     }
     let rules = rules.into_iter();
-    rules
-        .map(|(packets, table)| RuleFacts::ours(family, packets, table))
-        .collect()
+    let rules = rules.map(|(packets, table)| RuleFacts::ours(family, packets, table));
+    let mut in_front = all.iter().filter(|attachment| attachment.in_front);
+    let in_front = in_front.find_map(|attachment| attachment.table);
+    let way_out = in_front.map(|table| way_out_in_front(family, no_source_yet, table));
+    rules.chain(way_out.into_iter().flatten()).collect()
+}
+
+/// What has no source yet leaves by an attachment's table, although the main one has a default route: unless it
+/// stays inside, or another route of the main table is for it.
+fn way_out_in_front(family: AddressFamily, no_source_yet: Selector, table: u32) -> Vec<RuleFacts> {
+    let rule = |packets, table| RuleFacts::ours(family, packets, table);
+    let with_source = match family {
+        AddressFamily::Inet6 => vec![FIRST_HALF, SECOND_HALF],
+        // What has no source yet can be told.
+        _ => Vec::new(),
+    };
+    let with_source = with_source.into_iter();
+    let with_source = with_source.map(|half| rule(Selector::from(half.into()), Table::Main));
+    let without = [
+        rule(no_source_yet, Table::Local),
+        rule(no_source_yet, Table::Main).without_default(),
+        rule(no_source_yet, Table::Attachment(table)),
+    ];
+    with_source.chain(without).collect()
 }
 
 /// Whether the kernel keeps inside what goes to the addresses, as it does without us.
@@ -118,6 +142,7 @@ fn stays_inside(spec: &ContainerSpec) -> bool {
 fn attachments(spec: &ContainerSpec, addresses: &[IpAddr]) -> Vec<OtherAttachment> {
     let own = OtherAttachment {
         table: spec.company.table,
+        in_front: spec.company.in_front,
         addresses: addresses.to_vec(),
         opens_flows: spec.opens_flows,
     };
@@ -179,10 +204,7 @@ pub(super) fn routes(
     }
     let beyond = interface.into_iter().flat_map(|interface| {
         let route = move |&own: &IpAddr| {
-            let gateway: IpAddr = match own {
-                IpAddr::V4(_) => DUMMY_ADDRESS.into(),
-                IpAddr::V6(_) => spec.router.into(),
-            };
+            let gateway = spec.relay_address(own.is_ipv4());
             let tables = match spec.company.table {
                 None => vec![Table::Shared],
                 Some(number) => vec![Table::Attachment(number), Table::Further],
@@ -216,13 +238,19 @@ fn ways_out(
     let sources = [first(true), first(false)].into_iter().flatten();
     table.into_iter().flat_map(move |table| {
         let sources = sources.clone();
-        sources.map(move |source| RouteFacts::our_default_in(table, interface, source))
+        sources.map(move |source| {
+            let route = RouteFacts::our_default_in(table, interface, source);
+            match spec.gateway(source.is_ipv4()) {
+                Some(gateway) => route.by_way_of(gateway),
+                None => route,
+            }
+        })
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Company;
+    use super::super::{Company, LinkPlace};
     use super::*;
     use nos_shim::ident::MacAddr;
 
@@ -245,6 +273,7 @@ mod tests {
             opens_flows,
             company: Company::default(),
             link_addresses: Vec::new(),
+            place: LinkPlace::Alone,
         }
     }
 
@@ -372,11 +401,13 @@ mod tests {
         };
         let of = |spec: &ContainerSpec, table| OtherAttachment {
             table,
+            in_front: false,
             addresses: spec.addresses.clone(),
             opens_flows: spec.opens_flows,
         };
         first.company.others = vec![of(&second, Some(77))];
         second.company = Company {
+            in_front: false,
             table: Some(77),
             others: vec![of(&first, None)],
         };
@@ -422,6 +453,68 @@ mod tests {
                 "28276 an IPv4 route to 198.51.100.1/32 via 192.0.0.8 through interface 7",
                 "77 an IPv4 default route through interface 7",
             ]
+        );
+    }
+
+    #[test]
+    fn beside_a_default_route_of_somebody_else_what_has_no_source_yet_is_ours() {
+        let mut spec = spec(true);
+        spec.place = LinkPlace::Others;
+        spec.company.table = Some(77);
+        spec.company.in_front = true;
+        let list = |family| {
+            let rules = rules(family, &spec, &spec.addresses);
+            let rules: Vec<_> = rules.iter().map(RuleFacts::add).collect();
+            let actions = actions(&rules).into_iter();
+            actions.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let own = "203.0.113.1/32 for table 77";
+        let expected = [
+            own,
+            "0.0.0.0/32 for table 28274",
+            "0.0.0.0/32 for table 28276",
+            "0.0.0.0/32 for table 255",
+            "0.0.0.0/32 for table 254",
+            "0.0.0.0/32 for table 77",
+        ];
+        assert_eq!(
+            list(AddressFamily::Inet),
+            expected.map(|rule| format!("add an IPv4 rule from {rule}"))
+        );
+        let expected = [
+            " from 2001:db8:1::1/128 for table 77",
+            " from ::/1 for table 255",
+            " from 8000::/1 for table 255",
+            " for table 28274",
+            " for table 28276",
+            // What has a source goes as it would without us.
+            " from ::/1 for table 254",
+            " from 8000::/1 for table 254",
+            " for table 255",
+            " for table 254",
+            " for table 77",
+        ];
+        assert_eq!(
+            list(AddressFamily::Inet6),
+            expected.map(|rule| format!("add an IPv6 rule{rule}"))
+        );
+        let all = rules(AddressFamily::Inet, &spec, &spec.addresses);
+        let plain = RuleFacts::ours(
+            AddressFamily::Inet,
+            Selector::from(NO_SOURCE_YET.into()),
+            Table::Main,
+        );
+        assert!(!all.iter().any(|rule| rule.is_same(&plain)));
+        assert!(
+            all.iter()
+                .any(|rule| rule.is_same(&plain.clone().without_default()))
+        );
+        // By way of the relay, as others on the link could answer for anybody.
+        let routes = routes(&spec, &spec.addresses, Some(7), 1);
+        let routes: Vec<_> = routes.iter().map(RouteFacts::describe).collect();
+        assert!(
+            routes.contains(&"an IPv4 default route via 192.0.0.8 through interface 7".to_owned()),
+            "{routes:?}"
         );
     }
 

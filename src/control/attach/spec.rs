@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use nos_shim::icmp::DUMMY_ADDRESS;
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{AddressMode, PortRange};
 
@@ -35,6 +36,8 @@ pub struct ContainerSpec {
     pub mode: AddressMode,
     /// Its addresses. The first of each family is the source of what the container sends.
     pub addresses: Vec<IpAddr>,
+    /// Who else is on the interface's link, and whose it is.
+    pub place: LinkPlace,
     /// Addresses of the interface, with their networks: others on its link have such.
     pub link_addresses: Vec<IpNet>,
     /// The link-local address that the interface has in the place of its own one: an uplink's, from
@@ -54,12 +57,28 @@ pub struct ContainerSpec {
     pub company: Company,
 }
 
+/// Who else is on the link of a container's interface, and whose the interface is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkPlace {
+    /// The relay alone is at the other end.
+    #[default]
+    Alone,
+    /// The interface is a port of a bridge.
+    Segment,
+    /// The same, but that somebody else has made it: what it has stays as it is, and so do the namespace's routes,
+    /// beside which the attachment has a table of its own ([`Company::table`]).
+    Others,
+}
+
 /// An attachment's place among those of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Company {
     /// The table of routes with its way out, if that is not the namespace's: of those that are not its first
     /// attachment.
     pub table: Option<u32>,
+    /// That table is for what comes from no address yet as well, in front of the namespace's default route, which
+    /// is somebody else's.
+    pub in_front: bool,
     /// The others.
     pub others: Vec<OtherAttachment>,
 }
@@ -69,6 +88,8 @@ pub struct Company {
 pub struct OtherAttachment {
     /// As [`Company::table`].
     pub table: Option<u32>,
+    /// As [`Company::in_front`].
+    pub in_front: bool,
     /// As [`ContainerSpec::addresses`].
     pub addresses: Vec<IpAddr>,
     /// As [`ContainerSpec::opens_flows`].
@@ -89,6 +110,25 @@ impl Company {
 }
 
 impl ContainerSpec {
+    /// By whom a packet of this family leaves, if that has to be said: where there are others on the link, nobody
+    /// but the relay is to be asked for.
+    pub(super) fn gateway(&self, ipv4: bool) -> Option<IpAddr> {
+        (self.place != LinkPlace::Alone).then(|| self.relay_address(ipv4))
+    }
+
+    /// The relay's address on the link.
+    pub(super) fn relay_address(&self, ipv4: bool) -> IpAddr {
+        match ipv4 {
+            true => DUMMY_ADDRESS.into(),
+            false => self.router.into(),
+        }
+    }
+
+    /// Whether the interface is ours to change.
+    pub(super) fn owns_interface(&self) -> bool {
+        self.place != LinkPlace::Others
+    }
+
     /// The link-local address of the interface.
     pub(super) fn interface_address(&self) -> Ipv6Addr {
         self.link_local.unwrap_or_else(|| self.mac.link_local())
@@ -134,6 +174,11 @@ pub enum DeviceRequest {
         relay_mac: MacAddr,
         /// The bridge that the host end is a port of. It is made if there is none.
         bridge: Option<InterfaceName>,
+    },
+    /// A veth that somebody else has made, with a packet socket on the host end that hears what is for the relay.
+    Existing {
+        /// The relay's MAC address on the link.
+        relay_mac: MacAddr,
     },
 }
 

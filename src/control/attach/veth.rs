@@ -5,13 +5,14 @@ use std::io;
 use nos_shim::ident::MacAddr;
 use tracing::{debug, warn};
 
+use super::bridge::bridge;
 use super::error::tolerate_gone;
 use super::leftovers::{make_room, remove_host_end};
 use super::mark::{Mark, host_end_name};
 use super::{AttachError, ContainerSpec, Host};
 use crate::control::kernel::netlink::{LinkChange, Netlink};
 use crate::control::kernel::takeover::{Portion, Takeover, TakeoverError, Takeovers};
-use crate::control::kernel::{LinkFacts, Namespace, sysctl};
+use crate::control::kernel::{InterfaceName, LinkFacts, Namespace, sysctl};
 
 /// What the host end of a pair is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub struct VethPair {
     interface: String,
     index: u32,
     takeover: Option<Takeover>,
+    /// Somebody else has made it.
+    borrowed: bool,
     abandoned: bool,
 }
 
@@ -112,6 +115,7 @@ impl VethPair {
             index: netlink.existing_link(&name)?.index,
             interface: name,
             takeover: None,
+            borrowed: false,
             abandoned: false,
         };
         // From here on an error drops the pair, which deletes it.
@@ -146,6 +150,7 @@ impl VethPair {
             index: link.index,
             interface: name,
             takeover: Some(takeover),
+            borrowed: false,
             abandoned: false,
         };
         silence(host.namespace(), &pair.interface)?;
@@ -155,11 +160,37 @@ impl VethPair {
         Ok(pair)
     }
 
-    /// Goes on with a pair that another process has made.
+    /// Takes from the kernel what comes for the relay from a pair that somebody else has made: the one of which
+    /// `inside` is the end in `container`. It stays when the value is dropped.
+    pub(super) fn borrow(
+        host: &Host,
+        container: &Namespace,
+        inside: &LinkFacts,
+        relay_mac: MacAddr,
+    ) -> Result<Self, AttachError> {
+        let end = other_end(host, container, inside)?;
+        let end = end.ok_or_else(|| AttachError::NoHostEnd {
+            interface: inside.name.clone(),
+            kind: inside.kind.clone(),
+            namespace: container.to_string(),
+            host: host.namespace().to_string(),
+        })?;
+        let taken = host.take(&end.name, end.index, Portion::FramesTo(relay_mac));
+        Ok(Self {
+            host: host.clone(),
+            index: end.index,
+            interface: end.name,
+            takeover: Some(taken?),
+            borrowed: true,
+            abandoned: false,
+        })
+    }
+
+    /// Goes on with a pair that another process has made, or has found.
     pub(crate) fn received(
         host: &Host,
-        interface: String,
-        index: u32,
+        (interface, index): (String, u32),
+        borrowed: bool,
         takeover: Option<Takeover>,
     ) -> Self {
         Self {
@@ -167,8 +198,14 @@ impl VethPair {
             interface,
             index,
             takeover,
+            borrowed,
             abandoned: false,
         }
+    }
+
+    /// Whether somebody else has made it.
+    pub(crate) fn is_borrowed(&self) -> bool {
+        self.borrowed
     }
 
     /// Whether the kernel is kept from the host end.
@@ -188,11 +225,30 @@ impl VethPair {
         self.index
     }
 
+    /// Sees to it that the host end is a port of this bridge, which is made if there is none. Returns whether
+    /// it was not.
+    ///
+    /// # Errors
+    /// There is something else by that name, the pair is gone, or the kernel refuses.
+    pub fn join(&self, name: &InterfaceName) -> Result<bool, AttachError> {
+        let controller = bridge(&self.host, name)?;
+        let link = self.host.link_by_index(self.index)?;
+        if link.is_none_or(|link| link.controller == Some(controller)) {
+            return Ok(false);
+        }
+        let change = LinkChange::of(self.index).controller(controller);
+        self.host.netlink().call(&change.request(&self.interface))?;
+        Ok(true)
+    }
+
     /// Sets the MTU of the host end, in octets. The container's end follows its spec.
     ///
     /// # Errors
     /// The pair is gone, or the kernel cannot.
     pub fn set_mtu(&self, mtu: u32) -> Result<(), AttachError> {
+        if self.borrowed {
+            return Ok(());
+        }
         let change = LinkChange::of(self.index).mtu(mtu);
         let request = change.request(&self.interface);
         Ok(self.host.netlink().call(&request)?)
@@ -221,6 +277,9 @@ impl VethPair {
     }
 
     fn delete(&self) -> Result<(), AttachError> {
+        if self.borrowed {
+            return Ok(());
+        }
         // The kernel gives an index to one interface only, as long as a machine runs.
         let request = LinkChange::delete(self.index, &self.interface);
         tolerate_gone(self.host.netlink().call(&request))
@@ -252,18 +311,26 @@ pub(super) fn delete_pairs(host: &Host, mut pairs: Vec<VethPair>) -> Vec<Result<
         debug!("{error}; deleting one by one");
     }
     // What the group did not take along, if anything.
-    let requests: Vec<_> = pairs
-        .iter()
+    let made = pairs.iter().filter(|pair| !pair.borrowed);
+    let requests: Vec<_> = made
         .map(|pair| LinkChange::delete(pair.index, &pair.interface))
         .collect();
-    let outcomes = host.netlink().submit(&requests.iter().collect::<Vec<_>>());
+    let mut deleted = host
+        .netlink()
+        .submit(&requests.iter().collect::<Vec<_>>())
+        .into_iter();
+    let mut outcome = |pair: &VethPair| match pair.borrowed {
+        true => Ok(()),
+        false => deleted.next().map_or(Ok(()), tolerate_gone),
+    };
+    let outcomes = pairs.iter().map(&mut outcome).collect();
     Takeovers::give_back(
         pairs
             .iter_mut()
             .filter_map(|pair| pair.takeover.take())
             .collect(),
     );
-    outcomes.into_iter().map(tolerate_gone).collect()
+    outcomes
 }
 
 /// Puts all pairs in a group of interfaces that nobody else uses, and deletes the group.
@@ -271,8 +338,8 @@ fn delete_as_group(netlink: &Netlink, pairs: &[VethPair]) -> Result<(), AttachEr
     let Some(group) = free_group(netlink)? else {
         return Ok(());
     };
-    let requests: Vec<_> = pairs
-        .iter()
+    let made = pairs.iter().filter(|pair| !pair.borrowed);
+    let requests: Vec<_> = made
         .map(|pair| {
             LinkChange::of(pair.index)
                 .group(group)
@@ -306,6 +373,26 @@ fn repair(link: &LinkFacts, spec: &ContainerSpec, end: HostEnd) -> Option<LinkCh
             false => change.controller(end.bridge.unwrap_or(0)),
         }
     })
+}
+
+/// The end in the host's namespace of a pair that has this end in a container, if there is one.
+fn other_end(
+    host: &Host,
+    container: &Namespace,
+    inside: &LinkFacts,
+) -> Result<Option<LinkFacts>, AttachError> {
+    const VETH: Option<&str> = Some("veth");
+    let Some(peer) = inside.peer.filter(|_| inside.kind.as_deref() == VETH) else {
+        return Ok(None);
+    };
+    let Some(end) = host.link_by_index(peer)? else {
+        return Ok(None);
+    };
+    // Numbers of interfaces are of their namespace: another pair may have both of them.
+    let joined = end.kind.as_deref() == VETH && end.peer == Some(inside.index);
+    let there = || host.netlink().number_of(container);
+    let found = joined && end.peer_namespace.is_some() && end.peer_namespace == there()?;
+    Ok(found.then_some(end))
 }
 
 fn held(interface: &str, host: &Host, attachment: &str) -> AttachError {

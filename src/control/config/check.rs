@@ -286,29 +286,48 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
         {
             link_local(report, container, uplink, &entries.uplinks, nos);
         }
-        on_bridge(report, container, &entries.uplinks);
+        on_segment(report, container, &entries.uplinks);
         if let Some(mtu) = container.mtu {
             container_mtu(report, mtu, &container.addresses_among(nos));
         }
     }
 }
 
-/// Addresses of the interface are for one that has other stations on its link; and what is there is not to be
-/// looked for behind the NOS.
-fn on_bridge(report: &Report<'_>, container: &ContainerEntry, uplinks: &[UplinkEntry]) {
-    let bridged = matches!(container.device, Some(ContainerDevice::Bridge(_)));
-    if bridged && let Some(link) = &container.link_local {
+/// What is on a bridge is not to be looked for behind the NOS; and an interface of somebody else has what it has.
+fn on_segment(report: &Report<'_>, container: &ContainerEntry, uplinks: &[UplinkEntry]) {
+    let device = container.device.as_ref();
+    if device.is_some_and(ContainerDevice::is_on_segment)
+        && let Some(link) = &container.link_local
+    {
         let reason = "cannot be shared on a bridge, which is a link of its own";
         report.error(link.place, reason);
     }
-    let vrf = &container.vrf.value;
-    let mut nets = uplinks.iter().filter(|uplink| uplink.vrf == *vrf);
-    for &At { value, place } in &container.link_addresses {
-        if !bridged {
-            let reason = "are for a device \"bridge:INTERFACE\": no other station is on the link";
-            return report.error(place, reason);
+    let existing = device == Some(&ContainerDevice::Existing);
+    if existing && let Some(mac) = &container.mac {
+        let reason = "is the interface's own, with a device \"existing\"; leave it out";
+        report.error(mac.place, reason);
+    }
+    if let Some(first) = container.link_addresses.first() {
+        match device {
+            Some(ContainerDevice::Bridge(_)) => link_addresses(report, container, uplinks),
+            Some(ContainerDevice::Existing) => report.error(
+                first.place,
+                "are the interface's own, with a device \"existing\"; leave them out",
+            ),
+            _ => report.error(
+                first.place,
+                "are for a device \"bridge:INTERFACE\": no other station is on the link",
+            ),
         }
-        let overlaps = |net: &IpNet| net.contains(&value.network()) || value.contains(&net.network());
+    }
+}
+
+fn link_addresses(report: &Report<'_>, container: &ContainerEntry, uplinks: &[UplinkEntry]) {
+    let vrf = &container.vrf.value;
+    for &At { value, place } in &container.link_addresses {
+        let overlaps =
+            |net: &IpNet| net.contains(&value.network()) || value.contains(&net.network());
+        let mut nets = uplinks.iter().filter(|uplink| uplink.vrf == *vrf);
         let found = nets.find_map(|uplink| {
             let mut own = uplink.addresses.iter().map(|at| at.value);
             Some((uplink, own.find(overlaps)?))
@@ -554,7 +573,7 @@ fn container(entry: ContainerEntry, vrf: &Vrf<'_>) -> Container {
             outside: entry.outside.unwrap_or_default(),
             ..entry.policy
         },
-        mac: entry.mac,
+        mac: entry.mac.map(|at| at.value),
         offload: entry.offload,
         vrf: entry.vrf.value,
         capture: entry.capture.map(|at| at.value),
@@ -569,7 +588,7 @@ fn values_of<T>(list: Vec<At<T>>) -> Vec<T> {
 fn most_of(device: &ContainerDevice) -> Mtu {
     match device {
         ContainerDevice::Tap => Mtu::MAX_TAP,
-        ContainerDevice::Veth | ContainerDevice::Bridge(_) => Mtu::MAX,
+        ContainerDevice::Veth | ContainerDevice::Bridge(_) | ContainerDevice::Existing => Mtu::MAX,
     }
 }
 

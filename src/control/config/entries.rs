@@ -121,7 +121,7 @@ pub(super) struct ContainerEntry {
     pub(super) outside: Option<Outside>,
     /// At most so long are its packets; as its uplinks have them when `None`.
     pub(super) mtu: Option<At<Mtu>>,
-    pub(super) mac: Option<MacAddr>,
+    pub(super) mac: Option<At<MacAddr>>,
     pub(super) offload: bool,
     pub(super) vrf: At<VrfName>,
     /// Whether the VRF is its own word.
@@ -437,17 +437,37 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
             section.error(place, reason);
         }
     }
+    let bridged = mode == NetworkMode::Bridge;
+    if bridged
+        && let Some(At { value, place }) = &device
+        && !matches!(value, ContainerDevice::Bridge(_))
+    {
+        let reason = "must be \"bridge:INTERFACE\" with mode = \"bridge\", or left out";
+        section.error(*place, reason);
+    }
     if !section.finish() {
         return None;
     }
+    let name = name?;
+    let device = device.map(|at| at.value);
+    let bridge = || bridged.then(|| ContainerDevice::Bridge(bridge_of(&name.value)));
     Some(NetworkEntry {
-        name: name?,
+        device: device.or_else(bridge),
+        name,
         mode,
         vrf,
         uplinks,
-        device: device.map(|at| at.value),
         to: to.map(prefixes),
         outside: outside.map(|at| at.value),
+    })
+}
+
+/// The bridge of a network that names none.
+fn bridge_of(network: &Name) -> InterfaceName {
+    let plain = format!("nb-{network}").parse();
+    plain.unwrap_or_else(|_| {
+        let MacAddr([_, a, b, c, d, e]) = MacAddr::stable(network.as_str());
+        InterfaceName::of_octets("nb-", [a, b, c, d, e])
     })
 }
 
@@ -500,7 +520,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         udp: ports.udp.ranges,
         ephemeral: ports.ephemeral.ranges,
         mtu,
-        mac: mac.map(|at| at.value),
+        mac,
         offload: offload.is_none_or(|at| at.value),
         vrf,
         names_vrf,

@@ -76,22 +76,27 @@ pub(super) fn io_uring(value: &DeValue<'_>) -> Result<IoUring, String> {
 }
 
 pub(super) fn container_device(value: &DeValue<'_>) -> Result<ContainerDevice, String> {
-    const EXPECTED: &str = "\"tap\", \"veth\" or \"bridge:INTERFACE\"";
+    const EXPECTED: &str = "\"tap\", \"veth\", \"bridge:INTERFACE\" or \"existing\"";
     let device = text(value, EXPECTED)?;
     match device.split_once(':') {
         Some(("bridge", bridge)) => return parsed(bridge).map(ContainerDevice::Bridge),
         None if device == "tap" => return Ok(ContainerDevice::Tap),
         None if device == "veth" => return Ok(ContainerDevice::Veth),
+        None if device == "existing" => return Ok(ContainerDevice::Existing),
         _ => {}
     }
     let kind = device.split_once(':').map_or(device, |(kind, _)| kind);
-    let hint = did_you_mean(kind, &["tap", "veth", "bridge"]).unwrap_or_default();
+    let hint = did_you_mean(kind, &["tap", "veth", "bridge", "existing"]).unwrap_or_default();
     Err(format!("{} is not {EXPECTED}{hint}", quoted(device)))
 }
 
 /// The type of a route that has no next hop.
 pub(super) fn network_mode(value: &DeValue<'_>) -> Result<NetworkMode, String> {
-    let modes = [NetworkMode::Shared, NetworkMode::Routed];
+    let modes = [
+        NetworkMode::Shared,
+        NetworkMode::Routed,
+        NetworkMode::Bridge,
+    ];
     let names = modes.map(|mode| (mode.to_string(), mode));
     let names = names.each_ref().map(|(name, mode)| (name.as_str(), *mode));
     choice(value, &names)

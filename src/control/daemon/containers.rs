@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::control::attach::{
     AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest,
-    Placement, attach, detach_all, remove_leftovers, remove_unused_bridges,
+    LinkPlace, Placement, attach, detach_all, remove_leftovers, remove_unused_bridges,
 };
 use crate::control::config::{Config, ContainerDevice, Name, NetnsRef, VrfName};
 use crate::control::kernel::watch::{NameKind, NetnsName};
@@ -170,6 +170,7 @@ impl Live {
             ports: !link.ephemeral.is_empty(),
         };
         self.journal.attached(name, entry);
+        self.bridged |= matches!(link.device, ContainerDevice::Bridge(_));
         let wanted = request(name, link);
         let received = self.receive_link(name, &namespace, wanted.spec.clone(), wanted.placement);
         let (attached, descriptor) = match received {
@@ -227,12 +228,18 @@ impl Live {
             return Err(StepError::new("it is not attached"));
         };
         let spec = spec(name, link);
+        let joined = match (&live.veth, &link.device) {
+            (Some(veth), ContainerDevice::Bridge(bridge)) => {
+                veth.join(bridge).map_err(StepError::new)?
+            }
+            _ => false,
+        };
         if let Some(veth) = &live.veth
             && live.side.spec().mtu != spec.mtu
         {
             veth.set_mtu(spec.mtu).map_err(StepError::new)?;
         }
-        let report = live.side.update(spec).map_err(|error| {
+        let mut report = live.side.update(spec).map_err(|error| {
             if error.is_interface_gone() {
                 self.moved.insert(name.clone());
             }
@@ -245,6 +252,10 @@ impl Live {
         }
         if report.changed {
             info!(container = %name, "changed inside");
+        }
+        if joined {
+            info!(container = %name, device = %link.device, "it is a port of the bridge again");
+            report.changed = true;
         }
         live.report = report;
         Ok(())
@@ -270,11 +281,16 @@ impl Live {
                 Err(error) => warn!(container = %name, %error, "an earlier run left it"),
             }
         }
+        let before = std::mem::replace(&mut self.bridged, true);
         self.remove_unused_bridges();
+        self.bridged = before;
     }
 
     /// Removes bridges of ours that have lost their last port.
-    fn remove_unused_bridges(&self) {
+    pub(super) fn remove_unused_bridges(&self) {
+        if !self.bridged {
+            return;
+        }
         if let Err(error) = remove_unused_bridges(&self.host) {
             warn!(%error, "cannot look for bridges that are not used any more");
         }
@@ -403,6 +419,11 @@ fn spec(name: &Name, link: &ContainerLink) -> ContainerSpec {
         tx_queue_len: DEFAULT_TX_QUEUE_LEN,
         mode: link.mode,
         addresses: link.addresses.clone(),
+        place: match link.device {
+            ContainerDevice::Tap | ContainerDevice::Veth => LinkPlace::Alone,
+            ContainerDevice::Bridge(_) => LinkPlace::Segment,
+            ContainerDevice::Existing => LinkPlace::Others,
+        },
         link_addresses: link.link_addresses.clone(),
         link_local: link.link_local,
         networks: Arc::clone(&link.networks),
@@ -426,6 +447,9 @@ fn request(name: &Name, link: &ContainerLink) -> AttachRequest {
             ContainerDevice::Bridge(bridge) => DeviceRequest::Veth {
                 relay_mac: relay_mac(name),
                 bridge: Some(bridge.clone()),
+            },
+            ContainerDevice::Existing => DeviceRequest::Existing {
+                relay_mac: relay_mac(name),
             },
         },
         offload: link.offload,

@@ -485,6 +485,7 @@ fn container_facts(
     let veth = live.veth.as_ref().map(|veth| VethFacts {
         interface: veth.host_interface().to_owned(),
         index: veth.host_index(),
+        borrowed: veth.is_borrowed(),
         taken: veth.is_taken(),
     });
     let (interface, index) = match &veth {

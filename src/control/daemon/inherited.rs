@@ -151,7 +151,8 @@ impl Live {
             let taken = veth
                 .taken
                 .then(|| self.host.taken(&veth.interface, veth.index));
-            VethPair::received(&self.host, veth.interface, veth.index, taken.flatten())
+            let end = (veth.interface, veth.index);
+            VethPair::received(&self.host, end, veth.borrowed, taken.flatten())
         });
         let report = SideReport {
             interface,

@@ -76,6 +76,8 @@ pub(super) struct Live {
     pub(super) moved: BTreeSet<Name>,
     /// Containers that could not be attached for what is, or happened, inside of their namespaces.
     pub(super) hindered: BTreeSet<Name>,
+    /// Containers have been ports of bridges, of which some may be ours.
+    pub(super) bridged: bool,
     /// How fast interfaces are taken away.
     pub(super) pace: Pace,
     /// Where containers are attached, for the next run.
@@ -107,6 +109,7 @@ impl Live {
             told_routes: ToldRoutes::default(),
             moved: BTreeSet::new(),
             hindered: BTreeSet::new(),
+            bridged: false,
             pace: Pace::BesideTraffic,
             journal: Journal::none(),
             keeping,

@@ -12,7 +12,8 @@ use tracing::{debug, error, info, warn};
 use crate::control::api::snapshot::FlowOpener;
 use crate::control::api::{Event as WatchEvent, EventProtocol, Subject, SubjectKind};
 use crate::control::attach::{Detachment, detach_all};
-use crate::control::config::Name;
+use crate::control::config::{ContainerDevice, Name};
+use crate::control::kernel::LinkFacts;
 use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
 use crate::control::plan::Entity;
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
@@ -85,6 +86,9 @@ impl Daemon {
             if let Err(error) = outcome {
                 debug!(%error, "of a device that has gone");
             }
+        }
+        if any {
+            self.live.remove_unused_bridges();
         }
         Ok(any)
     }
@@ -357,6 +361,7 @@ impl Daemon {
         if let Ok(Some(device)) = self.live.plane.remove_device(interface) {
             let gone = self.device_gone(interface, device, "the interface was deleted");
             detach_all(&self.live.host, vec![gone], self.live.pace);
+            self.live.remove_unused_bridges();
         }
     }
 
@@ -379,7 +384,7 @@ impl Daemon {
             return true;
         }
         if deleted {
-            return self.host_end_deleted(index);
+            return self.host_end_deleted(index) || self.bridge_changed(&facts, now);
         }
         let wanted = self.reconciler.wanted();
         let is_uplink = wanted.is_some_and(|wanted| {
@@ -392,7 +397,38 @@ impl Daemon {
         if is_uplink {
             self.reconciler.release_uplinks(now);
         }
-        is_uplink
+        is_uplink || self.bridge_changed(&facts, now)
+    }
+
+    /// A bridge of containers was made or deleted, or one of its ports was taken off it. Returns whether it may
+    /// be so.
+    fn bridge_changed(&mut self, facts: &LinkFacts, now: Instant) -> bool {
+        let bridge = |device: &ContainerDevice| match device {
+            ContainerDevice::Bridge(bridge) => Some(bridge.clone()),
+            _ => None,
+        };
+        let wanted = self.reconciler.wanted().into_iter();
+        let bridged = wanted.flat_map(|wanted| &wanted.containers);
+        let bridged =
+            bridged.filter_map(|container| Some((&container.name, bridge(&container.device)?)));
+        let concerned = bridged.filter(|(name, bridge)| {
+            let link = self.live.containers.get(name);
+            let link = link.and_then(|container| container.link.as_ref());
+            match link.and_then(super::live::LiveLink::host_index) {
+                // What it waits for may be there.
+                None => bridge.as_str() == facts.name,
+                Some(index) if index == facts.index => {
+                    let there = self.live.host.link(bridge.as_str()).ok().flatten();
+                    there.is_none_or(|there| facts.controller != Some(there.index))
+                }
+                Some(_) => false,
+            }
+        });
+        let concerned: Vec<Name> = concerned.map(|(name, _)| name.clone()).collect();
+        for name in &concerned {
+            self.reconciler.look_inside(name, now);
+        }
+        !concerned.is_empty()
     }
 
     /// The host end of a veth went, with the container or by somebody's hand.

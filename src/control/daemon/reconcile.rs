@@ -8,11 +8,13 @@ use tracing::{error, info, warn};
 
 use crate::control::api::Event;
 use crate::control::attach;
-use crate::control::config::{Config, Container, Name, NetnsRef, Touched, UplinkDevice};
+use crate::control::config::{
+    Config, Container, ContainerDevice, Name, NetnsRef, Touched, UplinkDevice,
+};
 use crate::control::kernel::watch::{KernelWatch, WatchKey, Watched};
 use crate::control::plan::{
-    Claim, Entity, Group, LinkPresence, NamespacePresence, Observed, Outcome, State, Step, Want,
-    carry_out, plan, routes_of,
+    Claim, Entity, Group, InterfacePresence, LinkPresence, NamespacePresence, Observed, Outcome,
+    State, Station, Step, Want, carry_out, plan, routes_of,
 };
 
 use super::containers::{netns_name, open};
@@ -42,6 +44,8 @@ pub(super) struct Reconciler {
     pub(super) standing: Standing,
     watched: WatchedContainers,
     namespaces: HashMap<Name, NamespacePresence>,
+    /// Interfaces of containers that somebody else makes.
+    interfaces: HashMap<Name, InterfacePresence>,
     /// Containers whose name has to be followed again.
     names: BTreeSet<Name>,
     /// Containers whose inside has to be looked at again.
@@ -81,6 +85,7 @@ impl Reconciler {
             standing: Standing::default(),
             watched: WatchedContainers::default(),
             namespaces: HashMap::new(),
+            interfaces: HashMap::new(),
             names: BTreeSet::new(),
             repairs: BTreeSet::new(),
             paces: HashMap::new(),
@@ -294,14 +299,20 @@ impl Reconciler {
     fn watch_all(&mut self, config: &Config, live: &mut Live, watch: &mut KernelWatch) -> bool {
         let attached = self.watched.watch_inside(watch, live);
         let hindered = std::mem::take(&mut live.hindered);
-        let mut refused = self.watch_refused(config, live, watch);
+        let not_attached = self.watch_not_attached(config, live, watch);
+        let (missing, mut refused): (Vec<_>, Vec<_>) = not_attached.into_iter().partition(|name| {
+            matches!(
+                self.interfaces.get(name),
+                Some(InterfacePresence::Missing(_))
+            )
+        });
         refused.retain(|name| hindered.contains(name));
         let now = Instant::now();
         for name in &refused {
             self.release(&Entity::Container(name.clone()), now);
         }
-        let unseen = !attached.is_empty() || !refused.is_empty();
-        self.repairs.extend(attached);
+        let unseen = !(attached.is_empty() && refused.is_empty() && missing.is_empty());
+        self.repairs.extend(attached.into_iter().chain(missing));
         unseen
     }
 
@@ -328,9 +339,9 @@ impl Reconciler {
     }
 
     /// Watches inside of namespaces to which something denies us access, such as an interface or a
-    /// route of somebody else: that it goes away is worth another attempt. Returns those that were
-    /// not watched before.
-    fn watch_refused(
+    /// route of somebody else: that it goes away is worth another attempt. So is that an interface comes which
+    /// somebody else makes. Returns those that were not watched before.
+    fn watch_not_attached(
         &mut self,
         config: &Config,
         live: &Live,
@@ -485,6 +496,7 @@ impl Reconciler {
             let presence = namespace_presence(&container.netns);
             self.namespaces.insert(container.name.clone(), presence);
         }
+        self.observe_interfaces(config, &names);
         let uplinks = config.uplinks.iter();
         let links = uplinks.filter_map(|uplink| match &uplink.device {
             UplinkDevice::Packet(name) => {
@@ -496,7 +508,25 @@ impl Reconciler {
         Observed {
             host: live.host.namespace().id(),
             namespaces: self.namespaces.clone(),
+            interfaces: self.interfaces.clone(),
             links: links.collect(),
+        }
+    }
+
+    /// Looks at interfaces that somebody else makes, where something may have changed.
+    fn observe_interfaces(&mut self, config: &Config, names: &BTreeSet<Name>) {
+        let existing = config.containers.iter();
+        let existing = existing.filter(|container| container.device == ContainerDevice::Existing);
+        let mut before = std::mem::take(&mut self.interfaces);
+        for container in existing {
+            let name = &container.name;
+            let Some(NamespacePresence::Here(_)) = self.namespaces.get(name) else {
+                continue;
+            };
+            let changed = names.contains(name) || self.repairs.contains(name);
+            let known = before.remove(name).filter(|_| !changed);
+            let presence = known.unwrap_or_else(|| interface_presence(container));
+            self.interfaces.insert(name.clone(), presence);
         }
     }
 
@@ -658,6 +688,33 @@ fn namespace_presence(netns: &NetnsRef) -> NamespacePresence {
     match open(netns) {
         Ok(namespace) => NamespacePresence::Here(namespace.id()),
         Err(error) => NamespacePresence::Missing(error.to_string()),
+    }
+}
+
+/// Whether the interface of a container is there that somebody else makes, and what it is like.
+fn interface_presence(container: &Container) -> InterfacePresence {
+    let found = open(&container.netns)
+        .map_err(|error| error.to_string())
+        .and_then(|namespace| {
+            let station = attach::existing_interface(&namespace, container.interface.as_str());
+            station.map_err(|error| error.to_string())
+        });
+    match found {
+        Err(reason) => InterfacePresence::Missing(reason),
+        Ok(None) => {
+            let Container {
+                interface, netns, ..
+            } = container;
+            InterfacePresence::Missing(format!("there is no interface {interface} in {netns}"))
+        }
+        Ok(Some(facts)) => match facts.mac.filter(|mac| mac.is_unicast()) {
+            None => InterfacePresence::Missing(format!("{} has no MAC address", facts.interface)),
+            Some(mac) => InterfacePresence::Here(Station {
+                mac,
+                mtu: facts.mtu,
+                segment: Some(facts.networks.into()),
+            }),
+        },
     }
 }
 

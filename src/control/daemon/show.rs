@@ -211,6 +211,11 @@ impl Daemon {
             container_mac: claim.mac,
             mode: claim.mode.to_string(),
             addresses: claim.addresses.clone(),
+            link_addresses: match (link, wanted) {
+                (Some(link), _) => link.link_addresses.clone(),
+                (None, Some(wanted)) => wanted.link_addresses.clone(),
+                (None, None) => Vec::new(),
+            },
             to: claim.policy.to.as_ref().map(|to| to.prefixes().to_vec()),
             outside: claim.policy.outside.into(),
             link_local: claim.link_local.as_ref().map(|shared| LinkLocal {

@@ -116,6 +116,9 @@ pub struct VethFacts {
     pub index: u32,
     /// Whether the kernel is kept from it.
     pub taken: bool,
+    /// Whether somebody else has made it.
+    #[serde(default)]
+    pub borrowed: bool,
 }
 
 /// An uplink whose device is open.

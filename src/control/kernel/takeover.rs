@@ -202,7 +202,12 @@ impl Takeovers {
         index: u32,
         what: Portion,
     ) -> Result<Takeover, TakeoverError> {
-        let installed = install(&self.owner.socket.lock(), &table_name(index), interface, what);
+        let installed = install(
+            &self.owner.socket.lock(),
+            &table_name(index),
+            interface,
+            what,
+        );
         installed.map_err(|refusal| explain(refusal, &self.owner.namespace, interface))?;
         Ok(Takeover {
             owner: Arc::clone(&self.owner),

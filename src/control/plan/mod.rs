@@ -48,7 +48,9 @@ use crate::interface_name::InterfaceName;
 
 pub use carry_out::{Cause, Executor, Failure, Outcome, carry_out};
 pub use steps::plan;
-pub use want::{LinkPresence, NamespacePresence, Observed, Want, claim, routes_of};
+pub use want::{
+    InterfacePresence, LinkPresence, NamespacePresence, Observed, Station, Want, claim, routes_of,
+};
 
 /// What is in place, or shall be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -194,7 +196,13 @@ impl ContainerLink {
                 offload,
                 ..
             } = link;
-            (*namespace, device.clone(), interface.clone(), *mac, *offload)
+            (
+                *namespace,
+                device.clone(),
+                interface.clone(),
+                *mac,
+                *offload,
+            )
         };
         identity(self) == identity(other)
     }

@@ -253,6 +253,15 @@ fn add_container(
             .filter(move |block| bits >> block & 1 == 1)
             .map(block)
     };
+    let device = match (draft.veth, draft.mac % 3) {
+        (false, _) => ContainerDevice::Tap,
+        (true, 0) => ContainerDevice::Veth,
+        (true, 1) => ContainerDevice::Bridge("br0".parse().unwrap()),
+        (true, _) => ContainerDevice::Existing,
+    };
+    let on_bridge = matches!(device, ContainerDevice::Bridge(_)) && draft.udp % 2 == 0;
+    let address = IpNet::new_assert([172, 31, 7, number].into(), 24);
+    let link_addresses: Vec<_> = on_bridge.then_some(address).into_iter().collect();
     let mut claim = Claim {
         vrf,
         network: None,
@@ -274,7 +283,10 @@ fn add_container(
         },
         mtu: Mtu::new(draft.mtu).unwrap(),
         mac: mac(draft.mac),
-        segment: None,
+        segment: device.is_on_segment().then(|| {
+            let networks = link_addresses.iter().map(IpNet::trunc);
+            networks.collect()
+        }),
     };
     for ephemeral in &claim.ephemeral {
         claim.tcp.retain(|range| range != ephemeral);
@@ -292,10 +304,7 @@ fn add_container(
     let link = ContainerLink {
         netns: NetnsRef::Path(PathBuf::from(format!("/n{}", draft.namespace))),
         namespace,
-        device: match draft.veth {
-            true => ContainerDevice::Veth,
-            false => ContainerDevice::Tap,
-        },
+        device,
         interface: "eth0".parse().unwrap(),
         mac: mac(draft.mac),
         offload: true,
@@ -307,7 +316,7 @@ fn add_container(
         opens_flows: !claim.ephemeral.is_empty(),
         company: Company::default(),
         mtu: claim.mtu,
-        link_addresses: Vec::new(),
+        link_addresses,
     };
     state.claims.insert(name("c", number), claim);
     state.links.insert(name("c", number), link);

@@ -1,6 +1,5 @@
 //! What is wanted, of a configuration, as far as it is there.
 
-use core::net::Ipv6Addr;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -11,7 +10,8 @@ use nos_shim::ports::{AddressMode, Outside, PortRange};
 use super::{Claim, ContainerLink, Entity, LinkLocal, Network, OpenDevice, State};
 use crate::control::attach::{Company, OtherAttachment};
 use crate::control::config::{
-    Config, Container, ContainerDevice, Name, NextHop, Route, RouteAction, Uplink, UplinkDevice,
+    Config, Container, ContainerDevice, Mtu, Name, NextHop, Route, RouteAction, Uplink,
+    UplinkDevice,
 };
 use crate::control::kernel::NamespaceId;
 
@@ -22,6 +22,8 @@ pub struct Observed {
     pub host: NamespaceId,
     /// By container.
     pub namespaces: HashMap<Name, NamespacePresence>,
+    /// By container: the interface of one that somebody else has made.
+    pub interfaces: HashMap<Name, InterfacePresence>,
     /// By uplink: the interface of one that uses a packet socket.
     pub links: HashMap<Name, LinkPresence>,
 }
@@ -33,6 +35,26 @@ pub enum NamespacePresence {
     Here(NamespaceId),
     /// It is not, and why.
     Missing(String),
+}
+
+/// Whether the interface of a container is there, which somebody else makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InterfacePresence {
+    /// It is.
+    Here(Station),
+    /// It is not, and why.
+    Missing(String),
+}
+
+/// A container as a station of its link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Station {
+    /// MAC address of its interface.
+    pub mac: MacAddr,
+    /// Octets of the longest IP packet of its interface.
+    pub mtu: u32,
+    /// Networks of other stations, where there may be some.
+    pub segment: Option<Arc<[IpNet]>>,
 }
 
 /// Whether an uplink's interface is there.
@@ -75,7 +97,11 @@ impl Want {
         for container in &config.containers {
             want.container(container, observed, &mut sandboxes);
         }
-        for sandbox in sandboxes.values().filter(|it| it.containers.len() > 1) {
+        let shared = |sandbox: &&Sandbox<'_>| {
+            let first = sandbox.containers.first();
+            sandbox.containers.len() > 1 || first.is_some_and(|first| in_front(0, first))
+        };
+        for sandbox in sandboxes.values().filter(shared) {
             want.share(sandbox);
         }
         want
@@ -84,10 +110,11 @@ impl Want {
     /// Tells the containers of one namespace of one another.
     fn share(&mut self, sandbox: &Sandbox<'_>) {
         let tables = tables(&sandbox.containers);
-        let members = sandbox.containers.iter().zip(tables);
+        let members = sandbox.containers.iter().zip(tables).enumerate();
         let members: Vec<_> = members
-            .map(|(container, table)| OtherAttachment {
+            .map(|(at, (container, table))| OtherAttachment {
                 table,
+                in_front: in_front(at, container),
                 addresses: container.addresses.clone(),
                 opens_flows: opens_flows(container),
             })
@@ -100,6 +127,7 @@ impl Want {
             let others = members.iter().enumerate().filter(|(other, _)| *other != at);
             link.company = Company {
                 table: members.get(at).and_then(|own| own.table),
+                in_front: in_front(at, container),
                 others: others.map(|(_, other)| other.clone()).collect(),
             };
             // Also of one that has none itself: it must not take away what others need.
@@ -169,11 +197,21 @@ impl Want {
             self.refused.insert(entity, reason);
             return;
         }
+        let station = match Station::found(container, observed) {
+            Ok(station) => station,
+            Err(missing) => {
+                self.waiting.insert(entity, missing);
+                return;
+            }
+        };
+        if let Err(reason) = station.check(container) {
+            self.refused.insert(entity, reason);
+            return;
+        }
         let name = container.name.clone();
         // Uplinks come before containers.
-        let claim = claim(container, &self.state.networks);
-        let link_local = claim.link_local.as_ref().map(|shared| shared.address);
-        let link = link(container, namespace, link_local);
+        let claim = claim_as(container, &self.state.networks, station);
+        let link = link(container, namespace, &claim);
         self.state.claims.insert(name.clone(), claim);
         self.state.links.insert(name, link);
         if let Some(file) = &container.capture {
@@ -239,8 +277,8 @@ fn common(one: &[PortRange], other: &[PortRange]) -> Vec<PortRange> {
     PortRange::merged(both.collect())
 }
 
-/// The tables of routes of the containers of a namespace: none of the first, and of each other one its own,
-/// which it keeps whoever comes and goes.
+/// The tables of routes of the containers of a namespace: none of the first, unless its interface is somebody else's,
+/// and of each other one its own, which it keeps whoever comes and goes.
 fn tables(containers: &[&Container]) -> Vec<Option<u32>> {
     /// Beyond what `/etc/iproute2/rt_tables` and the kernel have names for.
     const BASE: u32 = 1 << 24;
@@ -254,8 +292,15 @@ fn tables(containers: &[&Container]) -> Vec<Option<u32>> {
         number
     };
     let numbers: Vec<_> = containers.iter().map(number).collect();
-    let behind_first = numbers.into_iter().skip(1).map(Some);
-    core::iter::once(None).chain(behind_first).collect()
+    let numbered = numbers.into_iter().zip(containers).enumerate();
+    numbered
+        .map(|(at, (number, container))| (at > 0 || in_front(at, container)).then_some(number))
+        .collect()
+}
+
+/// Whether a container has the way out of its namespace beside a default route of somebody else.
+fn in_front(at: usize, container: &Container) -> bool {
+    at == 0 && container.device == ContainerDevice::Existing
 }
 
 /// The device that an uplink shall have open; none where the NOS has it.
@@ -298,9 +343,67 @@ fn own_mac(uplink: &Uplink) -> MacAddr {
     uplink.mac.unwrap_or_else(stable)
 }
 
-/// What a container shall have registered, where the NOS has these uplinks.
+impl Station {
+    /// As the configuration has it.
+    fn configured(container: &Container) -> Self {
+        let stable = || MacAddr::stable(&format!("container {}", container.name));
+        let networks = container.link_addresses.iter().map(IpNet::trunc);
+        Self {
+            mac: container.mac.unwrap_or_else(stable),
+            mtu: container.mtu.octets().into(),
+            segment: container.device.is_on_segment().then(|| networks.collect()),
+        }
+    }
+
+    /// As it is, where somebody else has made the interface; or why that is not there.
+    fn found(container: &Container, observed: &Observed) -> Result<Self, String> {
+        if container.device != ContainerDevice::Existing {
+            return Ok(Self::configured(container));
+        }
+        match observed.interfaces.get(&container.name) {
+            Some(InterfacePresence::Here(station)) => Ok(station.clone()),
+            Some(InterfacePresence::Missing(reason)) => Err(reason.clone()),
+            None => Err(format!("interface {}", container.interface)),
+        }
+    }
+
+    /// Whether a container can reach the NOS, and through it the networks of its uplinks.
+    fn check(&self, container: &Container) -> Result<(), String> {
+        let interface = &container.interface;
+        if self.octets().is_none() {
+            let least = Mtu::MIN_IPV4;
+            return Err(format!(
+                "{interface} has an MTU of {}; it must be {least} or more",
+                self.mtu
+            ));
+        }
+        for network in self.segment.iter().flat_map(|networks| networks.iter()) {
+            let mut uplinks = container.networks.iter();
+            let overlaps = |uplink: &&IpNet| {
+                uplink.contains(&network.addr()) || network.contains(&uplink.addr())
+            };
+            if let Some(uplink) = uplinks.find(overlaps) {
+                return Err(format!(
+                    "{network} of {interface} overlaps {uplink} of an uplink; who is where could not be told"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn octets(&self) -> Option<Mtu> {
+        Mtu::new(u16::try_from(self.mtu).unwrap_or(u16::MAX))
+    }
+}
+
+/// What a container shall have registered, where the NOS has these uplinks, as far as the configuration
+/// says it.
 #[must_use]
 pub fn claim(container: &Container, networks: &BTreeMap<Name, Network>) -> Claim {
+    claim_as(container, networks, Station::configured(container))
+}
+
+fn claim_as(container: &Container, networks: &BTreeMap<Name, Network>, station: Station) -> Claim {
     let link_local = container.link_local.as_ref().and_then(|uplink| {
         let network = networks.get(uplink)?;
         Some(LinkLocal {
@@ -318,39 +421,35 @@ pub fn claim(container: &Container, networks: &BTreeMap<Name, Network>) -> Claim
         udp: container.udp.clone(),
         ephemeral: container.ephemeral.clone(),
         policy: container.policy.clone(),
-        mtu: container.mtu,
-        mac: container_mac(container),
-        segment: match container.device {
-            ContainerDevice::Bridge(_) => {
-                let networks = container.link_addresses.iter();
-                Some(networks.map(IpNet::trunc).collect())
-            }
-            ContainerDevice::Tap | ContainerDevice::Veth => None,
-        },
+        mtu: station
+            .octets()
+            .map_or(container.mtu, |mtu| mtu.min(container.mtu)),
+        mac: station.mac,
+        segment: station.segment,
     }
 }
 
-fn link(
-    container: &Container,
-    namespace: NamespaceId,
-    link_local: Option<Ipv6Addr>,
-) -> ContainerLink {
+fn link(container: &Container, namespace: NamespaceId, claim: &Claim) -> ContainerLink {
+    let existing = container.device == ContainerDevice::Existing;
     ContainerLink {
         netns: container.netns.clone(),
         namespace,
         device: container.device.clone(),
         interface: container.interface.clone(),
-        mac: container_mac(container),
+        mac: claim.mac,
         offload: container.offload,
         mode: container.mode,
         addresses: container.addresses.clone(),
         link_addresses: container.link_addresses.clone(),
-        link_local,
-        networks: Arc::clone(&container.networks),
+        link_local: claim.link_local.as_ref().map(|shared| shared.address),
+        networks: match existing {
+            true => Arc::from([]),
+            false => Arc::clone(&container.networks),
+        },
         ephemeral: container.ephemeral.clone(),
         opens_flows: opens_flows(container),
         company: Company::default(),
-        mtu: container.mtu,
+        mtu: claim.mtu,
     }
 }
 
@@ -367,12 +466,6 @@ fn opens_flows(container: &Container) -> bool {
     });
     let learns = container.policy.outside == Outside::Learn;
     learns || !container.ephemeral.is_empty() || given.unwrap_or(false)
-}
-
-/// The MAC address of a container's interface.
-fn container_mac(container: &Container) -> MacAddr {
-    let stable = || MacAddr::stable(&format!("container {}", container.name));
-    container.mac.unwrap_or_else(stable)
 }
 
 /// The routes that can be installed: with those next hops whose uplink the NOS has in their VRF. The
@@ -426,9 +519,21 @@ addresses = ["198.51.100.1/24", "192.0.2.1/24"]
 
     /// What is wanted of containers in one namespace: name, VRF, further keys.
     fn wanted(containers: &[(&str, &str, &str)]) -> Want {
+        wanted_beside(containers, HashMap::new())
+    }
+
+    /// The same, where interfaces are there that somebody else has made.
+    fn wanted_beside(
+        containers: &[(&str, &str, &str)],
+        interfaces: HashMap<Name, InterfacePresence>,
+    ) -> Want {
         let container = |(name, vrf, more): &(&str, &str, &str)| {
+            let device = match more.contains("device") {
+                true => "",
+                false => "device = \"veth\"\n",
+            };
             format!(
-                "[[container]]\nname = \"{name}\"\nnetns = \"/n\"\nvrf = \"{vrf}\"\ndevice = \"veth\"\n{more}\n"
+                "[[container]]\nname = \"{name}\"\nnetns = \"/n\"\nvrf = \"{vrf}\"\n{device}{more}\n"
             )
         };
         let containers_text: String = containers.iter().map(container).collect();
@@ -436,6 +541,7 @@ addresses = ["198.51.100.1/24", "192.0.2.1/24"]
         let here = NamespacePresence::Here(NamespaceId::new(1, 1));
         let names = config.containers.iter().map(|it| it.name.clone());
         let observed = Observed {
+            interfaces,
             host: NamespaceId::new(1, 0),
             namespaces: names.map(|name| (name, here.clone())).collect(),
             links: HashMap::new(),
@@ -518,6 +624,67 @@ addresses = ["198.51.100.1/24", "192.0.2.1/24"]
         };
         assert_eq!(networks("a"), ["198.51.100.0/24"]);
         assert_eq!(networks("b"), ["192.0.2.0/24"]);
+    }
+
+    fn existing(name: &str, mtu: u32, networks: &[&str]) -> HashMap<Name, InterfacePresence> {
+        let networks = networks.iter().map(|net| net.parse().unwrap());
+        let station = Station {
+            mac: MacAddr([2, 0x42, 0, 0, 0, 7]),
+            mtu,
+            segment: Some(networks.collect()),
+        };
+        HashMap::from([(name.parse().unwrap(), InterfacePresence::Here(station))])
+    }
+
+    #[test]
+    fn an_interface_of_somebody_else_is_taken_as_it_is() {
+        let container = ("a", "default", "device = \"existing\"");
+        let want = wanted_beside(&[container], existing("a", 1400, &["172.17.0.0/16"]));
+        let claim = &want.state.claims[&"a".parse().unwrap()];
+        assert_eq!(claim.mac, MacAddr([2, 0x42, 0, 0, 0, 7]));
+        assert_eq!(claim.mtu.octets(), 1400);
+        let segment: [IpNet; 1] = ["172.17.0.0/16".parse().unwrap()];
+        assert_eq!(claim.segment.as_deref(), Some(&segment[..]));
+        let alone = link(&want, "a");
+        assert_eq!((alone.mac, alone.mtu), (claim.mac, claim.mtu));
+        // Its main table is somebody else's, with all routes in it.
+        assert!(alone.company.in_front && alone.company.table.is_some());
+        assert!(alone.networks.is_empty());
+        // Where another attachment is the first, that one has the default route.
+        let first = ("b", "blue", "interface = \"eth1\"");
+        let want = wanted_beside(&[first, container], existing("a", 1400, &[]));
+        let [b, a] = ["b", "a"].map(|name| link(&want, name));
+        assert_eq!(b.company.table, None);
+        assert_eq!(a.company.table, alone.company.table);
+        assert!(!a.company.in_front && !b.company.others[0].in_front);
+    }
+
+    #[test]
+    fn an_interface_of_somebody_else_is_waited_for_and_has_to_fit() {
+        let container = ("a", "default", "device = \"existing\"");
+        let entity = Entity::Container("a".parse().unwrap());
+        let want = wanted(&[container]);
+        assert_eq!(want.waiting[&entity], "interface eth0");
+        assert!(want.state.links.is_empty());
+        for (mtu, networks, reason) in [
+            (
+                500,
+                &[][..],
+                "eth0 has an MTU of 500; it must be 576 or more",
+            ),
+            (
+                1500,
+                &["172.17.0.0/16", "203.0.0.0/16"],
+                "203.0.0.0/16 of eth0 overlaps 203.0.113.0/24 of an uplink; who is where could not be told",
+            ),
+        ] {
+            let want = wanted_beside(&[container], existing("a", mtu, networks));
+            assert_eq!(want.refused[&entity], reason);
+            assert!(want.state.links.is_empty());
+        }
+        // One that is more than an MTU can be has the most.
+        let want = wanted_beside(&[container], existing("a", 100_000, &[]));
+        assert_eq!(link(&want, "a").mtu, Mtu::DEFAULT);
     }
 
     #[test]

@@ -7,10 +7,12 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage, State, Stats64,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nos_shim::ident::MacAddr;
 
 use super::client::{Netlink, Request};
 use super::error::NetlinkError;
+use crate::control::kernel::Namespace;
 
 /// What the kernel says of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub struct LinkFacts {
     pub alias: Option<String>,
     /// Index of the lower or peer interface, in the peer's namespace.
     pub peer: Option<u32>,
+    /// The namespace of that, by the number that it has here; `None` if it is this one.
+    pub(crate) peer_namespace: Option<i32>,
     /// Index of the bridge that it is a port of, or of what else it is under.
     pub controller: Option<u32>,
     /// The number of a group of interfaces; 0 unless somebody set it.
@@ -187,7 +191,6 @@ impl LinkChange {
     }
 
     /// Makes it a bridge.
-    #[cfg(any(test, feature = "testbed"))]
     pub(crate) fn bridge(self) -> Self {
         self.with(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
             InfoKind::Bridge,
@@ -320,6 +323,27 @@ impl Netlink {
         self.failed(format!("look up interface {name}"), missing)
     }
 
+    /// The number that another namespace has in this one. The kernel gives it one when it tells of an interface
+    /// whose peer is there.
+    pub(crate) fn number_of(&self, other: &Namespace) -> Result<Option<i32>, NetlinkError> {
+        let Ok(fd) = u32::try_from(other.as_fd().as_raw_fd()) else {
+            return Ok(None);
+        };
+        let mut message = NsidMessage::default();
+        message.attributes.push(NsidAttribute::Fd(fd));
+        let question = RouteNetlinkMessage::GetNsId(message);
+        let mut answers = self.ask(&format!("look up the number of {other}"), &[question]);
+        let objects = answers.pop().unwrap_or_else(|| Ok(Vec::new()))?;
+        let numbers = objects.iter().filter_map(|object| match object {
+            RouteNetlinkMessage::NewNsId(message) => Some(&message.attributes),
+            _ => None,
+        });
+        Ok(numbers.flatten().find_map(|attribute| match attribute {
+            NsidAttribute::Id(number) => (*number >= 0).then_some(*number),
+            _ => None,
+        }))
+    }
+
     /// All interfaces of the namespace.
     pub(crate) fn all_links(&self) -> Result<Vec<LinkFacts>, NetlinkError> {
         let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
@@ -375,6 +399,7 @@ impl LinkFacts {
             kind: None,
             alias: None,
             peer: None,
+            peer_namespace: None,
             controller: None,
             group: 0,
             ipv6: Ipv6State::Absent,
@@ -396,6 +421,7 @@ impl LinkFacts {
             kind: None,
             alias: None,
             peer: None,
+            peer_namespace: None,
             controller: None,
             group: 0,
             ipv6: Ipv6State::Absent,
@@ -417,6 +443,7 @@ impl LinkFacts {
             LinkAttribute::TxQueueLen(length) => self.tx_queue_len = *length,
             LinkAttribute::IfAlias(alias) => self.alias = Some(alias.clone()),
             LinkAttribute::Link(index) => self.peer = Some(*index),
+            LinkAttribute::LinkNetNsId(number) => self.peer_namespace = Some(*number),
             LinkAttribute::Controller(index) => self.controller = Some(*index),
             LinkAttribute::Group(group) => self.group = *group,
             LinkAttribute::Stats64(stats) => self.statistics = LinkStatistics::of(stats),

@@ -21,6 +21,8 @@ const IPV6_METRIC: u32 = 1024;
 pub(crate) enum Table {
     /// The kernel's own, of the namespace's addresses.
     Local,
+    /// The namespace's.
+    Main,
     /// Ours, of the shared addresses as somebody beyond the interface has them.
     Shared,
     /// Ours, of the shared addresses as the namespace's own.
@@ -37,6 +39,7 @@ impl Table {
     pub(crate) const fn number(self) -> u32 {
         match self {
             Self::Local => libc::RT_TABLE_LOCAL as u32,
+            Self::Main => libc::RT_TABLE_MAIN as u32,
             Self::Shared => 0x6e72,
             Self::Own => 0x6e73,
             Self::Further => 0x6e74,
@@ -76,6 +79,16 @@ impl RouteFacts {
         route
     }
 
+    /// The same, by way of a neighbor that is on the link, whatever its address.
+    pub(crate) fn by_way_of(mut self, gateway: IpAddr) -> Self {
+        self.0.header.scope = RouteScope::Universe;
+        // Nothing says that the gateway is on the link but this.
+        self.0.header.flags = RouteFlags::Onlink;
+        let gateway = RouteAttribute::Gateway(gateway.into());
+        self.0.attributes.push(gateway);
+        self
+    }
+
     /// A route of one of our tables: who sends to a shared address reaches it through the interface, by
     /// way of `gateway`, from the same address. It carries our mark.
     pub(crate) fn our_shared(
@@ -84,13 +97,8 @@ impl RouteFacts {
         interface: u32,
         gateway: IpAddr,
     ) -> Self {
-        let mut route = Self::ours(interface, address).of_table(table, address);
-        route.0.header.scope = RouteScope::Universe;
-        // Nothing says that the gateway is on the link but this.
-        route.0.header.flags = RouteFlags::Onlink;
-        let gateway = RouteAttribute::Gateway(gateway.into());
-        route.0.attributes.push(gateway);
-        route
+        let route = Self::ours(interface, address).of_table(table, address);
+        route.by_way_of(gateway)
     }
 
     /// A route of [`Table::Own`]: who sends to a shared address from no address in particular does so

@@ -76,6 +76,13 @@ impl RuleFacts {
         Self(message)
     }
 
+    /// The same, where default routes of the table do not count.
+    pub(crate) fn without_default(mut self) -> Self {
+        let longer = RuleAttribute::SuppressPrefixLen(0);
+        self.0.attributes.push(longer);
+        self
+    }
+
     /// The same without our mark.
     #[cfg(test)]
     pub(crate) fn of_others(mut self) -> Self {
@@ -234,8 +241,10 @@ mod tests {
                 tcp: true,
                 ..source
             };
-            let kinds = [Selector::ANY, source, tcp];
-            let ours = kinds.map(|packets| RuleFacts::ours(family, packets, Table::Shared));
+            let kinds = [Selector::ANY, source, tcp, Selector::ANY];
+            let mut ours = kinds.map(|packets| RuleFacts::ours(family, packets, Table::Shared));
+            let last = ours.last_mut().unwrap();
+            *last = last.clone().without_default();
             for rule in &ours {
                 netlink.call(&rule.add()).unwrap();
             }

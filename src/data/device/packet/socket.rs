@@ -354,7 +354,13 @@ mod tests {
 
     /// A frame on `lo` with this destination, type, and octet where IPv6 has its next header.
     fn frame(destination: [u8; 6], kind: u16, next: u8) -> Vec<u8> {
-        let mut frame = [&destination[..], &[2, 0, 0, 0, 0, 9], &kind.to_be_bytes(), &[0; 46]].concat();
+        let mut frame = [
+            &destination[..],
+            &[2, 0, 0, 0, 0, 9],
+            &kind.to_be_bytes(),
+            &[0; 46],
+        ]
+        .concat();
         frame[20] = next;
         frame
     }

@@ -1,24 +1,15 @@
-//! Containers whose interfaces are ports of a Linux bridge: what is for the NOS goes to it, all else stays the
-//! bridge's.
+//! Interfaces that the daemon makes, and bridges that it makes or finds.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
-
-mod support;
-
-use std::net::{IpAddr, SocketAddr};
-
-use nos_relay::lab::testbed::{LabNamespace, Topology, ping, tcp, udp, veth};
+use nos_relay::control::attach::host_end_name;
+use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, veth};
 use nos_shim::ident::MacAddr;
-use support::daemon::{Daemon, Files, LIMIT, await_that};
-use support::lab_test;
-use support::requests::{at, ip};
-use support::scenario::{FAMILIES, Family};
-use support::wire::Wire;
+
+use crate::support::daemon::{Daemon, Files, LIMIT, await_that};
+use crate::support::lab_test;
+use crate::support::requests::{at, ip};
+use crate::support::scenario::{FAMILIES, Family};
+use crate::support::wire::Wire;
+use crate::{heard, pings, reaches};
 
 /// The bridge of a lab, and the port of it behind which there is a station that is no container.
 const BRIDGE: &str = "brn";
@@ -117,7 +108,7 @@ impl Lab {
             reaches(web, db, (nos, 21080));
             reaches(db, web, (nos, 20080));
             tcp::exchange(web, None, (nos, 7).into(), b"x", LIMIT).unwrap();
-            assert!(ping(web, external, LIMIT).unwrap().is_reply());
+            pings(web, external);
         }
         for family in 0..2 {
             for (from, to, address) in [
@@ -126,21 +117,10 @@ impl Lab {
                 (&self.station, db, DB),
             ] {
                 reaches(from, to, (ip(address[family]), 8080));
-                assert!(ping(from, ip(address[family]), LIMIT).unwrap().is_reply());
+                pings(from, ip(address[family]));
             }
         }
     }
-}
-
-#[track_caller]
-fn reaches(from: &LabNamespace, to: &LabNamespace, server: (IpAddr, u16)) -> SocketAddr {
-    let server = server.into();
-    let echo = tcp::EchoServer::start(to, server).unwrap();
-    tcp::exchange(from, None, server, &vec![7; 100_000], LIMIT).unwrap();
-    let datagrams = udp::EchoServer::start(to, server).unwrap();
-    udp::exchange(from, None, server, b"x", LIMIT).unwrap();
-    assert_eq!(datagrams.peers().len(), 1);
-    echo.peers()[0]
 }
 
 lab_test! {
@@ -162,7 +142,7 @@ lab_test! {
     fn what_is_on_the_bridge_is_no_affair_of_the_relay() {
         let lab = Lab::new(true);
         lab.assert_works();
-        let frames = || lab.daemon.settle().relay.received;
+        let frames = || heard(&lab.daemon);
         let before = frames();
         let [web, db] = lab.containers();
         reaches(web, db, (ip(DB[0]), 8080));
@@ -180,10 +160,10 @@ lab_test! {
         lab.assert_works();
         let row = lab.daemon.attachment("web");
         let wire = Wire::open(&lab.station, "eth0");
-        let outside = Wire::open(lab.external(), "hx");
+        let outside = Wire::open(lab.external(), Topology::EXTERNAL_INTERFACE);
         let before = lab.daemon.attachment("web").link.rx.packets;
         let mut pretended = Vec::new();
-        pretended.extend(row.relay_mac.0);
+        pretended.extend(row.link.mac.0);
         pretended.extend(row.container_mac.0);
         pretended.extend(datagram());
         wire.send(&pretended);
@@ -193,13 +173,14 @@ lab_test! {
         assert!(!seen.iter().any(|seen| seen.ports() == Some((20_666, 8666))));
         assert!(lab.daemon.attachment("web").link.rx.packets > before);
         // Nor does the kernel of the host get it.
-        assert_ne!(row.relay_mac, MacAddr::BROADCAST);
+        assert_ne!(row.link.mac, MacAddr::BROADCAST);
     }
 }
 
 /// From the NOS's address and a port of `web` to X.
 fn datagram() -> Vec<u8> {
-    let builder = etherparse::PacketBuilder::ipv4([203, 0, 113, 1], [203, 0, 113, 2], 64).udp(20_666, 8666);
+    let builder =
+        etherparse::PacketBuilder::ipv4([203, 0, 113, 1], [203, 0, 113, 2], 64).udp(20_666, 8666);
     let mut packet = vec![8, 0];
     builder.write(&mut packet, b"pretended").unwrap();
     packet
@@ -223,6 +204,31 @@ lab_test! {
             }
             assert!(control.exists());
             assert_eq!(lab.topology.device.link(BRIDGE).unwrap().is_some(), there);
+        }
+    }
+}
+
+lab_test! {
+    fn a_bridge_that_is_deleted_and_a_port_that_is_taken_off_it_are_put_back() {
+        for there in [false, true] {
+            let lab = Lab::new(there);
+            lab.assert_works();
+            let device = &lab.topology.device;
+            let host_end = host_end_name("web");
+            device.add_bridge("other").unwrap();
+            device.join_bridge("other", &host_end).unwrap();
+            let joined = || {
+                let bridge = device.link(BRIDGE).unwrap().map(|link| link.index);
+                let ends = ["web", "db"].map(|name| device.link(&host_end_name(name)).unwrap().unwrap());
+                let all = bridge.is_some() && ends.iter().all(|end| end.controller == bridge);
+                all.then_some(()).ok_or_else(|| format!("{bridge:?} {ends:?}"))
+            };
+            await_that("the port is back", joined);
+            lab.assert_works();
+            device.delete_link(BRIDGE).unwrap();
+            await_that("the bridge is back", joined);
+            device.join_bridge(BRIDGE, STATION_PORT).unwrap();
+            lab.assert_works();
         }
     }
 }
