@@ -613,7 +613,7 @@ fn has_an_address_on_a_bridge(network: &Network, docker: &Docker) {
     let said = docker.prints(
         &["--network", "team"],
         "ip address; ip route; wget -q -O - http://172.31.12.2:8085/; \
-         wget -q -O - http://203.0.113.1:8085/; wget -q -O - http://203.0.113.1:8081/",
+         wget -q -O - http://203.0.113.1:8085/; wget -q -O - http://203.0.113.1:8081/; true",
     );
     for wanted in [
         "172.31.12.3/24",
@@ -678,7 +678,7 @@ lab_test! {
             std::net::SocketAddr::new(address.trim().parse().unwrap(), 8082)
         };
         let (web, db) = (inside("web"), inside("db"));
-        let get = format!("wget -q -O - http://{db}/; wget -q -O - http://203.0.113.1:8082/; wget -q -O - http://203.0.113.2:7001/");
+        let get = format!("wget -q -O - http://{db}/; wget -q -O - http://203.0.113.1:8082/; echo x | nc -w 5 203.0.113.2 7001");
         let served = tcp::EchoServer::start(&network.topology.external, "203.0.113.2:7001".parse().unwrap()).unwrap();
         let said = docker.command(&["exec", "web", "/bin/sh", "-c", &get]);
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
