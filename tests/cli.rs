@@ -251,6 +251,7 @@ fn attachments() -> Response {
             "203.0.113.1".parse().unwrap(),
             "2001:db8:1::1".parse().unwrap(),
         ],
+        link_addresses: Vec::new(),
         to: None,
         outside: Outside::Drop,
         link_local: Some(LinkLocal {

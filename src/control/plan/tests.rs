@@ -259,7 +259,7 @@ fn add_container(
         (true, 1) => ContainerDevice::Bridge("br0".parse().unwrap()),
         (true, _) => ContainerDevice::Existing,
     };
-    let on_bridge = matches!(device, ContainerDevice::Bridge(_)) && draft.udp % 2 == 0;
+    let on_bridge = matches!(device, ContainerDevice::Bridge(_)) && draft.udp.is_multiple_of(2);
     let address = IpNet::new_assert([172, 31, 7, number].into(), 24);
     let link_addresses: Vec<_> = on_bridge.then_some(address).into_iter().collect();
     let mut claim = Claim {
