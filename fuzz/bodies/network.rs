@@ -100,7 +100,12 @@ pub fn attachment(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
         policy: policy(&claims, more),
         claims,
         mtu: if flavour & 0x10 == 0 { 1500 } else { 1280 },
-        segment: None,
+        // Others on the link have addresses of the second network.
+        segment: (flavour >> 5 == 6).then(|| {
+            let (v4, v6) = network(1, 0);
+            let nets = [IpNet::new(v4.into(), 24), IpNet::new(v6.into(), 64)];
+            nets.into_iter().filter_map(Result::ok).collect()
+        }),
     }
 }
 

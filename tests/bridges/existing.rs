@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
+use nos_relay::control::api::snapshot::LinkState;
 use nos_relay::lab::testbed::{LabNamespace, Topology, tcp, veth};
 use nos_shim::ident::MacAddr;
 
@@ -278,7 +279,22 @@ lab_test! {
             (now == before).then_some(()).ok_or(now)
         });
         lab.assert_nos_works();
-        drop(daemon);
+        // An interface that is down takes all routes along; ours come back with it.
+        lab.asked("web", &["link", "set", "eth0", "down"]);
+        await_that("it is down", || {
+            let state = daemon.attachment("web").link.state;
+            (state == LinkState::Down).then_some(()).ok_or_else(|| state.to_string())
+        });
+        lab.asked("web", &["link", "set", "eth0", "up"]);
+        let (web, _) = lab.container("web");
+        web.add_address("eth0", format!("{}/64", WEB[1]).parse().unwrap()).unwrap();
+        default_routes(web, GATEWAY);
+        await_that("it is as before", || {
+            let now = lab.asked("web", &["route", "show", "table", &table]);
+            now.contains("default via 192.0.0.8 dev eth0").then_some(()).ok_or(now)
+        });
+        lab.assert_nos_works();
+        lab.assert_engine_works();
     }
 }
 

@@ -177,6 +177,39 @@ lab_test! {
     }
 }
 
+lab_test! {
+    fn another_router_on_the_bridge_is_not_taken_for_the_way_out() {
+        let lab = Lab::new(true);
+        lab.assert_works();
+        let wire = Wire::open(&lab.station, "eth0");
+        let mac = wire.mac();
+        let from = mac.link_local().octets();
+        let all = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        // A router advertisement with a hop limit of 64 and a lifetime of 1,800 s.
+        let advertisement = etherparse::Icmpv6Type::Unknown {
+            type_u8: 134,
+            code_u8: 0,
+            bytes5to8: [64, 0, 7, 8],
+        };
+        let builder = etherparse::PacketBuilder::ethernet2(mac.0, [0x33, 0x33, 0, 0, 0, 1])
+            .ipv6(from, all, 255)
+            .icmpv6(advertisement);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, &[0; 8]).unwrap();
+        wire.send(&frame);
+        lab.assert_works();
+        let web = lab.containers()[0];
+        let mut ip = std::process::Command::new("ip");
+        ip.args(["-6", "route", "show", "default"]);
+        let routes = web.hold(&mut ip).output().unwrap();
+        let routes = String::from_utf8(routes.stdout).unwrap();
+        assert_eq!(routes.lines().count(), 1, "{routes}");
+        assert!(routes.contains("proto 206"), "{routes}");
+        let row = lab.daemon.attachment("web");
+        assert!(row.link.reason.is_none() && row.link.drops.is_empty(), "{row:?}");
+    }
+}
+
 /// From the NOS's address and a port of `web` to X.
 fn datagram() -> Vec<u8> {
     let builder =

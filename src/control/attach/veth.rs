@@ -122,6 +122,9 @@ impl VethPair {
         let mark = LinkChange::named(spec.interface.as_str()).mark(&spec.name);
         inside.call(&mark.request(spec.interface.as_str()))?;
         silence(host.namespace(), &pair.interface)?;
+        if end.bridge.is_some() {
+            ignore_routers(container, &spec.interface)?;
+        }
         // Before it is a port: no frame for the relay shall pass.
         pair.takeover = Some(host.take(&pair.interface, pair.index, end.portion())?);
         let mut change = LinkChange::of(pair.index).mark(&spec.name);
@@ -423,16 +426,31 @@ fn pair_change(
 
 /// Keeps the kernel's IPv6 from speaking on the host end, which is still down and silent.
 pub(super) fn silence(host: &Namespace, interface: &str) -> Result<(), AttachError> {
-    let key = format!("net/ipv6/conf/{interface}/disable_ipv6");
-    match sysctl::write(host, &key, "1")? {
+    set_ipv6(host, interface, "disable_ipv6", "1")
+}
+
+/// Keeps a container from taking another router of its bridge for the one that leads out: the kernel would
+/// share what leaves among both.
+fn ignore_routers(container: &Namespace, interface: &InterfaceName) -> Result<(), AttachError> {
+    set_ipv6(container, interface.as_str(), "accept_ra", "0")
+}
+
+fn set_ipv6(
+    namespace: &Namespace,
+    interface: &str,
+    setting: &str,
+    value: &str,
+) -> Result<(), AttachError> {
+    let key = format!("net/ipv6/conf/{interface}/{setting}");
+    match sysctl::write(namespace, &key, value)? {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            debug!("{host} has no IPv6 to disable on {interface}");
+            debug!("{namespace} has no IPv6 on {interface}");
             Ok(())
         }
         Err(source) => Err(AttachError::Sysctl {
             key,
-            value: "1".to_owned(),
-            namespace: host.to_string(),
+            value: value.to_owned(),
+            namespace: namespace.to_string(),
             source,
         }),
         Ok(()) => Ok(()),

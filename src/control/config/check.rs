@@ -271,6 +271,7 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     unique(report, "name", names);
     interfaces(report, containers);
     own_once(report, containers);
+    once_on_bridge(report, containers);
     for container in containers {
         let addresses = || container.addresses.iter().flatten();
         unique(report, "address", addresses().map(At::as_ref));
@@ -367,6 +368,28 @@ fn own_once(report: &Report<'_>, containers: &[ContainerEntry]) {
             if !core::ptr::eq(other, container) {
                 let owner = &other.name.value;
                 let reason = format!("{} is the address of container \"{owner}\"", at.value);
+                report.error(at.place, reason);
+            }
+        }
+    }
+}
+
+/// No two containers on a bridge have an address of their interfaces.
+fn once_on_bridge(report: &Report<'_>, containers: &[ContainerEntry]) {
+    let mut owners = HashMap::new();
+    for container in containers {
+        let Some(ContainerDevice::Bridge(bridge)) = &container.device else {
+            continue;
+        };
+        for at in &container.link_addresses {
+            let Some(other) = owners.insert((bridge, at.value.addr()), container) else {
+                continue;
+            };
+            // Twice in one container is a mistake of its own.
+            if !core::ptr::eq(other, container) {
+                let owner = &other.name.value;
+                let address = at.value.addr();
+                let reason = format!("{address} is that of container \"{owner}\" on {bridge}");
                 report.error(at.place, reason);
             }
         }
