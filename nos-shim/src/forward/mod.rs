@@ -294,7 +294,7 @@ impl Forwarder<'_> {
                 }
                 Step::Fate(fate) => deliver::follow_fate(fate, tables, worker, output, now),
                 Step::ToOwnAddress(packet, to, origin) => {
-                    routed::deliver(packet, to, origin, tables)
+                    routed::deliver(packet, to, origin, tables, worker, now)
                 }
                 Step::ToAttachment(delivery) => {
                     deliver::to_attachment(delivery, tables, worker, output)

@@ -21,6 +21,11 @@
 //! | to others | it belongs to a flow that the other side has opened |
 //! | from a port of nobody | `outside` is `learn`, and nobody else has learnt the port |
 //!
+//! An attachment that has its addresses for its own listens on all their ports: `from` and `to` hold for it as for a
+//! listen port. What its policy refuses is told to its sender as by a router with a filter. Other protocols have no
+//! flows: they come from who may open flows to it, and go to whom it may open flows to. Pings are answered to who
+//! may come, and their answers come from where it may go.
+//!
 //! Of what does not pass, TCP with SYN, UDP and echo requests are answered: see
 //! [`IcmpError::Prohibited`](crate::icmp::IcmpError::Prohibited).
 
@@ -306,8 +311,12 @@ impl Outbound<'_> {
     }
 }
 
-/// Who owns the local port of a flow; `None` if its address is none of the NOS's now.
+/// Who owns the local port of a flow; `None` if its address is none of the NOS's now, nor an attachment's own.
 fn port_owner(key: &FlowKey, tables: &Tables) -> Option<PortOwner> {
+    if let Some(id) = tables.ports.routed(key.vrf, key.local) {
+        let kind = ClaimKind::Listen;
+        return Some(PortOwner::Watched { id, kind });
+    }
     let address = tables.address_in(key.vrf, key.local)?;
     Some(tables.ports.owner(address, key.transport, key.local_port))
 }
@@ -323,7 +332,9 @@ fn without_ports(
 ) -> Result<(), Refused> {
     let may_open = policy.may_open_to(packet.destination());
     let Some(quote) = Quote::parse(packet) else {
-        return match may_open {
+        // Whoever has an address of its own answers pings itself.
+        let answers = || is_echo_reply(packet) && policy.may_reach_all(packet.destination());
+        return match may_open || tables.is_routed(owner) && answers() {
             true => Ok(()),
             false => Err(Refused {
                 reason: DropReason::PolicyTo,
@@ -345,6 +356,94 @@ fn without_ports(
         Some((id, _)) if id == owner && may_open => Ok(()),
         Some((id, _)) if id == owner => Err(Refused::silently(DropReason::PolicyTo)),
         _ => Err(Refused::silently(DropReason::IcmpUnmatched)),
+    }
+}
+
+fn is_echo_reply(packet: &Packet) -> bool {
+    let reply = if packet.is_ipv6() { 129 } else { 0 };
+    packet.icmp().is_some_and(|(kind, _)| kind == reply)
+}
+
+/// Judges a packet to an address that an attachment has for its own.
+pub(super) fn to_own_address(
+    packet: &Packet,
+    id: AttachmentId,
+    policy: &PolicyIndex,
+    tables: &Tables,
+    policed: &mut Policed,
+    now: Instant,
+) -> Result<(), Refused> {
+    if let Some(fault) = packet.fault() {
+        // It could hide to which port it goes (RFC 1858 §3).
+        return Err(Refused::silently(fault.reason()));
+    }
+    if packet.fragment() == Fragment::Later {
+        // Worth nothing without the first, which is judged.
+        return Ok(());
+    }
+    let transport = Transport::from_protocol(packet.protocol());
+    let Some((transport, ports)) = transport.zip(packet.ports()) else {
+        return without_ports_to_own(packet, id, policy, tables, policed, now);
+    };
+    let key = arrival(packet, transport, ports);
+    let unknown_port = key.local_port == 0 && !policy.may_reach_all(key.remote);
+    let recipient = match unknown_port {
+        true => Recipient::Refused(DropReason::PolicyFrom),
+        false => {
+            let own = (id, ClaimKind::Listen);
+            inbound(packet, own, &key, tables, Some(policed), now)
+        }
+    };
+    match recipient {
+        Recipient::Attachment(_) => Ok(()),
+        Recipient::Refused(reason) => Err(Refused::of(packet, reason)),
+        Recipient::Drop(reason) => Err(Refused::silently(reason)),
+        // None of which a listen port has.
+        _ => Err(Refused::silently(DropReason::PolicyFrom)),
+    }
+}
+
+/// Errors belong to what the container has sent, as answers do; for the rest it is who sends it.
+fn without_ports_to_own(
+    packet: &Packet,
+    id: AttachmentId,
+    policy: &PolicyIndex,
+    tables: &Tables,
+    policed: &Policed,
+    now: Instant,
+) -> Result<(), Refused> {
+    let remote = packet.source();
+    let (may_come, may_open) = (policy.may_reach_all(remote), policy.may_open_to(remote));
+    let Some(quote) = Quote::parse(packet) else {
+        return match may_come || may_open && is_echo_reply(packet) {
+            true => Ok(()),
+            false => Err(Refused {
+                reason: DropReason::PolicyFrom,
+                told: !is_echo_reply(packet),
+                holder: None,
+            }),
+        };
+    };
+    let transport = Transport::from_protocol(quote.protocol);
+    let owner = PortOwner::Watched {
+        id,
+        kind: ClaimKind::Listen,
+    };
+    let ours = quote.addresses.source() == packet.destination();
+    let known = match transport.zip(quote.ports) {
+        Some((transport, ports)) => {
+            let quoted = (transport, quote.addresses, ports);
+            let vrf = packet.frame().vrf();
+            sender_of_quoted(vrf, quoted, owner, tables, Some(policed), now) == Some(id)
+        }
+        None => {
+            let asked = quote.addresses.destination();
+            policy.may_open_to(asked) || policy.may_reach_all(asked)
+        }
+    };
+    match ours && known {
+        true => Ok(()),
+        false => Err(Refused::silently(DropReason::IcmpUnmatched)),
     }
 }
 

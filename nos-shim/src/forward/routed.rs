@@ -1,8 +1,10 @@
 //! Containers with addresses of their own: hosts behind the NOS, which is their router.
 //!
-//! Nothing is asked about what comes to such an address but what a router asks, and nothing is
-//! remembered of it: ports, fragments, protocols and echo identifiers are the container's.
+//! Nothing is asked about what comes to such an address but what a router asks and what the container's policy
+//! says, and without one nothing is remembered of it: ports, fragments, protocols and echo identifiers are the
+//! container's.
 
+use crate::channel::{RefusedSide, Refuser};
 use crate::drop::DropReason;
 use crate::fib::AdjacencyId;
 use crate::frame::BATCH;
@@ -11,9 +13,12 @@ use crate::ident::{AttachmentId, Interface};
 use crate::origin::Origin;
 use crate::packet::{Packet, PacketBurst};
 use crate::tables::Tables;
+use crate::time::Instant;
+use crate::worker::Worker;
 
 use super::Forwarder;
 use super::egress::{check_transit, send_ready};
+use super::police::{self, Refused};
 use super::step::{Step, ToAttachment};
 
 impl Forwarder<'_> {
@@ -44,7 +49,14 @@ impl Forwarder<'_> {
 }
 
 /// A packet to an address that a container has for its own.
-pub(super) fn deliver(packet: Packet, to: AttachmentId, origin: Origin, tables: &Tables) -> Step {
+pub(super) fn deliver(
+    packet: Packet,
+    to: AttachmentId,
+    origin: Origin,
+    tables: &Tables,
+    worker: &mut Worker,
+    now: Instant,
+) -> Step {
     if let Origin::Attachment(from) = origin {
         if let Some(fault) = packet.fault() {
             // It could hide whose port it comes from (RFC 1858 §3).
@@ -54,6 +66,14 @@ pub(super) fn deliver(packet: Packet, to: AttachmentId, origin: Origin, tables: 
             let reason = DropReason::OtherNetwork;
             return Step::refuse(packet, origin, IcmpError::Prohibited, reason);
         }
+    }
+    if tables.polices
+        && let Err(refused) = judge(&packet, to, tables, worker, now)
+    {
+        return match refused.told {
+            true => Step::refuse(packet, origin, IcmpError::Prohibited, refused.reason),
+            false => Step::Drop(packet, refused.reason),
+        };
     }
     // The hop between a NOS in another process and here was counted there.
     let transit = tables.is_transit(origin) && tables.upstream.is_none();
@@ -70,5 +90,24 @@ pub(super) fn deliver(packet: Packet, to: AttachmentId, origin: Origin, tables: 
         echo_id: None,
         origin,
         transit,
+    })
+}
+
+/// What the container's policy says, if it has one. What is refused is noted for whoever watches.
+#[cold]
+fn judge(
+    packet: &Packet,
+    to: AttachmentId,
+    tables: &Tables,
+    worker: &mut Worker,
+    now: Instant,
+) -> Result<(), Refused> {
+    let (Some(policy), Some(policed)) = (tables.policies.get(to), &mut worker.policed) else {
+        return Ok(());
+    };
+    let judged = police::to_own_address(packet, to, policy, tables, policed, now);
+    judged.inspect_err(|refused| {
+        let who = (Refuser::Attachment(to), RefusedSide::Peer);
+        worker.refusals.note(packet, who, refused.reason, None, now);
     })
 }

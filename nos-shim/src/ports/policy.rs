@@ -12,7 +12,9 @@ use crate::prefix_set::PrefixSet;
 /// With whom a container may talk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Listen ranges to which not everybody may open flows. They do not overlap.
+    /// Listen ranges to which not everybody may open flows. They do not overlap. An attachment that has its addresses
+    /// [for its own](super::AddressMode::Routed) listens on all ports; what has no port comes to it from those who
+    /// may open flows to all of these ranges.
     pub from: Vec<Restriction>,
     /// Ephemeral ports, of TCP and UDP, that get only packets of flows that the container has opened.
     /// They do not overlap.

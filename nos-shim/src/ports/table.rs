@@ -34,8 +34,8 @@ use super::exchange::{Stripe, late_comers, repaint};
 use super::map::{PackedOwner, PortMap};
 use super::policy::{Rules, narrows};
 use super::{
-    AddressMode, Claim, ClaimKind, ClaimRefused, ExchangeRefused, Owner, PortRange, PortRule,
-    Registration, RegistrationRefused, ServiceRegistration, Transport,
+    AddressMode, Claim, ClaimKind, ClaimRefused, ExchangeRefused, Outside, Owner, PortRange,
+    PortRule, Registration, RegistrationRefused, ServiceRegistration, Transport,
 };
 use crate::ident::{AttachmentId, LocalAddressId, UplinkId, VrfId};
 use crate::martian;
@@ -589,7 +589,14 @@ impl PortTable {
         let shared = [
             (!wanted.claims.is_empty(), "port ranges"),
             (wanted.link_local.is_some(), "shared link-local address"),
-            (!wanted.policy.is_none(), "policy"),
+            (
+                !wanted.policy.established.is_empty(),
+                "established ports",
+            ),
+            (
+                wanted.policy.outside != Outside::default(),
+                "ports to learn",
+            ),
         ];
         if let Some((_, what)) = shared.into_iter().find(|(has, _)| *has) {
             return Err(RegistrationRefused::NotShared(what));

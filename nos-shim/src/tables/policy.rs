@@ -68,6 +68,12 @@ impl PolicyIndex {
         set.is_none_or(|set| set.contains(remote))
     }
 
+    /// Whether `remote` may send what has no port, to an attachment that has all protocols of its addresses: who
+    /// may open flows to all of its ports.
+    pub(crate) fn may_reach_all(&self, remote: IpAddr) -> bool {
+        self.sets.iter().all(|set| set.contains(remote))
+    }
+
     /// Whether an ephemeral port gets only what belongs to a flow.
     pub(crate) fn is_established_only(&self, port: u16) -> bool {
         self.established.find(port).is_some()

@@ -3,6 +3,7 @@
 mod floods;
 mod handed_over;
 mod news;
+mod routed;
 #[cfg(feature = "stack")]
 mod services;
 
