@@ -252,6 +252,7 @@ fn attachments() -> Response {
             "2001:db8:1::1".parse().unwrap(),
         ],
         link_addresses: Vec::new(),
+        from: None,
         to: None,
         outside: Outside::Drop,
         link_local: Some(LinkLocal {

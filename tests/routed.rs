@@ -275,6 +275,50 @@ lab_test! {
 }
 
 lab_test! {
+    fn policies_say_who_may_come_and_where_it_may_go() {
+        let lab = Lab::new(&["app"], "single");
+        let [app] = &lab.topology.containers[..] else { panic!() };
+        let with = |keys: Value| {
+            let mut wanted = routed("app", app, "veth", &OWN);
+            let container = wanted["container"].as_object_mut().unwrap();
+            container.extend(keys.as_object().unwrap().clone());
+            lab.change(&wanted);
+        };
+        let all = [format!("{}/32", X[0]), format!("{}/128", X[1])];
+        for (keys, may_come, may_go) in [
+            (json!({"from": all, "to": all}), true, true),
+            (json!({"from": [], "to": all}), false, true),
+            (json!({"from": all, "to": []}), true, false),
+            (json!({}), true, true),
+        ] {
+            with(keys.clone());
+            let row = lab.daemon.attachment("app");
+            let shown = |key: &str| keys.get(key).map(|list| list.as_array().unwrap().len());
+            assert_eq!(row.to.map(|it| it.len()), shown("to"));
+            assert_eq!(row.from.map(|it| it.len()), shown("from"));
+            for (own, host) in OWN.into_iter().zip(X) {
+                match may_come {
+                    true => {
+                        assert_eq!(reaches(lab.x(), app, at(own, 80)), ip(host));
+                        answers(lab.x(), own, 1);
+                    }
+                    false => is_prohibited(lab.x(), app, at(own, 80)),
+                }
+                match may_go {
+                    true => {
+                        assert_eq!(reaches(app, lab.x(), at(host, 8080)), ip(own));
+                        answers(app, host, 1);
+                    }
+                    false => is_prohibited(app, lab.x(), at(host, 8080)),
+                }
+            }
+            lab.daemon.settle();
+            lab.daemon.forget_counters();
+        }
+    }
+}
+
+lab_test! {
     fn networks_of_such_containers_are_kept_apart() {
         let lab = Lab::new(&["app", "db"], "single");
         let [app, db] = &lab.topology.containers[..] else { panic!() };

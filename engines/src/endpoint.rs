@@ -112,6 +112,8 @@ pub struct Endpoint {
     pub to: Option<Vec<String>>,
     /// Prefixes from which flows to it may be opened; everywhere if there are none here.
     pub from: Option<Vec<String>>,
+    /// Its addresses are its own, by its network: [`Self::in_network`] says it.
+    pub routed: bool,
     /// What becomes of what it sends from ports that are not its own: `drop` or `learn`.
     pub outside: Option<String>,
 }
@@ -198,6 +200,7 @@ impl Endpoint {
         if network.is_some_and(is_routed) {
             // On an address of its own, what is published is reached anyway.
             self.ports = Ports::default();
+            self.routed = true;
         }
         let assigned = std::mem::take(&mut self.assigned);
         let on_bridge = match &self.device {
@@ -396,8 +399,11 @@ fn container(endpoint: &Endpoint) -> Value {
     if let Some(mtu) = endpoint.mtu {
         set("mtu", mtu.into());
     }
-    if let Some(to) = &endpoint.to {
-        set("to", to.iter().map(String::as_str).collect());
+    let own = endpoint.from.as_ref().filter(|_| endpoint.routed);
+    for (key, prefixes) in [("to", endpoint.to.as_ref()), ("from", own)] {
+        if let Some(prefixes) = prefixes {
+            set(key, prefixes.iter().map(String::as_str).collect());
+        }
     }
     keys.into()
 }
@@ -554,6 +560,7 @@ mod tests {
             network: None,
             to: None,
             from: None,
+            routed: false,
             outside: None,
         }
     }

@@ -296,6 +296,8 @@ pub struct ContainerNetwork {
     pub device: Option<ContainerDevice>,
     /// Where those may open flows to that do not say it themselves.
     pub to: Option<Arc<PrefixSet>>,
+    /// Who may open flows to those with addresses of their own that do not say it themselves.
+    pub from: Option<Arc<PrefixSet>>,
     /// What becomes of what those send from ports of nobody that do not say it themselves.
     pub outside: Option<Outside>,
 }

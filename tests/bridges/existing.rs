@@ -62,6 +62,8 @@ impl Lab {
         let (container, addresses) = self.container(name);
         let port = format!("v-{name}");
         veth((&self.topology.device, &port), (container, "eth0")).unwrap();
+        // Made of the address by Docker as well: neighbors know it again.
+        container.set_mac("eth0", MacAddr::stable(name)).unwrap();
         self.topology.device.join_bridge(BRIDGE, &port).unwrap();
         address(container, "eth0", addresses);
         default_routes(container, GATEWAY);

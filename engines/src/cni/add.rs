@@ -140,6 +140,7 @@ impl<'a> Asked<'a> {
             network: place.network,
             to: self.wanted.to.clone(),
             from: self.wanted.from.clone(),
+            routed: false,
             outside: self.wanted.outside.clone(),
         })
     }

@@ -68,6 +68,7 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
         network: Some(network),
         to: None,
         from: None,
+        routed: false,
         outside: None,
         name,
     };

@@ -589,10 +589,7 @@ impl PortTable {
         let shared = [
             (!wanted.claims.is_empty(), "port ranges"),
             (wanted.link_local.is_some(), "shared link-local address"),
-            (
-                !wanted.policy.established.is_empty(),
-                "established ports",
-            ),
+            (!wanted.policy.established.is_empty(), "established ports"),
             (
                 wanted.policy.outside != Outside::default(),
                 "ports to learn",

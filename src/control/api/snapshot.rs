@@ -191,6 +191,9 @@ pub struct Attachment {
     /// Where it may open flows to; everywhere if `None`.
     #[serde(default)]
     pub to: Option<Vec<IpNet>>,
+    /// Who may open flows to it, if it has addresses of its own; everybody if `None`.
+    #[serde(default)]
+    pub from: Option<Vec<IpNet>>,
     /// What becomes of what it sends from ports that are not its own.
     #[serde(default)]
     pub outside: Outside,

@@ -11,7 +11,7 @@ use nos_shim::ports::{AddressMode, Policy, PortRange};
 
 use crate::control::memif::Side;
 
-use super::entries::{ContainerEntry, Entries, NosEntry, UplinkEntry};
+use super::entries::{ContainerEntry, Entries, FOR_ROUTED, NosEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::Report;
 use super::values::suggestion;
@@ -288,6 +288,10 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
             link_local(report, container, uplink, &entries.uplinks, nos);
         }
         on_segment(report, container, &entries.uplinks);
+        // Of a routed one its network has taken it.
+        if let Some((place, _)) = &container.from {
+            report.error(*place, FOR_ROUTED);
+        }
         if let Some(mtu) = container.mtu {
             container_mtu(report, mtu, &container.addresses_among(nos));
         }

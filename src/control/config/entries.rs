@@ -94,6 +94,7 @@ pub(super) struct NetworkEntry {
     pub(super) uplinks: Option<Vec<At<Name>>>,
     pub(super) device: Option<ContainerDevice>,
     pub(super) to: Option<Arc<PrefixSet>>,
+    pub(super) from: Option<Arc<PrefixSet>>,
     pub(super) outside: Option<Outside>,
 }
 
@@ -118,6 +119,8 @@ pub(super) struct ContainerEntry {
     pub(super) ephemeral: Vec<At<PortRange>>,
     /// All of it but `outside`.
     pub(super) policy: Policy,
+    /// Who may come to it, if it has addresses of its own, and where that is said.
+    pub(super) from: Option<(Place, Arc<PrefixSet>)>,
     pub(super) outside: Option<Outside>,
     /// At most so long are its packets; as its uplinks have them when `None`.
     pub(super) mtu: Option<At<Mtu>>,
@@ -429,13 +432,15 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
     let uplinks = section.nonempty("uplinks", advice, values::name);
     let device = section.optional("device", values::container_device);
     let to = section.list("to", values::peers);
+    let from = section.list("from", values::peers);
     let outside = section.optional("outside", values::outside);
-    for key in ["to", "outside"] {
-        if mode == NetworkMode::Routed && section.has(key) {
-            let place = section.header(key);
-            let reason = "is for containers that share the NOS's addresses: leave it out";
-            section.error(place, reason);
-        }
+    let routed = mode == NetworkMode::Routed;
+    if routed && let Some(outside) = &outside {
+        let reason = "is for containers that share the NOS's addresses: leave it out";
+        section.error(outside.place, reason);
+    }
+    if !routed && section.has("from") {
+        section.error(section.header("from"), FOR_ROUTED);
     }
     let bridged = mode == NetworkMode::Bridge;
     if bridged
@@ -458,9 +463,14 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
         vrf,
         uplinks,
         to: to.map(prefixes),
+        from: from.map(prefixes),
         outside: outside.map(|at| at.value),
     })
 }
+
+/// Where it is not about whole containers who may come.
+pub(super) const FOR_ROUTED: &str = "is for containers with addresses of their own; \
+    others say it of their ports: tcp = { ports = \"80\", from = [...] }";
 
 /// The bridge of a network that names none.
 fn bridge_of(network: &Name) -> InterfaceName {
@@ -490,6 +500,8 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let link_addresses = section.nonempty("link_addresses", advice, values::host_network);
     let ports = PortLists::read(&mut section);
     let to = section.list("to", values::peers);
+    let from_place = section.has("from").then(|| section.header("from"));
+    let from = section.list("from", values::peers);
     let outside = section.optional("outside", values::outside);
     let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
@@ -515,6 +527,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
             to: to.map(prefixes),
             outside: Outside::default(),
         },
+        from: from_place.zip(from.map(prefixes)),
         outside: outside.map(|at| at.value),
         tcp: ports.tcp.ranges,
         udp: ports.udp.ranges,

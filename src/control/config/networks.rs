@@ -6,8 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use nos_shim::ports::{AddressMode, PortRange};
+use nos_shim::ports::{AddressMode, PortRange, Restriction, Transport};
+use nos_shim::prefix_set::PrefixSet;
 
 use super::entries::{ContainerEntry, Entries, NetworkEntry, UplinkEntry};
 use super::place::At;
@@ -80,7 +82,14 @@ fn join(
         container.device.clone_from(&network.device);
     }
     container.mode = network.mode.addresses();
+    if container.policy.to.is_none() {
+        container.policy.to.clone_from(&network.to);
+    }
     if container.mode == AddressMode::Routed {
+        let own = container.from.take().map(|(_, from)| from);
+        if let Some(from) = own.or_else(|| network.from.clone()) {
+            container.policy.from = to_all_ports(&from);
+        }
         return without_shared(report, container, network);
     }
     if let Some(names) = &network.uplinks {
@@ -111,9 +120,19 @@ fn join(
         }
     }
     container.outside = container.outside.or(network.outside);
-    if container.policy.to.is_none() {
-        container.policy.to.clone_from(&network.to);
-    }
+}
+
+/// Who may open flows to any port.
+fn to_all_ports(from: &Arc<PrefixSet>) -> Vec<Restriction> {
+    let all = PortRange::new(1, u16::MAX).into_iter();
+    let rules = all.flat_map(|range| {
+        [Transport::Tcp, Transport::Udp].map(|transport| Restriction {
+            transport,
+            range,
+            from: Arc::clone(from),
+        })
+    });
+    rules.collect()
 }
 
 /// A container with addresses of its own says which, and nothing about those that it would share.
@@ -129,8 +148,7 @@ fn without_shared(report: &Report<'_>, container: &mut ContainerEntry, network: 
         container.addresses = Some(Vec::new());
     }
     let first = |list: &[At<PortRange>]| list.first().map(|at| at.place);
-    let policy = &container.policy;
-    let policed = policy.to.is_some() || container.outside.is_some();
+    let policed = container.outside.is_some();
     let meant_for_shared = [
         first(&container.tcp),
         first(&container.udp),
@@ -140,7 +158,7 @@ fn without_shared(report: &Report<'_>, container: &mut ContainerEntry, network: 
     ];
     for place in meant_for_shared.into_iter().flatten() {
         let reason = format!(
-            "containers of \"{name}\" have addresses of their own, with all ports; ports, link_local, to \
+            "containers of \"{name}\" have addresses of their own, with all ports; ports, link_local \
              and outside are for those that share the NOS's"
         );
         report.error(place, reason);
@@ -197,6 +215,7 @@ pub(super) fn finished(entry: NetworkEntry) -> ContainerNetwork {
         uplinks,
         device,
         to,
+        from,
         outside,
     } = entry;
     let uplinks = uplinks.unwrap_or_default().into_iter();
@@ -207,6 +226,7 @@ pub(super) fn finished(entry: NetworkEntry) -> ContainerNetwork {
         uplinks: uplinks.map(|at| at.value).collect(),
         device,
         to,
+        from,
         outside,
     }
 }

@@ -26,7 +26,7 @@ use crate::control::config::{
     VrfName,
 };
 use crate::control::kernel::LinkFacts;
-use crate::control::plan::{Entity, claim};
+use crate::control::plan::{Claim, Entity, claim};
 use crate::data::device::{CaptureWriter, DeviceKind, Refusals};
 use crate::data::event_loop::{DeviceReport, Stopped};
 use crate::data::relay::{AttachmentCounters, AttachmentStatus};
@@ -217,6 +217,7 @@ impl Daemon {
                 (None, None) => Vec::new(),
             },
             to: claim.policy.to.as_ref().map(|to| to.prefixes().to_vec()),
+            from: from_of(claim),
             outside: claim.policy.outside.into(),
             link_local: claim.link_local.as_ref().map(|shared| LinkLocal {
                 uplink: shared.uplink.to_string(),
@@ -564,6 +565,13 @@ fn refused(device: &DeviceReport) -> BTreeMap<String, u64> {
     .filter(|&(_, count)| count > 0)
     .map(|(kind, count)| (kind.to_owned(), count))
     .collect()
+}
+
+/// Who may come to a container that has addresses of its own; of others, ports say it.
+fn from_of(claim: &Claim) -> Option<Vec<IpNet>> {
+    let routed = claim.mode == AddressMode::Routed;
+    let mut rules = claim.policy.from.iter().filter(|_| routed);
+    rules.next().map(|rule| rule.from.prefixes().to_vec())
 }
 
 /// What the kernel lost of the container's packets because the relay did not read them in time.
