@@ -389,7 +389,7 @@ lab_test! {
             (own("224.0.0.1"), "224.0.0.1"),
             (own("169.254.1.1"), "169.254.1.1 is no address that a host can have to itself"),
             (with(json!({"network": "lan", "device": "veth", "addresses": ["203.0.113.78"], "tcp": "80"})), "with all ports"),
-            (with(json!({"network": "lan", "device": "veth", "addresses": ["203.0.113.78"], "to": ["0.0.0.0/0"]})), "with all ports"),
+            (with(json!({"network": "lan", "device": "veth", "addresses": ["203.0.113.78"], "outside": "learn"})), "with all ports"),
             (json!({"type": "network-create", "network": {"name": "x", "mode": "routed", "outside": "learn"}}), "leave it out"),
             (json!({"type": "address-add", "uplink": "up0", "address": "203.0.113.77/24"}), "203.0.113.77 is the address of uplink \"up0\""),
         ] {

@@ -18,7 +18,7 @@ use crate::control::memif::Side;
 use crate::interface_name::InterfaceName;
 
 use super::document::{Entry, Section};
-use super::place::At;
+use super::place::{At, Place};
 use super::port_list::{self, PortLists};
 use super::report::Report;
 use super::values::{self, HopText};
