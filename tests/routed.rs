@@ -314,6 +314,7 @@ lab_test! {
             }
             lab.daemon.settle();
             lab.daemon.forget_counters();
+            lab.change(&json!({"type": "detach", "name": "app"}));
         }
     }
 }

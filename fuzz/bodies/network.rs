@@ -109,19 +109,25 @@ pub fn attachment(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
     }
 }
 
-/// One with addresses of its own, in the network of uplink 0 and in none; another one may ask for the same.
+/// One with addresses of its own, in the network of uplink 0 and in none; another one may ask for the same. Of a
+/// policy it may have `from` and `to`.
 fn routed(id: AttachmentId, flavour: u8, more: u8) -> AttachmentConfig {
     let shared = attachment(id, flavour & 0x1f, more & 1);
     let host = 100 + (flavour >> 2 & 3);
     let (v4, v6) = network(0, host);
     let (far4, far6) = network(7, host);
     let own = [v4.into(), v6.into(), far4.into(), far6.into()];
+    let all = [Transport::Tcp, Transport::Udp].map(|transport| Claim {
+        transport,
+        range: PortRange::new(1, u16::MAX).expect("ascending"),
+        kind: ClaimKind::Listen,
+    });
     AttachmentConfig {
         mode: AddressMode::Routed,
         addresses: own[..usize::from(1 + (flavour & 3))].to_vec(),
         claims: Vec::new(),
         link_local: None,
-        policy: Policy::default(),
+        policy: policy(&all, more & (4 | 16)),
         ..shared
     }
 }

@@ -439,8 +439,8 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
         let reason = "is for containers that share the NOS's addresses: leave it out";
         section.error(outside.place, reason);
     }
-    if !routed && section.has("from") {
-        section.error(section.header("from"), FOR_ROUTED);
+    if !routed && let Some(from) = &from {
+        section.error(place_of(&section, "from", from), FOR_ROUTED);
     }
     let bridged = mode == NetworkMode::Bridge;
     if bridged
@@ -500,8 +500,8 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     let link_addresses = section.nonempty("link_addresses", advice, values::host_network);
     let ports = PortLists::read(&mut section);
     let to = section.list("to", values::peers);
-    let from_place = section.has("from").then(|| section.header("from"));
     let from = section.list("from", values::peers);
+    let from = from.map(|list| (place_of(&section, "from", &list), prefixes(list)));
     let outside = section.optional("outside", values::outside);
     let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
@@ -527,7 +527,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
             to: to.map(prefixes),
             outside: Outside::default(),
         },
-        from: from_place.zip(from.map(prefixes)),
+        from,
         outside: outside.map(|at| at.value),
         tcp: ports.tcp.ranges,
         udp: ports.udp.ranges,
@@ -539,6 +539,12 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         names_vrf,
         capture,
     })
+}
+
+/// Where a list is; an empty one is in its section.
+fn place_of(section: &Section<'_>, key: &'static str, list: &[At<IpNet>]) -> Place {
+    list.first()
+        .map_or_else(|| section.header(key), |first| first.place)
 }
 
 fn prefixes(list: Vec<At<IpNet>>) -> Arc<PrefixSet> {
