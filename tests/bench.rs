@@ -180,7 +180,7 @@ lab_test! {
         arguments.extend(["--plot", "bars.svg"]);
         let document = document(&place.run(&arguments));
         let paths: BTreeSet<_> = document.results.iter().map(|figure| figure.path.as_str()).collect();
-        let mut expected = BTreeSet::from(["relay-veth", "relay-veth-split", "bare-packet"]);
+        let mut expected = BTreeSet::from(["relay-veth", "relay-veth-split", "relay-bridge", "bare-packet"]);
         match tun_access() {
             Ok(()) => expected.extend(["relay-tap", "relay-tap-split", "bare-tap"]),
             Err(error) => {

@@ -301,6 +301,36 @@ lab_test! {
 }
 
 lab_test! {
+    fn one_with_an_address_of_its_own_has_it_beside_the_engines() {
+        let lab = Lab::new();
+        let own = ["203.0.113.77", "2001:db8:1::77"];
+        let config = lab.config();
+        let (before, _) = config.split_once("\n[[container]]").unwrap();
+        let (web, _) = lab.container("web");
+        let config = format!(
+            "{before}\n[[network]]\nname = \"lan\"\nmode = \"routed\"\ndevice = \"existing\"\n\
+             [[container]]\nname = \"web\"\nnetns = \"{}\"\nnetwork = \"lan\"\naddresses = {own:?}\n",
+            web.path().display(),
+        );
+        let before = lab.inside("web");
+        let daemon = Daemon::start(&lab.topology.device, &config);
+        let external = &lab.topology.external;
+        for (own, Family { nos, external: host, .. }) in own.into_iter().zip(FAMILIES) {
+            reaches(external, web, (ip(own), 443));
+            let seen = reaches(web, external, (host, 8080));
+            assert_eq!(seen.ip(), ip(own));
+            tcp::exchange(web, None, (nos, 7).into(), b"x", LIMIT).unwrap();
+            // Its own, by way of the NOS or not.
+            reaches(web, web, (ip(own), 443));
+            pings(external, ip(own));
+        }
+        lab.assert_engine_works();
+        daemon.stop_by(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(lab.inside("web"), before);
+    }
+}
+
+lab_test! {
     fn it_stays_through_takeover_kill_and_start() {
         let lab = Lab::new();
         let host = &lab.topology.device;

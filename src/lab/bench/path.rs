@@ -20,6 +20,8 @@ pub enum Path {
     RelayVeth,
     /// The same with a thread each for relay and NOS.
     RelayVethSplit,
+    /// As [`Self::RelayVeth`], where the container's veth is a port of a bridge.
+    RelayBridge,
     /// A bare forwarder between two TAPs.
     BareTap,
     /// The same, one frame at a time.
@@ -57,7 +59,7 @@ pub enum Family {
 
 impl Path {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::RelayTap,
         Self::RelayTapSplit,
         Self::BareTap,
@@ -65,6 +67,7 @@ impl Path {
         Self::BareTapUring,
         Self::RelayVeth,
         Self::RelayVethSplit,
+        Self::RelayBridge,
         Self::BarePacket,
         Self::BarePacketUring,
         Self::Kernel,
@@ -82,6 +85,7 @@ impl Path {
             Self::RelayTapSplit => "relay-tap-split",
             Self::RelayVeth => "relay-veth",
             Self::RelayVethSplit => "relay-veth-split",
+            Self::RelayBridge => "relay-bridge",
             Self::BareTap => "bare-tap",
             Self::BareTapSingle => "bare-tap-single",
             Self::BareTapUring => "bare-tap-uring",
@@ -103,6 +107,9 @@ impl Path {
             Self::RelayTapSplit => "the same, relay and NOS in a thread each",
             Self::RelayVeth => "nos-relay, container veth and uplink packet socket, one thread",
             Self::RelayVethSplit => "the same, relay and NOS in a thread each",
+            Self::RelayBridge => {
+                "nos-relay, container veth that is a port of a bridge, uplink packet socket, one thread"
+            }
             Self::BareTap => "TAP to TAP and nothing else, in bursts",
             Self::BareTapSingle => "TAP to TAP and nothing else, frame by frame",
             Self::BarePacket => {
@@ -124,9 +131,11 @@ impl Path {
     #[must_use]
     pub const fn family(self) -> Family {
         match self {
-            Self::RelayTap | Self::RelayTapSplit | Self::RelayVeth | Self::RelayVethSplit => {
-                Family::Relay
-            }
+            Self::RelayTap
+            | Self::RelayTapSplit
+            | Self::RelayVeth
+            | Self::RelayVethSplit
+            | Self::RelayBridge => Family::Relay,
             Self::BareTap
             | Self::BareTapSingle
             | Self::BareTapUring
@@ -141,7 +150,7 @@ impl Path {
     pub const fn yardsticks(self) -> &'static [Self] {
         match self {
             Self::RelayTap | Self::RelayTapSplit => &[Self::BareTap, Self::BareTapSingle],
-            Self::RelayVeth | Self::RelayVethSplit => &[Self::BarePacket],
+            Self::RelayVeth | Self::RelayVethSplit | Self::RelayBridge => &[Self::BarePacket],
             _ => &[],
         }
     }
@@ -151,7 +160,9 @@ impl Path {
     pub const fn limit(self) -> Option<Self> {
         match self {
             Self::RelayTap | Self::RelayTapSplit => Some(Self::BareTapUring),
-            Self::RelayVeth | Self::RelayVethSplit => Some(Self::BarePacketUring),
+            Self::RelayVeth | Self::RelayVethSplit | Self::RelayBridge => {
+                Some(Self::BarePacketUring)
+            }
             _ => None,
         }
     }

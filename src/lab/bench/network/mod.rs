@@ -87,7 +87,9 @@ impl Network {
     ) -> Result<Self, BenchError> {
         let mut network = match path {
             Path::RelayTap | Path::RelayTapSplit => relay::tap(children, path, setting),
-            Path::RelayVeth | Path::RelayVethSplit => relay::veth(children, path, setting),
+            Path::RelayVeth | Path::RelayVethSplit | Path::RelayBridge => {
+                relay::veth(children, path, setting)
+            }
             Path::BareTap | Path::BareTapSingle | Path::BareTapUring => {
                 bare::tap(children, path, setting)
             }

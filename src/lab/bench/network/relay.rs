@@ -144,7 +144,11 @@ offload = {offload}
 
 /// The kind of a container's device, as in the configuration.
 fn device(path: Path) -> &'static str {
-    if path.is_tap() { "tap" } else { "veth" }
+    match path {
+        Path::RelayBridge => "bridge:br0",
+        path if path.is_tap() => "tap",
+        _ => "veth",
+    }
 }
 
 fn start(
