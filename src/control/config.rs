@@ -38,6 +38,7 @@ use crate::control::api::Access;
 use crate::control::memif;
 use crate::interface_name::InterfaceName;
 
+mod bridges;
 mod channel;
 mod check;
 mod claims;

@@ -36,6 +36,10 @@
 //! leftover that is not wanted so is removed. Who still lives is told by what the kernel grants once:
 //! a TAP's only queue, and the [`Takeover`](crate::control::kernel::takeover::Takeover) of a host end.
 //!
+//! A veth's host end may be a port of a Linux bridge (`bridge`), and a veth may be somebody else's making
+//! ([`LinkPlace`]). Of both only what is for the relay is taken from the kernel, and heard. Somebody else's carries no
+//! mark, and nothing about it is changed or removed: addresses and routes of ours come beside what is there.
+//!
 //! Several attachments of one namespace are told apart by their interfaces and addresses ([`Company`]); the
 //! first has the namespace's default route, each other one a table of its own for what comes from its
 //! addresses. When one goes, the rules and the ports are for those that stay to put right.

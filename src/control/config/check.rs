@@ -1,6 +1,5 @@
 //! What concerns several entries at once, and the finished configuration.
 
-use core::hash::Hash;
 use core::net::IpAddr;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,12 +12,12 @@ use crate::control::memif::Side;
 
 use super::entries::{ContainerEntry, Entries, FOR_ROUTED, NosEntry, UplinkEntry};
 use super::place::{At, Place};
-use super::report::Report;
+use super::report::{Report, unique};
 use super::values::suggestion;
 use super::vrf::{Vrf, Vrfs, in_vrf};
 use super::{
     Config, Container, ContainerDevice, Mtu, Name, NosPlace, ServiceConfig, Uplink, UplinkDevice,
-    VrfName, channel, claims, networks, routing,
+    VrfName, bridges, channel, claims, networks, routing,
 };
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
@@ -271,7 +270,7 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     unique(report, "name", names);
     interfaces(report, containers);
     own_once(report, containers);
-    once_on_bridge(report, containers);
+    bridges::check_once(report, containers);
     for container in containers {
         let addresses = || container.addresses.iter().flatten();
         unique(report, "address", addresses().map(At::as_ref));
@@ -287,7 +286,7 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
         {
             link_local(report, container, uplink, &entries.uplinks, nos);
         }
-        on_segment(report, container, &entries.uplinks);
+        bridges::check(report, container, &entries.uplinks);
         // Of a routed one its network has taken it.
         if let Some((place, _)) = &container.from {
             report.error(*place, FOR_ROUTED);
@@ -296,64 +295,6 @@ fn containers(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
             container_mtu(report, mtu, &container.addresses_among(nos));
         }
     }
-}
-
-/// What is on a bridge is not to be looked for behind the NOS; and an interface of somebody else has what it has.
-fn on_segment(report: &Report<'_>, container: &ContainerEntry, uplinks: &[UplinkEntry]) {
-    let device = container.device.as_ref();
-    if device.is_some_and(ContainerDevice::is_on_segment)
-        && let Some(link) = &container.link_local
-    {
-        let reason = "cannot be shared on a bridge, which is a link of its own";
-        report.error(link.place, reason);
-    }
-    let existing = device == Some(&ContainerDevice::Existing);
-    if existing && let Some(mac) = &container.mac {
-        let reason = "is the interface's own, with a device \"existing\"; leave it out";
-        report.error(mac.place, reason);
-    }
-    if let Some(first) = container.link_addresses.first() {
-        match device {
-            Some(ContainerDevice::Bridge(_)) => link_addresses(report, container, uplinks),
-            Some(ContainerDevice::Existing) => report.error(
-                first.place,
-                "are the interface's own, with a device \"existing\"; leave them out",
-            ),
-            _ => report.error(
-                first.place,
-                "are for a device \"bridge:INTERFACE\": no other station is on the link",
-            ),
-        }
-    }
-}
-
-fn link_addresses(report: &Report<'_>, container: &ContainerEntry, uplinks: &[UplinkEntry]) {
-    let vrf = &container.vrf.value;
-    for &At { value, place } in &container.link_addresses {
-        let overlaps =
-            |net: &IpNet| net.contains(&value.network()) || value.contains(&net.network());
-        let mut nets = uplinks.iter().filter(|uplink| uplink.vrf == *vrf);
-        let found = nets.find_map(|uplink| {
-            let mut own = uplink.addresses.iter().map(|at| at.value);
-            Some((uplink, own.find(overlaps)?))
-        });
-        if let Some((uplink, net)) = found {
-            let reason = format!(
-                "{value} overlaps {}, the network of uplink \"{}\"",
-                net.trunc(),
-                uplink.name.value
-            );
-            report.error(place, reason);
-        }
-    }
-    let addresses = container.link_addresses.iter();
-    let addresses: Vec<_> = addresses
-        .map(|at| At {
-            value: at.value.addr(),
-            place: at.place,
-        })
-        .collect();
-    unique(report, "address", addresses.iter().map(At::as_ref));
 }
 
 /// No two containers of a VRF have an address for their own.
@@ -372,28 +313,6 @@ fn own_once(report: &Report<'_>, containers: &[ContainerEntry]) {
             if !core::ptr::eq(other, container) {
                 let owner = &other.name.value;
                 let reason = format!("{} is the address of container \"{owner}\"", at.value);
-                report.error(at.place, reason);
-            }
-        }
-    }
-}
-
-/// No two containers on a bridge have an address of their interfaces.
-fn once_on_bridge(report: &Report<'_>, containers: &[ContainerEntry]) {
-    let mut owners = HashMap::new();
-    for container in containers {
-        let Some(ContainerDevice::Bridge(bridge)) = &container.device else {
-            continue;
-        };
-        for at in &container.link_addresses {
-            let Some(other) = owners.insert((bridge, at.value.addr()), container) else {
-                continue;
-            };
-            // Twice in one container is a mistake of its own.
-            if !core::ptr::eq(other, container) {
-                let owner = &other.name.value;
-                let address = at.value.addr();
-                let reason = format!("{address} is that of container \"{owner}\" on {bridge}");
                 report.error(at.place, reason);
             }
         }
@@ -535,23 +454,6 @@ fn captures(report: &Report<'_>, entries: &Entries) {
         "file",
         files.map(|at| at.as_ref().map(|path| path.display().to_string())),
     );
-}
-
-/// Reports each value that an earlier one equals.
-fn unique<T: Eq + Hash + ToString>(
-    report: &Report<'_>,
-    what: &str,
-    values: impl Iterator<Item = At<T>>,
-) {
-    let mut seen = HashMap::new();
-    for At { value, place } in values {
-        let text = value.to_string();
-        let first = *seen.entry(value).or_insert(place);
-        if first != place {
-            let on = report.on(first);
-            report.error(place, format!("{what} \"{text}\" is already {on}"));
-        }
-    }
 }
 
 fn uplink(entry: UplinkEntry) -> Uplink {

@@ -2,12 +2,14 @@
 
 use core::cell::{Cell, RefCell};
 use core::fmt;
+use core::hash::Hash;
 use core::str::Utf8Error;
+use std::collections::HashMap;
 use std::io;
 
 use nos_shim::ports::PortRange;
 
-use super::place::Place;
+use super::place::{At, Place};
 
 /// Errors that are kept; of a file with more, only the number of the others is told.
 const MAX_ERRORS: usize = 100;
@@ -249,6 +251,23 @@ impl<'a> Report<'a> {
         ConfigErrors {
             errors: errors.collect(),
             omitted,
+        }
+    }
+}
+
+/// Reports each value that an earlier one equals.
+pub(super) fn unique<T: Eq + Hash + ToString>(
+    report: &Report<'_>,
+    what: &str,
+    values: impl Iterator<Item = At<T>>,
+) {
+    let mut seen = HashMap::new();
+    for At { value, place } in values {
+        let text = value.to_string();
+        let first = *seen.entry(value).or_insert(place);
+        if first != place {
+            let on = report.on(first);
+            report.error(place, format!("{what} \"{text}\" is already {on}"));
         }
     }
 }
