@@ -7,7 +7,7 @@ use nos_shim::ident::MacAddr;
 use tracing::{info, warn};
 
 use super::error::tolerate_gone;
-use super::veth::silence;
+use super::ipv6::silence;
 use super::{AttachError, Host};
 use crate::control::kernel::netlink::LinkChange;
 use crate::control::kernel::{InterfaceName, LinkFacts};

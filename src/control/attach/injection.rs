@@ -1,6 +1,6 @@
 //! TAPs by which the super-frames of tunnels get past a packet socket.
 
-use super::veth::silence;
+use super::ipv6::silence;
 use super::{AttachError, Host};
 use crate::control::kernel::netlink::{LinkChange, redirect};
 use crate::data::device::Injection;

@@ -53,6 +53,7 @@ mod error;
 mod host;
 mod injection;
 mod interior;
+mod ipv6;
 mod leftovers;
 mod local_ports;
 mod mark;

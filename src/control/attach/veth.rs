@@ -1,18 +1,17 @@
 //! Veth pairs between the daemon and a container.
 
-use std::io;
-
 use nos_shim::ident::MacAddr;
 use tracing::{debug, warn};
 
 use super::bridge::bridge;
 use super::error::tolerate_gone;
+use super::ipv6::{ignore_routers, silence};
 use super::leftovers::{make_room, remove_host_end};
 use super::mark::{Mark, host_end_name};
 use super::{AttachError, ContainerSpec, Host};
 use crate::control::kernel::netlink::{LinkChange, Netlink};
 use crate::control::kernel::takeover::{Portion, Takeover, TakeoverError, Takeovers};
-use crate::control::kernel::{InterfaceName, LinkFacts, Namespace, sysctl};
+use crate::control::kernel::{InterfaceName, LinkFacts, Namespace};
 
 /// What the host end of a pair is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -422,37 +421,4 @@ fn pair_change(
         .mtu(spec.mtu)
         .tx_queue_len(spec.tx_queue_len)
         .veth(container_end)
-}
-
-/// Keeps the kernel's IPv6 from speaking on the host end, which is still down and silent.
-pub(super) fn silence(host: &Namespace, interface: &str) -> Result<(), AttachError> {
-    set_ipv6(host, interface, "disable_ipv6", "1")
-}
-
-/// Keeps a container from taking another router of its bridge for the one that leads out: the kernel would
-/// share what leaves among both.
-fn ignore_routers(container: &Namespace, interface: &InterfaceName) -> Result<(), AttachError> {
-    set_ipv6(container, interface.as_str(), "accept_ra", "0")
-}
-
-fn set_ipv6(
-    namespace: &Namespace,
-    interface: &str,
-    setting: &str,
-    value: &str,
-) -> Result<(), AttachError> {
-    let key = format!("net/ipv6/conf/{interface}/{setting}");
-    match sysctl::write(namespace, &key, value)? {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            debug!("{namespace} has no IPv6 on {interface}");
-            Ok(())
-        }
-        Err(source) => Err(AttachError::Sysctl {
-            key,
-            value: value.to_owned(),
-            namespace: namespace.to_string(),
-            source,
-        }),
-        Ok(()) => Ok(()),
-    }
 }
