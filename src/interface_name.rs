@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use nos_shim::ident::MacAddr;
 use thiserror::Error;
 
 /// A network interface's name, as the kernel takes it: 1 to 15 visible ASCII characters without
@@ -34,9 +35,10 @@ impl InterfaceName {
         &self.0
     }
 
-    /// A name that begins with these characters, of which the rest stands for octets: 13 characters.
-    pub(crate) fn of_octets(beginning: &'static str, octets: [u8; 5]) -> Self {
-        let [a, b, c, d, e] = octets;
+    /// A name that begins with these characters, of which the rest is hardly any other text's, and this one's in every
+    /// run: 13 characters.
+    pub(crate) fn stable(beginning: &'static str, text: &str) -> Self {
+        let MacAddr([_, a, b, c, d, e]) = MacAddr::stable(text);
         Self(format!("{beginning:.3}{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}"))
     }
 

@@ -25,6 +25,7 @@ use socket2::SockRef;
 use support::daemon::{Daemon, LIMIT, await_that, program};
 use support::lab_test;
 use support::requests::{at, attach, ip};
+use support::traffic::reaches;
 
 const BLUE_UPLINK: &str = "hb";
 
@@ -150,16 +151,6 @@ impl Lab {
         command.args(arguments).arg("--control").arg(control);
         command.output().unwrap()
     }
-}
-
-#[track_caller]
-fn reaches(from: &LabNamespace, to: &LabNamespace, server: SocketAddr) -> SocketAddr {
-    let echo = tcp::EchoServer::start(to, server).unwrap();
-    tcp::exchange(from, None, server, &vec![7; 100_000], LIMIT).unwrap();
-    let datagrams = udp::EchoServer::start(to, server).unwrap();
-    udp::exchange(from, None, server, b"x", LIMIT).unwrap();
-    assert_eq!(datagrams.peers().len(), 1);
-    echo.peers()[0]
 }
 
 #[track_caller]

@@ -14,9 +14,7 @@
 //! may never speak of those again. Where one has what somebody else asks for, and its namespace is
 //! gone, it makes way.
 
-use core::fmt::{self, Display, Formatter};
 use core::net::IpAddr;
-use core::str::FromStr;
 use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,7 +23,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use nos_relay::control::api::snapshot::{self, Attachment, Network, Origin, Port, PortKind};
 use nos_relay::control::api::{Applied, Refusal};
-use nos_relay::control::config::NetworkMode;
+use nos_relay::control::config::{ContainerDevice, NetworkMode};
 use nos_shim::ports::PortRange;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -37,45 +35,6 @@ use crate::process;
 
 /// How many containers whose namespaces are gone make way for one.
 const MAX_MAKE_WAY: usize = 64;
-
-/// How a container's interface is made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Device {
-    /// A TAP inside of its namespace.
-    Tap,
-    /// A veth pair with a packet socket on the host's end.
-    #[default]
-    Veth,
-    /// The same, where the host's end is a port of the Linux bridge of this name.
-    Bridge(String),
-    /// A veth that somebody else has made.
-    Existing,
-}
-
-impl FromStr for Device {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match (text, text.split_once(':')) {
-            ("tap", _) => Ok(Self::Tap),
-            ("veth", _) => Ok(Self::Veth),
-            ("existing", _) => Ok(Self::Existing),
-            (_, Some(("bridge", bridge))) => Ok(Self::Bridge(bridge.to_owned())),
-            _ => Err("is not \"tap\", \"veth\", \"bridge:INTERFACE\" or \"existing\""),
-        }
-    }
-}
-
-impl Display for Device {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tap => f.write_str("tap"),
-            Self::Veth => f.write_str("veth"),
-            Self::Bridge(bridge) => write!(f, "bridge:{bridge}"),
-            Self::Existing => f.write_str("existing"),
-        }
-    }
-}
 
 /// What a container's interface is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +48,7 @@ pub struct Endpoint {
     /// The interface's name inside.
     pub interface: String,
     /// How it is made; as its network says, or as a veth, if that is left open here.
-    pub device: Option<Device>,
+    pub device: Option<ContainerDevice>,
     /// Its ports.
     pub ports: Ports,
     /// The addresses of the NOS that it uses, all of its VRF if there are none here; or such as are its own,
@@ -204,7 +163,7 @@ impl Endpoint {
         }
         let assigned = std::mem::take(&mut self.assigned);
         let on_bridge = match &self.device {
-            Some(device) => matches!(device, Device::Bridge(_)),
+            Some(device) => matches!(device, ContainerDevice::Bridge(_)),
             None => network.is_some_and(is_bridged),
         };
         let of_nos =
@@ -363,7 +322,7 @@ fn container(endpoint: &Endpoint) -> Value {
     set("interface", endpoint.interface.as_str().into());
     let device = match (&endpoint.device, &endpoint.network) {
         (None, Some(_)) => None,
-        (device, _) => Some(device.clone().unwrap_or_default()),
+        (device, _) => Some(device.clone().unwrap_or(ContainerDevice::Veth)),
     };
     if let Some(device) = device {
         set("device", device.to_string().into());
@@ -633,7 +592,7 @@ mod tests {
         assert_eq!(device(None, None), Some("veth".into()));
         assert_eq!(device(Some("tenants"), None), None);
         assert_eq!(
-            device(Some("tenants"), Some(Device::Tap)),
+            device(Some("tenants"), Some(ContainerDevice::Tap)),
             Some("tap".into())
         );
     }

@@ -712,8 +712,9 @@ impl Packet {
     /// Writes the identifier of an ICMP echo message and mends its checksum (RFC 5508 §3.1).
     /// Other packets are left alone.
     pub fn set_echo_id(&mut self, id: u16) {
-        let echo = if self.is_ipv6() { [128, 129] } else { [8, 0] };
-        if !self.icmp().is_some_and(|(kind, _)| echo.contains(&kind)) {
+        let (request, reply) = self.echo_types();
+        let is_echo = |kind| kind == request || kind == reply;
+        if !self.icmp().is_some_and(|(kind, _)| is_echo(kind)) {
             return;
         }
         let at = self.transport_offset();
@@ -733,10 +734,15 @@ impl Packet {
         }
     }
 
+    /// The ICMP types of echo requests and replies in its family.
+    pub(crate) fn echo_types(&self) -> (u8, u8) {
+        if self.is_ipv6() { (128, 129) } else { (8, 0) }
+    }
+
     /// The identifier of an ICMP echo request or reply.
     #[must_use]
     pub fn echo_id(&self) -> Option<u16> {
-        let (request, reply) = if self.is_ipv6() { (128, 129) } else { (8, 0) };
+        let (request, reply) = self.echo_types();
         let (kind, _) = self.icmp()?;
         (kind == request || kind == reply).then(|| u16::from_be_bytes(chunk(self.transport(), 4)))
     }

@@ -11,7 +11,8 @@ use crate::support::daemon::{Daemon, LIMIT, await_that};
 use crate::support::lab_test;
 use crate::support::requests::ip;
 use crate::support::scenario::{FAMILIES, Family};
-use crate::{heard, pings, reaches};
+use crate::support::traffic::reaches;
+use crate::{heard, pings, uplink};
 
 /// The engine's bridge, and on the host the interface towards N.
 const BRIDGE: &str = "eng0";
@@ -84,20 +85,12 @@ ephemeral = ["{ephemeral}"]
                 self.container(name).0.path().display(),
             )
         };
-        format!(
-            r#"
-[[uplink]]
-name = "up0"
-device = "packet:{}"
-addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
-
-[nos]
-services = ["echo"]
-{}{}"#,
-            Topology::UPLINK,
+        [
+            uplink(),
             container("web", "20000-20999", "40000-40999"),
             container("db", "21000-21999", "41000-41999"),
-        )
+        ]
+        .concat()
     }
 
     fn start(&self) -> Daemon {

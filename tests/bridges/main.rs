@@ -14,22 +14,26 @@ mod support;
 mod existing;
 mod ports;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use nos_relay::lab::testbed::ping::{Echo, ping};
-use nos_relay::lab::testbed::{LabNamespace, tcp, udp};
+use nos_relay::lab::testbed::{LabNamespace, Topology};
 use support::daemon::{Daemon, LIMIT};
 
-/// A program in `from` reaches a server in `to` by TCP and UDP. Returns from where.
-#[track_caller]
-fn reaches(from: &LabNamespace, to: &LabNamespace, server: (IpAddr, u16)) -> SocketAddr {
-    let server = server.into();
-    let echo = tcp::EchoServer::start(to, server).unwrap();
-    tcp::exchange(from, None, server, &vec![7; 100_000], LIMIT).unwrap();
-    let datagrams = udp::EchoServer::start(to, server).unwrap();
-    udp::exchange(from, None, server, b"x", LIMIT).unwrap();
-    assert_eq!(datagrams.peers().len(), 1);
-    echo.peers()[0]
+/// The uplink of a configuration, and the NOS's services.
+fn uplink() -> String {
+    format!(
+        r#"
+[[uplink]]
+name = "up0"
+device = "packet:{}"
+addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+
+[nos]
+services = ["echo"]
+"#,
+        Topology::UPLINK
+    )
 }
 
 #[track_caller]

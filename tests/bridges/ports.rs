@@ -8,8 +8,9 @@ use crate::support::daemon::{Daemon, Files, LIMIT, await_that};
 use crate::support::lab_test;
 use crate::support::requests::{at, ip};
 use crate::support::scenario::{FAMILIES, Family};
+use crate::support::traffic::reaches;
 use crate::support::wire::Wire;
-use crate::{heard, pings, reaches};
+use crate::{heard, pings, uplink};
 
 /// The bridge of a lab, and the port of it behind which there is a station that is no container.
 const BRIDGE: &str = "brn";
@@ -46,20 +47,12 @@ ephemeral = ["4{at}000-4{at}999"]
         )
     };
     format!(
-        r#"
-[[uplink]]
-name = "up0"
-device = "packet:{}"
-addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
-
-[nos]
-services = ["echo"]
-
+        r#"{}
 [[network]]
 name = "lan"
 device = "bridge:{BRIDGE}"
 {}{}"#,
-        Topology::UPLINK,
+        uplink(),
         container("web", 0, WEB, "20000-20999"),
         container("db", 1, DB, "21000-21999"),
     )

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use nos_relay::lab::testbed::ping::ping;
-use nos_relay::lab::testbed::{LabNamespace, tcp};
+use nos_relay::lab::testbed::{LabNamespace, tcp, udp};
 
 use super::daemon::{LIMIT, await_that};
 use super::scenario::{FAMILIES, Scenario};
@@ -296,4 +296,20 @@ pub(crate) fn assert_alive(scenario: &Scenario) {
             assert!(echo.is_reply(), "{echo:?}");
         }
     }
+}
+
+/// A program in `from` reaches a server in `to` by TCP and UDP. Returns from where.
+#[track_caller]
+pub(crate) fn reaches(
+    from: &LabNamespace,
+    to: &LabNamespace,
+    server: impl Into<SocketAddr>,
+) -> SocketAddr {
+    let server = server.into();
+    let echo = tcp::EchoServer::start(to, server).unwrap();
+    tcp::exchange(from, None, server, &vec![7; 100_000], LIMIT).unwrap();
+    let datagrams = udp::EchoServer::start(to, server).unwrap();
+    udp::exchange(from, None, server, b"x", LIMIT).unwrap();
+    assert_eq!(datagrams.peers().len(), 1);
+    echo.peers()[0]
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use nos_relay::control::api::snapshot::{Attachment, LinkState};
+use nos_relay::control::config::ContainerDevice;
 use serde_json::Value;
 
 use super::configuration::address;
@@ -15,7 +16,6 @@ use super::inside::{Inside, look};
 use super::reply::DEFAULT_ROUTES;
 use super::{Invocation, ipam};
 use crate::daemon::Daemon;
-use crate::endpoint::Device;
 
 /// What `ADD` has said of our interface.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ fn compare_row(row: &Attachment, said: &Said, netns: &Path) -> Result<(), CniErr
     let on_link = |address| row.link_addresses.iter().any(|net| net.addr() == address);
     let known = |address| row.addresses.contains(&address) || on_link(address);
     // What plugins before have given an interface that they made is for them to check.
-    let existing = row.link.device == Device::Existing.to_string();
+    let existing = row.link.device == ContainerDevice::Existing.to_string();
     if !existing && !said.addresses.iter().copied().all(known) {
         let has: Vec<_> = row.addresses.iter().map(ToString::to_string).collect();
         return Err(differs(format!(

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use nos_relay::control::api::DEFAULT_PATH;
+use nos_relay::control::config::ContainerDevice;
 use nos_shim::ident::MacAddr;
 use serde_json::{Map, Value};
 
@@ -15,7 +16,6 @@ use super::error::{CniError, Code};
 use super::section::{Section, mistyped, text};
 use super::version::Version;
 use crate::annotations::Chosen;
-use crate::endpoint::Device;
 use crate::name::{NetworkNames, identifier};
 use crate::ports::{Given, Mapping, Protocol, range};
 
@@ -63,7 +63,7 @@ pub(super) struct Configuration {
 /// What the configuration says of containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
-    pub(super) device: Option<Device>,
+    pub(super) device: Option<ContainerDevice>,
     pub(super) place: Place,
     pub(super) tcp: Option<Given>,
     pub(super) udp: Option<Given>,

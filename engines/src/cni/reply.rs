@@ -4,13 +4,14 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use nos_relay::control::api::snapshot::Attachment;
+use nos_relay::control::config::ContainerDevice;
 use serde_json::{Map, Value, json};
 
 use super::error::CniError;
 use super::inside::Inside;
 use super::version::Version;
 use super::{Invocation, configuration::Configuration};
-use crate::endpoint::{Device, Endpoint};
+use crate::endpoint::Endpoint;
 
 /// Destinations of default routes, of IPv4 and IPv6.
 pub(super) const DEFAULT_ROUTES: [&str; 2] = ["0.0.0.0/0", "::/0"];
@@ -29,7 +30,7 @@ impl Base {
     pub(super) fn read(
         invocation: &Invocation,
         netns: &Path,
-        device: Option<&Device>,
+        device: Option<&ContainerDevice>,
     ) -> Result<Self, CniError> {
         let configuration: &Configuration = &invocation.configuration;
         let previous = configuration.previous()?.and_then(Value::as_object);
@@ -44,8 +45,8 @@ impl Base {
             interface["name"] == ours.as_str() && interface["sandbox"] == base.sandbox.as_str()
         });
         match (base.existing, device) {
-            (Some(_), Some(Device::Existing)) => Ok(base),
-            (None, Some(Device::Existing)) => Err(CniError::configuration(format!(
+            (Some(_), Some(ContainerDevice::Existing)) => Ok(base),
+            (None, Some(ContainerDevice::Existing)) => Err(CniError::configuration(format!(
                 "device: no plugin before this one has made {ours}, as \"existing\" says"
             ))),
             (None, _) => Ok(base),

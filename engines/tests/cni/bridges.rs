@@ -1,9 +1,7 @@
 //! Containers on a Linux bridge: one of the daemon's, and one of another plugin's.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use nos_relay::lab::testbed::{LabNamespace, tcp};
 use serde_json::{Value, json};
@@ -26,34 +24,12 @@ fn add(network: &Network, conf: &Value, index: usize) -> Call {
 
 /// Another plugin, as an engine on the host runs it.
 fn other(network: &Network, command: &str, conf: &Value, index: usize) -> Value {
-    let mut plugin = Command::new(Path::new("/usr/lib/cni").join(conf["type"].as_str().unwrap()));
-    plugin
-        .env_clear()
-        .envs([
-            ("CNI_COMMAND", command),
-            ("CNI_PATH", "/usr/lib/cni"),
-            ("CNI_CONTAINERID", &format!("c{index}")),
-            ("CNI_IFNAME", "eth0"),
-        ])
-        .env("CNI_NETNS", network.container(index).path())
-        // It calls others, which look for iptables.
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut child = network.topology.device.hold(&mut plugin).spawn().unwrap();
-    let input = conf.to_string();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(input.as_bytes())
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    match output.stdout.is_empty() {
-        true => Value::Null,
-        false => serde_json::from_slice(&output.stdout).unwrap(),
-    }
+    let plugin = conf["type"].as_str().unwrap();
+    Call::new(command, conf)
+        .of_other(plugin, &network.topology.device)
+        .of(&format!("c{index}"))
+        .inside(&network.container(index).path())
+        .succeeds()
 }
 
 /// Somebody in `from` reaches `server` in `to`. Returns from where.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use nos_relay::lab::testbed::LabNamespace;
 use serde_json::{Value, json};
 
 /// The plugin under test.
@@ -12,9 +13,12 @@ pub(crate) fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_nos-relay-cni").into()
 }
 
-/// One call of the plugin.
+/// One call of a plugin.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
+    program: PathBuf,
+    /// Where it runs, if not where the test does.
+    host: Option<LabNamespace>,
     variables: BTreeMap<&'static str, String>,
     input: Vec<u8>,
 }
@@ -23,11 +27,21 @@ impl Call {
     /// Of a command, with a configuration.
     pub(crate) fn new(command: &str, configuration: &Value) -> Self {
         let call = Self {
+            program: program(),
+            host: None,
             variables: BTreeMap::new(),
             input: configuration.to_string().into(),
         };
         call.with("CNI_COMMAND", command)
             .with("CNI_PATH", "/usr/lib/cni")
+    }
+
+    /// Of another plugin than ours, which runs on this host.
+    pub(crate) fn of_other(mut self, plugin: &str, host: &LabNamespace) -> Self {
+        self.program = Path::new("/usr/lib/cni").join(plugin);
+        self.host = Some(host.clone());
+        // It calls others, which look for iptables.
+        self.with("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
     }
 
     pub(crate) fn with(mut self, variable: &'static str, value: impl Into<String>) -> Self {
@@ -102,14 +116,17 @@ impl Call {
 
     /// Starts it, and does not wait.
     pub(crate) fn start(&self) -> Child {
-        let mut child = Command::new(program())
+        let mut command = Command::new(&self.program);
+        command
             .env_clear()
             .envs(&self.variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::inherit());
+        if let Some(host) = &self.host {
+            host.hold(&mut command);
+        }
+        let mut child = command.spawn().unwrap();
         // One that needs no input may have ended already.
         let _ = child.stdin.take().unwrap().write_all(&self.input);
         child

@@ -177,7 +177,7 @@ fn recipient_of_icmp(
     let Some((kind, _)) = packet.icmp() else {
         return Recipient::Drop(DropReason::TransportHeader);
     };
-    let (request, reply) = if packet.is_ipv6() { (128, 129) } else { (8, 0) };
+    let (request, reply) = packet.echo_types();
     if kind == reply {
         let key = EchoKey {
             vrf: packet.frame().vrf(),

@@ -223,7 +223,8 @@ impl Forwarder<'_> {
                     let who = (Refuser::Attachment(id), RefusedSide::Owner);
                     let refusals = &mut self.worker.refusals;
                     refusals.note(&packet, who, refused.reason, refused.holder, self.now);
-                    self.run(police::refuse(packet, id, refused));
+                    let origin = Origin::Attachment(id);
+                    self.run(police::refuse(packet, origin, refused));
                 }
             }
         }

@@ -76,9 +76,8 @@ impl Refused {
     }
 }
 
-/// What becomes of a packet of a container that does not go on.
-pub(super) fn refuse(packet: Packet, owner: AttachmentId, refused: Refused) -> Step {
-    let origin = Origin::Attachment(owner);
+/// What becomes of a packet that does not go on.
+pub(super) fn refuse(packet: Packet, origin: Origin, refused: Refused) -> Step {
     match refused.told {
         true => Step::refuse(packet, origin, IcmpError::Prohibited, refused.reason),
         false => Step::Drop(packet, refused.reason),
@@ -360,7 +359,7 @@ fn without_ports(
 }
 
 fn is_echo_reply(packet: &Packet) -> bool {
-    let reply = if packet.is_ipv6() { 129 } else { 0 };
+    let (_, reply) = packet.echo_types();
     packet.icmp().is_some_and(|(kind, _)| kind == reply)
 }
 

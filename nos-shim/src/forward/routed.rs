@@ -70,10 +70,7 @@ pub(super) fn deliver(
     if tables.polices
         && let Err(refused) = judge(&packet, to, tables, worker, now)
     {
-        return match refused.told {
-            true => Step::refuse(packet, origin, IcmpError::Prohibited, refused.reason),
-            false => Step::Drop(packet, refused.reason),
-        };
+        return police::refuse(packet, origin, refused);
     }
     // The hop between a NOS in another process and here was counted there.
     let transit = tables.is_transit(origin) && tables.upstream.is_none();

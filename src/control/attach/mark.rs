@@ -1,10 +1,8 @@
 //! How interfaces of ours are told from others', without a file that could be stale.
 
-use nos_shim::ident::MacAddr;
-
 use super::AttachError;
-use crate::control::kernel::LinkFacts;
 use crate::control::kernel::netlink::{LinkChange, Netlink};
+use crate::control::kernel::{InterfaceName, LinkFacts};
 
 /// What the alias of every interface of ours begins with; the attachment's name follows.
 const ALIAS_PREFIX: &str = "nos-relay:";
@@ -42,24 +40,17 @@ pub(super) fn find_marked(
 /// The name of the host end for an attachment: the same in every run, 13 octets.
 #[must_use]
 pub fn host_end_name(attachment: &str) -> String {
-    format!("nr-{}", name_suffix(attachment))
+    InterfaceName::stable("nr-", attachment).to_string()
 }
 
 /// The name of an attachment's TAP on the host until it is moved into the container.
 pub(super) fn tap_name(attachment: &str) -> String {
-    format!("nt-{}", name_suffix(attachment))
-}
-
-/// Ten octets that hardly any other attachment has.
-fn name_suffix(attachment: &str) -> String {
-    let [_, a, b, c, d, e] = MacAddr::stable(attachment).0;
-    format!("{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}")
+    InterfaceName::stable("nt-", attachment).to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::kernel::InterfaceName;
 
     #[test]
     fn host_ends_are_named_stably_and_fit() {

@@ -337,6 +337,9 @@ impl Plan {
         found: &Found,
         added: &BTreeSet<IpAddr>,
     ) {
+        if spec.place != LinkPlace::Segment {
+            return;
+        }
         let index = found.link.index;
         for network in &spec.link_addresses {
             let facts = AddressFacts::new(index, network.addr(), network.prefix_len()).marked();
@@ -344,9 +347,6 @@ impl Plan {
                 let effect = Effect::Added(network.addr());
                 self.steps.push(Step::tolerant(facts.add(), THERE, effect));
             }
-        }
-        if spec.place != LinkPlace::Segment {
-            return;
         }
         let ours = found.addresses.iter().filter(|facts| {
             let marked = facts.marked || added.contains(&facts.address);
@@ -398,11 +398,7 @@ impl Plan {
         if !self.up {
             return;
         }
-        let wanted = RouteFacts::our_default(found.link.index, source);
-        let wanted = match family.gateway {
-            Some(gateway) => wanted.by_way_of(gateway),
-            None => wanted,
-        };
+        let wanted = RouteFacts::our_default(found.link.index, source).by_way_of(family.gateway);
         let what = format!("default dev {} src {source}", found.link.name);
         match ours {
             None => self.step(wanted.add(&what)),

@@ -239,11 +239,8 @@ fn ways_out(
     table.into_iter().flat_map(move |table| {
         let sources = sources.clone();
         sources.map(move |source| {
-            let route = RouteFacts::our_default_in(table, interface, source);
-            match spec.gateway(source.is_ipv4()) {
-                Some(gateway) => route.by_way_of(gateway),
-                None => route,
-            }
+            let gateway = spec.gateway(source.is_ipv4());
+            RouteFacts::our_default_in(table, interface, source).by_way_of(gateway)
         })
     })
 }

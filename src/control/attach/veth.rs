@@ -366,14 +366,11 @@ fn free_group(netlink: &Netlink) -> Result<Option<u32>, AttachError> {
 /// What a host end that was left lacks of what it shall be.
 fn repair(link: &LinkFacts, spec: &ContainerSpec, end: HostEnd) -> Option<LinkChange> {
     let mac = end.mac();
-    let sound = link.mac == Some(mac) && link.mtu == spec.mtu && link.up;
     let in_place = link.controller == end.bridge;
-    (!(sound && in_place)).then(|| {
+    let sound = in_place && link.mac == Some(mac) && link.mtu == spec.mtu && link.up;
+    (!sound).then(|| {
         let change = LinkChange::of(link.index).mac(mac).mtu(spec.mtu).up();
-        match in_place {
-            true => change,
-            false => change.controller(end.bridge.unwrap_or(0)),
-        }
+        change.controller(end.bridge.unwrap_or(0))
     })
 }
 

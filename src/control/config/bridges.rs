@@ -57,14 +57,11 @@ fn link_addresses(report: &Report<'_>, container: &ContainerEntry, uplinks: &[Up
             report.error(place, reason);
         }
     }
-    let addresses = container.link_addresses.iter();
-    let addresses: Vec<_> = addresses
-        .map(|at| At {
-            value: at.value.addr(),
-            place: at.place,
-        })
-        .collect();
-    unique(report, "address", addresses.iter().map(At::as_ref));
+    let addresses = container.link_addresses.iter().map(|at| At {
+        value: at.value.addr(),
+        place: at.place,
+    });
+    unique(report, "address", addresses);
 }
 
 /// No two containers on a bridge have an address of their interfaces.

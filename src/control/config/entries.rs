@@ -475,10 +475,7 @@ pub(super) const FOR_ROUTED: &str = "is for containers with addresses of their o
 /// The bridge of a network that names none.
 fn bridge_of(network: &Name) -> InterfaceName {
     let plain = format!("nb-{network}").parse();
-    plain.unwrap_or_else(|_| {
-        let MacAddr([_, a, b, c, d, e]) = MacAddr::stable(network.as_str());
-        InterfaceName::of_octets("nb-", [a, b, c, d, e])
-    })
+    plain.unwrap_or_else(|_| InterfaceName::stable("nb-", network.as_str()))
 }
 
 pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {

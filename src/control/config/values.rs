@@ -75,19 +75,34 @@ pub(super) fn io_uring(value: &DeValue<'_>) -> Result<IoUring, String> {
     choice(value, &options)
 }
 
+/// What a container's device may be.
+const DEVICES: &str = "\"tap\", \"veth\", \"bridge:INTERFACE\" or \"existing\"";
+
 pub(super) fn container_device(value: &DeValue<'_>) -> Result<ContainerDevice, String> {
-    const EXPECTED: &str = "\"tap\", \"veth\", \"bridge:INTERFACE\" or \"existing\"";
-    let device = text(value, EXPECTED)?;
-    match device.split_once(':') {
-        Some(("bridge", bridge)) => return parsed(bridge).map(ContainerDevice::Bridge),
-        None if device == "tap" => return Ok(ContainerDevice::Tap),
-        None if device == "veth" => return Ok(ContainerDevice::Veth),
-        None if device == "existing" => return Ok(ContainerDevice::Existing),
-        _ => {}
+    text(value, DEVICES)?.parse()
+}
+
+impl FromStr for ContainerDevice {
+    /// What is wrong with it.
+    type Err = String;
+
+    fn from_str(device: &str) -> Result<Self, String> {
+        let (kind, rest) = match device.split_once(':') {
+            Some((kind, rest)) => (kind, Some(rest)),
+            None => (device, None),
+        };
+        match (kind, rest) {
+            ("tap", None) => Ok(Self::Tap),
+            ("veth", None) => Ok(Self::Veth),
+            ("existing", None) => Ok(Self::Existing),
+            ("bridge", Some(bridge)) => parsed(bridge).map(Self::Bridge),
+            _ => {
+                let known = ["tap", "veth", "bridge", "existing"];
+                let hint = did_you_mean(kind, &known).unwrap_or_default();
+                Err(format!("{} is not {DEVICES}{hint}", quoted(device)))
+            }
+        }
     }
-    let kind = device.split_once(':').map_or(device, |(kind, _)| kind);
-    let hint = did_you_mean(kind, &["tap", "veth", "bridge", "existing"]).unwrap_or_default();
-    Err(format!("{} is not {EXPECTED}{hint}", quoted(device)))
 }
 
 /// The type of a route that has no next hop.

@@ -9,8 +9,9 @@ use nos_shim::ports::{
 use tracing::{info, warn};
 
 use crate::control::attach::{
-    AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, DeviceRequest,
-    LinkPlace, Placement, attach, detach_all, remove_leftovers, remove_unused_bridges,
+    AttachError, AttachRequest, Attached, ContainerSpec, DEFAULT_TX_QUEUE_LEN, Detachment,
+    DeviceRequest, LinkPlace, Placement, attach, detach_all, remove_leftovers,
+    remove_unused_bridges,
 };
 use crate::control::config::{Config, ContainerDevice, Name, NetnsRef, VrfName};
 use crate::control::kernel::watch::{NameKind, NetnsName};
@@ -203,10 +204,7 @@ impl Live {
         if let Err(AddDeviceError { device, source }) = added {
             let others_stay = self.leave_to_others(&live, std::slice::from_ref(name));
             let detachment = live.into_detachment(device, others_stay);
-            log_detached(
-                name,
-                detach_all(&self.host, vec![detachment], self.pace).pop(),
-            );
+            log_detached(name, self.take_away(vec![detachment]).pop());
             return Err(StepError::new(source));
         }
         for warning in &live.report.warnings {
@@ -281,16 +279,23 @@ impl Live {
                 Err(error) => warn!(container = %name, %error, "an earlier run left it"),
             }
         }
-        let before = std::mem::replace(&mut self.bridged, true);
         self.remove_unused_bridges();
-        self.bridged = before;
     }
 
-    /// Removes bridges of ours that have lost their last port.
-    pub(super) fn remove_unused_bridges(&self) {
-        if !self.bridged {
-            return;
+    /// Takes away what there is of containers, and bridges of ours that have lost their last port by it. Says of
+    /// each what came of it.
+    pub(super) fn take_away(&self, detachments: Vec<Detachment>) -> Vec<Result<(), AttachError>> {
+        if detachments.is_empty() {
+            return Vec::new();
         }
+        let outcomes = detach_all(&self.host, detachments, self.pace);
+        if self.bridged {
+            self.remove_unused_bridges();
+        }
+        outcomes
+    }
+
+    fn remove_unused_bridges(&self) {
         if let Err(error) = remove_unused_bridges(&self.host) {
             warn!(%error, "cannot look for bridges that are not used any more");
         }
@@ -340,8 +345,7 @@ impl Live {
             });
             detachments.push(detachment.unwrap_or_default());
         }
-        let outcomes = detach_all(&self.host, detachments, self.pace);
-        self.remove_unused_bridges();
+        let outcomes = self.take_away(detachments);
         for (name, outcome) in names.iter().zip(outcomes) {
             log_detached(name, Some(outcome));
             self.journal.detached(name);

@@ -182,6 +182,14 @@ pub(super) struct LiveContainer {
     pub(super) link: Option<LiveLink>,
 }
 
+impl LiveContainer {
+    /// The kernel's number of the host end of a veth.
+    pub(super) fn host_index(&self) -> Option<u32> {
+        let link = self.link.as_ref()?;
+        link.veth.as_ref().map(VethPair::host_index)
+    }
+}
+
 /// The interface of a container, and what is inside.
 #[derive(Debug)]
 pub(super) struct LiveLink {
@@ -195,11 +203,6 @@ pub(super) struct LiveLink {
 }
 
 impl LiveLink {
-    /// The kernel's number of the host end of a veth.
-    pub(super) fn host_index(&self) -> Option<u32> {
-        self.veth.as_ref().map(VethPair::host_index)
-    }
-
     /// Where the container is.
     ///
     /// # Errors

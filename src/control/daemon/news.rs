@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::control::api::snapshot::FlowOpener;
 use crate::control::api::{Event as WatchEvent, EventProtocol, Subject, SubjectKind};
-use crate::control::attach::{Detachment, detach_all};
+use crate::control::attach::Detachment;
 use crate::control::config::{ContainerDevice, Name};
 use crate::control::kernel::LinkFacts;
 use crate::control::kernel::watch::{InsideChanges, KernelEvent, LinkChange};
@@ -19,6 +19,7 @@ use crate::control::plan::Entity;
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 use crate::data::relay::RelayEvent;
 
+use super::live::LiveContainer;
 use super::watching::subject;
 use super::{Daemon, DaemonError};
 
@@ -82,13 +83,10 @@ impl Daemon {
             self.carrier_changed(news);
         }
         // Closing waits for the kernel: all together.
-        for outcome in detach_all(&self.live.host, dead, self.live.pace) {
+        for outcome in self.live.take_away(dead) {
             if let Err(error) = outcome {
                 debug!(%error, "of a device that has gone");
             }
-        }
-        if any {
-            self.live.remove_unused_bridges();
         }
         Ok(any)
     }
@@ -360,8 +358,7 @@ impl Daemon {
     fn device_lost(&mut self, interface: Interface) {
         if let Ok(Some(device)) = self.live.plane.remove_device(interface) {
             let gone = self.device_gone(interface, device, "the interface was deleted");
-            detach_all(&self.live.host, vec![gone], self.live.pace);
-            self.live.remove_unused_bridges();
+            self.live.take_away(vec![gone]);
         }
     }
 
@@ -403,18 +400,15 @@ impl Daemon {
     /// A bridge of containers was made or deleted, or one of its ports was taken off it. Returns whether it may
     /// be so.
     fn bridge_changed(&mut self, facts: &LinkFacts, now: Instant) -> bool {
-        let bridge = |device: &ContainerDevice| match device {
-            ContainerDevice::Bridge(bridge) => Some(bridge.clone()),
-            _ => None,
-        };
         let wanted = self.reconciler.wanted().into_iter();
-        let bridged = wanted.flat_map(|wanted| &wanted.containers);
-        let bridged =
-            bridged.filter_map(|container| Some((&container.name, bridge(&container.device)?)));
+        let containers = wanted.flat_map(|wanted| &wanted.containers);
+        let bridged = containers.filter_map(|container| match &container.device {
+            ContainerDevice::Bridge(bridge) => Some((&container.name, bridge)),
+            _ => None,
+        });
         let concerned = bridged.filter(|(name, bridge)| {
-            let link = self.live.containers.get(name);
-            let link = link.and_then(|container| container.link.as_ref());
-            match link.and_then(super::live::LiveLink::host_index) {
+            let attached = self.live.containers.get(*name);
+            match attached.and_then(LiveContainer::host_index) {
                 // What it waits for may be there.
                 None => bridge.as_str() == facts.name,
                 Some(index) if index == facts.index => {
@@ -434,10 +428,7 @@ impl Daemon {
     /// The host end of a veth went, with the container or by somebody's hand.
     fn host_end_deleted(&mut self, index: u32) -> bool {
         let mut containers = self.live.containers.values();
-        let container = containers.find(|container| {
-            let link = container.link.as_ref();
-            link.and_then(super::live::LiveLink::host_index) == Some(index)
-        });
+        let container = containers.find(|container| container.host_index() == Some(index));
         let Some(id) = container.map(|container| container.id) else {
             return false;
         };

@@ -191,9 +191,9 @@ impl Daemon {
             .or(wanted.as_ref().map(|(claim, _)| claim))?;
         let link = state.links.get(name);
         let wanted = wanted.as_ref().map(|(_, wanted)| *wanted);
-        let (netns, kind, interface) = match (link, wanted) {
-            (Some(link), _) => (&link.netns, &link.device, &link.interface),
-            (None, Some(wanted)) => (&wanted.netns, &wanted.device, &wanted.interface),
+        let (netns, kind, interface, on_link) = match (link, wanted) {
+            (Some(it), _) => (&it.netns, &it.device, &it.interface, &it.link_addresses),
+            (None, Some(it)) => (&it.netns, &it.device, &it.interface, &it.link_addresses),
             (None, None) => return None,
         };
         let container = self.live.containers.get(name);
@@ -211,11 +211,7 @@ impl Daemon {
             container_mac: claim.mac,
             mode: claim.mode.to_string(),
             addresses: claim.addresses.clone(),
-            link_addresses: match (link, wanted) {
-                (Some(link), _) => link.link_addresses.clone(),
-                (None, Some(wanted)) => wanted.link_addresses.clone(),
-                (None, None) => Vec::new(),
-            },
+            link_addresses: on_link.clone(),
             to: claim.policy.to.as_ref().map(|to| to.prefixes().to_vec()),
             from: from_of(claim),
             outside: claim.policy.outside.into(),

@@ -127,7 +127,7 @@ impl Want {
             let others = members.iter().enumerate().filter(|(other, _)| *other != at);
             link.company = Company {
                 table: members.get(at).and_then(|own| own.table),
-                in_front: in_front(at, container),
+                in_front: members.get(at).is_some_and(|own| own.in_front),
                 others: others.map(|(_, other)| other.clone()).collect(),
             };
             // Also of one that has none itself: it must not take away what others need.

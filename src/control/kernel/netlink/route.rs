@@ -79,8 +79,11 @@ impl RouteFacts {
         route
     }
 
-    /// The same, by way of a neighbor that is on the link, whatever its address.
-    pub(crate) fn by_way_of(mut self, gateway: IpAddr) -> Self {
+    /// The same, by way of a neighbor that is on the link, whatever its address; as it is if there is none.
+    pub(crate) fn by_way_of(mut self, gateway: Option<IpAddr>) -> Self {
+        let Some(gateway) = gateway else {
+            return self;
+        };
         self.0.header.scope = RouteScope::Universe;
         // Nothing says that the gateway is on the link but this.
         self.0.header.flags = RouteFlags::Onlink;
@@ -98,7 +101,7 @@ impl RouteFacts {
         gateway: IpAddr,
     ) -> Self {
         let route = Self::ours(interface, address).of_table(table, address);
-        route.by_way_of(gateway)
+        route.by_way_of(Some(gateway))
     }
 
     /// A route of [`Table::Own`]: who sends to a shared address from no address in particular does so
