@@ -56,6 +56,7 @@ fn command(command: &Command) -> Result<Outcome, Box<dyn std::error::Error>> {
         Command::Route(command) => Ok(command.run(&mut out, &mut err)?),
         Command::Address(command) => Ok(command.run(&mut out, &mut err)?),
         Command::Network(command) => Ok(command.run(&mut out, &mut err)?),
+        Command::Pool(command) => Ok(command.run(&mut out, &mut err)?),
         Command::Group(command) => Ok(command.run(&mut out, &mut err)?),
         // It ends when nobody reads it any more.
         Command::Watch(watch) => Ok(watch.run(&mut io::stdout(), &mut err)?),

@@ -144,6 +144,7 @@ fn seeds_of_the_target_control_are_requests() {
         ("changes", true),
         ("leases", true),
         ("networks", true),
+        ("pools", true),
         ("questions", false),
     ] {
         let lines = std::fs::read(directory("control").join(name)).unwrap();

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Instant;
 
-use nos_relay::control::api::snapshot::{Attachment, Counters, Network, Port, Registration};
+use nos_relay::control::api::snapshot::{
+    Attachment, Counters, Network, Pool, PoolAddress, Port, Registration,
+};
 use nos_relay::control::api::{
     Applied, ControlError, QUERY_TIMEOUT, RefusalCode, Request, Response, Table, ask_for,
 };
@@ -141,6 +143,30 @@ impl Daemon {
         match self.show(Table::Networks)? {
             Response::Networks(rows) => Ok(rows),
             _ => Err(DaemonError::Answer("no networks")),
+        }
+    }
+
+    /// The pools of addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError`].
+    pub fn pools(&self) -> Result<Vec<Pool>, DaemonError> {
+        match self.show(Table::Pools)? {
+            Response::Pools(rows) => Ok(rows),
+            _ => Err(DaemonError::Answer("no pools")),
+        }
+    }
+
+    /// Addresses of pools that somebody has, had, or is to have.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError`].
+    pub fn pool_addresses(&self) -> Result<Vec<PoolAddress>, DaemonError> {
+        match self.show(Table::PoolAddresses)? {
+            Response::PoolAddresses(rows) => Ok(rows),
+            _ => Err(DaemonError::Answer("no addresses of pools")),
         }
     }
 

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use nos_relay::control::api::snapshot::{self, Attachment, Network, Origin, Port, PortKind};
-use nos_relay::control::api::{Applied, Refusal};
+use nos_relay::control::api::{Applied, Refusal, RefusalCode};
 use nos_relay::control::config::{ContainerDevice, NetworkMode};
 use nos_shim::ports::PortRange;
 use serde_json::{Map, Value, json};
@@ -35,6 +35,9 @@ use crate::process;
 
 /// How many containers whose namespaces are gone make way for one.
 const MAX_MAKE_WAY: usize = 64;
+
+/// What the daemon names when nothing is left in a pool.
+const POOL: &str = "container.pool";
 
 /// What a container's interface is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +57,10 @@ pub struct Endpoint {
     /// The addresses of the NOS that it uses, all of its VRF if there are none here; or such as are its own,
     /// where its network says so.
     pub addresses: Vec<IpAddr>,
+    /// The pool that it gets an address of its own from, where it names none and its network says so.
+    pub pool: Option<String>,
+    /// What it runs for, by a name that stays when containers come and go.
+    pub workload: Option<String>,
     /// Addresses of its interface itself, on a bridge.
     pub link_addresses: Vec<IpNet>,
     /// Addresses that were chosen for it by whom does not know its network: on a bridge, those of its interface,
@@ -273,17 +280,22 @@ fn in_the_way(
     endpoint: &Endpoint,
     refusal: &Refusal,
 ) -> Result<Option<String>, DaemonError> {
-    let owner = owner(refusal).filter(|owner| is_of(endpoint.engine, owner));
-    let name = owner.unwrap_or(&endpoint.name);
-    let row = daemon
-        .attachments()?
-        .into_iter()
-        .find(|row| row.name == name);
-    let stale = row.filter(|row| {
+    let mut rows = daemon.attachments()?.into_iter();
+    let is_stale = |row: &Attachment| {
         let netns = Path::new(&row.netns);
         row.origin == Origin::Runtime && netns.is_absolute() && is_gone(netns)
-    });
-    Ok(stale.map(|row| row.name))
+    };
+    if refusal.code == RefusalCode::Conflict && refusal.field.as_deref() == Some(POOL) {
+        // Nothing is left in the pool: any that has an address in vain makes way.
+        let of_engine = |row: &Attachment| is_of(endpoint.engine, &row.name);
+        let stale =
+            rows.find(|row| of_engine(row) && row.network == endpoint.network && is_stale(row));
+        return Ok(stale.map(|row| row.name));
+    }
+    let owner = owner(refusal).filter(|owner| is_of(endpoint.engine, owner));
+    let name = owner.unwrap_or(&endpoint.name);
+    let row = rows.find(|row| row.name == name);
+    Ok(row.filter(is_stale).map(|row| row.name))
 }
 
 /// The container that has the ports which are asked for.
@@ -340,6 +352,13 @@ fn container(endpoint: &Endpoint) -> Value {
     if !endpoint.addresses.is_empty() {
         let texts = endpoint.addresses.iter().map(ToString::to_string);
         set("addresses", texts.collect());
+    }
+    if let Some(pool) = &endpoint.pool {
+        set("pool", pool.as_str().into());
+    }
+    // Others have no addresses that a workload could have again.
+    if let Some(workload) = endpoint.workload.as_ref().filter(|_| endpoint.routed) {
+        set("workload", workload.as_str().into());
     }
     if !endpoint.link_addresses.is_empty() {
         let texts = endpoint.link_addresses.iter().map(ToString::to_string);
@@ -511,6 +530,8 @@ mod tests {
             device: None,
             ports,
             addresses: Vec::new(),
+            pool: None,
+            workload: None,
             link_addresses: Vec::new(),
             assigned: Vec::new(),
             mac: None,

@@ -6,10 +6,14 @@
 //! Input: lines, each a request.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use nos_relay::control::api::{Applied, Refusal, RefusalCode, Request, Response};
-use nos_relay::control::config::{BootId, ConfigFile, Holders, Overlay, ProcessIdentity};
+use nos_relay::control::api::{Applied, Changing, Refusal, RefusalCode, Request, Response};
+use nos_relay::control::config::{
+    BootId, Change, ConfigErrors, ConfigFile, Holders, Keys, Overlay, PoolAction, ProcessIdentity,
+};
+use nos_relay::control::pools::{Pair, Pools, Space};
 
 /// Requests of a run.
 const LINES: usize = 16;
@@ -71,14 +75,21 @@ pub fn run(data: &[u8]) {
 /// The lines that answer the lines of `data`.
 pub fn answers(data: &[u8]) -> Vec<Vec<u8>> {
     let base = base();
-    let mut overlay = Overlay::default();
+    let mut state = State::default();
     let lines = data.split(|&octet| octet == b'\n').take(LINES);
     lines
-        .map(|line| answer(&base, &mut overlay, line).to_line())
+        .map(|line| answer(&base, &mut state, line).to_line())
         .collect()
 }
 
-fn answer(base: &ConfigFile, overlay: &mut Overlay, line: &[u8]) -> Response {
+/// What lines have changed.
+#[derive(Default)]
+struct State {
+    overlay: Overlay,
+    pools: Pools,
+}
+
+fn answer(base: &ConfigFile, state: &mut State, line: &[u8]) -> Response {
     let request = match Request::from_line(line) {
         Ok((id, request)) => {
             assert!(id.is_none_or(|id| (1..=64).contains(&id.len())));
@@ -93,6 +104,13 @@ fn answer(base: &ConfigFile, overlay: &mut Overlay, line: &[u8]) -> Response {
         let refusal = Refusal::new(RefusalCode::Unavailable, "nothing is shown here");
         return Response::Refused(refusal);
     };
+    match change {
+        Changing::Registered(change) => changed(base, &mut state.overlay, change, keys),
+        Changing::Pools(action) => pooled(base, state, action, keys),
+    }
+}
+
+fn changed(base: &ConfigFile, overlay: &mut Overlay, change: Change, keys: &Keys) -> Response {
     let holders = Holders {
         connection: Some(7),
         process: Ok(ProcessIdentity {
@@ -109,19 +127,59 @@ fn answer(base: &ConfigFile, overlay: &mut Overlay, line: &[u8]) -> Response {
             stored(overlay, &changed.overlay);
             let applied = Applied {
                 changed: *overlay != changed.overlay,
-                waiting: None,
                 range: changed.range.map(|range| range.to_string()),
+                ..Applied::default()
             };
             *overlay = changed.overlay;
             Response::Changed(applied)
         }
-        Err(errors) => {
-            let first = errors.errors().first().expect("an error");
-            assert!(!first.reason.is_empty());
-            let refusal = Refusal::new(RefusalCode::BadRequest, errors.to_string());
-            Response::Refused(refusal)
-        }
+        Err(errors) => refused(&errors),
     }
+}
+
+fn refused(errors: &ConfigErrors) -> Response {
+    let first = errors.errors().first().expect("an error");
+    assert!(!first.reason.is_empty());
+    let refusal = Refusal::new(RefusalCode::BadRequest, errors.to_string());
+    Response::Refused(refusal)
+}
+
+/// What is refused changes nothing; what is done can be stored, step by step, and read.
+fn pooled(base: &ConfigFile, state: &mut State, action: PoolAction, keys: &Keys) -> Response {
+    let request = match base.pool_request(action, keys) {
+        Ok(request) => request,
+        Err(errors) => return refused(&errors),
+    };
+    let config = base.config(&state.overlay).expect("it fits to the file");
+    let (space, pools) = (Space::of(&config), &mut state.pools);
+    let before = pools.entries();
+    let response = match pools.carry_out(&request, &space) {
+        Ok(carried) => Response::Changed(Applied {
+            changed: carried.changed,
+            addresses: carried
+                .given
+                .into_iter()
+                .flat_map(Pair::addresses)
+                .collect(),
+            ..Applied::default()
+        }),
+        Err(error) => {
+            assert!(!error.reason.is_empty());
+            assert_eq!(pools.entries(), before, "{request:?}");
+            Response::Refused(Refusal::new(RefusalCode::BadRequest, error.to_string()))
+        }
+    };
+    let writes = pools.writes();
+    let entries = before.into_iter().map(|it| (it.name, it.json));
+    let mut disk: BTreeMap<_, _> = entries.collect();
+    disk.extend(writes.into_iter().map(|it| (it.name, it.json)));
+    let there = disk
+        .iter()
+        .filter_map(|(name, json)| Some((name.as_str(), json.as_deref()?)));
+    let read = Pools::of_stored(there).expect("its own entries");
+    assert_eq!(read.entries(), pools.entries());
+    pools.committed();
+    response
 }
 
 /// What is registered can be stored and read, all at once and step by step.

@@ -97,6 +97,12 @@ pub struct AttachArgs {
     /// several times.
     #[arg(long = "address", value_name = "ADDRESS")]
     pub addresses: Vec<String>,
+    /// Where its network is routed and it names no address, the pool that it gets one of.
+    #[arg(long, value_name = "NAME", conflicts_with = "addresses")]
+    pub pool: Option<String>,
+    /// What it runs for, by a name that stays: it gets the address that this has had before.
+    #[arg(long, value_name = "NAME")]
+    pub workload: Option<String>,
     /// Its ports.
     #[command(flatten)]
     pub ports: PortLists,
@@ -473,6 +479,8 @@ impl AttachArgs {
             .value("interface", self.interface.clone())
             .list("link_addresses", &self.link_addresses)
             .list("addresses", &self.addresses)
+            .value("pool", self.pool.clone())
+            .value("workload", self.workload.clone())
             .value("link_local", self.link_local.clone())
             .ports(&self.ports)
             .value("mac", self.mac.clone())

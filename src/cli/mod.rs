@@ -2,6 +2,7 @@
 
 pub mod change;
 pub mod network;
+pub mod pool;
 pub mod show;
 
 use std::io::{self, Write};
@@ -23,6 +24,7 @@ use change::{
     WatchArgs,
 };
 use network::NetworkCommand;
+use pool::PoolCommand;
 
 /// Lets containers talk through a user-mode NOS on the NOS's own interface address.
 #[derive(Clone, Debug, Parser)]
@@ -64,6 +66,9 @@ pub enum Command {
     /// Make networks of containers, and connect containers with them.
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Make pools of addresses, out of which containers get addresses of their own.
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Give ports to containers, and take them away.
     #[command(subcommand)]
     Ports(PortsCommand),

@@ -43,6 +43,9 @@ pub struct CreateArgs {
     /// left out.
     #[arg(long = "uplink", value_name = "UPLINK")]
     pub uplinks: Vec<String>,
+    /// The pool of containers that have addresses of their own and name no other.
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<String>,
     /// The kind of device of containers that name none: tap, veth, bridge:NAME or existing.
     #[arg(long, value_name = "KIND")]
     pub device: Option<String>,
@@ -108,6 +111,12 @@ pub struct ConnectArgs {
     /// several times.
     #[arg(long = "address", value_name = "ADDRESS")]
     pub addresses: Vec<String>,
+    /// Where its network is routed and it names no address, the pool that it gets one of.
+    #[arg(long, value_name = "NAME", conflicts_with = "addresses")]
+    pub pool: Option<String>,
+    /// What it runs for, by a name that stays: it gets the address that this has had before.
+    #[arg(long, value_name = "NAME")]
+    pub workload: Option<String>,
     /// Its ports.
     #[command(flatten)]
     pub ports: PortLists,
@@ -180,6 +189,7 @@ impl CreateArgs {
             .value("mode", self.mode.clone())
             .value("vrf", self.vrf.clone())
             .list("uplinks", &self.uplinks)
+            .value("pool", self.pool.clone())
             .value("device", self.device.clone())
             .settings(&self.settings);
         let request = Given::default()
@@ -211,6 +221,8 @@ impl ConnectArgs {
             .value("interface", self.interface.clone())
             .list("link_addresses", &self.link_addresses)
             .list("addresses", &self.addresses)
+            .value("pool", self.pool.clone())
+            .value("workload", self.workload.clone())
             .ports(&self.ports)
             .value("mac", self.mac.clone())
             .settings(&self.settings);

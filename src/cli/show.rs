@@ -12,8 +12,9 @@ use nos_shim::ident::AttachmentId;
 
 use crate::control::api::snapshot::{
     Attachment, Capture, Counters, Drops, Flow, FlowOpener, Lease, Link, Neighbor, NeighborState,
-    Network, NextHop, Origin, Outside, Port, PortKind, PortState, Protocol, Registration,
-    RegistrationKind, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns, Uplink,
+    Network, NextHop, Origin, Outside, Pool, PoolAddress, Port, PortKind, PortState, Protocol,
+    Registration, RegistrationKind, Ring, Route, RouteAction, RouteSource, Stage, Traffic, Turns,
+    Uplink,
 };
 use crate::control::api::{Applied, Carrier, Event, Response, Subject, SubjectKind, Watched};
 
@@ -32,6 +33,8 @@ pub fn table(response: &Response) -> String {
         Response::Flows(rows) => flows(rows),
         Response::Counters(counters) => self::counters(counters),
         Response::Registrations(rows) => registrations(rows),
+        Response::Pools(rows) => pools(rows),
+        Response::PoolAddresses(rows) => pool_addresses(rows),
         Response::Changed(applied) => self::applied(applied),
         Response::Watching { .. } => "Watching.".to_owned(),
         Response::HandingOver(offer) => format!("Handing over {} devices.", offer.descriptors),
@@ -53,6 +56,8 @@ pub fn json(response: &Response) -> String {
         Response::Flows(rows) => serde_json::to_string_pretty(rows),
         Response::Counters(counters) => serde_json::to_string_pretty(counters),
         Response::Registrations(rows) => serde_json::to_string_pretty(rows),
+        Response::Pools(rows) => serde_json::to_string_pretty(rows),
+        Response::PoolAddresses(rows) => serde_json::to_string_pretty(rows),
         Response::Changed(applied) => serde_json::to_string_pretty(applied),
         Response::Watching { .. } => Ok("{}".to_owned()),
         Response::HandingOver(offer) => serde_json::to_string_pretty(offer),
@@ -81,6 +86,9 @@ pub fn sort(response: &mut Response) {
             });
         }
         Response::Registrations(rows) => rows.sort(),
+        // The total ones come first.
+        Response::Pools(_) => {}
+        Response::PoolAddresses(rows) => rows.sort(),
         Response::Counters(_)
         | Response::Changed(_)
         | Response::Watching { .. }
@@ -115,6 +123,61 @@ fn networks(rows: &[Network]) -> String {
         "FROM",
     ];
     plain(&header, &[], cells)
+}
+
+fn pools(rows: &[Pool]) -> String {
+    if rows.is_empty() {
+        return "There are no pools, as there are no networks of uplinks.".to_owned();
+    }
+    let cells = rows.iter().map(|row| {
+        [
+            row.name.clone(),
+            row.kind.to_string(),
+            row.vrf.clone(),
+            row.inside.clone().unwrap_or_else(|| "-".to_owned()),
+            row.size.to_string(),
+            row.in_use.to_string(),
+            row.kept.to_string(),
+            row.in_pools.to_string(),
+            row.available.to_string(),
+            lines(&row.ranges),
+        ]
+    });
+    let header = [
+        "NAME",
+        "KIND",
+        "VRF",
+        "INSIDE",
+        "SIZE",
+        "IN USE",
+        "KEPT",
+        "IN POOLS",
+        "AVAILABLE",
+        "ADDRESSES",
+    ];
+    plain(&header, &[4, 5, 6, 7, 8], cells)
+}
+
+fn pool_addresses(rows: &[PoolAddress]) -> String {
+    if rows.is_empty() {
+        return "No address of a pool was given to anybody.".to_owned();
+    }
+    let dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let cells = rows.iter().map(|row| {
+        let addresses: Vec<_> = row.addresses.iter().map(ToString::to_string).collect();
+        [
+            row.pool.clone(),
+            lines(&addresses),
+            row.state.to_string(),
+            dash(&row.workload),
+            dash(&row.holder),
+        ]
+    });
+    plain(
+        &["POOL", "ADDRESS", "STATE", "WORKLOAD", "HOLDER"],
+        &[],
+        cells,
+    )
 }
 
 fn registrations(rows: &[Registration]) -> String {
@@ -156,6 +219,11 @@ fn registrations(rows: &[Registration]) -> String {
 }
 
 fn applied(applied: &Applied) -> String {
+    // Each on a line, for scripts.
+    if !applied.addresses.is_empty() {
+        let addresses: Vec<_> = applied.addresses.iter().map(ToString::to_string).collect();
+        return addresses.join("\n");
+    }
     match (applied.changed, &applied.range) {
         (true, Some(range)) => range.clone(),
         (true, None) => "Done.".to_owned(),

@@ -38,8 +38,8 @@ pub(crate) use client::{query_on, watch_on};
 pub use connection::{MAX_HELD_REQUEST, Peer, REQUEST_TIMEOUT, RESPONSE_TIMEOUT};
 pub use event::{Carrier, Event, EventProtocol, RegisteredPorts, Subject, SubjectKind, Watched};
 pub use protocol::{
-    Applied, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode, Request,
-    Response, Table, VERSION,
+    Applied, Changing, Clash, MAX_ID, MAX_REQUEST, MAX_RESPONSE, Offer, Refusal, RefusalCode,
+    Request, Response, Table, VERSION,
 };
 pub use server::{Asked, ConnectionId, MAX_CONNECTIONS, MAX_HOLDERS, Server};
 pub use socket::{Access, BindError, Group};

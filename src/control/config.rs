@@ -46,6 +46,7 @@ mod document;
 mod entries;
 mod networks;
 mod place;
+mod pools;
 mod port_list;
 mod report;
 mod restart;
@@ -55,12 +56,17 @@ mod values;
 mod vrf;
 
 pub use nos_shim::services::{Service, ServiceConfig};
+pub use pools::{
+    AddressRange, Amount, DEFAULT_POOL, Elastic, MAX_POOL, MAX_WORKLOAD, PoolDefinition, PoolKind,
+    PoolRequest, Released, TOTAL_POOL,
+};
 pub use report::{ConfigError, ConfigErrors, PortClash};
 pub use restart::NeedsRestart;
 pub(crate) use runtime::serialize_interface;
 pub use runtime::{
     Aside, BadRecord, BootId, Change, Changed, ConfigFile, Fitted, Holder, Holders, Keys, Orphans,
-    Overlay, PortsAction, ProcessIdentity, Record, Registration, RegistrationKind, Touched,
+    Overlay, PoolAction, PortsAction, ProcessIdentity, Record, Registration, RegistrationKind,
+    Touched, endpoint_name,
 };
 pub use vrf::VrfName;
 
@@ -293,6 +299,8 @@ pub struct ContainerNetwork {
     /// The uplinks whose addresses they share, or in whose networks they may have some of their own; all of
     /// the VRF if there is none here.
     pub uplinks: Vec<Name>,
+    /// The pool of those that have addresses of their own and name no other.
+    pub pool: Option<Name>,
     /// The kind of device that joins those that name none.
     pub device: Option<ContainerDevice>,
     /// Where those may open flows to that do not say it themselves.

@@ -8,6 +8,7 @@
 //! | [`api`] | the control socket: protocol, server, client |
 //! | [`memif`] | sockets of interfaces on shared memory |
 //! | [`plan`] | what has to be done to get from one state to another |
+//! | [`pools`] | pools of addresses, and who has which |
 //! | [`handover`] | what one process hands over to the next |
 //! | [`store`] | what outlives the process |
 //! | `socket_file` | the file of a socket at which we listen, and what is left of others |
@@ -21,5 +22,6 @@ pub mod handover;
 pub mod kernel;
 pub mod memif;
 pub mod plan;
+pub mod pools;
 mod socket_file;
 pub mod store;

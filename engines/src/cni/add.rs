@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::configuration::{Place, Runtime, Wanted, address, mac};
+use super::environment::{Environment, POD_NAME, POD_NAMESPACE};
 use super::error::CniError;
 use super::{ENGINE, Invocation, inside, ipam, loopback, reply};
 use crate::daemon::Daemon;
@@ -77,6 +78,17 @@ fn attached(
     ))
 }
 
+/// The pod that a container is of, by which it gets the address that the pod has had before: of each further
+/// interface another one.
+fn workload(environment: &Environment) -> Option<String> {
+    let argument = |key| environment.arguments.get(key).filter(|it| !it.is_empty());
+    let (namespace, name) = (argument(POD_NAMESPACE)?, argument(POD_NAME)?);
+    Some(match environment.interface.as_str() {
+        "eth0" => format!("{namespace}/{name}"),
+        other => format!("{namespace}/{name}/{other}"),
+    })
+}
+
 impl<'a> Asked<'a> {
     fn read(invocation: &'a Invocation) -> Result<Self, CniError> {
         let configuration = &invocation.configuration;
@@ -110,7 +122,7 @@ impl<'a> Asked<'a> {
         let environment = &self.invocation.environment;
         let names = &self.invocation.configuration.names;
         let name = names.container(&environment.container, &environment.interface);
-        let place = self.place()?;
+        let place = self.place();
         let chosen = &self.runtime.chosen;
         let addresses = match assigned {
             Some(_) => Vec::new(),
@@ -132,6 +144,8 @@ impl<'a> Asked<'a> {
                 None => addresses.clone(),
             })?,
             addresses,
+            pool: place.pool,
+            workload: workload(environment),
             link_addresses: Vec::new(),
             assigned: assigned.unwrap_or_default().to_vec(),
             mac: self.mac.clone(),
@@ -146,32 +160,29 @@ impl<'a> Asked<'a> {
     }
 
     /// The network's own place, over it that of the pool that is chosen, and over it an annotation.
-    fn place(&self) -> Result<Place, CniError> {
+    fn place(&self) -> Place {
         let chosen = &self.runtime.chosen;
         let mut place = self.wanted.place.clone();
-        if let Some(pool) = &chosen.pool {
-            place = self.pool(pool)?.over(place);
+        let of_configuration = chosen.pool.as_ref().and_then(|chosen| {
+            let mut pools = self.wanted.pools.iter();
+            pools.find(|(name, _)| name == chosen)
+        });
+        if let Some((_, pool)) = of_configuration {
+            place = pool.clone().over(place);
         }
         let annotated = Place {
             network: chosen.network.clone(),
             ..Place::default()
         };
-        Ok(annotated.over(place))
-    }
-
-    fn pool(&self, chosen: &str) -> Result<Place, CniError> {
-        let pools = &self.wanted.pools;
-        if let Some((_, pool)) = pools.iter().find(|(name, _)| name == chosen) {
-            return Ok(pool.clone());
+        place = annotated.over(place);
+        if of_configuration.is_none()
+            && let Some(pool) = &chosen.pool
+        {
+            // The daemon's, which knows whether there is one.
+            place.pool = Some(pool.clone());
+            place.addresses = None;
         }
-        let names: Vec<_> = pools.iter().map(|(name, _)| name.as_str()).collect();
-        let there = match names.is_empty() {
-            true => "none".to_owned(),
-            false => names.join(", "),
-        };
-        Err(CniError::configuration(format!(
-            "there is no pool {chosen:?} in nos-relay.pools; there is {there}"
-        )))
+        place
     }
 
     fn ports(&self, addresses: &[IpAddr]) -> Result<Ports, CniError> {

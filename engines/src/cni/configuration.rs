@@ -22,7 +22,7 @@ use crate::ports::{Given, Mapping, Protocol, range};
 /// The key of our own section.
 const SECTION: &str = "nos-relay";
 /// What is known in it.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "control",
     "device",
     "network",
@@ -35,10 +35,11 @@ const KEYS: [&str; 13] = [
     "from",
     "outside",
     "mtu",
+    "pool",
     "pools",
 ];
 /// What is known in a pool.
-const POOL_KEYS: [&str; 3] = ["vrf", "addresses", "network"];
+const POOL_KEYS: [&str; 4] = ["vrf", "addresses", "network", "pool"];
 /// Octets of the least MTU that the daemon takes.
 const MIN_MTU: u16 = 576;
 /// The capability by which a pod's annotations come.
@@ -81,6 +82,8 @@ pub(super) struct Place {
     pub(super) network: Option<String>,
     pub(super) vrf: Option<String>,
     pub(super) addresses: Option<Vec<IpAddr>>,
+    /// The daemon's pool.
+    pub(super) pool: Option<String>,
 }
 
 /// What an engine asks for one container, by capabilities.
@@ -101,6 +104,7 @@ impl Place {
         }
         Self {
             addresses: self.addresses.or(below.addresses),
+            pool: self.pool.or(below.pool),
             ..below
         }
     }
@@ -307,6 +311,7 @@ fn place(section: Section<'_>) -> Result<Place, CniError> {
     Ok(Place {
         network: name("network")?,
         vrf: name("vrf")?,
+        pool: name("pool")?,
         addresses: addresses.transpose()?,
     })
 }
@@ -479,6 +484,7 @@ mod tests {
             network: network.map(str::to_owned),
             vrf: vrf.map(str::to_owned),
             addresses: address.map(|address| vec![address.parse().unwrap()]),
+            pool: None,
         };
         let below = place(None, Some("red"), Some("203.0.113.1"));
         for above in [

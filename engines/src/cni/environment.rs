@@ -8,6 +8,11 @@ use std::path::PathBuf;
 use super::error::{CniError, Code};
 use crate::name::{identifier, interface_name};
 
+/// By which a kubelet's engine says of which pod a container is, in [`Environment::arguments`].
+pub(super) const POD_NAMESPACE: &str = "K8S_POD_NAMESPACE";
+/// The pod's name in its namespace.
+pub(super) const POD_NAME: &str = "K8S_POD_NAME";
+
 /// Octets of the longest path that is taken.
 const MAX_PATH: usize = 4096;
 
@@ -51,7 +56,7 @@ pub(super) struct Environment {
     pub(super) interface: String,
     /// Where other plugins are.
     pub(super) path: Vec<PathBuf>,
-    /// `CNI_ARGS`, those that are known here: `IP` and `MAC`.
+    /// `CNI_ARGS`, those that are known here: `IP` and `MAC`, [`POD_NAMESPACE`] and [`POD_NAME`].
     pub(super) arguments: BTreeMap<String, String>,
 }
 
@@ -136,7 +141,10 @@ fn arguments(list: &str) -> Result<BTreeMap<String, String>, CniError> {
                 known.insert(key.to_owned(), value.to_owned());
             }
             "IgnoreUnknown" => tolerant = matches!(value, "1" | "true" | "True" | "TRUE"),
-            // What a kubelet's engine says of a pod is for those who ask for it.
+            // What a kubelet's engine says of a pod.
+            POD_NAMESPACE | POD_NAME => {
+                known.insert(key.to_owned(), value.to_owned());
+            }
             _ if key.starts_with("K8S_POD_") => {}
             _ => unknown = unknown.or(Some(key)),
         }

@@ -35,7 +35,7 @@ pub enum Code {
     /// `STATUS`: nothing can be added, and what is there may be cut off.
     Limited,
     /// Somebody else has the ports.
-    PortsTaken,
+    Taken,
     /// The kernel or the NOS refuses it.
     Refused,
     /// `CHECK`: what is there is not what was added.
@@ -59,7 +59,7 @@ impl Code {
             Self::TryAgain => 11,
             Self::Unavailable => 50,
             Self::Limited => 51,
-            Self::PortsTaken => 100,
+            Self::Taken => 100,
             Self::Refused => 101,
             Self::Differs => 102,
             Self::Other(number) => number,
@@ -116,8 +116,11 @@ impl From<DaemonError> for CniError {
         if error.may_pass() {
             return Self::new(Code::TryAgain, "the daemon cannot do it now", error);
         }
+        let field = error.refusal().and_then(|refusal| refusal.field.as_deref());
+        let of_address = matches!(field, Some("container.pool" | "container.addresses"));
         let (code, message) = match error.refusal().map(|refusal| refusal.code) {
-            Some(RefusalCode::Conflict) => (Code::PortsTaken, "somebody else has the ports"),
+            Some(RefusalCode::Conflict) if of_address => (Code::Taken, "the address cannot be had"),
+            Some(RefusalCode::Conflict) => (Code::Taken, "somebody else has the ports"),
             Some(RefusalCode::Refused) => (Code::Refused, "the kernel or the NOS refuses it"),
             Some(_) => (Code::Configuration, "the daemon refuses it"),
             None => (Code::Io, "the daemon cannot be asked"),

@@ -92,7 +92,11 @@ impl Plugin {
             Err(reason) => return failed(400, &format!("{path}: {reason}")),
         };
         let answer = match path {
-            "/Plugin.Activate" => Ok(json!({"Implements": ["NetworkDriver", "IpamDriver"]})),
+            "/Plugin.Activate" => {
+                // An engine that has just started asks this first, and nothing else meanwhile.
+                let _ = self.collect();
+                Ok(json!({"Implements": ["NetworkDriver", "IpamDriver"]}))
+            }
             "/NetworkDriver.GetCapabilities" => {
                 Ok(json!({"Scope": "local", "ConnectivityScope": "local"}))
             }
@@ -111,7 +115,7 @@ impl Plugin {
             "/NetworkDriver.AllocateNetwork" | "/NetworkDriver.FreeNetwork" => Err(
                 CallError::asked("networks of a swarm are not for this driver, which is local"),
             ),
-            "/IpamDriver.GetCapabilities" => Ok(json!({"RequiresMACAddress": false})),
+            "/IpamDriver.GetCapabilities" => Ok(json!({"RequiresMACAddress": true})),
             "/IpamDriver.GetDefaultAddressSpaces" => Ok(json!({
                 "LocalDefaultAddressSpace": ipam::SPACE,
                 "GlobalDefaultAddressSpace": ipam::SPACE,
@@ -119,7 +123,8 @@ impl Plugin {
             "/IpamDriver.RequestPool" => ipam::request_pool(&self.daemon, &call),
             "/IpamDriver.RequestAddress" => ipam::request_address(&self.daemon, &call),
             // Addresses are the NOS's, whoever uses them.
-            "/IpamDriver.ReleasePool" | "/IpamDriver.ReleaseAddress" => Ok(json!({})),
+            "/IpamDriver.ReleasePool" => Ok(json!({})),
+            "/IpamDriver.ReleaseAddress" => ipam::release_address(&self.daemon, &call),
             _ => return failed(404, &format!("there is no call {}", shown(path))),
         };
         match answer {

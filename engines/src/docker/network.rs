@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use nos_relay::control::api::snapshot::{Attachment, Network, PortKind, Protocol};
 use serde_json::{Value, json};
 
-use super::{Answer, Call, CallError, ENGINE, options, shown};
+use super::{Answer, Call, CallError, ENGINE, ipam, options, shown};
 use crate::daemon::{Daemon, DaemonError};
 use crate::endpoint::{self, Endpoint, is_bridged, is_gone, is_routed, prepare};
 use crate::name::is_of;
@@ -60,6 +60,8 @@ pub(super) fn create_endpoint(daemon: &Daemon, call: &Call) -> Answer {
         device: None,
         ports,
         addresses: Vec::new(),
+        pool: None,
+        workload: None,
         link_addresses: Vec::new(),
         assigned,
         mac: text("MacAddress").map(str::to_owned),
@@ -179,6 +181,7 @@ pub(super) fn collect(daemon: &Daemon) -> Result<Vec<String>, DaemonError> {
             gone.push(row.name);
         }
     }
+    ipam::release_leaked(daemon)?;
     Ok(gone)
 }
 

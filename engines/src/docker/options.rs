@@ -39,14 +39,14 @@ pub(super) fn network(options: &Map<String, Value>) -> Result<Map<String, Value>
         };
         let list = || -> Value { text.split(',').map(|part| part.trim().to_owned()).collect() };
         match key.as_str() {
-            "mode" | "vrf" | "device" | "outside" => keys.insert(key.clone(), text.into()),
+            "mode" | "vrf" | "device" | "outside" | "pool" => keys.insert(key.clone(), text.into()),
             "bridge" => keys.insert("device".to_owned(), format!("bridge:{text}").into()),
             "uplink" | "uplinks" => keys.insert("uplinks".to_owned(), list()),
             "to" | "from" => keys.insert(key.clone(), list()),
             other if other.starts_with(OF_DOCKER) => None,
             _ => {
                 return Err(CallError::asked(format_args!(
-                    "-o {}: there are mode, uplink, vrf, device, bridge, to, from and outside",
+                    "-o {}: there are mode, uplink, vrf, pool, device, bridge, to, from and outside",
                     shown(key)
                 )));
             }

@@ -23,5 +23,6 @@ mod bridges;
 mod lifecycle;
 mod lost;
 mod page;
+mod pools;
 mod ports;
 mod removal;

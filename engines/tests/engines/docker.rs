@@ -282,6 +282,7 @@ lab_test! {
         publishes_what_the_pool_gives(&network, &docker);
         has_both_families(&docker);
         has_an_address_of_its_own(&network, &docker);
+        has_an_address_of_a_pool(&network, &docker);
         has_an_address_on_a_bridge(&network, &docker);
         outlives_daemons(&network, &mut docker);
         docker.does(&["rm", "--force", "web"]);
@@ -598,6 +599,73 @@ fn has_an_address_of_its_own(network: &Network, docker: &Docker) {
     assert!(said.contains("there is no NAT"), "{said}");
     docker.does(&["rm", "--force", "own"]);
     docker.does(&["network", "rm", "lan"]);
+}
+
+/// The daemon chooses it, and Docker says when it is free again.
+fn has_an_address_of_a_pool(network: &Network, docker: &Docker) {
+    let relay = |arguments: &[&str]| {
+        let mut relay = Command::new(crate::base::daemon::program());
+        let relay = relay
+            .args(arguments)
+            .arg("--control")
+            .arg(network.control());
+        let output = relay.output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let range = ["--kind", "netspace", "--range", "203.0.113.96/28"];
+    let made = relay(&[&["pool", "create", "dlan"][..], &range].concat());
+    assert_eq!(made, "Done.\n");
+    let options = ["-o", "mode=routed", "--ipam-opt", "pool=dlan"];
+    docker.network("plan", &options);
+    let said = docker.prints(&["--network", "plan"], "ip address show lo; ip route");
+    for wanted in ["inet 203.0.113.96/32", "default dev eth0"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    docker.does(&[
+        "run",
+        "-d",
+        "--name",
+        "pooled",
+        "--network",
+        "plan",
+        image::NAME,
+        "8086",
+    ]);
+    let own = "203.0.113.97:8086".parse().unwrap();
+    await_that("it serves", || get_from(network, own));
+    let shown = "{{.NetworkSettings.Networks.plan.IPAddress}}";
+    assert_eq!(
+        docker.does(&["inspect", "-f", shown, "pooled"]).trim(),
+        "203.0.113.97"
+    );
+    let addresses = relay(&["pool", "inspect", "dlan"]);
+    assert_eq!(addresses.matches("\"in-use\"").count(), 1, "{addresses}");
+    assert!(
+        addresses.contains("\"holder\": \"docker/dlan/"),
+        "{addresses}"
+    );
+    // Stopped and started, it is another endpoint.
+    docker.does(&["restart", "--time", "0", "pooled"]);
+    await_that("it serves", || {
+        get_from(network, "203.0.113.98:8086".parse().unwrap())
+    });
+    docker.does(&["rm", "--force", "pooled"]);
+    docker.does(&["network", "rm", "plan"]);
+    let addresses = relay(&["pool", "inspect", "dlan"]);
+    assert!(!addresses.contains("\"in-use\""), "{addresses}");
+    let said = docker.refuses(&[
+        "network",
+        "create",
+        "-d",
+        &docker.driver,
+        "--ipam-driver",
+        &docker.driver,
+        "--ipam-opt",
+        "pool=none",
+        "bad",
+    ]);
+    assert!(said.contains("nos-relay has no pool \"none\""), "{said}");
+    assert_eq!(relay(&["pool", "rm", "dlan"]), "Done.\n");
 }
 
 /// Docker chooses it; the NOS's address and ports are there besides.

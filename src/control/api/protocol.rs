@@ -1,13 +1,16 @@
 //! Requests, responses, and their lines of JSON.
 
 use core::fmt;
+use core::net::IpAddr;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, Lost, Watched};
-use super::snapshot::{Attachment, Counters, Flow, Neighbor, Network, Port, Registration, Route};
-use crate::control::config::{Change, Keys, PortClash, PortsAction};
+use super::snapshot::{
+    Attachment, Counters, Flow, Neighbor, Network, Pool, PoolAddress, Port, Registration, Route,
+};
+use crate::control::config::{Change, Keys, PoolAction, PortClash, PortsAction};
 
 /// Version of the protocol. Both sides must have the same.
 pub const VERSION: u32 = 1;
@@ -76,6 +79,29 @@ pub enum Request {
     GroupAdd(Keys),
     /// [`Change::RemoveGroup`].
     GroupRemove(Keys),
+    /// [`PoolAction::Create`].
+    PoolCreate(Keys),
+    /// [`PoolAction::Remove`].
+    PoolRemove(Keys),
+    /// [`PoolAction::Grow`].
+    PoolGrow(Keys),
+    /// [`PoolAction::Shrink`].
+    PoolShrink(Keys),
+    /// [`PoolAction::Reserve`].
+    PoolReserve(Keys),
+    /// [`PoolAction::Release`].
+    PoolRelease(Keys),
+    /// [`PoolAction::Allocate`].
+    PoolAllocate(Keys),
+}
+
+/// What a request changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changing {
+    /// What is registered, and by that the configuration.
+    Registered(Change),
+    /// Pools of addresses.
+    Pools(PoolAction),
 }
 
 impl Request {
@@ -90,8 +116,8 @@ impl Request {
 
     /// What it changes, with its keys; `None` where it only asks.
     #[must_use]
-    pub fn change(&self) -> Option<(Change, &Keys)> {
-        Some(match self {
+    pub fn change(&self) -> Option<(Changing, &Keys)> {
+        let (change, keys) = match self {
             Self::Show { .. } | Self::Watch { .. } | Self::TakeOver { .. } => return None,
             Self::NetworkCreate(keys) => (Change::CreateNetwork, keys),
             Self::NetworkRemove(keys) => (Change::RemoveNetwork, keys),
@@ -110,8 +136,20 @@ impl Request {
             Self::AddressRemove(keys) => (Change::RemoveAddress, keys),
             Self::GroupAdd(keys) => (Change::AddGroup, keys),
             Self::GroupRemove(keys) => (Change::RemoveGroup, keys),
-        })
+            Self::PoolCreate(keys) => return of_pools(PoolAction::Create, keys),
+            Self::PoolRemove(keys) => return of_pools(PoolAction::Remove, keys),
+            Self::PoolGrow(keys) => return of_pools(PoolAction::Grow, keys),
+            Self::PoolShrink(keys) => return of_pools(PoolAction::Shrink, keys),
+            Self::PoolReserve(keys) => return of_pools(PoolAction::Reserve, keys),
+            Self::PoolRelease(keys) => return of_pools(PoolAction::Release, keys),
+            Self::PoolAllocate(keys) => return of_pools(PoolAction::Allocate, keys),
+        };
+        Some((Changing::Registered(change), keys))
     }
+}
+
+fn of_pools(action: PoolAction, keys: &Keys) -> Option<(Changing, &Keys)> {
+    Some((Changing::Pools(action), keys))
 }
 
 /// What there is to show.
@@ -135,6 +173,10 @@ pub enum Table {
     Counters,
     /// What was registered at run time, with whose end it ends, and what of it is set aside.
     Registrations,
+    /// Pools of addresses.
+    Pools,
+    /// Addresses of pools that somebody has, had, or is to have.
+    PoolAddresses,
 }
 
 /// What the daemon answers.
@@ -157,6 +199,10 @@ pub enum Response {
     Counters(Counters),
     /// To [`Table::Registrations`].
     Registrations(Vec<Registration>),
+    /// To [`Table::Pools`].
+    Pools(Vec<Pool>),
+    /// To [`Table::PoolAddresses`].
+    PoolAddresses(Vec<PoolAddress>),
     /// To a change: it is made, or was before.
     Changed(Applied),
     /// To [`Request::Watch`]: lines with events follow.
@@ -205,6 +251,9 @@ pub struct Applied {
     /// The ports that were allocated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<String>,
+    /// The addresses that were given out of a pool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Why a request is not granted.

@@ -14,7 +14,7 @@ use nos_shim::ident::{MacAddr, VrfId};
 use nos_shim::ports::{AddressMode, ClaimKind, Holding, Owner, PortRange, PortRule, Transport};
 use serde::{Deserialize, Serialize};
 
-use crate::control::config::VrfName;
+use crate::control::config::{self, VrfName};
 use crate::data::device::LinkState as DeviceState;
 
 /// How an interface is.
@@ -112,6 +112,117 @@ pub struct Network {
     pub addresses: Vec<IpAddr>,
     /// The containers that are in it, attached or not.
     pub containers: Vec<String>,
+    /// The pool of those that have addresses of their own and name no other.
+    pub pool: Option<String>,
+}
+
+/// A pool of addresses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub kind: PoolKind,
+    /// The VRF in which its addresses are.
+    pub vrf: String,
+    /// The pool that it lies in; `None` of the total one.
+    pub inside: Option<String>,
+    /// Its addresses, those of pools inside included: the first and the last of each row, of IPv4 where there is both.
+    pub ranges: Vec<String>,
+    /// How many that are. An IPv4 address and the IPv6 one beside it count as one, here and below.
+    pub size: u64,
+    /// Those that somebody holds.
+    pub in_use: u64,
+    /// Those that wait for a workload of their own.
+    pub kept: u64,
+    /// Those that pools inside have.
+    pub in_pools: u64,
+    /// Those that anybody may get.
+    pub available: u64,
+    /// Those that are in no network of an uplink any more.
+    pub stray: u64,
+    /// By how many it grows and shrinks; `None` of one that keeps its size.
+    pub step: Option<u32>,
+    /// It grows when fewer are available.
+    pub low: Option<u32>,
+    /// It shrinks when more are available.
+    pub high: Option<u32>,
+    /// It has so many at most.
+    pub max: Option<u32>,
+}
+
+/// What a [`Pool`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolKind {
+    /// All networks of a VRF's uplinks, out of which the others are made.
+    Total,
+    /// One application.
+    Application,
+    /// A tenant.
+    Netspace,
+    /// Who names none.
+    Default,
+}
+
+impl From<config::PoolKind> for PoolKind {
+    fn from(kind: config::PoolKind) -> Self {
+        match kind {
+            config::PoolKind::Application => Self::Application,
+            config::PoolKind::Netspace => Self::Netspace,
+            config::PoolKind::Default => Self::Default,
+        }
+    }
+}
+
+impl core::fmt::Display for PoolKind {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Total => "total",
+            Self::Application => "application",
+            Self::Netspace => "netspace",
+            Self::Default => "default",
+        })
+    }
+}
+
+/// An address of a pool of which something is known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PoolAddress {
+    /// The pool.
+    pub pool: String,
+    /// The address, or that of each family.
+    pub addresses: Vec<IpAddr>,
+    /// How it is.
+    pub state: AddressState,
+    /// Whether it is for its workload alone.
+    pub reserved: bool,
+    /// For what it is, or was.
+    pub workload: Option<String>,
+    /// Who holds it: a container, or who keeps it for an engine.
+    pub holder: Option<String>,
+}
+
+/// How a [`PoolAddress`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddressState {
+    /// Somebody holds it.
+    InUse,
+    /// It waits for the workload that it is reserved for.
+    Reserved,
+    /// Nobody holds it any more.
+    Released,
+}
+
+impl core::fmt::Display for AddressState {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::InUse => "in use",
+            Self::Reserved => "reserved",
+            Self::Released => "released",
+        })
+    }
 }
 
 /// Something that was registered at run time.

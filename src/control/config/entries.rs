@@ -92,6 +92,8 @@ pub(super) struct NetworkEntry {
     pub(super) vrf: At<VrfName>,
     /// Those whose addresses its containers share; all of the VRF when `None`.
     pub(super) uplinks: Option<Vec<At<Name>>>,
+    /// Where those of its containers have their addresses from that are given some.
+    pub(super) pool: Option<Name>,
     pub(super) device: Option<ContainerDevice>,
     pub(super) to: Option<Arc<PrefixSet>>,
     pub(super) from: Option<Arc<PrefixSet>>,
@@ -103,6 +105,8 @@ pub(super) struct ContainerEntry {
     pub(super) name: At<Name>,
     pub(super) netns: At<NetnsRef>,
     pub(super) network: Option<At<Name>>,
+    /// Where it names a pool or a workload, as it is to be given addresses.
+    pub(super) pooled: Option<Place>,
     /// Without a network it has one.
     pub(super) device: Option<ContainerDevice>,
     pub(super) interface: InterfaceName,
@@ -430,6 +434,7 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
     let vrf = vrf(&mut section);
     let advice = "leave it out for all uplinks of the VRF";
     let uplinks = section.nonempty("uplinks", advice, values::name);
+    let pool = section.optional("pool", values::name);
     let device = section.optional("device", values::container_device);
     let to = section.list("to", values::peers);
     let from = section.list("from", values::peers);
@@ -438,6 +443,12 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
     if routed && let Some(outside) = &outside {
         let reason = "is for containers that share the NOS's addresses: leave it out";
         section.error(outside.place, reason);
+    }
+    if !routed && let Some(pool) = &pool {
+        section.error(
+            pool.place,
+            "is for mode = \"routed\": others share the NOS's addresses",
+        );
     }
     if !routed && let Some(from) = &from {
         section.error(place_of(&section, "from", from), FOR_ROUTED);
@@ -462,6 +473,7 @@ pub(super) fn network(mut section: Section<'_>) -> Option<NetworkEntry> {
         mode,
         vrf,
         uplinks,
+        pool: pool.map(|at| at.value),
         to: to.map(prefixes),
         from: from.map(prefixes),
         outside: outside.map(|at| at.value),
@@ -487,6 +499,8 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
     if !section.has("network") {
         section.require("device", "\"tap\"");
     }
+    let pool = section.optional("pool", values::name).map(|at| at.place);
+    let workload = section.optional("workload", values::workload);
     let interface = section.optional("interface", values::interface);
     let names_vrf = section.has("vrf");
     let vrf = vrf(&mut section);
@@ -512,6 +526,7 @@ pub(super) fn container(mut section: Section<'_>) -> Option<ContainerEntry> {
         name: name?,
         netns: netns?,
         network,
+        pooled: pool.or(workload.map(|at| at.place)),
         device: device.map(|at| at.value),
         interface: interface.map_or_else(default_interface, |at| at.value),
         link_addresses: link_addresses.unwrap_or_default(),

@@ -40,6 +40,7 @@ pub(super) fn apply(report: &Report<'_>, entries: &mut Entries) {
     }
     containers.retain_mut(|container| {
         let Some(At { value, place }) = container.network.clone() else {
+            refuse_pool(report, container);
             return true;
         };
         let found = networks.iter().find(|network| network.name.value == value);
@@ -92,6 +93,7 @@ fn join(
         }
         return without_shared(report, container, network);
     }
+    refuse_pool(report, container);
     if let Some(names) = &network.uplinks {
         let own = addresses_of(names, uplinks);
         match &container.addresses {
@@ -122,6 +124,14 @@ fn join(
     container.outside = container.outside.or(network.outside);
 }
 
+/// Who shares the NOS's addresses is given none.
+fn refuse_pool(report: &Report<'_>, container: &ContainerEntry) {
+    if let Some(place) = container.pooled {
+        let reason = "is for containers of a network with mode = \"routed\": others share the NOS's addresses";
+        report.error(place, reason);
+    }
+}
+
 /// Who may open flows to any port.
 fn to_all_ports(from: &Arc<PrefixSet>) -> Vec<Restriction> {
     let all = PortRange::new(1, u16::MAX).into_iter();
@@ -141,8 +151,10 @@ fn without_shared(report: &Report<'_>, container: &mut ContainerEntry, network: 
     let at = at.unwrap_or(container.name.place);
     let name = &network.name.value;
     if container.addresses.is_none() {
-        let reason =
-            format!("containers of \"{name}\" have addresses of their own; give `addresses`");
+        let reason = format!(
+            "containers of \"{name}\" have addresses of their own; give `addresses`, as pools are for \
+             those that are attached at run time"
+        );
         report.error(at, reason);
         // None of the NOS's in their place.
         container.addresses = Some(Vec::new());
@@ -213,6 +225,7 @@ pub(super) fn finished(entry: NetworkEntry) -> ContainerNetwork {
         mode,
         vrf,
         uplinks,
+        pool,
         device,
         to,
         from,
@@ -224,6 +237,7 @@ pub(super) fn finished(entry: NetworkEntry) -> ContainerNetwork {
         mode,
         vrf: vrf.value,
         uplinks: uplinks.map(|at| at.value).collect(),
+        pool,
         device,
         to,
         from,

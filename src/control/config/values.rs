@@ -16,6 +16,7 @@ use toml::de::DeValue;
 use crate::control::api::Group;
 use crate::interface_name::InterfaceName;
 
+use super::pools::{AddressRange, MAX_WORKLOAD};
 use super::port_list::PortEntry;
 use super::runtime::Lease;
 use super::{
@@ -45,6 +46,24 @@ pub(super) struct HopText {
 
 pub(super) fn name(value: &DeValue<'_>) -> Result<Name, String> {
     parsed(text(value, "a name")?)
+}
+
+/// The name of a workload, or of who holds an address.
+pub(super) fn workload(value: &DeValue<'_>) -> Result<String, String> {
+    let written = text(value, "a name, as in \"shop/db-0\"")?;
+    let visible = written.chars().all(|c| c.is_ascii_graphic());
+    match visible && (1..=MAX_WORKLOAD).contains(&written.len()) {
+        true => Ok(written.to_owned()),
+        false => Err(format!(
+            "{} is not 1 to {MAX_WORKLOAD} visible ASCII characters",
+            quoted(written)
+        )),
+    }
+}
+
+/// Addresses in a row.
+pub(super) fn address_range(value: &DeValue<'_>) -> Result<AddressRange, String> {
+    text(value, "addresses, as in \"203.0.113.64/28\"")?.parse()
 }
 
 pub(super) fn vrf(value: &DeValue<'_>) -> Result<VrfName, String> {

@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use crate::control::api::{
-    Applied, Asked, Clash, ConnectionId, Peer, Refusal, RefusalCode, Request, Response, Server,
+    Applied, Asked, Changing, Clash, ConnectionId, Peer, Refusal, RefusalCode, Request, Response,
+    Server,
 };
 use crate::control::config::{
     Aside, Change, Changed, Config, ConfigError, ConfigErrors, Fitted, Holder, Holders, Keys,
@@ -170,13 +171,23 @@ impl Daemon {
             known
         } else if let Err(refusal) = may_hold(holder, connection, server) {
             Answer::Settled(Response::Refused(refusal))
-        } else if change.takes_away() {
-            self.settle(batch, server);
-            Answer::Settled(self.take_away(id.as_ref(), change, keys, &holders))
         } else {
-            let watched = self.watch_holder(holder, descriptor);
-            let given = watched.and_then(|()| self.give(change, keys, &holders, batch));
-            Answer::New(given.unwrap_or_else(Response::Refused))
+            match change {
+                Changing::Pools(action) => {
+                    let given = self.give_pool(action, keys);
+                    Answer::New(given.unwrap_or_else(Response::Refused))
+                }
+                Changing::Registered(change) if change.takes_away() => {
+                    self.settle(batch, server);
+                    Answer::Settled(self.take_away(id.as_ref(), change, keys, &holders))
+                }
+                Changing::Registered(change) => {
+                    let watched = self.watch_holder(holder, descriptor);
+                    let given =
+                        watched.and_then(|()| self.give_pooled(change, keys, &holders, batch));
+                    Answer::New(given.unwrap_or_else(Response::Refused))
+                }
+            }
         };
         let (response, id, settled) = match answer {
             Answer::New(response) => (response, id, false),
@@ -206,6 +217,31 @@ impl Daemon {
             (known == id).then(|| repeated(id, asking, (earlier, &pending.response)))
         });
         same.map(Answer::Same)
+    }
+
+    /// As [`Self::give`], with an address out of a pool where a container is to have one.
+    fn give_pooled(
+        &mut self,
+        change: Change,
+        keys: &Keys,
+        holders: &Holders,
+        batch: &mut Batch,
+    ) -> Result<Response, Refusal> {
+        let mark = self.registry.pools.mark();
+        let given = self.with_addresses(change, keys).and_then(|(keys, given)| {
+            let response = self.give(change, &keys, holders, batch)?;
+            Ok(match response {
+                Response::Changed(applied) => Response::Changed(Applied {
+                    addresses: given,
+                    ..applied
+                }),
+                other => other,
+            })
+        });
+        if given.is_err() {
+            self.registry.pools.roll_back(mark);
+        }
+        given
     }
 
     /// Carries out a request that takes nothing away. It is answered when it is stored.
@@ -240,6 +276,7 @@ impl Daemon {
             changed: is_new,
             waiting: self.waits_for(&touched),
             range: range.map(|range| range.to_string()),
+            addresses: Vec::new(),
         }))
     }
 
@@ -266,6 +303,7 @@ impl Daemon {
             changed: is_new,
             waiting,
             range: None,
+            addresses: Vec::new(),
         });
         let before = self.present();
         self.registry.set(Fitted {
@@ -522,7 +560,7 @@ fn entity(touched: &Touched) -> Option<Entity> {
 }
 
 /// Says all that is wrong, and of the first thing where.
-fn refusal(errors: &ConfigErrors) -> Refusal {
+pub(super) fn refusal(errors: &ConfigErrors) -> Refusal {
     let said = |error: &ConfigError| match &error.key {
         Some(key) => format!("{key}: {}", error.reason),
         None => error.reason.clone(),

@@ -9,14 +9,14 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::{Poll, Waker};
 
 use crate::control::api::Server;
-use crate::control::config::{ConfigFile, NosPlace, Overlay};
+use crate::control::config::{ConfigFile, NosPlace};
 use crate::control::handover::Store as DescriptorStore;
 use crate::data::nos_port::NosPort;
 
 use super::giving::Keeping;
 use super::journal::Journal;
 use super::{
-    Base, CONTROL, Daemon, DaemonError, Order, Owner, Phase, open_store, run_for,
+    Base, CONTROL, Daemon, DaemonError, Handed, Order, Owner, Phase, open_store, run_for,
     yield_to_data_threads,
 };
 
@@ -130,7 +130,7 @@ impl EmbeddedDaemon {
         let poll = Poll::new().map_err(DaemonError::start("create an epoll instance"))?;
         let mut base = Base::open(&poll)?;
         let stored = open_store(state.as_deref())?;
-        let registry = base.registry(file, stored, &Overlay::default())?;
+        let registry = base.registry(file, stored, &Handed::default())?;
         let config = registry.file.config(&registry.overlay)?;
         let server = match &control {
             Some(path) => Server::bind(path, &config.control, poll.registry(), CONTROL)?,

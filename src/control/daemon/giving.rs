@@ -23,6 +23,7 @@ use crate::control::handover::{
     send_go, send_stopped,
 };
 use crate::control::plan::ContainerLink;
+use crate::control::pools::StoredPool;
 use crate::data::device::{DeviceFacts, DeviceKind};
 use crate::data::event_loop::{DeviceReport, Mode, Stopped};
 
@@ -52,6 +53,8 @@ pub(super) struct Keeping {
     devices: Vec<Descriptor>,
     /// What was registered then.
     registered: Overlay,
+    /// The revision of the pools then.
+    pools: u64,
     /// When it is told again.
     at: Instant,
 }
@@ -62,6 +65,7 @@ impl Keeping {
             store,
             devices: Vec::new(),
             registered: Overlay::default(),
+            pools: 0,
             at: Instant::now(),
         }
     }
@@ -230,6 +234,7 @@ impl Daemon {
             file: self.registry.file.name().to_owned(),
             text: self.registry.file.text().to_owned(),
             overlay: handed(&self.registry.overlay),
+            pools: self.handed_pools(),
             keeper,
             control: None,
             descriptors: descriptors.collect(),
@@ -237,6 +242,19 @@ impl Daemon {
             uplinks,
             memory: self.memory()?,
         })
+    }
+
+    /// Pools of addresses as they would be stored, where no store has them for the next process.
+    fn handed_pools(&self) -> Vec<(String, String)> {
+        if self.registry.is_stored_anywhere() {
+            return Vec::new();
+        }
+        let entries = self.registry.pools.entries().into_iter();
+        let texts = entries.filter_map(|StoredPool { name, json }| {
+            let json = String::from_utf8(json?).ok()?;
+            Some((name, json))
+        });
+        texts.collect()
     }
 
     fn container_facts<'a>(
@@ -375,10 +393,14 @@ impl Daemon {
             return;
         }
         let (devices, registered) = (self.descriptors(), &self.registry.overlay);
-        let others =
-            devices != self.live.keeping.devices || *registered != self.live.keeping.registered;
+        let pools = self.registry.pools.revision();
+        let keeping = &self.live.keeping;
+        let others = devices != keeping.devices
+            || *registered != keeping.registered
+            || pools != keeping.pools;
         if others || self.keep_in().is_some_and(|left| left.is_zero()) {
             self.live.keeping.registered = registered.clone();
+            self.live.keeping.pools = pools;
             self.live.keeping.devices = devices;
             self.store();
         }

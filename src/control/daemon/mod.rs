@@ -52,6 +52,7 @@ mod memif;
 mod networks;
 mod news;
 mod nos;
+mod pools;
 mod process;
 mod reconcile;
 mod registry;
@@ -83,6 +84,7 @@ use crate::control::handover::{HandoverError, Inheritance, Memory};
 use crate::control::kernel::watch::{KernelWatch, WatchError};
 use crate::control::kernel::{Namespace, NamespaceError};
 use crate::control::plan::Entity;
+use crate::control::pools::Pools;
 use crate::control::store::{Embedded, Store, StoreError};
 use crate::data::event_loop::{Mode, Stopped};
 use crate::data::nos_port::NosPort;
@@ -94,7 +96,7 @@ use leases::Processes;
 use live::Live;
 use memif::Memifs;
 use reconcile::Reconciler;
-use registry::Registry;
+use registry::{Handed, Registry};
 use watching::DropWatch;
 
 pub(crate) use embedded::{EmbeddedDaemon, EmbeddedOptions, Orders};
@@ -218,14 +220,25 @@ fn run_for(
     result.map(drop)
 }
 
+/// Entries as they are written in a manifest.
+fn entries(all: &[(String, String)]) -> impl Iterator<Item = (&str, &[u8])> {
+    let all = all.iter();
+    all.map(|(name, json)| (name.as_str(), json.as_bytes()))
+}
+
 /// What was registered beside the configuration of an earlier process.
-fn overlay_of(inheritance: &Inheritance) -> Overlay {
-    let handed = inheritance.manifest.overlay.iter();
-    let records = handed.map(|(name, json)| (name.as_str(), json.as_bytes()));
-    Overlay::of_records(records).unwrap_or_else(|bad| {
+fn handed_by(inheritance: &Inheritance) -> Handed {
+    let overlay = Overlay::of_records(entries(&inheritance.manifest.overlay));
+    let overlay = overlay.unwrap_or_else(|bad| {
         warn!("what was registered at run time is lost: {bad}");
         Overlay::default()
-    })
+    });
+    let pools = Pools::of_stored(entries(&inheritance.manifest.pools));
+    let pools = pools.unwrap_or_else(|bad| {
+        warn!("pools of addresses are lost: {bad}");
+        Pools::default()
+    });
+    Handed { overlay, pools }
 }
 
 /// What a daemon is made of before it has anything in place.
@@ -265,7 +278,7 @@ impl Base {
         &mut self,
         file: ConfigFile,
         store: Option<Box<dyn Store>>,
-        handed: &Overlay,
+        handed: &Handed,
     ) -> Result<Registry, StoreError> {
         let processes = &mut self.processes;
         Registry::open(file, store, handed, |process| processes.take_up(process))
@@ -431,7 +444,9 @@ impl Daemon {
             ))
         };
         let file = ConfigFile::parse(&manifest.file, &manifest.text).map_err(unfit)?;
-        let config = file.config(&overlay_of(&inheritance)).map_err(unfit)?;
+        let config = file
+            .config(&handed_by(&inheritance).overlay)
+            .map_err(unfit)?;
         if config.upstream != self.upstream {
             let reason = "[nos] channel or neighbor is another; that needs a stop and a start";
             return Err(HandoverError::Unfit(reason.to_owned()));
@@ -456,7 +471,7 @@ impl Daemon {
 
     /// Opens what keeps registrations, which the process before has closed. Until it can be opened, what
     /// was handed over stays, and changes are refused.
-    fn registered_again(&mut self, state: Option<&Path>, handed: &Overlay) {
+    fn registered_again(&mut self, state: Option<&Path>, handed: &Handed) {
         match self.reopened(state, handed) {
             Ok(registry) => self.registry = registry,
             Err(why) => {
@@ -475,7 +490,7 @@ impl Daemon {
         }
     }
 
-    fn reopened(&mut self, state: Option<&Path>, handed: &Overlay) -> Result<Registry, String> {
+    fn reopened(&mut self, state: Option<&Path>, handed: &Handed) -> Result<Registry, String> {
         let store = open_store(state).map_err(|error| error.to_string())?;
         self.registry_of(store, handed)
     }
@@ -484,7 +499,7 @@ impl Daemon {
     fn registry_of(
         &mut self,
         store: Option<Box<dyn Store>>,
-        handed: &Overlay,
+        handed: &Handed,
     ) -> Result<Registry, String> {
         let file = &self.registry.file;
         let file =
@@ -501,7 +516,8 @@ impl Daemon {
             return;
         };
         let before = self.registry.overlay.clone();
-        match self.reopened(unopened.state.as_deref(), &self.registry.all()) {
+        let handed = self.registry.handed();
+        match self.reopened(unopened.state.as_deref(), &handed) {
             Ok(registry) => {
                 info!("the state directory can be used again");
                 self.registry = registry;

@@ -18,8 +18,8 @@ use crate::control::handover::{self, HandoverError, Taking};
 use super::giving::Keeping;
 use super::journal::Journal;
 use super::{
-    Base, CONTROL, Daemon, DaemonError, Order, Owner, Phase, SIGNALS, open_store, overlay_of,
-    run_for, yield_to_data_threads,
+    Base, CONTROL, Daemon, DaemonError, Handed, Order, Owner, Phase, SIGNALS, handed_by,
+    open_store, run_for, yield_to_data_threads,
 };
 
 /// Where the daemon finds what it needs, and what it is strict about.
@@ -113,8 +113,8 @@ fn start(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), Daemo
     let (store, inheritance) = handover::received();
     let mut base = Base::open(poll)?;
     let handed = match (&options.state, &inheritance) {
-        (None, Some(inheritance)) => overlay_of(inheritance),
-        _ => Overlay::default(),
+        (None, Some(inheritance)) => handed_by(inheritance),
+        _ => Handed::default(),
     };
     let registry = base.registry(file, open_store(options.state.as_deref())?, &handed)?;
     let config = registry.file.config(&registry.overlay)?;
@@ -151,9 +151,9 @@ fn take_over(options: &DaemonOptions, poll: &Poll) -> Result<(Daemon, Server), D
         let why = "its control socket is missing".to_owned();
         return Err(HandoverError::Unfit(why).into());
     };
-    let registered = overlay_of(&inheritance);
+    let registered = handed_by(&inheritance);
     let mut base = Base::open(poll)?;
-    let registry = base.registry(file, None, &Overlay::default())?;
+    let registry = base.registry(file, None, &Handed::default())?;
     let keeping = Keeping::of(handover::Store::of_environment());
     let mut daemon = base.daemon(NosPlace::Here, &config, registry, keeping)?;
     let taken = daemon.inherit(inheritance).and_then(|()| {

@@ -13,6 +13,7 @@ use crate::control::config::{
     Aside, Config, ConfigErrors, ConfigFile, Fitted, Holder, Orphans, Overlay, ProcessIdentity,
     Record,
 };
+use crate::control::pools::{Pools, StoredPool};
 use crate::control::store::{CommitError, Contents, Section, Store, StoreError, Unopened, Write};
 
 use super::answers::{Answered, Answers};
@@ -29,10 +30,19 @@ pub(super) struct Registry {
     /// What does not.
     pub(super) aside: Aside,
     pub(super) answers: Answers,
+    pub(super) pools: Pools,
     store: Option<Box<dyn Store>>,
     stored: Stored,
     /// When to write what could not be written.
     pub(super) again_at: Option<Instant>,
+}
+
+/// What a process that was before has handed over of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Handed {
+    pub(super) overlay: Overlay,
+    /// A store that has them knows better.
+    pub(super) pools: Pools,
 }
 
 /// What the store holds.
@@ -56,19 +66,19 @@ impl Registry {
     pub(super) fn open(
         file: ConfigFile,
         mut store: Option<Box<dyn Store>>,
-        handed: &Overlay,
+        handed: &Handed,
         mut take_up: impl FnMut(ProcessIdentity) -> Result<(), String>,
     ) -> Result<Self, StoreError> {
-        let (mut registered, mut answers) = match &mut store {
+        let (mut registered, mut answers, pools) = match &mut store {
             Some(store) => read(store.as_mut())?,
-            None => Default::default(),
+            None => (Overlay::default(), Answers::default(), handed.pools.clone()),
         };
         let stored = Stored {
             registered: registered.clone(),
             answers: answers.lasting(),
             unknown: false,
         };
-        registered = registered.with(handed);
+        registered = registered.with(&handed.overlay);
         let holders: BTreeSet<_> = registered.holders().chain(answers.holders()).collect();
         let mut ended = BTreeSet::new();
         for holder in holders {
@@ -90,6 +100,7 @@ impl Registry {
             overlay: Overlay::default(),
             aside: Aside::default(),
             answers,
+            pools,
             store,
             stored,
             again_at: None,
@@ -100,6 +111,7 @@ impl Registry {
         }
         let fitted = registry.file.fit(&Overlay::default(), &adopted);
         registry.set(fitted);
+        registry.release_leaked();
         registry.write();
         Ok(registry)
     }
@@ -114,9 +126,46 @@ impl Registry {
         self.store = Some(Box::new(Unopened::new(why)));
     }
 
+    /// Lets go of addresses whose containers are registered no more. Those that engines keep are theirs to release.
+    fn release_leaked(&mut self) {
+        let all = self.all();
+        let holders = self.pools.holders().filter(|holder| {
+            let container = holder.parse().ok();
+            container.is_some_and(|name| !all.has_container(&name))
+        });
+        let leaked: Vec<_> = holders.map(str::to_owned).collect();
+        for holder in leaked {
+            for pair in self.pools.release(&holder) {
+                info!(
+                    "{pair} is released, as container \"{holder}\" that had it is registered no more"
+                );
+            }
+        }
+    }
+
+    /// Lets go of the addresses of containers that are registered no more since all was stored.
+    fn release_gone(&mut self, all: &Overlay) {
+        for name in all.containers_gone_since(&self.stored.registered) {
+            self.pools.release(name.as_str());
+        }
+    }
+
     /// Everything that is registered, whether it fits or not.
     pub(super) fn all(&self) -> Overlay {
         self.overlay.with(&self.aside.overlay())
+    }
+
+    /// Whether what there is outlives the process by itself.
+    pub(super) fn is_stored_anywhere(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// What another registry can go on with.
+    pub(super) fn handed(&self) -> Handed {
+        Handed {
+            overlay: self.all(),
+            pools: self.pools.clone(),
+        }
     }
 
     /// What is registered from now on.
@@ -150,6 +199,11 @@ impl Registry {
             self.answers.remember(one);
         }
         let committed = self.commit_all();
+        if committed.is_err() {
+            // What was given out is not, and what was let go of is once more when this is tried again.
+            let mark = self.pools.stored_mark();
+            self.pools.roll_back(mark);
+        }
         self.again_at = match &committed {
             Ok(()) => None,
             Err(_) => Some(Instant::now() + AGAIN),
@@ -162,11 +216,16 @@ impl Registry {
 
     fn commit_all(&mut self) -> Result<(), StoreError> {
         let all = self.all();
+        self.release_gone(&all);
         let Some(store) = &mut self.store else {
+            self.pools.committed();
+            self.stored.registered = all;
             return Ok(());
         };
+        let mut of_pools = self.pools.writes();
         if self.stored.unknown {
-            let (registered, answers) = read(store.as_mut())?;
+            let (registered, answers, pools) = read(store.as_mut())?;
+            of_pools = self.pools.writes_over(&pools);
             self.stored = Stored {
                 registered,
                 answers: answers.lasting(),
@@ -176,7 +235,9 @@ impl Registry {
         let records = all.records_since(&self.stored.registered).into_iter();
         let mut writes: Vec<_> = records.map(write).collect();
         writes.extend(self.answers.writes_since(&self.stored.answers));
+        writes.extend(of_pools.into_iter().map(write_pool));
         if writes.is_empty() {
+            self.pools.committed();
             return Ok(());
         }
         match store.commit(&writes) {
@@ -187,6 +248,7 @@ impl Registry {
                 return Err(error);
             }
         }
+        self.pools.committed();
         self.stored.registered = all;
         self.stored.answers = self.answers.lasting();
         Ok(())
@@ -247,17 +309,20 @@ impl Registry {
 }
 
 /// What a store holds.
-fn read(store: &mut dyn Store) -> Result<(Overlay, Answers), StoreError> {
+fn read(store: &mut dyn Store) -> Result<(Overlay, Answers, Pools), StoreError> {
     let Contents {
         registrations,
         answers,
+        pools,
         ..
     } = store.load()?;
     let registered = Overlay::of_records(entries(&registrations));
     let registered = registered.map_err(|bad| store.damaged(&bad.to_string()))?;
     let answers = Answers::of_stored(entries(&answers));
     let answers = answers.map_err(|why| store.damaged(&why))?;
-    Ok((registered, answers))
+    let pools = Pools::of_stored(entries(&pools));
+    let pools = pools.map_err(|bad| store.damaged(&bad.to_string()))?;
+    Ok((registered, answers, pools))
 }
 
 fn entries(all: &BTreeMap<String, Vec<u8>>) -> impl Iterator<Item = (&str, &[u8])> {
@@ -268,6 +333,14 @@ fn entries(all: &BTreeMap<String, Vec<u8>>) -> impl Iterator<Item = (&str, &[u8]
 fn write(Record { name, json }: Record) -> Write {
     Write {
         section: Section::Registrations,
+        name,
+        value: json,
+    }
+}
+
+fn write_pool(StoredPool { name, json }: StoredPool) -> Write {
+    Write {
+        section: Section::Pools,
         name,
         value: json,
     }

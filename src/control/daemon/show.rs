@@ -49,6 +49,8 @@ impl Daemon {
             Table::Flows => self.flows().map(Response::Flows),
             Table::Counters => self.counters().map(Response::Counters),
             Table::Registrations => Ok(Response::Registrations(self.registrations())),
+            Table::Pools => Ok(Response::Pools(self.pools())),
+            Table::PoolAddresses => Ok(Response::PoolAddresses(self.pool_addresses())),
         };
         answer.unwrap_or_else(|Stopped| {
             let refusal = Refusal::new(RefusalCode::Unavailable, "a data thread has stopped");
@@ -137,6 +139,7 @@ impl Daemon {
             containers: containers
                 .map(|container| container.name.to_string())
                 .collect(),
+            pool: network.pool.as_ref().map(ToString::to_string),
         }
     }
 
@@ -359,7 +362,7 @@ impl Daemon {
         }
     }
 
-    fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
+    pub(super) fn neighbors(&self) -> Result<Vec<Neighbor>, Stopped> {
         let names = self.uplink_names();
         let neighbors = self.live.plane.neighbors()?;
         let shown = neighbors.iter().map(|(uplink, status)| {

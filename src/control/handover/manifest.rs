@@ -39,6 +39,9 @@ pub struct Manifest {
     pub text: String,
     /// What was registered besides: names of records, and what they say.
     pub overlay: Vec<(String, String)>,
+    /// Pools of addresses and what is known of these, in the same way, where no store has them.
+    #[serde(default)]
+    pub pools: Vec<(String, String)>,
     /// The socket that keeps the kernel from interfaces, if any is kept.
     pub keeper: Option<Descriptor>,
     /// The control socket, and its lock; `None` where it is not handed over.

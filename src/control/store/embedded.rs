@@ -11,6 +11,7 @@
 //! redb gives a database up after an error of the system. It is opened again by the next call then,
 //! which is how a disk that was full is recovered from.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -174,6 +175,7 @@ fn table(section: Section) -> Entries {
     TableDefinition::new(match section {
         Section::Registrations => "registrations",
         Section::Answers => "answers",
+        Section::Pools => "pools",
     })
 }
 
@@ -249,8 +251,11 @@ fn read(path: &Path, database: &Database) -> Result<Contents, StoreError> {
     let transaction = database.begin_read();
     let transaction = transaction.map_err(|error| of_transaction(path, error))?;
     let entries = |section| -> Result<_, StoreError> {
-        let table = transaction.open_table(table(section));
-        let table = table.map_err(|error| of_table(path, error))?;
+        let table = match transaction.open_table(table(section)) {
+            // Of a store that was made before there was such a thing.
+            Err(TableError::TableDoesNotExist(_)) => return Ok(BTreeMap::new()),
+            table => table.map_err(|error| of_table(path, error))?,
+        };
         let rows = table.iter().map_err(|error| of_storage(path, &error))?;
         let entry =
             |row: Result<(redb::AccessGuard<'_, &str>, redb::AccessGuard<'_, &[u8]>), _>| {
@@ -267,6 +272,7 @@ fn read(path: &Path, database: &Database) -> Result<Contents, StoreError> {
         revision: revision.map_or(0, |guard| guard.value()),
         registrations: entries(Section::Registrations)?,
         answers: entries(Section::Answers)?,
+        pools: entries(Section::Pools)?,
     })
 }
 
@@ -291,7 +297,7 @@ fn filled(
 }
 
 fn fill(path: &Path, transaction: &WriteTransaction, writes: &[Write]) -> Result<u64, StoreError> {
-    for section in [Section::Registrations, Section::Answers] {
+    for section in Section::ALL {
         let table = transaction.open_table(table(section));
         let mut table = table.map_err(|error| of_table(path, error))?;
         for write in writes.iter().filter(|write| write.section == section) {

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! A [`Store`] holds octets by name, in two [`Section`]s, and knows nothing of what they mean. A
+//! A [`Store`] holds octets by name, in [`Section`]s, and knows nothing of what they mean. A
 //! commit is a transaction: all of its writes are there from then on, whatever happens to the
 //! process or the machine, or none of them is. Each has a **revision**, so that a reader can tell
 //! whether anything has changed.
@@ -37,6 +37,13 @@ pub enum Section {
     Registrations,
     /// Answers to requests that had an id.
     Answers,
+    /// Pools of addresses, and what is known of these.
+    Pools,
+}
+
+impl Section {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Registrations, Self::Answers, Self::Pools];
 }
 
 /// Entries by name, with the revision that has them.
@@ -48,6 +55,8 @@ pub struct Contents {
     pub registrations: BTreeMap<String, Vec<u8>>,
     /// What was answered.
     pub answers: BTreeMap<String, Vec<u8>>,
+    /// Pools and addresses.
+    pub pools: BTreeMap<String, Vec<u8>>,
 }
 
 /// One entry that is to be there, or not any more.

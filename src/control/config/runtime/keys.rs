@@ -1,6 +1,7 @@
 //! Keys and values of a request, as they stand in it.
 
 use core::fmt;
+use core::net::IpAddr;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
@@ -48,7 +49,8 @@ impl Keys {
     }
 
     /// The keys of the table that stands for `key`, if one does.
-    pub(super) fn table(&self, key: &str) -> Option<Self> {
+    #[must_use]
+    pub fn table(&self, key: &str) -> Option<Self> {
         self.0.get(key)?.as_table().cloned().map(Self)
     }
 
@@ -56,6 +58,17 @@ impl Keys {
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.as_str()
+    }
+
+    /// The addresses that stand for `key`, one or a list of them; none if nothing does. `None` if they are none.
+    #[must_use]
+    pub fn addresses(&self, key: &str) -> Option<Vec<IpAddr>> {
+        let address = |value: &Value| value.as_str()?.parse().ok();
+        match self.0.get(key) {
+            None => Some(Vec::new()),
+            Some(Value::Array(all)) => all.iter().map(address).collect(),
+            Some(one) => Some(vec![address(one)?]),
+        }
     }
 
     /// As a text that says the same. It is empty if they cannot be written, which they always can.

@@ -28,7 +28,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-pub use change::{Change, Changed, PortsAction, Touched};
+pub use change::{Change, Changed, PoolAction, PortsAction, Touched, endpoint_name};
 pub use fit::{Aside, Fitted, Orphans};
 pub use holder::{BootId, Holder, Holders, ProcessIdentity};
 pub(crate) use interfaces::serialize_interface;

@@ -64,6 +64,12 @@ impl Overlay {
             .map(|(_, it)| it)
     }
 
+    /// Containers that were attached `before`, and are no more.
+    pub fn containers_gone_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a Name> {
+        let names = before.containers.iter().map(|(name, _)| name);
+        names.filter(|name| !self.has_container(name))
+    }
+
     /// Whether a network was made at run time.
     #[must_use]
     pub fn has_network(&self, name: &Name) -> bool {

@@ -4,8 +4,9 @@ use serde_json::json;
 
 use super::*;
 use crate::control::api::{Applied, Request, Response};
-use crate::control::config::{Change, Holders, Keys, PortsAction};
+use crate::control::config::{Change, Holders, Keys, PortsAction, VrfName};
 use crate::control::daemon::answers::Asking;
+use crate::control::pools::{Space, Wanted};
 use crate::control::store::Embedded;
 use crate::control::store::faulty::{Disk, Fault};
 
@@ -24,7 +25,7 @@ tcp = 80
 fn open(disk: &Disk) -> Registry {
     let file = ConfigFile::parse("nos.toml", FILE).unwrap();
     let store = Embedded::on(disk).unwrap();
-    let none = Overlay::default();
+    let none = Handed::default();
     Registry::open(file, Some(Box::new(store)), &none, |_| Ok(())).unwrap()
 }
 
@@ -51,6 +52,22 @@ enum Outcome {
     Uncertain,
 }
 
+/// An address out of a pool, for an engine.
+fn draw(registry: &mut Registry) {
+    let space = Space::of(&registry.file.config(&Overlay::default()).unwrap());
+    let wanted = Wanted {
+        holder: "engine/7",
+        workload: None,
+        vrf: &VrfName::Default,
+        pool: None,
+    };
+    registry.pools.draw(wanted, &space).unwrap();
+}
+
+fn has_drawn(registry: &Registry) -> bool {
+    !registry.pools.held_by("engine/7").is_empty()
+}
+
 /// What a request comes to that wants `overlay`, as it is carried out for a client.
 fn asked(registry: &mut Registry, overlay: Overlay) -> Outcome {
     let before = std::mem::replace(&mut registry.overlay, overlay);
@@ -59,10 +76,10 @@ fn asked(registry: &mut Registry, overlay: Overlay) -> Outcome {
         asking: asking(),
         response: Response::Changed(Applied {
             changed: true,
-            waiting: None,
-            range: None,
+            ..Applied::default()
         }),
     };
+    draw(registry);
     match registry.commit(vec![answered]) {
         Ok(()) => Outcome::Done,
         Err(_) => {
@@ -79,10 +96,12 @@ fn asking() -> Asking {
     Asking::new(&Request::PortsAdd(keys("81")), None)
 }
 
-/// What the next process finds: what is registered, and whether the request was answered.
+/// What the next process finds: what is registered, and whether the request was answered. It was if an address was
+/// given with it.
 fn found(disk: &Disk) -> (Overlay, bool) {
     let registry = open(disk);
     let answered = registry.answers.of("id", &asking()).is_some();
+    assert_eq!(has_drawn(&registry), answered);
     (registry.overlay, answered)
 }
 
@@ -107,6 +126,7 @@ impl Case {
         disk.fail(first..first.saturating_add(self.failures), self.fault);
         let outcome = asked(&mut registry, after.clone());
         let was_reached = disk.operations() > first;
+        assert_eq!(has_drawn(&registry), outcome == Outcome::Done, "{self:?}");
         for left in [disk.after_kill(), disk.after_power_loss()] {
             let found = found(&left);
             let (with, without) = ((after.clone(), true), (before.clone(), false));

@@ -49,7 +49,7 @@ impl ConfigFile {
         let (request, sandbox) = report.finish(request.zip(sandbox))?;
         let (network, container) = request;
         let name = endpoint.value("name").map_or_else(
-            || endpoint_name(&container.value, &network.value),
+            || endpoint_name(container.value.as_str(), network.value.as_str()),
             str::to_owned,
         );
         let interface = free_interface(&current, &name, &sandbox.netns);
@@ -122,7 +122,8 @@ fn free_interface(config: &Config, endpoint: &str, netns: &NetnsRef) -> Interfac
 
 /// What an endpoint is called whose request does not say it. One that is too long for a name is refused when it
 /// is read as one.
-fn endpoint_name(container: &Name, network: &Name) -> String {
+#[must_use]
+pub fn endpoint_name(container: &str, network: &str) -> String {
     format!("{container}.{network}")
 }
 

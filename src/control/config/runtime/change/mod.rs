@@ -6,6 +6,7 @@ mod containers;
 mod endpoints;
 mod groups;
 mod networks;
+mod pools;
 mod ports;
 mod routes;
 
@@ -16,6 +17,9 @@ use crate::control::config::entries::Entries;
 use crate::control::config::place::Place;
 use crate::control::config::report::Report;
 use crate::control::config::{Config, ConfigErrors, Name, check};
+
+pub use endpoints::endpoint_name;
+pub use pools::PoolAction;
 
 use super::overlay::Withdrawal;
 use super::{Aside, ConfigFile, Holders, Keys, Overlay, add_addresses, holder};
