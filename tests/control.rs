@@ -237,7 +237,7 @@ fn garbage_is_refused_with_the_reason() {
         (
             "{\"version\":1,\"request\":{\"type\":\"show\",\"table\":\"x\"}}\n",
             bad(
-                "unknown variant `x`, expected one of `networks`, `attachments`, `ports`, `routes`, `neighbors`, `flows`, `counters`, `registrations` at line 1 column 51",
+                "unknown variant `x`, expected one of `networks`, `attachments`, `ports`, `routes`, `neighbors`, `flows`, `counters`, `registrations`, `pools`, `pool-addresses` at line 1 column 51",
             ),
         ),
         (

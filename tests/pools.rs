@@ -274,7 +274,7 @@ lab_test! {
         let states = |rows: Vec<PoolAddress>| rows.into_iter().map(|row| row.state).collect::<Vec<_>>();
         assert_eq!(
             states(lab.addresses()),
-            [AddressState::Released, AddressState::Released, AddressState::Reserved]
+            [AddressState::Released, AddressState::Reserved, AddressState::Released]
         );
         lab.change(&json!({"type": "pool-remove", "name": "db"}));
         assert_eq!(lab.addresses(), []);
@@ -311,7 +311,7 @@ lab_test! {
         lab.attach("a", 0, &shop);
         let before = (lab.pools(), lab.addresses());
         for (request, message) in [
-            (with(json!({"kind": "netspace"})), "pool-create.pool.name: is missing"),
+            (with(json!({"kind": "netspace"})), "pool.name: is missing"),
             (with(json!({"name": "x", "kind": "nat"})), "pool.kind: \"nat\" is not \"application\" or"),
             (with(json!({"name": "x", "kind": "netspace", "size": 0})), "pool.size: 0 is not in the range 1 to 1048576"),
             (with(json!({"name": "x", "kind": "netspace", "size": 2_000_000})), "pool.size: 2000000 is not in the range"),
@@ -370,5 +370,41 @@ lab_test! {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("give `addresses`, as pools are for those that are attached at run time"), "{said}");
         lab.daemon.forget_counters();
+    }
+}
+
+/// The text in the fence of a kind.
+fn fence<'a>(page: &'a str, kind: &str) -> &'a str {
+    let begin = format!("```{kind}\n");
+    let rest = page.split(begin.as_str()).nth(1).unwrap();
+    rest.split("```").next().unwrap()
+}
+
+lab_test! {
+    /// The commands of the page for operators, and what they print.
+    fn the_page_shows_what_is_printed() {
+        let page = include_str!("../docs/pools.md");
+        let names = ["RD", "RW", "BW"];
+        let topology = Topology::new(&names).unwrap();
+        let daemon = Daemon::start(&topology.device, fence(page, "toml"));
+        let mut commands = 0;
+        for shown in fence(page, "console").split("# ").skip(1) {
+            let (command, expected) = shown.split_once('\n').unwrap();
+            let words = command.split_whitespace().skip(1).map(|word| {
+                let name = word.strip_prefix("/run/netns/");
+                let place = name.and_then(|name| names.iter().position(|it| *it == name));
+                place.map_or_else(
+                    || word.to_owned(),
+                    |place| topology.containers[place].path().display().to_string(),
+                )
+            });
+            let mut relay = Command::new(program());
+            let output = relay.args(words).arg("--control").arg(daemon.files().control()).output().unwrap();
+            let printed = [output.stdout, output.stderr].concat();
+            assert_eq!(String::from_utf8(printed).unwrap(), expected, "# {command}");
+            commands += 1;
+        }
+        assert_eq!(commands, 14);
+        daemon.forget_counters();
     }
 }

@@ -292,9 +292,9 @@ fn what_an_engine_asks_for_is_read_strictly() {
             "annotation nos-relay.io/what: is not known",
         ),
         (
-            annotation("ipam.com/netspace", json!("red")),
+            annotation("ipam.com/netspace", json!("../red")),
             7,
-            "there is no pool \"red\"",
+            "annotation ipam.com/netspace: pool name",
         ),
         (
             json!({"io.kubernetes.cri.pod-annotations": []}),

@@ -277,7 +277,8 @@ lab_test! {
         publishes(&network, &docker, &outsider);
         is_ready_from_the_first_instruction(&docker);
         is_in_two_networks(&network, &docker);
-        does_what_the_page_shows(&network, &docker);
+        does_what_a_page_shows(&network, &docker, include_str!("../../../docs/docker.md"), 20);
+        does_what_a_page_shows(&network, &docker, include_str!("../../../docs/migration.md"), 8);
         has_the_modes_of_every_engine(&docker);
         publishes_what_the_pool_gives(&network, &docker);
         has_both_families(&docker);
@@ -494,9 +495,8 @@ fn has_both_families(docker: &Docker) {
     docker.does(&["network", "rm", "dual"]);
 }
 
-/// The commands of the page for operators, and what they print.
-fn does_what_the_page_shows(network: &Network, docker: &Docker) {
-    let page = include_str!("../../../docs/docker.md");
+/// The commands of a page for operators, and what they print.
+fn does_what_a_page_shows(network: &Network, docker: &Docker, page: &str, expected: usize) {
     let blocks = page.split("```console\n").skip(1);
     let transcripts = blocks.map(|block| block.split("```").next().unwrap());
     let mut commands = 0;
@@ -511,7 +511,7 @@ fn does_what_the_page_shows(network: &Network, docker: &Docker) {
             commands += 1;
         }
     }
-    assert_eq!(commands, 20);
+    assert_eq!(commands, expected);
 }
 
 fn run_as_shown(network: &Network, docker: &Docker, command: &str) -> String {
