@@ -383,7 +383,6 @@ lab_test! {
         let with = |keys: Value| attach("db", db, &keys);
         let own = |address: &str| with(json!({"network": "lan", "device": "veth", "addresses": [address]}));
         for (request, reason) in [
-            (with(json!({"network": "lan", "device": "veth"})), "containers of \"lan\" have addresses of their own; give `addresses`"),
             (own(OWN[0]), "203.0.113.77 is the address of container \"app\""),
             (own(NOS[1]), "2001:db8:1::1 is the address of uplink \"up0\""),
             (own("203.0.113.255"), "203.0.113.255 stands for all of 203.0.113.0/24, the network of uplink \"up0\""),
