@@ -137,19 +137,22 @@ fn policy(claims: &[Claim], more: u8) -> Policy {
     let (v4, v6) = network(0, 0);
     let near = [(IpAddr::from(v4), 24), (v6.into(), 64)];
     let near = near.map(|(address, length)| IpNet::new(address, length).expect("a length"));
-    let near = Arc::new(PrefixSet::new(near));
+    // To make one takes long.
+    let near = (more & (4 | 16) != 0).then(|| Arc::new(PrefixSet::new(near)));
     let of_kind = |kind| claims.iter().filter(move |claim| claim.kind == kind);
-    let from = of_kind(ClaimKind::Listen).map(|claim| Restriction {
-        transport: claim.transport,
-        range: claim.range,
-        from: Arc::clone(&near),
+    let from = of_kind(ClaimKind::Listen).filter_map(|claim| {
+        Some(Restriction {
+            transport: claim.transport,
+            range: claim.range,
+            from: near.clone()?,
+        })
     });
     let established = of_kind(ClaimKind::Ephemeral).map(|claim| claim.range);
     Policy {
         from: from.filter(|_| more & 4 != 0).collect(),
         // They are those of both protocols.
         established: established.take(usize::from(more >> 3 & 1)).collect(),
-        to: (more & 16 != 0).then_some(near),
+        to: near.clone().filter(|_| more & 16 != 0),
         outside: if more & 32 != 0 {
             Outside::Learn
         } else {
@@ -223,7 +226,7 @@ pub fn uplink(id: UplinkId, flavour: u8, of: VrfId) -> UplinkConfig {
         vrf: of,
         mac: nos_mac(id),
         addresses: addresses
-            .filter_map(|(address, length)| format!("{address}/{length}").parse().ok())
+            .filter_map(|(address, length)| IpNet::new(address, length).ok())
             .collect(),
         mtu: MTU[id.0 as usize],
         redirects: true,

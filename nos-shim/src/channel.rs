@@ -95,7 +95,7 @@ use crate::packet::PacketBurst;
 
 /// Control messages that a ring holds. They are rare; a full control ring is reported to whoever
 /// wanted to send.
-const CONTROL_CAPACITY: usize = 1024;
+const CONTROL_CAPACITY: usize = if cfg!(fuzzing) { 64 } else { 1024 };
 
 /// Wakes a thread that blocks, for example in `epoll_wait`. May be called from any thread, and at
 /// any time; waking a thread that does not block makes its next block return at once.

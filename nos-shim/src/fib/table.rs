@@ -441,8 +441,9 @@ impl<K: Key> Table<K> {
     /// in its place; `None` if what leads to it may stay as it is.
     fn descend(&mut self, branch: Branch, depth: u32, update: &Update<K>) -> Option<Branch> {
         let Some(node) = self.open(branch, depth) else {
-            let concerned = update.concerns(branch);
-            return concerned.then(|| self.rewrite([branch; BRANCHES], depth, update));
+            return update
+                .concerns(branch)
+                .then(|| self.split(branch, depth, update));
         };
         if let Some((miss, path)) = node.skip
             && (update.len <= node.depth || !update.key.agrees(path, node.depth))
@@ -470,6 +471,27 @@ impl<K: Key> Table<K> {
         let mut branches = self.decode(&node);
         branches[chunk] = new;
         Some(self.replace(&node, &branches, depth, update.key))
+    }
+
+    /// What becomes of a leaf at `depth` of which the prefix covers a part: the node in which the prefix
+    /// ends, and the way there.
+    fn split(&mut self, leaf: Branch, depth: u32, update: &Update<K>) -> Branch {
+        let path = update.key;
+        let last = depth + (update.len - 1 - depth) / STRIDE * STRIDE;
+        let first = path.chunk(last);
+        let covered = first..first + (1 << (last + STRIDE - update.len));
+        let mut branches = [leaf; BRANCHES];
+        branches[covered].fill(update.leaf);
+        let mut inner = self.close(&branches, last, path);
+        if K::SKIP {
+            return self.extend(inner, last, depth, leaf, path);
+        }
+        let mut at = last;
+        while at > depth && inner != leaf {
+            at -= STRIDE;
+            inner = self.fork(inner, path.chunk(at), leaf);
+        }
+        inner
     }
 
     /// Updates a node, found behind a branch at `depth`, that has no node below it of which the prefix
@@ -563,14 +585,22 @@ impl<K: Key> Table<K> {
         for &branch in &branches[covered.clone()] {
             self.fetch(branch);
         }
+        // The leaf before, and what has become of it: most come again.
+        let mut before = (Branch::NONE, update.apply(Branch::NONE));
         for chunk in covered {
             let old = branches[chunk];
+            if old == before.0 {
+                branches[chunk] = before.1;
+                changed |= old != before.1;
+                continue;
+            }
             branches[chunk] = if old.is_pointer() {
                 // The prefix ends here or before, so the path has zeros in this place.
                 let path = path.with_chunk(depth, chunk);
                 self.paint(old, depth + STRIDE, path, update)
             } else {
-                update.apply(old)
+                before = (old, update.apply(old));
+                before.1
             };
             changed |= branches[chunk] != old;
         }
@@ -664,11 +694,17 @@ impl<K: Key> Table<K> {
             _ => {}
         }
         let before = from - STRIDE;
-        let mut branches = [miss; BRANCHES];
-        branches[path.chunk(before)] = inner;
-        let (begins, runs, count) = encode(&branches);
-        let node = self.write(None, begins, &runs[..count]);
+        let node = self.fork(inner, path.chunk(before), miss);
         self.extend(node, before, to, miss, path)
+    }
+
+    /// A node with one `way` on, and the same leaf everywhere else.
+    fn fork(&mut self, way: Branch, chunk: usize, miss: Branch) -> Branch {
+        let begins = 1 | 1_u64 << chunk | 1_u64 << chunk << 1;
+        let runs = [miss, way, miss];
+        let first = usize::from(chunk == 0);
+        let count = begins.count_ones() as usize;
+        self.write(None, begins, &runs[first..first + count])
     }
 
     /// The branch, at depth `to`, for a skip node that a branch further up points to.
@@ -721,15 +757,24 @@ impl<K: Key> Table<K> {
 
 /// Where runs of equal branches begin, what each consists of, and how many there are.
 fn encode(branches: &Branches) -> (u64, Branches, usize) {
+    const PART: usize = 8;
     let mut begins = 1;
     let mut runs = [branches[0]; BRANCHES];
     let mut count = 1;
-    for n in 1..BRANCHES {
-        let begin = branches[n] != branches[n - 1];
-        begins |= u64::from(begin) << n;
-        // Without a branch: unless a run begins here, the next one overwrites it.
-        runs[count] = branches[n];
-        count += usize::from(begin);
+    let mut last = branches[0];
+    for (first, part) in (0..).step_by(PART).zip(branches.chunks_exact(PART)) {
+        // Most nodes have few runs.
+        if part == [last; PART] {
+            continue;
+        }
+        for (n, &branch) in (first..).zip(part) {
+            let begin = branch != last;
+            begins |= u64::from(begin) << n;
+            count += usize::from(begin);
+            // Without a branch: where no run begins, it is what the last one consists of.
+            runs[count - 1] = branch;
+            last = branch;
+        }
     }
     (begins, runs, count)
 }

@@ -105,9 +105,12 @@ impl PortMap {
 
     /// Makes all ports of `address` nobody's.
     pub(super) fn clear(&mut self, address: LocalAddressId) {
-        for transport in [Transport::Tcp, Transport::Udp] {
-            for block in 0..BLOCK {
-                self.put(address, transport, block, 0);
+        if let Some(directory) = self.directories.get_mut(address.0 as usize) {
+            for word in directory.as_flattened_mut() {
+                if *word & PAGED != 0 {
+                    self.free_pages.push(*word & !PAGED);
+                }
+                *word = 0;
             }
         }
     }
@@ -181,7 +184,9 @@ impl PortMap {
             return;
         };
         page[ports].fill(owner);
-        if page.iter().all(|&other| other == owner) {
+        // Without a branch, so that the processor compares several at once.
+        let differences = page.iter().fold(0, |all, other| all | (other ^ owner));
+        if differences == 0 {
             self.put(address, transport, block, owner);
         }
     }
@@ -205,12 +210,12 @@ impl PortMap {
 /// A page filled with `owner`. There are at most 512 for each address, so numbers never run out
 /// before memory does.
 fn take_page(pages: &mut Vec<[u32; BLOCK]>, free: &mut Vec<u32>, owner: u32) -> u32 {
-    let number = free.pop().unwrap_or_else(|| {
-        pages.push([0; BLOCK]);
-        u32::try_from(pages.len() - 1).unwrap_or(0)
-    });
+    let Some(number) = free.pop() else {
+        pages.push([owner; BLOCK]);
+        return u32::try_from(pages.len() - 1).unwrap_or(0);
+    };
     if let Some(page) = pages.get_mut(number as usize) {
-        page.fill(owner);
+        *page = [owner; BLOCK];
     }
     number
 }
