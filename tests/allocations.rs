@@ -21,7 +21,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 
-use nos_relay::control::config::RelayConfig;
+use nos_relay::control::config::{
+    Amount, Config, Elastic, MAX_POOL, Name, PoolDefinition, PoolKind, RelayConfig, VrfName,
+};
+use nos_relay::control::pools::{Pools, Space, Wanted};
 use nos_relay::data::device::{CaptureOptions, CaptureWriter, Captured, FrameDevice, memory_pair};
 use nos_relay::data::engine::Engine;
 use nos_relay::data::relay::{AttachmentConfig, Relay, RelayEvent};
@@ -1097,6 +1100,47 @@ fn ten_thousand_attachments_and_a_million_flows_take_less_than_400_mib() {
         (attached - empty) / isize::try_from(ATTACHMENTS).unwrap(),
         (all - attached) / isize::try_from(FLOWS).unwrap(),
         all as f64 / f64::from(1 << 20),
+    );
+    assert!(all <= LIMIT, "{all} octets");
+}
+
+/// Addresses of both families out of one pool, each with a holder and a workload of the length of a pod's.
+#[test]
+fn a_hundred_thousand_addresses_of_a_pool_take_less_than_64_mib() {
+    const ADDRESSES: u32 = 100_000;
+    const LIMIT: isize = 64 << 20;
+    const FILE: &str = "[[uplink]]\nname = \"up0\"\ndevice = \"packet:hx\"\n\
+        addresses = [\"10.0.0.1/15\", \"2001:db8:1::1/64\"]\n";
+    let space = Space::of(&Config::parse("nos.toml", FILE).unwrap());
+    let before = live::octets();
+    let mut pools = Pools::default();
+    let name: Name = "netspace".parse().unwrap();
+    let definition = PoolDefinition {
+        name: name.clone(),
+        kind: PoolKind::Netspace,
+        vrf: VrfName::Default,
+        inside: None,
+        elastic: Some(Elastic::USUAL),
+        max: MAX_POOL,
+    };
+    pools.create(&definition, Amount::Size(16), &space).unwrap();
+    for number in 0..ADDRESSES {
+        let holder = format!("cni.cluster.{number:012x}.eth0.0123456789abcdef");
+        let workload = format!("namespace/deployment-{number:06}");
+        let wanted = Wanted {
+            holder: &holder,
+            workload: Some(&workload),
+            vrf: &VrfName::Default,
+            pool: Some(&name),
+        };
+        pools.draw(wanted, &space).unwrap();
+        pools.committed();
+    }
+    let all = live::octets() - before;
+    println!(
+        "each of {ADDRESSES} addresses: {}; in all {:.1} MiB",
+        all / isize::try_from(ADDRESSES).unwrap(),
+        all as f64 / f64::from(1 << 20)
     );
     assert!(all <= LIMIT, "{all} octets");
 }

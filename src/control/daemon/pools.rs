@@ -271,7 +271,7 @@ fn address(pool: &Pool, pair: Pair, record: &Record) -> snapshot::PoolAddress {
         addresses: pair.addresses().collect(),
         state,
         reserved: record.reserved,
-        workload: record.workload.clone(),
-        holder: record.holder.clone(),
+        workload: record.workload.as_deref().map(str::to_owned),
+        holder: record.holder.as_deref().map(str::to_owned),
     }
 }

@@ -129,11 +129,11 @@ impl Registry {
     /// Lets go of addresses whose containers are registered no more. Those that engines keep are theirs to release.
     fn release_leaked(&mut self) {
         let all = self.all();
-        let holders = self.pools.holders().filter(|holder| {
+        let mut leaked = self.pools.holders();
+        leaked.retain(|holder| {
             let container = holder.parse().ok();
             container.is_some_and(|name| !all.has_container(&name))
         });
-        let leaked: Vec<_> = holders.map(str::to_owned).collect();
         for holder in leaked {
             for pair in self.pools.release(&holder) {
                 info!(

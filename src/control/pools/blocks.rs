@@ -29,6 +29,9 @@ impl From<IpAddr> for Place {
 }
 
 impl Place {
+    /// The least of all.
+    pub(super) const FIRST: Self = Self(0);
+
     /// The address.
     #[must_use]
     pub fn address(self) -> IpAddr {

@@ -1,39 +1,30 @@
 //! One pool: its addresses, and what is known of each.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::control::config::{PoolDefinition, PoolKind};
 
 use super::blocks::{Block, Blocks, Pair, Place};
 
 /// What is known of a pair that was given to somebody, or is to be.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// For whom it is, or was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload: Option<String>,
+    pub workload: Option<Arc<str>>,
     /// It is for that workload alone.
-    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub reserved: bool,
     /// Who holds it now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub holder: Option<String>,
+    pub holder: Option<Arc<str>>,
     /// What was released earlier has less; 0 of what never was.
-    #[serde(default, skip_serializing_if = "is_zero")]
     pub order: u64,
-}
-
-// As serde asks for it.
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// A pool of addresses.
 #[derive(Clone, Debug)]
 pub struct Pool {
+    /// By which it is known as long as it is there.
+    pub(super) number: u32,
     pub(super) definition: PoolDefinition,
     /// Everything, with what was given to pools inside.
     pub(super) blocks: Blocks,
@@ -42,19 +33,20 @@ pub struct Pool {
     pub(super) records: BTreeMap<Place, Record>,
     /// What somebody else may get: by when it was released, and its place as that may be the same.
     released: BTreeSet<(u64, Place)>,
-    of_workloads: HashMap<String, BTreeSet<Place>>,
+    of_workloads: BTreeSet<(Arc<str>, Place)>,
     pub(super) held: u64,
 }
 
 impl Pool {
-    pub(super) fn new(definition: PoolDefinition, blocks: Blocks) -> Self {
+    pub(super) fn new(number: u32, definition: PoolDefinition, blocks: Blocks) -> Self {
         Self {
+            number,
             definition,
             free: blocks.clone(),
             blocks,
             records: BTreeMap::new(),
             released: BTreeSet::new(),
-            of_workloads: HashMap::new(),
+            of_workloads: BTreeSet::new(),
             held: 0,
         }
     }
@@ -111,8 +103,8 @@ impl Pool {
     /// Pairs that nobody holds and a workload has had, or is to have: what is reserved for it, then what it released
     /// last.
     pub(super) fn for_workload(&self, workload: &str) -> Vec<Pair> {
-        let places = self.of_workloads.get(workload).into_iter().flatten();
-        let known = places.filter_map(|place| Some((*place, self.records.get(place)?)));
+        let places = self.places_of(workload).into_iter();
+        let known = places.filter_map(|place| Some((place, self.records.get(&place)?)));
         let mut idle: Vec<_> = known.filter(|(_, it)| it.holder.is_none()).collect();
         idle.sort_by_key(|(place, it)| (!it.reserved, core::cmp::Reverse(it.order), *place));
         let pairs = idle.into_iter();
@@ -123,19 +115,22 @@ impl Pool {
 
     /// What a workload has now.
     pub(super) fn held_for(&self, workload: &str) -> Option<Pair> {
-        let places = self.of_workloads.get(workload)?;
-        let held = |place: &&Place| {
+        let mut places = self.places_of(workload).into_iter();
+        let held = |place: &Place| {
             self.records
                 .get(place)
                 .is_some_and(|it| it.holder.is_some())
         };
-        self.blocks.at(*places.iter().find(held)?)
+        self.blocks.at(places.find(held)?)
     }
 
     /// All that a workload has, or would get.
     pub(super) fn places_of(&self, workload: &str) -> Vec<Place> {
-        let places = self.of_workloads.get(workload).into_iter().flatten();
-        places.copied().collect()
+        let workload: Arc<str> = workload.into();
+        let first = (Arc::clone(&workload), Place::FIRST);
+        let all = self.of_workloads.range(first..);
+        let own = all.take_while(|(of, _)| *of == workload);
+        own.map(|(_, place)| *place).collect()
     }
 
     /// Whether anybody may get it who holds nothing yet.
@@ -150,13 +145,8 @@ impl Pool {
         if let Some(before) = &before {
             self.released.remove(&(before.order, place));
             self.held -= u64::from(before.holder.is_some());
-            if let Some(workload) = &before.workload
-                && let Some(places) = self.of_workloads.get_mut(workload)
-            {
-                places.remove(&place);
-                if places.is_empty() {
-                    self.of_workloads.remove(workload);
-                }
+            if let Some(workload) = &before.workload {
+                self.of_workloads.remove(&(Arc::clone(workload), place));
             }
         }
         let Some(record) = record else {
@@ -173,8 +163,7 @@ impl Pool {
         }
         self.held += u64::from(record.holder.is_some());
         if let Some(workload) = &record.workload {
-            let places = self.of_workloads.entry(workload.clone());
-            places.or_default().insert(place);
+            self.of_workloads.insert((Arc::clone(workload), place));
         }
         self.records.insert(place, record);
         before

@@ -2,6 +2,7 @@
 
 use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -9,7 +10,8 @@ use thiserror::Error;
 use crate::control::config::{Elastic, Name, PoolDefinition, PoolKind, VrfName};
 
 use super::blocks::{Block, Blocks};
-use super::{Place, Pool, Pools, Record, Undo};
+use super::undo::Undo;
+use super::{Place, Pool, Pools, Record};
 
 /// An entry by its name, as JSON; nothing where there is none any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,47 @@ struct Definition {
     elastic: Option<Elastic>,
     max: u32,
     blocks: Vec<Block>,
+}
+
+/// [`Record`], as it is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredRecord {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    workload: Option<String>,
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    reserved: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    holder: Option<String>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    order: u64,
+}
+
+// As serde asks for it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl From<&Record> for StoredRecord {
+    fn from(record: &Record) -> Self {
+        Self {
+            workload: record.workload.as_deref().map(str::to_owned),
+            reserved: record.reserved,
+            holder: record.holder.as_deref().map(str::to_owned),
+            order: record.order,
+        }
+    }
+}
+
+impl From<StoredRecord> for Record {
+    fn from(stored: StoredRecord) -> Self {
+        Self {
+            workload: stored.workload.map(Arc::from),
+            reserved: stored.reserved,
+            holder: stored.holder.map(Arc::from),
+            order: stored.order,
+        }
+    }
 }
 
 const POOL: &str = "pool";
@@ -124,7 +167,7 @@ impl Pools {
         let record = self.pools.get(name).and_then(|pool| pool.record(place));
         StoredPool {
             name: format!("{ADDRESS} {name} {}", place.address()),
-            json: record.map(json),
+            json: record.map(|record| json(&StoredRecord::from(record))),
         }
     }
 
@@ -146,8 +189,7 @@ impl Pools {
             };
             match entry(name, json).map_err(bad)? {
                 Entry::Pool(definition, blocks) => {
-                    let name = definition.name.clone();
-                    pools.pools.insert(name, Pool::new(definition, blocks));
+                    pools.add(definition, blocks);
                 }
                 Entry::Address(pool, place, record) => records.push((name, pool, place, record)),
             }
@@ -255,8 +297,9 @@ fn entry(name: &str, json: &[u8]) -> Result<Entry, String> {
             let address: IpAddr = address
                 .parse()
                 .map_err(|_| "it names no address".to_owned())?;
-            let record = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-            Ok(Entry::Address(pool, Place::from(address), record))
+            let record: StoredRecord =
+                serde_json::from_slice(json).map_err(|error| error.to_string())?;
+            Ok(Entry::Address(pool, Place::from(address), record.into()))
         }
         _ => Err("its name is of no kind that is known".to_owned()),
     }

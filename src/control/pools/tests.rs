@@ -5,7 +5,9 @@ use core::net::IpAddr;
 
 use proptest::prelude::*;
 
-use crate::control::config::{Config, Elastic, MAX_POOL};
+use crate::control::config::{
+    AddressRange, Amount, Config, Elastic, MAX_POOL, PoolDefinition, PoolKind, Released,
+};
 
 use super::*;
 
@@ -498,9 +500,10 @@ fn check(pools: &Pools) {
         assert_eq!(pool.available(), open + pool.free.count());
         assert_eq!(pool.kept(), records.len() as u64 - held - open);
     }
-    let known: BTreeMap<_, _> = pools
-        .holders()
-        .map(|it| (it, pools.held_by(it).len()))
+    let known = pools.holders();
+    let known: BTreeMap<_, _> = known
+        .iter()
+        .map(|it| (&**it, pools.held_by(it).len()))
         .collect();
     assert_eq!(known, holders);
 }
@@ -552,7 +555,7 @@ fn carry_out(pools: &mut Pools, space: &Space, step: &Step) -> Result<(), PoolEr
                 .unwrap()
                 .record(pair.place())
                 .unwrap();
-            assert!(record.reserved && record.workload.as_ref() == Some(&workload));
+            assert!(record.reserved && record.workload.as_deref() == Some(&workload[..]));
         }
         Step::Forget(pool, host) => {
             pools.forget(&named(pool), &Released::Address(address(host)))?;
