@@ -30,7 +30,7 @@ pub const TPID_CUSTOMER: u16 = 0x8100;
 pub const TPID_SERVICE: u16 = 0x88a8;
 
 /// Octets of a tag: protocol identifier and control information.
-const TAG: usize = 4;
+pub const TAG: usize = 4;
 /// The same, as offsets are counted.
 const TAG_OCTETS: u16 = 4;
 /// Octets of both Ethernet addresses, behind which a tag stands.

@@ -21,7 +21,7 @@ use nos_relay::lab::testbed::{LabNamespace, veth};
 pub(crate) struct Switch {
     pub(crate) namespace: LabNamespace,
     /// As long as these are open, frames pass.
-    _links: Vec<OwnedFd>,
+    links: Vec<OwnedFd>,
 }
 
 /// Where frames of a VLAN come out, without their tag.
@@ -47,8 +47,17 @@ impl Switch {
             namespace.sysctl(key, "1").unwrap();
         }
         veth((&namespace, "trunk"), trunk).unwrap();
+        Self::behind((namespace, "trunk"), ports)
+    }
+
+    /// The same around a trunk that is there.
+    pub(crate) fn behind(
+        (namespace, trunk): (LabNamespace, &str),
+        ports: &[Access<'_>],
+    ) -> Option<Self> {
+        namespace.set_up(trunk).unwrap();
         let index = |name: &str| namespace.link(name).unwrap().unwrap().index;
-        let to_trunk = index("trunk");
+        let to_trunk = index(trunk);
         let (mut links, mut outwards) = (Vec::new(), Vec::new());
         for port in ports {
             let name = format!("p{}", port.vlan);
@@ -61,15 +70,20 @@ impl Switch {
         let attach = |(index, program): &(u32, Vec<Instruction>)| attach(*index, program);
         let links = namespace.run(|| links.iter().map(attach).collect::<Result<Vec<_>, _>>());
         match links.unwrap() {
-            Ok(links) => Some(Self {
-                namespace,
-                _links: links,
-            }),
+            Ok(links) => Some(Self { namespace, links }),
             Err(errno) => {
                 super::skip(&format!("no eBPF programs behind interfaces: {errno}"));
                 None
             }
         }
+    }
+}
+
+impl Switch {
+    /// Has it switch for as long as the process lives, or its interfaces do. Returns where it is.
+    pub(crate) fn keep(self) -> LabNamespace {
+        self.links.into_iter().for_each(std::mem::forget);
+        self.namespace
     }
 }
 

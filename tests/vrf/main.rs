@@ -152,6 +152,37 @@ mod nothing_of_one_vrf_is_seen_in_another {
         }
     }
 
+    fn over_vlans(variant: Variant) {
+        if !variant.is_possible() {
+            return;
+        }
+        if let Some(twins) = Twins::try_edited(variant, Uplinks::Vlans, &[], |config| config) {
+            nothing_is_seen(&twins);
+            for side in twins.sides() {
+                let drops = twins.daemon.uplink(side.uplink).link.drops;
+                assert_eq!(drops.get("vlan"), None, "{drops:?}");
+            }
+        }
+    }
+
+    lab_test! {
+        fn vlans_of_one_uplink_single() {
+            over_vlans(Variant::PLAIN);
+        }
+    }
+
+    lab_test! {
+        fn vlans_of_one_uplink_split() {
+            over_vlans(Variant { device: "tap", threads: "split", offload: [true, true] });
+        }
+    }
+
+    lab_test! {
+        fn vlans_of_one_uplink_split_plain() {
+            over_vlans(Variant { device: "tap", threads: "split", offload: [false, false] });
+        }
+    }
+
     lab_test! {
         fn tap_uplinks_single() {
             over_taps(Variant { device: "tap", ..Variant::PLAIN });

@@ -28,15 +28,13 @@ use nos_shim::frame::{
 use nos_shim::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, ether_type, protocol,
 };
-use nos_shim::vlan::TPID_CUSTOMER;
+use nos_shim::vlan::{TAG, TPID_CUSTOMER};
 use std::num::NonZeroU16;
 
 /// Octets of a UDP header (RFC 768).
 const UDP_HEADER: usize = 8;
-/// Octets of the longest headers that a run may have: no options, no extension headers.
+/// Octets of the longest headers that a run may have: a tag, but no options and no extension headers.
 const LONGEST: usize = TAG + ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER;
-/// Octets of a tag that may stand in front of them (IEEE 802.1Q).
-const TAG: usize = 4;
 const DONT_FRAGMENT: u16 = 0x4000;
 /// Where a UDP header has its checksum.
 const CHECKSUM_OFFSET: u16 = 6;

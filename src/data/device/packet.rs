@@ -50,7 +50,7 @@ use nos_shim::drop::DropReason;
 use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, Offload, VNET_HEADER};
 use nos_shim::ident::MacAddr;
 use nos_shim::offload::{Capabilities, Dropped};
-use nos_shim::vlan::VlanId;
+use nos_shim::vlan::{TAG, VlanId};
 
 use super::character;
 use super::injection::{Injected, Injection, Tunnels, is_of_tunnel};
@@ -265,6 +265,9 @@ impl FrameDevice for PacketSocket {
         let without = tagged::put_in(vlan, burst, pool, &mut self.counters.sent.drops);
         let mut sent = self.send_as_they_are(burst, pool, batch);
         tagged::take_back(vlan, burst);
+        let tags = sent.frames * TAG;
+        self.counters.sent.octets -= tags as u64;
+        sent.octets -= tags;
         sent.dropped += without;
         sent
     }

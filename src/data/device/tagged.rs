@@ -8,7 +8,8 @@
 //!
 //! A tag is put in by moving both addresses into the headroom, and taken out by moving them back: nothing
 //! else of the frame is touched. The device inside sees ordinary frames, whose offload begins four octets
-//! further behind. Frames that it gives back, to be adapted, get their tags taken out again.
+//! further behind. Frames that it gives back, to be adapted, get their tags taken out again. Octets are
+//! counted without tags, as Linux does it for its VLAN interfaces.
 //!
 //! The super-frames of tunnels are cut before they come here: a device is told of more places in them than a
 //! tag moves.
@@ -19,7 +20,7 @@ use nix::errno::Errno;
 use nos_shim::drop::{DropCounters, DropReason};
 use nos_shim::frame::{Burst, FramePool};
 use nos_shim::offload::Capabilities;
-use nos_shim::vlan::{VlanId, insert_tag, remove_tag};
+use nos_shim::vlan::{TAG, VlanId, insert_tag, remove_tag};
 
 use super::{Batch, DeviceCounters, DeviceKind, FrameDevice, Inspector, Received, Sent};
 
@@ -31,9 +32,11 @@ pub(super) const NOT_TAGGED: Capabilities = Capabilities::TUNNEL.union(Capabilit
 pub struct Tagged<D> {
     device: D,
     vlan: VlanId,
-    /// Frames that the device has handed up, and are none of the VLAN's; and their octets.
+    /// What the device has handed up beside the VLAN's frames without their tags: frames and octets.
     foreign: (u64, u64),
-    /// Why they, and those with no room for a tag, were dropped.
+    /// Octets of tags that were sent.
+    tags: u64,
+    /// Why frames of others, and those with no room for a tag, were dropped.
     drops: [DropCounters; 2],
     counters: DeviceCounters,
 }
@@ -45,13 +48,14 @@ impl<D: FrameDevice> Tagged<D> {
             device,
             vlan,
             foreign: (0, 0),
+            tags: 0,
             drops: [DropCounters::default(); 2],
             counters: DeviceCounters::default(),
         }
     }
 
-    /// Takes the tags out of the frames from number `first` on. Returns how many frames, of how many octets,
-    /// were none of the VLAN's.
+    /// Takes the tags out of the frames from number `first` on. Returns how many frames were none of the
+    /// VLAN's, and how many octets they and the tags had.
     fn take_out(
         &mut self,
         burst: &mut Burst,
@@ -61,7 +65,10 @@ impl<D: FrameDevice> Tagged<D> {
         let (mut at, mut dropped) = (first, (0, 0));
         while let Some(frame) = burst.get_mut(at) {
             match remove_tag(frame, self.vlan) {
-                Ok(()) => at += 1,
+                Ok(()) => {
+                    at += 1;
+                    dropped.1 += TAG;
+                }
                 Err(reason) => {
                     dropped = (dropped.0 + 1, dropped.1 + frame.len());
                     self.drops[0].add(reason, 1);
@@ -78,6 +85,7 @@ impl<D: FrameDevice> Tagged<D> {
         let DeviceCounters { received, sent, .. } = &mut self.counters;
         received.frames -= self.foreign.0;
         received.octets -= self.foreign.1;
+        sent.octets -= self.tags;
         received.drops.merge(&self.drops[0]);
         sent.drops.merge(&self.drops[1]);
     }
@@ -132,6 +140,9 @@ impl<D: FrameDevice> FrameDevice for Tagged<D> {
         let without = put_in(self.vlan, burst, pool, &mut self.drops[1]);
         let mut sent = self.device.send(burst, pool, batch);
         take_back(self.vlan, burst);
+        let tags = sent.frames * TAG;
+        self.tags += tags as u64;
+        sent.octets -= tags;
         sent.dropped += without;
         self.count();
         sent
