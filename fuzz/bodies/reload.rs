@@ -219,7 +219,10 @@ impl Uplink {
             &[
                 ("name", quoted(format_args!("up{number}"))),
                 ("device", quoted(format_args!("{kind}:i{interface}"))),
-                ("vlan", vlan.map_or_else(String::new, |vlan| vlan.to_string())),
+                (
+                    "vlan",
+                    vlan.map_or_else(String::new, |vlan| vlan.to_string()),
+                ),
                 ("vrf", quoted(vrf(self.red))),
                 ("addresses", list(networks)),
                 ("mtu", (1280 + 20 * u32::from(self.mtu)).to_string()),

@@ -31,7 +31,7 @@ fn options(id: u16) -> PacketOptions {
 }
 
 /// A packet socket with a VLAN, whose frames have no tag at the far end: `eth0` of `lab`.
-fn switched(lab: LabNamespace, id: u16, priority: u16) -> Option<Opened> {
+pub(crate) fn switched(lab: LabNamespace, id: u16, priority: u16) -> Option<Opened> {
     let trunk = quiet("trunk");
     let access = Access {
         vlan: id,
@@ -169,7 +169,7 @@ fn of_table(socket: &mut Polled, own: &str, shown: u64) -> u64 {
     let frames: Vec<_> = frames.iter().map(|frame| frame.bytes().to_vec()).collect();
     assert_eq!(frames, expected, "{own}");
     let drops = socket.device.counters().received.drops;
-    assert_eq!(drops.total(), drops.get(DropReason::Vlan));
+    assert_eq!(drops.total(), drops.of(DropReason::Vlan));
     drops.total()
 }
 

@@ -29,6 +29,7 @@ pub(crate) struct Twins {
     pub(crate) red: LabNamespace,
     pub(crate) config: String,
     /// Between the NOS and the networks, where these are VLANs.
+    #[allow(dead_code, reason = "kept for as long as it is to switch")]
     pub(crate) switch: Option<Switch>,
 }
 

@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(own, [frame(&[], 11), frame(&[], 13)]);
         let DeviceCounters { received, sent, .. } = near.counters();
         assert_eq!(
-            (received.frames, received.drops.get(DropReason::Vlan)),
+            (received.frames, received.drops.of(DropReason::Vlan)),
             (2, 3)
         );
         assert_eq!((sent.frames, sent.drops.total()), (1, 0));
@@ -259,6 +259,6 @@ mod tests {
         burst[1].push_front(headroom).unwrap();
         let sent = near.send_burst(&mut burst, &mut pool);
         assert_eq!((sent.frames, sent.dropped), (2, 1));
-        assert_eq!(near.counters().sent.drops.get(DropReason::DeviceError), 1);
+        assert_eq!(near.counters().sent.drops.of(DropReason::DeviceError), 1);
     }
 }
