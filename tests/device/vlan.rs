@@ -12,8 +12,8 @@ use pcap_file::pcapng::{Block, PcapNgParser};
 
 use crate::bulk::{check_bulk, host};
 use crate::harness::{
-    KERNEL, LIMIT, Opened, Polled, US, configured, ethernet, is_udp, packet, quiet, taps, to_us,
-    udp_datagram, udp_socket,
+    KERNEL, LIMIT, Opened, Polled, US, configured, ethernet, is_udp, packet, quiet, tap, taps,
+    to_us, udp_datagram, udp_socket,
 };
 use crate::support::lab_test;
 use crate::support::switch::{Access, Switch};
@@ -101,8 +101,7 @@ lab_test! {
         let Some(one) = tagged_tap(host("one"), 910, Capabilities::empty()) else {
             return;
         };
-        let two = packet(host("two"), PacketOptions { offload: Capabilities::empty(), ..PacketOptions::default() });
-        check_bulk([one, two], 4 << 20);
+        check_bulk([one, tap(host("two"), Capabilities::empty())], 4 << 20);
     }
 }
 

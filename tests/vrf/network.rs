@@ -193,13 +193,14 @@ impl Twins {
             }
         };
         settle(&red, RED_INTERFACE, red_mac());
-        let mut config = edit(config(&topology, variant));
+        let mut config = config(&topology, variant);
         if uplinks == Uplinks::Vlans {
             for (interface, vlan) in [Topology::UPLINK, RED_UPLINK].iter().zip(VLANS) {
                 let vlan = format!("packet:{}\"\nvlan = {vlan}\n", Topology::UPLINK);
                 config = edited(&config, &format!("packet:{interface}\"\n"), &vlan);
             }
         }
+        let mut config = edit(config);
         let wires = [(Topology::UPLINK, "tx", "bx"), (RED_UPLINK, "tr", "br")];
         if uplinks == Uplinks::Taps {
             for (interface, tap, _) in wires {
