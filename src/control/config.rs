@@ -204,7 +204,7 @@ impl Uplink {
     /// The most groups of an uplink: each packet to a group is compared with all of them.
     pub const MAX_GROUPS: usize = 256;
     /// The most uplinks of an interface: each has a socket, and the kernel asks each whether a frame is for it.
-    pub const MAX_ON_DEVICE: usize = 1024;
+    pub const MAX_ON_DEVICE: usize = 256;
 }
 
 /// The device behind an uplink.

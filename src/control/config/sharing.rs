@@ -40,7 +40,8 @@ impl<'a> Shared<'a> {
         let first = *self.first.get_or_insert(uplink);
         let is_packet = |entry: &UplinkEntry| matches!(entry.device.value, UplinkDevice::Packet(_));
         let tags = uplink.vlan.is_some() || first.vlan.is_some();
-        if !core::ptr::eq(first, uplink) && !(is_packet(first) && is_packet(uplink)) {
+        let may_share = core::ptr::eq(first, uplink) || is_packet(first) && is_packet(uplink);
+        if !may_share {
             let on = report.on(first.device.place);
             let hint = match tags {
                 true => "; only with \"packet:\" may uplinks of several VLANs share one",

@@ -45,13 +45,16 @@ fn mac(number: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, number])
 }
 
+/// An interface, and a VLAN of it.
+type Place = (u8, Option<u16>);
+
 /// Raw material of a valid state.
 #[derive(Clone, Debug)]
 struct Draft {
     /// By VRF and network: which uplink has it, if any. It has none of another VRF than its own.
     networks: Vec<Option<u8>>,
     /// By uplink: interface and VLAN of it, MAC address, MTU of the device; whether it is there; the VRF.
-    devices: Vec<((u8, Option<u16>), u8, u16, bool, u8)>,
+    devices: Vec<(Place, u8, u16, bool, u8)>,
     containers: Vec<Option<DraftContainer>>,
     /// By VRF and block: a service on its first port; whether it is for some alone.
     services: Vec<Option<bool>>,
