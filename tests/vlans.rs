@@ -29,7 +29,7 @@ use nos_shim::ident::MacAddr;
 use pcap_file::pcapng::{Block, PcapNgParser};
 use support::daemon::{Daemon, LIMIT, await_that, program};
 use support::lab_test;
-use support::scenario::{FAMILIES, V4, Variant, edited};
+use support::scenario::{FAMILIES, Family, V4, Variant, edited};
 use support::switch::{Access, Switch};
 use support::traffic::{Flood, WINDOW};
 use support::wire::{self, Wire};
@@ -49,14 +49,12 @@ fn edited_twins(variant: Variant, edit: impl FnOnce(String) -> String) -> Option
 
 /// Datagrams both ways between each network and its container, of which none may be lost.
 fn floods(twins: &Twins) -> Vec<Flood> {
-    let flood = |side: Side<'_>| {
-        FAMILIES.map(|family| {
-            let any = |port| SocketAddr::from((family.any, port));
-            let to = family.nos_port(20_100 + u16::from(family.is_v6()));
-            Flood::start((side.external, any(0)), (side.web, any(to.port()), to))
-        })
+    let flood = |(side, family): (Side<'_>, Family)| {
+        let any = |port| SocketAddr::from((family.any, port));
+        let to = family.nos_port(20_100);
+        Flood::start((side.external, any(0)), (side.web, any(to.port()), to))
     };
-    twins.sides().into_iter().flat_map(flood).collect()
+    twins.sides().into_iter().zip(FAMILIES).map(flood).collect()
 }
 
 fn assert_nothing_lost(floods: Vec<Flood>) {
