@@ -438,6 +438,7 @@ fn counters() -> Response {
             groups: vec!["239.1.2.3".parse().unwrap(), "ff05::1234".parse().unwrap()],
             runtime_groups: vec!["ff05::1234".parse().unwrap()],
             address_conflicts: 2,
+            vlan: Some(910),
             link: link("packet", "hx"),
         }],
         turns: vec![Turns {
@@ -653,12 +654,13 @@ relay-to-nos             256           2                1
 
 UPLINK  STATE  INTERFACE                   TRAFFIC
 up0     up     hx (packet)                 received 7340032 packets, 10.7 GB
-               mac 02:00:5e:10:00:01       sent 3 packets, 222 B
-               203.0.113.1/24              dropped 4 source-port
-               group 239.1.2.3             dropped 9 in the device's queue
-               group ff05::1234 (runtime)  cut 5 super-frames over 64 KiB
-               mtu 1500, vrf default       device refused 1 uso
-               offload checksum tso4 tso6  address conflicts 2
+               vlan 910                    sent 3 packets, 222 B
+               mac 02:00:5e:10:00:01       dropped 4 source-port
+               203.0.113.1/24              dropped 9 in the device's queue
+               group 239.1.2.3             cut 5 super-frames over 64 KiB
+               group ff05::1234 (runtime)  device refused 1 uso
+               mtu 1500, vrf default       address conflicts 2
+               offload checksum tso4 tso6
 
 THREAD  STAGE    OVER 1000 us  LONGEST
 data    turn                2  5120 us

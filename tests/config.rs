@@ -20,6 +20,7 @@ use nos_relay::control::plan::{
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{Outside, PortRange};
 use nos_shim::shim::Upstream;
+use nos_shim::vlan::VlanId;
 use proptest::prelude::*;
 
 /// Every key, none at its default.
@@ -34,6 +35,7 @@ io_uring = "off"
 name = "up0"
 device = "packet:hx"
 addresses = ["203.0.113.1/24", "2001:db8:1::1/64"]
+vlan = 910
 mtu = 9000
 redirects = false
 groups = ["239.1.2.3", "ff05::1234"]
@@ -132,6 +134,7 @@ fn every_key_is_read() {
     assert_eq!(up0.device, UplinkDevice::Packet("hx".parse().unwrap()));
     let addresses: Vec<_> = up0.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["203.0.113.1/24", "2001:db8:1::1/64"]);
+    assert_eq!((up0.vlan.map(VlanId::get), up1.vlan), (Some(910), None));
     assert_eq!(up0.mtu.octets(), 9000);
     assert_eq!(up0.mac.unwrap().to_string(), "02:00:5e:10:00:01");
     assert!(!up0.offload && !up0.redirects);
@@ -166,6 +169,21 @@ fn every_key_is_read() {
     let nos = &config.services[&VrfName::Default];
     assert_eq!(nos.services, services);
     assert!(!nos.ping);
+}
+
+#[test]
+fn an_interface_has_so_many_uplinks() {
+    let uplink = |vlan: usize| {
+        format!(
+            "[[uplink]]\nname = \"v{vlan}\"\ndevice = \"packet:hx\"\nvlan = {vlan}\naddresses = []\n"
+        )
+    };
+    let text: String = (1..Uplink::MAX_ON_DEVICE).map(uplink).collect();
+    let text = format!("{UPLINK}{text}");
+    assert_eq!(config(&text).uplinks.len(), Uplink::MAX_ON_DEVICE);
+    let errors = errors(&format!("{text}{}", uplink(Uplink::MAX_ON_DEVICE))).to_string();
+    let reason = "hx has more than 256 uplinks, the most of an interface";
+    assert!(errors.contains(reason), "{errors}");
 }
 
 #[test]

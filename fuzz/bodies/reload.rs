@@ -197,6 +197,12 @@ fn capture(number: Option<u8>) -> String {
 impl Uplink {
     fn write(&self, number: u8, text: &mut String) {
         let kind = if self.tap { "tap" } else { "packet" };
+        // Some are VLANs, some of one interface.
+        let vlan = (self.groups & 0x80 != 0).then(|| 1 + u16::from(self.groups >> 2 & 7));
+        let interface = match vlan {
+            Some(_) if self.groups & 0x40 != 0 => 0,
+            _ => number,
+        };
         let networks = bits(self.networks, 4).map(|network| {
             // Each uplink has its own, so that those of two never overlap.
             let net = 4 * number + network;
@@ -212,7 +218,11 @@ impl Uplink {
             "[[uplink]]",
             &[
                 ("name", quoted(format_args!("up{number}"))),
-                ("device", quoted(format_args!("{kind}:i{number}"))),
+                ("device", quoted(format_args!("{kind}:i{interface}"))),
+                (
+                    "vlan",
+                    vlan.map_or_else(String::new, |vlan| vlan.to_string()),
+                ),
                 ("vrf", quoted(vrf(self.red))),
                 ("addresses", list(networks)),
                 ("mtu", (1280 + 20 * u32::from(self.mtu)).to_string()),

@@ -13,9 +13,15 @@
 //! - Behind a tag there are its EtherType and two octets more, or the frame is dropped.
 //!
 //! No hot path comes here: a frame does when its EtherType is none that is known.
+//!
+//! An interface that is one VLAN of another one's ([`VlanId`]) has its frames without their tag, which
+//! whoever owns the device takes out ([`remove_tag`]) and puts in ([`insert_tag`]). So the NOS sees a link
+//! like any other.
+
+use core::fmt;
 
 use crate::drop::DropReason;
-use crate::frame::{Checksum, Frame};
+use crate::frame::{Checksum, Frame, FrameFull};
 use crate::packet::{Packet, Rejected};
 
 /// Tag protocol identifier of a customer tag (IEEE 802.1Q §9.5).
@@ -24,7 +30,9 @@ pub const TPID_CUSTOMER: u16 = 0x8100;
 pub const TPID_SERVICE: u16 = 0x88a8;
 
 /// Octets of a tag: protocol identifier and control information.
-const TAG: usize = 4;
+pub const TAG: usize = 4;
+/// The same, as offsets are counted.
+const TAG_OCTETS: u16 = 4;
 /// Octets of both Ethernet addresses, behind which a tag stands.
 const MAC_ADDRESSES: usize = 12;
 /// Octets behind a tag without which Linux does not take it out: EtherType, and as much again.
@@ -32,6 +40,100 @@ const LEAST_BEHIND: usize = 4;
 /// The bits of a tag's control information that name a VLAN; the others are priority and drop
 /// eligibility.
 const VLAN_ID: u16 = 0xfff;
+
+/// Names a VLAN: 1 to 4094 (IEEE 802.1Q §9.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VlanId(u16);
+
+impl VlanId {
+    /// The lowest; 0 names none.
+    pub const MIN: u16 = 1;
+    /// The highest; 4095 is reserved.
+    pub const MAX: u16 = 4094;
+
+    /// `None` for a number that names no VLAN.
+    #[must_use]
+    pub fn new(id: u16) -> Option<Self> {
+        (Self::MIN..=Self::MAX).contains(&id).then_some(Self(id))
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u16 {
+        self.0
+    }
+
+    /// Whether a customer tag with this control information is one of this VLAN, whatever its priority.
+    #[must_use]
+    pub fn is_in(self, control: u16) -> bool {
+        control & VLAN_ID == self.0
+    }
+
+    /// The customer tag of a frame of this VLAN, of the lowest priority.
+    #[must_use]
+    pub fn tag(self) -> [u8; TAG] {
+        let ([t0, t1], [c0, c1]) = (TPID_CUSTOMER.to_be_bytes(), self.0.to_be_bytes());
+        [t0, t1, c0, c1]
+    }
+}
+
+impl fmt::Display for VlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Puts the tag of a VLAN into a frame, behind its addresses: these move into the headroom, and nothing
+/// else does. A checksum that is to be completed is found where it is then.
+///
+/// What else is said of the frame (parse results, the packet in a tunnel's super-frame) is not right any
+/// more.
+///
+/// # Errors
+///
+/// [`FrameFull`] when there is no headroom for a tag; the frame is left as it was.
+pub fn insert_tag(frame: &mut Frame, vlan: VlanId) -> Result<(), FrameFull> {
+    frame.push_front(TAG)?;
+    let octets = frame.bytes_mut();
+    if octets.len() >= MAC_ADDRESSES + TAG {
+        octets.copy_within(TAG..TAG + MAC_ADDRESSES, 0);
+        octets[MAC_ADDRESSES..MAC_ADDRESSES + TAG].copy_from_slice(&vlan.tag());
+    }
+    let mut offload = frame.offload();
+    if let Checksum::Partial { start, .. } = &mut offload.checksum {
+        *start = start.saturating_add(TAG_OCTETS);
+        frame.set_offload(offload);
+    }
+    Ok(())
+}
+
+/// Takes the tag of a VLAN out of a frame, if that is its first.
+///
+/// # Errors
+///
+/// Why it is no frame of the VLAN's: [`DropReason::Vlan`] if it has another tag, or none;
+/// [`DropReason::FrameLength`] if nothing is behind the tag; [`DropReason::OffloadHeader`] if a checksum is to start before
+/// that. The frame is then left as it was.
+pub fn remove_tag(frame: &mut Frame, vlan: VlanId) -> Result<(), DropReason> {
+    let (_, behind) = frame
+        .bytes()
+        .split_at_checked(MAC_ADDRESSES)
+        .ok_or(DropReason::FrameLength)?;
+    let Some((&[t0, t1, c0, c1], rest)) = behind.split_first_chunk::<TAG>() else {
+        return Err(DropReason::FrameLength);
+    };
+    let (tpid, control) = (u16::from_be_bytes([t0, t1]), u16::from_be_bytes([c0, c1]));
+    if tpid != TPID_CUSTOMER || !vlan.is_in(control) {
+        return Err(DropReason::Vlan);
+    }
+    if rest.len() < LEAST_BEHIND {
+        return Err(DropReason::FrameLength);
+    }
+    move_checksum(frame, TAG_OCTETS)?;
+    frame.bytes_mut().copy_within(..MAC_ADDRESSES, TAG);
+    frame.trim_front(TAG);
+    Ok(())
+}
 
 /// Whether a tag's control information names no VLAN.
 #[must_use]

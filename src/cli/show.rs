@@ -405,10 +405,9 @@ fn policy(row: &Attachment) -> Vec<String> {
 fn uplinks(rows: &[Uplink]) -> String {
     let cells =
         rows.iter().map(|row| {
-            let mut interface = vec![
-                format!("{} ({})", row.link.interface, row.link.device),
-                format!("mac {}", row.link.mac),
-            ];
+            let mut interface = vec![format!("{} ({})", row.link.interface, row.link.device)];
+            interface.extend(row.vlan.map(|vlan| format!("vlan {vlan}")));
+            interface.push(format!("mac {}", row.link.mac));
             interface.extend(row.addresses.iter().map(|address| {
                 match row.runtime_addresses.contains(address) {
                     true => format!("{address} (runtime)"),

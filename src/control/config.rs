@@ -32,6 +32,7 @@ use nos_shim::ident::MacAddr;
 use nos_shim::ports::{AddressMode, Outside, Policy, PortRange};
 use nos_shim::prefix_set::PrefixSet;
 use nos_shim::shim::Upstream;
+use nos_shim::vlan::VlanId;
 use thiserror::Error;
 
 use crate::control::api::Access;
@@ -52,6 +53,7 @@ mod report;
 mod restart;
 mod routing;
 mod runtime;
+mod sharing;
 mod values;
 mod vrf;
 
@@ -179,8 +181,11 @@ impl fmt::Display for IoUring {
 pub struct Uplink {
     /// Unique among uplinks.
     pub name: Name,
-    /// The device behind it; unique among uplinks.
+    /// The device behind it. With its VLAN it is unique among uplinks; only of a packet socket's interface
+    /// several uplinks have VLANs, at most [`Self::MAX_ON_DEVICE`].
     pub device: UplinkDevice,
+    /// The VLAN of the device that it is; `None` for the frames without a tag.
+    pub vlan: Option<VlanId>,
     /// Addresses of the NOS with their network's prefix length; at least one. No two uplinks of a VRF
     /// share one.
     pub addresses: Vec<IpNet>,
@@ -204,6 +209,8 @@ pub struct Uplink {
 impl Uplink {
     /// The most groups of an uplink: each packet to a group is compared with all of them.
     pub const MAX_GROUPS: usize = 256;
+    /// The most uplinks of an interface: each has a socket, and the kernel asks each whether a frame is for it.
+    pub const MAX_ON_DEVICE: usize = 256;
 }
 
 /// The device behind an uplink.

@@ -8,6 +8,7 @@ use crate::harness::{
     Opened, Polled, configured, is_udp, packet, quiet, tap, taps, udp_datagram, udp_socket,
 };
 use crate::support::lab_test;
+use crate::vlan::switched;
 
 /// Kinds that take super-frames of UDP.
 fn kinds() -> Vec<Opened> {
@@ -15,6 +16,7 @@ fn kinds() -> Vec<Opened> {
     if taps() {
         kinds.push(tap(quiet("tap"), Capabilities::all()));
     }
+    kinds.extend(switched(quiet("vlan"), 910, 0));
     let kinds = kinds.into_iter().map(configured);
     // Linux has no UDP super-frames on a TAP before 6.2.
     kinds

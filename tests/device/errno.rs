@@ -13,7 +13,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nos_relay::data::device::{
     DeviceKind, Egress, FrameDevice, LinkState, Next, OpenError, PacketOptions, PacketSocket,
-    Uring, open_tap,
+    Shown, Uring, open_tap,
 };
 use nos_relay::data::engine::Engine;
 use nos_relay::data::event_loop::{Event, EventLoop, Listener};
@@ -24,6 +24,7 @@ use nos_shim::drop::DropReason;
 use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME};
 use nos_shim::ident::{AttachmentId, Interface};
 use nos_shim::offload::Capabilities;
+use nos_shim::vlan::VlanId;
 
 use crate::harness::{LIMIT, Polled, every_kind, quiet, taps, to_us, udp_datagram, udp_socket};
 use crate::support::lab_test;
@@ -344,6 +345,12 @@ lab_test! {
             for errno in every_errno() {
                 let told = failing(&calls, errno, || (inspector.link(), inspector.kernel_drops()));
                 assert_eq!(told, (LinkState::Gone, 0), "{kind}: {errno}");
+                for shown in [Shown::Only(VlanId::new(5).unwrap()), Shown::AllBut(Vec::new())] {
+                    let options = [Call(libc::SYS_setsockopt, None)];
+                    let told = failing(&options, errno, || inspector.show(&shown));
+                    let is_packet = kind == DeviceKind::Packet;
+                    assert_eq!(told.err(), is_packet.then_some(errno), "{kind}: {shown:?}");
+                }
             }
             assert_eq!(inspector.link(), LinkState::Up, "{kind}");
         }

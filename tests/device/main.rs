@@ -21,3 +21,4 @@ mod refusal;
 mod state;
 mod talk;
 mod uring;
+mod vlan;

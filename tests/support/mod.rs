@@ -22,6 +22,7 @@ pub(crate) mod names;
 pub(crate) mod requests;
 pub(crate) mod scenario;
 pub(crate) mod supervisor;
+pub(crate) mod switch;
 pub(crate) mod traffic;
 pub(crate) mod wire;
 

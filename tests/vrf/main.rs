@@ -152,6 +152,42 @@ mod nothing_of_one_vrf_is_seen_in_another {
         }
     }
 
+    fn over_vlans(variant: Variant) {
+        if !variant.is_possible() {
+            return;
+        }
+        if let Some(twins) = Twins::try_edited(variant, Uplinks::Vlans, &[], |config| config) {
+            // Until both were open, frames of one were nobody's.
+            let foreign = || {
+                twins.sides().map(|side| {
+                    let drops = twins.daemon.uplink(side.uplink).link.drops;
+                    drops.get("vlan").copied()
+                })
+            };
+            let before = foreign();
+            nothing_is_seen(&twins);
+            assert_eq!(foreign(), before);
+        }
+    }
+
+    lab_test! {
+        fn vlans_of_one_uplink_single() {
+            over_vlans(Variant::PLAIN);
+        }
+    }
+
+    lab_test! {
+        fn vlans_of_one_uplink_split() {
+            over_vlans(Variant { device: "tap", threads: "split", offload: [true, true] });
+        }
+    }
+
+    lab_test! {
+        fn vlans_of_one_uplink_split_plain() {
+            over_vlans(Variant { device: "tap", threads: "split", offload: [false, false] });
+        }
+    }
+
     lab_test! {
         fn tap_uplinks_single() {
             over_taps(Variant { device: "tap", ..Variant::PLAIN });

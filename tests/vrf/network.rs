@@ -7,6 +7,7 @@ use nos_shim::ident::MacAddr;
 
 use crate::support::daemon::{Daemon, LIMIT};
 use crate::support::scenario::{Family, Variant, edited};
+use crate::support::switch::{Access, Switch};
 
 /// How the NOS is joined to the networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub(crate) enum Uplinks {
     PacketSockets,
     /// It has a TAP for each, and the host a bridge between that and the wire.
     Taps,
+    /// It has one wire, on which each network is a VLAN, and a switch is at the other end.
+    Vlans,
 }
 
 /// Two VRFs, `default` with X and `red` with R, which have the same addresses. In each, one container
@@ -25,6 +28,9 @@ pub(crate) struct Twins {
     pub(crate) topology: Topology,
     pub(crate) red: LabNamespace,
     pub(crate) config: String,
+    /// Between the NOS and the networks, where these are VLANs.
+    #[allow(dead_code, reason = "kept for as long as it is to switch")]
+    pub(crate) switch: Option<Switch>,
 }
 
 /// One VRF.
@@ -44,6 +50,9 @@ pub(crate) struct Side<'a> {
     /// A port that is somebody's here, and nobody's in the other VRF.
     pub(crate) only: u16,
 }
+
+/// The VLANs of `default` and `red`, where they are such.
+pub(crate) const VLANS: [u16; 2] = [910, 920];
 
 const RED_UPLINK: &str = "hr";
 const RED_INTERFACE: &str = "rh";
@@ -110,6 +119,39 @@ fn config(topology: &Topology, variant: Variant) -> String {
     .join("\n")
 }
 
+/// Gives an outsider its addresses.
+fn settle(host: &LabNamespace, interface: &str, mac: MacAddr) {
+    host.set_mac(interface, mac).unwrap();
+    for address in Topology::external_addresses() {
+        host.add_address(interface, address).unwrap();
+    }
+}
+
+/// Puts a switch between the NOS and both networks.
+fn switch(topology: &Topology, red: &LabNamespace) -> Option<Switch> {
+    let Topology {
+        device, external, ..
+    } = topology;
+    device.delete_link(Topology::UPLINK).unwrap();
+    let hosts = [
+        (external, Topology::EXTERNAL_INTERFACE),
+        (red, RED_INTERFACE),
+    ];
+    let ports = VLANS.iter().zip(hosts).map(|(&vlan, host)| Access {
+        vlan,
+        priority: 0,
+        host,
+    });
+    let ports: Vec<_> = ports.collect();
+    let switch = Switch::new((device, Topology::UPLINK), &ports)?;
+    settle(
+        external,
+        Topology::EXTERNAL_INTERFACE,
+        Topology::external_mac(),
+    );
+    Some(switch)
+}
+
 impl Twins {
     pub(crate) fn new(variant: Variant) -> Self {
         Self::with(variant, Uplinks::PacketSockets)
@@ -126,6 +168,16 @@ impl Twins {
         more: &[&str],
         edit: impl FnOnce(String) -> String,
     ) -> Self {
+        Self::try_edited(variant, uplinks, more, edit).expect("the kernel has what it takes")
+    }
+
+    /// The same; `None` where the kernel has no switch.
+    pub(crate) fn try_edited(
+        variant: Variant,
+        uplinks: Uplinks,
+        more: &[&str],
+        edit: impl FnOnce(String) -> String,
+    ) -> Option<Self> {
         let containers = [&["web", "db", "red-web", "red-db"], more].concat();
         let topology = Topology::new(&containers).unwrap();
         let red = LabNamespace::new("R").unwrap();
@@ -133,12 +185,22 @@ impl Twins {
         device
             .sysctl("net/ipv6/conf/default/disable_ipv6", "1")
             .unwrap();
-        veth((device, RED_UPLINK), (&red, RED_INTERFACE)).unwrap();
-        red.set_mac(RED_INTERFACE, red_mac()).unwrap();
-        for address in Topology::external_addresses() {
-            red.add_address(RED_INTERFACE, address).unwrap();
+        let switch = match uplinks {
+            Uplinks::Vlans => Some(switch(&topology, &red)?),
+            Uplinks::PacketSockets | Uplinks::Taps => {
+                veth((device, RED_UPLINK), (&red, RED_INTERFACE)).unwrap();
+                None
+            }
+        };
+        settle(&red, RED_INTERFACE, red_mac());
+        let mut config = config(&topology, variant);
+        if uplinks == Uplinks::Vlans {
+            for (interface, vlan) in [Topology::UPLINK, RED_UPLINK].iter().zip(VLANS) {
+                let vlan = format!("packet:{}\"\nvlan = {vlan}\n", Topology::UPLINK);
+                config = edited(&config, &format!("packet:{interface}\"\n"), &vlan);
+            }
         }
-        let mut config = edit(config(&topology, variant));
+        let mut config = edit(config);
         let wires = [(Topology::UPLINK, "tx", "bx"), (RED_UPLINK, "tr", "br")];
         if uplinks == Uplinks::Taps {
             for (interface, tap, _) in wires {
@@ -158,12 +220,13 @@ impl Twins {
         device
             .sysctl("net/ipv6/conf/default/disable_ipv6", "0")
             .unwrap();
-        Self {
+        Some(Self {
             daemon,
             topology,
             red,
             config,
-        }
+            switch,
+        })
     }
 
     pub(crate) fn sides(&self) -> [Side<'_>; 2] {

@@ -300,7 +300,7 @@ lab_test! {
         change(daemon, &json!({"type": "address-add", "uplink": "up1", "address": "203.0.113.77/24"}));
         let before = registrations(daemon);
         assert_eq!(before.len(), 5, "{before:#?}");
-        let Twins { mut daemon, topology, red, config } = twins;
+        let Twins { mut daemon, topology, red, config, .. } = twins;
         for kill in [true, false, true] {
             daemon.forget_counters();
             let files = match kill {

@@ -46,7 +46,59 @@ fn moved(offload: Offload, octets: u16) -> Offload {
     offload
 }
 
+/// Any VLAN.
+fn vlans() -> impl Strategy<Value = VlanId> {
+    (VlanId::MIN..=VlanId::MAX).prop_map(|id| VlanId::new(id).unwrap())
+}
+
 proptest! {
+    #[test]
+    fn a_tag_is_put_in_and_taken_out(craft in super_crafts(), size in 1_u16..1500, vlan in vlans(), priority in 0_u16..16) {
+        let (octets, offload) = craft.super_frame(craft.segment_size(size), false);
+        let mut pool = FramePool::new(1, MAX_FRAME);
+        let mut frame = pool.copy_from(&octets).unwrap();
+        frame.set_offload(offload);
+        insert_tag(&mut frame, vlan).unwrap();
+        prop_assert_eq!(frame.bytes(), tagged(&octets, TPID_CUSTOMER, vlan.get()));
+        prop_assert_eq!(frame.offload(), moved(offload, 4));
+        // Whatever its priority, it is a frame of the VLAN's.
+        frame.bytes_mut()[14] |= u8::try_from(priority << 4).unwrap();
+        remove_tag(&mut frame, vlan).unwrap();
+        prop_assert_eq!(frame.bytes(), octets);
+        prop_assert_eq!(frame.offload(), offload);
+    }
+
+    #[test]
+    fn a_frame_of_another_vlan_is_refused_as_it_is(craft in crafts(), vlan in vlans(), other in vlans(), tags in priority_tags()) {
+        let frame = craft.frame();
+        let mut foreign = vec![frame.clone(), tagged(&frame, TPID_SERVICE, vlan.get()), with_tags(&frame, &tags)];
+        // Behind a priority tag, too.
+        foreign.push(with_tags(&tagged(&frame, TPID_CUSTOMER, vlan.get()), &tags));
+        if other != vlan {
+            foreign.push(tagged(&frame, TPID_CUSTOMER, other.get()));
+        }
+        let mut pool = FramePool::new(1, MAX_FRAME);
+        for octets in foreign {
+            let mut frame = pool.copy_from(&octets).unwrap();
+            prop_assert_eq!(remove_tag(&mut frame, vlan), Err(DropReason::Vlan));
+            prop_assert_eq!(frame.bytes(), octets);
+            pool.free(frame);
+        }
+    }
+
+    #[test]
+    fn a_tag_may_stand_before_any_octets(behind in vec(any::<u8>(), 0..40), start: u16, vlan in vlans()) {
+        let mut pool = FramePool::new(1, MAX_FRAME);
+        let mut frame = pool.copy_from(&behind).unwrap();
+        frame.set_offload(Offload {
+            checksum: Checksum::Partial { start, offset: 6 },
+            segmentation: None,
+        });
+        let _ = remove_tag(&mut frame, vlan);
+        insert_tag(&mut frame, vlan).unwrap();
+        let _ = remove_tag(&mut frame, vlan);
+    }
+
     #[test]
     fn priority_tags_make_no_difference(craft in crafts(), tags in priority_tags()) {
         let frame = craft.frame();
@@ -104,6 +156,46 @@ fn what_is_too_short_for_its_tag_is_dropped_as_on_linux() {
         };
         assert_eq!(reason, expected, "{len} octets");
     }
+}
+
+#[test]
+fn numbers_of_vlans_are_1_to_4094() {
+    assert_eq!(VlanId::new(0), None);
+    assert_eq!(VlanId::new(4095), None);
+    for id in [1, 910, 4094] {
+        let vlan = VlanId::new(id).unwrap();
+        assert_eq!((vlan.get(), vlan.to_string()), (id, id.to_string()));
+        assert!(vlan.is_in(0xf000 | id) && !vlan.is_in(id - 1));
+    }
+}
+
+#[test]
+fn what_is_too_short_for_the_tag_of_its_vlan_is_refused() {
+    let vlan = VlanId::new(5).unwrap();
+    let whole = tagged(&[&[2; 12][..], &[8, 6, 0, 1]].concat(), TPID_CUSTOMER, 5);
+    let mut pool = FramePool::new(1, MAX_FRAME);
+    for len in 0..whole.len() {
+        let mut frame = pool.copy_from(&whole[..len]).unwrap();
+        assert_eq!(
+            remove_tag(&mut frame, vlan),
+            Err(DropReason::FrameLength),
+            "{len}"
+        );
+        pool.free(frame);
+    }
+}
+
+#[test]
+fn a_tag_needs_headroom() {
+    let vlan = VlanId::new(5).unwrap();
+    let mut pool = FramePool::new(1, MAX_FRAME);
+    let mut frame = pool.copy_from(&[7; 60]).unwrap();
+    frame.push_front(frame.headroom() - 3).unwrap();
+    let before = frame.bytes().to_vec();
+    assert!(insert_tag(&mut frame, vlan).is_err());
+    assert_eq!(frame.bytes(), before);
+    frame.trim_front(1);
+    insert_tag(&mut frame, vlan).unwrap();
 }
 
 #[test]

@@ -343,6 +343,9 @@ pub struct Uplink {
     pub runtime_groups: Vec<IpAddr>,
     /// Messages of ARP or Neighbor Discovery by which somebody else used one of its addresses.
     pub address_conflicts: u64,
+    /// The VLAN of its interface that it is; `None` for the frames without a tag.
+    #[serde(default)]
+    pub vlan: Option<u16>,
     /// Its device.
     #[serde(flatten)]
     pub link: Link,

@@ -8,8 +8,6 @@ use ipnet::IpNet;
 use nos_shim::martian;
 use nos_shim::ports::{AddressMode, Policy, PortRange};
 
-use crate::control::memif::Side;
-
 use super::entries::{ContainerEntry, Entries, FOR_ROUTED, NosEntry, UplinkEntry};
 use super::place::{At, Place};
 use super::report::{Report, unique};
@@ -17,7 +15,7 @@ use super::values::suggestion;
 use super::vrf::{Vrf, Vrfs, in_vrf};
 use super::{
     Config, Container, ContainerDevice, Mtu, Name, NosPlace, ServiceConfig, Uplink, UplinkDevice,
-    VrfName, bridges, channel, claims, networks, routing,
+    VrfName, bridges, channel, claims, networks, routing, sharing,
 };
 
 /// Checks the entries against one another, and makes a configuration of them. It counts only if
@@ -84,13 +82,7 @@ fn uplinks(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     }
     let names = uplinks.iter().map(|uplink| uplink.name.as_ref());
     unique(report, "name", names);
-    let devices = uplinks.iter().map(|uplink| uplink.device.as_ref());
-    let interfaces = devices.filter_map(|at| {
-        let (value, place) = (at.value.interface()?, at.place);
-        Some(At { value, place })
-    });
-    unique(report, "interface", interfaces);
-    memifs(report, uplinks);
+    sharing::check(report, uplinks);
     for Vrf { uplinks, .. } in vrfs.iter() {
         let networks = uplinks.iter().flat_map(|uplink| &uplink.addresses);
         unique(
@@ -106,23 +98,6 @@ fn uplinks(report: &Report<'_>, entries: &Entries, vrfs: &Vrfs<'_>) {
     match entries.place {
         NosPlace::Here => no_foreign_uplinks(report, uplinks),
         NosPlace::Elsewhere => foreign_nos(report, entries),
-    }
-}
-
-/// Two sides of one socket and number may be here, but no two of a kind.
-fn memifs(report: &Report<'_>, uplinks: &[UplinkEntry]) {
-    for side in [Side::Server, Side::Client] {
-        let addresses = uplinks.iter().filter_map(|uplink| match &uplink.device {
-            At {
-                value: UplinkDevice::Memif(options),
-                place,
-            } if options.side == side => Some(At {
-                value: &options.address,
-                place: *place,
-            }),
-            _ => None,
-        });
-        unique(report, "memif", addresses);
     }
 }
 
@@ -150,6 +125,9 @@ fn foreign_nos(report: &Report<'_>, entries: &Entries) {
         }
         if let Some(group) = uplink.groups.first() {
             report.error(group.place, "the NOS has groups of its own");
+        }
+        if let Some(vlan) = &uplink.vlan {
+            report.error(vlan.place, "the NOS has VLANs of its own");
         }
     }
     if let Some(route) = entries.routes.first() {
@@ -462,6 +440,7 @@ fn uplink(entry: UplinkEntry) -> Uplink {
         device: entry.device.value,
         addresses: entry.addresses.into_iter().map(|at| at.value).collect(),
         mtu: entry.mtu.value,
+        vlan: entry.vlan.map(|at| at.value),
         mac: entry.mac,
         offload: entry.offload,
         redirects: entry.redirects,

@@ -10,6 +10,7 @@ use nos_shim::ident::MacAddr;
 use nos_shim::ports::{AddressMode, Outside, Policy, PortRange, Restriction};
 use nos_shim::prefix_set::PrefixSet;
 use nos_shim::shim::Upstream;
+use nos_shim::vlan::VlanId;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -55,6 +56,7 @@ pub(super) struct UplinkEntry {
     pub(super) name: At<Name>,
     pub(super) device: At<UplinkDevice>,
     pub(super) addresses: Vec<At<IpNet>>,
+    pub(super) vlan: Option<At<VlanId>>,
     pub(super) mtu: At<Mtu>,
     pub(super) mac: Option<MacAddr>,
     pub(super) offload: bool,
@@ -303,6 +305,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
     section.require("addresses", "[\"203.0.113.1/24\"]");
     let addresses = section.list("addresses", values::host_network);
     let device = with_memif(&mut section, device);
+    let vlan = section.optional("vlan", values::vlan);
     let mtu = section.optional("mtu", values::mtu);
     let mac = section.optional("mac", values::mac);
     let offload = section.optional("offload", values::boolean);
@@ -318,6 +321,7 @@ fn uplink(mut section: Section<'_>) -> Option<UplinkEntry> {
         name: name?,
         device: device?,
         addresses: addresses?,
+        vlan,
         mtu: mtu.unwrap_or(At {
             value: Mtu::DEFAULT,
             place: header,
@@ -643,6 +647,7 @@ fn channel(section: &mut Section<'_>) -> Option<Channel> {
         },
         device,
         addresses: addresses?,
+        vlan: None,
         mtu: mtu.unwrap_or(At {
             value: Mtu::DEFAULT,
             place: section.header("mtu"),

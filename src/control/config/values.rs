@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 use nos_shim::multicast::Group as _;
 use nos_shim::ports::{Outside, PortRange, PortRangeError};
+use nos_shim::vlan::VlanId;
 use toml::de::DeValue;
 
 use crate::control::api::Group;
@@ -169,6 +170,12 @@ pub(super) fn flow_state(value: &DeValue<'_>) -> Result<(), String> {
 pub(super) fn metric(value: &DeValue<'_>) -> Result<u16, String> {
     let metric = integer(value, 0..=u32::from(u16::MAX))?;
     u16::try_from(metric).map_err(|_| format!("{metric} is no metric"))
+}
+
+pub(super) fn vlan(value: &DeValue<'_>) -> Result<VlanId, String> {
+    let id = integer(value, u32::from(VlanId::MIN)..=u32::from(VlanId::MAX))?;
+    let vlan = u16::try_from(id).ok().and_then(VlanId::new);
+    vlan.ok_or_else(|| format!("{id} names no VLAN"))
 }
 
 pub(super) fn mtu(value: &DeValue<'_>) -> Result<Mtu, String> {

@@ -33,7 +33,11 @@ impl Live {
             return Err(StepError::new("it has no device to capture from"));
         };
         let name = of.name().map_or("", |name| name.as_str());
-        let started = CaptureWriter::create(path, name, CaptureOptions::default());
+        let options = CaptureOptions {
+            vlan: self.vlan_of(of),
+            ..CaptureOptions::default()
+        };
+        let started = CaptureWriter::create(path, name, options);
         let (sink, writer) = started.map_err(StepError::new)?;
         let set = self.plane.set_capture(interface, Some(sink));
         set.map_err(StepError::new)?;

@@ -13,6 +13,7 @@ use nix::unistd::geteuid;
 use nos_shim::flows::{EchoFlow, FlowState, Opener, Phase};
 use nos_shim::ident::{Interface, UplinkId};
 use nos_shim::ports::Transport;
+use nos_shim::vlan::VlanId;
 use tracing::{error, info, warn};
 
 use crate::control::api::{Asked, Offer, Refusal, RefusalCode, Response, Server};
@@ -286,7 +287,11 @@ impl Daemon {
                 index,
                 taken: live.takeover.is_some(),
                 descriptor: live.descriptor,
-                device: device_facts(report, &live.facts.name, index, live.long_frames),
+                device: DeviceFacts {
+                    vlan: live.vlan.map(VlanId::get),
+                    long_frames: live.long_frames,
+                    ..device_facts(report, &live.facts.name, index)
+                },
             })
         })
     }
@@ -523,17 +528,18 @@ fn container_facts(
         offload: link.offload,
         side: live.side.facts(),
         descriptor: live.descriptor,
-        device: device_facts(report, interface, index, false),
+        device: device_facts(report, interface, index),
         veth,
     }
 }
 
-fn device_facts(report: &DeviceReport, name: &str, index: u32, long_frames: bool) -> DeviceFacts {
+fn device_facts(report: &DeviceReport, name: &str, index: u32) -> DeviceFacts {
     DeviceFacts {
         kind: report.kind,
         name: name.to_owned(),
         capabilities: report.capabilities.bits(),
-        long_frames,
+        long_frames: false,
         index,
+        vlan: None,
     }
 }

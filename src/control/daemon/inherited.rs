@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use nos_shim::channel::Configuration;
 use nos_shim::flows::{EchoFlow, EchoKey, FlowKey, NewFlow, Opener};
 use nos_shim::ident::{AttachmentId, MacAddr, VrfId};
 use nos_shim::ports::Transport;
+use nos_shim::vlan::VlanId;
 use tracing::info;
 
 use crate::control::attach::{Attached, ParkedSide, Placement, SideReport, VethPair};
@@ -64,7 +66,10 @@ impl Inherited {
         wanted.captures.clear();
         wanted.devices.retain(|name, device| {
             let known = self.uplinks.get(name);
-            known.is_some_and(|(facts, _)| device.index == 0 || device.index == facts.index)
+            known.is_some_and(|(facts, _)| {
+                let same_vlan = facts.device.vlan == device.vlan.map(VlanId::get);
+                same_vlan && (device.index == 0 || device.index == facts.index)
+            })
         });
         wanted.links.retain(|name, link| {
             let Some((facts, _)) = self.containers.get(name) else {
@@ -183,15 +188,19 @@ impl Live {
             return Ok(None);
         };
         let facts = self.facts_of(wanted)?;
-        let takeover = known
-            .taken
-            .then(|| self.host.taken(&facts.name, facts.index));
+        let taken = || {
+            let shared = self.shared_takeover(facts.index);
+            shared.or_else(|| self.host.taken(&facts.name, facts.index).map(Arc::new))
+        };
+        let takeover = known.taken.then(taken).flatten();
         Ok(Some(OpenUplink {
             device,
             facts,
-            takeover: takeover.flatten(),
+            takeover,
             descriptor: known.descriptor,
             long_frames: known.device.long_frames,
+            // What it was, until those that share its interface have been taken up.
+            shown: None,
         }))
     }
 
@@ -205,6 +214,8 @@ impl Live {
         let pairs = pairs.map(|veth| (veth.interface, veth.index));
         let links = uplinks.into_values().filter(|(facts, _)| facts.taken);
         let links = links.map(|(facts, _)| (facts.device.name, facts.index));
+        // Others may be on the same interface.
+        let links = links.filter(|(_, index)| self.shared_takeover(*index).is_none());
         for (interface, index) in pairs.chain(links) {
             drop(self.host.taken(&interface, index));
         }
@@ -296,7 +307,7 @@ impl Live {
         }
         let devices = self.uplinks.into_values();
         for device in devices.filter_map(|uplink| uplink.device) {
-            if let Some(takeover) = device.takeover {
+            if let Some(takeover) = device.takeover.and_then(Arc::into_inner) {
                 takeover.leave();
             }
         }
@@ -315,6 +326,7 @@ impl Reconciler {
         live.inherited.restrict(&mut wanted);
         self.take_up(&wanted, config, live)
             .map_err(HandoverError::Unfit)?;
+        live.share_out_all();
         info!(
             containers = self.state.links.len(),
             uplinks = self.state.devices.len(),

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use nos_shim::ident::{AttachmentId, Interface, UplinkId};
 use nos_shim::shim::LinkState;
+use nos_shim::vlan::VlanId;
 use tracing::error;
 
 use crate::control::attach::{Detachment, Host, Pace, ParkedSide, SideReport, VethPair, close_all};
@@ -16,7 +18,7 @@ use crate::control::handover::Descriptor;
 use crate::control::kernel::takeover::Takeover;
 use crate::control::kernel::{LinkFacts, Namespace, NamespaceError, NamespaceId};
 use crate::control::plan::{Entity, Network};
-use crate::data::device::{CaptureWriter, FrameDevice, Inspector};
+use crate::data::device::{CaptureWriter, FrameDevice, Inspector, Shown};
 use crate::data::event_loop::{Event, LoopDevice, Stopped};
 
 use super::data_plane::DataPlane;
@@ -245,9 +247,10 @@ pub(super) struct LiveUplink {
 pub(super) struct OpenUplink {
     pub(super) device: Box<dyn FrameDevice>,
     pub(super) facts: LinkFacts,
-    pub(super) takeover: Option<Takeover>,
+    pub(super) takeover: Option<Arc<Takeover>>,
     pub(super) descriptor: Descriptor,
     pub(super) long_frames: bool,
+    pub(super) shown: Option<Shown>,
 }
 
 /// The device of an uplink.
@@ -258,8 +261,14 @@ pub(super) struct LiveDevice {
     pub(super) facts: LinkFacts,
     /// What the NOS was told last.
     pub(super) told: LinkState,
-    /// Keeps the kernel from answering what is ours, as long as it lives.
-    pub(super) takeover: Option<Takeover>,
+    /// Keeps the kernel from answering what is ours, as long as any uplink of the interface has it.
+    pub(super) takeover: Option<Arc<Takeover>>,
+    /// The VLAN of the interface that is used; `None` for the frames without a tag.
+    pub(super) vlan: Option<VlanId>,
+    /// It is a packet socket, of which an interface may have several.
+    pub(super) may_share: bool,
+    /// Which frames of the interface the kernel was told to show it, if anything.
+    pub(super) shown: Option<Shown>,
     /// By what the next process is told of it.
     pub(super) descriptor: Descriptor,
     /// It was opened for super-frames that are longer than a buffer.

@@ -58,6 +58,7 @@ mod reconcile;
 mod registry;
 mod routes;
 mod services;
+mod sharing;
 mod show;
 mod standing;
 mod uplinks;

@@ -366,18 +366,22 @@ impl Daemon {
     fn link_changed(&mut self, change: LinkChange, now: Instant) -> bool {
         let LinkChange { facts, deleted } = change;
         let index = facts.index;
-        let mut uplinks = self.live.uplinks.iter();
-        let of_uplink = uplinks.find(|(_, uplink)| {
+        let uplinks = self.live.uplinks.iter();
+        let of_uplinks = uplinks.filter(|(_, uplink)| {
             let device = uplink.device.as_ref();
             device.is_some_and(|device| device.facts.index == index)
         });
-        if let Some((name, uplink)) = of_uplink {
-            let (name, id) = (name.clone(), uplink.id);
-            if !deleted {
-                self.live.follow_link(&name, self.live.present(facts));
-                return true;
+        let of_uplinks: Vec<_> = of_uplinks
+            .map(|(name, uplink)| (name.clone(), uplink.id))
+            .collect();
+        if !of_uplinks.is_empty() {
+            let present = self.live.present(facts);
+            for (name, id) in of_uplinks {
+                match deleted {
+                    false => self.live.follow_link(&name, present.clone()),
+                    true => self.device_lost(Interface::Uplink(id)),
+                }
             }
-            self.device_lost(Interface::Uplink(id));
             return true;
         }
         if deleted {

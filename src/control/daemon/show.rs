@@ -13,6 +13,7 @@ use nos_shim::neighbor::{NeighborState as ShimNeighborState, NeighborStatus};
 use nos_shim::offload::Capabilities;
 use nos_shim::ports::{AddressMode, Grant, Holding, Owner};
 use nos_shim::shim::UplinkSnapshot;
+use nos_shim::vlan::VlanId;
 
 use crate::control::api::snapshot::{
     self, Attachment, Capture, Counters, Flow, FlowOpener, FlowState, IoUring, Lease, Link,
@@ -482,6 +483,7 @@ impl Daemon {
             groups: snapshot.groups.clone(),
             runtime_groups: self.registry.overlay.groups_of(name.as_str()).collect(),
             address_conflicts: counters.address_conflicts,
+            vlan: self.uplink_vlan(name),
             link: Link {
                 device: kind.to_owned(),
                 interface: live.map_or(configured, |live| live.facts.name.clone()),
@@ -509,6 +511,15 @@ impl Daemon {
                 refused: device.map(refused).unwrap_or_default(),
             },
         }
+    }
+
+    /// The VLAN of its interface that an uplink is.
+    fn uplink_vlan(&self, name: &Name) -> Option<u16> {
+        let open = self.reconciler.state.devices.get(name);
+        let wanted = self.reconciler.wanted();
+        let wanted = || wanted.and_then(|wanted| wanted.uplink(name)?.vlan);
+        let vlan = open.map_or_else(wanted, |open| open.vlan);
+        vlan.map(VlanId::get)
     }
 
     /// The kind of an uplink's device, and the interface as it is configured.

@@ -14,10 +14,9 @@ use crate::control::attach::{self, offloads};
 use crate::control::config::{Name, NosPlace, UplinkDevice, VrfName};
 use crate::control::handover::Descriptor;
 use crate::control::kernel::LinkFacts;
-use crate::control::kernel::takeover::Portion;
 use crate::control::memif;
 use crate::control::plan::{Change, Network, OpenDevice};
-use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, open_tap};
+use crate::data::device::{FrameDevice, PacketOptions, PacketSocket, Tagged, open_tap};
 use crate::data::event_loop::{AddDeviceError, LoopDevice, Stopped};
 use crate::interface_name::InterfaceName;
 
@@ -204,7 +203,9 @@ impl Live {
         let Some(id) = self.uplinks.get(name).map(|uplink| uplink.id) else {
             return Err(StepError::new("the NOS does not know it"));
         };
-        let opened = match self.receive_uplink(name, wanted)? {
+        let received = self.receive_uplink(name, wanted)?;
+        let is_new = received.is_none();
+        let opened = match received {
             Some(received) => received,
             None => self.make(name, id, wanted)?,
         };
@@ -214,6 +215,7 @@ impl Live {
             takeover,
             descriptor,
             long_frames,
+            shown,
         } = opened;
         let inspector = device.inspector();
         let interface = Interface::Uplink(id);
@@ -225,17 +227,25 @@ impl Live {
         if !facts.up {
             warn!(uplink = %name, interface = facts.name, "the interface is down");
         }
-        info!(uplink = %name, device = %wanted.device, mac = %wanted.mac, "uplink open");
+        let vlan = wanted.vlan.map(tracing::field::display);
+        info!(uplink = %name, device = %wanted.device, vlan, mac = %wanted.mac, "uplink open");
         if let Some(uplink) = self.uplinks.get_mut(name) {
             uplink.device = Some(LiveDevice {
                 inspector,
                 facts: facts.clone(),
                 told: LinkState::Down,
                 takeover,
+                vlan: wanted.vlan,
+                may_share: matches!(wanted.device, UplinkDevice::Packet(_)),
+                shown,
                 descriptor,
                 long_frames,
                 down: None,
             });
+        }
+        // Of those that were handed over, all are taken up first.
+        if is_new {
+            self.share_out(facts.index);
         }
         self.follow_link(name, facts);
         Ok(())
@@ -252,21 +262,23 @@ impl Live {
             UplinkDevice::Memif(options) => {
                 let opened = self.memifs.open(id, name.as_str(), options.clone());
                 Ok(OpenUplink {
-                    device: Box::new(opened?),
+                    device: with_tags(Box::new(opened?), wanted),
                     facts: memif_facts(options, wanted),
                     takeover: None,
                     descriptor,
                     long_frames: false,
+                    shown: None,
                 })
             }
             UplinkDevice::Packet(_) => self.open_packet(wanted, descriptor),
             UplinkDevice::Nos => Err(StepError::new("the NOS has it")),
             UplinkDevice::Tap(name) => Ok(OpenUplink {
-                device: self.open_tap(wanted, name.as_str())?,
+                device: with_tags(self.open_tap(wanted, name.as_str())?, wanted),
                 facts: self.facts_of(wanted)?,
                 takeover: None,
                 descriptor,
                 long_frames: false,
+                shown: None,
             }),
         }
     }
@@ -277,15 +289,16 @@ impl Live {
         descriptor: Descriptor,
     ) -> Result<OpenUplink, StepError> {
         let facts = self.facts_of(wanted)?;
-        let takeover = self.host.take(&facts.name, facts.index, Portion::All);
-        let takeover = takeover.map_err(StepError::new)?;
+        let takeover = self.take_shared(&facts.name, facts.index)?;
+        let shown = self.shown_at_first(wanted.vlan, facts.index);
         let options = PacketOptions {
             offload: uplink_offloads(wanted.offload),
             promiscuous: facts.mac != Some(wanted.mac),
             injection: true,
+            vlan: wanted.vlan,
             ..PacketOptions::default()
         };
-        let open = || PacketSocket::open(&facts.name, options);
+        let open = || PacketSocket::open_showing(&facts.name, options, &shown);
         let socket = self.host.namespace().run(open).map_err(StepError::new)?;
         Ok(OpenUplink {
             device: Box::new(socket.map_err(StepError::new)?),
@@ -293,6 +306,7 @@ impl Live {
             takeover: Some(takeover),
             descriptor,
             long_frames: true,
+            shown: Some(shown),
         })
     }
 
@@ -340,7 +354,9 @@ impl Live {
         self.set_link(id, LinkState::Down);
         let device = self.take_device(Interface::Uplink(id));
         drop(device);
-        drop(open);
+        if let Some(open) = open {
+            self.share_out(open.facts.index);
+        }
         info!(uplink = %name, "uplink closed");
     }
 
@@ -382,9 +398,11 @@ impl Live {
         let Some(uplink) = self.uplinks.get_mut(name) else {
             return;
         };
-        let id = uplink.id;
-        drop(uplink.device.take());
+        let (id, lost) = (uplink.id, uplink.device.take());
         self.set_link(id, LinkState::Down);
+        if let Some(lost) = lost {
+            self.share_out(lost.facts.index);
+        }
     }
 
     /// Switches and routers on the link are told that the NOS goes, while its device is there to tell
@@ -406,6 +424,14 @@ impl Live {
 /// news tells.
 fn memif_facts(options: &memif::Options, wanted: &OpenDevice) -> LinkFacts {
     LinkFacts::outside_of_kernel(options.address.to_string(), wanted.mac, wanted.mtu)
+}
+
+/// The VLAN of a device that an uplink has.
+fn with_tags(device: Box<dyn FrameDevice>, wanted: &OpenDevice) -> Box<dyn FrameDevice> {
+    match wanted.vlan {
+        Some(vlan) => Box::new(Tagged::new(device, vlan)),
+        None => device,
+    }
 }
 
 /// What is asked of an uplink's device. Behind it, a NIC or a bridge may cut what leaves.

@@ -38,6 +38,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use nos_shim::ident::MacAddr;
 use nos_shim::ports::{AddressMode, Policy, PortRange, Transport};
+use nos_shim::vlan::VlanId;
 
 use crate::control::attach::Company;
 use crate::control::config::{
@@ -232,6 +233,8 @@ pub struct Network {
 pub struct OpenDevice {
     /// As it is configured.
     pub device: UplinkDevice,
+    /// The VLAN of it that is used; `None` for the frames without a tag.
+    pub vlan: Option<VlanId>,
     /// The kernel's number of the interface; zero for a TAP, which is made under its name.
     pub index: u32,
     /// MAC address of the NOS on this link.
@@ -246,7 +249,17 @@ impl OpenDevice {
     /// Whether the device can stay open when this becomes `other`.
     #[must_use]
     pub fn keeps_device(&self, other: &Self) -> bool {
-        let identity = |open: &Self| (open.device.clone(), open.index, open.mac, open.offload);
+        let identity = |open: &Self| {
+            let Self {
+                device,
+                vlan,
+                index,
+                mac,
+                offload,
+                ..
+            } = open;
+            (device.clone(), *vlan, *index, *mac, *offload)
+        };
         identity(self) == identity(other)
     }
 }

@@ -244,10 +244,10 @@ fn interfaces(state: &State) -> Vec<(impl Hash + Eq + use<>, Entity)> {
     state.links.iter().map(key).collect()
 }
 
-/// Interfaces behind uplinks. A device that is not open yet is an entity of its own.
+/// VLANs of interfaces behind uplinks. A device that is not open yet is an entity of its own.
 fn uplink_interfaces(state: &State) -> Vec<(impl Hash + Eq + use<>, Entity)> {
     let keys = |(name, open): (&Name, &OpenDevice)| {
-        let key = open.device.interface()?.clone();
+        let key = (open.device.interface()?.clone(), open.vlan);
         Some([
             (key.clone(), Entity::Device(name.clone())),
             (key, Entity::Uplink(name.clone())),

@@ -45,13 +45,16 @@ fn mac(number: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, number])
 }
 
+/// An interface, and a VLAN of it.
+type Place = (u8, Option<u16>);
+
 /// Raw material of a valid state.
 #[derive(Clone, Debug)]
 struct Draft {
     /// By VRF and network: which uplink has it, if any. It has none of another VRF than its own.
     networks: Vec<Option<u8>>,
-    /// By uplink: interface, MAC address, MTU of the device; whether it is there; the VRF.
-    devices: Vec<(u8, u8, u16, bool, u8)>,
+    /// By uplink: interface and VLAN of it, MAC address, MTU of the device; whether it is there; the VRF.
+    devices: Vec<(Place, u8, u16, bool, u8)>,
     containers: Vec<Option<DraftContainer>>,
     /// By VRF and block: a service on its first port; whether it is for some alone.
     services: Vec<Option<bool>>,
@@ -108,7 +111,7 @@ fn draft_container() -> impl Strategy<Value = DraftContainer> {
 fn draft() -> impl Strategy<Value = Draft> {
     let mtu = || prop_oneof![Just(1500_u16), Just(1400)];
     let device = (
-        0..UPLINKS,
+        (0..UPLINKS, proptest::option::of(1..=2_u16)),
         0..2_u8,
         mtu(),
         prop::bool::weighted(0.8),
@@ -183,8 +186,9 @@ impl Draft {
     }
 
     fn uplinks(&self, state: &mut State) {
-        let mut interfaces = BTreeSet::new();
-        for (&(interface, mac_number, mtu, here, of_vrf), number) in self.devices.iter().zip(0..) {
+        let mut places = BTreeSet::new();
+        for (&(place, mac_number, mtu, here, of_vrf), number) in self.devices.iter().zip(0..) {
+            let (interface, vlan) = place;
             let mut by_vrf = self.networks.chunks(NETWORKS.into());
             let of = by_vrf.nth(of_vrf.into()).unwrap_or_default();
             let own = of.iter().zip(0..);
@@ -203,9 +207,10 @@ impl Draft {
                 behind: Vec::new(),
             };
             state.networks.insert(name("up", number), network);
-            if here && interfaces.insert(interface) {
+            if here && places.insert(place) {
                 let open = OpenDevice {
                     device: UplinkDevice::Packet(format!("e{interface}").parse().unwrap()),
+                    vlan: vlan.and_then(VlanId::new),
                     index: u32::from(interface) + 1,
                     mac: mac(mac_number),
                     offload: true,
@@ -450,7 +455,8 @@ impl World {
         assert!(self.is.networks.contains_key(name), "the NOS knows it");
         let others = self.is.devices.iter().filter(|(other, _)| *other != name);
         for (_, open) in others {
-            assert_ne!(open.device.interface(), new.device.interface());
+            let place = |open: &OpenDevice| (open.device.interface().cloned(), open.vlan);
+            assert_ne!(place(open), place(new));
         }
     }
 
@@ -722,7 +728,7 @@ fn two() -> State {
     };
     Draft {
         networks: vec![Some(0)],
-        devices: vec![(0, 0, 1500, true, 0)],
+        devices: vec![((0, None), 0, 1500, true, 0)],
         containers: vec![container(0, 1), container(1, 2), container(2, 4)],
         services: Vec::new(),
         captures: Vec::new(),

@@ -307,6 +307,7 @@ fn in_front(at: usize, container: &Container) -> bool {
 fn wanted_device(uplink: &Uplink, observed: &Observed) -> Result<Option<OpenDevice>, String> {
     let open = |index, mac, mtu| OpenDevice {
         device: uplink.device.clone(),
+        vlan: uplink.vlan,
         index,
         mac,
         offload: uplink.offload,

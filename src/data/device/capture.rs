@@ -39,6 +39,7 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nos_shim::frame::{Burst, FramePool};
 use nos_shim::offload::Capabilities;
+use nos_shim::vlan::VlanId;
 use thiserror::Error;
 
 pub use record::CaptureSink;
@@ -52,6 +53,9 @@ use record::Direction;
 pub struct CaptureOptions {
     /// Octets recorded of each frame, from its Ethernet header on; 0 for all.
     pub snap_length: u32,
+    /// The VLAN that the device is of another one: its frames are recorded with the tag that they have on
+    /// the link, of the lowest priority.
+    pub vlan: Option<VlanId>,
     /// Octets that may wait for the disk; about a quarter MiB more may be on its way to it.
     pub backlog: usize,
     /// Tells the time since 1970-01-01 00:00:00 UTC. Asked once a burst.
@@ -62,6 +66,7 @@ impl Default for CaptureOptions {
     fn default() -> Self {
         Self {
             snap_length: 0,
+            vlan: None,
             backlog: 16 << 20,
             clock: system_time,
         }

@@ -28,12 +28,13 @@ use nos_shim::frame::{
 use nos_shim::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, ether_type, protocol,
 };
+use nos_shim::vlan::{TAG, TPID_CUSTOMER};
 use std::num::NonZeroU16;
 
 /// Octets of a UDP header (RFC 768).
 const UDP_HEADER: usize = 8;
-/// Octets of the longest headers that a run may have: no options, no extension headers.
-const LONGEST: usize = ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER;
+/// Octets of the longest headers that a run may have: a tag, but no options and no extension headers.
+const LONGEST: usize = TAG + ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER;
 const DONT_FRAGMENT: u16 = 0x4000;
 /// Where a UDP header has its checksum.
 const CHECKSUM_OFFSET: u16 = 6;
@@ -55,6 +56,8 @@ pub(super) fn run_length(frames: &[Frame]) -> usize {
 /// What a datagram must be like to be part of a run.
 #[derive(Clone, Copy)]
 struct Shape {
+    /// Octets by which a tag moves everything behind the addresses.
+    tag: usize,
     ipv6: bool,
     /// Octets of all headers.
     headers: usize,
@@ -66,12 +69,17 @@ impl Shape {
     /// The shape of a datagram that is fit for a run; `None` for any other frame.
     #[inline]
     fn of(frame: &Frame) -> Option<Self> {
-        let bytes = frame.bytes();
-        let (ipv6, transport) = match ether_type(bytes)? {
+        let whole = frame.bytes();
+        let (tag, ether_type) = match ether_type(whole)? {
+            TPID_CUSTOMER => (TAG, ether_type(whole.get(TAG..)?)?),
+            ether_type => (0, ether_type),
+        };
+        let (ipv6, transport) = match ether_type {
             ETHERTYPE_IPV4 => (false, ETHERNET_HEADER + IPV4_HEADER),
             ETHERTYPE_IPV6 => (true, ETHERNET_HEADER + IPV6_HEADER),
             _ => return None,
         };
+        let bytes = whole.get(tag..)?;
         let headers = transport + UDP_HEADER;
         let payload = bytes.len().checked_sub(headers).filter(|&left| left > 0)?;
         let ip = bytes.get(ETHERNET_HEADER..)?;
@@ -84,14 +92,14 @@ impl Shape {
                 && usize::from(word(ip, 2)) == ip.len()
         };
         let udp = bytes.get(transport..)?;
-        let whole = usize::from(word(udp, 4)) == udp.len();
-        (plain && whole && checksum_is_safe(frame.offload(), transport, word(udp, 6))).then_some(
-            Self {
-                ipv6,
-                headers,
-                payload,
-            },
-        )
+        let fills = usize::from(word(udp, 4)) == udp.len();
+        let safe = checksum_is_safe(frame.offload(), tag + transport, word(udp, 6));
+        (plain && fills && safe).then_some(Self {
+            tag,
+            ipv6,
+            headers: tag + headers,
+            payload,
+        })
     }
 
     /// How many frames are a run that `first` begins.
@@ -114,11 +122,17 @@ impl Shape {
     /// Whether `frame` can be number `count` of the run that `first` begins, its length aside.
     #[inline]
     fn follows(self, first: &Frame, count: usize, frame: &Frame) -> bool {
-        let alike = Self::of(frame).is_some_and(|other| other.ipv6 == self.ipv6);
-        let (a, b) = (first.bytes(), frame.bytes());
+        let alike = |other: Self| (other.tag, other.ipv6) == (self.tag, self.ipv6);
+        let alike = Self::of(frame).is_some_and(alike);
+        let (Some((front, a)), Some((other_front, b))) = (
+            first.bytes().split_at_checked(self.tag),
+            frame.bytes().split_at_checked(self.tag),
+        ) else {
+            return false;
+        };
         let same = |from: usize, to: usize| a.get(from..to) == b.get(from..to);
         // Ethernet and the start of IP are one piece.
-        if !alike || !same(0, ETHERNET_HEADER + 2) {
+        if !alike || front != other_front || !same(0, ETHERNET_HEADER + 2) {
             return false;
         }
         if self.ipv6 {
@@ -171,7 +185,7 @@ impl Run {
         let more: usize = rest.iter().map(|frame| frame.len() - shape.headers).sum();
         let size = NonZeroU16::new(u16::try_from(shape.payload).ok()?)?;
         let transport = shape.headers - UDP_HEADER;
-        let ip_len = u16::try_from(first.len() - ETHERNET_HEADER + more).ok()?;
+        let ip_len = u16::try_from(first.len() - shape.tag - ETHERNET_HEADER + more).ok()?;
         let mut before = [0; LONGEST];
         before
             .get_mut(..shape.headers)?
@@ -182,7 +196,7 @@ impl Run {
             offload: first.offload(),
         };
         let headers = first.bytes_mut().get_mut(..shape.headers)?;
-        write_lengths(headers, shape.ipv6, ip_len);
+        write_lengths(headers.get_mut(shape.tag..)?, shape.ipv6, ip_len);
         first.set_offload(Offload {
             checksum: Checksum::Partial {
                 start: u16::try_from(transport).ok()?,
@@ -262,6 +276,7 @@ mod tests {
     use nos_shim::frame::FramePool;
     use nos_shim::offload::{Capabilities, segment};
     use nos_shim::packet::Packet;
+    use nos_shim::vlan::{VlanId, insert_tag, remove_tag};
     use proptest::prelude::*;
 
     use super::*;
@@ -339,16 +354,28 @@ mod tests {
         FramePool::new(256, MAX_FRAME)
     }
 
+    /// The runs that datagrams are, with tags and without.
     fn lengths(datagrams: &[Datagram]) -> Vec<usize> {
-        let mut pool = pool();
-        let mut frames: Vec<_> = datagrams.iter().map(|it| it.frame(&mut pool)).collect();
-        let mut runs = Vec::new();
-        while !frames.is_empty() {
-            let count = run_length(&frames);
-            runs.push(count);
-            frames.drain(..count);
-        }
-        runs
+        let [plain, tagged] = [false, true].map(|tagged| {
+            let mut pool = pool();
+            let mut frames: Vec<_> = datagrams.iter().map(|it| it.frame(&mut pool)).collect();
+            for frame in frames.iter_mut().filter(|_| tagged) {
+                insert_tag(frame, vlan(910)).unwrap();
+            }
+            let mut runs = Vec::new();
+            while !frames.is_empty() {
+                let count = run_length(&frames);
+                runs.push(count);
+                frames.drain(..count);
+            }
+            runs
+        });
+        assert_eq!(plain, tagged);
+        plain
+    }
+
+    fn vlan(id: u16) -> VlanId {
+        VlanId::new(id).unwrap()
     }
 
     fn payload(len: usize) -> Vec<u8> {
@@ -403,6 +430,23 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_that_differs_ends_a_run() {
+        let mut pool = pool();
+        for other in [vlan(911), vlan(0x10e)] {
+            let mut frames: Vec<_> = flow(false, 9, 22)
+                .iter()
+                .map(|it| it.frame(&mut pool))
+                .collect();
+            for (n, frame) in frames.iter_mut().enumerate() {
+                insert_tag(frame, if n < 5 { vlan(910) } else { other }).unwrap();
+            }
+            assert_eq!(run_length(&frames), 5);
+            frames[1].bytes_mut()[0] = 6;
+            assert_eq!(run_length(&frames), 1, "another MAC address");
+        }
+    }
+
+    #[test]
     fn identifications_count_up_unless_they_mean_nothing() {
         let mut some = flow(false, 9, 22);
         some[4].id = 7;
@@ -429,7 +473,7 @@ mod tests {
         /// Beside the segmentation that a kernel would do.
         #[test]
         fn a_run_is_cut_into_what_it_was_made_of(
-            ipv6: bool, count in 4..40_u16, len in 1..200_usize, last in 1..200_usize, id: u16,
+            ipv6: bool, tagged: bool, count in 4..40_u16, len in 1..200_usize, last in 1..200_usize, id: u16,
         ) {
             let mut pool = pool();
             let mut datagrams = flow(ipv6, count, len);
@@ -439,6 +483,9 @@ mod tests {
             }
             datagrams.last_mut().unwrap().payload = payload(last.min(len));
             let mut frames: Vec<_> = datagrams.iter().map(|it| it.frame(&mut pool)).collect();
+            for frame in frames.iter_mut().filter(|_| tagged) {
+                insert_tag(frame, vlan(910)).unwrap();
+            }
             prop_assert_eq!(run_length(&frames), usize::from(count));
             let before = (frames[0].bytes().to_vec(), frames[0].offload());
             let run = Run::begin(&mut frames).unwrap();
@@ -448,6 +495,9 @@ mod tests {
             }
             let mut super_frame = pool.copy_from(&whole).unwrap();
             super_frame.set_offload(frames[0].offload());
+            if tagged {
+                remove_tag(&mut super_frame, vlan(910)).unwrap();
+            }
             let mut pieces = Vec::new();
             let packet = Packet::parse(super_frame).unwrap();
             let adapted = segment(packet, Capabilities::empty(), &mut pool, &mut |piece| pieces.push(piece));

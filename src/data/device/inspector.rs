@@ -9,8 +9,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::packet::Shown;
 use super::plain_tap::PlainInterface;
 use super::{memif, memory, packet, tap};
 
@@ -96,6 +98,19 @@ impl Inspector {
             View::Memif(port) => port.upgrade().map(|port| port.link()),
         };
         state.unwrap_or(LinkState::Gone)
+    }
+
+    /// Has the kernel show a packet socket these frames from now on. Of other devices, and once it is
+    /// closed, it changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no memory for it.
+    pub fn show(&self, shown: &Shown) -> Result<(), Errno> {
+        match &self.view {
+            View::Packet(fd) => fd.upgrade().map_or(Ok(()), |fd| packet::show(&fd, shown)),
+            View::Tap(_) | View::PlainTap(_) | View::Memory(_) | View::Memif(_) => Ok(()),
+        }
     }
 
     /// Another descriptor of the device, for another process; `None` once the device is closed, or

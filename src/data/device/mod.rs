@@ -10,6 +10,7 @@
 //! | [`PacketSocket`] | any Ethernet interface: host end of a veth, bridge, physical NIC | yes, those of tunnels by an [`Injection`] |
 //! | [`MemoryDevice`] | another device in this process | as configured |
 //! | [`memif::Memif`] | another process, by shared memory | no |
+//! | [`Tagged`] | one VLAN of any of them; a packet socket does it by itself | as the one inside, but tunnels' |
 //! | [`Captured`] | any of them, whose frames are recorded in a pcapng file or not | as the one inside |
 //!
 //! # Events
@@ -44,6 +45,7 @@ mod plain_tap;
 mod received;
 #[cfg(test)]
 mod refusing;
+mod tagged;
 mod tap;
 mod uring;
 mod vnet;
@@ -68,9 +70,10 @@ pub use capture::{
 pub use injection::Injection;
 pub use inspector::{Inspector, LinkState};
 pub use memory::{MemoryDevice, memory_pair, pollable_memory_pair};
-pub use packet::{PacketOptions, PacketSocket};
+pub use packet::{PacketOptions, PacketSocket, Shown};
 pub use plain_tap::PlainTap;
 pub use received::{DeviceFacts, has_gone, received_device};
+pub use tagged::Tagged;
 pub use tap::Tap;
 pub use uring::{Batch, Slot, Unavailable, Uring, UringReport};
 pub use vnet::Refusals;

@@ -18,6 +18,7 @@
 //! The kernel takes a VLAN tag out of the frame before we get it and mentions it in auxiliary data.
 //! Traffic of a VLAN belongs to another network, so such frames are dropped ([`DropReason::Vlan`]), not
 //! taken for untagged ones. Frames with a priority tag are untagged ones ([`nos_shim::vlan`]).
+//! With a [VLAN](PacketOptions::vlan) it is the frames of that alone which are used.
 //!
 //! Frames are received and sent by `recvmmsg` and `sendmmsg`, header and frame as one piece; runs of
 //! datagrams are sent as one message ([`super::coalesce`]). A
@@ -38,6 +39,7 @@ mod messages;
 mod overflow;
 mod reception;
 mod socket;
+mod vlans;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -48,9 +50,11 @@ use nos_shim::drop::DropReason;
 use nos_shim::frame::{Burst, Frame, FramePool, MAX_FRAME, Offload, VNET_HEADER};
 use nos_shim::ident::MacAddr;
 use nos_shim::offload::{Capabilities, Dropped};
+use nos_shim::vlan::{TAG, VlanId};
 
 use super::character;
 use super::injection::{Injected, Injection, Tunnels, is_of_tunnel};
+use super::tagged::{self, NOT_TAGGED};
 use super::uring::{Batch, How};
 use super::vnet::{self, Offloads};
 use super::{
@@ -61,8 +65,11 @@ use messages::{Messages, Refused, Sendmmsg};
 use reception::Reception;
 
 pub(super) use socket::{index, link, take_drops};
+pub use vlans::Shown;
+pub(super) use vlans::show;
 
-const TUNNELS: Capabilities = Capabilities::TUNNEL.union(Capabilities::IP_TUNNEL);
+/// Its virtio-net header has no words for tunnels, with a tag or without.
+const TUNNELS: Capabilities = NOT_TAGGED;
 
 /// How a packet socket is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +88,11 @@ pub struct PacketOptions {
     /// bridge, whose other frames are none of ours.
     pub station: Option<MacAddr>,
     /// Somebody is there to open an [`Injection`] when a tunnel's super-frame comes:
-    /// [`FrameDevice::asks_for_injection`].
+    /// [`FrameDevice::asks_for_injection`]. With a VLAN there is none.
     pub injection: bool,
+    /// Use the frames of this VLAN, and have its tag on all that is sent; the others are dropped. Without
+    /// one, use the frames without a tag.
+    pub vlan: Option<VlanId>,
 }
 
 impl Default for PacketOptions {
@@ -93,6 +103,7 @@ impl Default for PacketOptions {
             promiscuous: false,
             station: None,
             injection: false,
+            vlan: None,
         }
     }
 }
@@ -102,6 +113,7 @@ impl Default for PacketOptions {
 pub struct PacketSocket {
     fd: Arc<OwnedFd>,
     name: String,
+    vlan: Option<VlanId>,
     offloads: Offloads,
     tunnels: Tunnels,
     /// Super-frames of tunnels that were called invalid.
@@ -119,16 +131,31 @@ impl PacketSocket {
     /// There is no such interface, it carries no Ethernet frames, or the kernel refuses the socket
     /// (`CAP_NET_RAW`) or one of the options (virtio-net headers: Linux 2.6.27).
     pub fn open(name: &str, options: PacketOptions) -> Result<Self, OpenError> {
+        Self::open_showing(name, options, &Shown::AllBut(Vec::new()))
+    }
+
+    /// The same where the kernel shows the socket some frames only, as others are for other sockets.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::open`].
+    pub fn open_showing(
+        name: &str,
+        options: PacketOptions,
+        shown: &Shown,
+    ) -> Result<Self, OpenError> {
         let name = valid_name(name)?;
-        let fd = socket::open(name, options)?;
-        let mut messages = Messages::new();
+        let fd = socket::open(name, options, shown)?;
+        let vlan = options.vlan;
+        let mut messages = Messages::new(vlan);
         messages.expect_long();
+        let injection = options.injection && vlan.is_none();
         Ok(Self {
             fd: Arc::new(fd),
             name: name.to_owned(),
-            // Its virtio-net header has no words for tunnels.
+            vlan,
             offloads: Offloads::new(options.offload - TUNNELS),
-            tunnels: if options.injection && options.offload.contains(Capabilities::TUNNEL) {
+            tunnels: if injection && options.offload.contains(Capabilities::TUNNEL) {
                 Tunnels::Unmet
             } else {
                 Tunnels::Cut
@@ -144,19 +171,21 @@ impl PacketSocket {
     pub(super) fn received(
         fd: OwnedFd,
         name: String,
+        vlan: Option<VlanId>,
         capabilities: Capabilities,
         long_frames: bool,
     ) -> Self {
-        let mut messages = Messages::new();
+        let mut messages = Messages::new(vlan);
         if long_frames {
             messages.expect_long();
         }
         Self {
             fd: Arc::new(fd),
             name,
+            vlan,
             offloads: Offloads::new(capabilities - TUNNELS),
             // What the other had for them is not handed over: the first that comes asks anew.
-            tunnels: match capabilities.contains(Capabilities::CHECKSUM) {
+            tunnels: match capabilities.contains(Capabilities::CHECKSUM) && vlan.is_none() {
                 true => Tunnels::Unmet,
                 false => Tunnels::Cut,
             },
@@ -166,24 +195,10 @@ impl PacketSocket {
             counters: DeviceCounters::default(),
         }
     }
-}
 
-impl FrameDevice for PacketSocket {
-    fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
-        let mut socket = Kernel {
-            fd: &self.fd,
-            name: &self.name,
-            messages: &mut self.messages,
-        };
-        let traffic = &mut self.counters.received;
-        let received = self
-            .reception
-            .recv_burst(&mut socket, pool, burst, limit, traffic);
-        self.counters.long = self.reception.cut();
-        received
-    }
-
-    fn send(
+    /// See [`FrameDevice::send`]; with the tags that they have.
+    #[inline]
+    fn send_as_they_are(
         &mut self,
         burst: &mut Burst,
         pool: &mut FramePool,
@@ -219,6 +234,41 @@ impl FrameDevice for PacketSocket {
             Egress::Down => self.reception.link_is_down(),
             Egress::Ready | Egress::Adapt => {}
         }
+        sent
+    }
+}
+
+impl FrameDevice for PacketSocket {
+    fn recv_burst(&mut self, pool: &mut FramePool, burst: &mut Burst, limit: usize) -> Received {
+        let mut socket = Kernel {
+            fd: &self.fd,
+            name: &self.name,
+            messages: &mut self.messages,
+        };
+        let traffic = &mut self.counters.received;
+        let received = self
+            .reception
+            .recv_burst(&mut socket, pool, burst, limit, traffic);
+        self.counters.long = self.reception.cut();
+        received
+    }
+
+    fn send(
+        &mut self,
+        burst: &mut Burst,
+        pool: &mut FramePool,
+        batch: Option<&mut Batch<'_>>,
+    ) -> Sent {
+        let Some(vlan) = self.vlan else {
+            return self.send_as_they_are(burst, pool, batch);
+        };
+        let without = tagged::put_in(vlan, burst, pool, &mut self.counters.sent.drops);
+        let mut sent = self.send_as_they_are(burst, pool, batch);
+        tagged::take_back(vlan, burst);
+        let tags = sent.frames * TAG;
+        self.counters.sent.octets -= tags as u64;
+        sent.octets -= tags;
+        sent.dropped += without;
         sent
     }
 
@@ -454,7 +504,7 @@ mod tests {
     fn what_the_kernel_refuses_of_one_kind_arrives_otherwise_and_other_kinds_as_they_are() {
         let errors = [Errno::EINVAL, Errno::EMSGSIZE, Errno::ENOMEM];
         let make = || {
-            let (mut messages, mut reception) = (Messages::new(), Reception::new());
+            let (mut messages, mut reception) = (Messages::new(None), Reception::new());
             move |answers: &Answers, offloads: &mut Offloads, sending: &mut Sending<'_>| {
                 let mut sender = Sender {
                     socket: answers,

@@ -4,9 +4,10 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nos_shim::offload::Capabilities;
+use nos_shim::vlan::VlanId;
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceKind, FrameDevice, OpenError, PacketSocket, PlainTap, Tap, packet, tap};
+use super::{DeviceKind, FrameDevice, OpenError, PacketSocket, PlainTap, Tagged, Tap, packet, tap};
 
 /// What a process says of a device whose descriptor it hands to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,9 @@ pub struct DeviceFacts {
     pub long_frames: bool,
     /// Of a packet socket: the index of the interface that it is bound to; 0 of others.
     pub index: u32,
+    /// The VLAN of it that is used; `None` where frames have no tag.
+    #[serde(default)]
+    pub vlan: Option<u16>,
 }
 
 /// Whether [`received_device`] has failed because the interface has gone meanwhile.
@@ -47,22 +51,31 @@ pub fn received_device(
         source,
     };
     let capabilities = Capabilities::from_bits_truncate(facts.capabilities);
+    let vlan = facts.vlan.and_then(VlanId::new);
     match facts.kind {
-        DeviceKind::Tap => Ok(Box::new(Tap::received(fd, capabilities)?)),
+        DeviceKind::Tap => Ok(with_tags(Tap::received(fd, capabilities)?, vlan)),
         DeviceKind::PlainTap => {
             let found = tap::interface(&fd).map_err(|errno| refused("ask which TAP it is", errno));
             let (name, _) = found?;
-            Ok(Box::new(PlainTap::received(fd, name)))
+            Ok(with_tags(PlainTap::received(fd, name), vlan))
         }
         DeviceKind::Packet => {
             let index = packet::index(&fd).map_err(|errno| refused("ask for its interface", errno));
             if u32::try_from(index?) != Ok(facts.index) {
                 return Err(refused("find its interface", Errno::ENXIO));
             }
-            let socket =
-                PacketSocket::received(fd, facts.name.clone(), capabilities, facts.long_frames);
+            let (name, long_frames) = (facts.name.clone(), facts.long_frames);
+            let socket = PacketSocket::received(fd, name, vlan, capabilities, long_frames);
             Ok(Box::new(socket))
         }
         DeviceKind::Memory | DeviceKind::Memif => Err(refused("receive it", Errno::EOPNOTSUPP)),
+    }
+}
+
+/// A device, or one VLAN of it.
+fn with_tags<D: FrameDevice + 'static>(device: D, vlan: Option<VlanId>) -> Box<dyn FrameDevice> {
+    match vlan {
+        Some(vlan) => Box::new(Tagged::new(device, vlan)),
+        None => Box::new(device),
     }
 }

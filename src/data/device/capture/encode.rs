@@ -5,6 +5,7 @@ use std::fmt;
 
 use nos_shim::frame::Checksum;
 use nos_shim::offload::complete_octets;
+use nos_shim::vlan::VlanId;
 use pcap_file::DataLink;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
@@ -17,18 +18,23 @@ use super::record::Head;
 /// Time stamps count units of 10^-9 s (`if_tsresol`).
 const NANOSECONDS: u8 = 9;
 
+/// Octets of both Ethernet addresses, behind which a tag stands.
+const ADDRESSES: usize = 12;
+
 /// Encodes records into memory that is used again.
 pub(super) struct Encoder {
     writer: PcapNgWriter<Vec<u8>>,
     /// Octets of a frame that the file gets at most.
     snap: usize,
-    /// Memory for a frame whose checksum is completed.
+    /// What frames have behind their addresses, and were recorded without.
+    tag: Option<[u8; 4]>,
+    /// Memory for a frame that is other than it was recorded.
     copy: Vec<u8>,
 }
 
 impl Encoder {
     /// Starts with the blocks that open a file of frames of the interface `name`.
-    pub(super) fn new(name: &str, snap_length: u32) -> Self {
+    pub(super) fn new(name: &str, snap_length: u32, vlan: Option<VlanId>) -> Self {
         let mut interface = InterfaceDescriptionBlock::new(DataLink::ETHERNET, snap_length);
         interface.options = vec![
             InterfaceDescriptionOption::IfName(Cow::Owned(name.to_owned())),
@@ -40,6 +46,7 @@ impl Encoder {
                 Ok(0) | Err(_) => usize::MAX,
                 Ok(snap) => snap,
             },
+            tag: vlan.map(VlanId::tag),
             copy: Vec::new(),
         };
         encoder.write(&interface.into_block());
@@ -63,11 +70,12 @@ impl Encoder {
             options.push(EnhancedPacketOption::DropCount(head.gap));
         }
         let mut copy = core::mem::take(&mut self.copy);
-        let finished = finished(octets, head.checksum, &mut copy);
+        let finished = finished(octets, head.checksum, self.tag, &mut copy);
+        let original = head.original + self.tag.map_or(0, |tag| tag.len());
         self.write(&Block::EnhancedPacket(EnhancedPacketBlock {
             interface_id: 0,
             timestamp: head.time,
-            original_len: u32::try_from(head.original).unwrap_or(u32::MAX),
+            original_len: u32::try_from(original).unwrap_or(u32::MAX),
             data: Cow::Borrowed(&finished[..finished.len().min(self.snap)]),
             options,
         }));
@@ -92,13 +100,23 @@ fn writer_in_memory() -> PcapNgWriter<Vec<u8>> {
     PcapNgWriter::new(Vec::new()).expect("writing to memory does not fail")
 }
 
-/// A frame with its checksums completed, in `copy` if one is partial.
-fn finished<'a>(octets: &'a [u8], checksum: Checksum, copy: &'a mut Vec<u8>) -> &'a [u8] {
-    if !matches!(checksum, Checksum::Partial { .. }) {
+/// A frame with its checksums completed and its tag in it, in `copy` if that makes a difference.
+fn finished<'a>(
+    octets: &'a [u8],
+    checksum: Checksum,
+    tag: Option<[u8; 4]>,
+    copy: &'a mut Vec<u8>,
+) -> &'a [u8] {
+    if !matches!(checksum, Checksum::Partial { .. }) && tag.is_none() {
         return octets;
     }
     copy.clear();
     copy.extend_from_slice(octets);
     complete_octets(copy, checksum);
+    if let Some(tag) = tag {
+        // Of a frame that is recorded in part, perhaps not all of the addresses.
+        let behind = copy.len().min(ADDRESSES);
+        copy.splice(behind..behind, tag);
+    }
     copy
 }

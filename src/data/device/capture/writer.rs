@@ -77,7 +77,7 @@ impl CaptureWriter {
         let mut writing = Writing {
             ring,
             shared: Arc::clone(&shared),
-            encoder: Encoder::new(name, options.snap_length),
+            encoder: Encoder::new(name, options.snap_length, options.vlan),
             input: Vec::with_capacity(CHUNK),
             _alive: alive,
         };

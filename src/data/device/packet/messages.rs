@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nos_shim::drop::DropReason;
 use nos_shim::frame::{BATCH, Burst, ETHERNET_HEADER, Frame, FramePool, MAX_FRAME, VNET_HEADER};
 use nos_shim::offload::{Dropped, cut_long};
-use nos_shim::vlan::is_priority_tag;
+use nos_shim::vlan::{TPID_CUSTOMER, VlanId, is_priority_tag};
 
 use super::super::coalesce::{Run, run_length};
 use super::super::vnet;
@@ -15,6 +15,7 @@ use super::overflow::{LONG_MESSAGES, Overflow};
 use super::socket::PACKET_AUXDATA;
 
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
+const TP_STATUS_VLAN_TPID_VALID: u32 = 1 << 6;
 
 /// `struct tpacket_auxdata`
 #[repr(C)]
@@ -27,6 +28,15 @@ struct Auxiliary {
     net: u16,
     vlan_tci: u16,
     vlan_tpid: u16,
+}
+
+impl Auxiliary {
+    /// Whether the tag is a customer's of this VLAN. Before Linux 3.14 there are no others.
+    fn is_of(&self, vlan: VlanId) -> bool {
+        let customers =
+            self.status & TP_STATUS_VLAN_TPID_VALID == 0 || self.vlan_tpid == TPID_CUSTOMER;
+        customers && vlan.is_in(self.vlan_tci)
+    }
 }
 
 /// Room for the one control message that comes with a frame.
@@ -46,6 +56,8 @@ const _: () = {
 
 /// What `recvmmsg` and `sendmmsg` are told, laid out once for the largest burst.
 pub(super) struct Messages {
+    /// The VLAN whose frames are received; `None` for those without a tag.
+    vlan: Option<VlanId>,
     headers: [libc::mmsghdr; BATCH],
     areas: [libc::iovec; BATCH],
     control: [Control; BATCH],
@@ -67,10 +79,11 @@ impl std::fmt::Debug for Messages {
 }
 
 impl Messages {
-    pub(super) fn new() -> Box<Self> {
+    pub(super) fn new(vlan: Option<VlanId>) -> Box<Self> {
         // SAFETY: numbers and raw pointers only, for which zero octets are a value.
         let (headers, areas, control) = unsafe { core::mem::zeroed() };
         Box::new(Self {
+            vlan,
             headers,
             areas,
             control,
@@ -158,7 +171,11 @@ impl Messages {
         let told = msg_hdr.msg_controllen >= size_of::<Control>()
             && (header.cmsg_level, header.cmsg_type) == (libc::SOL_PACKET, PACKET_AUXDATA);
         let tagged = told && auxiliary.status & TP_STATUS_VLAN_VALID != 0;
-        if tagged && !is_priority_tag(auxiliary.vlan_tci) {
+        let ours = match self.vlan {
+            None => !tagged || is_priority_tag(auxiliary.vlan_tci),
+            Some(vlan) => tagged && auxiliary.is_of(vlan),
+        };
+        if !ours {
             return Err(DropReason::Vlan);
         }
         let length = ETHERNET_HEADER..=MAX_FRAME;

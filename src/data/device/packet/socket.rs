@@ -9,6 +9,7 @@ use nos_shim::ident::MacAddr;
 
 use super::super::{DeviceKind, LinkState, OpenError};
 use super::PacketOptions;
+use super::vlans::{self, Shown};
 
 // linux/if_packet.h
 const PACKET_ADD_MEMBERSHIP: libc::c_int = 1;
@@ -18,10 +19,15 @@ const PACKET_MR_ALLMULTI: libc::c_ushort = 2;
 pub(super) const PACKET_AUXDATA: libc::c_int = 8;
 const PACKET_VNET_HDR: libc::c_int = 15;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
-const PACKET_OUTGOING: u32 = 4;
+/// The packet type of what the kernel has sent.
+pub(super) const FROM_KERNEL: u32 = 4;
 
-/// Opens a socket on the interface `name`: see [`super::PacketSocket::open`].
-pub(super) fn open(name: &str, options: PacketOptions) -> Result<OwnedFd, OpenError> {
+/// Opens a socket on the interface `name`: see [`super::PacketSocket::open_showing`].
+pub(super) fn open(
+    name: &str,
+    options: PacketOptions,
+    shown: &Shown,
+) -> Result<OwnedFd, OpenError> {
     let refused = |action| {
         move |source| OpenError::Refused {
             kind: DeviceKind::Packet,
@@ -36,7 +42,7 @@ pub(super) fn open(name: &str, options: PacketOptions) -> Result<OwnedFd, OpenEr
     set_option(&fd, PACKET_AUXDATA, 1).map_err(refused("turn on auxiliary data"))?;
     match options.station {
         Some(station) => listen_as(&fd, station).map_err(refused("leave out what others get"))?,
-        None => ignore_outgoing(&fd).map_err(refused("leave out what the kernel sends"))?,
+        None => vlans::show(&fd, shown).map_err(refused("leave out what is not for it"))?,
     }
     size_buffers(&fd, options.buffer).map_err(refused("size its buffers"))?;
     bind(&fd, index).map_err(refused("bind to the interface"))?;
@@ -162,16 +168,38 @@ fn option<T: Copy + Default>(fd: &OwnedFd, option: libc::c_int) -> Result<T, Err
     Errno::result(result).map(|_| value)
 }
 
-/// Keeps frames that the kernel sends out of the socket: by option, or before Linux 4.20 by filter.
-fn ignore_outgoing(fd: &OwnedFd) -> Result<(), Errno> {
-    set_option(fd, PACKET_IGNORE_OUTGOING, 1).or_else(|_| filter_outgoing(fd))
+/// Shows the socket all frames but those that the kernel sends: by option, or before Linux 4.20 by filter.
+pub(super) fn show_all(fd: &OwnedFd) -> Result<(), Errno> {
+    match set_option(fd, PACKET_IGNORE_OUTGOING, 1) {
+        Ok(()) => detach(fd),
+        Err(_) => filter_outgoing(fd),
+    }
+}
+
+/// Takes the socket's filter away, if it has one.
+fn detach(fd: &OwnedFd) -> Result<(), Errno> {
+    let unused: libc::c_int = 0;
+    // SAFETY: the kernel may read one int from the address.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DETACH_FILTER,
+            (&raw const unused).cast(),
+            length::<libc::c_int>(),
+        )
+    };
+    match Errno::result(result) {
+        Ok(_) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The offset at which a filter finds who sent a frame.
-const PACKET_TYPE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
+pub(super) const PACKET_TYPE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
 
 /// An instruction of classic BPF.
-const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+pub(super) const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
 
@@ -182,7 +210,7 @@ fn filter_outgoing(fd: &OwnedFd) -> Result<(), Errno> {
         &mut [
             // ldb [packet type]; jeq #outgoing, +1; ret #-1; ret #0
             instruction(0x30, 0, 0, PACKET_TYPE),
-            instruction(0x15, 1, 0, PACKET_OUTGOING),
+            instruction(0x15, 1, 0, FROM_KERNEL),
             instruction(0x06, 0, 0, u32::MAX),
             instruction(0x06, 0, 0, 0),
         ],
@@ -198,7 +226,7 @@ fn listen_as(fd: &OwnedFd, station: MacAddr) -> Result<(), Errno> {
         &mut [
             // 0: ldb [packet type]; jeq #outgoing, 14
             instruction(0x30, 0, 0, PACKET_TYPE),
-            instruction(0x15, 12, 0, PACKET_OUTGOING),
+            instruction(0x15, 12, 0, FROM_KERNEL),
             // 2: ldw [0]; jeq #station, else 6; ldh [4]; jeq #station, 13
             instruction(0x20, 0, 0, 0),
             instruction(0x15, 0, 2, u32::from_be_bytes([a, b, c, d])),
@@ -221,7 +249,7 @@ fn listen_as(fd: &OwnedFd, station: MacAddr) -> Result<(), Errno> {
     )
 }
 
-fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter]) -> Result<(), Errno> {
+pub(super) fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter]) -> Result<(), Errno> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
         filter: program.as_mut_ptr(),
