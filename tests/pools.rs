@@ -404,7 +404,7 @@ lab_test! {
             assert_eq!(String::from_utf8(printed).unwrap(), expected, "# {command}");
             commands += 1;
         }
-        assert_eq!(commands, 14);
+        assert_eq!(commands, 13);
         daemon.forget_counters();
     }
 }
