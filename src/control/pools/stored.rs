@@ -58,8 +58,7 @@ struct StoredRecord {
     order: u64,
 }
 
-// As serde asks for it.
-#[allow(clippy::trivially_copy_pass_by_ref)]
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it so")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }

@@ -370,8 +370,10 @@ fn a_definition_that_makes_no_sense_is_named() {
     assert!(pools.get(&name("x")).is_none());
 }
 
-/// What can be seen of pools.
-fn seen(pools: &Pools) -> (Vec<StoredPool>, Vec<(u64, u64, u64, Blocks)>) {
+/// What is stored of pools, and of each what it counts and what is free.
+type Seen = (Vec<StoredPool>, Vec<(u64, u64, u64, Blocks)>);
+
+fn seen(pools: &Pools) -> Seen {
     let counts = pools
         .iter()
         .map(|it| (it.held(), it.kept(), it.available(), it.free.clone()));
