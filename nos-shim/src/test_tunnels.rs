@@ -67,8 +67,11 @@ fn sum(parts: &[&[u8]]) -> u16 {
 /// How checksums are filled in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sums {
-    /// As on the wire.
+    /// As on the wire, of one of several segments.
     Complete,
+    /// As on the wire, of a packet as it is: Linux, and [`complete_checksum`](crate::offload::complete_checksum),
+    /// write no zero then, of TCP either.
+    Whole,
     /// With the pseudo-header's sum, both.
     SuperFrame,
 }
@@ -129,6 +132,10 @@ fn fill(octets: &mut [u8], at: usize, pseudo: &[u8], sums: Sums) {
         Sums::Complete => match !sum(&[pseudo, octets]) {
             // Zero would mean that there is none. Of TCP, segments have it.
             0 if at < 16 => 0xffff,
+            checksum => checksum,
+        },
+        Sums::Whole => match !sum(&[pseudo, octets]) {
+            0 => 0xffff,
             checksum => checksum,
         },
     };
@@ -233,7 +240,7 @@ impl Flow {
         let [header, pseudo] = ip(self.outer_v6, false, protocol, id, false, carried.len());
         match self.carrier {
             Carrier::Udp { checksum: true, .. } => fill(&mut carried, 6, &pseudo, sums),
-            Carrier::Gre { checksum: true, .. } if sums == Sums::Complete => {
+            Carrier::Gre { checksum: true, .. } if sums != Sums::SuperFrame => {
                 fill(&mut carried, 4, &[], sums);
             }
             _ => {}
@@ -284,18 +291,23 @@ impl Flow {
 
     /// The super-frame as one packet with complete checksums.
     pub(crate) fn whole(&self) -> Vec<u8> {
-        self.frame(0, 0, self.payload.len(), Sums::Complete)
+        self.frame(0, 0, self.payload.len(), Sums::Whole)
     }
 
     /// What Linux makes of it.
     pub(crate) fn segments(&self) -> Vec<Vec<u8>> {
         let size = usize::from(self.size);
         let starts = (0..self.payload.len()).step_by(size);
+        // A single one is a packet as it is.
+        let sums = match starts.len() {
+            1 => Sums::Whole,
+            _ => Sums::Complete,
+        };
         starts
             .zip(0..)
             .map(|(from, index)| {
                 let to = self.payload.len().min(from + size);
-                self.frame(index, from, to, Sums::Complete)
+                self.frame(index, from, to, sums)
             })
             .collect()
     }
