@@ -329,7 +329,7 @@ lab_test! {
             (json!({"type": "pool-grow", "pool": "zoen", "size": 1}), "pool: there is no pool \"zoen\"; there is \"app\", \"db\", \"zone\""),
             (json!({"type": "pool-shrink", "pool": "db", "size": 2}), "size: pool \"db\" cannot give back 2 of its 2 addresses: 1 in use"),
             (json!({"type": "pool-shrink", "pool": "zone", "range": "203.0.113.128/30"}), "range: 203.0.113.128 and 2001:db8:1::80 is in a pool that lies in pool \"zone\""),
-            (json!({"type": "pool-remove", "name": "db"}), "name: 1 address of pool \"db\" are in use"),
+            (json!({"type": "pool-remove", "name": "db"}), "name: 1 address of pool \"db\" is in use, by \"a\""),
             (json!({"type": "pool-remove", "name": "zone"}), "name: pool \"app\" lies in it"),
             (json!({"type": "pool-release", "pool": "db", "address": "203.0.113.3"}), "address: container \"a\" has 203.0.113.3; detach it first"),
             (json!({"type": "pool-release", "pool": "db"}), "address: is missing"),

@@ -27,6 +27,37 @@ pub struct AskArgs {
     pub control: ControlArgs,
 }
 
+/// Arguments of a command about something by its name alone.
+#[derive(Args, Clone, Debug)]
+pub struct NameArgs {
+    /// Its name.
+    pub name: String,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// Arguments of `ls`.
+#[derive(Args, Clone, Debug)]
+pub struct LsArgs {
+    /// As JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to find the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Arguments of `inspect`.
+#[derive(Args, Clone, Debug)]
+pub struct InspectArgs {
+    /// Its name.
+    pub name: String,
+    /// Where to find the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
 /// With whose end what is asked for ends.
 #[derive(Args, Clone, Debug)]
 pub struct LeaseArgs {

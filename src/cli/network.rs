@@ -8,7 +8,10 @@ use crate::control::api::{self, QUERY_TIMEOUT, Request, Response, Table};
 use crate::outcome::Outcome;
 
 use super::ControlArgs;
-use super::change::{AskArgs, Given, LeaseArgs, Leased, PortLists, respond, setting, text};
+use super::change::{
+    AskArgs, Given, InspectArgs, LeaseArgs, Leased, LsArgs, NameArgs, PortLists, respond, setting,
+    text,
+};
 
 /// What `network` does.
 #[derive(Clone, Debug, Subcommand)]
@@ -16,7 +19,7 @@ pub enum NetworkCommand {
     /// Make a network.
     Create(Box<Leased<CreateArgs>>),
     /// Remove a network that was made at run time, and that no container is in.
-    Rm(RmArgs),
+    Rm(NameArgs),
     /// List the networks.
     Ls(LsArgs),
     /// Show a network as JSON.
@@ -55,37 +58,6 @@ pub struct CreateArgs {
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
-}
-
-/// Arguments of `network rm`.
-#[derive(Args, Clone, Debug)]
-pub struct RmArgs {
-    /// The network's name.
-    pub name: String,
-    /// How to ask.
-    #[command(flatten)]
-    pub ask: AskArgs,
-}
-
-/// Arguments of `network ls`.
-#[derive(Args, Clone, Debug)]
-pub struct LsArgs {
-    /// As JSON, for programs.
-    #[arg(long)]
-    pub json: bool,
-    /// Where to find the daemon.
-    #[command(flatten)]
-    pub control: ControlArgs,
-}
-
-/// Arguments of `network inspect`.
-#[derive(Args, Clone, Debug)]
-pub struct InspectArgs {
-    /// The network's name.
-    pub name: String,
-    /// Where to find the daemon.
-    #[command(flatten)]
-    pub control: ControlArgs,
 }
 
 /// Arguments of `network connect`.
@@ -160,7 +132,7 @@ impl NetworkCommand {
                 args.ask.run(&Request::NetworkRemove(name.0), out, err)
             }
             Self::Ls(args) => respond(networks(&args.control), args.json, out, err),
-            Self::Inspect(args) => args.run(out, err),
+            Self::Inspect(args) => inspect(args, out, err),
             Self::Connect(leased) => {
                 let Leased { args, lease } = leased.as_ref();
                 args.ask.run_leased(lease, &args.request(lease), out, err)
@@ -199,18 +171,17 @@ impl CreateArgs {
     }
 }
 
-impl InspectArgs {
-    fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
-        let mut answer = networks(&self.control);
-        if let Ok(Response::Networks(rows)) = &mut answer {
-            rows.retain(|row| row.name == self.name);
-            if rows.is_empty() {
-                writeln!(err, "nos-relay: there is no network \"{}\"", self.name)?;
-                return Ok(Outcome::Failure);
-            }
+/// Shows a network.
+fn inspect(args: &InspectArgs, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+    let mut answer = networks(&args.control);
+    if let Ok(Response::Networks(rows)) = &mut answer {
+        rows.retain(|row| row.name == args.name);
+        if rows.is_empty() {
+            writeln!(err, "nos-relay: there is no network \"{}\"", args.name)?;
+            return Ok(Outcome::Failure);
         }
-        respond(answer, true, out, err)
     }
+    respond(answer, true, out, err)
 }
 
 impl ConnectArgs {

@@ -8,7 +8,7 @@ use crate::control::api::{self, ControlError, QUERY_TIMEOUT, Request, Response, 
 use crate::outcome::Outcome;
 
 use super::ControlArgs;
-use super::change::{AskArgs, Given, respond, text};
+use super::change::{AskArgs, Given, InspectArgs, LsArgs, NameArgs, respond, text};
 
 /// What `pool` does.
 #[derive(Clone, Debug, Subcommand)]
@@ -89,16 +89,6 @@ pub struct CreateArgs {
     pub ask: AskArgs,
 }
 
-/// Arguments of `pool rm`.
-#[derive(Args, Clone, Debug)]
-pub struct NameArgs {
-    /// The pool's name.
-    pub name: String,
-    /// How to ask.
-    #[command(flatten)]
-    pub ask: AskArgs,
-}
-
 /// Arguments of `pool grow` and `pool shrink`.
 #[derive(Args, Clone, Debug)]
 pub struct ResizeArgs {
@@ -110,27 +100,6 @@ pub struct ResizeArgs {
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
-}
-
-/// Arguments of `pool ls`.
-#[derive(Args, Clone, Debug)]
-pub struct LsArgs {
-    /// As JSON, for programs.
-    #[arg(long)]
-    pub json: bool,
-    /// Where to find the daemon.
-    #[command(flatten)]
-    pub control: ControlArgs,
-}
-
-/// Arguments of `pool inspect`.
-#[derive(Args, Clone, Debug)]
-pub struct InspectArgs {
-    /// The pool's name.
-    pub name: String,
-    /// Where to find the daemon.
-    #[command(flatten)]
-    pub control: ControlArgs,
 }
 
 /// Arguments of `pool reserve`.
@@ -207,7 +176,7 @@ impl PoolCommand {
             Self::Grow(args) => args.ask.run(&Request::PoolGrow(args.given().0), out, err),
             Self::Shrink(args) => args.ask.run(&Request::PoolShrink(args.given().0), out, err),
             Self::Ls(args) => respond(shown(&args.control, Table::Pools), args.json, out, err),
-            Self::Inspect(args) => args.run(out, err),
+            Self::Inspect(args) => inspect(args, out, err),
             Self::Reserve(args) => {
                 let given = Given::default()
                     .value("pool", text(&args.name))
@@ -276,25 +245,24 @@ impl ResizeArgs {
     }
 }
 
-impl InspectArgs {
-    fn run(&self, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
-        let pools = shown(&self.control, Table::Pools);
-        let addresses = shown(&self.control, Table::PoolAddresses);
-        match (pools, addresses) {
-            (Ok(Response::Pools(mut pools)), Ok(Response::PoolAddresses(mut addresses))) => {
-                pools.retain(|row| row.name == self.name);
-                addresses.retain(|row| row.pool == self.name);
-                addresses.sort();
-                if pools.is_empty() {
-                    writeln!(err, "nos-relay: there is no pool \"{}\"", self.name)?;
-                    return Ok(Outcome::Failure);
-                }
-                let both = serde_json::json!({ "pools": pools, "addresses": addresses });
-                writeln!(out, "{}", serde_json::to_string_pretty(&both)?)?;
-                Ok(Outcome::Success)
+/// Shows a pool and its addresses.
+fn inspect(args: &InspectArgs, out: &mut impl Write, err: &mut impl Write) -> io::Result<Outcome> {
+    let pools = shown(&args.control, Table::Pools);
+    let addresses = shown(&args.control, Table::PoolAddresses);
+    match (pools, addresses) {
+        (Ok(Response::Pools(mut pools)), Ok(Response::PoolAddresses(mut addresses))) => {
+            pools.retain(|row| row.name == args.name);
+            addresses.retain(|row| row.pool == args.name);
+            addresses.sort();
+            if pools.is_empty() {
+                writeln!(err, "nos-relay: there is no pool \"{}\"", args.name)?;
+                return Ok(Outcome::Failure);
             }
-            (Err(error), _) | (_, Err(error)) => respond(Err(error), true, out, err),
-            (Ok(other), _) => respond(Ok(other), true, out, err),
+            let both = serde_json::json!({ "pools": pools, "addresses": addresses });
+            writeln!(out, "{}", serde_json::to_string_pretty(&both)?)?;
+            Ok(Outcome::Success)
         }
+        (Err(error), _) | (_, Err(error)) => respond(Err(error), true, out, err),
+        (Ok(other), _) => respond(Ok(other), true, out, err),
     }
 }

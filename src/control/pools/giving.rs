@@ -21,15 +21,10 @@ impl Pools {
         address: Option<IpAddr>,
         space: &Space,
     ) -> Result<Pair, PoolError> {
-        let mark = self.mark();
-        let reserved = self.reserved(name, workload, address, space);
-        if reserved.is_err() {
-            self.roll_back(mark);
-        }
-        reserved
+        self.or_nothing(|pools| pools.reserved(name, workload, address, space))
     }
 
-    pub(super) fn reserved(
+    fn reserved(
         &mut self,
         name: &Name,
         workload: &str,
@@ -57,7 +52,7 @@ impl Pools {
         Ok(pair)
     }
 
-    pub(super) fn reservable(
+    fn reservable(
         &self,
         pool: &Pool,
         workload: &str,
@@ -127,15 +122,10 @@ impl Pools {
     ///
     /// There is no such pool, nothing is left in it, or the holder has an address of another one.
     pub fn draw(&mut self, wanted: Wanted<'_>, space: &Space) -> Result<Pair, PoolError> {
-        let mark = self.mark();
-        let drawn = self.drawn(wanted, space);
-        if drawn.is_err() {
-            self.roll_back(mark);
-        }
-        drawn
+        self.or_nothing(|pools| pools.drawn(wanted, space))
     }
 
-    pub(super) fn drawn(&mut self, wanted: Wanted<'_>, space: &Space) -> Result<Pair, PoolError> {
+    fn drawn(&mut self, wanted: Wanted<'_>, space: &Space) -> Result<Pair, PoolError> {
         let name = self.chosen(wanted)?;
         if let Some((pool, place)) = self.places_of(wanted.holder).first() {
             let has = self.pools.get(pool).and_then(|it| it.blocks.at(*place));
@@ -162,7 +152,7 @@ impl Pools {
     }
 
     /// The pool that somebody means, which is there.
-    pub(super) fn chosen(&mut self, wanted: Wanted<'_>) -> Result<Name, PoolError> {
+    fn chosen(&mut self, wanted: Wanted<'_>) -> Result<Name, PoolError> {
         let name = match wanted.pool {
             Some(name) => name.clone(),
             None => self.of_who_names_none(wanted.vrf)?,
@@ -179,7 +169,7 @@ impl Pools {
     }
 
     /// The default pool, which is made when it is first needed.
-    pub(super) fn of_who_names_none(&mut self, vrf: &VrfName) -> Result<Name, PoolError> {
+    fn of_who_names_none(&mut self, vrf: &VrfName) -> Result<Name, PoolError> {
         let mut pools = self.pools.values();
         let known =
             pools.find(|it| it.definition.kind == PoolKind::Default && it.definition.vrf == *vrf);
@@ -209,7 +199,7 @@ impl Pools {
     }
 
     /// What a workload gets, for which the pool grows if it has to.
-    pub(super) fn found(
+    fn found(
         &mut self,
         name: &Name,
         workload: Option<&str>,
@@ -226,7 +216,7 @@ impl Pools {
     }
 
     /// What a workload would get.
-    pub(super) fn candidate(
+    fn candidate(
         &self,
         name: &Name,
         workload: Option<&str>,
@@ -312,7 +302,7 @@ impl Pools {
     }
 
     /// The innermost pool of a VRF that has an address.
-    pub(super) fn find(&self, vrf: &VrfName, address: IpAddr) -> Option<(Name, Pair)> {
+    fn find(&self, vrf: &VrfName, address: IpAddr) -> Option<(Name, Pair)> {
         let here = self.pools.values().filter(|it| it.definition.vrf == *vrf);
         let found = here.filter_map(|pool| Some((pool, pool.blocks.find(address)?)));
         let innermost = found.max_by_key(|(pool, _)| pool.definition.inside.is_some());
@@ -331,7 +321,7 @@ impl Pools {
         released
     }
 
-    pub(super) fn hold(&mut self, name: &Name, place: Place, wanted: Wanted<'_>) {
+    fn hold(&mut self, name: &Name, place: Place, wanted: Wanted<'_>) {
         let before = self
             .pools
             .get(name)
@@ -353,7 +343,7 @@ impl Pools {
         self.set(name, place, Some(record));
     }
 
-    pub(super) fn let_go(&mut self, name: &Name, place: Place) {
+    fn let_go(&mut self, name: &Name, place: Place) {
         let Some(before) = self.pools.get(name).and_then(|pool| pool.record(place)) else {
             return;
         };

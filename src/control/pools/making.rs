@@ -62,11 +62,7 @@ impl Pools {
         Ok(true)
     }
 
-    pub(super) fn check_parent(
-        &self,
-        definition: &PoolDefinition,
-        inside: &Name,
-    ) -> Result<(), PoolError> {
+    fn check_parent(&self, definition: &PoolDefinition, inside: &Name) -> Result<(), PoolError> {
         let wrong = |reason| Err(PoolError::wrong("inside", reason));
         let Some(parent) = self.pools.get(inside) else {
             return wrong(self.no_pool(inside));
@@ -103,10 +99,12 @@ impl Pools {
             let first = pool
                 .records()
                 .find_map(|(_, record)| record.holder.as_ref());
-            let first = first.map_or(String::new(), |holder| {
-                format!(", by \"{holder}\" among others")
-            });
-            let reason = format!("{} of pool \"{name}\" are in use{first}", pairs(pool.held));
+            let (are, others) = match pool.held {
+                1 => ("is", ""),
+                _ => ("are", " among others"),
+            };
+            let by = first.map_or(String::new(), |holder| format!(", by \"{holder}\"{others}"));
+            let reason = format!("{} of pool \"{name}\" {are} in use{by}", pairs(pool.held));
             return Err(PoolError::conflict("name", reason));
         }
         if let Some(inside) = self.inside(name).next() {
@@ -168,7 +166,7 @@ impl Pools {
     }
 
     /// What a pool can grow by.
-    pub(super) fn source(&self, pool: &Pool, space: &Space) -> Blocks {
+    fn source(&self, pool: &Pool, space: &Space) -> Blocks {
         match &pool.definition.inside {
             None => self.left(&pool.definition.vrf, space),
             Some(inside) => {
@@ -185,7 +183,7 @@ impl Pools {
     }
 
     /// The pairs from one address to another, if a pool can have all of them.
-    pub(super) fn range(
+    fn range(
         &self,
         pool: &Pool,
         source: &Blocks,
@@ -230,7 +228,7 @@ impl Pools {
     }
 
     /// Which pool has a pair that another one cannot get.
-    pub(super) fn whose(&self, place: Place, asking: &PoolDefinition) -> String {
+    fn whose(&self, place: Place, asking: &PoolDefinition) -> String {
         let mut pools = self.pools.values();
         let has =
             |pool: &&Pool| pool.definition.vrf == asking.vrf && pool.blocks.at(place).is_some();
@@ -303,7 +301,7 @@ impl Pools {
     }
 
     /// Moves blocks into a pool, out of what it lies in.
-    pub(super) fn give(&mut self, name: &Name, blocks: &[Block]) {
+    fn give(&mut self, name: &Name, blocks: &[Block]) {
         let Some(pool) = self.pools.get(name) else {
             return;
         };
@@ -313,7 +311,7 @@ impl Pools {
     }
 
     /// Moves pairs out of a pool that nobody holds.
-    pub(super) fn take_back(&mut self, name: &Name, idle: &[Pair]) {
+    fn take_back(&mut self, name: &Name, idle: &[Pair]) {
         for pair in idle {
             if self
                 .pools

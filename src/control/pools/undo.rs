@@ -46,7 +46,7 @@ impl Pools {
         self.undo.push(Undo::Pool(name, before));
     }
 
-    pub(super) fn put_unnoted(
+    fn put_unnoted(
         &mut self,
         name: &Name,
         pool: Option<(PoolDefinition, Blocks)>,
@@ -112,6 +112,19 @@ impl Pools {
                 None => return,
             }
         }
+    }
+
+    /// Does something, or nothing of it.
+    pub(super) fn or_nothing<T, E>(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mark = self.mark();
+        let done = change(self);
+        if done.is_err() {
+            self.roll_back(mark);
+        }
+        done
     }
 
     /// Takes what there is as stored.
